@@ -1,0 +1,1 @@
+"""Measure, explain and fix how a vision model responds to shifted images."""

@@ -1,0 +1,125 @@
+"""The command line. Each command is thin; what is heavy is imported inside it, so that ``--help`` is quick.
+
+Exit codes: 0 done, 1 a failure of ours, 2 bad input (one clear sentence, no traceback), 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from shiftscope.errors import InputError
+
+app = App(name="shiftscope", help="Measure, explain and fix how a vision model responds to shifted images.")
+DEFAULT_OUT = Path("studies")
+
+
+@app.command
+def theory(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Print the worked examples of equivariance, shiftability and local homogeneity, computed.
+
+    Parameters
+    ----------
+    as_json:
+        Print {"tables": [{"name", "columns", "rows", ...}]} instead.
+    """
+    from shiftscope.theory import worked_tables
+
+    tables = worked_tables()
+    if as_json:
+        _print_json({"tables": [table.to_json() for table in tables]})
+        return
+    from shiftscope.console import print_worked
+
+    for table in tables:
+        print_worked(table)
+
+
+@app.command
+def study(
+    name: str = "digits",
+    *,
+    data_dir: Path | None = None,
+    seeds: int | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Train and measure the networks of a study; finished runs are kept, and running it again goes on where it stopped.
+
+    Parameters
+    ----------
+    name:
+        A study that comes with the package (digits, mnist), or a TOML file of your own.
+    data_dir:
+        Local folder that holds the data set, instead of the Hugging Face hub; else SHIFTSCOPE_DATA.
+    seeds:
+        Networks to train for each row, instead of the study's own number.
+    out:
+        Folder for runs and table; studies/NAME by default.
+    device:
+        Where to compute: cpu, cuda, or auto.
+    as_json:
+        Print the table as JSON instead.
+    """
+    from shiftscope.console import print_table, reporting
+    from shiftscope.lab.memory import keep_freed_memory
+    from shiftscope.lab.runner import run_study
+    from shiftscope.lab.studies import load_study
+
+    chosen = load_study(name, seeds=seeds)
+    folder = out or DEFAULT_OUT / chosen.name
+    keep_freed_memory()
+    try:
+        with reporting() as report:
+            table = run_study(chosen, out=folder, data_dir=data_dir, device=_device(device), report=report)
+    except KeyboardInterrupt:
+        print(f"Stopped. Finished runs are in {folder}; the same command goes on from there.", file=sys.stderr)
+        raise
+    if as_json:
+        _print_json(table.to_json())
+    else:
+        print_table(table)
+        print(f"Saved in {folder}: table.md, table.csv, figure.png, runs/.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    warnings.showwarning = _show_warning
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (InputError, CycloptsError) as error:
+        print(f"shiftscope: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _device(name: str) -> str:
+    """The device asked for, or the best there is."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" or (name.partition(":")[0] == "cuda" and torch.cuda.is_available()):
+        return name
+    raise InputError(f"`device` must be auto, cpu or an available cuda device, got {name!r}.")
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, indent=2))
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """A warning of ours as one line; others keep their category's name."""
+    print(f"shiftscope: {'' if category is UserWarning else category.__name__ + ': '}{message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""What a person sees while a command works: a live line on a terminal, plain lines elsewhere, always on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from shiftscope.lab.runner import Event, Loading, Report, RunEnded, RunStarted
+from shiftscope.lab.training import Epoch, Step
+from shiftscope.tables import Table
+from shiftscope.theory import WorkedTable
+
+__all__ = ["print_table", "print_worked", "reporting"]
+
+SECONDS_BETWEEN_LINES = 5.0
+NOT_A_TERMINAL_WIDTH = 160
+
+
+@contextmanager
+def reporting() -> Iterator[Report]:
+    """A report for ``run_study``."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines().tell
+        return
+    with console.status("starting") as status:
+        yield _Live(console, status).tell
+
+
+def print_table(table: Table) -> None:
+    """Title, table and notes on standard output."""
+    console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
+    shown = RichTable()
+    for column in table.columns:
+        shown.add_column(Text(column.replace("_", " ")), justify="right")
+    for row in table.texts():
+        shown.add_row(*(Text(cell) for cell in row))
+    console.print(Text(table.title), soft_wrap=True)
+    console.print(shown)
+    for note in table.notes:
+        console.print(Text(note), soft_wrap=True)
+
+
+def print_worked(table: WorkedTable) -> None:
+    """One worked example on standard output: its setting, rows, and what they show."""
+    console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
+    shown = RichTable()
+    for column in table.columns:
+        shown.add_column(Text(column), justify="left" if column == "output" else "right")
+    for row in table.rows:
+        shown.add_row(*(" ".join(map(str, cell)) if isinstance(cell, list) else f"{cell:g}" for cell in row.values()))
+    console.print(Text(f"{table.name}: {table.setting}"), soft_wrap=True)
+    console.print(shown)
+    console.print(Text(table.shows + "\n"), soft_wrap=True)
+
+
+class _Words:
+    """Events in words. It remembers the run and the last epoch, because a step alone does not say them."""
+
+    def __init__(self) -> None:
+        self.run = ""
+        self.expected: float | None = None
+        self.last: Epoch | None = None
+
+    def of(self, event: Event) -> str:
+        match event:
+            case Loading(sentence, done, of):
+                return f"{sentence}{f': {done:,}' if done else ''}{f' of {of:,}' if of else ''}"
+            case RunStarted(number, of, label, epochs):
+                self.run, self.expected, self.last = f"run {number}/{of}  {label}", epochs, None
+                return self.run
+            case RunEnded(record, found):
+                mcs = f"  MCS {record.results['mcs']}" if "mcs" in record.results else ""
+                return f"{self.run}  {'found finished' if found else record.training.sentence}{mcs}"
+            case Epoch():
+                self.last = event
+                return f"{self.run}  {self._epoch(event)}"
+            case Step():
+                return f"{self.run}  {self._step(event)}"
+
+    def _epoch(self, epoch: Epoch) -> str:
+        train = epoch.running_accuracy if epoch.train_accuracy is None else epoch.train_accuracy
+        return (
+            f"epoch {epoch.epoch}  loss {epoch.loss:.4f}  train {train:.2%}  validation {epoch.validation_accuracy:.2%}  "
+            f"{epoch.images_per_second:,.0f} images/s"
+        )
+
+    def _step(self, step: Step) -> str:
+        before = f"  train {self.last.running_accuracy:.2%}  validation {self.last.validation_accuracy:.2%}" if self.last else ""
+        return (
+            f"epoch {step.epoch}  {step.done / step.of:.0%}  loss {step.loss:.4f}{before}  "
+            f"{step.images_per_second:,.0f} images/s  {self._left(step)}"
+        )
+
+    def _left(self, step: Step) -> str:
+        """Time left of the run: as long as earlier runs took if there were any, else at most the epochs allowed."""
+        known = self.expected is not None and self.expected >= step.epoch
+        epochs = (self.expected or 0) if known else step.max_epochs
+        seconds = ((epochs - step.epoch) * step.of + step.of - step.done) / step.images_per_second
+        return f"{'about' if known else 'at most'} {_duration(seconds)} left"
+
+
+class _Live(_Words):
+    """One line that changes; what ends stays above it."""
+
+    def __init__(self, console: Console, status: Status) -> None:
+        super().__init__()
+        self.console, self.status = console, status
+
+    def tell(self, event: Event) -> None:
+        line = Text(self.of(event))
+        if isinstance(event, RunEnded):
+            self.console.print(line)
+        else:
+            self.status.update(line)
+
+
+class _Lines(_Words):
+    """A plain line for what begins or ends, and for the rest one every few seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = 0.0
+
+    def tell(self, event: Event) -> None:
+        line = self.of(event)
+        now = monotonic()
+        if isinstance(event, RunEnded) or now - self.told >= SECONDS_BETWEEN_LINES:
+            self.told = now
+            print(line, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,1 @@
+"""Experiments: data, networks, training and studies. Nothing outside it, the command line apart, imports it."""

@@ -1,0 +1,245 @@
+"""Studies: what to train and measure, as validated values. Nothing here trains or measures.
+
+A *study* is a TOML file: settings for data, network, training and measuring, the seeds, and a ``[grid]`` of settings to vary
+(``network.factor = [1, 2, 4, 8]``). It expands into *cells*, one a combination, and each cell into one *run* a seed. A
+run's specification is everything its numbers depend on; hashed with the checksum of its data it is the run's content id.
+
+A study may carry a source's printed numbers (``[[source.cells]]``), to be shown beside its own.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from shiftscope.errors import InputError
+from shiftscope.lab.data import DataSpec
+from shiftscope.lab.networks import NetworkSpec
+from shiftscope.lab.specs import Spec, mistakes
+from shiftscope.lab.training import Recipe
+
+__all__ = ["Cell", "MeasureSpec", "Run", "Source", "Study", "load_study", "shipped_studies"]
+
+#: Changes whenever the same specification would give other numbers or another record.
+SCHEMA = 1
+#: Settings of the network that follow from the data.
+DERIVED = ("input_size", "input_channels", "classes")
+
+
+class MeasureSpec(Spec):
+    """How the trained networks are measured.
+
+    Attributes:
+        protocol: the literature's way.
+        max_shift: the largest shift along an axis, pixels; the canvas must leave this margin around the image.
+        seed: draws the shifts.
+    """
+
+    protocol: Literal["mouton2020"] = "mouton2020"
+    max_shift: int = Field(8, ge=0)
+    seed: int = 0
+
+
+class Source(Spec):
+    """Printed numbers to show beside ours.
+
+    Attributes:
+        title: who printed them and where.
+        cells: each with the grid settings it belongs to and the numbers, by measure.
+    """
+
+    title: str
+    cells: tuple[dict[str, Any], ...]
+
+
+class Run(Spec):
+    """Everything one trained and measured network depends on, its data's content apart."""
+
+    data: DataSpec = DataSpec()
+    network: NetworkSpec = NetworkSpec()
+    training: Recipe = Recipe()
+    measure: MeasureSpec = MeasureSpec()
+    seed: int = 0
+
+    def content_id(self, checksum: str) -> str:
+        """Twelve hexadecimal digits that change with the specification, the data's checksum or the record's schema."""
+        content = json.dumps([SCHEMA, checksum, self.model_dump(mode="json")], sort_keys=True)
+        return sha256(content.encode()).hexdigest()[:12]
+
+
+#: The tables of a study and what validates them.
+PARTS: dict[str, type[Spec]] = {"data": DataSpec, "network": NetworkSpec, "training": Recipe, "measure": MeasureSpec}
+
+
+class Cell(Spec):
+    """One combination of the grid's settings and its runs, one a seed."""
+
+    settings: dict[str, Any]
+    runs: tuple[Run, ...]
+
+
+class Study(Spec):
+    """A whole study, as written; :meth:`cells` gives the validated specifications.
+
+    Attributes:
+        name: short, also the name of its folder.
+        title: what it shows, in one line.
+        seeds: of the trained networks.
+        data, network, training, measure: settings that all runs share; what is left out has the specification's default.
+        grid: path of a setting (``network.factor``) -> the values it takes.
+        source: printed numbers to stand beside.
+    """
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    title: str
+    seeds: tuple[int, ...] = (0, 1, 2)
+    data: dict[str, Any] = {}
+    network: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    measure: dict[str, Any] = {}
+    grid: dict[str, tuple[Any, ...]] = {}
+    source: Source | None = None
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _counted(cls, seeds: Any) -> Any:
+        """A plain number means so many seeds, from 0."""
+        return tuple(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"`seeds` must be one or more different numbers, got {list(seeds)}.")
+        return seeds
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _axes(cls, grid: Any) -> Any:
+        axes = flat(grid)
+        for path, values in axes.items():
+            if not _names_a_setting(path):
+                raise ValueError(f"{path!r} names no setting that can vary. Write it like `network.factor`.")
+            if not isinstance(values, list | tuple) or not values:
+                raise ValueError(f"{path!r} must be a list of one or more values, got {values!r}.")
+        return axes
+
+    @field_validator("network")
+    @classmethod
+    def _nothing_derived(cls, network: dict[str, Any]) -> dict[str, Any]:
+        if given := [name for name in DERIVED if name in network]:
+            raise ValueError(f"{', '.join(given)} follow from the data. Leave them out.")
+        return network
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """The grid's combinations in the order they are written, the last setting varying fastest."""
+        return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+
+    def cells(self) -> tuple[Cell, ...]:
+        """A cell for each combination.
+
+        Raises:
+            ValidationError: a combination is impossible; :func:`load_study` has made sure that none is.
+        """
+        return tuple(
+            Cell(settings=settings, runs=tuple(self.run(settings, seed) for seed in self.seeds))
+            for settings in self.combinations()
+        )
+
+    def run(self, settings: Mapping[str, Any], seed: int) -> Run:
+        """One run: the shared settings, a combination's put in, and the network's input size taken from the canvas."""
+        merged = {part: dict(getattr(self, part)) for part in PARTS}
+        for path, value in settings.items():
+            part, _, setting = path.partition(".")
+            merged[part][setting] = value
+        merged["network"]["input_size"] = merged["data"].get("canvas", DataSpec().canvas)
+        return Run.model_validate({**merged, "seed": seed})
+
+    def printed(self, settings: Mapping[str, Any]) -> dict[str, float]:
+        """The source's numbers for a combination, by measure; empty where it has none."""
+        cells = [flat(cell) for cell in self.source.cells] if self.source else []
+        matching = [cell for cell in cells if all(cell.get(path) == value for path, value in settings.items())]
+        return {name: value for cell in matching for name, value in cell.items() if name not in settings}
+
+
+def flat(nested: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted paths: ``{"network": {"factor": 1}}`` -> ``{"network.factor": 1}``."""
+    paths: dict[str, Any] = {}
+    for name, value in dict(nested).items():
+        paths |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return paths
+
+
+def shipped_studies() -> dict[str, Path]:
+    """The studies that come with the package, name -> file."""
+    folder = Path(str(files("shiftscope.lab") / "paper"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_study(name: str, *, seeds: int | None = None) -> Study:
+    """A shipped study by name or one of the user's by path, checked to the last combination of its grid.
+
+    Args:
+        name: ``digits``, ``mnist``, ..., or the path of a TOML file.
+        seeds: so many seeds, from 0, instead of the file's.
+
+    Raises:
+        InputError: no such study, not TOML, or mistakes in it; all of them are told at once, each with its path.
+
+    >>> [cell.settings for cell in load_study("digits").cells()][:2]
+    [{'network.factor': 1}, {'network.factor': 2}]
+    """
+    shipped = shipped_studies()
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        raise InputError(f"there is no study {name!r}. Choose one of {', '.join(shipped)}, or give the path of a TOML file.")
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a TOML file: {error}.") from error
+    document.setdefault("name", path.stem)
+    if seeds is not None:
+        document["seeds"] = seeds
+    return _validated(document, str(path))
+
+
+def _validated(document: dict[str, Any], where: str) -> Study:
+    """The study, or one error with every mistake of the document and of each combination of its grid."""
+    found: dict[str, None] = {}
+    try:
+        study = Study.model_validate(document)
+    except ValidationError as error:
+        found |= dict.fromkeys(mistakes(error))
+        # What is sound can still be checked for more.
+        unsound = {str(item["loc"][0]) for item in error.errors()}
+        sound = {name: value for name, value in document.items() if name not in unsound}
+        study = Study.model_validate({"name": "study", "title": "", **sound})
+    seen: dict[str, list[dict[str, Any]]] = {}
+    combinations = study.combinations()
+    for settings in combinations:
+        try:
+            study.run(settings, study.seeds[0])
+        except ValidationError as error:
+            for line in mistakes(error):
+                seen.setdefault(line, []).append(settings)
+    for line, at in seen.items():
+        first = ", ".join(f"{path} = {value!r}" for path, value in at[0].items())
+        found[line if len(at) == len(combinations) else f"{line} (at {first})"] = None
+    if found:
+        told = "".join(f"\n  {line}" for line in found)
+        raise InputError(f"{where} has {len(found)} mistake{'s' if len(found) > 1 else ''}:{told}")
+    return study
+
+
+def _names_a_setting(path: str) -> bool:
+    part, _, setting = path.partition(".")
+    kind = PARTS.get(part)
+    return kind is not None and setting in kind.model_fields and setting not in DERIVED

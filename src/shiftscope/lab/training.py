@@ -1,0 +1,299 @@
+"""Training to a target, then early stopping. It knows no architecture, no canvas and no data set.
+
+The rule: train until every training image is right (or another target share), go on while validation improves, and keep
+the best epoch. *Best* ranks an epoch that reached the target above every one that did not, then by validation accuracy, then
+by validation loss. A run that never reaches its target, or whose loss is no longer a number, says so in its result.
+
+The same seed gives the same weights, bit for bit, on the same machine with the same number of threads: batch order and
+augmentation come from generators of their own, and only deterministic algorithms are used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from pydantic import Field
+from torch import Tensor, nn
+
+from shiftscope.lab.seeds import stream
+from shiftscope.lab.sources import Labelled
+from shiftscope.lab.specs import Spec
+from shiftscope.outputs import evaluating
+from shiftscope.shifts import sample
+
+__all__ = ["Epoch", "Place", "Recipe", "Step", "Training", "evaluate", "train"]
+
+#: The exact accuracy on all training images is worth its forward passes only when the running one is this near the target.
+NEAR_TARGET = 0.01
+EVALUATION_BATCH = 512
+SECONDS_BETWEEN_STEPS_TOLD = 0.5
+
+
+class Recipe(Spec):
+    """How to train.
+
+    Attributes:
+        optimiser: Adam, or SGD with momentum 0.9.
+        learning_rate: at the start.
+        learning_rate_decay: what the rate is multiplied by after each epoch.
+        batch_size: images a step.
+        max_epochs: give up after so many.
+        target_train_accuracy: the share of training images to get right before stopping is considered.
+        patience: once the target was reached, stop after so many epochs without a better one.
+        translate: shift every training image anew in every epoch, uniformly by up to so many pixels.
+        precision: ``fp32``, or ``bf16`` for mixed precision; evaluation is in fp32 either way.
+    """
+
+    optimiser: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate_decay: float = Field(1.0, gt=0, le=1)
+    batch_size: int = Field(64, ge=1)
+    max_epochs: int = Field(100, ge=1)
+    target_train_accuracy: float = Field(1.0, gt=0, le=1)
+    patience: int = Field(3, ge=0)
+    translate: int = Field(0, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class Place(Protocol):
+    """Puts raw images on their canvas, each moved by its shift where shifts are given."""
+
+    def __call__(
+        self, images: UInt8[Tensor, "image channel height width"], shifts: Int[Tensor, "image 2"] | None = None
+    ) -> Float[Tensor, "image channel tall wide"]:
+        """The placed images, in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training images.
+
+    Attributes:
+        epoch: counted from 1.
+        loss: mean cross-entropy while training.
+        running_accuracy: share right while training, before each step.
+        train_accuracy: share of all training images right afterwards, without augmentation; None where it was not worth asking.
+        validation_accuracy, validation_loss: afterwards.
+        images_per_second: of the training steps alone.
+        seconds: of the whole epoch.
+    """
+
+    epoch: int
+    loss: float
+    running_accuracy: float
+    train_accuracy: float | None
+    validation_accuracy: float
+    validation_loss: float
+    images_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a running epoch stands, told every half second."""
+
+    epoch: int
+    max_epochs: int
+    done: int
+    of: int
+    loss: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a training ended; the model then holds the kept epoch's weights.
+
+    Attributes:
+        status: ``reached`` the target, ``not reached`` it, or ``diverged``.
+        kept: the epoch whose weights were kept, 0 for the untrained ones.
+        epochs: all of them.
+        sentence: the outcome in words.
+    """
+
+    status: Literal["reached", "not reached", "diverged"]
+    kept: int
+    epochs: tuple[Epoch, ...]
+    sentence: str
+
+
+def train(
+    model: nn.Module,
+    data: tuple[Labelled, Labelled],
+    recipe: Recipe,
+    *,
+    place: Place,
+    seed: int,
+    device: torch.device | str = "cpu",
+    report: Callable[[Step | Epoch], None] = lambda _: None,
+) -> Training:
+    """Train a model in place and leave the best epoch's weights in it.
+
+    Args:
+        model: images in [0, 1] -> outputs before the softmax. It is moved to ``device``.
+        data: training and validation images.
+        recipe: how.
+        place: puts raw images on their canvas.
+        seed: of batch order and augmentation; the weights come with the model.
+        device: where to train.
+        report: told where the epoch stands, and of each epoch's end.
+
+    Returns:
+        the history and how it ended.
+    """
+    training, validation = (Labelled(part.images.to(device), part.labels.to(device)) for part in data)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # known to torch, not to its types
+    optimiser = _optimiser(model, recipe)
+    order, shifts = stream(seed, "order"), stream(seed, "shifts", device)
+    epochs: list[Epoch] = []
+    best, kept, weights = (False, -1.0, 0.0), 0, deepcopy(model.state_dict())
+    with _deterministic(device):
+        for number in range(1, recipe.max_epochs + 1):
+            started = perf_counter()
+            batches = _batches(training, recipe, place, order, shifts)
+            loss, running, speed = _one_epoch(model, optimiser, batches, recipe, number, len(training), report)
+            if loss != loss:
+                model.load_state_dict(weights)
+                return _ended(epochs, kept, recipe, diverged=number)
+            near = running >= recipe.target_train_accuracy - NEAR_TARGET
+            exact = evaluate(model, training, place=place)[0] if near else None
+            accuracy, validation_loss = evaluate(model, validation, place=place)
+            seconds = perf_counter() - started
+            epochs.append(Epoch(number, loss, running, exact, accuracy, validation_loss, speed, seconds))
+            report(epochs[-1])
+            rank = (exact is not None and exact >= recipe.target_train_accuracy, accuracy, -validation_loss)
+            if rank > best:
+                best, kept, weights = rank, number, deepcopy(model.state_dict())
+            if best[0] and number - kept >= recipe.patience:
+                break
+    model.load_state_dict(weights)
+    return _ended(epochs, kept, recipe)
+
+
+def evaluate(model: nn.Module, data: Labelled, *, place: Place) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy in evaluation mode and single precision, on the data's device."""
+    right = torch.zeros((), dtype=torch.long, device=data.labels.device)
+    loss = torch.zeros((), dtype=torch.float64, device=data.labels.device)
+    with evaluating(model), torch.inference_mode():
+        for start in range(0, len(data), EVALUATION_BATCH):
+            batch = data[start : start + EVALUATION_BATCH]
+            outputs = model(place(batch.images))
+            right += (outputs.argmax(1) == batch.labels).sum()
+            loss += nn.functional.cross_entropy(outputs, batch.labels, reduction="sum")
+    return right.item() / len(data), loss.item() / len(data)
+
+
+def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(model.parameters(), recipe.learning_rate, momentum=0.9, fused=True)
+    return torch.optim.Adam(model.parameters(), recipe.learning_rate, fused=True)
+
+
+def _batches(
+    data: Labelled, recipe: Recipe, place: Place, order: torch.Generator, shifts: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch's batches in random order, placed and, where the recipe says so, shifted."""
+    picks = torch.randperm(len(data), generator=order).to(data.labels.device)
+    for picked in picks.split(recipe.batch_size):
+        moves = sample(len(picked), recipe.translate, shifts) if recipe.translate else None
+        images = place(data.images[picked], moves)
+        yield images.contiguous(memory_format=torch.channels_last), data.labels[picked]
+
+
+def _one_epoch(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    number: int,
+    count: int,
+    report: Callable[[Step | Epoch], None],
+) -> tuple[float, float, float]:
+    """Mean loss (NaN as soon as it is not finite), running accuracy and images a second.
+
+    Loss and accuracy stay on the device; they are read only when they are told, so that a GPU is not made to wait.
+    """
+    model.train()
+    for group in optimiser.param_groups:
+        group["lr"] = recipe.learning_rate * recipe.learning_rate_decay ** (number - 1)
+    total: Tensor | float = 0.0
+    right: Tensor | float = 0.0
+    done = 0
+    started = told = perf_counter()
+    for images, labels in batches:
+        loss, outputs = step(model, optimiser, images, labels, recipe)
+        total = total + loss.detach() * len(labels)
+        right = right + (outputs.detach().argmax(1) == labels).sum()
+        done += len(labels)
+        if (now := perf_counter()) - told >= SECONDS_BETWEEN_STEPS_TOLD:
+            told = now
+            mean = float(total) / done
+            if not abs(mean) < float("inf"):
+                return float("nan"), 0.0, 0.0
+            report(Step(number, recipe.max_epochs, done, count, mean, done / (now - started)))
+    mean = float(total) / done
+    return (mean if abs(mean) < float("inf") else float("nan")), float(right) / done, done / (perf_counter() - started)
+
+
+def step(
+    model: nn.Module, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Forward, backward and one update; the loss and the outputs."""
+    optimiser.zero_grad(set_to_none=True)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        outputs = model(images)
+        loss = nn.functional.cross_entropy(outputs, labels)
+    loss.backward()
+    optimiser.step()
+    return loss, outputs
+
+
+def _ended(epochs: list[Epoch], kept: int, recipe: Recipe, diverged: int | None = None) -> Training:
+    history = tuple(epochs)
+    target = f"{100 * recipe.target_train_accuracy:g} % train accuracy"
+    if diverged is not None:
+        return Training(
+            "diverged",
+            kept,
+            history,
+            f"The loss stopped being a number in epoch {diverged}; epoch {kept} is kept. Lower the learning rate.",
+        )
+    reached = [epoch.epoch for epoch in epochs if (epoch.train_accuracy or 0) >= recipe.target_train_accuracy]
+    if reached:
+        return Training(
+            "reached", kept, history, f"Reached {target} in epoch {reached[0]}; epoch {kept} of {len(epochs)} is kept."
+        )
+    best = max(epoch.train_accuracy or epoch.running_accuracy for epoch in epochs)
+    return Training(
+        "not reached",
+        kept,
+        history,
+        f"Did not reach {target} in {len(epochs)} epochs (best {best:.2%}); epoch {kept} is kept. Raise `max_epochs`.",
+    )
+
+
+@contextmanager
+def _deterministic(device: torch.device | str) -> Iterator[None]:
+    """Only deterministic algorithms; every global switch as it was afterwards."""
+    if torch.device(device).type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    filling: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
+    filling.fill_uninitialized_memory = False  # it would cost time and change nothing: no uninitialised memory is read
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+        filling.fill_uninitialized_memory = before[2]

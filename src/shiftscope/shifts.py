@@ -1,0 +1,112 @@
+"""Shifts of a batch of images: which ones, and how to carry them out.
+
+A *shift* is (dy, dx) in whole pixels; the content moves down and right when they are positive. Many shifts are a tensor
+``[..., 2]``. Randomness enters as a generator that the caller passes in. This module knows no model and no data set.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from shiftscope.signals import Mode
+
+__all__ = ["grid", "sample", "translate"]
+
+
+def grid(max_shift: int) -> Int[Tensor, "shift 2"]:
+    """All (2 m + 1)^2 shifts of up to ``max_shift`` pixels, row by row.
+
+    Raises:
+        ValueError: the maximum is negative.
+
+    >>> grid(1)[:4].tolist()
+    [[-1, -1], [-1, 0], [-1, 1], [0, -1]]
+    """
+    _check_max_shift(max_shift)
+    steps = torch.arange(-max_shift, max_shift + 1)
+    return torch.cartesian_prod(steps, steps)
+
+
+def sample(count: int, max_shift: int, generator: torch.Generator) -> Int[Tensor, "count 2"]:
+    """``count`` independent shifts, uniform on the square of up to ``max_shift`` pixels, on the generator's device.
+
+    Raises:
+        ValueError: the maximum is negative.
+
+    >>> sample(3, 8, torch.Generator().manual_seed(0)).shape
+    torch.Size([3, 2])
+    """
+    _check_max_shift(max_shift)
+    return torch.randint(-max_shift, max_shift + 1, (count, 2), generator=generator, device=generator.device)
+
+
+def translate(
+    images: Shaped[Tensor, "image channel height width"],
+    shifts: Int[Tensor, "image 2"],
+    *,
+    mode: Mode = "zero",
+    size: tuple[int, int] | None = None,
+    fill: Shaped[Tensor, " channel"] | float = 0,
+) -> Shaped[Tensor, "image channel tall wide"]:
+    """Move each image of a batch by its own shift, and onto a larger canvas if one is asked for.
+
+    Each pixel of the result looks up where it comes from; one gather moves all images at once, on their device, without
+    waiting for it.
+
+    Args:
+        images: a batch of any dtype.
+        shifts: (dy, dx) per image, whole pixels of any size.
+        mode: ``zero`` lets the fill come in, ``circular`` lets what leaves on one side come back on the other.
+        size: (height, width) of the canvas, the images' own by default. The image lies in its centre; where the margins
+            cannot be equal, the upper and left one is the smaller.
+        fill: what the canvas is made of, one value or one a channel; not used where ``mode`` is circular.
+
+    Returns:
+        the moved batch, of the images' dtype.
+
+    Raises:
+        ValueError: unknown mode, one shift per image is missing, or a circular canvas of another size than the image.
+
+    >>> translate(torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor([[0, 1]])).tolist()
+    [[[[0, 1], [0, 3]]]]
+    """
+    count, _, height, width = images.shape
+    tall, wide = size or (height, width)
+    if mode not in ("zero", "circular"):
+        raise ValueError(f"`mode` must be 'zero' or 'circular', got {mode!r}.")
+    if shifts.shape != (count, 2):
+        raise ValueError(f"`shifts` must hold one (dy, dx) for each of {count} images, got shape {tuple(shifts.shape)}.")
+    if mode == "circular" and (tall, wide) != (height, width):
+        raise ValueError(f"`size` must be the images' own {(height, width)} when `mode` is 'circular', got {(tall, wide)}.")
+    down, right = shifts.to(images.device).unbind(1)
+    rows = _sources(down, tall, height)
+    columns = _sources(right, wide, width)
+    if mode == "circular":
+        return _gather(images, rows % height, columns % width)
+    inside_rows, inside_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+    moved = _gather(images, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
+    background = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
+    return torch.where(inside, moved, background.reshape(-1, 1, 1))
+
+
+def _sources(steps: Int[Tensor, " image"], target: int, source: int) -> Int[Tensor, "image position"]:
+    """For each position of a centred canvas axis, the position of the image's axis that lands there."""
+    positions = torch.arange(target, device=steps.device) - (target - source) // 2
+    return positions - steps[:, None]
+
+
+def _gather(
+    images: Shaped[Tensor, "image channel height width"], rows: Int[Tensor, "image tall"], columns: Int[Tensor, "image wide"]
+) -> Shaped[Tensor, "image channel tall wide"]:
+    """``images[i, :, rows[i], columns[i]]``, the two axes crossed, in one gather over flattened pixels."""
+    count, channels, _, width = images.shape
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).reshape(count, 1, -1).expand(-1, channels, -1)
+    return images.flatten(2).gather(2, pixels).reshape(count, channels, rows.shape[1], columns.shape[1])
+
+
+def _check_max_shift(max_shift: int) -> None:
+    if max_shift < 0:
+        raise ValueError(f"`max_shift` must be 0 or more pixels, got {max_shift}.")

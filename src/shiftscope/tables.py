@@ -1,0 +1,97 @@
+"""Tidy tables: the only border between measuring and showing. A table knows no model and no measure, only rows.
+
+A cell is text, a number, an :class:`Estimate` or nothing. The same table is printed, written as CSV (one estimate becomes
+three columns) or Markdown, and serialised as JSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from shiftscope.measures import Estimate
+
+__all__ = ["Cell", "Table"]
+
+Cell = str | int | float | Estimate | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named columns, rows of cells, and where they come from.
+
+    Attributes:
+        title: what the table shows.
+        columns: names, in order.
+        rows: one mapping a row; a missing or empty cell is None.
+        notes: sentences a reader needs, each on its own.
+        provenance: how the numbers were made, name to value.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Mapping[str, Cell], ...]
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def texts(self) -> list[list[str]]:
+        """The cells as they are printed, row by row."""
+        return [[_text(row.get(column)) for column in self.columns] for row in self.rows]
+
+    def to_csv(self) -> str:
+        """Comma-separated values in full precision; an estimate gives ``name``, ``name_low`` and ``name_high``."""
+        wide = {column: any(isinstance(row.get(column), Estimate) for row in self.rows) for column in self.columns}
+        names = [name for column in self.columns for name in _names(column, wide[column])]
+        target = io.StringIO()
+        writer = csv.writer(target, lineterminator="\n")
+        writer.writerow(names)
+        for row in self.rows:
+            writer.writerow([value for column in self.columns for value in _values(row.get(column), wide[column])])
+        return target.getvalue()
+
+    def to_markdown(self) -> str:
+        """A Markdown page: title, table, notes, provenance."""
+        lines = [f"# {self.title}", "", _line(self.columns), _line(["---"] * len(self.columns))]
+        lines += [_line(row) for row in self.texts()]
+        lines += [line for note in self.notes for line in ("", note)]
+        if self.provenance:
+            lines += ["", "## Provenance", "", "| what | value |", "|---|---|"]
+            lines += [_line([name, value]) for name, value in self.provenance.items()]
+        return "\n".join(lines) + "\n"
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as plain data; estimates as objects."""
+        return {
+            "title": self.title,
+            "columns": list(self.columns),
+            "rows": [{column: _plain(row.get(column)) for column in self.columns} for row in self.rows],
+            "notes": list(self.notes),
+            "provenance": dict(self.provenance),
+        }
+
+
+def _text(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+
+
+def _plain(cell: Cell) -> Any:
+    return asdict(cell) if isinstance(cell, Estimate) else cell
+
+
+def _names(column: str, wide: bool) -> list[str]:
+    return [column, f"{column}_low", f"{column}_high"] if wide else [column]
+
+
+def _values(cell: Cell, wide: bool) -> list[Cell]:
+    if isinstance(cell, Estimate):
+        return [cell.value, cell.low, cell.high]
+    return [cell, None, None] if wide else [cell]
+
+
+def _line(cells: list[str] | tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
