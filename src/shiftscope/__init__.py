@@ -1,1 +1,25 @@
-"""Measure, explain and fix how a vision model responds to shifted images."""
+"""Measure, explain and fix how a vision model responds to shifted images.
+
+The public names are loaded when they are first used, so that the command line answers without waiting for PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shiftscope.errors import InputError
+    from shiftscope.measures import Estimate
+    from shiftscope.outputs import Outputs, shift_outputs
+    from shiftscope.tables import Table
+
+__all__ = ["Estimate", "InputError", "Outputs", "Table", "shift_outputs"]
+
+_HOMES = {"Estimate": "measures", "InputError": "errors", "Outputs": "outputs", "Table": "tables", "shift_outputs": "outputs"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"shiftscope.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'shiftscope' has no attribute {name!r}")

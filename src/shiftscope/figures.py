@@ -7,6 +7,7 @@ same bytes.
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from shiftscope.measures import Estimate
@@ -19,6 +20,7 @@ __all__ = ["estimates", "save"]
 
 OURS, SOURCE = "#0072B2", "#D55E00"
 COLUMN_INCHES = (5.0, 3.2)
+TITLE_CHARACTERS = 60
 
 
 def estimates(table: Table, *, across: str, measure: str, label: str) -> Figure:
@@ -44,7 +46,8 @@ def estimates(table: Table, *, across: str, measure: str, label: str) -> Figure:
     if printed:
         axes.plot(*zip(*printed, strict=True), "s--", color=SOURCE, label=_source_label(table))
         axes.legend(frameon=False)
-    axes.set(title=table.title, xlabel=across, ylabel=label, xlim=(-0.4, len(rows) - 0.6))
+    axes.set_title(fill(table.title, TITLE_CHARACTERS), fontsize="medium", loc="left")
+    axes.set(xlabel=across, ylabel=label, xlim=(-0.4, len(rows) - 0.6))
     axes.set_xticks(list(places), [str(row[across]) for row in rows])
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)

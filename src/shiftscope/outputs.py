@@ -90,15 +90,16 @@ def shift_outputs(
 
 @contextmanager
 def evaluating(model: Model) -> Iterator[None]:
-    """Evaluation mode for a module, and its former mode again afterwards; nothing for any other callable."""
-    training = isinstance(model, nn.Module) and model.training
-    if isinstance(model, nn.Module):
-        model.eval()
+    """Evaluation mode for a module, and every part's former mode again afterwards; nothing for any other callable."""
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.training = False
     try:
         yield
     finally:
-        if isinstance(model, nn.Module):
-            model.train(training)
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
 
 
 def _outputs(model: Model, batch: Tensor) -> Float[Tensor, "image class"]:

@@ -103,7 +103,7 @@ def _gather(
 ) -> Shaped[Tensor, "image channel tall wide"]:
     """``images[i, :, rows[i], columns[i]]``, the two axes crossed, in one gather over flattened pixels."""
     count, channels, _, width = images.shape
-    pixels = (rows[:, :, None] * width + columns[:, None, :]).reshape(count, 1, -1).expand(-1, channels, -1)
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)[:, None].expand(-1, channels, -1)
     return images.flatten(2).gather(2, pixels).reshape(count, channels, rows.shape[1], columns.shape[1])
 
 

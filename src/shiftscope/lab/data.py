@@ -151,7 +151,7 @@ def _splits(source: Source, spec: DataSpec) -> tuple[Labelled, Labelled, Labelle
     validation, order = pool[order[: spec.validation_images]], order[spec.validation_images :]
     train = pool[order[: spec.train_images]]
     wanted = {"train": spec.train_images or 1, "test": spec.test_images or 1}
-    for name, split in (("train", train), ("test", test)):
+    for name, split in (("test", test), ("train", train)):
         if len(split) < wanted[name]:
             raise InputError(
                 f"`data.{name}_images` asks for {wanted[name]} images, but only {len(split)} of {len(pool)} are left beside "

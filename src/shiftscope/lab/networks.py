@@ -13,11 +13,11 @@ too: the map is a torus, and subsampling is all that can break its equivariance.
 from __future__ import annotations
 
 from math import prod
-from typing import Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from shiftscope.lab.specs import Spec
@@ -67,7 +67,7 @@ class NetworkSpec(Spec):
 
     @field_validator("factor")
     @classmethod
-    def _known_factor(cls, factor: int, info: ValidationInfo) -> int:
+    def _known_factor(cls, factor: int, info: Any) -> int:
         strides = info.data.get("strides")
         if strides is None and factor not in (1, 2, 4, 8):
             raise ValueError(f"`factor` must be 1, 2, 4 or 8, got {factor}. Choose one of them or give `strides` yourself.")
@@ -76,7 +76,7 @@ class NetworkSpec(Spec):
         return factor
 
     @model_validator(mode="after")
-    def _strides_and_sizes(self) -> Self:
+    def _strides_and_sizes(self) -> NetworkSpec:
         blocks = len(self.channels)
         if self.strides is not None:
             if len(self.strides) != blocks or min(self.strides) < 1:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -29,7 +29,7 @@ from shiftscope.lab.specs import Spec
 from shiftscope.outputs import evaluating
 from shiftscope.shifts import sample
 
-__all__ = ["Epoch", "Place", "Recipe", "Step", "Training", "evaluate", "train"]
+__all__ = ["Epoch", "Place", "Recipe", "Step", "Training", "evaluate", "step", "train"]
 
 #: The exact accuracy on all training images is worth its forward passes only when the running one is this near the target.
 NEAR_TARGET = 0.01
@@ -63,6 +63,7 @@ class Recipe(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
+@runtime_checkable
 class Place(Protocol):
     """Puts raw images on their canvas, each moved by its shift where shifts are given."""
 

@@ -1,0 +1,34 @@
+"""Set-up for all tests and doctests: axis names in annotations are enforced, and nothing outside a scratch folder is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("shiftscope", "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scratch_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the session's own, for the command line in other processes too."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("SHIFTSCOPE_CACHE")
+    os.environ["SHIFTSCOPE_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["SHIFTSCOPE_CACHE"]
+    else:
+        os.environ["SHIFTSCOPE_CACHE"] = before
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder with real MNIST and CIFAR-10, or a skip that says what to set."""
+    folder = os.environ.get("SHIFTSCOPE_DATA")
+    if not folder or not (Path(folder) / "mnist").is_dir():
+        pytest.skip("needs MNIST and CIFAR-10 as parquet: set SHIFTSCOPE_DATA to their folder")
+    return Path(folder)

@@ -1,0 +1,191 @@
+"""A study leaves whole records, goes on where it was killed, and tells what it cannot do before it writes anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shiftscope.errors import InputError
+from shiftscope.lab.data import load
+from shiftscope.lab.networks import Network
+from shiftscope.lab.runner import Loading, RunEnded, RunStarted, run_study
+from shiftscope.lab.studies import Study, load_study
+from shiftscope.measures import Estimate
+from shiftscope.protocols import mouton2020
+from shiftscope.shifts import translate
+
+SMALL = """
+title = "Small"
+seeds = 2
+[data]
+image_size = 10
+canvas = 22
+validation_images = 100
+train_images = 300
+test_images = 60
+[network]
+channels = [4, 8]
+[training]
+max_epochs = 2
+[measure]
+max_shift = 6
+[grid]
+network.factor = [1, 4]
+[source]
+title = "a table"
+[[source.cells]]
+network.factor = 4
+mcs = 0.5
+"""
+
+
+def small(tmp_path: Path, text: str = SMALL) -> Study:
+    path = tmp_path / "small.toml"
+    path.write_text(text)
+    return load_study(str(path))
+
+
+def test_a_study_gives_estimates_over_seeds_and_images_and_keeps_everything(tmp_path: Path) -> None:
+    study, out = small(tmp_path), tmp_path / "out"
+    table = run_study(study, out=out)
+    assert table.columns == ("factor", "seeds", "train_accuracy", "test_accuracy", "mcs", "top1_change", "source_mcs")
+    assert [row["factor"] for row in table.rows] == [1, 4]
+    assert table.rows[1]["source_mcs"] == 0.5
+    for row in table.rows:
+        for name in ("test_accuracy", "mcs", "top1_change"):
+            estimate = row[name]
+            assert isinstance(estimate, Estimate)
+            assert estimate.low <= estimate.value <= estimate.high
+            assert (estimate.count, estimate.seeds) == (60, 2)
+    assert (out / "table.csv").read_text() == table.to_csv()
+    assert (out / "table.md").read_text() == table.to_markdown()
+    assert (out / "figure.png").stat().st_size > 1000
+    assert len(list((out / "runs").iterdir())) == 4
+    for folder in (out / "runs").iterdir():
+        assert sorted(os.listdir(folder)) == ["history.json", "measures.safetensors", "model.safetensors", "record.json"]
+    assert any("Did not reach 100 % train accuracy in 2 epochs" in note for note in table.notes)
+    assert table.provenance["data_sha256"] == load(study.cells()[0].runs[0].data).checksum
+
+
+def test_a_records_numbers_follow_from_its_weights_by_an_independent_way(tmp_path: Path) -> None:
+    """One image at a time, from the saved weights, with torch's own cosine similarity."""
+    study, out = small(tmp_path), tmp_path / "out"
+    run_study(study, out=out)
+    run = study.cells()[1].runs[1]
+    data = load(run.data)
+    folder = out / "runs" / run.content_id(data.checksum)
+    record = json.loads((folder / "record.json").read_text())
+    network = Network(study.cells()[1].runs[1].network.model_validate(record["spec"]["network"])).eval()
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    shifts = mouton2020(6).draw(60)
+    cosines, changes, right = [], [], []
+    with torch.no_grad():
+        for image, label, steps in zip(data.test.images, data.test.labels, shifts, strict=True):
+            canvas = torch.nn.functional.pad(image[None].float() / 255, (6, 6, 6, 6))
+            dy, dx = steps[0].tolist()
+            before, after = network(canvas), network(canvas.roll((dy, dx), (2, 3)))  # the margin is empty: a roll is a shift
+            cosines.append(torch.nn.functional.cosine_similarity(before, after).item())
+            changes.append(before.argmax().item() != after.argmax().item())
+            right.append(before.argmax().item() == label.item())
+    assert record["results"]["mcs"]["value"] == pytest.approx(sum(cosines) / 60, abs=1e-5)
+    assert record["results"]["top1_change"]["value"] == pytest.approx(sum(changes) / 60)
+    assert record["results"]["test_accuracy"]["value"] == pytest.approx(sum(right) / 60)
+    history = json.loads((folder / "history.json").read_text())
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
+
+
+def test_a_finished_study_is_found_and_gives_the_same_table(tmp_path: Path) -> None:
+    study, out = small(tmp_path), tmp_path / "out"
+    first = run_study(study, out=out)
+    events: list[object] = []
+    again = run_study(study, out=out, report=events.append)
+    assert again == first
+    assert [event.found for event in events if isinstance(event, RunEnded)] == [True] * 4
+    assert [event.label for event in events if isinstance(event, RunStarted)][:2] == ["factor 1, seed 0", "factor 1, seed 1"]
+    assert all(isinstance(event, Loading | RunStarted | RunEnded) for event in events)
+
+
+@pytest.mark.parametrize("damage", ["record cut", "record of another run", "measures missing"])
+def test_a_damaged_run_is_told_and_computed_again_to_the_same_table(tmp_path: Path, damage: str) -> None:
+    study, out = small(tmp_path, SMALL.replace("seeds = 2", "seeds = 1")), tmp_path / "out"
+    first = run_study(study, out=out).to_csv()
+    one, other = sorted((out / "runs").iterdir())
+    if damage == "record cut":
+        content = (one / "record.json").read_bytes()
+        (one / "record.json").write_bytes(content[: len(content) // 2])
+    elif damage == "record of another run":
+        (one / "record.json").write_bytes((other / "record.json").read_bytes())
+    else:
+        (one / "measures.safetensors").unlink()
+    with pytest.warns(UserWarning, match=r"record.json is damaged .* computed again"):
+        assert run_study(study, out=out).to_csv() == first
+
+
+def test_killing_it_at_any_moment_and_starting_again_ends_in_the_undisturbed_table(tmp_path: Path) -> None:
+    run_study(small(tmp_path), out=tmp_path / "undisturbed")
+    command = [sys.executable, "-m", "shiftscope.cli", "study", str(tmp_path / "small.toml"), "--out", str(tmp_path / "killed")]
+    for moment in (0.3, 1.0, 2.0):
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "killed" / "study.json").exists() and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(moment)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "killed" / "table.csv").read_bytes() == (tmp_path / "undisturbed" / "table.csv").read_bytes()
+    assert (tmp_path / "killed" / "figure.svg").read_bytes() == (tmp_path / "undisturbed" / "figure.svg").read_bytes()
+    left = [path.name for path in (tmp_path / "killed").rglob("*") if ".tmp" in path.name]
+    assert left == []
+
+
+def test_a_diverged_run_is_in_the_record_and_the_notes_and_not_in_the_numbers(tmp_path: Path) -> None:
+    text = SMALL.replace("max_epochs = 2", 'max_epochs = 2\noptimiser = "sgd"\nlearning_rate = 1e30')
+    table = run_study(small(tmp_path, text), out=tmp_path / "out")
+    assert [row["seeds"] for row in table.rows] == [0, 0]
+    assert "mcs" not in table.rows[0]
+    assert sum("stopped being a number" in note for note in table.notes) == 4
+    assert not (tmp_path / "out" / "figure.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("max_shift = 6", "max_shift = 7", "`measure.max_shift` must be at most 6, got 7: .* content would be cut"),
+        ("max_epochs = 2", "translate = 9", "`training.translate` must be at most 6, got 9: .* content would be cut"),
+        ("canvas = 22", "canvas = 9", "`data.canvas` must be at least as large as the image|the map shrinks"),
+        ("image_size = 10", 'image_size = 10\nname = "nonsense"', "neither digits, mnist"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_anything_is_written(tmp_path: Path, old: str, new: str, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        run_study(small(tmp_path, SMALL.replace(old, new)), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_shifts_beyond_the_margin_are_possible_when_asked_for_and_counted(tmp_path: Path) -> None:
+    text = SMALL.replace("max_shift = 6", "max_shift = 9").replace("canvas = 22", "canvas = 22\nallow_cut = true")
+    study = small(tmp_path, text.replace("seeds = 2", "seeds = 1").replace("[1, 4]", "[4]"))
+    table = run_study(study, out=tmp_path / "out")
+    data = load(study.cells()[0].runs[0].data)
+    cut = 0
+    for image, steps in zip(data.test.images, mouton2020(9).draw(60)[:, 0], strict=True):
+        padded = torch.nn.functional.pad(image[None], (6, 6, 6, 6))
+        cut += int((translate(padded, steps[None]) > 0).sum() < (padded > 0).sum())
+    assert 0 < cut < 60
+    assert any(f"cut some content of {cut / 60:.1%} of the test images" in note for note in table.notes)
+
+
+def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match=r"`out` .* cannot be written \(Not a directory\). Choose another folder with --out"):
+        run_study(small(tmp_path), out=tmp_path / "file" / "out")

@@ -1,0 +1,131 @@
+"""Studies are read whole or refused with every mistake at once; a run's id follows its content and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shiftscope.errors import InputError
+from shiftscope.lab.studies import load_study, shipped_studies
+
+GOOD = """
+title = "Two factors"
+seeds = [4, 7]
+[data]
+canvas = 30
+image_size = 10
+[network]
+channels = [4, 8]
+[grid]
+network.factor = [1, 4]
+network.pool = ["max", "average"]
+[source]
+title = "slides"
+[[source.cells]]
+network.factor = 4
+network.pool = "max"
+mcs = 0.5
+"""
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_study_expands_into_cells_and_runs_in_the_order_written(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, GOOD))
+    cells = study.cells()
+    assert [tuple(cell.settings.values()) for cell in cells] == [(1, "max"), (1, "average"), (4, "max"), (4, "average")]
+    assert [run.seed for run in cells[0].runs] == [4, 7]
+    assert {(run.network.factor, run.network.pool, run.network.input_size) for run in cells[2].runs} == {(4, "max", 30)}
+    assert study.name == "mine"
+
+
+def test_printed_numbers_belong_to_their_combination(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, GOOD))
+    assert study.printed({"network.factor": 4, "network.pool": "max"}) == {"mcs": 0.5}
+    assert study.printed({"network.factor": 1, "network.pool": "max"}) == {}
+
+
+def test_quoted_paths_mean_the_same(tmp_path: Path) -> None:
+    quoted = GOOD.replace("network.factor =", '"network.factor" =')
+    assert load_study(write(tmp_path, quoted)).cells() == load_study(write(tmp_path, GOOD)).cells()
+
+
+def test_the_number_of_seeds_can_be_given(tmp_path: Path) -> None:
+    assert load_study(write(tmp_path, GOOD), seeds=3).seeds == (0, 1, 2)
+
+
+def test_an_id_follows_specification_and_data_and_not_the_way_it_is_written(tmp_path: Path) -> None:
+    run = load_study(write(tmp_path, GOOD)).cells()[0].runs[0]
+    same = load_study(write(tmp_path, GOOD + "[measure]\nmax_shift = 8\n")).cells()[0].runs[0]
+    other = load_study(write(tmp_path, GOOD + "[measure]\nmax_shift = 7\n")).cells()[0].runs[0]
+    assert run.content_id("a") == same.content_id("a")
+    assert len({run.content_id("a"), run.content_id("b"), other.content_id("a")}) == 3
+
+
+def test_shipped_studies_are_sound() -> None:
+    for name in shipped_studies():
+        study = load_study(name)
+        assert study.name == name
+        assert [study.printed(cell.settings).get("mcs") for cell in study.cells()] == [0.248, None, 0.383, 0.447]
+
+
+def test_every_mistake_is_told_at_once_with_its_path(tmp_path: Path) -> None:
+    bad = """
+title = "bad"
+sedes = 3
+[data]
+canvass = 40
+[network]
+pool_kernel = 9
+[training]
+learning_rate = -1
+[grid]
+network.factor = [1, 3]
+"""
+    with pytest.raises(InputError) as caught:
+        load_study(write(tmp_path, bad))
+    message = str(caught.value)
+    assert "has 5 mistakes" in message
+    for line in (
+        "sedes: is not a known setting",
+        "data.canvass: is not a known setting",
+        "network.pool_kernel: input should be less than or equal to 5, got 9",
+        "training.learning_rate: input should be greater than 0, got -1",
+        "network.factor: `factor` must be 1, 2, 4 or 8, got 3. Choose one of them or give `strides` yourself.",
+        "(at network.factor = 3)",
+    ):
+        assert line in message
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seeds = 1", "title: is missing"),
+        ('title = "x"\nseeds = []', "seeds: `seeds` must be one or more different numbers"),
+        ('title = "x"\nseeds = [1, 1]', "seeds: `seeds` must be one or more different numbers"),
+        ('title = "x"\nname = "a/b"', "name: "),
+        ('title = "x"\n[grid]\nnetwork.colour = [1]', "'network.colour' names no setting that can vary"),
+        ('title = "x"\n[grid]\nnetwork.factor = 4', "'network.factor' must be a list of one or more values, got 4"),
+        ('title = "x"\n[grid]\nnetwork.factor = []', "must be a list of one or more values"),
+        ('title = "x"\n[network]\nclasses = 3', "classes follow from the data. Leave them out"),
+        ('title = "x"\n[data]\ncanvas = 12', "the map shrinks below the kernel"),
+        ('title = "x', "is not a TOML file"),
+        ('title = "x"\ndata = 3', "data: "),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(tmp_path: Path, text: str, told: str) -> None:
+    if "canvas = 12" in text:
+        text += "\n[grid]\nnetwork.factor = [8]"
+    with pytest.raises(InputError) as caught:
+        load_study(write(tmp_path, text))
+    assert told in str(caught.value)
+
+
+def test_an_unknown_name_is_told_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"there is no study 'imagenet'. Choose one of digits, mnist, or give the path"):
+        load_study("imagenet")

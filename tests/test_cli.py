@@ -1,0 +1,116 @@
+"""The command line prints what was computed, speaks JSON where asked, and answers bad input with one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lab.test_runner import SMALL
+
+TINY = SMALL.replace("seeds = 2", "seeds = 1").replace("[1, 4]", "[4]")
+
+
+def shiftscope(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "shiftscope.cli", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120, check=False
+    )
+
+
+def test_theory_as_json_has_the_promised_form() -> None:
+    done = shiftscope("theory", "--json")
+    tables = json.loads(done.stdout)["tables"]
+    assert done.returncode == 0
+    assert all({"name", "columns", "rows"} <= set(table) for table in tables)
+    assert tables[0]["rows"][1] == {
+        "shift": 1,
+        "output": [0, 0, 0, 1, 2, 1, 2, 0],
+        "similarity": 1.0,
+        "movement": 1.0,
+        "cosine in place": 0.6,
+    }
+
+
+def test_theory_prints_every_table_with_its_sentence() -> None:
+    printed = shiftscope("theory").stdout
+    for text in (
+        "0 0 0 0 1 2 1 2",
+        "0 0 2 2",
+        "subsampling breaks equivariance",
+        "homogeneity 1 at factor 2",
+        "fully connected layer",
+    ):
+        assert text in printed
+
+
+def test_study_prints_its_table_and_then_finds_it_finished(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    first = shiftscope("study", "tiny.toml", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "factor" in first.stdout
+    assert "Saved in studies/tiny" in first.stdout
+    assert "run 1/1  factor 4, seed 0" in first.stderr
+    again = shiftscope("study", "tiny.toml", "--json", cwd=tmp_path)
+    assert "found finished" in again.stderr
+    row = json.loads(again.stdout)["rows"][0]
+    assert row["factor"] == 4
+    assert -1 <= row["mcs"]["low"] <= row["mcs"]["value"] <= row["mcs"]["high"] <= 1
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "long.toml").write_text(TINY.replace("max_epochs = 2", "max_epochs = 5000\npatience = 5000"))
+    running = subprocess.Popen(
+        [sys.executable, "-m", "shiftscope.cli", "study", "long.toml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "studies" / "long" / "study.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "Stopped. Finished runs are in studies/long; the same command goes on from there." in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("study", "imagenet"), "there is no study 'imagenet'"),
+        (("study", "three.toml"), "has 3 mistakes"),
+        (("study", "tiny.toml", "--seeds", "0"), "`seeds` must be one or more"),
+        (("study", "tiny.toml", "--seeds", "many"), "many"),
+        (("study", "tiny.toml", "--device", "tpu"), "`device` must be auto, cpu or an available cuda device, got 'tpu'"),
+        (("study", "mnist", "--data-dir", "nowhere"), "`data_dir` must be an existing folder, got nowhere"),
+        (("study", "small_canvas.toml"), "`data.canvas` must be at least as large as the image"),
+        (("study", "far.toml"), "content would be cut"),
+        (("study", "tiny.toml", "--out", "tiny.toml/out"), "cannot be written"),
+        (("studdy",), "studdy"),
+        (("study", "--colour"), "--colour"),
+    ],
+)
+def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "three.toml").write_text(
+        'title = "x"\n[data]\ncanvass = 1\n[network]\npool_kernel = 9\n[grid]\nnetwork.factor = [3]\n'
+    )
+    (tmp_path / "small_canvas.toml").write_text(TINY.replace("image_size = 10", "image_size = 24"))
+    (tmp_path / "far.toml").write_text(TINY.replace("max_shift = 6", "max_shift = 7"))
+    before = sorted(os.listdir(tmp_path))
+    done = shiftscope(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_help_names_every_command_and_option() -> None:
+    assert all(word in shiftscope("--help").stdout for word in ("theory", "study"))
+    assert all(word in shiftscope("study", "--help").stdout for word in ("--data-dir", "--seeds", "--out", "--json", "--device"))

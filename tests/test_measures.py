@@ -1,0 +1,119 @@
+"""Estimates agree with independent statistics, cover what they promise, and are defined where nothing varies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from shiftscope.measures import (
+    correct,
+    cosines,
+    mean,
+    mean_over_seeds,
+    proportion,
+    proportion_over_seeds,
+    top1_changes,
+)
+from shiftscope.outputs import Outputs
+
+
+def outputs(reference: list[list[float]], values: list[list[list[float]]]) -> Outputs:
+    shifted = torch.tensor(values)
+    return Outputs(shifted, torch.tensor(reference), torch.zeros(*shifted.shape[:2], 2, dtype=torch.long))
+
+
+def test_cosines_are_averaged_over_an_images_own_shifts() -> None:
+    found = cosines(outputs([[1.0, 0.0], [3.0, 4.0]], [[[1.0, 0.0], [0.0, 1.0]], [[3.0, 4.0], [-3.0, -4.0]]]))
+    assert found.tolist() == pytest.approx([0.5, 0.0])
+
+
+@given(seed=st.integers(0, 999), scale=st.sampled_from([1e-12, 1.0, 1e12]))
+@settings(deadline=None, max_examples=30)
+def test_cosines_equal_scipys_at_every_scale(seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    reference, values = torch.randn(4, 5, generator=generator) * scale, torch.randn(4, 3, 5, generator=generator) * scale
+    from scipy.spatial.distance import cosine
+
+    expected = [np.mean([1 - cosine(reference[i].double(), values[i, j].double()) for j in range(3)]) for i in range(4)]
+    found = cosines(Outputs(values, reference, torch.zeros(4, 3, 2, dtype=torch.long)))
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_zero_outputs_are_alike_and_unlike_all_others() -> None:
+    found = cosines(outputs([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]], [[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]]]))
+    assert found.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_top1_changes_count_shifts_and_break_ties_the_same_way_twice() -> None:
+    found = top1_changes(outputs([[1.0, 2.0], [5.0, 5.0]], [[[0.0, 1.0], [1.0, 0.0]], [[5.0, 5.0], [2.0, 2.0]]]))
+    assert found.tolist() == [0.5, 0.0]
+    assert correct(torch.tensor([[1.0, 2.0], [5.0, 5.0]]), torch.tensor([1, 1])).tolist() == [True, False]
+
+
+@given(right=st.integers(0, 60), wrong=st.integers(0, 60))
+@settings(deadline=None)
+def test_proportions_have_wilsons_interval(right: int, wrong: int) -> None:
+    if right + wrong == 0:
+        return
+    found = proportion(torch.tensor([True] * right + [False] * wrong))
+    expected = stats.binomtest(right, right + wrong).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert found.low <= found.value <= found.high
+
+
+def test_the_bootstrap_of_a_mean_agrees_with_scipys() -> None:
+    values = torch.rand(300, generator=torch.Generator().manual_seed(0)) ** 3
+    found = mean(values, bounds=(0.0, 1.0))
+    expected = stats.bootstrap((values.numpy(),), np.mean, method="percentile", rng=0).confidence_interval
+    assert found.value == pytest.approx(values.double().mean().item())
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=0.02)
+
+
+def test_the_same_values_always_give_the_same_interval() -> None:
+    values = torch.rand(50, generator=torch.Generator().manual_seed(1))
+    assert mean(values, bounds=(0.0, 1.0)) == mean(values, bounds=(0.0, 1.0))
+
+
+def test_one_image_says_nothing_of_the_spread_and_equal_images_have_none() -> None:
+    assert (mean(torch.tensor([0.3]), bounds=(-1.0, 1.0)).low, mean(torch.tensor([0.3]), bounds=(-1.0, 1.0)).high) == (-1, 1)
+    equal = mean(torch.full((20,), 0.25), bounds=(-1.0, 1.0))
+    assert (equal.value, equal.low, equal.high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_one_seed_gives_the_interval_over_its_images() -> None:
+    values = torch.rand(80, generator=torch.Generator().manual_seed(2))
+    assert mean_over_seeds(values[None], bounds=(0.0, 1.0)) == mean(values, bounds=(0.0, 1.0))
+
+
+def test_the_interval_over_seeds_covers_the_truth_about_as_often_as_it_can() -> None:
+    """Networks and images vary; with 8 networks a percentile interval should hold the truth in 85 to 99 % of the draws."""
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(200):
+        networks = 0.1 * torch.randn(8, 1, generator=generator)
+        images = 0.2 * torch.randn(1, 60, generator=generator)
+        noise = 0.1 * torch.randn(8, 60, generator=generator)
+        found = mean_over_seeds(0.5 + networks + images + noise, bounds=(-9.0, 9.0))
+        held += found.low <= 0.5 <= found.high
+    assert 170 <= held <= 198
+
+
+def test_differing_networks_widen_the_interval() -> None:
+    images = torch.rand(1, 200, generator=torch.Generator().manual_seed(3))
+    alike, different = images.expand(3, -1), images + torch.tensor([[-0.3], [0.0], [0.3]])
+    narrow, wide = mean_over_seeds(alike, bounds=(-9.0, 9.0)), mean_over_seeds(different, bounds=(-9.0, 9.0))
+    assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
+    assert (wide.seeds, wide.count) == (3, 200)
+
+
+def test_proportions_over_seeds_fall_back_to_wilson_where_every_answer_is_equal() -> None:
+    everything = proportion_over_seeds(torch.ones(4, 30, dtype=torch.bool))
+    expected = stats.binomtest(30, 30).proportion_ci(method="wilson")
+    assert (everything.value, everything.low, everything.high) == pytest.approx((1, expected.low, 1))
+    assert everything.seeds == 4
+    mixed = proportion_over_seeds(torch.rand(3, 100, generator=torch.Generator().manual_seed(0)) < 0.9)
+    assert 0 <= mixed.low < mixed.value < mixed.high <= 1

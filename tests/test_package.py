@@ -1,0 +1,59 @@
+"""The wheel holds everything and runs far from the checkout; the pages say what is true."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_wheel_holds_the_studies_and_runs_outside_the_checkout(tmp_path: Path) -> None:
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+        names = archive.namelist()
+    assert {"shiftscope/lab/paper/digits.toml", "shiftscope/lab/paper/mnist.toml"} <= set(names)
+    assert not [name for name in names if "test" in name]
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+        "import shiftscope; from shiftscope.lab.studies import load_study\n"
+        "assert 'site' in shiftscope.__file__, shiftscope.__file__\n"
+        "print(len(load_study('digits').cells()))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "4\n"
+
+
+def test_the_readmes_tree_names_every_module() -> None:
+    readme = (ROOT / "README.md").read_text()
+    modules = {path.name for path in (ROOT / "src" / "shiftscope").rglob("*.py") if path.name != "__init__.py"}
+    assert {name for name in modules if not re.search(rf"\b{re.escape(name)}\b", readme)} == set()
+
+
+def test_links_in_the_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_test_command_is_the_one_ci_runs() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
