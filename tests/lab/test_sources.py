@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from loopback_hub import serving
 from shiftscope.errors import InputError
 from shiftscope.lab import sources
 from shiftscope.lab.data import DataSpec, load
@@ -172,6 +175,27 @@ def test_an_unreachable_hub_is_told_at_once_with_what_to_do(monkeypatch: pytest.
         InputError, match=r"not cached and the Hugging Face hub cannot be reached. Give a local copy with --data-dir"
     ):
         load(DataSpec(name="mnist"))
+
+
+def test_a_hub_data_set_is_loaded_by_the_real_client_and_then_needs_no_hub(local: Path, tmp_path: Path) -> None:
+    code = (
+        "from shiftscope.lab.sources import read\n"
+        "source = read('someone/pets', image_size=None, data_dir=None, progress=lambda *_: None)\n"
+        "print(source.origin, source.classes, source.splits['test'].images.sum().item())"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
+    environment = {name: value for name, value in environment.items() if name.lower() not in ("https_proxy", "hf_hub_offline")}
+    total = pixels(3, 6, 3, seed=1).astype(int).sum()
+    expected = f"Hugging Face hub someone/pets ('cat', 'dog') {total}\n"
+    with serving(local / "pets", "someone/pets") as address:
+        environment["HF_ENDPOINT"] = address
+        first = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert first.stdout == expected
+    again = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert again.stdout == expected
+    environment["SHIFTSCOPE_CACHE"] = str(tmp_path / "another")  # only the hub client's own cache is left
+    offline = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert offline.stdout == expected
 
 
 def test_digits_are_scikit_learns_scaled_to_bytes() -> None:
