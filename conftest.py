@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("shiftscope", "beartype.beartype")
+SOURCES = Path(__file__).parent / "src"
+#: Networks are also run on stand-ins for tensors, when their graph is traced.
+TRACED = "shiftscope.lab.networks"
+MODULES = [".".join(path.relative_to(SOURCES).with_suffix("").parts) for path in SOURCES.rglob("*.py") if path.stem != "__init__"]
+install_import_hook([module for module in MODULES if module != TRACED], "beartype.beartype")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from interleaving import interleaved, ratios
 from shiftscope.lab.data import Canvas, DataSpec, load
 from shiftscope.lab.memory import keep_freed_memory
 from shiftscope.lab.networks import Network, NetworkSpec, build
@@ -108,25 +109,12 @@ def ordinary(factor: int, data: Labelled, recipe: Recipe) -> Callable[[], float]
     return run
 
 
-def interleaved(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each way once a round, in an order that turns from round to round; a first round is not counted."""
-    names = list(ways)
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 1):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            speed = ways[name]()
-            if number:
-                found[name].append(speed)
-    return found
-
-
 def show(title: str, found: dict[str, list[float]], base: str) -> None:
     """Medians and ratios to the base of the same round."""
     print(f"\n{title}")
     for name, speeds in found.items():
-        ratios = [speed / against for speed, against in zip(speeds, found[base], strict=True)]
-        spread = f"[{min(ratios):.3f}, {max(ratios):.3f}]"
-        print(f"  {name:<30} {median(speeds):>9,.0f} images/s   {median(ratios):.3f} of {base}  {spread}", flush=True)
+        middle, spread = ratios(speeds, found[base])
+        print(f"  {name:<30} {median(speeds):>9,.0f} images/s   {middle:.3f} of {base}  {spread}", flush=True)
 
 
 def images(data_dir: Path | None, count: int) -> Labelled:

@@ -17,11 +17,19 @@ ORDER = [
     "errors",
     "signals",
     "shifts",
+    "engine",
+    "engine.sheets",
+    "engine.heads",
+    "engine.operators",
+    "engine.graph",
+    "engine.direct",
+    "engine.dense",
     "outputs",
     "measures",
     "protocols",
     "theory",
     "tables",
+    "surveys",
     "figures",
     "lab",
     "lab.specs",
@@ -31,6 +39,7 @@ ORDER = [
     "lab.sources",
     "lab.data",
     "lab.networks",
+    "lab.selfcheck",
     "lab.training",
     "lab.studies",
     "lab.records",
@@ -58,7 +67,7 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     ours = {module.removeprefix("shiftscope").lstrip(".") for module in modules if module.partition(".")[0] == "shiftscope"}
-    return {module for module in ours if module in names()} - {"lab"}
+    return {module for module in ours if module in names()} - {"lab", "engine"}
 
 
 def test_the_order_names_every_module() -> None:
@@ -87,5 +96,6 @@ def test_the_command_line_does_not_import_torch() -> None:
 
 def test_public_names_exist_and_others_are_refused() -> None:
     assert all(getattr(shiftscope, name).__name__ == name for name in shiftscope.__all__)
+    assert set(shiftscope._HOMES) == set(shiftscope.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'shift_output'"):
         _ = shiftscope.shift_output

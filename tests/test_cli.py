@@ -49,6 +49,14 @@ def test_theory_prints_every_table_with_its_sentence() -> None:
         assert text in printed
 
 
+def test_selfcheck_passes_and_prints_a_table() -> None:
+    done = shiftscope("selfcheck", "--json")
+    assert done.returncode == 0, done.stdout
+    rows = json.loads(done.stdout)["rows"]
+    assert {row["verdict"] for row in rows} == {"passed"}
+    assert f"{len(rows)} of {len(rows)} passed." in shiftscope("selfcheck").stdout
+
+
 def test_study_prints_its_table_and_then_finds_it_finished(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     first = shiftscope("study", "tiny.toml", cwd=tmp_path)

@@ -11,12 +11,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shiftscope.errors import InputError
     from shiftscope.measures import Estimate
-    from shiftscope.outputs import Outputs, shift_outputs
+    from shiftscope.outputs import Outputs, shift_outputs, stream_outputs
+    from shiftscope.shifts import grid
+    from shiftscope.surveys import Survey, survey
     from shiftscope.tables import Table
 
-__all__ = ["Estimate", "InputError", "Outputs", "Table", "shift_outputs"]
+__all__ = ["Estimate", "InputError", "Outputs", "Survey", "Table", "grid", "shift_outputs", "stream_outputs", "survey"]
 
-_HOMES = {"Estimate": "measures", "InputError": "errors", "Outputs": "outputs", "Table": "tables", "shift_outputs": "outputs"}
+_HOMES = {
+    "Estimate": "measures",
+    "InputError": "errors",
+    "Outputs": "outputs",
+    "Survey": "surveys",
+    "Table": "tables",
+    "grid": "shifts",
+    "shift_outputs": "outputs",
+    "stream_outputs": "outputs",
+    "survey": "surveys",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -41,6 +41,26 @@ def theory(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = 
 
 
 @app.command
+def selfcheck(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
+    """Measure networks whose answer is known, and fail if any measure is wrong.
+
+    Parameters
+    ----------
+    as_json:
+        Print the table as JSON instead.
+    """
+    from shiftscope.console import print_table
+    from shiftscope.lab.selfcheck import run_checks
+
+    table, passed = run_checks()
+    if as_json:
+        _print_json(table.to_json())
+    else:
+        print_table(table)
+    return 0 if passed else 1
+
+
+@app.command
 def study(
     name: str = "digits",
     *,
@@ -92,13 +112,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code."""
     warnings.showwarning = _show_warning
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (InputError, CycloptsError) as error:
         print(f"shiftscope: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _device(name: str) -> str:

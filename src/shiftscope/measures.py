@@ -26,7 +26,17 @@ from torch import Tensor
 
 from shiftscope.outputs import Outputs
 
-__all__ = ["Estimate", "cosines", "mean", "mean_over_seeds", "proportion", "proportion_over_seeds", "top1_changes"]
+__all__ = [
+    "Estimate",
+    "correct",
+    "cosines",
+    "mean",
+    "mean_over_seeds",
+    "per_shift_cosines",
+    "proportion",
+    "proportion_over_seeds",
+    "top1_changes",
+]
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -57,14 +67,21 @@ class Estimate:
 def cosines(outputs: Outputs) -> Float[Tensor, " image"]:
     """Cosine between each image's output and its outputs under shifts, averaged over its shifts.
 
-    Two zero outputs are alike (1), a zero output is like no other (0). The mean over images is the mean cosine similarity,
-    MCS (Mouton, Myburgh and Davel 2020).
+    The mean over images is the mean cosine similarity, MCS (Mouton, Myburgh and Davel 2020).
+    """
+    return per_shift_cosines(outputs).mean(dim=1)
+
+
+def per_shift_cosines(outputs: Outputs) -> Float[Tensor, "image shift"]:
+    """Cosine between each image's output and each of its outputs under shifts.
+
+    Two zero outputs are alike (1), a zero output is like no other (0).
     """
     reference, values = outputs.reference.double()[:, None, :], outputs.values.double()
     norms = (reference.square().sum(-1) * values.square().sum(-1)).sqrt()
     similar = ((reference * values).sum(-1) / norms).clamp(-1, 1)
     both_zero = (reference == 0).all(-1) & (values == 0).all(-1)
-    return torch.where(norms > 0, similar, both_zero.double()).mean(dim=1).float()
+    return torch.where(norms > 0, similar, both_zero.double()).float()
 
 
 def top1_changes(outputs: Outputs) -> Float[Tensor, " image"]:

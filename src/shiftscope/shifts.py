@@ -7,12 +7,12 @@ A *shift* is (dy, dx) in whole pixels; the content moves down and right when the
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Complex, Float, Int, Shaped
 from torch import Tensor
 
 from shiftscope.signals import Mode
 
-__all__ = ["grid", "sample", "translate"]
+__all__ = ["grid", "sample", "translate", "translate_by_parts"]
 
 
 def grid(max_shift: int) -> Int[Tensor, "shift 2"]:
@@ -90,6 +90,58 @@ def translate(
     moved = _gather(images, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
     background = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
     return torch.where(inside, moved, background.reshape(-1, 1, 1))
+
+
+def translate_by_parts(
+    images: Float[Tensor, "image channel height width"],
+    shifts: Float[Tensor, "image 2"],
+    *,
+    mode: Mode = "zero",
+    fill: Float[Tensor, " channel"] | float = 0.0,
+) -> Float[Tensor, "image channel height width"]:
+    """Move each image by its own shift, in parts of a pixel.
+
+    ``circular`` turns the phases of the image's Fourier transform, which is exact for band-limited images and undone by the
+    opposite shift (along an axis of even size the highest frequency, which has no direction, keeps its real part only).
+    ``zero`` interpolates bilinearly between the four whole-pixel shifts around, as if the fill went on forever outside.
+
+    Args:
+        images: a batch of floating point.
+        shifts: (dy, dx) per image, pixels.
+        mode: what comes in at the border.
+        fill: the canvas's colour, one value or one a channel; not used where ``mode`` is circular.
+
+    Raises:
+        ValueError: what :func:`translate` says.
+
+    >>> translate_by_parts(torch.tensor([[[[0.0, 1.0, 0.0]]]]), torch.tensor([[0.0, 0.5]])).tolist()
+    [[[[0.0, 0.5, 0.5]]]]
+    """
+    if mode == "circular":
+        height, width = images.shape[2:]
+        down, right = shifts.to(images).unbind(1)
+        turns_y = down[:, None] * torch.fft.fftfreq(height, device=images.device, dtype=images.dtype)
+        turns_x = right[:, None] * torch.fft.rfftfreq(width, device=images.device, dtype=images.dtype)
+        factor_y, factor_x = _turned(turns_y, height), _turned(turns_x, width)
+        spectrum = torch.fft.rfft2(images) * factor_y[:, None, :, None] * factor_x[:, None, None, :]
+        turned: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
+        return turned
+    whole = shifts.floor()
+    parts = (shifts - whole).to(images)
+    moved = torch.zeros_like(images)
+    for corner in torch.cartesian_prod(torch.arange(2), torch.arange(2)).to(shifts.device):
+        weights = torch.where(corner.bool(), parts, 1 - parts).prod(dim=1)
+        moved += weights[:, None, None, None] * translate(images, whole.long() + corner, mode=mode, fill=fill)
+    return moved
+
+
+def _turned(turns: Float[Tensor, "image frequency"], size: int) -> Complex[Tensor, "image frequency"]:
+    """exp(-2 pi i turns); real at the highest frequency of an even size."""
+    factors = torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
+    if size % 2 == 0:
+        highest = size // 2
+        factors[:, highest] = factors[:, highest].real.to(factors.dtype)
+    return factors
 
 
 def _sources(steps: Int[Tensor, " image"], target: int, source: int) -> Int[Tensor, "image position"]:

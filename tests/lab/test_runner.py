@@ -21,7 +21,7 @@ from shiftscope.lab.runner import Loading, RunEnded, RunStarted, run_study
 from shiftscope.lab.studies import Study, load_study
 from shiftscope.measures import Estimate
 from shiftscope.protocols import mouton2020
-from shiftscope.shifts import translate
+from shiftscope.shifts import grid, translate
 
 SMALL = """
 title = "Small"
@@ -57,11 +57,12 @@ def small(tmp_path: Path, text: str = SMALL) -> Study:
 def test_a_study_gives_estimates_over_seeds_and_images_and_keeps_everything(tmp_path: Path) -> None:
     study, out = small(tmp_path), tmp_path / "out"
     table = run_study(study, out=out)
-    assert table.columns == ("factor", "seeds", "train_accuracy", "test_accuracy", "mcs", "top1_change", "source_mcs")
+    measured = ("test_accuracy", "mcs", "mcs_all_shifts", "top1_change", "worst_case")
+    assert table.columns == ("factor", "seeds", "train_accuracy", *measured, "source_mcs")
     assert [row["factor"] for row in table.rows] == [1, 4]
     assert table.rows[1]["source_mcs"] == 0.5
     for row in table.rows:
-        for name in ("test_accuracy", "mcs", "top1_change"):
+        for name in measured:
             estimate = row[name]
             assert isinstance(estimate, Estimate)
             assert estimate.low <= estimate.value <= estimate.high
@@ -99,6 +100,14 @@ def test_a_records_numbers_follow_from_its_weights_by_an_independent_way(tmp_pat
     assert record["results"]["mcs"]["value"] == pytest.approx(sum(cosines) / 60, abs=1e-5)
     assert record["results"]["top1_change"]["value"] == pytest.approx(sum(changes) / 60)
     assert record["results"]["test_accuracy"]["value"] == pytest.approx(sum(right) / 60)
+    measures = load_file(folder / "measures.safetensors")
+    assert measures["map.mcs"].shape == (13 * 13,)
+    assert measures["map.mcs"].mean().item() == pytest.approx(record["results"]["mcs_all_shifts"]["value"], abs=1e-5)
+    assert measures["map.mcs"][13 * 13 // 2].item() == pytest.approx(1, abs=1e-5)
+    with torch.no_grad():
+        canvases = torch.nn.functional.pad(data.test.images.float() / 255, (6, 6, 6, 6))
+        answers = torch.stack([network(canvases.roll(tuple(d), (2, 3))).argmax(1) for d in grid(6).tolist()])
+    assert record["results"]["worst_case"]["value"] == pytest.approx((answers == data.test.labels).all(0).float().mean().item())
     history = json.loads((folder / "history.json").read_text())
     assert [epoch["epoch"] for epoch in history] == [1, 2]
 
@@ -128,6 +137,22 @@ def test_a_damaged_run_is_told_and_computed_again_to_the_same_table(tmp_path: Pa
         (one / "measures.safetensors").unlink()
     with pytest.warns(UserWarning, match=r"record.json is damaged .* computed again"):
         assert run_study(study, out=out).to_csv() == first
+
+
+def test_a_record_of_an_older_form_is_measured_anew_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, out = small(tmp_path), tmp_path / "out"
+    first = run_study(study, out=out)
+    for folder in (out / "runs").iterdir():
+        older = json.loads((folder / "record.json").read_text())
+        older["schema_version"] = 1
+        del older["results"]["mcs_all_shifts"], older["results"]["worst_case"]
+        (folder / "record.json").write_text(json.dumps(older))
+        (folder / "measures.safetensors").unlink()
+    monkeypatch.setattr("shiftscope.lab.runner.train", lambda *_, **__: pytest.fail("trained again"))
+    again = run_study(study, out=out)
+    assert again.to_csv() == first.to_csv()
+    assert again.provenance["started"] == first.provenance["started"]
+    assert "measured_with" in again.provenance
 
 
 def test_killing_it_at_any_moment_and_starting_again_ends_in_the_undisturbed_table(tmp_path: Path) -> None:

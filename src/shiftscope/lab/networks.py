@@ -139,22 +139,6 @@ class Normalise(nn.Module):
         return (images - self.mean[:, None, None]) / self.deviation[:, None, None]
 
 
-class CircularPad(nn.Module):
-    """Continue a map on all sides by what lies on its opposite side, so that a window of ``kernel`` finds every position."""
-
-    def __init__(self, kernel: int) -> None:
-        super().__init__()
-        self.margins = _margins(kernel)
-
-    def forward(self, maps: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image channel tall wide"]:
-        """The continued maps."""
-        return nn.functional.pad(maps, self.margins, mode="circular")
-
-    def extra_repr(self) -> str:
-        """Margins left, right, top, bottom."""
-        return f"margins={self.margins}"
-
-
 class Network(nn.Module):
     """Normalisation, spatial part (``features``) and head (``head``)."""
 
@@ -200,7 +184,7 @@ def _features(spec: NetworkSpec) -> nn.Sequential:
     inputs = spec.input_channels
     for outputs, stride in zip(spec.channels, spec.pool_strides(), strict=True):
         pool = nn.MaxPool2d(spec.pool_kernel, stride) if spec.pool == "max" else nn.AvgPool2d(spec.pool_kernel, stride)
-        pooling = [CircularPad(spec.pool_kernel), pool] if spec.padding == "circular" else [pool]
+        pooling = [nn.CircularPad2d(_margins(spec.pool_kernel)), pool] if spec.padding == "circular" else [pool]
         layers += _convolution(spec, inputs, outputs)
         layers += [*pooling, nn.ReLU()] if spec.pool == "max" else [nn.ReLU(), *pooling]
         inputs = outputs
@@ -210,7 +194,7 @@ def _features(spec: NetworkSpec) -> nn.Sequential:
 def _convolution(spec: NetworkSpec, inputs: int, outputs: int) -> list[nn.Module]:
     kernel = spec.convolution_kernel
     if spec.padding == "circular":
-        return [CircularPad(kernel), nn.Conv2d(inputs, outputs, kernel)]
+        return [nn.CircularPad2d(_margins(kernel)), nn.Conv2d(inputs, outputs, kernel)]
     if spec.padding == "same" and kernel % 2 == 0:
         return [nn.ZeroPad2d(_margins(kernel)), nn.Conv2d(inputs, outputs, kernel)]
     return [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 if spec.padding == "same" else 0)]

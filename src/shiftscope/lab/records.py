@@ -1,7 +1,8 @@
 """A finished run on disk: one folder named by its content id.
 
 ``record.json`` is written last, whole or not at all, and is the sign that the run is finished; ``model.safetensors`` (the kept
-weights), ``history.json`` (every epoch) and ``measures.safetensors`` (the value of every test image) lie beside it.
+weights), ``history.json`` (every epoch) and ``measures.safetensors`` (the value of every test image, and maps over shifts) lie
+beside it. A record of an older form still tells how the training ended, so that its weights can be measured anew.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from torch import Tensor
 import shiftscope
 from shiftscope.lab.files import write_tensors, write_text
 from shiftscope.lab.specs import Spec
-from shiftscope.lab.studies import SCHEMA, Run
+from shiftscope.lab.studies import Run
 from shiftscope.lab.training import Training
 from shiftscope.measures import Estimate
 
-__all__ = ["Finished", "Record", "provenance", "read", "write"]
+__all__ = ["Finished", "Outcome", "Record", "provenance", "read", "read_training", "write", "write_training"]
 
+#: The form of a record and what is measured for it.
+RECORD_VERSION = 2
 RECORD, MODEL, HISTORY, MEASURES = "record.json", "model.safetensors", "history.json", "measures.safetensors"
+MAP = "map."
 
 
 class Outcome(Spec):
@@ -54,7 +58,7 @@ class Record(Spec):
         training: how that ended.
         results: by measure, each with its interval over images; empty where the training diverged.
         cut: share of the test images of which the shifts cut content.
-        provenance: code, machine, data, time.
+        provenance: code, machine, data, time of the training, and the code that measured where that is another.
     """
 
     schema_version: int
@@ -68,22 +72,34 @@ class Record(Spec):
 
 @dataclass(frozen=True)
 class Finished:
-    """A record and the values per test image its estimates come from, by measure."""
+    """A record and what its estimates come from.
+
+    Attributes:
+        record: the record.
+        values: by measure, one of each test image.
+        maps: by measure, the mean of each shift.
+    """
 
     record: Record
     values: Mapping[str, Tensor]
+    maps: Mapping[str, Tensor]
 
 
-def write(folder: Path, finished: Finished, training: Training, weights: Mapping[str, Tensor]) -> None:
-    """Put a finished run into its folder, the record last."""
+def write_training(folder: Path, training: Training, weights: Mapping[str, Tensor]) -> None:
+    """Put the kept weights and every epoch into a run's folder."""
     write_tensors(folder / MODEL, weights)
     write_text(folder / HISTORY, json.dumps([asdict(epoch) for epoch in training.epochs], indent=1) + "\n")
-    write_tensors(folder / MEASURES, finished.values)
+
+
+def write(folder: Path, finished: Finished) -> None:
+    """Put measures and, last, the record into a run's folder."""
+    maps = {f"{MAP}{name}": values for name, values in finished.maps.items()}
+    write_tensors(folder / MEASURES, {**finished.values, **maps})
     write_text(folder / RECORD, finished.record.model_dump_json(indent=2) + "\n")
 
 
 def read(folder: Path) -> Finished | None:
-    """The finished run in a folder; None where there is none, or, said as a warning, where its files are damaged."""
+    """The finished run in a folder; None where there is none of this form, or, said as a warning, where it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -91,13 +107,30 @@ def read(folder: Path) -> Finished | None:
         return None
     try:
         record = Record.model_validate_json((folder / RECORD).read_bytes())
-        if record.schema_version != SCHEMA or record.id != folder.name:
-            raise ValueError("it belongs to another version or another run")
-        return Finished(record, load_file(folder / MEASURES))
+        if record.id != folder.name:
+            raise ValueError("it belongs to another run")
+        if record.schema_version != RECORD_VERSION:
+            return None
+        tensors = load_file(folder / MEASURES)
+        maps = {name.removeprefix(MAP): values for name, values in tensors.items() if name.startswith(MAP)}
+        return Finished(record, {name: values for name, values in tensors.items() if not name.startswith(MAP)}, maps)
     except (ValidationError, ValueError, OSError, SafetensorError) as error:
         reason = "not a whole record" if isinstance(error, ValidationError) else str(error)
         warnings.warn(f"{folder / RECORD} is damaged ({reason}); the run is computed again.", stacklevel=2)
         return None
+
+
+def read_training(folder: Path) -> tuple[Record, dict[str, Tensor]] | None:
+    """The record of an older form and the kept weights, where both are whole; to be measured anew, not trained again."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        record = Record.model_validate_json((folder / RECORD).read_bytes())
+        weights = load_file(folder / MODEL)
+    except (ValueError, OSError, SafetensorError):
+        return None
+    return (record, weights) if record.id == folder.name and record.schema_version < RECORD_VERSION else None
 
 
 def provenance(device: torch.device | str) -> dict[str, str]:

@@ -28,7 +28,7 @@ from shiftscope.lab.training import Recipe
 
 __all__ = ["Cell", "MeasureSpec", "Run", "Source", "Study", "load_study", "shipped_studies"]
 
-#: Changes whenever the same specification would give other numbers or another record.
+#: Changes whenever the same specification would train another network.
 SCHEMA = 1
 #: Settings of the network that follow from the data.
 DERIVED = ("input_size", "input_channels", "classes")
@@ -70,7 +70,7 @@ class Run(Spec):
     seed: int = 0
 
     def content_id(self, checksum: str) -> str:
-        """Twelve hexadecimal digits that change with the specification, the data's checksum or the record's schema."""
+        """Twelve hexadecimal digits that change with the specification, the data's checksum or the code's SCHEMA."""
         content = json.dumps([SCHEMA, checksum, self.model_dump(mode="json")], sort_keys=True)
         return sha256(content.encode()).hexdigest()[:12]
 

@@ -1,0 +1,286 @@
+"""Every shift of every image: dense beside direct, beside its floor, and beside other tools.
+
+    python benchmarks/exhaustive.py [--data-dir DIR] [--rounds 5] [--images 16]
+
+For each network, interleaved, fp32: the time of all shifts of some images by ``direct`` (the model run on each shifted copy;
+its own overhead over bare forward passes is printed too) and by ``dense``, and their ratio in each round.
+
+The *floor* beside it is the most that could be had by arithmetic alone: the real multiply-adds of direct over those of dense,
+both counted while they run (convolutions, matrix products; a real Fourier transform of n points counts 2.5 n log2 n / 4). What
+is not multiply-adds (pooling, activations, copies) is in the time and not in the floor.
+
+Then: the largest difference of the two, peak memory for 1,000 and 10,000 images, and tmeasures (PyPI, in a folder of its own
+on PYTHONPATH; skipped where it is not installed), which takes any model: the same model, images and shifts, its variance over
+transformations of the output layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from math import exp, log, log2
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from interleaving import interleaved, ratios, seconds
+from shiftscope.lab.data import DataSpec, load
+from shiftscope.lab.memory import keep_freed_memory
+from shiftscope.lab.networks import NetworkSpec, build
+from shiftscope.lab.seeds import stream
+from shiftscope.outputs import shift_outputs, stream_outputs
+from shiftscope.shifts import grid
+from shiftscope.signals import Mode
+from shiftscope.surveys import survey
+
+
+class Block(nn.Module):
+    """Two circular convolutions around a shortcut, as in a residual network."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, padding=1, padding_mode="circular", bias=False)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, padding_mode="circular", bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)])
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if stride > 1 or inputs != outputs else nn.Identity()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The block's maps."""
+        rest = self.norms[1](self.second(torch.relu(self.norms[0](self.first(maps)))))
+        return torch.relu(rest + self.shortcut(maps))
+
+
+def circular_resnet() -> nn.Module:
+    """Four stages of 16 to 128 channels, subsampling factor 8, global average pooling."""
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 16, 3, padding=1, padding_mode="circular")
+    blocks = [Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2), Block(64, 128, 2)]
+    return nn.Sequential(stem, nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)).eval()
+
+
+def family(**settings: Any) -> nn.Module:
+    """An untrained network of the paper's family; the time does not depend on its weights."""
+    return build(NetworkSpec(**settings), generator=stream(0, "weights")).eval()
+
+
+def digits(count: int, data_dir: Path | None) -> Tensor:
+    """MNIST on its canvas where it is at hand; elsewhere noise of its extent."""
+    if data_dir or os.environ.get("SHIFTSCOPE_DATA"):
+        data = load(DataSpec(name="mnist"), data_dir=data_dir)
+        return data.canvas.place(data.test.images[:count])
+    images = torch.zeros(count, 1, 40, 40)
+    images[:, :, 6:34, 6:34] = torch.rand(count, 1, 28, 28, generator=stream(0, "images"))
+    return images
+
+
+def colours(count: int, canvas: int) -> Tensor:
+    """Noise of CIFAR-10's extent on a canvas."""
+    images = torch.zeros(count, 3, canvas, canvas)
+    margin = (canvas - 32) // 2
+    images[:, :, margin : margin + 32, margin : margin + 32] = torch.rand(count, 3, 32, 32, generator=stream(0, "images"))
+    return images
+
+
+def multiply_adds(run: Callable[[], object]) -> float:
+    """Real multiply-adds of a call: what the counter sees, complex products four times, and Fourier transforms."""
+    extra = 0.0
+    transform, back, product = torch.fft.rfft2, torch.fft.irfft2, torch.bmm
+
+    def points(maps: Tensor, lengths: tuple[int, int]) -> float:
+        area = lengths[0] * lengths[1]
+        return maps.shape[0] * maps.shape[1] * 2.5 * area * log2(area) / 2 / 2
+
+    def counted(maps: Tensor, s: tuple[int, int]) -> Any:
+        nonlocal extra
+        extra += points(maps, s)
+        return transform(maps, s=s)
+
+    def counted_back(maps: Tensor, s: tuple[int, int]) -> Any:
+        nonlocal extra
+        extra += points(maps, s)
+        return back(maps, s=s)
+
+    def counted_product(left: Tensor, right: Tensor) -> Tensor:
+        nonlocal extra
+        extra += 3 * left.shape[0] * left.shape[1] * left.shape[2] * right.shape[2] * left.is_complex()
+        return product(left, right)
+
+    torch.fft.rfft2, torch.fft.irfft2, torch.bmm = counted, counted_back, counted_product  # type: ignore[assignment]
+    try:
+        with FlopCounterMode(display=False) as counter:
+            run()
+    finally:
+        torch.fft.rfft2, torch.fft.irfft2, torch.bmm = transform, back, product
+    return float(counter.get_total_flops()) / 2 + extra
+
+
+def compare(title: str, model: nn.Module, images: Tensor, shifts: Tensor, *, mode: Mode, rounds: int) -> tuple[float, float]:
+    """Print one network's line; the ratio of times and the floor."""
+    few = images[: max(2, len(images) // 8)]
+    dense_blocks = _dense_pass(model, images, shifts, mode)
+    direct_adds = multiply_adds(lambda: model(images[:1])) * len(shifts)
+    dense_adds = multiply_adds(dense_blocks) / len(images)
+    floor = direct_adds / dense_adds
+    ways = {
+        "direct": seconds(lambda: shift_outputs(model, few, shifts, mode=mode, method="direct")),
+        "dense": seconds(lambda: shift_outputs(model, images, shifts, mode=mode, method="dense")),
+    }
+    found = interleaved(ways, rounds)
+    direct = [time / len(few) for time in found["direct"]]
+    dense = [time / len(images) for time in found["dense"]]
+    ratio, spread = ratios(direct, dense)
+    a, b = (shift_outputs(model, few, shifts, mode=mode, method=method).values for method in ("direct", "dense"))
+    apart = float(((a - b).norm(dim=-1) / a.norm(dim=-1)).max())
+    print(
+        f"{title:<44} {len(shifts):>5} shifts  direct {1e3 * median(direct):8.2f}  dense {1e3 * median(dense):7.2f} ms an image  "
+        f"ratio {ratio:6.1f} {spread:<14} floor {floor:6.1f} ({direct_adds / 1e6:,.0f} / {dense_adds / 1e6:,.1f} M)  "
+        f"of floor {ratio / floor:.2f}  apart {apart:.1e}",
+        flush=True,
+    )
+    return ratio, floor
+
+
+def _dense_pass(model: nn.Module, images: Tensor, shifts: Tensor, mode: Mode) -> Callable[[], object]:
+    """The dense arithmetic of all images, without the check against direct and without the unshifted pass."""
+    from shiftscope.engine.dense import Dense, choose
+    from shiftscope.engine.direct import Direct, World
+
+    world = World(mode, None, 0.0, (images.shape[2], images.shape[3]))
+    direct = Direct(model, world, torch.device("cpu"), None, "fp32")
+    with torch.inference_mode():
+        dense, reason = choose(model, images, shifts, world, torch.device("cpu"), "dense", direct, None)
+    assert isinstance(dense, Dense), reason
+
+    def run() -> None:
+        with torch.no_grad():
+            for part in images.split(dense.block):
+                dense(part)
+
+    return run
+
+
+def overhead(model: nn.Module, images: Tensor, shifts: Tensor, rounds: int) -> None:
+    """Direct beside bare forward passes over batches that are ready."""
+    ready = images.contiguous()
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for _ in range(len(shifts) + 1):
+                model(ready)
+
+    ways = {"bare": seconds(bare), "direct": seconds(lambda: shift_outputs(model, images, shifts, method="direct"))}
+    found = interleaved(ways, rounds)
+    ratio, spread = ratios(found["direct"], found["bare"])
+    print(f"direct over bare forward passes, batch {len(images)}: {ratio:.3f} {spread}", flush=True)
+
+
+def beside_tmeasures(model: nn.Module, images: Tensor, reach: int, rounds: int) -> None:
+    """The same outputs by tmeasures: its standard deviation over transformations, averaged over images."""
+    try:
+        import tmeasures as tm
+        from tmeasures.pytorch.activations_iterator import ActivationsModule
+    except ImportError:
+        print("tmeasures: not installed (pip install tmeasures==1.2.11), skipped")
+        return
+    size, shifts = images.shape[2], grid(reach)
+    steps = [(-dx / size, -dy / size) for dy, dx in shifts.tolist()]
+
+    class Last(ActivationsModule):  # type: ignore[misc]  # an untyped package
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def activation_names(self) -> list[str]:
+            return ["output"]
+
+        def forward_activations(self, batch: Tensor) -> list[Tensor]:
+            return [self.model(batch)]
+
+    transformations = tm.pytorch.transformations.affine.TranslationGenerator(steps)
+    options = tm.pytorch.PyTorchMeasureOptions(batch_size=256, verbose=False)
+    measure = tm.pytorch.TransformationVarianceInvariance()
+    theirs: list[Tensor] = []
+    ours: list[Tensor] = []
+
+    def run_theirs() -> None:
+        theirs[:] = [measure.eval(list(images), transformations, Last(), options).layers[0]]
+
+    def run_ours() -> None:
+        outputs = shift_outputs(model, images, shifts)
+        ours[:] = [outputs.values.std(dim=1).mean(dim=0)]
+
+    found = interleaved({"tmeasures": seconds(run_theirs), "shiftscope": seconds(run_ours)}, rounds)
+    ratio, spread = ratios(found["tmeasures"], found["shiftscope"])
+    apart = float((theirs[0].flatten() - ours[0]).abs().max() / ours[0].abs().max())
+    print(
+        f"tmeasures over shiftscope, {len(images)} images, {len(shifts)} shifts, factor 4: {ratio:.1f} {spread}; "
+        f"their standard deviations of the outputs differ by {apart:.1e}",
+        flush=True,
+    )
+
+
+def peak_megabytes(count: int) -> None:
+    """Print the peak memory of a survey of so many images, made batch by batch."""
+    model = family(factor=4)
+
+    def batches() -> Iterator[Tensor]:
+        for _ in range(count // 250):
+            yield digits(250, None)
+
+    survey(stream_outputs(model, batches(), grid(8)))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def memory() -> None:
+    """Peak memory of 1,000 and of 10,000 images, each in a process of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "SHIFTSCOPE_DATA"}
+    peaks = {}
+    for count in (1000, 10_000):
+        command = [sys.executable, __file__, "--peak", str(count)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        peaks[count] = float(done.stdout)
+    growth = peaks[10_000] / peaks[1000] - 1
+    print(f"peak memory: {peaks[1000]:.0f} MB for 1,000 images, {peaks[10_000]:.0f} MB for 10,000: {growth:+.1%}", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--peak", type=int, help="print the peak memory of a survey of so many images, and nothing else")
+    asked = parser.parse_args()
+    keep_freed_memory()
+    if asked.peak:
+        peak_megabytes(asked.peak)
+        return
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {asked.rounds} rounds, median [least, greatest]")
+    images = digits(asked.images, asked.data_dir)
+    found = []
+    for factor in (1, 2, 4, 8):
+        found.append(compare(f"MNIST, factor {factor}", family(factor=factor), images, grid(8), mode="zero", rounds=asked.rounds))
+    means = [exp(sum(log(pair[index]) for pair in found) / len(found)) for index in (0, 1)]
+    worst = min(ratio / floor for ratio, floor in found)
+    print(f"geometric mean: ratio {means[0]:.1f}, floor {means[1]:.1f}; least share of its floor {worst:.2f}")
+    compare("MNIST, factor 4, m = 16", family(factor=4), images, grid(16), mode="zero", rounds=asked.rounds)
+    cifar = family(channels=(32, 64, 128), factor=4, pool_kernel=5, input_size=50, input_channels=3)
+    compare("CIFAR-10 50x50, factor 4, pool kernel 5", cifar, colours(8, 50), grid(8), mode="zero", rounds=asked.rounds)
+    everywhere = torch.cartesian_prod(torch.arange(32), torch.arange(32))
+    compare("circular residual network, all of 32x32", circular_resnet(), colours(8, 32), everywhere, mode="circular", rounds=3)
+    overhead(family(factor=8), digits(256, asked.data_dir), grid(3), asked.rounds)
+    overhead(family(factor=1), digits(64, asked.data_dir), grid(1), asked.rounds)
+    beside_tmeasures(family(factor=4), images[:8], 8, min(asked.rounds, 3))
+    memory()
+
+
+if __name__ == "__main__":
+    main()

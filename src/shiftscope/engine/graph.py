@@ -1,0 +1,113 @@
+"""A model's traced graph, walked with a rule for each operator."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from shiftscope.engine.operators import Rules
+from shiftscope.engine.sheets import BatchSize, Flat, Layout, NotDenseError, Pair, Sheet, Vectors
+
+__all__ = ["Tracer", "trace"]
+
+
+class Tracer:
+    """A model's graph, ready to be run on all windows at once.
+
+    Args:
+        model: in evaluation mode.
+
+    Raises:
+        NotDenseError: it cannot be traced.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        hooked = [name for name, part in model.named_modules() if part._forward_hooks or part._forward_pre_hooks]
+        if hooked:
+            raise NotDenseError(f"`{hooked[0] or 'the model'}` carries a forward hook, which may change what it gives")
+        try:
+            self.traced = fx.symbolic_trace(model)
+        except Exception as error:  # whatever a model's Python code raises under tracing
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise NotDenseError(f"its graph cannot be traced ({reason})") from error
+        self.spectra: dict[tuple[str, Pair, Pair], Tensor] = {}
+
+    def __call__(self, maps: Tensor, background: Tensor, corner: Pair, layout: Layout) -> Tensor:
+        """Outputs [image, row, column, class] for every window of the layout.
+
+        Args:
+            maps: [image, channel, height, width], the images less the background, on a box that holds all that differs from it.
+            background: [channel].
+            corner: where the box begins in P.
+            layout: the windows.
+
+        Raises:
+            NotDenseError: an operator has no exact rule.
+        """
+        found: dict[fx.Node, Any] = {}
+        rules = Rules(layout, self.spectra)
+        for node in self.traced.graph.nodes:
+            arguments = fx.node.map_arg(node.args, lambda needed: found[needed])
+            options = fx.node.map_arg(node.kwargs, lambda needed: found[needed])
+            _refuse_overwriting(self.traced, node)
+            if node.op == "placeholder":
+                if any(isinstance(value, Sheet) for value in found.values()):
+                    raise NotDenseError("it takes more than one input")
+                found[node] = Sheet(maps, background, corner, (1, 1), layout.size, (0, 0))
+            elif node.op == "get_attr":
+                found[node] = operator.attrgetter(node.target)(self.traced)
+            elif node.op == "output":
+                return _result(arguments[0])
+            elif not _has_data(arguments, options):
+                found[node] = _constant(self.traced, node, arguments, options)
+            elif node.op == "call_module":
+                found[node] = rules.module(node.target, self.traced.get_submodule(node.target), *arguments, **options)
+            elif node.op == "call_method":
+                found[node] = rules.method(node.target, *arguments, **options)
+            else:
+                found[node] = rules.function(node.target, *arguments, **options)
+        raise NotDenseError("its graph has no output")
+
+
+def trace(model: Callable[[Tensor], Tensor]) -> Tracer:
+    """The traced model, or :class:`NotDenseError` for a callable that is no module."""
+    if not isinstance(model, nn.Module):
+        raise NotDenseError("the model is a plain callable, whose graph cannot be seen")
+    return Tracer(model)
+
+
+def _refuse_overwriting(traced: fx.GraphModule, node: fx.Node) -> None:
+    """An operator that works in place must be the last to use what it overwrites: the rules here leave it as it was."""
+    part = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+    in_place = getattr(part, "inplace", False) or node.kwargs.get("inplace") is True
+    in_place = in_place or (node.op == "call_method" and str(node.target).endswith("_"))
+    in_place = in_place or node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    if in_place and node.args and isinstance(node.args[0], fx.Node):
+        order = {other: place for place, other in enumerate(traced.graph.nodes)}
+        if any(order[user] > order[node] for user in node.args[0].users):
+            raise NotDenseError(f"`{node.target}` overwrites what is used again later")
+
+
+def _has_data(arguments: Any, options: Any) -> bool:
+    """Whether any argument comes from the images."""
+    found: list[Any] = []
+    fx.node.map_aggregate((arguments, options), lambda value: found.append(isinstance(value, Sheet | Flat | Vectors | BatchSize)))
+    return any(found)
+
+
+def _constant(traced: fx.GraphModule, node: fx.Node, arguments: Any, options: Any) -> Any:
+    """A node that depends on weights alone."""
+    if node.op == "call_function":
+        return node.target(*arguments, **options)  # type: ignore[operator]  # fx types a target as text or callable
+    if node.op == "call_method":
+        return getattr(arguments[0], str(node.target))(*arguments[1:], **options)
+    return traced.get_submodule(str(node.target))(*arguments, **options)
+
+
+def _result(value: Any) -> Tensor:
+    if not isinstance(value, Vectors) or value.kept:
+        raise NotDenseError("its output is not one vector for each image")
+    return value.values

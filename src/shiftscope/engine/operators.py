@@ -1,0 +1,446 @@
+"""One exact rule an operator: what it does to a sheet, so that every window's map comes out as the model would make it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shiftscope.engine import heads
+from shiftscope.engine.sheets import (
+    BatchSize,
+    Flat,
+    Layout,
+    NotDenseError,
+    Pair,
+    Sheet,
+    Vectors,
+    after,
+    continued,
+    pair,
+    region,
+    times,
+)
+
+__all__ = ["Rules"]
+
+#: Operators that act on each value alone, as modules and as functions.
+POINTWISE_MODULES = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Hardtanh,
+    nn.Softplus,
+    nn.Softsign,
+    nn.LogSigmoid,
+)
+POINTWISE_FUNCTIONS = {
+    torch.relu,
+    torch.tanh,
+    torch.sigmoid,
+    torch.abs,
+    functional.relu,
+    functional.relu6,
+    functional.leaky_relu,
+    functional.elu,
+    functional.gelu,
+    functional.silu,
+    functional.mish,
+    functional.tanh,
+    functional.sigmoid,
+    functional.hardswish,
+    functional.hardtanh,
+    functional.softplus,
+}
+POINTWISE_METHODS = {"relu", "tanh", "sigmoid", "abs", "relu_"}
+#: Operators that change nothing in evaluation mode.
+IDLE_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+IDLE_FUNCTIONS = {functional.dropout, functional.dropout2d, functional.alpha_dropout}
+IDLE_METHODS = {"contiguous", "clone", "float"}
+ADDITIONS = {operator.add, operator.iadd, torch.add}
+SUBTRACTIONS = {operator.sub, operator.isub, torch.sub}
+PRODUCTS = {operator.mul, operator.imul, torch.mul}
+QUOTIENTS = {operator.truediv, operator.itruediv, torch.div}
+
+
+class Rules:
+    """The rules, for one layout of windows.
+
+    Args:
+        layout: where the windows lie.
+        spectra: transformed weights, kept from one block of images to the next.
+    """
+
+    def __init__(self, layout: Layout, spectra: heads.Spectra) -> None:
+        self.layout, self.spectra = layout, spectra
+
+    def module(self, name: str, part: nn.Module, value: Any, *rest: Any, **options: Any) -> Any:
+        """What a module of torch.nn makes of a value.
+
+        Raises:
+            NotDenseError: it has no exact rule.
+        """
+        if rest or options:
+            raise NotDenseError(f"`{name}` takes more than one input")
+        if isinstance(part, IDLE_MODULES):
+            return value
+        if isinstance(part, POINTWISE_MODULES):
+            return self.pointwise(_out_of_place(part), value)
+        for kind, rule in MODULE_RULES.items():
+            if isinstance(part, kind):
+                return rule(self, name, part, value)
+        raise NotDenseError(f"`{name}` ({type(part).__name__}) has no exact rule")
+
+    def function(self, target: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """What a function makes of values.
+
+        Raises:
+            NotDenseError: it has no exact rule.
+        """
+        first, *rest = arguments or (None,)
+        if target in IDLE_FUNCTIONS:
+            return first
+        if target in POINTWISE_FUNCTIONS:
+            options = {**options, "inplace": False} if "inplace" in options else options
+            return self.pointwise(lambda values: target(values, *rest, **options), first)
+        if target in ADDITIONS | SUBTRACTIONS | PRODUCTS | QUOTIENTS and not options:
+            return self.arithmetic(target, *arguments)
+        if target is getattr and rest == ["shape"]:
+            return (BatchSize(),)
+        if target is operator.getitem and isinstance(first, tuple) and rest == [0]:
+            return first[0]
+        if target in FUNCTION_RULES:
+            return FUNCTION_RULES[target](self, *arguments, **options)
+        raise NotDenseError(f"`{getattr(target, '__name__', target)}` has no exact rule")
+
+    def method(self, name: str, value: Any, *arguments: Any, **options: Any) -> Any:
+        """What a tensor's method makes of it.
+
+        Raises:
+            NotDenseError: it has no exact rule.
+        """
+        if name in IDLE_METHODS:
+            return value
+        if name in POINTWISE_METHODS:
+            return self.pointwise(getattr(torch, name.rstrip("_")), value)
+        if name == "size" and arguments == (0,):
+            return BatchSize()
+        if name in ("view", "reshape") and len(arguments) == 2 and isinstance(arguments[0], BatchSize) and arguments[1] == -1:
+            return self.flatten(value, 1)
+        if name in ("flatten", "mean"):
+            return getattr(self, name)(value, *arguments, **options)
+        if name in ("add", "sub", "mul", "div") and len(arguments) == 1:
+            return self.arithmetic(getattr(torch, name), value, *arguments)
+        raise NotDenseError(f"`{name}` has no exact rule")
+
+    def pointwise(self, apply: Callable[[Tensor], Tensor], value: Any) -> Any:
+        """f(values): on a sheet, less f(background)."""
+        if isinstance(value, Flat):
+            return Flat(self.pointwise(apply, value.sheet))
+        if isinstance(value, Vectors):
+            return replace(value, values=apply(value.values))
+        background = apply(value.background)
+        maps = apply(value.values if value.background.any() else value.maps)
+        return replace(value, maps=maps.sub_(background[:, None, None]) if background.any() else maps, background=background)
+
+    def batch_norm(self, name: str, part: nn.BatchNorm1d | nn.BatchNorm2d, value: Any) -> Any:
+        """An affine map of each channel, once its statistics are fixed."""
+        if part.running_mean is None or part.running_var is None:
+            raise NotDenseError(f"`{name}` takes its statistics from the batch")
+        scale = (part.running_var + part.eps).rsqrt() * (1 if part.weight is None else part.weight)
+        shift = (0 if part.bias is None else part.bias) - part.running_mean * scale
+        if isinstance(value, Vectors) and not value.kept:
+            return replace(value, values=value.values * scale + shift)
+        if not isinstance(value, Sheet):
+            raise NotDenseError(f"`{name}` follows a flattened map")
+        return replace(value, maps=value.maps * scale[:, None, None], background=value.background * scale + shift)
+
+    def convolution(self, name: str, part: nn.Conv2d, sheet: Any) -> Sheet:
+        """Convolution as a module, its padding included."""
+        if not isinstance(sheet, Sheet):
+            raise NotDenseError(f"`{name}` (Conv2d) has no exact rule after the spatial part")
+        padding = (0, 0) if part.padding == "valid" else part.padding
+        if padding == "same":
+            if part.stride != (1, 1):
+                raise NotDenseError(f"`{name}` pads by a rule that depends on its size")
+            reach = [d * (k - 1) for d, k in zip(part.dilation, part.kernel_size, strict=True)]
+            margins = [(r // 2, r - r // 2) for r in reach]
+        else:
+            margins = [(int(p), int(p)) for p in padding]
+        if any(map(any, margins)):
+            if part.padding_mode != "circular":
+                kind = "zeros" if part.padding_mode == "zeros" else part.padding_mode
+                raise NotDenseError(f"`{name}` pads with {kind}, which a shift of the image does not move")
+            sheet = self.circular_pad(name, sheet, *margins)
+        return self.convolve(sheet, part.weight, part.bias, pair(part.stride), pair(part.dilation), part.groups)
+
+    def functional_convolution(
+        self,
+        sheet: Any,
+        weight: Any,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Sheet:
+        """Convolution as a function of constant weights."""
+        if not isinstance(weight, Tensor) or not isinstance(sheet, Sheet):
+            raise NotDenseError("`conv2d` has weights that depend on the data")
+        if padding not in (0, (0, 0), [0, 0], "valid"):
+            raise NotDenseError("`conv2d` pads with zeros, which a shift of the image does not move")
+        return self.convolve(sheet, weight, bias, pair(stride), pair(dilation), groups)
+
+    def convolve(self, sheet: Sheet, weight: Tensor, bias: Tensor | None, stride: Pair, dilation: Pair, groups: int) -> Sheet:
+        """The convolution, dilated by the sheet's factor, on differences; and on the background alone."""
+        kernel = (weight.shape[2], weight.shape[3])
+        taps = times(sheet.factor, dilation)
+        constant = sheet.background[None, :, None, None].expand(1, -1, *kernel)
+        background = functional.conv2d(constant, weight, bias, groups=groups)[0, :, 0, 0]
+        reach = (taps[0] * (kernel[0] - 1), taps[1] * (kernel[1] - 1))
+        size = after(sheet.size, kernel, stride, dilation)
+        grown, corner = self.grown(sheet, reach, times(sheet.factor, stride), size)
+        maps = functional.conv2d(grown, weight, dilation=taps, groups=groups)
+        return Sheet(maps, background, corner, times(sheet.factor, stride), size, sheet.origin)
+
+    def max_pool(self, name: str, part: nn.MaxPool2d, sheet: Any) -> Sheet:
+        """The largest of each window; the background's is the background."""
+        if part.return_indices:
+            raise NotDenseError(f"`{name}` returns positions")
+        return self.pool(name, part, sheet, pair(part.dilation), torch.maximum)
+
+    def average_pool(self, name: str, part: nn.AvgPool2d, sheet: Any) -> Sheet:
+        """The mean of each window: a sum, divided."""
+        height, width = pair(part.kernel_size)
+        divisor = part.divisor_override or height * width
+        sums = self.pool(name, part, sheet, (1, 1), torch.add)
+        return replace(sums, maps=sums.maps / divisor, background=sums.background * (height * width / divisor))
+
+    def pool(
+        self,
+        name: str,
+        part: nn.MaxPool2d | nn.AvgPool2d,
+        sheet: Any,
+        dilation: Pair,
+        combine: Callable[[Tensor, Tensor], Tensor],
+    ) -> Sheet:
+        """Combine each window's values, the sheet's factor apart: along one axis, then along the other."""
+        if not isinstance(sheet, Sheet):
+            raise NotDenseError(f"`{name}` has no exact rule after the spatial part")
+        if pair(part.padding) != (0, 0):
+            raise NotDenseError(f"`{name}` pads its map, and a shift of the image does not move the padding")
+        if part.ceil_mode:
+            raise NotDenseError(f"`{name}` rounds its size up, so that windows hang over the border")
+        kernel = pair(part.kernel_size)
+        stride = kernel if part.stride is None else pair(part.stride)
+        taps = times(sheet.factor, dilation)
+        size = after(sheet.size, kernel, stride, dilation)
+        reach = (taps[0] * (kernel[0] - 1), taps[1] * (kernel[1] - 1))
+        maps, corner = self.grown(sheet, reach, times(sheet.factor, stride), size)
+        for axis in (2, 3):
+            maps = _along(maps, axis, kernel[axis - 2], taps[axis - 2], combine)
+        return Sheet(maps, sheet.background, corner, times(sheet.factor, stride), size, sheet.origin)
+
+    def grown(self, sheet: Sheet, reach: Pair, factor: Pair, size: Pair) -> tuple[Tensor, Pair]:
+        """The box an operator of this reach reads, so that without padding it gives every position that can differ.
+
+        On a torus that is the torus, continued to the right and below by the reach. Elsewhere it is the box grown by the reach on
+        all sides, but no further than any window goes.
+        """
+        if self.layout.torus:
+            return continued(sheet.maps, reach), (0, 0)
+        corner, lengths = [], []
+        for axis, starts in enumerate(self.layout.starts):
+            begin, length = sheet.corner[axis], sheet.maps.shape[2 + axis]
+            extent = starts[-1] + factor[axis] * (size[axis] - 1) + 1
+            first = max(min(begin - reach[axis], extent - 1), starts[0])
+            last = max(min(begin + length, extent), first + 1)
+            corner.append(first)
+            lengths.append(last - first + reach[axis])
+        grown = region(sheet, (corner[0], corner[1]), (lengths[0], lengths[1]))
+        return grown, (corner[0], corner[1])
+
+    def circular_pad(self, name: str, sheet: Any, vertical: Pair, horizontal: Pair) -> Any:
+        """Circular padding moves the origin; the torus holds what it continues."""
+        if not any((*vertical, *horizontal)):
+            return sheet
+        torus = self.layout.torus
+        if torus is None:
+            raise NotDenseError(f"`{name}` pads circularly, which is exact under circular shifts only")
+        if not isinstance(sheet, Sheet) or times(sheet.size, sheet.factor) != torus:
+            raise NotDenseError(f"`{name}` pads a map that does not cover the torus once")
+        size = (sheet.size[0] + sum(vertical), sheet.size[1] + sum(horizontal))
+        origin = (sheet.origin[0] - sheet.factor[0] * vertical[0], sheet.origin[1] - sheet.factor[1] * horizontal[0])
+        return replace(sheet, size=size, origin=origin)
+
+    def pad(self, sheet: Any, margins: Any, mode: str = "constant", value: float | None = None) -> Any:
+        """torch.nn.functional.pad; only circular padding has a rule."""
+        del value
+        if mode != "circular" or len(margins) != 4:
+            raise NotDenseError(f"`pad` with mode {mode!r} fills in what a shift of the image does not move")
+        left, right, top, bottom = margins
+        return self.circular_pad("pad", sheet, (top, bottom), (left, right))
+
+    def arithmetic(self, target: Callable[..., Any], left: Any, right: Any) -> Any:
+        """Sums and differences of aligned values; constants of one value a channel."""
+        if isinstance(left, Vectors) and isinstance(right, Vectors):
+            if target in ADDITIONS | SUBTRACTIONS and left.kept == right.kept:
+                return replace(left, values=target(left.values, right.values))
+        elif isinstance(left, Sheet) and isinstance(right, Sheet):
+            if target in ADDITIONS | SUBTRACTIONS:
+                first, second, corner = self.aligned(left, right)
+                return replace(
+                    left, maps=target(first, second), corner=corner, background=target(left.background, right.background)
+                )
+        elif isinstance(left, Vectors) and isinstance(right, int | float):
+            return replace(left, values=target(left.values, right))
+        elif isinstance(left, Sheet) or isinstance(right, Sheet):
+            return self.with_constant(target, left, right)
+        raise NotDenseError(f"`{getattr(target, '__name__', target)}` has no exact rule for these operands")
+
+    def with_constant(self, target: Callable[..., Any], left: Any, right: Any) -> Sheet:
+        """A sheet and a constant: sums move the background, products scale both."""
+        sheet, other = (left, right) if isinstance(left, Sheet) else (right, left)
+        constant = _per_channel(other, len(sheet.background), sheet.maps)
+        if target in ADDITIONS or (target in SUBTRACTIONS and sheet is left):
+            return replace(sheet, background=target(sheet.background, constant))
+        if target in PRODUCTS or (target in QUOTIENTS and sheet is left):
+            return replace(sheet, maps=target(sheet.maps, constant[:, None, None]), background=target(sheet.background, constant))
+        raise NotDenseError(f"`{getattr(target, '__name__', target)}` of a constant by a map has no exact rule")
+
+    def aligned(self, left: Sheet, right: Sheet) -> tuple[Tensor, Tensor, Pair]:
+        """Two sheets' boxes on their common box."""
+        if self.layout.torus and left.origin != right.origin:
+            turn = (left.origin[0] - right.origin[0], left.origin[1] - right.origin[1])
+            right = replace(right, maps=right.maps.roll(turn, (2, 3)), origin=left.origin)
+        if (left.factor, left.size, left.origin) != (right.factor, right.size, right.origin):
+            raise NotDenseError("two branches that meet lie differently on the image")
+        corner = (min(left.corner[0], right.corner[0]), min(left.corner[1], right.corner[1]))
+        ends = [max(sheet.corner[axis] + sheet.maps.shape[2 + axis] for sheet in (left, right)) for axis in (0, 1)]
+        lengths = (ends[0] - corner[0], ends[1] - corner[1])
+        return region(left, corner, lengths), region(right, corner, lengths), corner
+
+    def cat(self, values: Any, dim: int = 0) -> Any:
+        """Channels of aligned sheets, one after the other."""
+        if dim not in (1, -3) or not all(isinstance(value, Sheet) for value in values):
+            raise NotDenseError("`cat` has an exact rule for channels of maps only")
+        joined: Sheet = values[0]
+        for sheet in values[1:]:
+            first, second, corner = self.aligned(joined, sheet)
+            background = torch.cat([joined.background, sheet.background])
+            joined = replace(joined, maps=torch.cat([first, second], dim=1), corner=corner, background=background)
+        return joined
+
+    def flatten(self, value: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+        """Flatten all but the image axis."""
+        if start_dim != 1 or end_dim not in (-1, 3):
+            raise NotDenseError("`flatten` has an exact rule for all axes but the first only")
+        return Flat(value) if isinstance(value, Sheet) else replace(value, kept=0) if isinstance(value, Vectors) else value
+
+    def mean(self, value: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        """The mean over both positions."""
+        if not isinstance(value, Sheet) or dim is None or sorted(axis % 4 for axis in _listed(dim)) != [2, 3]:
+            raise NotDenseError("`mean` has an exact rule over both axes of a map only")
+        return replace(self.global_average(value, 1), kept=2 if keepdim else 0)
+
+    def global_average(self, value: Any, output_size: Any) -> Vectors:
+        """Adaptive average pooling to one position."""
+        if not isinstance(value, Sheet) or output_size is None or pair(output_size) != (1, 1):
+            raise NotDenseError("adaptive pooling to more than one position is not stationary")
+        return heads.global_average(value, self.layout)
+
+    def linear(self, name: str, value: Any, weight: Tensor, bias: Tensor | None = None) -> Vectors:
+        """A fully connected layer: on vectors as it is, on flattened maps as a correlation."""
+        if isinstance(value, Vectors) and not value.kept:
+            return replace(value, values=functional.linear(value.values, weight, bias))
+        if not isinstance(value, Flat):
+            raise NotDenseError(f"`{name}` acts along the last axis of a map")
+        return heads.correlate(name, value, self.layout, weight, bias, self.spectra)
+
+
+def _circular_module(rules: Rules, name: str, part: nn.CircularPad2d, value: Any) -> Any:
+    left, right, top, bottom = part.padding
+    return rules.circular_pad(name, value, (top, bottom), (left, right))
+
+
+def _zero_module(_: Rules, name: str, part: nn.ZeroPad2d, value: Any) -> Any:
+    if any(part.padding):
+        raise NotDenseError(f"`{name}` pads with zeros, which a shift of the image does not move")
+    return value
+
+
+#: What each kind of module does, for those that are not pointwise.
+MODULE_RULES: dict[Any, Callable[..., Any]] = {
+    nn.Conv2d: Rules.convolution,
+    nn.MaxPool2d: Rules.max_pool,
+    nn.AvgPool2d: Rules.average_pool,
+    nn.BatchNorm1d: Rules.batch_norm,
+    nn.BatchNorm2d: Rules.batch_norm,
+    nn.AdaptiveAvgPool2d: lambda rules, _, part, value: rules.global_average(value, part.output_size),
+    nn.Flatten: lambda rules, _, part, value: rules.flatten(value, part.start_dim, part.end_dim),
+    nn.Linear: lambda rules, name, part, value: rules.linear(name, value, part.weight, part.bias),
+    nn.CircularPad2d: _circular_module,
+    nn.ZeroPad2d: _zero_module,
+}
+#: What each function does, likewise.
+FUNCTION_RULES: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.cat: Rules.cat,
+    torch.flatten: Rules.flatten,
+    torch.mean: Rules.mean,
+    functional.pad: Rules.pad,
+    functional.conv2d: Rules.functional_convolution,
+    functional.linear: lambda rules, *arguments, **options: rules.linear("linear", *arguments, **options),
+    functional.adaptive_avg_pool2d: Rules.global_average,
+    functional.max_pool2d: lambda rules, value, *size, **how: rules.max_pool("max_pool2d", nn.MaxPool2d(*size, **how), value),
+    functional.avg_pool2d: lambda rules, value, *size, **how: rules.average_pool("avg_pool2d", nn.AvgPool2d(*size, **how), value),
+}
+
+
+def _along(maps: Tensor, axis: int, kernel: int, step: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Combine ``kernel`` positions that lie ``step`` apart along one axis, without padding."""
+    length = maps.shape[axis] - step * (kernel - 1)
+    slices = [maps.narrow(axis, step * tap, length) for tap in range(kernel)]
+    found = slices[0]
+    for other in slices[1:]:
+        found = combine(found, other)
+    return found
+
+
+def _per_channel(value: Any, channels: int, like: Tensor) -> Tensor:
+    """A constant as one value a channel."""
+    if isinstance(value, int | float):
+        return torch.full((channels,), float(value)).to(like)
+    if not isinstance(value, Tensor):
+        raise NotDenseError("a map meets something that is not a constant")
+    shape = (1,) * (4 - value.ndim) + tuple(value.shape)
+    if len(shape) != 4 or shape[0] != 1 or shape[2:] != (1, 1) or shape[1] not in (1, channels):
+        raise NotDenseError(f"a constant of shape {tuple(value.shape)} differs between positions")
+    return value.reshape(-1).expand(channels).to(like)
+
+
+def _out_of_place(part: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A pointwise module that leaves its input alone."""
+    if not getattr(part, "inplace", False):
+        return part
+    copy = type(part).__new__(type(part))
+    copy.__dict__ = {**part.__dict__, "inplace": False}
+    return copy
+
+
+def _listed(value: Any) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)

@@ -1,0 +1,133 @@
+"""A survey equals a slow count over images and shifts, however its blocks are cut, and keeps only what it needs."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from shiftscope.errors import InputError
+from shiftscope.outputs import Outputs
+from shiftscope.shifts import grid
+from shiftscope.surveys import MEASURES, survey
+
+SHIFTS = grid(2)
+
+
+def outputs(count: int, seed: int, shifts: Tensor = SHIFTS) -> Outputs:
+    """Outputs that mostly agree, so that no measure is trivial."""
+    generator = torch.Generator().manual_seed(seed)
+    reference = 2 * torch.randn(count, 3, generator=generator)
+    values = reference[:, None] + 0.7 * torch.randn(count, len(shifts), 3, generator=generator)
+    return Outputs(values, reference, shifts)
+
+
+def blocks(whole: Outputs, size: int) -> list[Outputs]:
+    parts = zip(whole.values.split(size), whole.reference.split(size), strict=True)
+    return [Outputs(values, reference, whole.shifts) for values, reference in parts]
+
+
+def slow(whole: Outputs, labels: Tensor, keep: list[int], image: int) -> dict[str, float]:
+    """One image's measures over some shifts, from their definitions."""
+    reference, values = whole.reference[image], [whole.values[image, index] for index in keep]
+    top = reference.argmax().item()
+    tops = [value.argmax().item() for value in values]
+    pairs = [a == b for a, b in permutations(tops, 2)]
+    before = reference.softmax(0)[top].item()
+    return {
+        "mcs": sum(torch.nn.functional.cosine_similarity(reference, value, dim=0).item() for value in values) / len(keep),
+        "top1_change": sum(other != top for other in tops) / len(keep),
+        "probability_change": sum(abs(value.softmax(0)[top].item() - before) for value in values) / len(keep),
+        "pair_consistency": sum(pairs) / len(pairs) if pairs else 1.0,
+        "all_agree": float(len(set(tops)) == 1),
+        "worst_case": float(all(other == labels[image].item() for other in tops)),
+    }
+
+
+@given(count=st.integers(1, 9), seed=st.integers(0, 99), size=st.integers(1, 5), factor=st.sampled_from([1, 2, 3]))
+@settings(deadline=None, max_examples=25)
+def test_every_measure_over_every_part_equals_its_definition(count: int, seed: int, size: int, factor: int) -> None:
+    whole = outputs(count, seed)
+    labels = whole.reference.argmax(1).clone()
+    labels[::3] = (labels[::3] + 1) % 3
+    found = survey(blocks(whole, size), labels=labels, factor=factor)
+    steps = SHIFTS.tolist()
+    parts = {
+        "all": list(range(25)),
+        **{f"radius {r}": [i for i, (dy, dx) in enumerate(steps) if max(abs(dy), abs(dx)) == r] for r in range(3)},
+        "lattice": [i for i, (dy, dx) in enumerate(steps) if dy % factor == 0 and dx % factor == 0],
+        "off lattice": [i for i, (dy, dx) in enumerate(steps) if dy % factor or dx % factor],
+    }
+    parts = {name: keep for name, keep in parts.items() if keep}
+    assert set(found.values) == {(measure, over) for measure in MEASURES for over in parts}
+    for over, keep in parts.items():
+        expected = [slow(whole, labels, keep, image) for image in range(count)]
+        for measure in MEASURES:
+            assert found.values[measure, over].tolist() == pytest.approx([each[measure] for each in expected], abs=1e-5)
+    assert found.right.tolist() == (whole.reference.argmax(1) == labels).tolist()
+
+
+def test_maps_are_means_over_images_for_each_shift() -> None:
+    whole = outputs(7, 0)
+    found = survey(blocks(whole, 3))
+    cosines = torch.nn.functional.cosine_similarity(whole.reference[:, None].expand_as(whole.values), whole.values, dim=-1)
+    torch.testing.assert_close(found.maps["mcs"], cosines.mean(0))
+    assert found.maps["mcs"].mean().item() == pytest.approx(found.estimate("mcs").value, abs=1e-6)
+
+
+def test_given_right_leaves_out_images_whose_unshifted_copy_is_wrong() -> None:
+    whole = outputs(30, 1)
+    labels = whole.reference.argmax(1).clone()
+    labels[:20] = (labels[:20] + 1) % 3
+    found = survey([whole], labels=labels)
+    assert found.estimate("mcs", given="right").count == 10
+    assert found.estimate("worst_case").value <= 10 / 30
+
+
+def test_nothing_right_gives_no_estimate() -> None:
+    whole = outputs(5, 2)
+    wrong = (whole.reference.argmax(1) + 1) % 3
+    assert survey([whole], labels=wrong).estimate("mcs", given="right") is None
+
+
+def test_yes_or_no_measures_have_wilsons_interval_and_means_stay_in_their_bounds() -> None:
+    found = survey([outputs(12, 3)])
+    agree = found.estimate("all_agree", over="radius 0")
+    assert (agree.value, agree.high) == (1.0, 1.0)
+    assert agree.low < 1
+    for measure in ("mcs", "top1_change", "probability_change", "pair_consistency"):
+        estimate, bounds = found.estimate(measure), MEASURES[measure]
+        assert bounds[0] <= estimate.low <= estimate.value <= estimate.high <= bounds[1]
+
+
+def test_the_table_has_a_row_for_each_measure_and_part() -> None:
+    whole = outputs(6, 4)
+    table = survey([whole], labels=torch.zeros(6, dtype=torch.long), factor=2).table()
+    assert len(table.rows) == 6 * (1 + 3 + 2)
+    assert table.columns == ("measure", "over", "estimate", "given_right")
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: survey([]), "at least one block of outputs, got none"),
+        (
+            lambda: survey([outputs(3, 0)], labels=torch.zeros(2, dtype=torch.long)),
+            "one label an image, got too few for 3 images",
+        ),
+        (lambda: survey([outputs(3, 0)], labels=torch.zeros(4, dtype=torch.long)), "one label an image, got 4 for 3 images"),
+        (lambda: survey([outputs(3, 0)]).estimate("mcs", over="lattice"), "holds no 'mcs' over 'lattice'"),
+        (lambda: survey([outputs(3, 0)]).estimate("mcs", given="right"), "`given` 'right' needs labels"),
+        (
+            lambda: survey([Outputs(torch.zeros(2, 1, 3), torch.zeros(2, 3), torch.zeros(2, 1, 2, dtype=torch.long))]),
+            "shifts that all images share",
+        ),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(call, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        call()
