@@ -1,6 +1,6 @@
 """Every shift of every image: dense beside direct, beside its floor, and beside other tools.
 
-    python benchmarks/exhaustive.py [--data-dir DIR] [--rounds 5] [--images 16]
+    python benchmarks/exhaustive.py [--data-dir DIR] [--rounds 5] [--images 128]
 
 For each network, interleaved, fp32: the time of all shifts of some images by ``direct`` (the model run on each shifted copy;
 its own overhead over bare forward passes is printed too) and by ``dense``, and their ratio in each round.
@@ -124,7 +124,7 @@ def multiply_adds(run: Callable[[], object]) -> float:
 
 def compare(title: str, model: nn.Module, images: Tensor, shifts: Tensor, *, mode: Mode, rounds: int) -> tuple[float, float]:
     """Print one network's line; the ratio of times and the floor."""
-    few = images[: max(2, len(images) // 8)]
+    few = images[: max(2, len(images) // 16)]
     dense_blocks = _dense_pass(model, images, shifts, mode)
     direct_adds = multiply_adds(lambda: model(images[:1])) * len(shifts)
     dense_adds = multiply_adds(dense_blocks) / len(images)
@@ -256,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--peak", type=int, help="print the peak memory of a survey of so many images, and nothing else")
     asked = parser.parse_args()
     keep_freed_memory()

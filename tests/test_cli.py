@@ -71,6 +71,22 @@ def test_study_prints_its_table_and_then_finds_it_finished(tmp_path: Path) -> No
     assert -1 <= row["mcs"]["low"] <= row["mcs"]["value"] <= row["mcs"]["high"] <= 1
 
 
+def test_a_full_disk_is_told_and_finished_runs_are_kept(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: the network's weights do not fit."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    code = (
+        "import resource, signal, sys; from shiftscope.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "sys.exit(main(['study', 'tiny.toml']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "writing to studies/tiny failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert shiftscope("study", "tiny.toml", cwd=tmp_path).returncode == 0
+
+
 def test_ctrl_c_says_how_to_go_on_and_leaves_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "long.toml").write_text(TINY.replace("max_epochs = 2", "max_epochs = 5000\npatience = 5000"))
     running = subprocess.Popen(

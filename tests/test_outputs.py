@@ -60,6 +60,17 @@ def test_blocks_hold_the_same_outputs_as_the_whole() -> None:
     torch.testing.assert_close(torch.cat([block.values for block in streamed]), whole.values)
 
 
+def test_between_blocks_all_modes_are_the_takers_own() -> None:
+    model = small_model()
+    with pytest.warns(UserWarning, match="training mode"):
+        for block in stream_outputs(model, images(), SHIFTS[0], batch_size=1):
+            assert model.training
+            assert torch.is_grad_enabled()
+            assert not torch.is_inference_mode_enabled()
+            block.values.add_(1)  # an ordinary tensor
+            model(images()).sum().backward()
+
+
 def test_a_model_in_training_mode_is_evaluated_said_and_handed_back_as_it_was() -> None:
     model = small_model()
     model[2].eval()

@@ -101,6 +101,11 @@ def study(
     except KeyboardInterrupt:
         print(f"Stopped. Finished runs are in {folder}; the same command goes on from there.", file=sys.stderr)
         raise
+    except OSError as error:
+        raise InputError(
+            f"writing to {folder} failed ({error.strerror or error}). Finished runs are kept; make room or choose another folder "
+            "with --out, and the same command goes on from there."
+        ) from error
     if as_json:
         _print_json(table.to_json())
     else:

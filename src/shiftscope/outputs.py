@@ -158,26 +158,31 @@ def stream_outputs(
     _check_images(first, world)
     _check_shifts(first, shifts, world)
     place = torch.device(device) if device else _device_of(model)
-    with evaluating(model, say=True), torch.inference_mode():
-        direct = Direct(model, world, place, batch_size, precision)
+    if isinstance(model, nn.Module) and model.training:
+        warnings.warn("the model was in training mode; it is evaluated, and handed back as it was.", stacklevel=2)
+    direct = Direct(model, world, place, batch_size, precision)
+    with evaluating(model), torch.inference_mode():
         dense, reason = choose(model, first, shifts, world, place, method, direct, batch_size)
-        for batch in chain([first], batches):
-            _check_images(batch, world)
-            for start in range(0, len(batch), (dense or direct).block):
-                part = batch[start : start + (dense or direct).block]
-                steps = shifts if shifts.ndim == 2 else shifts[start : start + len(part)]
-                reference = direct.reference(part)
+    unshifted = _unshifted(shifts) if dense else None
+    for batch in chain([first], batches):
+        _check_images(batch, world)
+        start = 0
+        while start < len(batch):
+            part = batch[start : start + (dense or direct).block]
+            steps = shifts if shifts.ndim == 2 else shifts[start : start + len(part)]
+            start += len(part)
+            # Neither mode may reach whoever takes the block.
+            with evaluating(model), torch.inference_mode():
                 values = dense(part) if dense else direct(part, steps)
-                yield Outputs(values, reference, steps, "dense" if dense else "direct", reason)
+                reference = direct.reference(part) if unshifted is None else values[:, unshifted]
+            yield Outputs(values.clone(), reference.clone(), steps, "dense" if dense else "direct", reason)
 
 
 @contextmanager
-def evaluating(model: Model, *, say: bool = False) -> Iterator[None]:
+def evaluating(model: Model) -> Iterator[None]:
     """Evaluation mode for a module, and every part's former mode again afterwards; nothing for any other callable."""
     parts = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [part.training for part in parts]
-    if say and modes and modes[0]:
-        warnings.warn("the model was in training mode; it is evaluated, and handed back as it was.", stacklevel=3)
     for part in parts:
         part.training = False
     try:
@@ -217,6 +222,12 @@ def _check_shifts(images: Tensor, shifts: Tensor, world: World) -> None:
                 f"`shifts` of up to {tuple(reach)} pixels exceed the margin {tuple(margins)} that images of {world.shape} leave "
                 f"around a crop of {world.crop}. Use smaller shifts or larger images."
             )
+
+
+def _unshifted(shifts: Tensor) -> int | None:
+    """Where among shared shifts the shift of zero is."""
+    found = (shifts == 0).all(dim=1).nonzero()
+    return int(found[0]) if len(found) else None
 
 
 def _device_of(model: Model) -> torch.device:

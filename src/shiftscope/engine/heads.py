@@ -6,8 +6,9 @@ from math import log2
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from shiftscope.engine.sheets import Flat, Layout, Pair, Sheet, Vectors, region
+from shiftscope.engine.sheets import Flat, Layout, Pair, Sheet, Vectors, region, turned
 
 __all__ = ["Spectra", "correlate", "global_average"]
 
@@ -32,7 +33,7 @@ def correlate(name: str, flat: Flat, layout: Layout, weight: Tensor, bias: Tenso
     constant = (kernel.sum(dim=(2, 3)) @ sheet.background) + (0 if bias is None else bias)
     if _fourier_pays(sheet, layout, kernel):
         return Vectors(_by_fourier(name, sheet, layout, kernel, spectra) + constant)
-    return Vectors(_by_windows(sheet, layout, kernel) + constant)
+    return Vectors(_by_convolution(sheet, layout, kernel) + constant)
 
 
 def _readers(sheet: Sheet, layout: Layout, axis: int) -> Tensor:
@@ -52,7 +53,7 @@ def _readers(sheet: Sheet, layout: Layout, axis: int) -> Tensor:
 def _fourier_pays(sheet: Sheet, layout: Layout, kernel: Tensor) -> bool:
     """Whether multiply-adds are saved by transforming."""
     classes, channels = kernel.shape[:2]
-    starts = len(layout.rows) * len(layout.columns)
+    starts = (layout.rows[-1] - layout.rows[0] + 1) * (layout.columns[-1] - layout.columns[0] + 1)
     direct = starts * classes * channels * sheet.size[0] * sheet.size[1]
     area = _length(sheet, layout, 0) * _length(sheet, layout, 1)
     return area * (FOURIER_COST * (channels + classes) * log2(area + 1) / 2 + 2 * channels * classes) < direct
@@ -67,48 +68,56 @@ def _length(sheet: Sheet, layout: Layout, axis: int) -> int:
 
 
 def _by_fourier(name: str, sheet: Sheet, layout: Layout, kernel: Tensor, spectra: Spectra) -> Tensor:
-    """Correlation with the kernel, its taps a factor apart: a product of spectra, channel by channel."""
+    """Correlation with the kernel, its taps a factor apart: at each frequency a product of spectra.
+
+    Transforms run over the middle axes, with channels last, as the maps lie in memory; complex products are real ones of
+    twice the width. So no map is copied into another order.
+    """
     lengths = (_length(sheet, layout, 0), _length(sheet, layout, 1))
     key = (name, lengths, sheet.factor)
     if key not in spectra:
-        apart = torch.zeros(*kernel.shape[:2], *(f * (n - 1) + 1 for f, n in zip(sheet.factor, sheet.size, strict=True)))
-        apart = apart.to(kernel)
-        apart[:, :, :: sheet.factor[0], :: sheet.factor[1]] = kernel
-        if layout.torus:
-            apart = _folded(apart, lengths)
-        # [frequency, channel, class]
-        spectra[key] = torch.fft.rfft2(apart, s=lengths).conj().flatten(2).permute(2, 1, 0).contiguous()
+        spectra[key] = _spectrum(kernel, sheet, layout, lengths)
     first = (0, 0) if layout.torus else (layout.rows[0], layout.columns[0])
     maps = sheet.maps if layout.torus else region(sheet, first, lengths)
-    spectrum = torch.fft.rfft2(maps.contiguous(), s=lengths)
-    products = torch.bmm(spectrum.flatten(2).permute(2, 0, 1), spectra[key])
-    shape = (len(maps), kernel.shape[0], lengths[0], lengths[1] // 2 + 1)
-    found = torch.fft.irfft2(products.permute(1, 2, 0).reshape(shape), s=lengths)
+    spectrum = torch.fft.rfft2(maps.permute(0, 2, 3, 1), s=lengths, dim=(1, 2))
+    frequencies = torch.view_as_real(spectrum).flatten(3).flatten(1, 2)  # [image, frequency, (channel, part)]
+    products = torch.bmm(frequencies.transpose(0, 1), spectra[key]).transpose(0, 1)
+    shape = (len(maps), lengths[0], lengths[1] // 2 + 1, len(kernel), 2)
+    found = torch.fft.irfft2(torch.view_as_complex(products.reshape(shape)), s=lengths, dim=(1, 2))
     rows, columns = (
         torch.tensor([(start - first[axis] + sheet.origin[axis]) % lengths[axis] for start in starts], device=found.device)
         for axis, starts in enumerate(layout.starts)
     )
-    picked: Tensor = found[:, :, rows[:, None], columns].permute(0, 2, 3, 1)
+    picked: Tensor = found[:, rows[:, None], columns]
     return picked
 
 
-def _by_windows(sheet: Sheet, layout: Layout, kernel: Tensor) -> Tensor:
-    """Each window's map is gathered and multiplied by the weights."""
-    rows, columns = (
-        torch.tensor(starts)[:, None] + torch.arange(sheet.size[axis]) * sheet.factor[axis] + sheet.origin[axis]
-        for axis, starts in enumerate(layout.starts)
-    )
+def _spectrum(kernel: Tensor, sheet: Sheet, layout: Layout, lengths: Pair) -> Tensor:
+    """[frequency, (channel, part), (class, part)]: the conjugate spectrum of the weights, as a real matrix a frequency."""
+    spread = [factor * (size - 1) + 1 for factor, size in zip(sheet.factor, sheet.size, strict=True)]
+    apart = kernel.new_zeros(*kernel.shape[:2], *spread)
+    apart[:, :, :: sheet.factor[0], :: sheet.factor[1]] = kernel
     if layout.torus:
-        whole, low = sheet.maps, (0, 0)
-        rows, columns = rows % whole.shape[2], columns % whole.shape[3]
+        apart = _folded(apart, lengths)
+    spectrum = torch.fft.rfft2(apart, s=lengths).conj().flatten(2).permute(2, 1, 0)
+    real, imaginary = spectrum.real, spectrum.imag
+    rows = torch.stack([torch.stack([real, imaginary], dim=-1), torch.stack([-imaginary, real], dim=-1)], dim=2)
+    return rows.reshape(len(spectrum), 2 * kernel.shape[1], 2 * len(kernel)).contiguous()
+
+
+def _by_convolution(sheet: Sheet, layout: Layout, kernel: Tensor) -> Tensor:
+    """Correlation with the kernel, its taps a factor apart, from the first start to the last."""
+    reach = tuple(factor * (size - 1) for factor, size in zip(sheet.factor, sheet.size, strict=True))
+    first = tuple(starts[0] + origin for starts, origin in zip(layout.starts, sheet.origin, strict=True))
+    lengths = tuple(starts[-1] - starts[0] + 1 + more for starts, more in zip(layout.starts, reach, strict=True))
+    if layout.torus:
+        maps = turned(sheet.maps, (first[0], first[1]), (lengths[0], lengths[1]))
     else:
-        low = (layout.rows[0], layout.columns[0])
-        lengths = (int(rows.max()) - low[0] + 1, int(columns.max()) - low[1] + 1)
-        whole = region(sheet, low, lengths)
-    rows, columns = (rows - low[0]).to(whole.device), (columns - low[1]).to(whole.device)
-    # [image, channel, start row, row, start column, column]
-    windows = whole[:, :, rows[:, :, None, None], columns]
-    return torch.einsum("bcoipj,kcij->bopk", windows, kernel)
+        maps = region(sheet, (first[0], first[1]), (lengths[0], lengths[1]))
+    found = functional.conv2d(maps, kernel, dilation=sheet.factor)
+    rows, columns = (torch.tensor(starts, device=maps.device) - starts[0] for starts in layout.starts)
+    picked: Tensor = found[:, :, rows[:, None], columns].permute(0, 2, 3, 1)
+    return picked
 
 
 def _folded(kernel: Tensor, lengths: Pair) -> Tensor:

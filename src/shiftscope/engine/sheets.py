@@ -22,6 +22,7 @@ __all__ = [
     "pair",
     "region",
     "times",
+    "turned",
 ]
 
 Pair = tuple[int, int]
@@ -112,14 +113,19 @@ def region(sheet: Sheet, first: Pair, lengths: Pair) -> Tensor:
 
 
 def continued(maps: Tensor, reach: Pair) -> Tensor:
-    """A torus, continued by so much to the right and below, around it more than once if need be."""
+    """A torus, continued by so much to the right and below."""
     if reach == (0, 0):
         return maps
     if reach[0] < maps.shape[2] and reach[1] < maps.shape[3]:
         return functional.pad(maps, (0, reach[1], 0, reach[0]), mode="circular")
-    rows = torch.arange(maps.shape[2] + reach[0], device=maps.device) % maps.shape[2]
-    columns = torch.arange(maps.shape[3] + reach[1], device=maps.device) % maps.shape[3]
-    return maps[:, :, rows][:, :, :, columns]
+    return turned(maps, (0, 0), (maps.shape[2] + reach[0], maps.shape[3] + reach[1]))
+
+
+def turned(maps: Tensor, first: Pair, lengths: Pair) -> Tensor:
+    """A torus from a position on, so long, around it more than once if need be."""
+    rows = (torch.arange(lengths[0], device=maps.device) + first[0]) % maps.shape[2]
+    columns = (torch.arange(lengths[1], device=maps.device) + first[1]) % maps.shape[3]
+    return maps.index_select(2, rows).index_select(3, columns)
 
 
 def after(size: Pair, kernel: Pair, stride: Pair, dilation: Pair) -> Pair:
