@@ -85,11 +85,11 @@ def translate(
     columns = _sources(right, wide, width)
     if mode == "circular":
         return _gather(images, rows % height, columns % width)
-    inside_rows, inside_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
-    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
-    moved = _gather(images, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
+    # A frame of one pixel holds the fill; whatever comes from outside the image is looked up there.
     background = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
-    return torch.where(inside, moved, background.reshape(-1, 1, 1))
+    framed = background.reshape(-1, 1, 1).expand(count, images.shape[1], height + 2, width + 2).clone()
+    framed[:, :, 1:-1, 1:-1] = images
+    return _gather(framed, (rows + 1).clamp(0, height + 1), (columns + 1).clamp(0, width + 1))
 
 
 def translate_by_parts(
