@@ -20,7 +20,7 @@ from shiftscope.theory import WorkedTable
 __all__ = ["print_table", "print_worked", "reporting"]
 
 SECONDS_BETWEEN_LINES = 5.0
-NOT_A_TERMINAL_WIDTH = 160
+NOT_A_TERMINAL_WIDTH = 240
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def print_table(table: Table) -> None:
     console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
     shown = RichTable()
     for column in table.columns:
-        shown.add_column(Text(column.replace("_", " ")), justify="right")
+        shown.add_column(Text(column.replace("_", " ")), justify="right", no_wrap=not console.is_terminal)
     for row in table.texts():
         shown.add_row(*(Text(cell) for cell in row))
     console.print(Text(table.title), soft_wrap=True)
