@@ -79,6 +79,20 @@ def test_maps_are_means_over_images_for_each_shift() -> None:
     assert found.maps["mcs"].mean().item() == pytest.approx(found.estimate("mcs").value, abs=1e-6)
 
 
+def test_maps_have_the_interval_of_a_mean_at_each_shift() -> None:
+    from scipy import stats
+
+    whole = outputs(40, 5)
+    found = survey(blocks(whole, 7))
+    cosines = torch.nn.functional.cosine_similarity(
+        whole.reference[:, None].expand_as(whole.values), whole.values, dim=-1
+    ).double()
+    low, high = stats.norm.interval(0.95, loc=cosines.mean(0), scale=stats.sem(cosines, axis=0))
+    torch.testing.assert_close(found.intervals["mcs"][:, 0], torch.from_numpy(low).float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.intervals["mcs"][:, 1], torch.from_numpy(high).clamp(max=1).float(), rtol=1e-4, atol=1e-5)
+    assert survey([outputs(1, 0)]).intervals["mcs"][0].tolist() == [-1, 1]
+
+
 def test_given_right_leaves_out_images_whose_unshifted_copy_is_wrong() -> None:
     whole = outputs(30, 1)
     labels = whole.reference.argmax(1).clone()

@@ -28,6 +28,7 @@ from shiftscope.outputs import Outputs
 
 __all__ = [
     "Estimate",
+    "Z",
     "correct",
     "cosines",
     "mean",
@@ -40,7 +41,8 @@ __all__ = [
 
 RESAMPLES = 2000
 LEVEL = 0.95
-Z = 1.959963984540054  # the normal quantile of the level
+#: The normal quantile of the level.
+Z = 1.959963984540054
 
 
 @dataclass(frozen=True)

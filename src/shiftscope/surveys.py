@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from shiftscope.errors import InputError
-from shiftscope.measures import Estimate, mean, per_shift_cosines, proportion
+from shiftscope.measures import Estimate, Z, mean, per_shift_cosines, proportion
 from shiftscope.outputs import Outputs
 from shiftscope.tables import Table
 
@@ -40,7 +40,6 @@ MEASURES: dict[str, tuple[float, float] | None] = {
     "all_agree": None,
     "worst_case": None,
 }
-MAPPED = ("mcs", "top1_change", "probability_change")
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,14 @@ class Survey:
     Attributes:
         values: (measure, over) -> [image], each image's value over those shifts.
         maps: measure -> [shift], means over images: the sensitivity maps (Myburgh, Mouton and Davel 2021).
+        intervals: measure -> [shift, 2], the maps' 95 % intervals over images, from the normal distribution of a mean.
         shifts: [shift, 2], (dy, dx) in pixels.
         right: [image], whether the unshifted image is right; None without labels.
     """
 
     values: dict[tuple[str, str], Float[Tensor, " image"]]
     maps: dict[str, Float[Tensor, " shift"]]
+    intervals: dict[str, Float[Tensor, "shift 2"]]
     shifts: Shaped[Tensor, "shift 2"]
     right: Bool[Tensor, " image"] | None
 
@@ -133,6 +134,7 @@ class _Tally:
         self.shifts, self.parts = shifts.cpu(), _parts(shifts.cpu(), factor)
         self.values: dict[tuple[str, str], list[Tensor]] = {}
         self.sums: dict[str, Tensor] = {}
+        self.squares: dict[str, Tensor] = {}
         self.rights: list[Tensor] = []
         self.count = 0
 
@@ -146,6 +148,7 @@ class _Tally:
             self.rights.append(block.reference.argmax(-1) == expected)
         for name, values in _by_shift(block).items():
             self.sums[name] = self.sums.get(name, torch.zeros(())) + values.double().sum(dim=0)
+            self.squares[name] = self.squares.get(name, torch.zeros(())) + values.double().square().sum(dim=0)
             for over, mask in self.parts.items():
                 self.values.setdefault((name, over), []).append(values[:, mask].mean(dim=1))
         tops, classes = block.values.argmax(-1), block.values.shape[-1]
@@ -158,9 +161,20 @@ class _Tally:
         return Survey(
             values={key: torch.cat(values).float() for key, values in self.values.items()},
             maps={name: (total / self.count).float() for name, total in self.sums.items()},
+            intervals={name: self._interval(name) for name in self.sums},
             shifts=self.shifts,
             right=torch.cat(self.rights) if self.rights else None,
         )
+
+    def _interval(self, name: str) -> Float[Tensor, "shift 2"]:
+        """Mean -+ 1.96 s / sqrt(n), no further than the measure goes; the measure's whole range from a single image."""
+        low, high = MEASURES[name] or (0.0, 1.0)
+        if self.count == 1:
+            return torch.tensor([low, high]).expand(len(self.shifts), 2)
+        middle = self.sums[name] / self.count
+        variance = (self.squares[name] / self.count - middle.square()).clamp_min(0) * self.count / (self.count - 1)
+        reach = Z * (variance / self.count).sqrt()
+        return torch.stack([middle - reach, middle + reach], dim=1).clamp(low, high).float()
 
 
 def _parts(shifts: Tensor, factor: int | None) -> dict[str, Bool[Tensor, " shift"]]:
