@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+REAL_DATA = os.environ.get("SHIFTSCOPE_DATA")
 SOURCES = Path(__file__).parent / "src"
 #: Networks are also run on stand-ins for tensors, when their graph is traced.
 TRACED = "shiftscope.lab.networks"
@@ -29,10 +30,15 @@ def scratch_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["SHIFTSCOPE_CACHE"] = before
 
 
+@pytest.fixture(autouse=True)
+def no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the tests that ask for real data see its folder."""
+    monkeypatch.delenv("SHIFTSCOPE_DATA", raising=False)
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder with real MNIST and CIFAR-10, or a skip that says what to set."""
-    folder = os.environ.get("SHIFTSCOPE_DATA")
-    if not folder or not (Path(folder) / "mnist").is_dir():
+    if not REAL_DATA or not (Path(REAL_DATA) / "mnist").is_dir():
         pytest.skip("needs MNIST and CIFAR-10 as parquet: set SHIFTSCOPE_DATA to their folder")
-    return Path(folder)
+    return Path(REAL_DATA)

@@ -82,7 +82,7 @@ def test_a_full_disk_is_told_and_finished_runs_are_kept(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert "writing to studies/tiny failed" in done.stderr
+    assert "the study in studies/tiny stopped (File too large). Finished runs are kept" in done.stderr
     assert "Traceback" not in done.stderr
     assert shiftscope("study", "tiny.toml", cwd=tmp_path).returncode == 0
 

@@ -221,6 +221,25 @@ class Overwriting(nn.Module):
         return (z + y).mean((2, 3))
 
 
+class Calling(nn.Module):
+    """Runs a function of its input, written as a user may write it."""
+
+    def __init__(self, call) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.call, self.conv = call, nn.Conv2d(2, 2, 3)
+        self.one, self.two = nn.Linear(200, 3), nn.Linear(200, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self, x)
+
+
+def preactivation(model: Calling, x: Tensor) -> Tensor:
+    h = model.conv(x)
+    shortcut = h.contiguous()
+    return (nn.functional.relu(h, inplace=True) + shortcut).mean((2, 3))
+
+
 def sequential(*layers: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(*layers).eval()
@@ -271,6 +290,70 @@ def test_where_dense_is_not_exact_direct_is_taken_and_says_why(model, mode: str,
         torch.testing.assert_close(found.values, slow(model, images, grid(2), mode, 0.0), rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="'dense' is not exact here"):
         shift_outputs(model, images, grid(2), mode=mode, method="dense")
+
+
+@pytest.mark.parametrize(
+    ("call", "method"),
+    [
+        (lambda m, x: m.conv(x).mean((2, 3), dtype=torch.float32), "direct"),
+        (lambda m, x: m.conv(x).mean(axis=(2, 3)), "direct"),
+        (lambda m, x: torch.mean(input=m.conv(x), dim=(2, 3)), "direct"),
+        (lambda m, x: torch.cat([x, m.conv(x)[:, :, :1, :1].expand_as(x)], axis=1).mean((2, 3)), "direct"),
+        (lambda m, x: torch.cat(tensors=[x, x], dim=1).mean((2, 3)), "direct"),
+        (lambda m, x: nn.functional.avg_pool2d(input=x, kernel_size=2).mean((2, 3)), "direct"),
+        (lambda m, x: m.conv(input=x).mean((2, 3)), "direct"),
+        (lambda m, x: torch.relu(input=x).mean((2, 3)), "direct"),
+        (lambda m, x: x.add(m.conv(x).mean((2, 3), keepdim=True), alpha=2).mean((2, 3)), "direct"),
+        (lambda m, x: x.div(0.3, rounding_mode="floor").mean((2, 3)), "direct"),
+        (preactivation, "direct"),
+        (lambda m, x: nn.functional.dropout(m.conv(x), 0.5, training=m.training).mean((2, 3)), "dense"),
+        (lambda m, x: nn.functional.max_pool2d(m.conv(x), 2, stride=1).mean((2, 3)), "dense"),
+        (lambda m, x: m.conv(x).view(x.size(0), -1) @ m.one.weight.T, "direct"),
+        (lambda m, x: m.one(m.conv(x).reshape(x.shape[0], -1)), "dense"),
+        (lambda m, x: m.one(m.conv(x).flatten(1)) + m.two(m.conv(x).flatten(1)), "dense"),
+        (
+            lambda m, x: (
+                nn.functional.linear(m.conv(x).flatten(1), m.one.weight)
+                - nn.functional.linear(m.conv(x).flatten(1), m.two.weight)
+            ),
+            "dense",
+        ),
+    ],
+)
+def test_models_are_right_however_they_are_written(call, method: str) -> None:
+    model = Calling(call).eval()
+    images = content(12, 2, 2, 0.0, 0)
+    found = shift_outputs(model, images, grid(3))
+    assert found.method == method, found.reason
+    torch.testing.assert_close(found.values, slow(model, images, grid(3), "zero", 0.0), rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_that_drops_in_evaluation_is_not_dense() -> None:
+    found = shift_outputs(
+        Calling(lambda m, x: nn.functional.dropout(x, 0.5).mean((2, 3))).eval(), content(12, 2, 2, 0.0, 0), grid(2)
+    )
+    assert (found.method, "evaluation too" in found.reason) == ("direct", True)
+
+
+def test_double_precision_is_kept_and_taken_directly() -> None:
+    model = Calling(lambda m, x: m.conv(x).mean((2, 3))).eval().double()
+    images = content(12, 2, 2, 0.0, 0).double()
+    for mode in ("zero", "circular"):
+        found = shift_outputs(model, images, grid(2), mode=mode)
+        assert "single precision" in found.reason
+        expected = slow(model, images, grid(2), mode, 0.0).float()
+        torch.testing.assert_close(found.values, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_that_cancel_to_nothing_are_no_disagreement() -> None:
+    """A derivative averages to zero on a torus: what is left is rounding, different in the two ways."""
+    derivative = nn.Conv2d(1, 3, 3, padding=1, padding_mode="circular", bias=False)
+    taps = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    derivative.weight.data = torch.stack([taps, taps.T, taps + taps.T])[:, None]
+    model = sequential(derivative, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = shift_outputs(model, content(16, 1, 0, 0.0, 0), grid(3), mode="circular")
+    assert found.method == "dense"
+    assert found.values.abs().max() < 1e-5
 
 
 def test_the_guard_notices_a_graph_that_does_not_tell_the_truth() -> None:

@@ -52,6 +52,11 @@ def test_shifts_beyond_the_image_leave_the_fill() -> None:
     torch.testing.assert_close(found.values, model(empty)[:, None].expand(-1, 2, -1))
 
 
+def test_shifts_of_each_image_belong_to_one_batch() -> None:
+    with pytest.raises(InputError, match="must be one batch where each image has shifts of its own"):
+        list(stream_outputs(lambda batch: batch.mean((2, 3)), [images(), images()], SHIFTS))
+
+
 def test_blocks_hold_the_same_outputs_as_the_whole() -> None:
     model, shifts = small_model().eval(), SHIFTS[0]
     whole = shift_outputs(model, images(), shifts, batch_size=2)
@@ -124,6 +129,19 @@ def test_running_out_of_memory_halves_the_batch_and_says_so_once() -> None:
     assert max(sizes) == 2
 
 
+def test_a_model_that_works_on_its_input_in_place_changes_nothing_else() -> None:
+    def greedy(batch: Tensor) -> Tensor:
+        batch -= 0.5
+        batch *= 3
+        return batch.mean((2, 3))
+
+    given = images()
+    found = shift_outputs(greedy, given, SHIFTS[0])
+    expected = shift_outputs(lambda batch: (3 * (batch - 0.5)).mean((2, 3)), images(), SHIFTS[0])
+    torch.testing.assert_close(found.values, expected.values)
+    assert torch.equal(given, images())
+
+
 def test_mixed_precision_is_near_single_precision() -> None:
     model = small_model().eval()
     full, mixed = (shift_outputs(model, images(), SHIFTS[0], precision=name) for name in ("fp32", "bf16"))
@@ -154,6 +172,16 @@ def test_mixed_precision_is_near_single_precision() -> None:
             {"mode": "mirror"},
             "`mode` must be 'zero', 'circular' or 'crop', got 'mirror'",
         ),
+        (
+            lambda batch: batch.mean((2, 3)),
+            images(),
+            {"method": "Dense"},
+            "`method` must be 'auto', 'direct' or 'dense', got 'Dense'",
+        ),
+        (lambda batch: batch.mean((2, 3)), images(), {"precision": "fp16"}, "`precision` must be 'fp32' or 'bf16', got 'fp16'"),
+        (lambda batch: batch.mean((2, 3)), images(), {"batch_size": -1}, "`batch_size` must be 1 or more images, got -1"),
+        (lambda batch: batch.mean((2, 3)), images(), {"fill": torch.zeros(3)}, "`fill` must be one value or one for each of 2"),
+        (lambda batch: [][0], images(), {}, "`model` fails on images of shape .* list index out of range"),
         (lambda batch: batch.mean((2, 3)), images(), {"mode": "crop"}, "belongs to that mode only"),
         (lambda batch: batch.mean((2, 3)), images(), {"crop": 4}, "belongs to that mode only"),
         (lambda batch: batch.mean((2, 3)), images(), {"mode": "crop", "crop": 4}, "exceed the margin"),

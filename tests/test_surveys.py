@@ -134,6 +134,8 @@ def test_the_table_has_a_row_for_each_measure_and_part() -> None:
             "one label an image, got too few for 3 images",
         ),
         (lambda: survey([outputs(3, 0)], labels=torch.zeros(4, dtype=torch.long)), "one label an image, got 4 for 3 images"),
+        (lambda: survey([outputs(3, 0), outputs(3, 0, 2 * SHIFTS)]), "two blocks differ in theirs"),
+        (lambda: survey([outputs(3, 0)], factor=0), "`factor` must be 1 or more, got 0"),
         (lambda: survey([outputs(3, 0)]).estimate("mcs", over="lattice"), "holds no 'mcs' over 'lattice'"),
         (lambda: survey([outputs(3, 0)]).estimate("mcs", given="right"), "`given` 'right' needs labels"),
         (

@@ -103,8 +103,8 @@ def study(
         raise
     except OSError as error:
         raise InputError(
-            f"writing to {folder} failed ({error.strerror or error}). Finished runs are kept; make room or choose another folder "
-            "with --out, and the same command goes on from there."
+            f"the study in {folder} stopped ({error.strerror or error}). Finished runs are kept; make room or choose another "
+            "folder with --out, and the same command goes on from there."
         ) from error
     if as_json:
         _print_json(table.to_json())

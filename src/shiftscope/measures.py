@@ -118,7 +118,7 @@ def mean_over_seeds(values: Float[Tensor, "seed image"], *, bounds: tuple[float,
     value = float(table.mean())
     if count == 1:
         return Estimate(value, *bounds, count=count, seeds=seeds)
-    draws = ((_weights(seeds) @ table) * _weights(count)).sum(axis=1)
+    draws = ((_weights(seeds, "seeds") @ table) * _weights(count, "images")).sum(axis=1)
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).clip(*bounds)
     return Estimate(value, min(float(low), value), max(float(high), value), count=count, seeds=seeds)
 
@@ -148,11 +148,11 @@ def proportion_over_seeds(successes: Bool[Tensor, "seed image"]) -> Estimate:
 
 
 @lru_cache(maxsize=8)
-def _weights(count: int) -> Float[np.ndarray, "draw {count}"]:
-    """Bootstrap weights, one row a resample, each row summing to one, spread by sqrt(n / (n - 1))."""
+def _weights(count: int, what: str) -> Float[np.ndarray, "draw {count}"]:
+    """Bootstrap weights, one row a resample, each row summing to one, spread by sqrt(n / (n - 1)); a stream for each axis."""
     if count == 1:
         return np.ones((RESAMPLES, 1), dtype=np.float32)
-    generator = np.random.default_rng(count)
+    generator = np.random.default_rng([count, len(what)])
     picks = generator.integers(count, size=(RESAMPLES, count))
     rows = np.arange(RESAMPLES)[:, None] * count
     tallies = np.bincount((picks + rows).ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)

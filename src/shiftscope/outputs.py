@@ -8,7 +8,7 @@ A model is any callable from a batch of images ``[image, channel, height, width]
   spatial parts, and tens of times cheaper where many shifts are asked for.
 
 ``auto`` takes dense where the model's graph proves that it is exact, and says why where it does not. Every use of dense is
-compared with direct on a sample of images and shifts.
+compared with direct on a sample: a few shifts of the fullest images of the first batch.
 
 Nothing of size images x shifts need be held: :func:`stream_outputs` hands out blocks of images.
 """
@@ -155,8 +155,10 @@ def stream_outputs(
     if first is None or len(first) == 0:
         raise InputError("`images` must hold at least one image, got none.")
     world = World(mode, _pair(crop), fill, tuple(first.shape[2:]) if first.ndim == 4 else ())
+    _check_options(method, precision, batch_size)
     _check_images(first, world)
     _check_shifts(first, shifts, world)
+    _check_fill(first, world)
     place = torch.device(device) if device else _device_of(model)
     if isinstance(model, nn.Module) and model.training:
         warnings.warn("the model was in training mode; it is evaluated, and handed back as it was.", stacklevel=2)
@@ -164,7 +166,9 @@ def stream_outputs(
     with evaluating(model), torch.inference_mode():
         dense, reason = choose(model, first, shifts, world, place, method, direct, batch_size)
     unshifted = _unshifted(shifts) if dense else None
-    for batch in chain([first], batches):
+    for number, batch in enumerate(chain([first], batches)):
+        if number and shifts.ndim == 3:
+            raise InputError("`images` must be one batch where each image has shifts of its own.")
         _check_images(batch, world)
         start = 0
         while start < len(batch):
@@ -199,6 +203,23 @@ def _check_images(images: Tensor, world: World) -> None:
         raise InputError(f"`images` must be floating point in [0, 1], got {images.dtype}. Divide by 255 first.")
     if not images.isfinite().all():
         raise InputError("`images` must be finite, got NaN or infinity.")
+
+
+def _check_options(method: str, precision: str, batch_size: int | None) -> None:
+    if method not in ("auto", "direct", "dense"):
+        raise InputError(f"`method` must be 'auto', 'direct' or 'dense', got {method!r}.")
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"`precision` must be 'fp32' or 'bf16', got {precision!r}.")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"`batch_size` must be 1 or more images, got {batch_size}.")
+
+
+def _check_fill(images: Tensor, world: World) -> None:
+    fill = torch.as_tensor(world.fill)
+    if fill.ndim > 1 or fill.numel() not in (1, images.shape[1]):
+        raise InputError(
+            f"`fill` must be one value or one for each of {images.shape[1]} channels, got shape {tuple(fill.shape)}."
+        )
 
 
 def _check_shifts(images: Tensor, shifts: Tensor, world: World) -> None:

@@ -129,6 +129,8 @@ class _Tally:
     """What a survey keeps while it reads."""
 
     def __init__(self, shifts: Tensor, factor: int | None) -> None:
+        if factor is not None and factor < 1:
+            raise InputError(f"`factor` must be 1 or more, got {factor}.")
         if shifts.ndim != 2:
             raise InputError("a survey needs shifts that all images share, [shift, 2].")
         self.shifts, self.parts = shifts.cpu(), _parts(shifts.cpu(), factor)
@@ -140,6 +142,8 @@ class _Tally:
 
     def add(self, block: Outputs, labels: Tensor | None) -> None:
         """One block's numbers."""
+        if not torch.equal(block.shifts.cpu(), self.shifts):
+            raise InputError("a survey needs shifts that all images share, but two blocks differ in theirs.")
         expected = None if labels is None else labels[self.count : self.count + len(block.reference)].cpu()
         self.count += len(block.reference)
         if expected is not None and len(expected) < len(block.reference):

@@ -144,6 +144,34 @@ def test_a_parquet_file_damaged_in_the_middle_is_told(local: Path) -> None:
         get("pets", local)
 
 
+def test_a_damaged_image_is_told(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        folder = tmp_path / "pets" / "train" / label
+        folder.mkdir(parents=True)
+        content = bytearray(png(pixels(1, 30, 1)[0]))
+        content[50:90] = bytes(40)
+        (folder / "x.png").write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read as labelled images"):
+        get(str(tmp_path / "pets"))
+
+
+def test_training_and_test_images_may_differ_in_colours_and_not_in_size(tmp_path: Path) -> None:
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    write_parquet(folder / "train.parquet", pixels(2, 6, 3), [0, 1])
+    write_parquet(folder / "test.parquet", pixels(2, 6, 1), [0, 1])
+    assert get("pets", tmp_path).splits["test"].images.shape == (2, 3, 6, 6)
+    write_parquet(folder / "test.parquet", pixels(2, 7, 3), [0, 1])
+    with pytest.raises(InputError, match="training and test images differ in size"):
+        get("pets", tmp_path)
+
+
+def test_a_local_folder_goes_before_the_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: Path) -> None:
+    monkeypatch.setenv("SHIFTSCOPE_DATA", str(tmp_path / "elsewhere"))
+    spec = DataSpec(name=str(local / "pets"), validation_images=1)
+    assert load(spec).classes == ("cat", "dog")
+
+
 def test_a_table_without_images_is_told(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "plain" / "train.parquet")

@@ -50,6 +50,12 @@ def test_printed_numbers_belong_to_their_combination(tmp_path: Path) -> None:
     assert study.printed({"network.factor": 1, "network.pool": "max"}) == {}
 
 
+def test_a_file_name_with_spaces_gives_a_name_without(tmp_path: Path) -> None:
+    path = tmp_path / "my study.toml"
+    path.write_text('title = "x"')
+    assert load_study(str(path)).name == "my-study"
+
+
 def test_quoted_paths_mean_the_same(tmp_path: Path) -> None:
     quoted = GOOD.replace("network.factor =", '"network.factor" =')
     assert load_study(write(tmp_path, quoted)).cells() == load_study(write(tmp_path, GOOD)).cells()
@@ -115,6 +121,11 @@ network.factor = [1, 3]
         ('title = "x"\n[network]\nclasses = 3', "classes follow from the data. Leave them out"),
         ('title = "x"\n[data]\ncanvas = 12', "the map shrinks below the kernel"),
         ('title = "x', "is not a TOML file"),
+        ('title = "x"\ngrid = 3', "grid: `grid` must be a table"),
+        ('title = "x"\nname = ".."', "name: "),
+        ('title = "x"\n[measure]\nseed = 99999999999999999999999', "measure.seed: "),
+        ('title = "x"\n[training]\nlearning_rate = inf', "training.learning_rate: "),
+        ('title = "x"\n[source]\ntitle = "t"\n[[source.cells]]\nmcs = "abc"', "'mcs' must be a number, got 'abc'"),
         ('title = "x"\ndata = 3', "data: "),
     ],
 )

@@ -98,6 +98,12 @@ def test_a_diverging_loss_ends_the_run_and_says_in_which_epoch() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_weights_that_blow_up_in_the_last_step_are_noticed() -> None:
+    """One step an epoch: its loss is from before it, and is fine."""
+    training = fit(fresh(), learning_rate=1e38, batch_size=200, max_epochs=1)
+    assert training.status == "diverged"
+
+
 def test_global_switches_are_as_before_even_after_a_failure() -> None:
     def broken(images: Tensor, shifts: Tensor | None = None) -> Tensor:
         raise RuntimeError("no canvas")

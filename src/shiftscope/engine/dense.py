@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shiftscope.engine.direct import Direct, Model, World, finite
 from shiftscope.engine.graph import Tracer, trace
@@ -25,6 +25,8 @@ FEWEST_DENSE_SHIFTS = 6
 CHECKED_IMAGES, CHECKED_SHIFTS = 2, 5
 #: Largest difference of dense to direct relative to the output's norm; single precision leaves about 1e-6.
 TOLERANCE = 1e-3
+#: Outputs smaller than this share of the images' norm count as so large.
+LEAST_SCALE = 1e-4
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Dense:
         """The images less the background, on a box that holds all that differs from it, and where that begins in P."""
         if self.world.mode != "zero":
             return images, torch.zeros(images.shape[1], device=images.device), (0, 0)
-        background = self.world.background(images.shape[1], images.device)
+        background = self.world.background(images)
         rest = images - background[:, None, None]
         content = (rest != 0).any(dim=0).any(dim=0)
         rows, columns = (content.any(dim=axis).nonzero().flatten() for axis in (1, 0))
@@ -80,13 +82,15 @@ def choose(
             raise NotDenseError("each image has shifts of its own")
         if direct.precision != "fp32":
             raise NotDenseError("mixed precision was asked for")
+        if not _is_single(model, images):
+            raise NotDenseError("its weights or images are not in single precision")
         if method == "auto" and len(shifts) < FEWEST_DENSE_SHIFTS:
             raise NotDenseError(f"{len(shifts)} shifts are too few for it to pay")
         layout, picks = _layout(shifts, world, device)
         extent = [starts[-1] - starts[0] + size for starts, size in zip(layout.starts, layout.size, strict=True)]
         block = batch_size or max(1, min(DENSE_BATCH, DENSE_VALUES // (16 * extent[0] * extent[1])))
         dense = Dense(trace(model), world, device, layout, picks, block)
-        _compare(dense, direct, images[:CHECKED_IMAGES], shifts)
+        _compare(dense, direct, images, shifts)
     except NotDenseError as reason:
         if method == "dense":
             raise InputError(f"`method` 'dense' is not exact here: {reason}. Use 'auto' or 'direct'.") from None
@@ -107,13 +111,23 @@ def _layout(shifts: Tensor, world: World, device: torch.device) -> tuple[Layout,
     return layout, (row_of.to(device), column_of.to(device))
 
 
+def _is_single(model: Model, images: Tensor) -> bool:
+    """Whether images and weights are in single precision, the one the rules are written for."""
+    weights = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return images.dtype == torch.float32 and all(weight.dtype == torch.float32 for weight in weights)
+
+
 def _compare(dense: Dense, direct: Direct, images: Tensor, shifts: Tensor) -> None:
     """Hold dense against direct on a sample."""
+    fullest = images.flatten(1).var(dim=1).topk(min(CHECKED_IMAGES, len(images))).indices
+    images = images[fullest]
     generator = torch.Generator().manual_seed(len(shifts))
     picked = torch.randperm(len(shifts), generator=generator)[:CHECKED_SHIFTS]
     expected = direct(images, shifts[picked])
     found = dense(images)[:, picked]
-    scale = expected.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+    # Outputs that cancel to nothing are compared with what went in, of which rounding is a share.
+    least = LEAST_SCALE * float(images.norm())
+    scale = expected.norm(dim=-1).clamp_min(max(least, torch.finfo(torch.float32).tiny))
     apart = float(((found - expected).norm(dim=-1) / scale).max())
     if apart > TOLERANCE:
         raise RuntimeError(

@@ -41,9 +41,9 @@ class World:
         """(height, width) of the model's input."""
         return self.crop if self.crop is not None else (self.shape[0], self.shape[1])
 
-    def background(self, channels: int, device: torch.device) -> Tensor:
-        """The fill as one value a channel."""
-        return torch.as_tensor(self.fill, dtype=torch.float32, device=device).expand(channels)
+    def background(self, images: Tensor) -> Tensor:
+        """The fill as one value a channel, on the images' device and of their type."""
+        return torch.as_tensor(self.fill, dtype=images.dtype, device=images.device).expand(images.shape[1])
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -69,7 +69,7 @@ class Direct:
         """Outputs of the unshifted images."""
         top, left = self.world.corner
         height, width = self.world.size
-        return self.run(images.to(self.device)[:, :, top : top + height, left : left + width])
+        return self.run(images.to(self.device)[:, :, top : top + height, left : left + width].clone())
 
     def __call__(self, images: Tensor, shifts: Tensor) -> Tensor:
         """Outputs [image, shift, class]; shifts [shift, 2] or [image, shift, 2]."""
@@ -105,7 +105,7 @@ class Direct:
         try:
             with autocast:
                 output = self.model(batch)
-        except RuntimeError as error:
+        except Exception as error:  # whatever a model's Python code raises
             if _is_memory(error):
                 raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -113,7 +113,7 @@ class Direct:
         return _checked(output, len(batch))
 
     def _windows(self, images: Tensor, shifts: Tensor) -> Iterator[Tensor]:
-        """Views into one enlarged batch: no shift makes a copy."""
+        """Windows of one enlarged batch; each its own copy, because a model may work on its input in place."""
         top, left = self.world.corner
         height, width = self.world.size
         reach_y, reach_x = (int(most) for most in shifts.abs().amax(0))
@@ -122,18 +122,18 @@ class Direct:
         elif self.world.mode == "circular":
             large, top, left = _wrapped(images, reach_y, reach_x), reach_y, reach_x
         else:
-            background = self.world.background(images.shape[1], images.device)
+            background = self.world.background(images)
             large = background[:, None, None].expand(len(images), -1, height + 2 * reach_y, width + 2 * reach_x).clone()
             large[:, :, reach_y : reach_y + height, reach_x : reach_x + width] = images
             top, left = reach_y, reach_x
         for dy, dx in shifts.tolist():
-            yield large[:, :, top - dy : top - dy + height, left - dx : left - dx + width]
+            yield large[:, :, top - dy : top - dy + height, left - dx : left - dx + width].clone()
 
     def _each(self, images: Tensor, shifts: Tensor) -> Tensor:
         """Every image by its own shift."""
         shifts = shifts.to(self.device)
         if self.world.mode != "crop":
-            return translate(images, shifts, mode=self.world.mode, fill=self._fill(images))  # type: ignore[arg-type]  # checked before
+            return translate(images, shifts, mode=self.world.mode, fill=self.world.background(images))  # type: ignore[arg-type]  # checked before
         return self._cut(translate(images, shifts))
 
     def _in_parts(self, images: Tensor, shifts: Tensor) -> Iterator[Tensor]:
@@ -144,14 +144,11 @@ class Direct:
             if self.world.mode == "crop":
                 yield self._cut(translate_by_parts(images, steps))
             else:
-                yield translate_by_parts(images, steps, mode=self.world.mode, fill=self._fill(images))  # type: ignore[arg-type]
+                yield translate_by_parts(images, steps, mode=self.world.mode, fill=self.world.background(images))  # type: ignore[arg-type]
 
     def _cut(self, images: Tensor) -> Tensor:
         top, left = self.world.corner
         return images[:, :, top : top + self.world.size[0], left : left + self.world.size[1]]
-
-    def _fill(self, images: Tensor) -> Tensor:
-        return self.world.background(images.shape[1], images.device)
 
 
 def _checked(output: object, count: int) -> Tensor:

@@ -6,9 +6,11 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
-from shiftscope.engine.operators import Rules
+from shiftscope.engine.heads import Spectra
+from shiftscope.engine.operators import IDLE_FUNCTIONS, IDLE_METHODS, IDLE_MODULES, Rules
 from shiftscope.engine.sheets import BatchSize, Flat, Layout, NotDenseError, Pair, Sheet, Vectors
 
 __all__ = ["Tracer", "trace"]
@@ -33,7 +35,7 @@ class Tracer:
         except Exception as error:  # whatever a model's Python code raises under tracing
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise NotDenseError(f"its graph cannot be traced ({reason})") from error
-        self.spectra: dict[tuple[str, Pair, Pair], Tensor] = {}
+        self.spectra: Spectra = {}
 
     def __call__(self, maps: Tensor, background: Tensor, corner: Pair, layout: Layout) -> Tensor:
         """Outputs [image, row, column, class] for every window of the layout.
@@ -63,13 +65,23 @@ class Tracer:
                 return _result(arguments[0])
             elif not _has_data(arguments, options):
                 found[node] = _constant(self.traced, node, arguments, options)
-            elif node.op == "call_module":
-                found[node] = rules.module(node.target, self.traced.get_submodule(node.target), *arguments, **options)
-            elif node.op == "call_method":
-                found[node] = rules.method(node.target, *arguments, **options)
             else:
-                found[node] = rules.function(node.target, *arguments, **options)
+                found[node] = self._ruled(rules, node, arguments, options)
         raise NotDenseError("its graph has no output")
+
+    def _ruled(self, rules: Rules, node: fx.Node, arguments: Any, options: Any) -> Any:
+        """What a node's rule gives; a call that no rule can read has none."""
+        try:
+            if node.op == "call_module":
+                return rules.module(str(node.target), self.traced.get_submodule(str(node.target)), *arguments, **options)
+            if node.op == "call_method":
+                return rules.method(str(node.target), *arguments, **options)
+            return rules.function(node.target, *arguments, **options)  # type: ignore[arg-type]  # fx types it as text or callable
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise NotDenseError(f"`{node.name}` is called in a way that has no rule ({reason})") from error
 
 
 def trace(model: Callable[[Tensor], Tensor]) -> Tracer:
@@ -87,8 +99,29 @@ def _refuse_overwriting(traced: fx.GraphModule, node: fx.Node) -> None:
     in_place = in_place or node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
     if in_place and node.args and isinstance(node.args[0], fx.Node):
         order = {other: place for place, other in enumerate(traced.graph.nodes)}
-        if any(order[user] > order[node] for user in node.args[0].users):
+        users = [user for alias in _aliases(traced, node.args[0]) for user in alias.users]
+        if any(order[user] > order[node] for user in users):
             raise NotDenseError(f"`{node.target}` overwrites what is used again later")
+
+
+def _aliases(traced: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
+    """All nodes that may share the memory of one: what it is a view of, and the views of that."""
+    while _is_view(traced, node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    group, fresh = {node}, [node]
+    while fresh:
+        views = [user for user in fresh.pop().users if _is_view(traced, user) and user not in group]
+        group.update(views)
+        fresh += views
+    return group
+
+
+def _is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(traced.get_submodule(str(node.target)), (*IDLE_MODULES, nn.Flatten))
+    if node.op == "call_function":
+        return node.target in IDLE_FUNCTIONS or node.target is torch.flatten
+    return node.op == "call_method" and node.target in {*IDLE_METHODS, "view", "reshape", "flatten"}
 
 
 def _has_data(arguments: Any, options: Any) -> bool:

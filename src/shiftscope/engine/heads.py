@@ -12,8 +12,8 @@ from shiftscope.engine.sheets import Flat, Layout, Pair, Sheet, Vectors, region,
 
 __all__ = ["Spectra", "correlate", "global_average"]
 
-#: Transformed weights, by the layer's name, the transform's lengths and the factor.
-Spectra = dict[tuple[str, Pair, Pair], Tensor]
+#: Weights and their transform, by the weights' identity, the transform's lengths, and the sheet's factor and size.
+Spectra = dict[tuple[int, Pair, Pair, Pair], tuple[Tensor, Tensor]]
 
 #: Multiply-adds that a Fourier transform costs for each point and level, as measured against a convolution's.
 FOURIER_COST = 6.0
@@ -26,13 +26,13 @@ def global_average(sheet: Sheet, layout: Layout) -> Vectors:
     return Vectors(sums / (sheet.size[0] * sheet.size[1]) + sheet.background, kept=2)
 
 
-def correlate(name: str, flat: Flat, layout: Layout, weight: Tensor, bias: Tensor | None, spectra: Spectra) -> Vectors:
+def correlate(flat: Flat, layout: Layout, weight: Tensor, bias: Tensor | None, spectra: Spectra) -> Vectors:
     """A fully connected layer on flattened maps: one correlation with its weights, the sheet's factor apart."""
     sheet = flat.sheet
     kernel = weight.reshape(len(weight), -1, *sheet.size)
     constant = (kernel.sum(dim=(2, 3)) @ sheet.background) + (0 if bias is None else bias)
     if _fourier_pays(sheet, layout, kernel):
-        return Vectors(_by_fourier(name, sheet, layout, kernel, spectra) + constant)
+        return Vectors(_by_fourier(sheet, layout, kernel, _spectrum(weight, kernel, sheet, layout, spectra)) + constant)
     return Vectors(_by_convolution(sheet, layout, kernel) + constant)
 
 
@@ -67,21 +67,18 @@ def _length(sheet: Sheet, layout: Layout, axis: int) -> int:
     return _fast_length(starts[-1] - starts[0] + sheet.factor[axis] * (sheet.size[axis] - 1) + 1)
 
 
-def _by_fourier(name: str, sheet: Sheet, layout: Layout, kernel: Tensor, spectra: Spectra) -> Tensor:
+def _by_fourier(sheet: Sheet, layout: Layout, kernel: Tensor, weights: Tensor) -> Tensor:
     """Correlation with the kernel, its taps a factor apart: at each frequency a product of spectra.
 
     Transforms run over the middle axes, with channels last, as the maps lie in memory; complex products are real ones of
     twice the width. So no map is copied into another order.
     """
     lengths = (_length(sheet, layout, 0), _length(sheet, layout, 1))
-    key = (name, lengths, sheet.factor)
-    if key not in spectra:
-        spectra[key] = _spectrum(kernel, sheet, layout, lengths)
     first = (0, 0) if layout.torus else (layout.rows[0], layout.columns[0])
     maps = sheet.maps if layout.torus else region(sheet, first, lengths)
     spectrum = torch.fft.rfft2(maps.permute(0, 2, 3, 1), s=lengths, dim=(1, 2))
     frequencies = torch.view_as_real(spectrum).flatten(3).flatten(1, 2)  # [image, frequency, (channel, part)]
-    products = torch.bmm(frequencies.transpose(0, 1), spectra[key]).transpose(0, 1)
+    products = torch.bmm(frequencies.transpose(0, 1), weights).transpose(0, 1)
     shape = (len(maps), lengths[0], lengths[1] // 2 + 1, len(kernel), 2)
     found = torch.fft.irfft2(torch.view_as_complex(products.reshape(shape)), s=lengths, dim=(1, 2))
     rows, columns = (
@@ -92,7 +89,16 @@ def _by_fourier(name: str, sheet: Sheet, layout: Layout, kernel: Tensor, spectra
     return picked
 
 
-def _spectrum(kernel: Tensor, sheet: Sheet, layout: Layout, lengths: Pair) -> Tensor:
+def _spectrum(weight: Tensor, kernel: Tensor, sheet: Sheet, layout: Layout, spectra: Spectra) -> Tensor:
+    """The transformed weights, kept from block to block (with the weights themselves, so that no others take their identity)."""
+    lengths = (_length(sheet, layout, 0), _length(sheet, layout, 1))
+    key = (id(weight), lengths, sheet.factor, sheet.size)
+    if key not in spectra:
+        spectra[key] = weight, _transformed(kernel, sheet, layout, lengths)
+    return spectra[key][1]
+
+
+def _transformed(kernel: Tensor, sheet: Sheet, layout: Layout, lengths: Pair) -> Tensor:
     """[frequency, (channel, part), (class, part)]: the conjugate spectrum of the weights, as a real matrix a frequency."""
     spread = [factor * (size - 1) + 1 for factor, size in zip(sheet.factor, sheet.size, strict=True)]
     apart = kernel.new_zeros(*kernel.shape[:2], *spread)

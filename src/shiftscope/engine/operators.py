@@ -114,7 +114,7 @@ class Rules:
         """
         first, *rest = arguments or (None,)
         if target in IDLE_FUNCTIONS:
-            return first
+            return _idle(options, first)
         if target in POINTWISE_FUNCTIONS:
             options = {**options, "inplace": False} if "inplace" in options else options
             return self.pointwise(lambda values: target(values, *rest, **options), first)
@@ -144,7 +144,7 @@ class Rules:
             return self.flatten(value, 1)
         if name in ("flatten", "mean"):
             return getattr(self, name)(value, *arguments, **options)
-        if name in ("add", "sub", "mul", "div") and len(arguments) == 1:
+        if name in ("add", "sub", "mul", "div") and len(arguments) == 1 and not options:
             return self.arithmetic(getattr(torch, name), value, *arguments)
         raise NotDenseError(f"`{name}` has no exact rule")
 
@@ -370,7 +370,7 @@ class Rules:
             return replace(value, values=functional.linear(value.values, weight, bias))
         if not isinstance(value, Flat):
             raise NotDenseError(f"`{name}` acts along the last axis of a map")
-        return heads.correlate(name, value, self.layout, weight, bias, self.spectra)
+        return heads.correlate(value, self.layout, weight, bias, self.spectra)
 
 
 def _circular_module(rules: Rules, name: str, part: nn.CircularPad2d, value: Any) -> Any:
@@ -409,6 +409,13 @@ FUNCTION_RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     functional.max_pool2d: lambda rules, value, *size, **how: rules.max_pool("max_pool2d", nn.MaxPool2d(*size, **how), value),
     functional.avg_pool2d: lambda rules, value, *size, **how: rules.average_pool("avg_pool2d", nn.AvgPool2d(*size, **how), value),
 }
+
+
+def _idle(options: dict[str, Any], value: Any) -> Any:
+    """Dropout as a function works whatever mode the model is in, unless it is told."""
+    if options.get("training", True) is not False:
+        raise NotDenseError("`dropout` is told to drop in evaluation too")
+    return value
 
 
 def _along(maps: Tensor, axis: int, kernel: int, step: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 from shiftscope.lab.seeds import stream
-from shiftscope.lab.sources import Labelled, Progress, Source, read
+from shiftscope.lab.sources import Labelled, Progress, Source, is_image_folder, read
 from shiftscope.lab.specs import Spec
 from shiftscope.shifts import translate
 
@@ -123,7 +123,9 @@ def load(spec: DataSpec, *, data_dir: Path | None = None, progress: Progress = l
     >>> len(data.train), len(data.validation), len(data.test), data.canvas.margin((20, 20))
     (1338, 100, 359, 10)
     """
-    chosen = data_dir or (Path(os.environ["SHIFTSCOPE_DATA"]) if os.environ.get("SHIFTSCOPE_DATA") else None)
+    chosen, known = data_dir, os.environ.get("SHIFTSCOPE_DATA")
+    if chosen is None and known and not is_image_folder(spec.name):
+        chosen = Path(known)
     source = read(spec.name, image_size=spec.image_size, data_dir=chosen, progress=progress)
     height, width = source.splits["train"].images.shape[2:]
     if max(height, width) > spec.canvas:

@@ -100,9 +100,8 @@ def run_study(
     """
     cells = study.cells()
     runs = [(cell, run) for cell in cells for run in cell.runs]
-    data = {
-        spec: load(spec, data_dir=data_dir, progress=lambda *at: report(Loading(*at))) for _, run in runs for spec in [run.data]
-    }
+    specs = dict.fromkeys(run.data for _, run in runs)
+    data = {spec: load(spec, data_dir=data_dir, progress=lambda *at: report(Loading(*at))) for spec in specs}
     for _, run in runs:
         _check_margin(run, data[run.data])
     _prepare(out, study)

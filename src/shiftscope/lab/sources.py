@@ -33,7 +33,7 @@ from shiftscope.lab.files import write_tensors
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Labelled", "Source", "read"]
+__all__ = ["Labelled", "Source", "is_image_folder", "read"]
 
 #: Short names and where the hub keeps them.
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
@@ -124,7 +124,7 @@ def _folder(name: str, data_dir: Path | None) -> Path | None:
                 f"`data_dir` {data_dir} holds no folder {Path(name).name!r}. Put train.parquet and test.parquet there."
             )
         return folder
-    if Path(name).is_dir():
+    if is_image_folder(name):
         return Path(name)
     if name in HUB_NAMES or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
         return None
@@ -132,6 +132,11 @@ def _folder(name: str, data_dir: Path | None) -> Path | None:
         f"`data.name` {name!r} is neither digits, {', '.join(HUB_NAMES)}, a Hugging Face id (owner/name) nor an image folder. "
         "Use one of these."
     )
+
+
+def is_image_folder(name: str) -> bool:
+    """Whether a data set's name is the path of a folder; a known short name never is."""
+    return name not in HUB_NAMES and name != "digits" and Path(name).is_dir()
 
 
 def _key(name: str, folder: Path | None, image_size: int | None) -> str:
@@ -170,7 +175,7 @@ def _check_parquet(path: Path) -> None:
     try:
         pq.ParquetFile(path).close()
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"`data_dir` file {path} is not a whole parquet file ({_first_line(error)}). Copy it again.") from error
+        raise InputError(f"{path} is not a whole parquet file ({_first_line(error)}). Copy it again.") from error
 
 
 def _from_hub(name: str, image_size: int | None, progress: Progress) -> Source:
@@ -243,12 +248,22 @@ def _decode(builder: str, options: dict[str, Any], origin: str, image_size: int 
         for split, name in names.items():
             rows = opened[name].select_columns([image_column, label_column])
             splits[split] = _decode_rows(rows, (image_column, label_column), image_size, f"decoding {split} images", progress)
+        splits = _alike(splits)
     except InputError:
         raise
-    except (OSError, ValueError, TypeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # a damaged image can raise anything that a decoder raises
         raise InputError(f"{origin} cannot be read as labelled images: {_first_line(error.__cause__ or error)}") from error
     classes = classes or tuple(str(label) for label in range(int(splits["train"].labels.max()) + 1))
     return Source(splits, classes, origin, _checksum(splits))
+
+
+def _alike(splits: dict[str, Labelled]) -> dict[str, Labelled]:
+    """All splits with the same colours; they must have one size."""
+    sizes = sorted({tuple(split.images.shape[2:]) for split in splits.values()})
+    if len(sizes) > 1:
+        raise InputError(f"`data.image_size` must be given: training and test images differ in size ({sizes[0]} and {sizes[1]}).")
+    colours = max(split.images.shape[1] for split in splits.values())
+    return {name: Labelled(split.images.expand(-1, colours, -1, -1), split.labels) for name, split in splits.items()}
 
 
 def _split_names(names: list[str]) -> dict[str, str]:
@@ -310,7 +325,7 @@ def _checksum(splits: dict[str, Labelled]) -> str:
     for name in sorted(splits):
         images, labels = splits[name].images, splits[name].labels
         digest.update(f"{name}{tuple(images.shape)}".encode())
-        digest.update(images.numpy().data)
+        digest.update(images.contiguous().numpy().data)
         digest.update(labels.numpy().data)
     return digest.hexdigest()
 

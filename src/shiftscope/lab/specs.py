@@ -16,7 +16,7 @@ __all__ = ["Spec", "mistakes"]
 class Spec(BaseModel):
     """A frozen, validated value that can be written to JSON and hashed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def mistakes(error: ValidationError, prefix: Iterable[str] = ()) -> list[str]:

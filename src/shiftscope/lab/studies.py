@@ -10,6 +10,7 @@ A study may carry a source's printed numbers (``[[source.cells]]``), to be shown
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from hashlib import sha256
@@ -45,7 +46,7 @@ class MeasureSpec(Spec):
 
     protocol: Literal["mouton2020"] = "mouton2020"
     max_shift: int = Field(8, ge=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class Source(Spec):
@@ -58,6 +59,16 @@ class Source(Spec):
 
     title: str
     cells: tuple[dict[str, Any], ...]
+
+    @field_validator("cells")
+    @classmethod
+    def _numbers(cls, cells: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        """A path is a setting, all else a measure, which is a number."""
+        for cell in cells:
+            for name, value in flat(cell).items():
+                if "." not in name and not isinstance(value, int | float):
+                    raise ValueError(f"{name!r} must be a number, got {value!r}.")
+        return cells
 
 
 class Run(Spec):
@@ -98,7 +109,7 @@ class Study(Spec):
         source: printed numbers to stand beside.
     """
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     title: str
     seeds: tuple[int, ...] = (0, 1, 2)
     data: dict[str, Any] = {}
@@ -124,6 +135,8 @@ class Study(Spec):
     @field_validator("grid", mode="before")
     @classmethod
     def _axes(cls, grid: Any) -> Any:
+        if not isinstance(grid, Mapping):
+            raise ValueError(f"`grid` must be a table of settings and their values, got {grid!r}.")
         axes = flat(grid)
         for path, values in axes.items():
             if not _names_a_setting(path):
@@ -205,7 +218,9 @@ def load_study(name: str, *, seeds: int | None = None) -> Study:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a TOML file: {error}.") from error
-    document.setdefault("name", path.stem)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    document.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-") or "study")
     if seeds is not None:
         document["seeds"] = seeds
     return _validated(document, str(path))
@@ -229,6 +244,8 @@ def _validated(document: dict[str, Any], where: str) -> Study:
             study.run(settings, study.seeds[0])
         except ValidationError as error:
             for line in mistakes(error):
+                if line.startswith("network.input_size"):
+                    continue  # the canvas's mistake, told there
                 seen.setdefault(line, []).append(settings)
     for line, at in seen.items():
         first = ", ".join(f"{path} = {value!r}" for path, value in at[0].items())

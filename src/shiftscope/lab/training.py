@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from math import isfinite
 from time import perf_counter
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -162,12 +163,13 @@ def train(
             started = perf_counter()
             batches = _batches(training, recipe, place, order, shifts)
             loss, running, speed = _one_epoch(model, optimiser, batches, recipe, number, len(training), report)
-            if loss != loss:
+            # The loss is from before the last step, so that what the step left is asked too.
+            accuracy, validation_loss = evaluate(model, validation, place=place)
+            if not (isfinite(loss) and isfinite(validation_loss)):
                 model.load_state_dict(weights)
                 return _ended(epochs, kept, recipe, diverged=number)
             near = running >= recipe.target_train_accuracy - NEAR_TARGET
             exact = evaluate(model, training, place=place)[0] if near else None
-            accuracy, validation_loss = evaluate(model, validation, place=place)
             seconds = perf_counter() - started
             epochs.append(Epoch(number, loss, running, exact, accuracy, validation_loss, speed, seconds))
             report(epochs[-1])
