@@ -35,15 +35,23 @@ def reporting() -> Iterator[Report]:
 
 
 def print_table(table: Table) -> None:
-    """Title, table and notes on standard output."""
+    """Title, table and notes on standard output; where the table is wider than the terminal, its rows one below the other."""
     console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
-    shown = RichTable()
-    for column in table.columns:
-        shown.add_column(Text(column.replace("_", " ")), justify="right", no_wrap=not console.is_terminal)
-    for row in table.texts():
-        shown.add_row(*(Text(cell) for cell in row))
+    names, rows = [column.replace("_", " ") for column in table.columns], table.texts()
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     console.print(Text(table.title), soft_wrap=True)
-    console.print(shown)
+    if sum(widths) + 3 * len(widths) + 1 <= console.width:
+        shown = RichTable()
+        for name in names:
+            shown.add_column(Text(name), justify="right", no_wrap=True)
+        for row in rows:
+            shown.add_row(*(Text(cell) for cell in row))
+        console.print(shown)
+    else:
+        for row in rows:
+            lines = [f"  {name:<{max(map(len, names))}}  {cell}" for name, cell in zip(names, row, strict=True) if cell]
+            console.print(Text("\n" + "\n".join(lines)), soft_wrap=True)
+        console.print()
     for note in table.notes:
         console.print(Text(note), soft_wrap=True)
 
