@@ -20,6 +20,7 @@ ORDER = [
     "engine",
     "engine.sheets",
     "engine.heads",
+    "engine.kinds",
     "engine.operators",
     "engine.graph",
     "engine.direct",

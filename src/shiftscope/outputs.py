@@ -101,7 +101,7 @@ def shift_outputs(
     blocks = list(
         stream_outputs(
             model,
-            [images] if shifts.ndim == 3 else images,
+            images,
             shifts,
             mode=mode,
             method=method,

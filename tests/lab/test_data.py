@@ -64,6 +64,7 @@ def test_a_mean_coloured_canvas_vanishes_under_normalisation() -> None:
     data = load(DataSpec(**DIGITS, background="mean"))
     corner: Tensor = (data.canvas.place(data.test.images)[0, :, 0, 0] - data.mean) / data.deviation
     assert corner.abs().max() < 0.01
+    assert torch.equal(data.canvas.place(data.test.images)[0, :, 0, 0], data.canvas.colour)
 
 
 @pytest.mark.parametrize(

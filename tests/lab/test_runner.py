@@ -210,6 +210,12 @@ def test_shifts_beyond_the_margin_are_possible_when_asked_for_and_counted(tmp_pa
     assert any(f"cut some content of {cut / 60:.1%} of the test images" in note for note in table.notes)
 
 
+def test_a_mean_coloured_canvas_is_not_counted_as_content(tmp_path: Path) -> None:
+    text = SMALL.replace("canvas = 22", 'canvas = 22\nbackground = "mean"').replace("seeds = 2", "seeds = 1")
+    table = run_study(small(tmp_path, text), out=tmp_path / "out")
+    assert not any("cut some content" in note for note in table.notes)
+
+
 def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match=r"`out` .* cannot be written \(Not a directory\). Choose another folder with --out"):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from shiftscope.engine.heads import Spectra
-from shiftscope.engine.operators import IDLE_FUNCTIONS, IDLE_METHODS, IDLE_MODULES, Rules
+from shiftscope.engine.kinds import IDLE_FUNCTIONS, IDLE_METHODS, IDLE_MODULES
+from shiftscope.engine.operators import Rules
 from shiftscope.engine.sheets import BatchSize, Flat, Layout, NotDenseError, Pair, Sheet, Vectors
 
 __all__ = ["Tracer", "trace"]
@@ -23,7 +24,7 @@ class Tracer:
         model: in evaluation mode.
 
     Raises:
-        NotDenseError: it cannot be traced.
+        NotDenseError: it cannot be traced, or overwrites what it uses again.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -35,6 +36,8 @@ class Tracer:
         except Exception as error:  # whatever a model's Python code raises under tracing
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise NotDenseError(f"its graph cannot be traced ({reason})") from error
+        for node in self.traced.graph.nodes:
+            _refuse_overwriting(self.traced, node)
         self.spectra: Spectra = {}
 
     def __call__(self, maps: Tensor, background: Tensor, corner: Pair, layout: Layout) -> Tensor:
@@ -54,7 +57,6 @@ class Tracer:
         for node in self.traced.graph.nodes:
             arguments = fx.node.map_arg(node.args, lambda needed: found[needed])
             options = fx.node.map_arg(node.kwargs, lambda needed: found[needed])
-            _refuse_overwriting(self.traced, node)
             if node.op == "placeholder":
                 if any(isinstance(value, Sheet) for value in found.values()):
                     raise NotDenseError("it takes more than one input")

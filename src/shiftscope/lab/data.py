@@ -135,7 +135,8 @@ def load(spec: DataSpec, *, data_dir: Path | None = None, progress: Progress = l
         )
     train, validation, test = _splits(source, spec)
     mean, deviation = _statistics(train.images)
-    colour = mean if spec.background == "mean" else torch.zeros_like(mean)
+    # The nearest colour that a pixel can have, so that what a shift brings in is what the canvas is made of.
+    colour = mean.mul(255).round().div(255) if spec.background == "mean" else torch.zeros_like(mean)
     canvas = Canvas(spec.canvas, colour)
     return Dataset(train, validation, test, source.classes, canvas, mean, deviation, source.origin, source.checksum)
 
