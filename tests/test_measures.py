@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from shiftscope.measures import (
+    centred,
     correct,
     cosines,
     mean,
@@ -117,3 +118,14 @@ def test_proportions_over_seeds_fall_back_to_wilson_where_every_answer_is_equal(
     assert everything.seeds == 4
     mixed = proportion_over_seeds(torch.rand(3, 100, generator=torch.Generator().manual_seed(0)) < 0.9)
     assert 0 <= mixed.low < mixed.value < mixed.high <= 1
+
+
+@given(st.integers(0, 2**31))
+def test_what_all_classes_share_does_not_enter_a_centred_cosine(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    reference, values = torch.randn(5, 4, generator=generator), torch.randn(5, 3, 4, generator=generator)
+    shared = 10 + torch.rand(5, 1, generator=generator)
+    plain = Outputs(values, reference, torch.zeros(3, 2))
+    moved = Outputs(values + shared[:, None], reference - shared, torch.zeros(3, 2))
+    torch.testing.assert_close(cosines(centred(plain)), cosines(centred(moved)), atol=1e-5, rtol=0)
+    assert not torch.allclose(cosines(plain), cosines(moved), atol=1e-2)

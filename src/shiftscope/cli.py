@@ -66,6 +66,7 @@ def study(
     *,
     data_dir: Path | None = None,
     seeds: int | None = None,
+    changes: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
     out: Path | None = None,
     device: str = "auto",
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -80,6 +81,8 @@ def study(
         Local folder that holds the data set, instead of the Hugging Face hub; else SHIFTSCOPE_DATA.
     seeds:
         Networks to train for each row, instead of the study's own number.
+    changes:
+        A setting to take instead of the study's, as in --set data.train_images=12000; may be given again.
     out:
         Folder for runs and table; studies/NAME by default.
     device:
@@ -92,7 +95,7 @@ def study(
     from shiftscope.lab.runner import run_study
     from shiftscope.lab.studies import load_study
 
-    chosen = load_study(name, seeds=seeds)
+    chosen = load_study(name, seeds=seeds, changes=_settings(changes))
     folder = out or DEFAULT_OUT / chosen.name
     keep_freed_memory()
     try:
@@ -124,6 +127,22 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return code if isinstance(code, int) else 0
+
+
+def _settings(changes: tuple[str, ...]) -> dict[str, Any]:
+    """``path=value`` as a setting; the value as TOML would read it, text without its quotes too."""
+    import tomllib
+
+    settings: dict[str, Any] = {}
+    for change in changes:
+        path, found, value = change.partition("=")
+        if not found or not value:
+            raise InputError(f"`--set` must be PATH=VALUE, like data.train_images=12000, got {change!r}.")
+        try:
+            settings[path.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[path.strip()] = value
+    return settings
 
 
 def _device(name: str) -> str:

@@ -16,7 +16,7 @@ Resampling uses a fixed stream of its own: the same values always give the same 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -29,6 +29,7 @@ from shiftscope.outputs import Outputs
 __all__ = [
     "Estimate",
     "Z",
+    "centred",
     "correct",
     "cosines",
     "mean",
@@ -72,6 +73,21 @@ def cosines(outputs: Outputs) -> Float[Tensor, " image"]:
     The mean over images is the mean cosine similarity, MCS (Mouton, Myburgh and Davel 2020).
     """
     return per_shift_cosines(outputs).mean(dim=1)
+
+
+def centred(outputs: Outputs) -> Outputs:
+    """Outputs less their mean over classes: what is left decides the softmax, and only that.
+
+    A cosine of raw outputs also counts the part that all classes share. Training leaves that part where the optimiser happens to
+    drive it (near 0 by SGD, far from it by Adam), so that networks which answer alike differ in MCS. Of centred outputs they do
+    not. This measure is ours.
+
+    >>> raw = Outputs(torch.tensor([[[3.0, 5.0]]]), torch.tensor([[7.0, 9.0]]), torch.zeros(1, 2))
+    >>> centred(raw).values.tolist(), centred(raw).reference.tolist()
+    ([[[-1.0, 1.0]]], [[-1.0, 1.0]])
+    """
+    values, reference = (each - each.mean(-1, keepdim=True) for each in (outputs.values, outputs.reference))
+    return replace(outputs, values=values, reference=reference)
 
 
 def per_shift_cosines(outputs: Outputs) -> Float[Tensor, "image shift"]:

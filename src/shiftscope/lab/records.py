@@ -33,7 +33,7 @@ from shiftscope.measures import Estimate
 __all__ = ["Finished", "Outcome", "Record", "provenance", "read", "read_training", "write", "write_training"]
 
 #: The form of a record and what is measured for it.
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 RECORD, MODEL, HISTORY, MEASURES = "record.json", "model.safetensors", "history.json", "measures.safetensors"
 MAP = "map."
 

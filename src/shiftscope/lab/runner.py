@@ -99,7 +99,8 @@ def run_study(
         InputError: impossible data or shifts, told before anything is written; or a folder that cannot be written.
     """
     cells = study.cells()
-    runs = [(cell, run) for cell in cells for run in cell.runs]
+    # One seed of every cell before the next seed of any, so that a study stopped half-way has a whole table.
+    runs = [(cell, cell.runs[place]) for place in range(len(study.seeds)) for cell in cells]
     specs = dict.fromkeys(run.data for _, run in runs)
     data = {spec: load(spec, data_dir=data_dir, progress=lambda *at: report(Loading(*at))) for spec in specs}
     for _, run in runs:
@@ -230,6 +231,7 @@ def _measured(
     values = {
         "test_accuracy": measures.correct(outputs.reference, data.test.labels),
         "mcs": measures.cosines(outputs),
+        "mcs_centred": measures.cosines(measures.centred(outputs)),
         "mcs_all_shifts": found.values["mcs", "all"],
         "top1_change": measures.top1_changes(outputs),
         "worst_case": found.values["worst_case", "all"] > 0,
@@ -267,6 +269,7 @@ SHARE = Measure(measures.proportion, measures.proportion_over_seeds)
 MEASURES = {
     "test_accuracy": SHARE,
     "mcs": _mean(-1.0, 1.0),
+    "mcs_centred": _mean(-1.0, 1.0),
     "mcs_all_shifts": _mean(-1.0, 1.0),
     "top1_change": _mean(0.0, 1.0),
     "worst_case": SHARE,
@@ -285,15 +288,15 @@ def _table(study: Study, cells: list[list[Finished]]) -> Table:
         }
         for combination, runs, numbers in zip(settings, cells, printed, strict=True)
     ]
-    columns = (*(_short(path) for path in study.grid), "seeds", "train_accuracy", *MEASURES, *extra)
+    columns = (*(_short(path) for path in study.axes()), "seeds", "train_accuracy", *MEASURES, *extra)
     every = [run.record for runs in cells for run in runs]
     return Table(study.title, columns, tuple(rows), _notes(study, every), _origin(every))
 
 
 def _draw(study: Study, table: Table, out: Path) -> None:
     """MCS against the setting a study varies; a study of several settings has more than one axis shows, and gets none."""
-    if len(study.grid) == 1 and any("mcs" in row for row in table.rows):
-        figure = figures.estimates(table, across=_short(next(iter(study.grid))), measure="mcs", label="mean cosine similarity")
+    if len(study.axes()) == 1 and any("mcs" in row for row in table.rows):
+        figure = figures.estimates(table, across=_short(next(iter(study.axes()))), measure="mcs", label="mean cosine similarity")
         for suffix in ("png", "svg"):
             write_whole(out / f"figure.{suffix}", lambda path: figures.save(figure, path))
 
@@ -318,7 +321,8 @@ def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
     )
     notes = [
         f"In brackets: 95 % intervals over {over}. train_accuracy: of the worst network of the row. mcs and top1_change: each "
-        "image under one random shift; mcs_all_shifts: under every shift up to the largest; worst_case: right at every one."
+        "image under one random shift; mcs_centred: the same of outputs less their mean over classes; mcs_all_shifts: under "
+        "every shift up to the largest; worst_case: right at every one."
     ]
     if seeds == 1:
         notes.append("One seed: the intervals say nothing about how much another training would differ.")

@@ -29,8 +29,10 @@ from shiftscope.lab.training import Recipe
 
 __all__ = ["Cell", "MeasureSpec", "Run", "Source", "Study", "load_study", "shipped_studies"]
 
-#: Changes whenever the same specification would train another network.
-SCHEMA = 1
+#: Changes whenever the same specification would train another network, or a setting's default changes.
+SCHEMA = 2
+#: The setting that says which variant a cell belongs to.
+VARIANT = "variant"
 #: Settings of the network that follow from the data.
 DERIVED = ("input_size", "input_channels", "classes")
 
@@ -66,7 +68,7 @@ class Source(Spec):
         """A path is a setting, all else a measure, which is a number."""
         for cell in cells:
             for name, value in flat(cell).items():
-                if "." not in name and not isinstance(value, int | float):
+                if "." not in name and name != VARIANT and not isinstance(value, int | float):
                     raise ValueError(f"{name!r} must be a number, got {value!r}.")
         return cells
 
@@ -81,8 +83,12 @@ class Run(Spec):
     seed: int = 0
 
     def content_id(self, checksum: str) -> str:
-        """Twelve hexadecimal digits that change with the specification, the data's checksum or the code's SCHEMA."""
-        content = json.dumps([SCHEMA, checksum, self.model_dump(mode="json")], sort_keys=True)
+        """Twelve hexadecimal digits that change with the specification, the data's checksum or the code's SCHEMA.
+
+        Settings at their defaults do not enter, so that a setting added later leaves the ids of finished runs as they are. A
+        default that changes must therefore raise SCHEMA.
+        """
+        content = json.dumps([SCHEMA, checksum, self.model_dump(mode="json", exclude_defaults=True)], sort_keys=True)
         return sha256(content.encode()).hexdigest()[:12]
 
 
@@ -105,6 +111,7 @@ class Study(Spec):
         title: what it shows, in one line.
         seeds: of the trained networks.
         data, network, training, measure: settings that all runs share; what is left out has the specification's default.
+        variants: name -> settings that belong together (``data.name`` with its ``data.canvas``); the grid runs in each.
         grid: path of a setting (``network.factor``) -> the values it takes.
         source: printed numbers to stand beside.
     """
@@ -116,6 +123,7 @@ class Study(Spec):
     network: dict[str, Any] = {}
     training: dict[str, Any] = {}
     measure: dict[str, Any] = {}
+    variants: dict[str, dict[str, Any]] = {}
     grid: dict[str, tuple[Any, ...]] = {}
     source: Source | None = None
 
@@ -139,11 +147,20 @@ class Study(Spec):
             raise ValueError(f"`grid` must be a table of settings and their values, got {grid!r}.")
         axes = flat(grid)
         for path, values in axes.items():
-            if not _names_a_setting(path):
-                raise ValueError(f"{path!r} names no setting that can vary. Write it like `network.factor`.")
+            _check_path(path)
             if not isinstance(values, list | tuple) or not values:
                 raise ValueError(f"{path!r} must be a list of one or more values, got {values!r}.")
         return axes
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _bundles(cls, variants: Any) -> Any:
+        if not isinstance(variants, Mapping) or not all(isinstance(bundle, Mapping) for bundle in variants.values()):
+            raise ValueError(f"`variants` must be tables of settings, got {variants!r}.")
+        bundles = {name: flat(bundle) for name, bundle in variants.items()}
+        for path in {path: None for bundle in bundles.values() for path in bundle}:
+            _check_path(path)
+        return bundles
 
     @field_validator("network")
     @classmethod
@@ -153,8 +170,13 @@ class Study(Spec):
         return network
 
     def combinations(self) -> list[dict[str, Any]]:
-        """The grid's combinations in the order they are written, the last setting varying fastest."""
-        return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+        """The combinations in the order they are written: variant by variant, the grid's last setting varying fastest."""
+        axes = self.axes()
+        return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """What varies, and over which values: the variant where there are several, then the grid."""
+        return ({VARIANT: tuple(self.variants)} if self.variants else {}) | self.grid
 
     def cells(self) -> tuple[Cell, ...]:
         """A cell for each combination.
@@ -170,7 +192,8 @@ class Study(Spec):
     def run(self, settings: Mapping[str, Any], seed: int) -> Run:
         """One run: the shared settings, a combination's put in, and the network's input size taken from the canvas."""
         merged = {part: dict(getattr(self, part)) for part in PARTS}
-        for path, value in settings.items():
+        varied = {path: value for path, value in settings.items() if path != VARIANT}
+        for path, value in {**self.variants.get(settings.get(VARIANT, ""), {}), **varied}.items():
             part, _, setting = path.partition(".")
             merged[part][setting] = value
         merged["network"]["input_size"] = merged["data"].get("canvas", DataSpec().canvas)
@@ -197,12 +220,14 @@ def shipped_studies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def load_study(name: str, *, seeds: int | None = None) -> Study:
+def load_study(name: str, *, seeds: int | None = None, changes: Mapping[str, Any] | None = None) -> Study:
     """A shipped study by name or one of the user's by path, checked to the last combination of its grid.
 
     Args:
         name: ``digits``, ``mnist``, ..., or the path of a TOML file.
         seeds: so many seeds, from 0, instead of the file's.
+        changes: settings to take instead of the file's, ``data.train_images`` -> 12000; where the grid varies the setting, or
+            the variants do, a value or a list of values.
 
     Raises:
         InputError: no such study, not TOML, or mistakes in it; all of them are told at once, each with its path.
@@ -223,7 +248,32 @@ def load_study(name: str, *, seeds: int | None = None) -> Study:
     document.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-") or "study")
     if seeds is not None:
         document["seeds"] = seeds
+    for setting, value in (changes or {}).items():
+        _change(document, setting, value)
     return _validated(document, str(path))
+
+
+def _change(document: dict[str, Any], path: str, value: Any) -> None:
+    """Put a setting into a study's document, where it would otherwise be set."""
+    values = value if isinstance(value, list) else [value]
+    if path == VARIANT:
+        known = document.get("variants", {})
+        if missing := [name for name in values if name not in known]:
+            raise InputError(f"{missing[0]!r} is no variant of this study. Choose one of {', '.join(map(str, known)) or 'none'}.")
+        document["variants"] = {name: known[name] for name in values}
+        return
+    try:
+        _check_path(path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    grid = flat(document.get("grid", {}))
+    if path in grid:
+        document["grid"] = {**grid, path: values}
+        return
+    bundles = {name: flat(bundle) for name, bundle in document.get("variants", {}).items()}
+    document["variants"] = {name: {key: kept for key, kept in bundle.items() if key != path} for name, bundle in bundles.items()}
+    part, _, setting = path.partition(".")
+    document[part] = {**document.get(part, {}), setting: value}
 
 
 def _validated(document: dict[str, Any], where: str) -> Study:
@@ -256,7 +306,8 @@ def _validated(document: dict[str, Any], where: str) -> Study:
     return study
 
 
-def _names_a_setting(path: str) -> bool:
+def _check_path(path: str) -> None:
     part, _, setting = path.partition(".")
     kind = PARTS.get(part)
-    return kind is not None and setting in kind.model_fields and setting not in DERIVED
+    if kind is None or setting not in kind.model_fields or setting in DERIVED:
+        raise ValueError(f"{path!r} names no setting that can vary. Write it like `network.factor`.")
