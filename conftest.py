@@ -11,10 +11,10 @@ from jaxtyping import install_import_hook
 
 REAL_DATA = os.environ.get("SHIFTSCOPE_DATA")
 SOURCES = Path(__file__).parent / "src"
-#: Networks are also run on stand-ins for tensors, when their graph is traced.
-TRACED = "shiftscope.lab.networks"
+#: These are also run on stand-ins for tensors, when a graph is traced, compiled or exported.
+TRACED = ("shiftscope.lab.networks", "shiftscope.layers.")
 MODULES = [".".join(path.relative_to(SOURCES).with_suffix("").parts) for path in SOURCES.rglob("*.py") if path.stem != "__init__"]
-install_import_hook([module for module in MODULES if module != TRACED], "beartype.beartype")
+install_import_hook([module for module in MODULES if not module.startswith(TRACED)], "beartype.beartype")
 
 
 @pytest.fixture(scope="session", autouse=True)

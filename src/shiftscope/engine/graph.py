@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from shiftscope.engine.heads import Spectra
-from shiftscope.engine.kinds import IDLE_FUNCTIONS, IDLE_METHODS, IDLE_MODULES
 from shiftscope.engine.operators import Rules
 from shiftscope.engine.sheets import BatchSize, Flat, Layout, NotDenseError, Pair, Sheet, Vectors
+from shiftscope.graphs import IDLE_FUNCTIONS, IDLE_METHODS, IDLE_MODULES, traced
 
 __all__ = ["Tracer", "trace"]
 
@@ -32,7 +32,7 @@ class Tracer:
         if hooked:
             raise NotDenseError(f"`{hooked[0] or 'the model'}` carries a forward hook, which may change what it gives")
         try:
-            self.traced = fx.symbolic_trace(model)
+            self.traced = traced(model)
         except Exception as error:  # whatever a model's Python code raises under tracing
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise NotDenseError(f"its graph cannot be traced ({reason})") from error
@@ -93,34 +93,34 @@ def trace(model: Callable[[Tensor], Tensor]) -> Tracer:
     return Tracer(model)
 
 
-def _refuse_overwriting(traced: fx.GraphModule, node: fx.Node) -> None:
+def _refuse_overwriting(graph: fx.GraphModule, node: fx.Node) -> None:
     """An operator that works in place must be the last to use what it overwrites: the rules here leave it as it was."""
-    part = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+    part = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
     in_place = getattr(part, "inplace", False) or node.kwargs.get("inplace") is True
     in_place = in_place or (node.op == "call_method" and str(node.target).endswith("_"))
     in_place = in_place or node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
     if in_place and node.args and isinstance(node.args[0], fx.Node):
-        order = {other: place for place, other in enumerate(traced.graph.nodes)}
-        users = [user for alias in _aliases(traced, node.args[0]) for user in alias.users]
+        order = {other: place for place, other in enumerate(graph.graph.nodes)}
+        users = [user for alias in _aliases(graph, node.args[0]) for user in alias.users]
         if any(order[user] > order[node] for user in users):
             raise NotDenseError(f"`{node.target}` overwrites what is used again later")
 
 
-def _aliases(traced: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
+def _aliases(graph: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
     """All nodes that may share the memory of one: what it is a view of, and the views of that."""
-    while _is_view(traced, node) and isinstance(node.args[0], fx.Node):
+    while _is_view(graph, node) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     group, fresh = {node}, [node]
     while fresh:
-        views = [user for user in fresh.pop().users if _is_view(traced, user) and user not in group]
+        views = [user for user in fresh.pop().users if _is_view(graph, user) and user not in group]
         group.update(views)
         fresh += views
     return group
 
 
-def _is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
+def _is_view(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return isinstance(traced.get_submodule(str(node.target)), (*IDLE_MODULES, nn.Flatten))
+        return isinstance(graph.get_submodule(str(node.target)), (*IDLE_MODULES, nn.Flatten))
     if node.op == "call_function":
         return node.target in IDLE_FUNCTIONS or node.target is torch.flatten
     return node.op == "call_method" and node.target in {*IDLE_METHODS, "view", "reshape", "flatten"}
@@ -133,13 +133,13 @@ def _has_data(arguments: Any, options: Any) -> bool:
     return any(found)
 
 
-def _constant(traced: fx.GraphModule, node: fx.Node, arguments: Any, options: Any) -> Any:
+def _constant(graph: fx.GraphModule, node: fx.Node, arguments: Any, options: Any) -> Any:
     """A node that depends on weights alone."""
     if node.op == "call_function":
         return node.target(*arguments, **options)  # type: ignore[operator]  # fx types a target as text or callable
     if node.op == "call_method":
         return getattr(arguments[0], str(node.target))(*arguments[1:], **options)
-    return traced.get_submodule(str(node.target))(*arguments, **options)
+    return graph.get_submodule(str(node.target))(*arguments, **options)
 
 
 def _result(value: Any) -> Tensor:

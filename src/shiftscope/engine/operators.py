@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,18 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shiftscope.engine import heads
-from shiftscope.engine.kinds import (
-    ADDITIONS,
-    IDLE_FUNCTIONS,
-    IDLE_METHODS,
-    IDLE_MODULES,
-    POINTWISE_FUNCTIONS,
-    POINTWISE_METHODS,
-    POINTWISE_MODULES,
-    PRODUCTS,
-    QUOTIENTS,
-    SUBTRACTIONS,
-)
 from shiftscope.engine.sheets import (
     BatchSize,
     Flat,
@@ -38,6 +26,19 @@ from shiftscope.engine.sheets import (
     region,
     times,
 )
+from shiftscope.graphs import (
+    ADDITIONS,
+    IDLE_FUNCTIONS,
+    IDLE_METHODS,
+    IDLE_MODULES,
+    POINTWISE_FUNCTIONS,
+    POINTWISE_METHODS,
+    POINTWISE_MODULES,
+    PRODUCTS,
+    QUOTIENTS,
+    SUBTRACTIONS,
+)
+from shiftscope.layers import BlurPool2d, MaxBlurPool2d
 
 __all__ = ["Rules"]
 
@@ -220,6 +221,29 @@ class Rules:
             maps = _along(maps, axis, kernel[axis - 2], taps[axis - 2], combine)
         return Sheet(maps, sheet.background, corner, times(sheet.factor, stride), size, sheet.origin)
 
+    def blur(self, name: str, part: BlurPool2d | MaxBlurPool2d, sheet: Any) -> Sheet:
+        """A filter's weighted sum along each axis; a border that goes round, or none."""
+        if not isinstance(sheet, Sheet):
+            raise NotDenseError(f"`{name}` has no exact rule after the spatial part")
+        by = part.filter
+        if any(map(any, by.margins)):
+            if by.border != "circular":
+                raise NotDenseError(f"`{name}` continues its map by {by.border}, which a shift of the image does not move")
+            sheet = self.circular_pad(name, sheet, by.margins[0], by.margins[1])
+        kernel, stride, taps = (len(by.taps[0]), len(by.taps[1])), (by.stride[0], by.stride[1]), sheet.factor
+        size = after(sheet.size, kernel, stride, (1, 1))
+        reach = (taps[0] * (kernel[0] - 1), taps[1] * (kernel[1] - 1))
+        maps, corner = self.grown(sheet, reach, times(sheet.factor, stride), size)
+        for axis, weights in zip((2, 3), by.taps, strict=True):
+            maps = _weighted(maps, axis, weights, taps[axis - 2])
+        background = sheet.background * (sum(by.taps[0]) * sum(by.taps[1]))
+        return Sheet(maps, background, corner, times(sheet.factor, stride), size, sheet.origin)
+
+    def max_blur(self, name: str, part: MaxBlurPool2d, sheet: Any) -> Sheet:
+        """A maximum at every position, then the filter."""
+        kernel, padding, dilation = (pair(value) for value in (part.kernel_size, part.padding, part.dilation))
+        return self.blur(name, part, self.max_pool(name, nn.MaxPool2d(kernel, 1, padding, dilation), sheet))
+
     def grown(self, sheet: Sheet, reach: Pair, factor: Pair, size: Pair) -> tuple[Tensor, Pair]:
         """The box an operator of this reach reads, so that without padding it gives every position that can differ.
 
@@ -351,6 +375,8 @@ def _zero_module(_: Rules, name: str, part: nn.ZeroPad2d, value: Any) -> Any:
 #: What each kind of module does, for those that are not pointwise.
 MODULE_RULES: dict[Any, Callable[..., Any]] = {
     nn.Conv2d: Rules.convolution,
+    MaxBlurPool2d: Rules.max_blur,
+    BlurPool2d: Rules.blur,
     nn.MaxPool2d: Rules.max_pool,
     nn.AvgPool2d: Rules.average_pool,
     nn.BatchNorm1d: Rules.batch_norm,
@@ -390,6 +416,15 @@ def _along(maps: Tensor, axis: int, kernel: int, step: int, combine: Callable[[T
     for other in slices[1:]:
         found = combine(found, other)
     return found
+
+
+def _weighted(maps: Tensor, axis: int, weights: Sequence[float], step: int) -> Tensor:
+    """The weighted sum of positions that lie ``step`` apart along one axis."""
+    length = maps.shape[axis] - step * (len(weights) - 1)
+    total = maps.narrow(axis, 0, length) * weights[0]
+    for tap, weight in enumerate(weights[1:], start=1):
+        total.add_(maps.narrow(axis, step * tap, length), alpha=weight)
+    return total
 
 
 def _per_channel(value: Any, channels: int, like: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 A :class:`NetworkSpec` is the whole description; :func:`build` makes the module. The subsampling factor is the product of
 the pools' strides. Images come in [0, 1]; their normalisation is the network's first layer.
 
-Order inside a block: convolution, ReLU, pooling, as in the source. Because a maximum commutes with ReLU, max pooling is
-done first: the same values from fewer operations.
+Order inside a block: convolution, ReLU, pooling, filter, as in the source. Because a maximum commutes with ReLU, max pooling
+without a filter is done first: the same values from fewer operations.
 
 Padding of a convolution: ``valid`` (none), ``same`` (zeros) or ``circular``. In a circular network the pools are circular
 too: the map is a torus, and subsampling is all that can break its equivariance.
@@ -20,9 +20,13 @@ from jaxtyping import Float
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from shiftscope import layers
 from shiftscope.lab.specs import Spec
 
 __all__ = ["Network", "NetworkSpec", "build"]
+
+#: How a filter continues the maps of a network, by the padding of its convolutions.
+BORDERS: dict[str, layers.Border] = {"valid": "valid", "same": "zero", "circular": "circular"}
 
 
 class NetworkSpec(Spec):
@@ -35,6 +39,10 @@ class NetworkSpec(Spec):
         pool: what a pool keeps of its window.
         strides: of the pools, given one by one; else they follow from ``factor``.
         factor: the subsampling factor: so many pools have stride 2 that their product is the factor.
+        antialias: size of the binomial filter that follows each pool, before it subsamples; 1 is none. It is applied at stride
+            1 too, as in the source's factor 1.
+        sampling: what a strided pool keeps: the first phase (``stride``), the one of the largest norm (``aps``) or the one that a
+            small learned network chooses (``lps``).
         strided: which pools those are, counted from the input (``first``) or from the head (``last``).
         padding: of the convolutions (see the module).
         head: ``flatten`` weighs every position, ``gap`` averages over positions first.
@@ -50,6 +58,8 @@ class NetworkSpec(Spec):
     pool: Literal["max", "average"] = "max"
     strides: tuple[int, ...] | None = None
     factor: int = 1
+    antialias: int = Field(1, ge=1, le=7)
+    sampling: Literal["stride", "aps", "lps"] = "stride"
     strided: Literal["first", "last"] = "first"
     padding: Literal["valid", "same", "circular"] = "valid"
     head: Literal["flatten", "gap"] = "flatten"
@@ -87,6 +97,11 @@ class NetworkSpec(Spec):
                 f"`factor` {self.factor} needs {self.factor.bit_length() - 1} pools of stride 2, but `channels` gives {blocks}. "
                 "Add blocks or lower the factor."
             )
+        if self.sampling != "stride" and self.padding != "circular":
+            raise ValueError(
+                f"`sampling` {self.sampling!r} needs `padding` 'circular', got {self.padding!r}: its choice follows the image "
+                "only where nothing is lost at the border."
+            )
         self.sizes()
         return self
 
@@ -106,7 +121,8 @@ class NetworkSpec(Spec):
         """
         sizes = [self.input_size]
         for block, stride in enumerate(self.pool_strides(), start=1):
-            for layer, kernel, step in (("convolution", self.convolution_kernel, 1), ("pool", self.pool_kernel, stride)):
+            pool = self.pool_kernel + (self.antialias - 1 if self.padding == "valid" else 0)
+            for layer, kernel, step in (("convolution", self.convolution_kernel, 1), ("pool", pool, stride)):
                 size = sizes[-1]
                 keeps = self.padding == "circular" or (self.padding == "same" and layer == "convolution")
                 if size < kernel:
@@ -180,15 +196,33 @@ def build(spec: NetworkSpec, *, generator: torch.Generator) -> Network:
 
 
 def _features(spec: NetworkSpec) -> nn.Sequential:
-    layers: list[nn.Module] = []
+    found: list[nn.Module] = []
     inputs = spec.input_channels
     for outputs, stride in zip(spec.channels, spec.pool_strides(), strict=True):
-        pool = nn.MaxPool2d(spec.pool_kernel, stride) if spec.pool == "max" else nn.AvgPool2d(spec.pool_kernel, stride)
-        pooling = [nn.CircularPad2d(_margins(spec.pool_kernel)), pool] if spec.padding == "circular" else [pool]
-        layers += _convolution(spec, inputs, outputs)
-        layers += [*pooling, nn.ReLU()] if spec.pool == "max" else [nn.ReLU(), *pooling]
+        found += [*_convolution(spec, inputs, outputs), *_pool(spec, outputs, stride)]
         inputs = outputs
-    return nn.Sequential(*layers)
+    return nn.Sequential(*found)
+
+
+def _pool(spec: NetworkSpec, channels: int, stride: int) -> list[nn.Module]:
+    """ReLU and pool, in the order that costs least; a filter must see what the ReLU leaves."""
+    kernel, border = spec.pool_kernel, BORDERS[spec.padding]
+    around: list[nn.Module] = [nn.CircularPad2d(_margins(kernel))] if spec.padding == "circular" else []
+    if spec.pool == "max" and spec.antialias > 1 and spec.sampling == "stride":
+        return [nn.ReLU(), *around, layers.MaxBlurPool2d(kernel, spec.antialias, stride, border=border)]
+    step = stride if spec.antialias == 1 and spec.sampling == "stride" else 1
+    pool = [*around, nn.MaxPool2d(kernel, step) if spec.pool == "max" else nn.AvgPool2d(kernel, step)]
+    activated = [*pool, nn.ReLU()] if spec.pool == "max" else [nn.ReLU(), *pool]
+    return activated if step == stride and spec.antialias == 1 else [*activated, _sampling(spec, channels, stride)]
+
+
+def _sampling(spec: NetworkSpec, channels: int, stride: int) -> nn.Module:
+    """What follows a pool that keeps every position."""
+    if spec.sampling == "stride" or stride == 1:
+        return layers.BlurPool2d(spec.antialias, stride, border=BORDERS[spec.padding])
+    if spec.sampling == "aps":
+        return layers.AdaptivePolyphaseSampling(stride, filter_size=spec.antialias)
+    return layers.LearnedPolyphaseSampling(channels, stride, filter_size=spec.antialias)
 
 
 def _convolution(spec: NetworkSpec, inputs: int, outputs: int) -> list[nn.Module]:

@@ -55,6 +55,8 @@ def checks() -> tuple[Check, ...]:
     strided = _family(factor=2, padding="circular", head="gap")
     flat = _family(factor=1, padding="circular", head="flatten")
     leaking = _zero_padded()
+    adaptive = _family(factor=4, padding="circular", head="gap", sampling="aps")
+    learned = _family(factor=4, padding="circular", head="gap", sampling="lps")
     return (
         Check("mcs: a constant model", "1", lambda: _mcs(_constant, "zero", "all")),
         Check("mcs: circular, stride 1, global average pooling", "1", lambda: _mcs(smooth, "circular", "all")),
@@ -62,6 +64,8 @@ def checks() -> tuple[Check, ...]:
         Check(
             "mcs: circular, stride 2, global average pooling, on the lattice", "1", lambda: _mcs(strided, "circular", "lattice")
         ),
+        Check("mcs: circular, adaptive polyphase sampling by 4, global average pooling", "1", lambda: _everywhere(adaptive)),
+        Check("mcs: circular, learned polyphase sampling by 4, global average pooling", "1", lambda: _everywhere(learned)),
         Check(
             "mcs: any network, no shift",
             "1",
@@ -136,6 +140,13 @@ def _survey(model: Model, mode: Mode, measure: str, over: str) -> float:
 
 def _mcs(model: Model, mode: Mode, over: str) -> float:
     return _survey(model, mode, "mcs", over)
+
+
+def _everywhere(model: Model) -> float:
+    """The least cosine at any of the torus's shifts."""
+    steps = torch.arange(SIZE)
+    outputs = shift_outputs(model, _images(), torch.cartesian_prod(steps, steps), mode="circular")
+    return float(survey([outputs]).maps["mcs"].min())
 
 
 def _drawn() -> Tensor:

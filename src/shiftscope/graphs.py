@@ -1,12 +1,17 @@
-"""Which operators act on each value alone, which change nothing in evaluation, and which are arithmetic."""
+"""Graphs of models: how they are traced, and which operators act on each value alone, do nothing in evaluation, or add up.
+
+Our own layers are kept whole in a graph, as torch's are, so that what walks it meets them by name.
+"""
 
 from __future__ import annotations
 
 import operator
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional
+
+from shiftscope import layers
 
 __all__ = [
     "ADDITIONS",
@@ -19,6 +24,7 @@ __all__ = [
     "PRODUCTS",
     "QUOTIENTS",
     "SUBTRACTIONS",
+    "traced",
 ]
 
 #: Operators that act on each value alone, as modules and as functions.
@@ -68,3 +74,18 @@ ADDITIONS = {operator.add, operator.iadd, torch.add}
 SUBTRACTIONS = {operator.sub, operator.isub, torch.sub}
 PRODUCTS = {operator.mul, operator.imul, torch.mul}
 QUOTIENTS = {operator.truediv, operator.itruediv, torch.div}
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return type(module).__module__.startswith(layers.__name__) or super().is_leaf_module(module, name)
+
+
+def traced(model: nn.Module) -> fx.GraphModule:
+    """The model's graph, with its own parts in it.
+
+    Raises:
+        Exception: whatever the model's Python code raises when it meets a stand-in for a tensor.
+    """
+    tracer = _Tracer()
+    return fx.GraphModule(model, tracer.trace(model), type(model).__name__)

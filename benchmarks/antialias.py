@@ -1,0 +1,189 @@
+"""Anti-aliased pooling, ours beside antialiased-cnns: time forward, forward and backward, and peak memory.
+
+    python benchmarks/antialias.py [--rounds 7] [--shapes all|small]
+
+Same maps, same values (checked to 1e-5), interleaved rounds, medians with their spread, both memory orders. Beside each time
+stands its floor: the bytes that go in and come out, at the bandwidth that a copy of the same map reaches in the same run. A whole
+ResNet-18 with filters in every place follows, ours against theirs, against the plain one. Needs antialiased-cnns; for the ResNet
+torchvision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+from antialiased_cnns.blurpool import BlurPool
+from torch import Tensor, nn
+
+from shiftscope.layers import BlurPool2d, MaxBlurPool2d
+
+SHAPES = ((64, 64, 56, 56), (64, 128, 28, 28), (64, 32, 40, 40), (128, 64, 20, 20))
+FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+FILTER = 3
+
+
+def layers(kind: str, channels: int) -> dict[str, nn.Module]:
+    """Ours and theirs."""
+    blur = BlurPool(channels, filt_size=FILTER, stride=2)
+    if kind == "BlurPool":
+        return {"ours": BlurPool2d(FILTER, 2), "theirs": blur}
+    return {"ours": MaxBlurPool2d(2, FILTER, 2), "theirs": nn.Sequential(nn.MaxPool2d(2, 1), blur)}
+
+
+def timed(rounds: int, runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of each, interleaved."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            started = perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number:
+                found[name].append(perf_counter() - started)
+    return found
+
+
+def forward(layer: nn.Module, maps: Tensor) -> Callable[[], object]:
+    """One forward pass without gradients."""
+
+    def run() -> None:
+        with torch.no_grad():
+            layer(maps)
+
+    return run
+
+
+def both(layer: nn.Module, maps: Tensor, gradient: Tensor) -> Callable[[], object]:
+    """Forward and backward."""
+    leaf = maps.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+
+    def run() -> None:
+        leaf.grad = None
+        layer(leaf).backward(gradient)
+
+    return run
+
+
+PEAK = """
+import sys, torch
+sys.path.insert(0, "benchmarks")
+from antialias import FORMATS, layers
+kind, name, order, *shape = sys.argv[1:]
+layer = layers(kind, int(shape[1]))[name]
+maps = torch.randn([int(side) for side in shape]).to(memory_format=FORMATS[order])
+def now():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1])
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
+small = torch.randn(1, int(shape[1]), 8, 8).to(memory_format=FORMATS[order]).requires_grad_()
+layer(small).sum().backward()
+before = now()
+open("/proc/self/clear_refs", "w").write("5")
+leaf = maps.requires_grad_()
+layer(leaf).square().sum().backward()
+print(peak() - before + maps.nbytes // 1024)
+"""
+
+
+def peak_kib(kind: str, name: str, order: str, shape: tuple[int, ...]) -> int:
+    """Peak memory of one forward and backward, the map itself included, in a process of its own (Linux)."""
+    command = [sys.executable, "-c", PEAK, kind, name, order, *map(str, shape)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+def spread(values: list[float]) -> str:
+    """Median and range in milliseconds."""
+    return f"{1e3 * statistics.median(values):7.1f} ({1e3 * min(values):.1f}-{1e3 * max(values):.1f})"
+
+
+def geometric(values: list[float]) -> float:
+    """Geometric mean."""
+    return statistics.geometric_mean(values)
+
+
+def one_shape(kind: str, shape: tuple[int, ...], order: str, rounds: int, device: str) -> dict[str, float]:
+    """Print a line for a shape; its ratios, theirs over ours."""
+    maps = torch.randn(shape, device=device).to(memory_format=FORMATS[order])
+    pair = {name: layer.to(device) for name, layer in layers(kind, shape[1]).items()}
+    with torch.no_grad():
+        difference = (pair["ours"](maps) - pair["theirs"](maps)).abs().max().item()
+        gradient = torch.randn_like(pair["theirs"](maps))
+    assert difference < 1e-5, difference
+    runs = {name: forward(layer, maps) for name, layer in pair.items()} | {"copy": maps.clone}
+    ahead = timed(rounds, runs)
+    back = timed(rounds, {name: both(layer, maps, gradient) for name, layer in pair.items()})
+    median = statistics.median
+    moved = (maps.nbytes + gradient.nbytes) / (2 * maps.nbytes)  # a copy reads and writes the map
+    floor = median(ahead["copy"]) * moved
+    ratios = {"forward": median(ahead["theirs"]) / median(ahead["ours"]), "both": median(back["theirs"]) / median(back["ours"])}
+    line = f"{kind:11} {shape!s:18} {order:13} forward {spread(ahead['ours'])} theirs {spread(ahead['theirs'])}"
+    line += f" {ratios['forward']:5.2f}x floor {1e3 * floor:.1f} | both {spread(back['ours'])} theirs {spread(back['theirs'])}"
+    line += f" {ratios['both']:5.2f}x floor {2e3 * floor:.1f}"
+    if device == "cpu" and sys.platform == "linux":
+        kib = {name: peak_kib(kind, name, order, shape) for name in pair}
+        ratios["memory"] = kib["ours"] / kib["theirs"]
+        line += f" | peak {kib['ours'] / 1024:.0f} of {kib['theirs'] / 1024:.0f} MiB {ratios['memory']:.2f}"
+    print(line, flush=True)
+    return ratios
+
+
+def resnet(rounds: int) -> None:
+    """A whole ResNet-18: what anti-aliasing costs, ours and theirs."""
+    import antialiased_cnns
+    from shiftscope.surgery import antialias
+
+    torch.manual_seed(0)
+    theirs_plain = antialiased_cnns.resnet18(filter_size=1, pool_only=False).eval()
+    theirs = antialiased_cnns.resnet18(filter_size=FILTER, pool_only=False).eval()
+    ours = antialias(theirs_plain, filter_size=FILTER).model.eval()
+    maps = torch.randn(16, 3, 224, 224)
+    models = {"plain": theirs_plain, "ours": ours, "theirs": theirs}
+    for order, form in FORMATS.items():
+        for model in models.values():
+            model.to(memory_format=form)  # type: ignore[call-overload]  # known to torch, not to its types
+        given = maps.to(memory_format=form)
+        ahead = timed(rounds, {name: forward(model, given) for name, model in models.items()})
+        plain = statistics.median(ahead["plain"])
+        line = ", ".join(f"{name} {spread(values)}" for name, values in ahead.items())
+        slower = {name: statistics.median(ahead[name]) / plain - 1 for name in ("ours", "theirs")}
+        print(f"ResNet-18 {order:13} {line}: slower by {slower['ours']:.0%} (ours), {slower['theirs']:.0%} (theirs)", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--resnet", action=argparse.BooleanOptionalAction, default=True)
+    options = parser.parse_args()
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        print(
+            f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, {options.rounds} rounds, milliseconds",
+            flush=True,
+        )
+        for kind in ("BlurPool", "MaxBlurPool"):
+            found: list[dict[str, float]] = []
+            for shape in SHAPES:
+                for order in FORMATS:
+                    found.append(one_shape(kind, shape, order, options.rounds, device))
+                    gc.collect()
+            for what in found[0]:
+                values = [each[what] for each in found]
+                print(
+                    f"{kind}: {what} {geometric(values):.2f} (geometric mean), {min(values):.2f} to {max(values):.2f}", flush=True
+                )
+    if options.resnet:
+        resnet(options.rounds)
+
+
+if __name__ == "__main__":
+    main()

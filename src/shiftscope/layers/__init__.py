@@ -1,0 +1,27 @@
+"""Layers that alias less, or not at all: drop-in pooling, sampling and activation.
+
+- :mod:`~shiftscope.layers.blur`: BlurPool and MaxBlurPool, a filter before each subsampling;
+- :mod:`~shiftscope.layers.polyphase`: adaptive and learned polyphase sampling, exactly equivariant under circular shifts;
+- :mod:`~shiftscope.layers.activations`: an activation between upsampling and a filter.
+
+They know no model; :mod:`shiftscope.surgery` puts them into one.
+"""
+
+from shiftscope.layers.activations import AliasFreeActivation
+from shiftscope.layers.blur import BlurPool1d, BlurPool2d, BlurPool3d, Compat, MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d
+from shiftscope.layers.polyphase import AdaptivePolyphaseSampling, LearnedPolyphaseSampling
+from shiftscope.layers.resampling import Border
+
+__all__ = [
+    "AdaptivePolyphaseSampling",
+    "AliasFreeActivation",
+    "BlurPool1d",
+    "BlurPool2d",
+    "BlurPool3d",
+    "Border",
+    "Compat",
+    "LearnedPolyphaseSampling",
+    "MaxBlurPool1d",
+    "MaxBlurPool2d",
+    "MaxBlurPool3d",
+]

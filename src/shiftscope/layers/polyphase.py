@@ -1,0 +1,239 @@
+"""Subsampling that moves with the image: keep the phase that the map itself points to.
+
+Subsampling by ``s`` along each axis keeps one of ``s * s`` phases of the map. Plain stride keeps the first, whatever is there; a
+shift of the image by one position then puts another phase in its place. If instead the kept phase is chosen by a rule that does
+not see positions, a circular shift of the map moves the choice along, and the result is the same up to a shift.
+
+A choice is made once and may be applied to several maps: branches that meet again (a residual shortcut) must keep the same
+phase, or they no longer lie on top of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from shiftscope.errors import InputError
+from shiftscope.layers.resampling import Filter, binomial, centred_margins, filtered
+
+__all__ = ["AdaptivePolyphaseSampling", "LearnedPolyphaseSampling", "NormChoice", "PhaseLogits", "TakePhase", "phases"]
+
+#: Scores this close, relative to the largest, are ties: rounding depends on the order of summation, and that on the position.
+ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+
+
+def phases(
+    maps: Float[Tensor, "image channel height width"], stride: tuple[int, int]
+) -> Float[Tensor, "image phase channel tall wide"]:
+    """The polyphase components of maps: phase ``i * stride[1] + j`` holds ``x[stride[0] y + i, stride[1] x + j]``.
+
+    Raises:
+        InputError: height or width is no multiple of the stride.
+    """
+    images, channels, height, width = maps.shape
+    down, right = stride
+    if not torch.compiler.is_compiling() and (height % down or width % right):
+        raise InputError(
+            f"polyphase sampling by {stride} needs a map whose sides are multiples of it, got {height}x{width}. Pad or resize "
+            "the images to a multiple of the model's subsampling factor."
+        )
+    split = maps.reshape(images, channels, height // down, down, width // right, right)
+    return split.permute(0, 3, 5, 1, 2, 4).reshape(images, down * right, channels, height // down, width // right)
+
+
+class TakePhase(nn.Module):
+    """Subsample maps by a choice made elsewhere: an index for each image, or weights over all phases."""
+
+    def __init__(self, stride: int | Sequence[int] = 2, filter_size: int = 1) -> None:
+        super().__init__()
+        self.stride = _pair(stride)
+        self.filter = _blur(filter_size)
+
+    def forward(
+        self, maps: Float[Tensor, "image channel height width"], choice: Shaped[Tensor, image * phase]
+    ) -> Float[Tensor, "image channel tall wide"]:
+        """The chosen phase of each image's map, filtered before where ``filter_size`` says so."""
+        found = phases(filtered(maps, self.filter), self.stride)
+        if choice.ndim == 1:
+            index = choice.reshape(-1, 1, 1, 1, 1).expand(-1, 1, *found.shape[2:])
+            return found.gather(1, index)[:, 0]
+        return (found * choice[:, :, None, None, None].to(found.dtype)).sum(dim=1)
+
+    def extra_repr(self) -> str:
+        """The settings, as ``print`` shows them."""
+        return f"stride={self.stride}, filter_size={len(self.filter.taps[0])}"
+
+
+class NormChoice(nn.Module):
+    """Choose the phase of the largest Euclidean norm.
+
+    Ties, which rounding makes of nearly equal norms, go to the largest sum of absolute values, then to the largest sum, then to
+    the largest fourth power: none of these sees positions. Only phases that agree in all of them (the phases of a constant map,
+    or of one that repeats with the stride) are taken in order; theirs are the same values, or the same up to a shift.
+    """
+
+    def __init__(self, stride: int | Sequence[int] = 2, filter_size: int = 1) -> None:
+        super().__init__()
+        self.stride = _pair(stride)
+        self.filter = _blur(filter_size)
+
+    def forward(self, maps: Float[Tensor, "image channel height width"]) -> Shaped[Tensor, " image"]:
+        """Each image's phase."""
+        with torch.no_grad():
+            found = phases(filtered(maps, self.filter), self.stride)
+            return _best(_norms(found))
+
+    def extra_repr(self) -> str:
+        """The settings, as ``print`` shows them."""
+        return f"stride={self.stride}, filter_size={len(self.filter.taps[0])}"
+
+
+class PhaseLogits(nn.Module):
+    """Choose the phase that a small network, the same for every phase, gives the largest logit.
+
+    Equal logits (a small network whose hidden values are all zero) are broken by :class:`NormChoice`'s rules.
+
+    The network is two circular convolutions with a ReLU between and a mean over positions, so that it does not see where a phase
+    begins. In training the choice is soft (weights drawn by Gumbel's softmax), in evaluation it is the largest.
+
+    Args:
+        channels: of the maps.
+        stride: keep every so many positions.
+        hidden: channels between the two convolutions.
+        temperature: of the softmax in training.
+        filter_size: of a binomial filter before.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        stride: int | Sequence[int] = 2,
+        *,
+        hidden: int | None = None,
+        temperature: float = 1.0,
+        filter_size: int = 1,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise InputError(f"`temperature` must be positive, got {temperature}.")
+        self.stride, self.temperature = _pair(stride), temperature
+        self.filter = _blur(filter_size)
+        width = hidden or max(1, channels // 2)
+        self.score = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, padding_mode="circular"),
+            nn.ReLU(),
+            nn.Conv2d(width, 1, 3, padding=1, padding_mode="circular"),
+        )
+
+    def forward(self, maps: Float[Tensor, "image channel height width"]) -> Shaped[Tensor, image * phase]:
+        """Each image's phase in evaluation, weights over phases in training."""
+        found = phases(filtered(maps, self.filter), self.stride)
+        images, count = found.shape[:2]
+        logits = self.score(found.flatten(0, 1)).mean(dim=(1, 2, 3)).reshape(images, count)
+        if self.training:
+            weights: Tensor = nn.functional.gumbel_softmax(logits, tau=self.temperature)
+            return weights
+        with torch.no_grad():
+            return _best([(logits, logits.abs()), *_norms(found)])
+
+
+class AdaptivePolyphaseSampling(nn.Module):
+    """Keep the phase of the largest norm: subsampling that a circular shift cannot change, but for a shift of its result (APS).
+
+    Args:
+        stride: keep every so many positions, one number or one for each axis.
+        filter_size: of a binomial filter before, with circular border; 1 does not filter.
+
+    Shape:
+        [image, channel, height, width] -> [image, channel, height / stride, width / stride]; both sides must be multiples.
+
+    Raises:
+        InputError: they are not; an impossible filter.
+
+    Source: Chaman and Dokmanic, "Truly shift-invariant convolutional neural networks", CVPR 2021. Theirs takes stride 2 only and
+    the first of equal norms; ours takes any stride and breaks ties by position-independent rules (:class:`NormChoice`).
+
+    >>> pool = AdaptivePolyphaseSampling(stride=2)
+    >>> pool(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])).item(), pool(torch.tensor([[[[3.0, 2.0], [1.0, 0.0]]]])).item()
+    (3.0, 3.0)
+    """
+
+    def __init__(self, stride: int | Sequence[int] = 2, *, filter_size: int = 1) -> None:
+        super().__init__()
+        self.choose: nn.Module = NormChoice(stride, filter_size)
+        self.take = TakePhase(stride, filter_size)
+
+    def forward(self, maps: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image channel tall wide"]:
+        """Each image's chosen phase."""
+        taken: Tensor = self.take(maps, self.choose(maps))
+        return taken
+
+
+class LearnedPolyphaseSampling(AdaptivePolyphaseSampling):
+    """Keep the phase that a small learned network points to (LPS).
+
+    Args:
+        channels: of the maps.
+        stride: keep every so many positions, one number or one for each axis.
+        hidden: channels inside the small network; half of ``channels`` by default.
+        temperature: of Gumbel's softmax, which makes the choice soft in training.
+        filter_size: of a binomial filter before, with circular border; 1 does not filter.
+
+    Shape:
+        [image, channel, height, width] -> [image, channel, height / stride, width / stride]; both sides must be multiples.
+
+    Raises:
+        InputError: they are not; an impossible filter or temperature.
+
+    Source: Rojas-Gomez, Lim, Schwing, Do and Yeh, "Learnable polyphase sampling for shift invariant and equivariant convolutional
+    networks", NeurIPS 2022. Theirs anneals the temperature in training; here it is a setting.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        stride: int | Sequence[int] = 2,
+        *,
+        hidden: int | None = None,
+        temperature: float = 1.0,
+        filter_size: int = 1,
+    ) -> None:
+        super().__init__(stride, filter_size=filter_size)
+        self.choose = PhaseLogits(channels, stride, hidden=hidden, temperature=temperature, filter_size=filter_size)
+
+
+Score = tuple[Float[Tensor, "image phase"], Float[Tensor, "image phase"]]
+
+
+def _norms(found: Float[Tensor, "image phase channel tall wide"]) -> list[Score]:
+    """What can be said of phases without seeing positions, each with the scale its rounding goes by."""
+    values = found.flatten(2)
+    values = values if values.dtype == torch.float64 else values.float()
+    size = values.abs().sum(-1)
+    power, fourth = values.square().sum(-1), values.pow(4).sum(-1)
+    return [(power, power), (size, size), (values.sum(-1), size), (fourth, fourth)]
+
+
+def _best(scores: list[Score]) -> Shaped[Tensor, " image"]:
+    """The phase of the largest first score; of those that tie, the largest second, and so on; at last the first."""
+    still = torch.ones_like(scores[0][0], dtype=torch.bool)
+    for score, scale in scores:
+        best = score.masked_fill(~still, float("-inf")).amax(1, keepdim=True)
+        still = still & (score >= best - ROUNDING.get(score.dtype, 1e-5) * scale.amax(1, keepdim=True))
+    return still.to(torch.uint8).argmax(1)
+
+
+def _blur(size: int) -> Filter:
+    """A circular filter that keeps every position."""
+    return Filter((binomial(size),) * 2, (1, 1), (centred_margins(size),) * 2, "circular")
+
+
+def _pair(stride: Any) -> tuple[int, int]:
+    down, right = (stride, stride) if isinstance(stride, int) else stride
+    if down < 1 or right < 1:
+        raise InputError(f"`stride` must be 1 or more positions, got {(down, right)}.")
+    return down, right

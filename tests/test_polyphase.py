@@ -1,0 +1,215 @@
+"""Polyphase sampling is exactly consistent under circular shifts; the alias-free activation does what its name says."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from shiftscope.errors import InputError
+from shiftscope.layers import AdaptivePolyphaseSampling, AliasFreeActivation, LearnedPolyphaseSampling
+from shiftscope.layers.polyphase import NormChoice, TakePhase, phases
+
+
+def randoms(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def sampling(kind: str, channels: int, stride: int, filter_size: int) -> nn.Module:
+    if kind == "aps":
+        return AdaptivePolyphaseSampling(stride, filter_size=filter_size)
+    return LearnedPolyphaseSampling(channels, stride, filter_size=filter_size).double().eval()
+
+
+def network(kind: str, stride: int, filter_size: int, seed: int) -> nn.Module:
+    """Two circular blocks with sampling between and a mean over positions at the end, all weights random."""
+    torch.manual_seed(seed)
+    return (
+        nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"),
+            nn.ReLU(),
+            sampling(kind, 4, stride, filter_size),
+            nn.Conv2d(4, 5, 3, padding=1, padding_mode="circular"),
+            nn.ReLU(),
+            sampling(kind, 5, stride, filter_size),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(5, 3),
+        )
+        .double()
+        .eval()
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    kind=st.sampled_from(["aps", "lps"]),
+    stride=st.integers(2, 4),
+    blocks=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    filter_size=st.integers(1, 4),
+    seed=st.integers(0, 999),
+)
+def test_a_network_answers_alike_at_every_circular_shift(
+    kind: str, stride: int, blocks: tuple[int, int], filter_size: int, seed: int
+) -> None:
+    """Under every shift of the torus, in double precision."""
+    model = network(kind, stride, filter_size, seed)
+    height, width = (stride * stride * block for block in blocks)
+    image = randoms(1, 1, height, width, seed=seed)
+    shifted = torch.cat([image.roll((y, x), (2, 3)) for y in range(height) for x in range(width)])
+    with torch.no_grad():
+        outputs = model(shifted)
+    torch.testing.assert_close(outputs, outputs[:1].expand_as(outputs), atol=1e-10, rtol=0)
+
+
+def test_plain_stride_does_not() -> None:
+    """The same network with the first phase always: the property above is not true of everything."""
+    torch.manual_seed(0)
+    model = network("aps", 2, 1, 0)
+    for place in (2, 5):
+        model[place] = nn.MaxPool2d(1, 2)
+    image = randoms(1, 1, 8, 8)
+    with torch.no_grad():
+        assert not torch.allclose(model(image), model(image.roll(1, 2)), atol=1e-6)
+
+
+def test_phases_are_the_strided_slices() -> None:
+    maps = randoms(2, 3, 6, 8)
+    found = phases(maps, (3, 2))
+    for i in range(3):
+        for j in range(2):
+            assert torch.equal(found[:, 2 * i + j], maps[:, :, i::3, j::2])
+
+
+def test_ties_are_broken_by_what_does_not_see_positions() -> None:
+    """Two phases of the same norm: [3, 4] and [5, 0]. The larger sum of absolute values wins, wherever it lies."""
+    line = torch.tensor([3.0, 5.0, 4.0, 0.0])
+    maps = torch.zeros(4, 1, 2, 4)
+    for shift in range(4):
+        maps[shift, 0, 0] = line.roll(shift)
+    for taken in AdaptivePolyphaseSampling(2)(maps):
+        assert sorted(taken.flatten().tolist()) == [3.0, 4.0]
+
+
+def test_a_constant_map_has_one_answer() -> None:
+    assert torch.equal(AdaptivePolyphaseSampling(2)(torch.ones(1, 2, 4, 4)), torch.ones(1, 2, 2, 2))
+
+
+def test_branches_that_share_a_choice_stay_aligned() -> None:
+    """Their sum is shifted by a shift; with choices of their own it need not be."""
+    choose, take = NormChoice(2), TakePhase(2)
+    branch, shortcut = randoms(1, 3, 8, 8, seed=1), randoms(1, 3, 8, 8, seed=2)
+
+    def together(shift: int) -> Tensor:
+        moved, short = branch.roll(shift, 3), shortcut.roll(shift, 3)
+        choice = choose(moved)
+        return (take(moved, choice) + take(short, choice)).sum(dim=1).flatten().sort().values
+
+    torch.testing.assert_close(together(0), together(1), atol=1e-12, rtol=0)
+    assert choose(branch).item() != choose(shortcut).item()
+
+
+def test_learned_sampling_learns() -> None:
+    """In training its choice is soft, and a gradient reaches the small network."""
+    layer = LearnedPolyphaseSampling(3, 2).train()
+    torch.manual_seed(0)
+    layer(randoms(2, 3, 4, 4, dtype=torch.float32)).square().sum().backward()
+    for parameter in layer.parameters():
+        assert parameter.grad is not None
+        assert parameter.ndim == 1 or parameter.grad.abs().sum() > 0
+
+
+def test_gradients_pass_through_the_chosen_phase_only() -> None:
+    maps = randoms(2, 2, 4, 4).requires_grad_()
+    assert torch.autograd.gradcheck(AdaptivePolyphaseSampling(2, filter_size=3), (maps,))
+    maps.grad = None
+    AdaptivePolyphaseSampling(2)(maps).sum().backward()
+    assert maps.grad is not None
+    assert maps.grad.sum().item() == 2 * 2 * 4
+
+
+@pytest.mark.parametrize("kind", ["aps", "lps"])
+@pytest.mark.timeout(600)
+def test_compiled_exported_and_in_onnx_it_gives_the_same(kind: str, tmp_path: Path) -> None:
+    layer = sampling(kind, 3, 2, 3).float()
+    maps = randoms(2, 3, 8, 6, dtype=torch.float32)
+    expected = layer(maps)
+    torch.compiler.reset()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True)(maps), expected, atol=1e-5, rtol=0)
+        exported = torch.export.export(layer, (maps,))
+        torch.testing.assert_close(exported.module()(maps), expected, atol=1e-5, rtol=0)
+        runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (extra `onnx`)")
+        torch.onnx.export(layer, (maps,), tmp_path / "layer.onnx", dynamo=True, verbose=False)
+    session = runtime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: maps.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_ideal_resampling_gives_back_what_it_was_given(size: int) -> None:
+    maps = randoms(2, 3, size, size + 1)
+    for factor in (2, 3):
+        torch.testing.assert_close(AliasFreeActivation(nn.Identity(), factor=factor)(maps), maps, atol=1e-10, rtol=0)
+
+
+def moved(maps: Tensor, by: float) -> Tensor:
+    """By a part of a position along the last axis, as a sum of waves (odd sizes)."""
+    waves = torch.fft.rfft(maps)
+    turns = by * torch.arange(waves.shape[-1], dtype=torch.float64) / maps.shape[-1]
+    return torch.fft.irfft(waves * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns), n=maps.shape[-1])
+
+
+class Power(nn.Module):
+    def __init__(self, degree: int) -> None:
+        super().__init__()
+        self.degree = degree
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps**self.degree
+
+
+@pytest.mark.parametrize(("degree", "factor"), [(2, 2), (3, 2), (5, 3)])
+def test_a_polynomial_without_aliases_commutes_with_any_part_of_a_position(degree: int, factor: int) -> None:
+    """Exactly up to degree 2 factor - 1; without room, or with a higher degree, it does not."""
+    maps = randoms(1, 2, 1, 9)
+    layer = AliasFreeActivation(Power(degree), factor=factor)
+    torch.testing.assert_close(layer(moved(maps, 0.3)), moved(layer(maps), 0.3), atol=1e-9, rtol=1e-9)
+    for aliasing in (Power(degree), AliasFreeActivation(Power(2 * factor), factor=factor)):
+        assert not torch.allclose(aliasing(moved(maps, 0.3)), moved(aliasing(maps), 0.3), atol=1e-3)
+
+
+def test_any_activation_commutes_with_the_fine_grids_shifts() -> None:
+    maps = randoms(1, 2, 1, 9)
+    layer = AliasFreeActivation(nn.ReLU(), factor=4)
+    torch.testing.assert_close(layer(moved(maps, 0.25)), moved(layer(maps), 0.25), atol=1e-10, rtol=0)
+
+
+def test_a_relu_aliases_less_the_more_room_it_has() -> None:
+    maps = randoms(4, 3, 1, 15)
+    losses = []
+    for layer in (nn.ReLU(), AliasFreeActivation(nn.ReLU(), factor=2), AliasFreeActivation(nn.ReLU(), factor=8)):
+        losses.append((layer(moved(maps, 0.3)) - moved(layer(maps), 0.3)).norm().item())
+    assert losses[0] > 2 * losses[1] > 4 * losses[2]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: AdaptivePolyphaseSampling(2)(torch.zeros(1, 1, 7, 8)), "needs a map whose sides are multiples of it, got 7x8"),
+        (lambda: AdaptivePolyphaseSampling(0), "`stride` must be 1 or more positions, got (0, 0)"),
+        (lambda: AdaptivePolyphaseSampling(2, filter_size=9), "`filter_size` must be 1 to 7, got 9"),
+        (lambda: LearnedPolyphaseSampling(3, temperature=0.0), "`temperature` must be positive, got 0.0"),
+        (lambda: AliasFreeActivation(nn.ReLU(), factor=1), "`factor` must be 2 or more, got 1"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(make: object, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make()  # type: ignore[operator]
+    assert told in str(caught.value)
