@@ -139,6 +139,7 @@ def one_shape(kind: str, shape: tuple[int, ...], order: str, rounds: int, device
 def resnet(rounds: int) -> None:
     """A whole ResNet-18: what anti-aliasing costs, ours and theirs."""
     import antialiased_cnns
+
     from shiftscope.surgery import antialias
 
     torch.manual_seed(0)
@@ -149,7 +150,7 @@ def resnet(rounds: int) -> None:
     models = {"plain": theirs_plain, "ours": ours, "theirs": theirs}
     for order, form in FORMATS.items():
         for model in models.values():
-            model.to(memory_format=form)  # type: ignore[call-overload]  # known to torch, not to its types
+            model.to(memory_format=form)
         given = maps.to(memory_format=form)
         ahead = timed(rounds, {name: forward(model, given) for name, model in models.items()})
         plain = statistics.median(ahead["plain"])

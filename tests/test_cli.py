@@ -140,3 +140,38 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(tmp_path: Pat
 def test_help_names_every_command_and_option() -> None:
     assert all(word in shiftscope("--help").stdout for word in ("theory", "study"))
     assert all(word in shiftscope("study", "--help").stdout for word in ("--data-dir", "--seeds", "--out", "--json", "--device"))
+
+
+def test_fix_plans_measures_and_writes_a_file_that_can_be_fixed_again(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    assert shiftscope("study", "tiny.toml", cwd=tmp_path).returncode == 0
+    run = str(next((tmp_path / "studies" / "tiny" / "runs").iterdir()))
+    planned = shiftscope("fix", run, "--with", "blur", "--plan", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert "MaxBlurPool2d" in planned.stdout or "BlurPool2d after the nonlinearity" in planned.stdout
+    assert "Before and after" not in planned.stdout
+    done = shiftscope(
+        "fix", run, "--with", "gap", "--with", "blur", "--images", "20", "--out", "f.safetensors", "--json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    changes, measures = json.loads(done.stdout)["tables"]
+    assert any(row["becomes"] != "-" for row in changes["rows"])
+    assert [row["model"] for row in measures["rows"]] == ["before", "before", "after", "after"]
+    again = shiftscope("fix", "f.safetensors", "--with", "circular", "--plan", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("fix", "nothing", "--with", "blur"), "there is no model 'nothing'"),
+        (("fix", "nothing"), "--with"),
+        (("fix", "nothing", "--with", "glue"), "glue"),
+        (("fix", "nothing", "--with", "blur", "--out", "f.pt"), "`out` must be a .safetensors file, got f.pt"),
+    ],
+)
+def test_what_cannot_be_fixed_is_told_in_a_sentence(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    done = shiftscope(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

@@ -9,7 +9,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -76,7 +76,7 @@ def study(
     Parameters
     ----------
     name:
-        A study that comes with the package (digits, mnist), or a TOML file of your own.
+        A study that comes with the package (digits, mnist, cifar10, antialias), or a TOML file of your own.
     data_dir:
         Local folder that holds the data set, instead of the Hugging Face hub; else SHIFTSCOPE_DATA.
     seeds:
@@ -114,6 +114,84 @@ def study(
     else:
         print_table(table)
         print(f"Saved in {folder}: table.md, table.csv, figure.png, runs/.")
+
+
+@app.command
+def fix(
+    model: str,
+    *,
+    kinds: Annotated[tuple[Literal["blur", "aps", "lps", "gap", "circular"], ...], Parameter(name="--with", negative="")],
+    out: Path | None = None,
+    filter_size: int = 3,
+    plan: Annotated[bool, Parameter(negative="")] = False,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    canvas: int | None = None,
+    images: int = 256,
+    max_shift: int | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Put a fix into a copy of a model, and measure whether it worked.
+
+    Parameters
+    ----------
+    model:
+        The folder of a study's run, a file of this command, or module:factory.
+    kinds:
+        blur (a filter before each subsampling), aps or lps (polyphase sampling on circular maps), gap (a head that sees the
+        mean over positions), circular (circular padding); several are applied in order, as in --with gap --with aps.
+    out:
+        File for the changed model (.safetensors); without it nothing is written.
+    filter_size:
+        Of blur's filter, 1 to 7.
+    plan:
+        Only say what would be changed.
+    data:
+        Images to measure on: digits, mnist, cifar10, a Hugging Face id or an image folder; those a run was trained on by default.
+    data_dir:
+        Local folder that holds the data set; else SHIFTSCOPE_DATA.
+    canvas:
+        Height and width of the canvas, pixels; the model's input, where that is known, by default.
+    images:
+        How many test images.
+    max_shift:
+        Largest shift, pixels; 8 or, where it is less, the canvas's margin by default.
+    as_json:
+        Print JSON instead.
+    """
+    from shiftscope.console import print_table, reporting
+    from shiftscope.fixes import compared, fixed, test_images
+    from shiftscope.lab.runner import Loading
+    from shiftscope.models import Fix, load_model, save_model
+
+    if out is not None and out.suffix != ".safetensors":
+        raise InputError(f"`out` must be a .safetensors file, got {out}.")
+    loaded = load_model(model)
+    fixes = tuple(Fix(kind=kind, filter_size=filter_size if kind == "blur" else 1) for kind in kinds)
+    with reporting() as report:
+        dataset = test_images(loaded, name=data, canvas=canvas, data_dir=data_dir, progress=lambda *at: report(Loading(*at)))
+        surgery = fixed(loaded, fixes, image=(dataset.test.images.shape[1], dataset.canvas.size, dataset.canvas.size))
+        tables = [surgery.table()]
+        if not plan:
+            tables.append(
+                compared(
+                    loaded.model,
+                    surgery,
+                    dataset,
+                    images=images,
+                    max_shift=max_shift,
+                    progress=lambda *at: report(Loading(*at)),
+                )
+            )
+    if out is not None and not plan:
+        save_model(out, surgery.model, loaded.origin.model_copy(update={"fixes": (*loaded.origin.fixes, *fixes)}))
+    if as_json:
+        _print_json({"tables": [table.to_json() for table in tables]})
+        return
+    for table in tables:
+        print_table(table)
+    if out is not None and not plan:
+        print(f"Saved in {out}.")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ Our own layers are kept whole in a graph, as torch's are, so that what walks it 
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -77,15 +78,27 @@ QUOTIENTS = {operator.truediv, operator.itruediv, torch.div}
 
 
 class _Tracer(fx.Tracer):
+    """Keeps our layers whole, and whatever part of a model cannot be traced."""
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return type(module).__module__.startswith(layers.__name__) or super().is_leaf_module(module, name)
 
+    def call_module(self, module: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        before = set(self.graph.nodes)
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:  # whatever the part's Python code raises when it meets a stand-in
+            for node in reversed(self.graph.nodes):
+                if node not in before:
+                    self.graph.erase_node(node)
+            return self.create_proxy("call_module", self.path_of_module(module), args, kwargs)
+
 
 def traced(model: nn.Module) -> fx.GraphModule:
-    """The model's graph, with its own parts in it.
+    """The model's graph, with its own parts in it. A part that cannot be traced is kept whole.
 
     Raises:
-        Exception: whatever the model's Python code raises when it meets a stand-in for a tensor.
+        Exception: whatever the model's own Python code raises when it meets a stand-in for a tensor.
     """
     tracer = _Tracer()
     return fx.GraphModule(model, tracer.trace(model), type(model).__name__)

@@ -1,0 +1,16 @@
+"""Changing a model, never in place: a copy with the fix in it, the weights kept, and a plan that explains itself.
+
+- :func:`antialias`: a filter before every subsampling;
+- :func:`make_equivariant`: polyphase sampling instead of stride, on circular maps;
+- :func:`circular`: circular padding instead of any other;
+- :func:`global_pool`: a head that sees the mean over positions.
+
+Works on any model whose graph ``torch.fx`` can trace. What they return can be changed further.
+"""
+
+from shiftscope.surgery.equivariance import circular, make_equivariant
+from shiftscope.surgery.filters import antialias, fold
+from shiftscope.surgery.heads import global_pool
+from shiftscope.surgery.plans import Change, Cost, Surgery, cost
+
+__all__ = ["Change", "Cost", "Surgery", "antialias", "circular", "cost", "fold", "global_pool", "make_equivariant"]
