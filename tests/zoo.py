@@ -7,23 +7,26 @@ import is enough: no test calls them.
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
+from functools import cache
 from types import ModuleType
 
 import pytest
 import torch
 
-_names = torch.library.Library("torchvision", "DEF")
+SIGNATURES = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float t) -> Tensor",
+)
 
 
-def _named() -> None:
-    for signature in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float t) -> Tensor",
-    ):
-        try:
-            _names.define(signature)
-        except RuntimeError:  # this PyTorch's torchvision brings them itself
-            return
+@cache
+def _named() -> torch.library.Library:
+    names = torch.library.Library("torchvision", "FRAGMENT")
+    for signature in SIGNATURES:
+        with suppress(RuntimeError):  # this PyTorch's torchvision brings it itself
+            names.define(signature)
+    return names
 
 
 def torchvision_models() -> ModuleType:
