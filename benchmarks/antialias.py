@@ -1,6 +1,6 @@
 """Anti-aliased pooling, ours beside antialiased-cnns: time forward, forward and backward, and peak memory.
 
-    python benchmarks/antialias.py [--rounds 7] [--shapes all|small]
+    python benchmarks/antialias.py [--rounds 7] [--no-resnet]
 
 Same maps, same values (checked to 1e-5), interleaved rounds, medians with their spread, both memory orders. Beside each time
 stands its floor: the bytes that go in and come out, at the bandwidth that a copy of the same map reaches in the same run. A whole
@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from time import perf_counter
 
+import antialiased_cnns
 import torch
 from antialiased_cnns.blurpool import BlurPool
 from torch import Tensor, nn
 
 from shiftscope.layers import BlurPool2d, MaxBlurPool2d
+from shiftscope.surgery import antialias, cost
 
 SHAPES = ((64, 64, 56, 56), (64, 128, 28, 28), (64, 32, 40, 40), (128, 64, 20, 20))
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -136,27 +140,46 @@ def one_shape(kind: str, shape: tuple[int, ...], order: str, rounds: int, device
     return ratios
 
 
+def plain_resnet() -> nn.Module:
+    """Torchvision's ResNet-18; beside a PyTorch without CUDA two of its operators must be named before its import."""
+    names = torch.library.Library("torchvision", "FRAGMENT")
+    for signature in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a, Tensor b, float c) -> Tensor"):
+        with suppress(RuntimeError):
+            names.define(signature)
+    models = importlib.import_module("torchvision.models")
+    model: nn.Module = models.resnet18()
+    return model.eval()
+
+
 def resnet(rounds: int) -> None:
-    """A whole ResNet-18: what anti-aliasing costs, ours and theirs."""
-    import antialiased_cnns
-
-    from shiftscope.surgery import antialias
-
+    """A whole ResNet-18 with a filter before every subsampling: what that costs, ours and theirs, forward and both ways."""
     torch.manual_seed(0)
-    theirs_plain = antialiased_cnns.resnet18(filter_size=1, pool_only=False).eval()
+    plain = plain_resnet()
+    ours = antialias(plain, filter_size=FILTER, image=(3, 224, 224))
     theirs = antialiased_cnns.resnet18(filter_size=FILTER, pool_only=False).eval()
-    ours = antialias(theirs_plain, filter_size=FILTER).model.eval()
+    if ours.before and ours.after:
+        counted = cost(theirs, (3, 224, 224)).multiply_adds
+        print(
+            f"ResNet-18 multiply-adds: plain {ours.before.multiply_adds:,}, ours {ours.after.multiply_adds:,}, "
+            f"theirs {counted:,} (without its filters, which are not layers of a kind that is counted)"
+        )
     maps = torch.randn(16, 3, 224, 224)
-    models = {"plain": theirs_plain, "ours": ours, "theirs": theirs}
+    models = {"plain": plain, "ours": ours.model.eval(), "theirs": theirs}
     for order, form in FORMATS.items():
         for model in models.values():
             model.to(memory_format=form)
         given = maps.to(memory_format=form)
-        ahead = timed(rounds, {name: forward(model, given) for name, model in models.items()})
-        plain = statistics.median(ahead["plain"])
-        line = ", ".join(f"{name} {spread(values)}" for name, values in ahead.items())
-        slower = {name: statistics.median(ahead[name]) / plain - 1 for name in ("ours", "theirs")}
-        print(f"ResNet-18 {order:13} {line}: slower by {slower['ours']:.0%} (ours), {slower['theirs']:.0%} (theirs)", flush=True)
+        gradient = torch.randn(16, 1000)
+        for what, runs in (
+            ("forward", {name: forward(model, given) for name, model in models.items()}),
+            ("both", {name: both(model, given, gradient) for name, model in models.items()}),
+        ):
+            found = timed(rounds, runs)
+            middle = {name: statistics.median(values) for name, values in found.items()}
+            line = ", ".join(f"{name} {spread(values)}" for name, values in found.items())
+            slower = {name: middle[name] / middle["plain"] - 1 for name in ("ours", "theirs")}
+            times = f"slower by {slower['ours']:.0%}, theirs by {slower['theirs']:.0%}"
+            print(f"ResNet-18 {order:13} {what:7} {line}: {times}", flush=True)
 
 
 def main() -> None:
