@@ -57,6 +57,7 @@ ORDER = [
     "lab.studies",
     "lab.records",
     "lab.runner",
+    "lab.comparison",
     "models",
     "fixes",
     "console",

@@ -117,6 +117,28 @@ def study(
 
 
 @app.command
+def compare(folder: Path, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Show a study's numbers beside the source's, and test what the source claims.
+
+    Parameters
+    ----------
+    folder:
+        Of a study, as it is in studies/ or results/; it may be half done.
+    as_json:
+        Print JSON instead.
+    """
+    from shiftscope.console import print_table
+    from shiftscope.lab.comparison import compare as beside
+
+    tables = beside(folder)
+    if as_json:
+        _print_json({"tables": [table.to_json() for table in tables]})
+        return
+    for table in tables:
+        print_table(table)
+
+
+@app.command
 def fix(
     model: str,
     *,

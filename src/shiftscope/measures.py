@@ -32,11 +32,13 @@ __all__ = [
     "centred",
     "correct",
     "cosines",
+    "interval",
     "mean",
     "mean_over_seeds",
     "per_shift_cosines",
     "proportion",
     "proportion_over_seeds",
+    "resampled",
     "top1_changes",
 ]
 
@@ -134,9 +136,28 @@ def mean_over_seeds(values: Float[Tensor, "seed image"], *, bounds: tuple[float,
     value = float(table.mean())
     if count == 1:
         return Estimate(value, *bounds, count=count, seeds=seeds)
-    draws = ((_weights(seeds, "seeds") @ table) * _weights(count, "images")).sum(axis=1)
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).clip(*bounds)
+    low, high = interval(resampled(values)).clip(*bounds)
     return Estimate(value, min(float(low), value), max(float(high), value), count=count, seeds=seeds)
+
+
+def resampled(values: Float[Tensor, "seed image"], *, cell: int = 0) -> Float[np.ndarray, " draw"]:
+    """The mean's bootstrap draws, over networks and images, crossed.
+
+    Args:
+        values: of each network and image.
+        cell: a number for these networks. Cells of different numbers resample their networks apart, and cells of as many images
+            resample these together, as images that both saw: differences of their draws are paired.
+    """
+    table = values.double().numpy()
+    seeds, count = table.shape
+    draws: np.ndarray = ((_weights(seeds, "seeds", cell) @ table) * _weights(count, "images")).sum(axis=1)
+    return draws
+
+
+def interval(draws: Float[np.ndarray, " draw"]) -> Float[np.ndarray, 2]:
+    """The middle 95 % of bootstrap draws."""
+    bounds: np.ndarray = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return bounds
 
 
 def proportion(successes: Bool[Tensor, " image"]) -> Estimate:
@@ -164,11 +185,11 @@ def proportion_over_seeds(successes: Bool[Tensor, "seed image"]) -> Estimate:
 
 
 @lru_cache(maxsize=8)
-def _weights(count: int, what: str) -> Float[np.ndarray, "draw {count}"]:
+def _weights(count: int, what: str, cell: int = 0) -> Float[np.ndarray, "draw {count}"]:
     """Bootstrap weights, one row a resample, each row summing to one, spread by sqrt(n / (n - 1)); a stream for each axis."""
     if count == 1:
         return np.ones((RESAMPLES, 1), dtype=np.float32)
-    generator = np.random.default_rng([count, len(what)])
+    generator = np.random.default_rng([count, len(what), *([cell] if cell else [])])
     picks = generator.integers(count, size=(RESAMPLES, count))
     rows = np.arange(RESAMPLES)[:, None] * count
     tallies = np.bincount((picks + rows).ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)

@@ -27,7 +27,7 @@ from shiftscope.lab.networks import NetworkSpec
 from shiftscope.lab.specs import Spec, mistakes
 from shiftscope.lab.training import Recipe
 
-__all__ = ["Cell", "MeasureSpec", "Run", "Source", "Study", "load_study", "shipped_studies"]
+__all__ = ["Cell", "Claim", "MeasureSpec", "Run", "Source", "Study", "load_study", "shipped_studies"]
 
 #: Changes whenever the same specification would train another network, or a setting's default changes.
 SCHEMA = 2
@@ -51,16 +51,47 @@ class MeasureSpec(Spec):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
+class Claim(Spec):
+    """Something that is said about a study's cells, as a number that must lie above or below a bound.
+
+    Attributes:
+        text: the claim in words.
+        measure: what it is about.
+        kind: ``difference``: the mean over the cells of ``of`` less the mean over those of ``less`` (0 where that is left out);
+            ``range``: the largest less the smallest cell of ``of``.
+        of, less: which cells: setting -> the values that belong, all others in; ``{ "network.factor" = [2, 4] }``.
+        expect: on which side of ``bound`` the number must lie.
+        bound: the bound.
+    """
+
+    text: str
+    measure: str = "mcs"
+    kind: Literal["difference", "range"] = "difference"
+    of: dict[str, tuple[Any, ...]] = {}
+    less: dict[str, tuple[Any, ...]] | None = None
+    expect: Literal["above", "below"] = "above"
+    bound: float = 0.0
+
+    @field_validator("of", "less", mode="before")
+    @classmethod
+    def _selected(cls, cells: Any) -> Any:
+        if not isinstance(cells, Mapping):
+            return cells
+        return {path: values if isinstance(values, list | tuple) else (values,) for path, values in flat(cells).items()}
+
+
 class Source(Spec):
-    """Printed numbers to show beside ours.
+    """Printed numbers and claims to show beside ours.
 
     Attributes:
         title: who printed them and where.
         cells: each with the grid settings it belongs to and the numbers, by measure.
+        claims: what is said about them.
     """
 
     title: str
-    cells: tuple[dict[str, Any], ...]
+    cells: tuple[dict[str, Any], ...] = ()
+    claims: tuple[Claim, ...] = ()
 
     @field_validator("cells")
     @classmethod

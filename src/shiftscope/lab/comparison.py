@@ -1,0 +1,214 @@
+"""A study's records beside the source's numbers: cell by cell, in rank, and claim by claim. It trains and measures nothing.
+
+Every statement has an interval, from bootstrap draws that resample the networks of each cell apart and the test images, which
+all cells of a data set share, together. A claim *holds* where the whole interval lies on the side that was claimed, *does not
+hold* where it lies on the other, and is *undecided* else: at this number of networks and images it cannot be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from scipy.stats import rankdata
+from torch import Tensor
+
+from shiftscope import measures
+from shiftscope.errors import InputError
+from shiftscope.lab import records
+from shiftscope.lab.records import Finished
+from shiftscope.lab.specs import mistakes
+from shiftscope.lab.studies import Claim, Source, Study, load_study, shipped_studies
+from shiftscope.measures import Estimate
+from shiftscope.tables import Table
+
+__all__ = ["compare"]
+
+#: Fewer cells than this have no rank correlation worth the name.
+CELLS_FOR_RANKS = 4
+
+
+@dataclass(frozen=True)
+class Held:
+    """A cell and what its finished runs measured.
+
+    Attributes:
+        settings: of the cell.
+        values: by measure, [seed, image]; empty where no run is finished.
+        number: of the cell, for the bootstrap.
+    """
+
+    settings: Mapping[str, Any]
+    values: Mapping[str, Tensor]
+    number: int
+
+    def draws(self, measure: str) -> np.ndarray:
+        """Bootstrap draws of a measure's mean."""
+        return measures.resampled(self.values[measure], cell=self.number)
+
+    def mean(self, measure: str) -> float:
+        """A measure's mean over networks and images."""
+        return float(self.values[measure].double().mean())
+
+    def estimate(self, measure: str) -> Estimate | None:
+        """A measure's mean with its interval; None where it was not measured."""
+        return self.counted(self.mean(measure), self.draws(measure), measure) if measure in self.values else None
+
+    def counted(self, value: float, draws: np.ndarray, measure: str) -> Estimate:
+        """A number that follows from this cell's and others' draws, with as many networks and images as this one has."""
+        low, high = measures.interval(draws)
+        seeds, count = self.values[measure].shape
+        return Estimate(value, min(float(low), value), max(float(high), value), count=count, seeds=seeds)
+
+
+def compare(folder: Path) -> tuple[Table, Table]:
+    """A study's cells beside the source's, and its claims with their verdicts.
+
+    Args:
+        folder: of a study, whole or in part: ``study.json`` and ``runs/``.
+
+    Returns:
+        a row a cell, with rank correlations in the notes; and a row a claim.
+
+    Raises:
+        InputError: no study there, none of its runs finished, or a source that printed nothing.
+    """
+    study = _study(folder)
+    source = study.source
+    if source is None:
+        raise InputError(f"{folder} has no source to compare with. Add a [source] table with cells or claims to the study.")
+    cells = _held(study, folder)
+    if not any(cell.values for cell in cells):
+        raise InputError(f"{folder} holds no finished run of this form. Run `shiftscope study` with --out {folder} first.")
+    return _cells(study, source, cells), _claims(study, source, cells)
+
+
+def _study(folder: Path) -> Study:
+    """The study of a folder; where it was written before its claims were, those that come with the package."""
+    try:
+        study = Study.model_validate_json((folder / "study.json").read_bytes())
+    except OSError as error:
+        raise InputError(f"{folder} is no study's folder: study.json cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        raise InputError(f"{folder / 'study.json'} is not a study: {mistakes(error)[0]}") from error
+    if study.name in shipped_studies() and not (study.source and study.source.claims):
+        study = study.model_copy(update={"source": load_study(study.name).source})
+    return study
+
+
+def _held(study: Study, folder: Path) -> list[Held]:
+    """Each cell with its finished runs, found by their content ids."""
+    found: dict[str, Finished] = {}
+    for path in sorted((folder / "runs").glob("*/")):
+        run = records.read(path)
+        if run is not None and run.record.training.status != "diverged":
+            found[path.name] = run
+    checksums = {run.record.provenance["data_sha256"] for run in found.values()}
+    cells = []
+    for number, cell in enumerate(study.cells(), start=1):
+        ids = [run.content_id(checksum) for run in cell.runs for checksum in checksums]
+        runs = [found[name] for name in ids if name in found]
+        shared = set.intersection(*(set(run.values) for run in runs)) if runs else set()
+        values = {name: torch.stack([run.values[name].float() for run in runs]) for name in sorted(shared)}
+        cells.append(Held(cell.settings, values, number))
+    return cells
+
+
+def _cells(study: Study, source: Source, cells: list[Held]) -> Table:
+    printed = [study.printed(cell.settings) for cell in cells]
+    names = list(dict.fromkeys(name for numbers in printed for name in numbers))
+    rows = []
+    for cell, numbers in zip(cells, printed, strict=True):
+        row: dict[str, Any] = {path.rpartition(".")[2]: value for path, value in cell.settings.items()}
+        row["seeds"] = len(next(iter(cell.values.values()))) if cell.values else 0
+        for name in names:
+            ours = cell.estimate(name)
+            row |= {name: ours, f"source_{name}": numbers.get(name)}
+            row[f"difference_{name}"] = _less(ours, numbers.get(name))
+        rows.append(row)
+    columns = (
+        *(path.rpartition(".")[2] for path in study.axes()),
+        "seeds",
+        *(column for name in names for column in (name, f"source_{name}", f"difference_{name}")),
+    )
+    notes = [f"source_...: as printed, {source.title}. In brackets: 95 % intervals. {_counted(cells)}"]
+    notes += [note for name in names if (note := _ranks(cells, printed, name))]
+    return Table(f"{study.title}: beside the source", columns, tuple(rows), tuple(notes))
+
+
+def _less(ours: Estimate | None, printed: float | None) -> Estimate | None:
+    if ours is None or printed is None:
+        return None
+    return Estimate(ours.value - printed, ours.low - printed, ours.high - printed, ours.count, ours.seeds)
+
+
+def _ranks(cells: list[Held], printed: list[dict[str, float]], name: str) -> str:
+    """Spearman's rank correlation with the source over the cells that both have."""
+    pairs = zip(cells, printed, strict=True)
+    both = [(cell, numbers[name]) for cell, numbers in pairs if name in numbers and name in cell.values]
+    if len(both) < CELLS_FOR_RANKS:
+        return ""
+    theirs = rankdata([number for _, number in both])
+    value = float(np.corrcoef(rankdata([cell.mean(name) for cell, _ in both]), theirs)[0, 1])
+    drawn = rankdata(np.stack([cell.draws(name) for cell, _ in both]), axis=0)
+    centred, aim = drawn - drawn.mean(axis=0), theirs - theirs.mean()
+    low, high = measures.interval((centred * aim[:, None]).sum(axis=0) / (np.linalg.norm(centred, axis=0) * np.linalg.norm(aim)))
+    return f"{name}: Spearman's rank correlation with the source over {len(both)} cells {value:.3f} [{low:.3f}, {high:.3f}]."
+
+
+def _claims(study: Study, source: Source, cells: list[Held]) -> Table:
+    rows = []
+    for claim in source.claims:
+        row: dict[str, Any] = {"claim": claim.text, "number": None, "expected": f"{claim.expect} {claim.bound:g}"}
+        of, less = _selected(cells, claim.of), _selected(cells, claim.less)
+        missing = sum(claim.measure not in cell.values for cell in (*of, *less))
+        if missing or not of or (claim.less is not None and not less):
+            rows.append(row | {"verdict": f"not measured: {missing} of {len(of) + len(less)} cells are missing"})
+            continue
+        value, draws = _statistic(claim, of, less)
+        row["number"] = number = of[0].counted(value, draws, claim.measure)
+        rows.append(row | {"verdict": _verdict(claim, number.low, number.high)})
+    notes = (
+        "holds: the whole 95 % interval lies on the side that was claimed; does not hold: on the other; undecided: on both. "
+        + _counted(cells),
+    )
+    return Table(f"{study.title}: claims", ("claim", "number", "expected", "verdict"), tuple(rows), notes)
+
+
+def _selected(cells: list[Held], which: Mapping[str, tuple[Any, ...]] | None) -> list[Held]:
+    if which is None:
+        return []
+    return [cell for cell in cells if all(cell.settings.get(path) in values for path, values in which.items())]
+
+
+def _statistic(claim: Claim, of: list[Held], less: list[Held]) -> tuple[float, np.ndarray]:
+    """A claim's number and its bootstrap draws."""
+    values, draws = np.array([cell.mean(claim.measure) for cell in of]), np.stack([cell.draws(claim.measure) for cell in of])
+    if claim.kind == "range":
+        return float(np.ptp(values)), np.ptp(draws, axis=0)
+    if not less:
+        return float(values.mean()), draws.mean(axis=0)
+    other = np.stack([cell.draws(claim.measure) for cell in less])
+    return float(values.mean() - np.mean([cell.mean(claim.measure) for cell in less])), draws.mean(axis=0) - other.mean(axis=0)
+
+
+def _verdict(claim: Claim, low: float, high: float) -> str:
+    if claim.expect == "below":
+        low, high = 2 * claim.bound - high, 2 * claim.bound - low
+    return "holds" if low > claim.bound else "does not hold" if high < claim.bound else "undecided"
+
+
+def _counted(cells: list[Held]) -> str:
+    """How many networks stand behind the cells."""
+    seeds = sorted({len(next(iter(cell.values.values()))) for cell in cells if cell.values})
+    missing = sum(not cell.values for cell in cells)
+    span = f"{seeds[0]} to {seeds[-1]}" if seeds[0] < seeds[-1] else str(seeds[0])
+    text = f"{span} trained network{'' if seeds[-1] == 1 else 's'} a cell."
+    if seeds[0] == 1:
+        text += " From one network nothing is known of how much another training would differ: its interval is over images only."
+    return text + (f" {missing} cells are not measured yet." if missing else "")
