@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import sys
+import time
+from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from types import ModuleType
+
+from shiftscope.errors import InputError
 
 
 def as_users_import_it(module: ModuleType) -> ModuleType:
@@ -18,3 +25,38 @@ def as_users_import_it(module: ModuleType) -> ModuleType:
     sys.modules[name] = plain
     loader.exec_module(plain)
     return plain
+
+
+def square(job: int, tell: Callable[[object], None]) -> int:
+    """For executors: tells the job twice."""
+    tell(("half", job))
+    tell(("whole", job))
+    return job * job
+
+
+def who_and_how(job: int, tell: Callable[[object], None]) -> tuple[int, int]:
+    """The process and its number of threads."""
+    import torch
+
+    time.sleep(0.5)
+    return os.getpid(), torch.get_num_threads()
+
+
+def die_once(job: tuple[str, int], tell: Callable[[object], None]) -> int:
+    """Is killed at the first try of one job."""
+    mark = Path(job[0]) / f"tried{job[1]}"
+    if job[1] == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job[1]
+
+
+def die(job: int, tell: Callable[[object], None]) -> int:
+    """Is killed every time."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return job
+
+
+def fail(job: str, tell: Callable[[object], None]) -> None:
+    """Fails in the way that the job says."""
+    raise {"input": InputError("do otherwise"), "disk": OSError(28, "No space left on device")}.get(job, ZeroDivisionError(job))

@@ -17,6 +17,8 @@ from shiftscope.errors import InputError
 
 app = App(name="shiftscope", help="Measure, explain and fix how a vision model responds to shifted images.")
 DEFAULT_OUT = Path("studies")
+#: What a process that trains one network of the source's family needs at most.
+BYTES_A_WORKER = 3 << 30
 
 
 @app.command
@@ -69,6 +71,7 @@ def study(
     changes: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
     out: Path | None = None,
     device: str = "auto",
+    workers: int = 1,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Train and measure the networks of a study; finished runs are kept, and running it again goes on where it stopped.
@@ -76,7 +79,8 @@ def study(
     Parameters
     ----------
     name:
-        A study that comes with the package (digits, mnist, cifar10, antialias), or a TOML file of your own.
+        A study that comes with the package (digits, mnist, cifar10, antialias, learned, gap, augmentation, pool), or a TOML
+        file of your own.
     data_dir:
         Local folder that holds the data set, instead of the Hugging Face hub; else SHIFTSCOPE_DATA.
     seeds:
@@ -87,10 +91,13 @@ def study(
         Folder for runs and table; studies/NAME by default.
     device:
         Where to compute: cpu, cuda, or auto.
+    workers:
+        Runs at once, each in a process with one thread; 0 for as many as cores and memory carry.
     as_json:
         Print the table as JSON instead.
     """
     from shiftscope.console import print_table, reporting
+    from shiftscope.lab.executors import sensible_workers
     from shiftscope.lab.memory import keep_freed_memory
     from shiftscope.lab.runner import run_study
     from shiftscope.lab.studies import load_study
@@ -100,7 +107,14 @@ def study(
     keep_freed_memory()
     try:
         with reporting() as report:
-            table = run_study(chosen, out=folder, data_dir=data_dir, device=_device(device), report=report)
+            table = run_study(
+                chosen,
+                out=folder,
+                data_dir=data_dir,
+                device=_device(device),
+                workers=workers or sensible_workers(BYTES_A_WORKER),
+                report=report,
+            )
     except KeyboardInterrupt:
         print(f"Stopped. Finished runs are in {folder}; the same command goes on from there.", file=sys.stderr)
         raise

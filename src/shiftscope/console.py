@@ -12,7 +12,7 @@ from rich.status import Status
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from shiftscope.lab.runner import Event, Loading, Report, RunEnded, RunStarted
+from shiftscope.lab.runner import Event, Loading, Report, RunEnded, RunStarted, Told
 from shiftscope.lab.training import Epoch, Step
 from shiftscope.tables import Table
 from shiftscope.theory import WorkedTable
@@ -76,6 +76,8 @@ class _Words:
         self.run = ""
         self.expected: float | None = None
         self.last: Epoch | None = None
+        self.began = monotonic()
+        self.before = 0  # runs that were found finished
 
     def of(self, event: Event) -> str:
         match event:
@@ -85,6 +87,7 @@ class _Words:
                 self.run, self.expected, self.last = f"run {number}/{of}  {label}", epochs, None
                 return self.run
             case RunEnded(record, found):
+                self.before += found
                 mcs = f"  MCS {record.results['mcs']}" if "mcs" in record.results else ""
                 return f"{self.run}  {'found finished' if found else record.training.sentence}{mcs}"
             case Epoch():
@@ -92,6 +95,17 @@ class _Words:
                 return f"{self.run}  {self._epoch(event)}"
             case Step():
                 return f"{self.run}  {self._step(event)}"
+            case Told():
+                return self._told(event)
+
+    def _told(self, told: Told) -> str:
+        """One of several runs at once; what is left follows from what finished runs took."""
+        self.run, self.expected, self.last = told.label, None, None
+        text = self.of(told.event)
+        if told.done > self.before and (monotonic() - self.began) > 0:
+            left = (monotonic() - self.began) / (told.done - self.before) * (told.of - told.done)
+            text += f"  (all: about {_duration(left)} left)" if told.done < told.of else ""
+        return f"{told.done}/{told.of} done  {text}"
 
     def _epoch(self, epoch: Epoch) -> str:
         train = epoch.running_accuracy if epoch.train_accuracy is None else epoch.train_accuracy
@@ -124,7 +138,7 @@ class _Live(_Words):
 
     def tell(self, event: Event) -> None:
         line = Text(self.of(event))
-        if isinstance(event, RunEnded):
+        if _is_end(event):
             self.console.print(line)
         else:
             self.status.update(line)
@@ -140,9 +154,13 @@ class _Lines(_Words):
     def tell(self, event: Event) -> None:
         line = self.of(event)
         now = monotonic()
-        if isinstance(event, RunEnded) or now - self.told >= SECONDS_BETWEEN_LINES:
+        if _is_end(event) or now - self.told >= SECONDS_BETWEEN_LINES:
             self.told = now
             print(line, file=sys.stderr, flush=True)
+
+
+def _is_end(event: Event) -> bool:
+    return isinstance(event.event if isinstance(event, Told) else event, RunEnded)
 
 
 def _duration(seconds: float) -> str:

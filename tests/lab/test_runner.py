@@ -148,7 +148,7 @@ def test_a_record_of_an_older_form_is_measured_anew_without_training(tmp_path: P
         del older["results"]["mcs_all_shifts"], older["results"]["worst_case"]
         (folder / "record.json").write_text(json.dumps(older))
         (folder / "measures.safetensors").unlink()
-    monkeypatch.setattr("shiftscope.lab.runner.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("shiftscope.lab.runs.train", lambda *_, **__: pytest.fail("trained again"))
     again = run_study(study, out=out)
     assert again.to_csv() == first.to_csv()
     assert again.provenance["started"] == first.provenance["started"]

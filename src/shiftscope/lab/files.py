@@ -7,12 +7,17 @@ nor a power cut leaves half a file under the final name.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
-__all__ = ["sweep", "write_tensors", "write_text", "write_whole"]
+from shiftscope.errors import InputError
+
+__all__ = ["locked", "sweep", "write_tensors", "write_text", "write_whole"]
+
+LOCK = ".lock"
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -41,6 +46,52 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mappin
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = save(contiguous, metadata=dict(metadata or {}))
     write_whole(path, lambda temporary: _write_bytes(temporary, content))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder for the duration. The system gives a dead process's lock back.
+
+    Raises:
+        InputError: another process is at work there; or the folder cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # such a system has no advisory locks
+        yield
+        return
+    while True:
+        try:
+            handle = (folder / LOCK).open("a+")
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written ({error.strerror}). Choose another folder with --out.") from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                handle.seek(0)
+                owner = handle.read().strip() or "it does not say which"
+                raise InputError(
+                    f"another command is at work in {folder} ({owner}). Wait for it, or choose another folder with --out."
+                ) from error
+            if not _is_still(handle.fileno(), folder / LOCK):
+                continue  # whoever had it has just removed it
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()}")
+            handle.flush()
+            try:
+                yield
+            finally:
+                (folder / LOCK).unlink(missing_ok=True)
+            return
+
+
+def _is_still(handle: int, path: Path) -> bool:
+    """Whether an open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False
 
 
 def sweep(folder: Path) -> None:

@@ -1,0 +1,116 @@
+"""A study's table and figure from its records alone, so that a resumed study gives those of an undisturbed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shiftscope import figures
+from shiftscope.lab.files import write_text, write_whole
+from shiftscope.lab.records import Finished, Record
+from shiftscope.lab.runs import MEASURES
+from shiftscope.lab.studies import Study
+from shiftscope.tables import Table
+
+__all__ = ["short", "summarise"]
+
+
+def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
+    """Write a study's table and figure.
+
+    Args:
+        study: whose cells these are, in its order.
+        cells: the finished runs of each.
+        out: the study's folder.
+
+    Returns:
+        the table.
+    """
+    table = _table(study, cells)
+    write_text(out / "table.csv", table.to_csv())
+    write_text(out / "table.md", table.to_markdown())
+    _draw(study, table, out)
+    return table
+
+
+def _table(study: Study, cells: list[list[Finished]]) -> Table:
+    settings = study.combinations()
+    printed = [study.printed(combination) for combination in settings]
+    extra = sorted({f"source_{name}" for row in printed for name in row})
+    rows = [
+        {
+            **{short(path): _cell(value) for path, value in combination.items()},
+            **_numbers(runs),
+            **{f"source_{name}": value for name, value in numbers.items()},
+        }
+        for combination, runs, numbers in zip(settings, cells, printed, strict=True)
+    ]
+    columns = (*(short(path) for path in study.axes()), "seeds", "train_accuracy", *MEASURES, *extra)
+    every = [run.record for runs in cells for run in runs]
+    return Table(study.title, columns, tuple(rows), _notes(study, every), _origin(every))
+
+
+def _draw(study: Study, table: Table, out: Path) -> None:
+    """MCS against the setting a study varies; a study of several settings has more than one axis shows, and gets none."""
+    if len(study.axes()) == 1 and any("mcs" in row for row in table.rows):
+        figure = figures.estimates(table, across=short(next(iter(study.axes()))), measure="mcs", label="mean cosine similarity")
+        for suffix in ("png", "svg"):
+            write_whole(out / f"figure.{suffix}", lambda path: figures.save(figure, path))
+
+
+def _numbers(runs: list[Finished]) -> dict[str, Any]:
+    """A cell's estimates, over the runs that did not diverge."""
+    sound = [run for run in runs if run.record.training.status != "diverged"]
+    numbers: dict[str, Any] = {"seeds": len(sound)}
+    if sound:
+        numbers["train_accuracy"] = min(run.record.training.train_accuracy for run in sound)
+        for name, measure in MEASURES.items():
+            numbers[name] = measure.of_several(torch.stack([run.values[name] for run in sound]))
+    return numbers
+
+
+def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
+    seeds, images = len(study.seeds), max((each.count for record in every for each in record.results.values()), default=0)
+    over = (
+        f"{seeds} trained networks a row and {images} test images"
+        if seeds > 1
+        else f"{images} test images, one trained network a row"
+    )
+    notes = [
+        f"In brackets: 95 % intervals over {over}. train_accuracy: of the worst network of the row. mcs and top1_change: each "
+        "image under one random shift; mcs_centred: the same of outputs less their mean over classes; mcs_all_shifts: under "
+        "every shift up to the largest; worst_case: right at every one."
+    ]
+    if seeds == 1:
+        notes.append("One seed: the intervals say nothing about how much another training would differ.")
+    if study.source and study.source.cells:
+        notes.append(f"source_...: as printed, {study.source.title}.")
+    if cut := max(record.cut for record in every):
+        notes.append(
+            f"The largest shifts exceed the margin of the canvas: they cut some content of {cut:.1%} of the test images."
+        )
+    short = [record for record in every if record.training.status != "reached"]
+    notes += [f"Run {record.id} (seed {record.spec.seed}): {record.training.sentence}" for record in short]
+    return tuple(notes)
+
+
+def _origin(every: list[Record]) -> dict[str, str]:
+    """What made the table, from the records: each distinct value, and the time all runs took together."""
+    names = [name for record in every for name in record.provenance if name not in ("seconds", "started")]
+    origin = {
+        name: "; ".join(dict.fromkeys(record.provenance.get(name, "-") for record in every)) for name in dict.fromkeys(names)
+    }
+    origin["started"] = min(record.provenance["started"] for record in every)
+    origin["seconds"] = f"{sum(float(record.provenance['seconds']) for record in every):.1f} over {len(every)} runs"
+    return origin
+
+
+def short(path: str) -> str:
+    """A setting's name without the part it belongs to."""
+    return path.rpartition(".")[2]
+
+
+def _cell(value: Any) -> str | int | float:
+    return value if isinstance(value, str | int | float) else str(value)
