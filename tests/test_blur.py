@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from shiftscope.errors import InputError
-from shiftscope.layers import BlurPool1d, BlurPool2d, BlurPool3d, MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d
+from shiftscope.layers import AliasFreeActivation, BlurPool1d, BlurPool2d, BlurPool3d, MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d
 from shiftscope.layers.resampling import along_axes, binomial
 from zoo import timm
 
@@ -289,3 +290,24 @@ def test_a_single_position_is_served_by_every_border_that_can() -> None:
     for border in ("replicate", "circular"):
         assert torch.equal(BlurPool2d(7, 2, border=border)(torch.ones(1, 1, 1, 1)), torch.ones(1, 1, 1, 1))
     assert BlurPool2d(3, 2, border="zero")(torch.ones(1, 1, 1, 1)).item() == binomial(3)[1] ** 2
+
+
+def test_an_evaluation_leaves_nothing_that_a_later_training_stumbles_over() -> None:
+    """Matrices are kept from call to call; those made in inference mode or for stand-ins must not be."""
+    for layer in (BlurPool2d(3, 2), AliasFreeActivation(nn.ReLU())):
+        with torch.inference_mode():
+            layer(torch.rand(1, 1, 23, 17))
+        layer(torch.rand(1, 1, 23, 17, requires_grad=True)).sum().backward()
+        with FakeTensorMode():
+            layer(torch.rand(1, 1, 29, 17))
+        assert layer(torch.rand(1, 1, 29, 17)).isfinite().all()
+
+
+def test_functional_transforms_pass_through() -> None:
+    for layer in (BlurPool2d(3, 2), MaxBlurPool2d(2, 3, 2)):
+        maps = randoms(3, 2, 1, 8, 9)
+        torch.testing.assert_close(torch.func.vmap(layer)(maps), torch.stack([layer(each) for each in maps]))
+        gradient = torch.func.grad(lambda x, layer=layer: layer(x).square().sum())(maps[0])
+        leaf = maps[0].clone().requires_grad_()
+        layer(leaf).square().sum().backward()
+        torch.testing.assert_close(gradient, leaf.grad)

@@ -321,3 +321,117 @@ def test_layers_can_be_left_out_by_name() -> None:
     assert [change.why for change in surgery.changes if change.layer == "pool"] == ["left out, as asked for"] * 2
     only = antialias(Shared(), only=["pool"])
     assert only.changed == 2
+
+
+class Late(nn.Module):
+    """The shortcut is computed before the activation behind the block's convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.short = nn.Conv2d(1, 2, 3, 2, 1), nn.Conv2d(1, 2, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.one(x)
+        b = self.short(x)
+        return (torch.relu(a) + b).mean((2, 3))
+
+
+def alike(model: nn.Module, side: int = 16) -> None:
+    image = randoms(1, 1, side, side)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image.roll((1, 3), (2, 3))), model(image), atol=1e-10, rtol=0)
+
+
+def test_what_was_filtered_can_be_made_equivariant_afterwards() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    surgery = make_equivariant(antialias(nn.Sequential(*layers).double().eval()).model)
+    alike(surgery.model)
+    assert sum("APS" in change.becomes for change in surgery.changes) == 2
+
+
+def test_a_choice_may_be_made_after_the_branch_that_follows_it() -> None:
+    torch.manual_seed(0)
+    alike(make_equivariant(Late().double().eval()).model)
+
+
+def test_branches_that_meet_without_positions_may_differ_and_left_out_layers_do_not_count() -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.two, self.four = nn.Conv2d(1, 2, 3, 2, 1), nn.Conv2d(1, 2, 3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.two(x).mean((2, 3)), self.four(x).mean((2, 3))], 1)
+
+    alike(make_equivariant(Apart().double().eval()).model)
+    make_equivariant(Uneven(), skip=["four", "one", "two"])
+
+
+def test_what_works_in_place_for_nobody_is_kept() -> None:
+    class Discarding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.r = nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.c(x)
+            self.r(x)
+            return x
+
+    model = Discarding().double()
+    images = randoms(1, 1, 8, 8)
+    assert torch.equal(antialias(model).model(images), model(images))
+
+
+def test_modes_of_parts_are_kept() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, 2), nn.BatchNorm2d(2), nn.Dropout(0.5)).train()
+    model[1].eval()
+    copied = antialias(model).model
+    assert (copied.training, copied.get_submodule("1").training, copied.get_submodule("2").training) == (True, False, True)
+
+
+def test_a_deep_part_that_cannot_be_traced_hides_nothing_around_it() -> None:
+    model = nn.Sequential(nn.Sequential(nn.MaxPool2d(2), Branching(), nn.MaxPool2d(2)), nn.MaxPool2d(2))
+    assert [change.layer for change in antialias(model).changes if change.becomes] == ["0.0", "0.2", "1"]
+
+
+class Same(nn.Conv2d):
+    """Pads as its input needs it, in code of its own."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (nn.MaxPool2d(2, ceil_mode=True), "unsupported: it rounds its size up"),
+        (nn.MaxPool2d(2, return_indices=True), "unsupported: it returns positions too"),
+        (Same(1, 2, 3, 2), "unsupported: called as a function"),
+    ],
+)
+def test_what_cannot_be_changed_is_named_with_the_reason(layer: nn.Module, why: str) -> None:
+    for surgery in (antialias(nn.Sequential(layer)), make_equivariant(nn.Sequential(layer))):
+        assert surgery.changed == 0
+        assert surgery.changes[0].why.startswith(why)
+
+
+def test_a_shared_convolution_is_folded_in_each_place() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Conv2d(2, 2, 3, 2, padding="valid", bias=False).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.cat([self.c(x), self.c(x)], 1)[:, :2])
+
+    folded = antialias(Twice(), fold=True).model
+    assert folded(torch.zeros(1, 2, 32, 32)).shape == Twice()(torch.zeros(1, 2, 32, 32)).shape
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+
+
+def test_only_the_axes_that_are_subsampled_are_filtered() -> None:
+    model = nn.Sequential(nn.MaxPool2d((2, 1), (2, 1)))
+    image = randoms(1, 1, 8, 8)
+    changed = antialias(model).model
+    assert not torch.equal(changed(image), model(image))
+    columns = image[:, :, :1].expand(-1, -1, 8, -1)
+    torch.testing.assert_close(changed(columns), model(columns))

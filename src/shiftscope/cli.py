@@ -202,6 +202,8 @@ def fix(
 
     if out is not None and out.suffix != ".safetensors":
         raise InputError(f"`out` must be a .safetensors file, got {out}.")
+    if not 1 <= filter_size <= 7:
+        raise InputError(f"`filter_size` must be 1 to 7, got {filter_size}.")
     loaded = load_model(model)
     fixes = tuple(Fix(kind=kind, filter_size=filter_size if kind == "blur" else 1) for kind in kinds)
     with reporting() as report:

@@ -30,9 +30,16 @@ def fixed(loaded: Loaded, fixes: tuple[Fix, ...], *, image: tuple[int, int, int]
     """A model with fixes in it, one after the other, and one account of all.
 
     Raises:
-        InputError: what :mod:`shiftscope.surgery` says; or nothing was changed by any of them.
+        InputError: the model does not take such images, or what :mod:`shiftscope.surgery` says.
     """
-    model, changes, before = loaded.model, list[Change](), cost(loaded.model, image)
+    try:
+        before = cost(loaded.model, image)
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise InputError(
+            f"the model does not take images of {image} ({reason}). Choose other --data or another --canvas."
+        ) from error
+    model, changes = loaded.model, list[Change]()
     for fix in fixes:
         surgery = fix.apply(model, image=image)
         model = surgery.model

@@ -6,6 +6,7 @@ Our own layers are kept whole in a graph, as torch's are, so that what walks it 
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -84,13 +85,14 @@ class _Tracer(fx.Tracer):
         return type(module).__module__.startswith(layers.__name__) or super().is_leaf_module(module, name)
 
     def call_module(self, module: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before = set(self.graph.nodes)
+        before, stack = set(self.graph.nodes), OrderedDict(self.module_stack)
         try:
             return super().call_module(module, forward, args, kwargs)
         except Exception:  # whatever the part's Python code raises when it meets a stand-in
             for node in reversed(self.graph.nodes):
                 if node not in before:
                     self.graph.erase_node(node)
+            self.module_stack = stack
             return self.create_proxy("call_module", self.path_of_module(module), args, kwargs)
 
 

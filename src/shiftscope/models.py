@@ -188,11 +188,14 @@ def _made(factory: str) -> nn.Module:
         make: Any = importlib.import_module(module_name)
         for part in function.split("."):
             make = getattr(make, part)
-    except ImportError as error:
+    except (ImportError, ValueError, SyntaxError) as error:
         raise InputError(f"the module of {factory!r} cannot be imported ({error}).") from error
     except AttributeError as error:
         raise InputError(f"{factory!r}: {error}.") from error
-    model = make() if not isinstance(make, nn.Module) else make
+    try:
+        model = make() if not isinstance(make, nn.Module) else make
+    except Exception as error:  # whatever a user's function raises
+        raise InputError(f"{factory!r} failed when it was called without arguments ({type(error).__name__}: {error}).") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory!r} must give a torch.nn.Module, got {type(model).__name__}.")
     return model

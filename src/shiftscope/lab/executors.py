@@ -13,6 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 from shiftscope.errors import InputError
@@ -65,8 +66,8 @@ def in_processes(
     waiting = deque((job, 0) for job in jobs)
     crew = [_Worker(work) for _ in range(min(workers, len(jobs)))]
     try:
-        for worker in crew:
-            worker.take(waiting)
+        for number in range(len(crew)):
+            _begin(crew, number, waiting, work)
         while busy := {worker.connection: worker for worker in crew if worker.job is not None}:
             for ready in wait(list(busy)):
                 worker = busy[ready]  # type: ignore[index]  # wait hands back what it was given
@@ -74,9 +75,8 @@ def in_processes(
                 try:
                     kind, content = worker.connection.recv()
                 except (EOFError, OSError):
-                    crew[crew.index(worker)] = fresh = _Worker(work)
                     _give_again(waiting, worker, job, tries)
-                    fresh.take(waiting)
+                    _begin(crew, crew.index(worker), waiting, work)
                     continue
                 if kind == "told":
                     report(job, content)  # type: ignore[arg-type]  # a busy worker has a job
@@ -89,7 +89,7 @@ def in_processes(
                 else:
                     worker.job = None
                     yield job, content  # type: ignore[misc]  # likewise
-                    worker.take(waiting)
+                    _begin(crew, crew.index(worker), waiting, work)
     finally:
         for worker in crew:
             worker.end()
@@ -99,8 +99,9 @@ def sensible_workers(bytes_each: int) -> int:
     """As many processes as cores and memory carry."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # this system tells it otherwise
         return cores
     return max(1, min(cores, free // bytes_each))
 
@@ -116,20 +117,33 @@ class _Worker:
         theirs.close()
         self.job: tuple[Any, int] | None = None
 
-    def take(self, waiting: deque[tuple[Any, int]]) -> None:
-        """Begin the next job, if there is one."""
-        if waiting:
-            self.job = waiting.popleft()
-            self.connection.send(self.job[0])
+    def take(self, job: tuple[Any, int]) -> bool:
+        """Begin a job; False where the process is dead."""
+        try:
+            self.connection.send(job[0])
+        except OSError:
+            return False
+        self.job = job
+        return True
 
     def end(self) -> None:
         """End the process, whatever it does."""
         self.connection.close()
+        self.job = None
         self.process.terminate()
         self.process.join(SECONDS_TO_END)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+
+
+def _begin(crew: list[_Worker], number: int, waiting: deque[tuple[Any, int]], work: Callable[..., Any]) -> None:
+    """Let a worker take the next job, if there is one; another in its place where it died meanwhile."""
+    while waiting and not (crew[number].process.is_alive() and crew[number].take(waiting[0])):
+        crew[number].end()
+        crew[number] = _Worker(work)
+    if waiting:
+        waiting.popleft()
 
 
 def _give_again(waiting: deque[tuple[Any, int]], dead: _Worker, job: Any, tries: int) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
-from shiftscope.layers.resampling import along_axes
+from shiftscope.layers.resampling import along_axes, may_keep
 
 __all__ = ["AliasFreeActivation"]
 
@@ -57,12 +57,19 @@ class AliasFreeActivation(nn.Module):
         """The activation's values, low-passed."""
         sizes, kind = maps.shape[2:], (maps.dtype, maps.device)
         with torch.autocast(maps.device.type, enabled=False):
-            fine = along_axes(maps, [_resampling(size, size * self.factor, *kind) for size in sizes])
+            make = _kept if may_keep() else _resampling
+            fine = along_axes(maps, [make(size, size * self.factor, *kind) for size in sizes])
             back: Tensor = self.activation(fine)
-            return along_axes(back.to(maps.dtype), [_resampling(size * self.factor, size, *kind) for size in sizes])
+            return along_axes(back.to(maps.dtype), [make(size * self.factor, size, *kind) for size in sizes])
 
 
 @lru_cache(maxsize=64)
+def _kept(before: int, after: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A matrix for many calls, which may need gradients though the first does not."""
+    with torch.inference_mode(False):
+        return _resampling(before, after, dtype, device)
+
+
 def _resampling(before: int, after: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "after before"]:
     """Ideal circular resampling: the waves that both rates can hold, the highest of an even rate as a cosine."""
     spectrum = torch.fft.rfft(torch.eye(before, dtype=torch.float64), dim=0)

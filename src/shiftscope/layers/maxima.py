@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from shiftscope.layers.resampling import Filter, empty_like, is_channels_last, matrices, output_size, pieces, products
+from shiftscope.layers.resampling import Filter, empty_like, filtered, is_channels_last, matrices, output_size, pieces, products
 
 __all__ = ["max_filtered"]
 
@@ -35,6 +35,9 @@ def max_filtered(maps: Tensor, kernel: Sequence[int], padding: Sequence[int], di
     """
     windows = tuple(zip(kernel, padding, dilation, strict=True))
     by.check(_sizes(maps, windows))
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[len(windows) - 1]
+        return filtered(pool(maps, tuple(kernel), 1, tuple(padding), tuple(dilation)), by)
     if torch.is_grad_enabled() and maps.requires_grad:
         result: Tensor = _MaxFiltered.apply(maps, windows, by)
         return result

@@ -71,9 +71,10 @@ class TakePhase(nn.Module):
 class NormChoice(nn.Module):
     """Choose the phase of the largest Euclidean norm.
 
-    Ties, which rounding makes of nearly equal norms, go to the largest sum of absolute values, then to the largest sum, then to
-    the largest fourth power: none of these sees positions. Only phases that agree in all of them (the phases of a constant map,
-    or of one that repeats with the stride) are taken in order; theirs are the same values, or the same up to a shift.
+    Ties, which rounding makes of nearly equal norms, go to sums of absolute values, of values, of fourth powers, and then of
+    products of neighbours at several distances: none of these sees positions. Only phases that agree in all of them are taken in
+    order: those of a constant map, or of one that repeats with the stride, which are alike anyway; and, rarely, of maps of few
+    values, two that are each other's mirror image. There, and only there, a shift can change the choice.
     """
 
     def __init__(self, stride: int | Sequence[int] = 2, filter_size: int = 1) -> None:
@@ -215,7 +216,31 @@ def _norms(found: Float[Tensor, "image phase channel tall wide"]) -> list[Score]
     values = values if values.dtype == torch.float64 else values.float()
     size = values.abs().sum(-1)
     power, fourth = values.square().sum(-1), values.pow(4).sum(-1)
-    return [(power, power), (size, size), (values.sum(-1), size), (fourth, fourth)]
+    plain = [(power, power), (size, size), (values.sum(-1), size), (fourth, fourth)]
+    return plain + [_neighbours(found.to(values.dtype), *steps) for steps in NEIGHBOURS]
+
+
+#: (down, right) of the one and of the other neighbour; the second makes the product unlike its mirror image's.
+NEIGHBOURS = (
+    ((0, 1), (0, 0)),
+    ((1, 0), (0, 0)),
+    ((1, 1), (0, 0)),
+    ((1, -1), (0, 0)),
+    ((0, 1), (0, 3)),
+    ((1, 0), (3, 0)),
+    ((0, 1), (1, 0)),
+    ((0, 1), (-1, 0)),
+    ((0, -1), (1, 0)),
+    ((0, -1), (-1, 0)),
+    ((1, 2), (2, 1)),
+    ((2, 1), (0, 3)),
+)
+
+
+def _neighbours(found: Tensor, one: tuple[int, int], other: tuple[int, int]) -> Score:
+    """The sum over each phase, read as a torus, of every value with its two neighbours at these distances, and its scale."""
+    product = found * found.roll(one, (3, 4)) * found.roll(other, (3, 4))
+    return product.flatten(2).sum(-1), product.abs().flatten(2).sum(-1)
 
 
 def _best(scores: list[Score]) -> Shaped[Tensor, " image"]:

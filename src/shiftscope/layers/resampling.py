@@ -36,6 +36,7 @@ __all__ = [
     "empty_like",
     "filtered",
     "is_channels_last",
+    "may_keep",
     "matrices",
     "output_size",
     "pieces",
@@ -143,10 +144,15 @@ def filtered(maps: Float[Tensor, "image channel *position"], by: Filter) -> Floa
 def matrices(by: Filter, sizes: Sequence[int], like: Tensor) -> list[Float[Tensor, "after before"]]:
     """The matrix of each axis of a filter, for a map of these sizes."""
     axes = zip(by.taps, sizes, by.stride, by.margins, strict=True)
-    return [_matrix(*axis, by.border, like.dtype, like.device) for axis in axes]
+    make = _kept_matrix if may_keep() else _matrix
+    return [make(*axis, by.border, like.dtype, like.device) for axis in axes]
 
 
-@lru_cache(maxsize=256)
+def may_keep() -> bool:
+    """Whether tensors made now are ordinary ones, that a later call can use."""
+    return not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
+
+
 def _matrix(
     taps: tuple[float, ...],
     size: int,
@@ -172,6 +178,13 @@ def _matrix(
         places = places.clamp(0, size - 1)
     dense = torch.zeros(count, size, dtype=torch.float64).index_put_((rows, places), weights, accumulate=True)
     return dense.to(device, dtype)
+
+
+@lru_cache(maxsize=256)
+def _kept_matrix(*settings: Any) -> Tensor:
+    """A matrix for many calls, which may need gradients though the first does not."""
+    with torch.inference_mode(False):
+        return _matrix(*settings)
 
 
 def along_axes(maps: Tensor, factors: Sequence[Float[Tensor, "after before"]]) -> Tensor:

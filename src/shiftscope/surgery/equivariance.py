@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import torch
 from torch import fx, nn
 from torch.nn import functional
 
@@ -12,7 +13,7 @@ from shiftscope import layers
 from shiftscope.errors import InputError
 from shiftscope.layers.polyphase import NormChoice, PhaseLogits, TakePhase
 from shiftscope.surgery.filters import unstride
-from shiftscope.surgery.graph import Editor, Pair, Site, pool_options
+from shiftscope.surgery.graph import Editor, Pair, Site, pool_options, source_of
 from shiftscope.surgery.heads import channels_of
 from shiftscope.surgery.plans import Surgery
 
@@ -20,6 +21,17 @@ __all__ = ["Polyphase", "circular", "make_equivariant"]
 
 Polyphase = Literal["aps", "lps"]
 AROUND = "what lies beyond the border comes from the opposite one"
+#: What takes positions away, as modules and as calls.
+POINTS: tuple[Any, ...] = (
+    torch.flatten,
+    torch.mean,
+    functional.adaptive_avg_pool2d,
+    "mean",
+    "flatten",
+    "view",
+    "reshape",
+)
+POINT_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Linear)
 PADS = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 
 
@@ -49,7 +61,7 @@ def circular(
         InputError: an untraceable model, an unknown name, a head that does not fit any more.
     """
     editor = Editor(model, image=image, only=only, skip=skip)
-    _pads(editor)
+    _prepare(editor, split=False)
     for site in editor.sites():
         if editor.choose(site):
             _around(editor, site)
@@ -91,7 +103,7 @@ def make_equivariant(
     if method not in get_args(Polyphase):
         raise InputError(f"`method` must be 'aps' or 'lps', got {method!r}.")
     editor = Editor(model, image=image, only=only, skip=skip)
-    _pads(editor)
+    _prepare(editor, split=True)
     groups = _groups(editor)
     chosen: dict[int, tuple[Site, fx.Node]] = {}
     for site in editor.sites():
@@ -140,13 +152,18 @@ def _sampled(
 
 def _around(editor: Editor, site: Site, *, keep_every_position: bool = False) -> None:
     """Let a site continue its map at the other end, so that its window finds every position once."""
+    if _pads_twice(editor, site):
+        editor.leave(site.name, site.title, "unsupported: a pad stands before a layer that pads itself")
+        return
     margins = _margins(editor, site)
     was_circular = isinstance(site.module, nn.Conv2d) and site.module.padding_mode == "circular"
     if keep_every_position:
         unstride(site)
     if was_circular or not any(map(any, margins)):
+        if not was_circular and any(site.padding):
+            _unpad(site)
         if not keep_every_position:
-            editor.leave(site.name, site.title, "circular already" if was_circular else "a window of one position has no border")
+            editor.leave(site.name, site.title, "circular already" if was_circular else "it reads nothing beyond the border")
         return
     (top, bottom), (left, right) = margins
     if isinstance(site.module, nn.Conv2d) and top == bottom == site.padding[0] and left == right == site.padding[1]:
@@ -170,6 +187,11 @@ def _margins(editor: Editor, site: Site) -> tuple[Pair, Pair]:
     return (min(up, high), max(high - up, 0)), (min(side, wide), max(wide - side, 0))
 
 
+def _pads_twice(editor: Editor, site: Site) -> bool:
+    source = source_of(site.node)
+    return any(site.padding) and (isinstance(editor.part(source), nn.CircularPad2d) or source.target is functional.pad)
+
+
 def _unpad(site: Site) -> None:
     if site.module is not None:
         site.module.padding = (0, 0) if site.kind == "convolution" else 0  # type: ignore[assignment]  # torch types it as a parameter
@@ -177,20 +199,43 @@ def _unpad(site: Site) -> None:
         site.node.args, site.node.kwargs = site.node.args[:1], {**pool_options(site.node), "padding": 0}
 
 
-def _pads(editor: Editor) -> None:
-    """Pads of their own become circular, and so do filters' borders."""
+def _prepare(editor: Editor, *, split: bool) -> None:
+    """Pads of their own become circular, and filters too; ``split`` lets a filter keep every position, before a bare stride."""
     for node in list(editor.graph.nodes):
-        part = editor.part(node)
+        part, name = editor.part(node), str(node.target) if node.op == "call_module" else node.name
+        if not editor.wants(name):
+            continue
         if isinstance(part, PADS):
             node.target = editor.add(node, nn.CircularPad2d(part.padding), "around")
-            editor.note(str(node.target), type(part).__name__, "CircularPad2d", AROUND)
-        elif node.op == "call_function" and node.target is functional.pad:
-            node.args, node.kwargs = node.args[:2], {"mode": "circular"}
-            editor.note(node.name, "pad", "circular pad", AROUND)
-        elif isinstance(part, layers.BlurPool2d) and part.filter.border != "circular":
-            taps, stride = part.filter.taps, part.filter.stride
-            node.target = editor.add(node, layers.BlurPool2d(stride=stride, taps=taps, border="circular"), "around")
-            editor.note(str(node.target), "BlurPool2d", "circular border", AROUND)
+            editor.note(name, type(part).__name__, "CircularPad2d", AROUND)
+        elif node.target is functional.pad:
+            _circular_pad(editor, node)
+        elif isinstance(part, layers.BlurPool2d | layers.MaxBlurPool2d):
+            _circular_filter(editor, node, part, split=split)
+            editor.note(name, type(part).__name__, "circular border", AROUND)
+
+
+def _circular_pad(editor: Editor, node: fx.Node) -> None:
+    margins = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
+    if not isinstance(margins, list | tuple) or len(margins) > 4:
+        editor.leave(node.name, "pad", "unsupported: it pads more than height and width")
+        return
+    margins = (*margins, *([0] * (4 - len(margins))))
+    node.args, node.kwargs = (node.args[0], margins), {"mode": "circular"}
+    editor.note(node.name, "pad", "circular pad", AROUND)
+
+
+def _circular_filter(editor: Editor, node: fx.Node, part: layers.BlurPool2d | layers.MaxBlurPool2d, *, split: bool) -> None:
+    """A filter on a torus, taken apart: the maximum and the bare stride become places that are changed like any other."""
+    taps, stride = part.filter.taps, part.filter.stride
+    blur = layers.BlurPool2d(stride=1 if split else stride, taps=taps, border="circular")
+    if isinstance(part, layers.MaxBlurPool2d):
+        node.target = editor.add(node, nn.MaxPool2d(part.kernel_size, 1, part.padding, part.dilation), "maximum")
+        node = editor.after(node, blur, "around")
+    else:
+        node.target = editor.add(node, blur, "around")
+    if split and stride != (1, 1):
+        editor.after(node, nn.MaxPool2d(1, stride), "stride")
 
 
 def _groups(editor: Editor) -> dict[fx.Node, int]:
@@ -201,7 +246,7 @@ def _groups(editor: Editor) -> dict[fx.Node, int]:
     """
     parents: list[int] = []
     strides: list[Pair] = []
-    sites = {site.node: site for site in editor.sites() if site.is_strided}
+    sites = {site.node: site for site in editor.sites() if site.is_strided and editor.wants(site.name) and not site.refusal}
     own: dict[fx.Node, int] = {}
     ways: dict[fx.Node, tuple[int, ...]] = {}
 
@@ -211,6 +256,8 @@ def _groups(editor: Editor) -> dict[fx.Node, int]:
         return number
 
     for node in editor.graph.nodes:
+        if node.op == "output" or isinstance(editor.part(node), POINT_MODULES) or node.target in POINTS:
+            continue  # what follows has no positions that must lie on top of each other
         met = [ways[other] for other in node.all_input_nodes if ways.get(other)]
         way = met[0] if met else ()
         for other in met[1:]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from shiftscope import layers
 from shiftscope.errors import InputError
-from shiftscope.surgery.graph import Editor, Site, pair, pool_options
+from shiftscope.surgery.graph import Editor, Site, convolution_padding, pool_options
 from shiftscope.surgery.plans import Surgery
 
 __all__ = ["antialias", "fold"]
@@ -31,7 +31,7 @@ def antialias(
     A strided pool keeps every position and is followed by a filter that subsamples. A strided convolution likewise, and its
     filter goes behind the norm and nonlinearity that follow, because these make new high frequencies; where none follows (a
     shortcut into a sum), filter and convolution commute, and before a 1x1 convolution the filter saves it most of its positions.
-    Weights are kept. A filter of size 1 changes no output.
+    Weights are kept. A filter of size 1 changes no output, but behind a norm that takes its statistics over positions.
 
     Args:
         model: whose graph ``torch.fx`` can trace. It is left as it is.
@@ -63,10 +63,9 @@ def antialias(
     for site in editor.sites():
         if not site.is_strided:
             editor.leave(site.name, site.title, "stride 1: nothing is subsampled")
-        elif getattr(site.module, "ceil_mode", False) or site.node.kwargs.get("ceil_mode"):
-            editor.leave(site.name, site.title, "unsupported: it rounds its size up, which a filter that subsamples does not")
         elif editor.choose(site):
-            blur = layers.BlurPool2d(filter_size, site.stride, border=border, taps=taps)
+            sizes = [filter_size if step > 1 else 1 for step in site.stride]
+            blur = layers.BlurPool2d(sizes, site.stride, border=border, taps=taps)
             _filtered(editor, site, blur, fold=fold)
     for node in editor.slices():
         editor.leave(node.name, "subsampling by slicing", "unsupported: put a BlurPool2d before it in the model's code")
@@ -126,8 +125,7 @@ def unstride(site: Site) -> None:
 
 def _fold_in(editor: Editor, site: Site, convolution: nn.Conv2d, blur: layers.BlurPool2d) -> None:
     folded = fold(convolution, blur)
-    parent, _, name = site.name.rpartition(".")
-    setattr(editor.traced.get_submodule(parent), name, folded)
+    site.node.target = editor.add(site.node, folded, "folded")
     form = "x".join(map(str, folded.kernel_size))
     why = "no nonlinearity follows directly: one strided convolution"
     editor.note(site.name, site.title, f"convolution {form} with the filter in its weights", why)
@@ -159,7 +157,7 @@ def fold(convolution: nn.Conv2d, blur: layers.BlurPool2d) -> nn.Conv2d:
     wide = nn.functional.conv_transpose2d(weight.reshape(-1, 1, *weight.shape[2:]), taps[None, None])
     wide = wide.reshape(*weight.shape[:2], *wide.shape[2:])
     (up, _), (left, _) = by.margins
-    down, right = pair(convolution.padding)
+    down, right = convolution_padding(convolution)
     folded = nn.Conv2d(
         convolution.in_channels,
         convolution.out_channels,
@@ -173,4 +171,6 @@ def fold(convolution: nn.Conv2d, blur: layers.BlurPool2d) -> nn.Conv2d:
     folded.weight.data.copy_(wide)
     if convolution.bias is not None and folded.bias is not None:
         folded.bias.data.copy_(convolution.bias.detach())
+    for name, parameter in folded.named_parameters():
+        parameter.requires_grad_(getattr(convolution, name).requires_grad)
     return folded

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
+import torch
 from torch import fx, nn
+from torch.fx.passes.tools_common import legalize_graph
 from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
 
 from shiftscope import layers
 from shiftscope.errors import InputError
@@ -25,11 +28,13 @@ from shiftscope.graphs import (
 from shiftscope.graphs import traced as trace_graph
 from shiftscope.surgery.plans import Change, Surgery, cost
 
-__all__ = ["Editor", "Pair", "Site", "pair", "pool_options", "source_of"]
+__all__ = ["Editor", "convolution_padding", "Pair", "Site", "pair", "pool_options", "source_of"]
 
 Pair = tuple[int, int]
 Kind = Literal["convolution", "max", "average"]
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
+IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+FUNCTIONAL = (functional.conv2d, torch.conv2d, functional.adaptive_max_pool2d)
 POOLS: dict[Any, Kind] = {functional.max_pool2d: "max", functional.avg_pool2d: "average"}
 
 
@@ -43,6 +48,7 @@ class Site:
         kind: what it does.
         kernel, stride, padding, dilation: along height and width.
         module: the layer; None where it is a function.
+        refusal: why nothing here can change it; empty where something can.
     """
 
     node: fx.Node
@@ -53,6 +59,7 @@ class Site:
     padding: Pair
     dilation: Pair
     module: nn.Module | None
+    refusal: str = ""
 
     @property
     def title(self) -> str:
@@ -91,14 +98,17 @@ class Editor:
     ) -> None:
         self.image, self.before = image, cost(model, image) if image else None
         try:
-            self.traced = trace_graph(deepcopy(model))
+            copy = deepcopy(model)
+            modes = {name: part.training for name, part in copy.named_modules()}
+            self.traced = trace_graph(copy.eval())
         except Exception as error:  # whatever a model's Python code raises under tracing
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(
                 f"the graph of {type(model).__name__} cannot be traced ({reason}), so that nothing can be put into it. Put "
                 "layers of shiftscope.layers into its code instead."
             ) from error
-        self.traced.train(model.training)
+        for name, part in self.traced.named_modules():
+            part.training = modes.get(name, model.training)
         self.graph = self.traced.graph
         self.changes: list[Change] = []
         self.wanted, self.skipped = _known(self.traced, only), _known(self.traced, skip) or set()
@@ -109,10 +119,15 @@ class Editor:
 
     def choose(self, site: Site) -> bool:
         """Whether a site is to be changed; if not, says so."""
-        if site.name in self.skipped or (self.wanted is not None and site.name not in self.wanted):
+        if not self.wants(site.name):
             self.leave(site.name, site.title, "left out, as asked for")
-            return False
-        return True
+        elif site.refusal:
+            self.leave(site.name, site.title, f"unsupported: {site.refusal}")
+        return self.wants(site.name) and not site.refusal
+
+    def wants(self, name: str) -> bool:
+        """Whether a layer of this name is to be changed."""
+        return name not in self.skipped and (self.wanted is None or name in self.wanted)
 
     def leave(self, layer: str, was: str, why: str) -> None:
         """Note a layer that stays."""
@@ -188,7 +203,11 @@ class Editor:
             part = self.part(node)
             if part is not None and _is_opaque(part):
                 self.leave(str(node.target), type(part).__name__, "unsupported: its code cannot be traced, so it is kept whole")
-        self.graph.eliminate_dead_code()
+            elif node.target in FUNCTIONAL:
+                self.leave(node.name, str(getattr(node.target, "__name__", node.target)), "unsupported: called as a function")
+        legalize_graph(self.traced)
+        self.graph = self.traced.graph
+        self.graph.eliminate_dead_code(self._has_effects)
         self.graph.lint()
         self.traced.delete_all_unused_submodules()
         self.traced.recompile()
@@ -213,18 +232,26 @@ class Editor:
 
     def _site(self, node: fx.Node) -> Site | None:
         if node.op == "call_function" and node.target in POOLS:
-            return Site(node, node.name, POOLS[node.target], *_pool_arguments(node), None)
+            return Site(node, node.name, POOLS[node.target], *_pool_arguments(node), None, _pool_refusal(pool_options(node)))
         module = self.part(node)
         name = str(node.target)
         if isinstance(module, nn.Conv2d):
-            form = (pair(module.kernel_size), pair(module.stride), _convolution_padding(module), pair(module.dilation))
-            return Site(node, name, "convolution", *form, module)
+            form = (pair(module.kernel_size), pair(module.stride), convolution_padding(module), pair(module.dilation))
+            foreign = type(module) is not nn.Conv2d and not is_parametrized(module)
+            return Site(node, name, "convolution", *form, module, f"{type(module).__name__} may do more" if foreign else "")
         if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
             kernel = pair(module.kernel_size)
             stride = kernel if module.stride is None else pair(module.stride)
             form = (kernel, stride, pair(module.padding), pair(getattr(module, "dilation", 1)))
-            return Site(node, name, "max" if isinstance(module, nn.MaxPool2d) else "average", *form, module)
+            kind: Kind = "max" if isinstance(module, nn.MaxPool2d) else "average"
+            return Site(node, name, kind, *form, module, _pool_refusal(vars(module)))
         return None
+
+    def _has_effects(self, node: fx.Node) -> bool:
+        """Whether a node does something though nobody uses its value: working in place, say."""
+        in_place = getattr(self.part(node), "inplace", False) or node.kwargs.get("inplace") is True
+        method = node.op == "call_method" and str(node.target).endswith("_")
+        return bool(in_place) or method or node.target in IN_PLACE or node.is_impure()
 
     def _is_idle(self, node: fx.Node) -> bool:
         if node.op == "call_function":
@@ -243,15 +270,16 @@ def pair(value: Any) -> Pair:
 def _is_opaque(part: nn.Module) -> bool:
     """Whether a part of the graph has convolutions or pools inside, where nothing can be put."""
     kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-    foreign = not type(part).__module__.startswith(("torch.", layers.__name__))
-    return foreign and any(isinstance(inner, kinds) for inner in part.modules() if inner is not part)
+    ours = type(part).__module__.startswith(layers.__name__)
+    return not ours and any(isinstance(inner, kinds) for inner in part.modules() if inner is not part)
 
 
 def _short(value: Pair) -> str:
     return str(value[0]) if value[0] == value[1] else str(value)
 
 
-def _convolution_padding(module: nn.Conv2d) -> Pair:
+def convolution_padding(module: nn.Conv2d) -> Pair:
+    """A convolution's padding before height and width, however it was given."""
     if module.padding == "valid":
         return (0, 0)
     if module.padding == "same":
@@ -271,8 +299,16 @@ def source_of(node: fx.Node) -> fx.Node:
 
 def pool_options(node: fx.Node) -> dict[str, Any]:
     """The arguments of a pool that is called as a function, by name, its map apart."""
-    names = ("kernel_size", "stride", "padding", "dilation" if node.target is functional.max_pool2d else "ceil_mode")
+    last = ("dilation", "ceil_mode", "return_indices")
+    last = last if node.target is functional.max_pool2d else ("ceil_mode", "count_include_pad", "divisor_override")
+    names = ("kernel_size", "stride", "padding", *last)
     return dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+
+
+def _pool_refusal(options: Mapping[str, Any]) -> str:
+    if options.get("return_indices"):
+        return "it returns positions too"
+    return "it rounds its size up, which a filter that subsamples does not" if options.get("ceil_mode") else ""
 
 
 def _pool_arguments(node: fx.Node) -> tuple[Pair, Pair, Pair, Pair]:

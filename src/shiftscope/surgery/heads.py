@@ -16,6 +16,7 @@ from shiftscope.surgery.plans import Surgery
 
 __all__ = ["channels_of", "global_pool"]
 
+JOINS = (*ADDITIONS, *PRODUCTS, "add", "mul")
 KEEPS_CHANNELS = (
     nn.MaxPool2d,
     nn.AvgPool2d,
@@ -64,12 +65,12 @@ def global_pool(
         if flat is None or not isinstance(linear, nn.Linear):
             continue
         name, was = str(node.target), f"fully connected, {linear.in_features} inputs"
-        if name in editor.skipped or (editor.wanted is not None and name not in editor.wanted):
+        if not editor.wants(name):
             editor.leave(name, was, "left out, as asked for")
             continue
         _pooled(editor, linear, flat, (name, was))
     if not editor.changes:
-        editor.leave("-", "head", "no flattened map reaches a fully connected layer")
+        editor.leave("-", "head", "no map flattened by flatten(1) or view(len(x), -1) reaches a fully connected layer")
     return editor.finish()
 
 
@@ -134,6 +135,10 @@ def channels_of(editor: Editor, node: fx.Node) -> int | None:
             listed: Any = current.args[0]
             parts = [channels_of(editor, each) for each in listed if isinstance(each, fx.Node)]
             return None if None in parts or not parts else sum(part for part in parts if part is not None)
+        if current.target in JOINS:
+            # A factor of one channel (a gate) is spread over the others.
+            found = [channels_of(editor, each) for each in current.args if isinstance(each, fx.Node)]
+            return None if None in found or not found else max(each for each in found if each is not None)
         if not _keeps_channels(editor, current, part):
             return None
         current = current.args[0] if current.args else None
@@ -141,8 +146,8 @@ def channels_of(editor: Editor, node: fx.Node) -> int | None:
 
 
 def _keeps_channels(editor: Editor, node: fx.Node, part: nn.Module | None) -> bool:
-    """Whether a node's map has as many channels as its first input's; a sum of maps has."""
+    """Whether a node's map has as many channels as its input's."""
     ours = part is not None and type(part).__module__.startswith(layers.__name__)
     if ours or isinstance(part, (*KEEPS_CHANNELS, *IDLE_MODULES)) or editor.is_pointwise(node):
         return True
-    return node.target in (*ADDITIONS, *PRODUCTS, "add", "mul", functional.max_pool2d, functional.avg_pool2d)
+    return node.target in (functional.max_pool2d, functional.avg_pool2d)
