@@ -167,7 +167,10 @@ def _claims(study: Study, source: Source, cells: list[Held]) -> Table:
         row: dict[str, Any] = {"claim": claim.text, "number": None, "expected": f"{claim.expect} {claim.bound:g}"}
         of, less = _selected(cells, claim.of), _selected(cells, claim.less)
         missing = sum(claim.measure not in cell.values for cell in (*of, *less))
-        if missing or not of or (claim.less is not None and not less):
+        if not of or (claim.less is not None and not less):
+            rows.append(row | {"verdict": "not in this study"})
+            continue
+        if missing:
             rows.append(row | {"verdict": f"not measured: {missing} of {len(of) + len(less)} cells are missing"})
             continue
         value, draws = _statistic(claim, of, less)
