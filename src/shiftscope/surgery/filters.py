@@ -63,6 +63,9 @@ def antialias(
     for site in editor.sites():
         if not site.is_strided:
             editor.leave(site.name, site.title, "stride 1: nothing is subsampled")
+        elif site.rounds_up:
+            why = "unsupported: it rounds its size up, which a filter that subsamples does not"
+            editor.leave(site.name, site.title, why)
         elif editor.choose(site):
             sizes = [filter_size if step > 1 else 1 for step in site.stride]
             blur = layers.BlurPool2d(sizes, site.stride, border=border, taps=taps)

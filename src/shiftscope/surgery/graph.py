@@ -75,6 +75,12 @@ class Site:
         return (self.dilation[0] * (self.kernel[0] - 1), self.dilation[1] * (self.kernel[1] - 1))
 
     @property
+    def rounds_up(self) -> bool:
+        """Whether a pool lets its last window hang over the border."""
+        options = pool_options(self.node) if self.module is None else vars(self.module)
+        return bool(options.get("ceil_mode"))
+
+    @property
     def is_strided(self) -> bool:
         """Whether it subsamples."""
         return self.stride != (1, 1)
@@ -306,9 +312,7 @@ def pool_options(node: fx.Node) -> dict[str, Any]:
 
 
 def _pool_refusal(options: Mapping[str, Any]) -> str:
-    if options.get("return_indices"):
-        return "it returns positions too"
-    return "it rounds its size up, which a filter that subsamples does not" if options.get("ceil_mode") else ""
+    return "it returns positions too" if options.get("return_indices") else ""
 
 
 def _pool_arguments(node: fx.Node) -> tuple[Pair, Pair, Pair, Pair]:
