@@ -92,9 +92,10 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_traceback(tmp_path: Path) -> Non
     running = subprocess.Popen(
         [sys.executable, "-m", "shiftscope.cli", "study", "long.toml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "studies" / "long" / "study.json").exists() and time.monotonic() < deadline:
+    begun, deadline = tmp_path / "studies" / "long" / "study.json", time.monotonic() + 150
+    while not begun.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert begun.exists()
     time.sleep(1)
     running.send_signal(signal.SIGINT)
     _, told = running.communicate(timeout=30)
