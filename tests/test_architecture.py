@@ -59,6 +59,7 @@ ORDER = [
     "lab.runs",
     "lab.summaries",
     "lab.executors",
+    "lab.cluster",
     "lab.runner",
     "lab.comparison",
     "models",

@@ -9,11 +9,14 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from shiftscope.errors import InputError
+
+if TYPE_CHECKING:
+    from shiftscope.lab.executors import Executor
 
 app = App(name="shiftscope", help="Measure, explain and fix how a vision model responds to shifted images.")
 DEFAULT_OUT = Path("studies")
@@ -71,7 +74,10 @@ def study(
     changes: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
     out: Path | None = None,
     device: str = "auto",
-    workers: int = 1,
+    workers: int | None = None,
+    executor: Literal["processes", "ray"] = "processes",
+    address: str | None = None,
+    gpus: float = 0.0,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Train and measure the networks of a study; finished runs are kept, and running it again goes on where it stopped.
@@ -92,18 +98,26 @@ def study(
     device:
         Where to compute: cpu, cuda, or auto.
     workers:
-        Runs at once, each in a process with one thread; 0 for as many as cores and memory carry.
+        Runs at once, each in a process with one thread; as many as cores and memory carry by default, on a GPU one. 1 does them
+        one after the other with all threads.
+    executor:
+        Processes of this machine, or tasks of a Ray cluster.
+    address:
+        Of a running Ray cluster; one is started on this machine otherwise.
+    gpus:
+        Share of a GPU for each run on a Ray cluster, as 0.25.
     as_json:
         Print the table as JSON instead.
     """
     from shiftscope.console import print_table, reporting
-    from shiftscope.lab.executors import sensible_workers
     from shiftscope.lab.memory import keep_freed_memory
     from shiftscope.lab.runner import run_study
     from shiftscope.lab.studies import load_study
 
     chosen = load_study(name, seeds=seeds, changes=_settings(changes))
     folder = out or DEFAULT_OUT / chosen.name
+    where = "cuda" if gpus else _device(device)
+    how = _executor(executor, workers=workers, address=address, gpus=gpus, device=where)
     keep_freed_memory()
     try:
         with reporting() as report:
@@ -111,8 +125,8 @@ def study(
                 chosen,
                 out=folder,
                 data_dir=data_dir,
-                device=_device(device),
-                workers=workers or sensible_workers(BYTES_A_WORKER),
+                device=where,
+                executor=how,
                 report=report,
             )
     except KeyboardInterrupt:
@@ -259,6 +273,21 @@ def _settings(changes: tuple[str, ...]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             settings[path.strip()] = value
     return settings
+
+
+def _executor(kind: str, *, workers: int | None, address: str | None, gpus: float, device: str) -> Executor | None:
+    """What carries out the runs; None for this process."""
+    if kind == "ray":
+        from shiftscope.lab.cluster import Ray
+
+        return Ray(address, workers, gpus)
+    if address is not None or gpus:
+        raise InputError("`--address` and `--gpus` say how a Ray cluster is used. Add --executor ray.")
+    if workers == 1 or (workers is None and device != "cpu"):
+        return None
+    from shiftscope.lab.executors import Processes, sensible_workers
+
+    return Processes(sensible_workers(BYTES_A_WORKER) if workers is None else workers)
 
 
 def _device(name: str) -> str:

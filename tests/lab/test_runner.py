@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from shiftscope.errors import InputError
 from shiftscope.lab.data import load
+from shiftscope.lab.executors import Processes
 from shiftscope.lab.networks import Network
 from shiftscope.lab.runner import Loading, RunEnded, RunStarted, run_study
 from shiftscope.lab.studies import Study, load_study
@@ -156,7 +157,7 @@ def test_a_record_of_an_older_form_is_measured_anew_without_training(tmp_path: P
 
 
 def test_killing_it_at_any_moment_and_starting_again_ends_in_the_undisturbed_table(tmp_path: Path) -> None:
-    run_study(small(tmp_path), out=tmp_path / "undisturbed")
+    run_study(small(tmp_path), out=tmp_path / "undisturbed", executor=Processes(1))
     command = [sys.executable, "-m", "shiftscope.cli", "study", str(tmp_path / "small.toml"), "--out", str(tmp_path / "killed")]
     for moment in (0.3, 1.0, 2.0):
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -214,6 +215,23 @@ def test_a_mean_coloured_canvas_is_not_counted_as_content(tmp_path: Path) -> Non
     text = SMALL.replace("canvas = 22", 'canvas = 22\nbackground = "mean"').replace("seeds = 2", "seeds = 1")
     table = run_study(small(tmp_path, text), out=tmp_path / "out")
     assert not any("cut some content" in note for note in table.notes)
+
+
+def test_a_run_that_memory_is_too_small_for_is_told_and_finished_ones_stay(tmp_path: Path) -> None:
+    """A real allocation that fails: the process may have 6 GB of addresses, and one network's weights take 10."""
+    text = SMALL.partition("[source]")[0].replace("seeds = 2", "seeds = 1")
+    text = text.replace("network.factor = [1, 4]", "network.channels = [[4, 8], [4, 30000, 10000]]")
+    (tmp_path / "small.toml").write_text(text)
+    code = (
+        "import resource, sys\nfrom shiftscope.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
+        "sys.exit(main(['study', 'small.toml', '--workers', '1', '--out', 'out']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "seed 0` needs more memory than there is. Let fewer run at once (--workers), or use a smaller" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "out").rglob("record.json"))) == 1
 
 
 def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:

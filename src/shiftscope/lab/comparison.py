@@ -8,7 +8,7 @@ hold* where it lies on the other, and is *undecided* else: at this number of net
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,13 @@ class Held:
     settings: Mapping[str, Any]
     values: Mapping[str, Tensor]
     number: int
+    _drawn: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     def draws(self, measure: str) -> np.ndarray:
-        """Bootstrap draws of a measure's mean."""
-        return measures.resampled(self.values[measure], cell=self.number)
+        """Bootstrap draws of a measure's mean; made once."""
+        if measure not in self._drawn:
+            self._drawn[measure] = measures.resampled(self.values[measure], cell=self.number)
+        return self._drawn[measure]
 
     def mean(self, measure: str) -> float:
         """A measure's mean over networks and images."""

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from errno import EIO
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -24,13 +25,25 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import shiftscope
-from shiftscope.lab.files import write_tensors, write_text
+from shiftscope.lab.files import write_bytes, write_tensors, write_text
 from shiftscope.lab.specs import Spec
 from shiftscope.lab.studies import Run
 from shiftscope.lab.training import Training
 from shiftscope.measures import Estimate
 
-__all__ = ["Finished", "Outcome", "Record", "provenance", "read", "read_training", "write", "write_training"]
+__all__ = [
+    "Finished",
+    "Outcome",
+    "Record",
+    "kept_files",
+    "provenance",
+    "put_files",
+    "read",
+    "read_training",
+    "receive",
+    "write",
+    "write_training",
+]
 
 #: The form of a record and what is measured for it.
 RECORD_VERSION = 4
@@ -131,6 +144,30 @@ def read_training(folder: Path) -> tuple[Record, dict[str, Tensor]] | None:
     except (ValueError, OSError, SafetensorError):
         return None
     return (record, weights) if record.id == folder.name and record.schema_version < RECORD_VERSION else None
+
+
+def kept_files(folder: Path) -> dict[str, bytes]:
+    """The files of a run that is to be measured anew, by name; none where it is to be trained."""
+    return {} if read_training(folder) is None else {name: (folder / name).read_bytes() for name in (MODEL, HISTORY, RECORD)}
+
+
+def put_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a run's files as they came from elsewhere; the record last, like always."""
+    for name in sorted(files, key=lambda name: name == RECORD):
+        write_bytes(folder / name, files[name])
+
+
+def receive(folder: Path, files: Mapping[str, bytes]) -> Finished:
+    """Write what another machine finished, and read it.
+
+    Raises:
+        OSError: it cannot be written, or not be read again.
+    """
+    put_files(folder, files)
+    finished = read(folder)
+    if finished is None:
+        raise OSError(EIO, f"{folder} holds no whole record after it was written")
+    return finished
 
 
 def provenance(device: torch.device | str) -> dict[str, str]:

@@ -7,15 +7,18 @@ while one is at work there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
+from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.errors import InputError
-from shiftscope.lab import executors, records
+from shiftscope.lab import records
 from shiftscope.lab.data import Dataset, DataSpec, load
+from shiftscope.lab.executors import Executor, Work
 from shiftscope.lab.files import locked, sweep, write_text
 from shiftscope.lab.records import Finished, Record
 from shiftscope.lab.runs import Loading, execute
@@ -73,7 +76,7 @@ Report = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class _Job:
-    """All that a run needs wherever it is done."""
+    """All that a run needs wherever it is done; ``kept`` are an earlier training's files, for one that is done away from them."""
 
     run: Run
     name: str
@@ -81,6 +84,7 @@ class _Job:
     folder: Path
     data_dir: Path | None
     device: str
+    kept: dict[str, bytes] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.label
@@ -92,7 +96,7 @@ def run_study(
     out: Path,
     data_dir: Path | None = None,
     device: torch.device | str = "cpu",
-    workers: int = 1,
+    executor: Executor | None = None,
     report: Report = lambda _: None,
 ) -> Table:
     """Run what is missing of a study and write its table.
@@ -102,8 +106,8 @@ def run_study(
         out: the study's folder: ``study.json``, ``runs/<content id>/``, ``table.csv`` and ``table.md``.
         data_dir: a local folder that holds the data set (see ``data.load``).
         device: where to train and measure.
-        workers: how many runs at once, each in a process of its own with one thread; 1 runs here, with all threads. The last
-            bits of results depend on the number of threads.
+        executor: what carries out several runs at once, each with one thread; None does them here, one after the other, with
+            all threads. The last bits of results depend on the number of threads.
         report: told how it goes.
 
     Returns:
@@ -111,10 +115,9 @@ def run_study(
 
     Raises:
         InputError: impossible data or shifts, told before anything is written; a folder that cannot be written, or that another
-            command is at work in; a worker that dies again and again.
+            command is at work in; a run that memory is too small for; what does the runs dies again and again.
+        OSError: a file cannot be written; finished runs are kept.
     """
-    if workers < 1:
-        raise InputError(f"`workers` must be 1 or more, got {workers}.")
     cells = study.cells()
     # One seed of every cell before the next seed of any, so that a study stopped half-way has a whole table.
     runs = [(cell, cell.runs[place]) for place in range(len(study.seeds)) for cell in cells]
@@ -129,12 +132,12 @@ def run_study(
     _make(out)
     with locked(out):
         _prepare(out, study)
-        finished = _done(list(jobs.values()), workers, report)
+        finished = _done(list(jobs.values()), executor, report)
     by_cell = [[finished[run.content_id(data[run.data].checksum)] for run in cell.runs] for cell in cells]
     return summarise(study, by_cell, out)
 
 
-def _done(jobs: list[_Job], workers: int, report: Report) -> dict[str, Finished]:
+def _done(jobs: list[_Job], executor: Executor | None, report: Report) -> dict[str, Finished]:
     """Every run's record: those there are, and those that are made now."""
     finished: dict[str, Finished] = {}
     place = {job.name: number for number, job in enumerate(jobs, start=1)}
@@ -154,25 +157,46 @@ def _done(jobs: list[_Job], workers: int, report: Report) -> dict[str, Finished]
             continue
         start(job)
         end(job, kept, before=True)
-    if workers == 1:
+    if executor is None:
         for job in missing:
             start(job)
-            for _, made in executors.here(_do, [job], report=lambda _, event: report(event)):
-                end(job, made, before=False)
+            end(job, _do(job, report), before=False)
         return finished
 
     def told(job: _Job, event: Loading | RunEnded | Step | Epoch) -> None:
         report(Told(job.label, len(finished), len(jobs), event))
 
-    for job, made in executors.in_processes(_do, missing, workers=workers, report=told):
-        finished[job.name] = made
-        told(job, RunEnded(made.record, found=False))
+    work: Work = _do
+    if executor.away:
+        work, missing = _do_away, [replace(job, kept=records.kept_files(job.folder)) for job in missing]
+    for job, made in executor.run(work, missing, told):
+        finished[job.name] = records.receive(job.folder, made) if executor.away else made
+        told(job, RunEnded(finished[job.name].record, found=False))
     return finished
 
 
 def _do(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> Finished:
-    """One run, here or in another process."""
-    return execute(job.run, job.name, _loaded(job.run.data, job.data_dir), job.folder, job.device, report)
+    """One run, here or in another process of this machine."""
+    data = _loaded(job.run.data, job.data_dir)
+    try:
+        return execute(job.run, job.name, data, job.folder, job.device, report)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise InputError(
+            f"the run `{job.label}` needs more memory than there is. Let fewer run at once (--workers), or use a smaller "
+            "`training.batch_size`, `data.canvas` or `network.channels`."
+        ) from error
+
+
+def _do_away(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> dict[str, bytes]:
+    """One run on a machine that need not see the study's folder: its files, to be written there."""
+    with TemporaryDirectory() as place:
+        folder = Path(place) / job.name
+        if job.kept:
+            records.put_files(folder, job.kept)
+        _do(replace(job, folder=folder), report)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @lru_cache(maxsize=2)

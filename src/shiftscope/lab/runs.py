@@ -5,7 +5,7 @@ A run's folder holds a record only when the run is finished. A record of an olde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from shiftscope.lab.records import Finished, Outcome, Record
 from shiftscope.lab.seeds import stream
 from shiftscope.lab.studies import Run
 from shiftscope.lab.training import Epoch, Step, Training, evaluate, train
-from shiftscope.outputs import Outputs, shift_outputs, stream_outputs
+from shiftscope.outputs import counted, shift_outputs, stream_outputs
 from shiftscope.shifts import grid, translate
 from shiftscope.surveys import survey
 
@@ -142,7 +142,8 @@ def _measured(
     outputs = shift_outputs(network, images, shifts, mode=protocol.mode, fill=data.canvas.colour, device=device)
     every = grid(run.measure.max_shift)
     blocks = stream_outputs(network, images.split(BLOCK), every, mode=protocol.mode, fill=data.canvas.colour, device=device)
-    found = survey(_told(blocks, len(images), report), labels=data.test.labels)
+    counting = counted(blocks, lambda done: report(Loading("measuring every shift", done, len(images))))
+    found = survey(counting, labels=data.test.labels)
     values = {
         "test_accuracy": measures.correct(outputs.reference, data.test.labels),
         "mcs": measures.cosines(outputs),
@@ -154,15 +155,6 @@ def _measured(
     content = (images != data.canvas.colour.reshape(-1, 1, 1)).any(dim=1, keepdim=True)
     kept = translate(content, shifts[:, 0]).sum(dim=(1, 2, 3)) == content.sum(dim=(1, 2, 3))
     return values, dict(found.maps), 1 - float(kept.double().mean())
-
-
-def _told(blocks: Iterator[Outputs], images: int, report: Report) -> Iterator[Outputs]:
-    """The blocks, and how far they are."""
-    done = 0
-    for block in blocks:
-        yield block
-        done += len(block.reference)
-        report(Loading("measuring every shift", done, images))
 
 
 @dataclass(frozen=True)
