@@ -16,6 +16,7 @@ PACKAGE = Path(shiftscope.__file__).parent
 ORDER = [
     "errors",
     "signals",
+    "responses",
     "shifts",
     "layers.resampling",
     "layers.maxima",
@@ -43,6 +44,9 @@ ORDER = [
     "surgery.heads",
     "surgery.equivariance",
     "surgery",
+    "geometry",
+    "probes",
+    "layerwise",
     "figures",
     "lab",
     "lab.specs",

@@ -156,10 +156,10 @@ def stream_outputs(
         raise InputError("`images` must hold at least one image, got none.")
     world = World(mode, _pair(crop), fill, tuple(first.shape[2:]) if first.ndim == 4 else ())
     _check_options(method, precision, batch_size)
-    _check_images(first, world)
-    _check_shifts(first, shifts, world)
-    _check_fill(first, world)
-    place = torch.device(device) if device else _device_of(model)
+    check_images(first, world)
+    check_shifts(first, shifts, world)
+    check_fill(first, world)
+    place = torch.device(device) if device else device_of(model)
     if isinstance(model, nn.Module) and model.training:
         warnings.warn("the model was in training mode; it is evaluated, and handed back as it was.", stacklevel=2)
     direct = Direct(model, world, place, batch_size, precision)
@@ -169,7 +169,7 @@ def stream_outputs(
     for number, batch in enumerate(chain([first], batches)):
         if number and shifts.ndim == 3:
             raise InputError("`images` must be one batch where each image has shifts of its own.")
-        _check_images(batch, world)
+        check_images(batch, world)
         start = 0
         while start < len(batch):
             part = batch[start : start + (dense or direct).block]
@@ -205,7 +205,7 @@ def evaluating(model: Model) -> Iterator[None]:
             part.training = mode
 
 
-def _check_images(images: Tensor, world: World) -> None:
+def check_images(images: Tensor, world: World) -> None:
     if images.ndim != 4 or tuple(images.shape[2:]) != world.shape:
         raise InputError(f"`images` must be [image, channel, height, width], all of one size, got shape {tuple(images.shape)}.")
     if not images.is_floating_point():
@@ -223,7 +223,7 @@ def _check_options(method: str, precision: str, batch_size: int | None) -> None:
         raise InputError(f"`batch_size` must be 1 or more images, got {batch_size}.")
 
 
-def _check_fill(images: Tensor, world: World) -> None:
+def check_fill(images: Tensor, world: World) -> None:
     fill = torch.as_tensor(world.fill)
     if fill.ndim > 1 or fill.numel() not in (1, images.shape[1]):
         raise InputError(
@@ -231,7 +231,7 @@ def _check_fill(images: Tensor, world: World) -> None:
         )
 
 
-def _check_shifts(images: Tensor, shifts: Tensor, world: World) -> None:
+def check_shifts(images: Tensor, shifts: Tensor, world: World) -> None:
     if shifts.ndim not in (2, 3) or shifts.shape[-1] != 2 or 0 in shifts.shape:
         raise InputError(f"`shifts` must be [shift, 2] or [image, shift, 2], at least one, got shape {tuple(shifts.shape)}.")
     if shifts.ndim == 3 and len(shifts) != len(images):
@@ -260,7 +260,7 @@ def _unshifted(shifts: Tensor) -> int | None:
     return int(found[0]) if len(found) else None
 
 
-def _device_of(model: Model) -> torch.device:
+def device_of(model: Model) -> torch.device:
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
 
