@@ -54,6 +54,8 @@ class Probe:
         place: where the positions of its map lie.
         shape: channels, height and width of its map.
         stride: of the layer.
+        empty: the map of an empty canvas, [1, channel, height, width], which is taken off; None where none is.
+        empty_before: the map that the layer made that of, where it subsamples.
         seen: similarity, displacement and in place, [image, shift ...], block by block.
         homogeneity: in front of the layer, block by block.
         homogeneity_pooled: of what its window makes of that, block by block.
@@ -66,6 +68,8 @@ class Probe:
     place: Place
     shape: tuple[int, int, int]
     stride: Pair = (1, 1)
+    empty: Tensor | None = None
+    empty_before: Tensor | None = None
     seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     homogeneity: list[Tensor] = field(default_factory=list)
     homogeneity_pooled: list[Tensor] = field(default_factory=list)
@@ -107,12 +111,22 @@ class Probes:
         world: what surrounds the images.
         layers: names of modules to look at, None for all of known kinds.
         batch_size: images a pass.
+        keep_background: leave in maps what an empty canvas gives.
 
     Raises:
         InputError: an unknown layer; the model fails on such an image.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, world: World, layers: Sequence[str] | None, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        world: World,
+        layers: Sequence[str] | None,
+        batch_size: int,
+        *,
+        keep_background: bool = False,
+    ) -> None:
         self.model, self.world, self.batch_size = model, world, batch_size
         self.mode: Mode = "circular" if world.mode == "circular" else "zero"
         self.left_out: list[tuple[str, str]] = []
@@ -127,6 +141,21 @@ class Probes:
         last = Probe("output", "output", ("", 0), "out", Place(positions=False), (output.shape[1], 1, 1))
         self.probes = [canvas, *self._layers(calls, size), *self._head(calls, size), last]
         self.names = sorted({probe.call[0] for probe in self.probes[1:-1]})
+        if not keep_background:
+            self._take_off(self.world.background(example).reshape(1, -1, 1, 1).expand_as(example))
+
+    def _take_off(self, canvas: Tensor) -> None:
+        """Remember what an empty canvas gives, for every place with positions; vectors stay as the head sees them."""
+
+        def see(layer: str, number: int, _: nn.Module, into: Tensor, out: Any) -> None:
+            for probe in self.probes[1:-1]:
+                if probe.call == (layer, number) and probe.place.positions:
+                    probe.empty = _as_maps(into if probe.side == "in" else out, probe.place).clone()
+                    probe.empty_before = into.clone() if probe.stride != (1, 1) else None
+
+        self.probes[0].empty = canvas
+        with _watching(self.model, self.names, see):
+            self._run(canvas.contiguous())
 
     def compare(self, images: Tensor, shifts: Tensor, device: torch.device) -> Iterator[int]:
         """Run images and their shifted copies, and see every place.
@@ -160,7 +189,7 @@ class Probes:
                 if probe.call == (layer, number):
                     found[place] = self._seen(probe, into if probe.side == "in" else out, count)
                     if probe.stride != (1, 1) and len(probe.homogeneity) == len(probe.seen):
-                        self._alike(probe, module, into[:count])
+                        _alike(probe, module, into[:count])
 
         with _watching(self.model, self.names, see):
             output = self._run(batch)
@@ -175,16 +204,10 @@ class Probes:
         maps = _as_maps(value, probe.place)
         if len(maps) % count or maps.shape[1:] != probe.shape:
             raise InputError(f"layer {probe.name!r} gives maps that depend on the batch. Leave it out with `layers`.")
+        maps = _less(maps, probe.empty)
         after = maps[count:].reshape(-1, count, *probe.shape)
         found = responses(maps[:count].float(), after.float())
         return found.similarity.T, found.displacement.transpose(0, 1), found.in_place.T
-
-    def _alike(self, probe: Probe, module: nn.Module, maps: Tensor) -> None:
-        maps = _as_maps(maps, probe.place)
-        probe.homogeneity.append(homogeneities(maps, probe.stride))
-        dense = _at_stride_one(module, maps)
-        if dense is not None:
-            probe.homogeneity_pooled.append(homogeneities(dense, probe.stride))
 
     def _moved(self, images: Tensor, steps: Tensor) -> Tensor:
         move = translate_by_parts if steps.is_floating_point() else translate
@@ -301,6 +324,21 @@ def _stride(module: nn.Module) -> Pair:
         found = module.stride if getattr(module, "stride", None) is not None else module.kernel_size
     found = 1 if found is None else found
     return (found, found) if isinstance(found, int) else (int(found[0]), int(found[1]))
+
+
+def _alike(probe: Probe, module: nn.Module, maps: Tensor) -> None:
+    """How alike neighbours are in front of a subsampling, and in what its window makes of that."""
+    maps = _as_maps(maps, probe.place)
+    empty = None if probe.empty_before is None else _as_maps(probe.empty_before, probe.place)
+    probe.homogeneity.append(homogeneities(_less(maps, empty), probe.stride))
+    dense = _at_stride_one(module, maps)
+    if dense is not None:
+        without = None if empty is None else _at_stride_one(module, empty)
+        probe.homogeneity_pooled.append(homogeneities(_less(dense, without), probe.stride))
+
+
+def _less(maps: Tensor, empty: Tensor | None) -> Tensor:
+    return maps if empty is None else maps - empty
 
 
 def _at_stride_one(module: nn.Module, maps: Tensor) -> Tensor | None:
