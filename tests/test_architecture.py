@@ -59,6 +59,7 @@ ORDER = [
     "lab.selfcheck",
     "lab.training",
     "lab.studies",
+    "lab.measuring",
     "lab.records",
     "lab.runs",
     "lab.summaries",

@@ -85,8 +85,8 @@ def study(
     Parameters
     ----------
     name:
-        A study that comes with the package (digits, mnist, cifar10, antialias, learned, gap, augmentation, pool), or a TOML
-        file of your own.
+        A study that comes with the package (digits, digits-all, mnist, cifar10, learned, antialias, gap, augmentation, pool,
+        homogeneity), or a TOML file of your own.
     data_dir:
         Local folder that holds the data set, instead of the Hugging Face hub; else SHIFTSCOPE_DATA.
     seeds:

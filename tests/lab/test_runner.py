@@ -20,6 +20,7 @@ from shiftscope.lab.executors import Processes
 from shiftscope.lab.networks import Network
 from shiftscope.lab.runner import Loading, RunEnded, RunStarted, run_study
 from shiftscope.lab.studies import Study, load_study
+from shiftscope.layerwise import layer_responses
 from shiftscope.measures import Estimate
 from shiftscope.protocols import mouton2020
 from shiftscope.shifts import grid, translate
@@ -111,6 +112,38 @@ def test_a_records_numbers_follow_from_its_weights_by_an_independent_way(tmp_pat
     assert record["results"]["worst_case"]["value"] == pytest.approx((answers == data.test.labels).all(0).float().mean().item())
     history = json.loads((folder / "history.json").read_text())
     assert [epoch["epoch"] for epoch in history] == [1, 2]
+
+
+def test_curves_and_layers_follow_from_the_weights_too(tmp_path: Path) -> None:
+    study, out = small(tmp_path), tmp_path / "out"
+    table = run_study(study, out=out)
+    curves = [line.split(",") for line in (out / "curves.csv").read_text().splitlines()]
+    last = dict(zip(curves[0], curves[7], strict=True))
+    assert (last["factor"], last["max_shift"], last["seeds"]) == ("1", "6", "2")
+    every = table.rows[0]["mcs_all_shifts"]
+    assert isinstance(every, Estimate)
+    assert [float(last[name]) for name in ("mcs", "mcs_low", "mcs_high")] == pytest.approx(
+        [every.value, every.low, every.high], abs=1e-5
+    )
+    first = dict(zip(curves[0], curves[1], strict=True))
+    assert float(first["mcs"]) == pytest.approx(1, abs=1e-6)
+    assert float(first["top1_change"]) == 0
+    data = load(study.cells()[1].runs[0].data)
+    responses = []
+    for run in study.cells()[1].runs:
+        folder = out / "runs" / run.content_id(data.checksum)
+        network = Network(run.network.model_validate(json.loads((folder / "record.json").read_text())["spec"]["network"]))
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+        canvases = torch.nn.functional.pad(data.test.images.float() / 255, (6, 6, 6, 6))
+        responses.append(layer_responses(network.eval(), canvases, mouton2020(6).draw(60)).layers)
+    rows = [line.split(",") for line in (out / "layers.csv").read_text().splitlines()]
+    listed = [dict(zip(rows[0], row, strict=True)) for row in rows[1:] if row[0] == "4"]
+    assert [row["layer"] for row in listed] == [layer.name for layer in responses[0]]
+    for number, row in enumerate(listed):
+        for name in ("similarity", "movement", "in_place"):
+            expected = torch.stack([getattr(layers[number], name).double().mean() for layers in responses]).mean()
+            assert float(row[name]) == pytest.approx(expected.item(), abs=1e-4)
+    assert [row["layer"] for row in listed if row["homogeneity_pooled"]] == ["features.1", "features.4"]
 
 
 def test_a_finished_study_is_found_and_gives_the_same_table(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 import shiftscope
 from shiftscope.lab.files import write_bytes, write_tensors, write_text
+from shiftscope.lab.measuring import LayerRecord
 from shiftscope.lab.specs import Spec
 from shiftscope.lab.studies import Run
 from shiftscope.lab.training import Training
@@ -46,9 +47,10 @@ __all__ = [
 ]
 
 #: The form of a record and what is measured for it.
-RECORD_VERSION = 4
+RECORD_VERSION = 5
 RECORD, MODEL, HISTORY, MEASURES = "record.json", "model.safetensors", "history.json", "measures.safetensors"
-MAP = "map."
+#: What tensors of each part are called in the file; what has no such name is a value of each image.
+PARTS = {"maps": "map.", "curves": "curve.", "responses": "layer."}
 
 
 class Outcome(Spec):
@@ -71,6 +73,7 @@ class Record(Spec):
         training: how that ended.
         results: by measure, each with its interval over images; empty where the training diverged.
         cut: share of the test images of which the shifts cut content.
+        layers: those whose responses are kept.
         provenance: code, machine, data, time of the training, and the code that measured where that is another.
     """
 
@@ -80,6 +83,7 @@ class Record(Spec):
     training: Outcome
     results: dict[str, Estimate]
     cut: float
+    layers: tuple[LayerRecord, ...] = ()
     provenance: dict[str, str]
 
 
@@ -89,13 +93,14 @@ class Finished:
 
     Attributes:
         record: the record.
-        values: by measure, one of each test image.
-        maps: by measure, the mean of each shift.
+        values, maps, curves, responses: as in :class:`shiftscope.lab.measuring.Measured`.
     """
 
     record: Record
     values: Mapping[str, Tensor]
     maps: Mapping[str, Tensor]
+    curves: Mapping[str, Tensor]
+    responses: Mapping[str, Tensor]
 
 
 def write_training(folder: Path, training: Training, weights: Mapping[str, Tensor]) -> None:
@@ -106,8 +111,8 @@ def write_training(folder: Path, training: Training, weights: Mapping[str, Tenso
 
 def write(folder: Path, finished: Finished) -> None:
     """Put measures and, last, the record into a run's folder."""
-    maps = {f"{MAP}{name}": values for name, values in finished.maps.items()}
-    write_tensors(folder / MEASURES, {**finished.values, **maps})
+    named = {f"{prefix}{name}": each for part, prefix in PARTS.items() for name, each in getattr(finished, part).items()}
+    write_tensors(folder / MEASURES, {**finished.values, **named})
     write_text(folder / RECORD, finished.record.model_dump_json(indent=2) + "\n")
 
 
@@ -124,13 +129,20 @@ def read(folder: Path) -> Finished | None:
             raise ValueError("it belongs to another run")
         if record.schema_version != RECORD_VERSION:
             return None
-        tensors = load_file(folder / MEASURES)
-        maps = {name.removeprefix(MAP): values for name, values in tensors.items() if name.startswith(MAP)}
-        return Finished(record, {name: values for name, values in tensors.items() if not name.startswith(MAP)}, maps)
+        return Finished(record, **_parts(load_file(folder / MEASURES)))
     except (ValidationError, ValueError, OSError, SafetensorError) as error:
         reason = "not a whole record" if isinstance(error, ValidationError) else str(error)
         warnings.warn(f"{folder / RECORD} is damaged ({reason}); the run is computed again.", stacklevel=2)
         return None
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a file, by the part of a finished run that they belong to."""
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("values", *PARTS)}
+    for name, values in tensors.items():
+        part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "values")
+        parts[part][name.removeprefix(PARTS.get(part, ""))] = values
+    return parts
 
 
 def read_training(folder: Path) -> tuple[Record, dict[str, Tensor]] | None:

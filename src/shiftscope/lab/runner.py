@@ -20,8 +20,9 @@ from shiftscope.lab import records
 from shiftscope.lab.data import Dataset, DataSpec, load
 from shiftscope.lab.executors import Executor, Work
 from shiftscope.lab.files import locked, sweep, write_text
+from shiftscope.lab.measuring import Loading
 from shiftscope.lab.records import Finished, Record
-from shiftscope.lab.runs import Loading, execute
+from shiftscope.lab.runs import execute
 from shiftscope.lab.studies import Cell, Run, Study
 from shiftscope.lab.summaries import short, summarise
 from shiftscope.lab.training import Epoch, Step

@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shiftscope import figures
 from shiftscope.lab.files import write_text, write_whole
+from shiftscope.lab.measuring import CURVES, MEASURES, RESPONSES
 from shiftscope.lab.records import Finished, Record
-from shiftscope.lab.runs import MEASURES
 from shiftscope.lab.studies import Study
+from shiftscope.measures import Estimate, crossed, interval, mean_over_seeds
 from shiftscope.tables import Table
 
-__all__ = ["short", "summarise"]
+__all__ = ["curves", "layers", "short", "summarise"]
 
 
 def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
-    """Write a study's table and figure.
+    """Write a study's tables and figure: ``table``, ``curves`` over the largest shift, and every layer's responses in ``layers``.
 
     Args:
         study: whose cells these are, in its order.
@@ -26,11 +28,13 @@ def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
         out: the study's folder.
 
     Returns:
-        the table.
+        the first of them.
     """
+    sound = [[run for run in runs if run.record.training.status != "diverged"] for runs in cells]
     table = _table(study, cells)
-    write_text(out / "table.csv", table.to_csv())
-    write_text(out / "table.md", table.to_markdown())
+    for name, each in (("table", table), ("curves", curves(study, sound)), ("layers", layers(study, sound))):
+        write_text(out / f"{name}.csv", each.to_csv())
+        write_text(out / f"{name}.md", each.to_markdown())
     _draw(study, table, out)
     return table
 
@@ -50,6 +54,64 @@ def _table(study: Study, cells: list[list[Finished]]) -> Table:
     columns = (*(short(path) for path in study.axes()), "seeds", "train_accuracy", *MEASURES, *extra)
     every = [run.record for runs in cells for run in runs]
     return Table(study.title, columns, tuple(rows), _notes(study, every), _origin(every))
+
+
+def curves(study: Study, cells: list[list[Finished]]) -> Table:
+    """MCS and top-1 change of each cell against the largest shift, from the shifts that were all measured.
+
+    Args:
+        study: whose cells these are, in its order.
+        cells: the finished runs of each, without those that diverged.
+    """
+    rows = []
+    for settings, runs in zip(study.combinations(), cells, strict=True):
+        found = {name: torch.stack([run.curves[name] for run in runs]) for name in CURVES} if runs else {}
+        for radius in range(len(found["mcs"][0]) if found else 0):
+            row: dict[str, Any] = {short(path): _cell(value) for path, value in settings.items()}
+            row |= {"max_shift": radius, "seeds": len(runs)}
+            for name, bounds in CURVES.items():
+                row[name] = _point(found[name][:, radius], bounds, next(iter(runs[0].record.results.values())).count)
+            rows.append(row)
+    columns = (*(short(path) for path in study.axes()), "max_shift", "seeds", *CURVES)
+    note = "Over all shifts up to the largest, of every test image. In brackets: 95 % intervals over networks and images."
+    return Table(f"{study.title}: against the largest shift", columns, tuple(rows), (note,))
+
+
+def _point(found: Tensor, bounds: tuple[float, float], count: int) -> Estimate:
+    """One point of a curve: [seed, 1 + draw]."""
+    value = float(found[:, 0].double().mean())
+    low, high = interval(crossed(found[:, 1:])).clip(*bounds)
+    return Estimate(value, min(float(low), value), max(float(high), value), count=count, seeds=len(found))
+
+
+def layers(study: Study, cells: list[list[Finished]]) -> Table:
+    """What shifts did to each layer's maps, of each cell.
+
+    Args:
+        study: whose cells these are, in its order.
+        cells: the finished runs of each, without those that diverged.
+    """
+    rows, images = [], 0
+    for settings, runs in zip(study.combinations(), cells, strict=True):
+        for number, layer in enumerate(runs[0].record.layers if runs else ()):
+            row: dict[str, Any] = {short(path): _cell(value) for path, value in settings.items()}
+            row |= {"seeds": len(runs), "layer": layer.name, "kind": layer.kind, "channels": layer.channels}
+            row |= {"size": "x".join(map(str, layer.size)) if layer.factor else "", "stride": layer.stride[0]}
+            row["pixels"] = layer.factor[0] if layer.factor else None
+            for name, bounds in RESPONSES.items():
+                values = [run.responses[key] for run in runs if (key := f"{number}.{name}") in run.responses]
+                row[name] = mean_over_seeds(torch.stack(values), bounds=bounds) if values else None
+                images = max(images, len(values[0]) if values else 0)
+            rows.append(row)
+    axes = (short(path) for path in study.axes())
+    columns = (*axes, "seeds", "layer", "kind", "channels", "size", "stride", "pixels", *RESPONSES)
+    notes = (
+        f"Of the first {images} test images, each under its own shift. In brackets: 95 % intervals over networks and images.",
+        "similarity: the largest cosine over all displacements of the map, less what an empty canvas gives; movement: where it "
+        "is reached, in the map's positions and in pixels; in_place: the cosine without displacement; homogeneity: of the map in "
+        "front of a subsampling, at its stride; homogeneity_pooled: of what its window makes of that map.",
+    )
+    return Table(f"{study.title}: layer by layer", columns, tuple(rows), notes)
 
 
 def _draw(study: Study, table: Table, out: Path) -> None:
