@@ -58,6 +58,7 @@ ORDER = [
     "lab.networks",
     "lab.selfcheck",
     "lab.training",
+    "lab.stacking",
     "lab.studies",
     "lab.measuring",
     "lab.records",

@@ -78,6 +78,7 @@ def study(
     executor: Literal["processes", "ray"] = "processes",
     address: str | None = None,
     gpus: float = 0.0,
+    together: int = 1,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Train and measure the networks of a study; finished runs are kept, and running it again goes on where it stopped.
@@ -106,6 +107,8 @@ def study(
         Of a running Ray cluster; one is started on this machine otherwise.
     gpus:
         Share of a GPU for each run on a Ray cluster, as 0.25.
+    together:
+        Seeds of a row to train at once, their weights stacked; quicker where a GPU is idle with one.
     as_json:
         Print the table as JSON instead.
     """
@@ -127,6 +130,7 @@ def study(
                 data_dir=data_dir,
                 device=where,
                 executor=how,
+                together=together,
                 report=report,
             )
     except KeyboardInterrupt:

@@ -146,6 +146,25 @@ def test_curves_and_layers_follow_from_the_weights_too(tmp_path: Path) -> None:
     assert [row["layer"] for row in listed if row["homogeneity_pooled"]] == ["features.1", "features.4"]
 
 
+def test_seeds_trained_together_give_the_same_study_but_for_rounding(tmp_path: Path) -> None:
+    study = small(tmp_path, SMALL.replace("seeds = 2", "seeds = 3"))
+    alone = run_study(study, out=tmp_path / "alone")
+    events: list[object] = []
+    together = run_study(study, out=tmp_path / "together", together=2, report=events.append)
+    labels = [event.label for event in events if isinstance(event, RunStarted)]
+    assert labels == ["factor 1, seed 0 1", "factor 1, seed 2", "factor 4, seed 0 1", "factor 4, seed 2"]
+    assert "2; -" in together.provenance["trained_together"]
+    for one, other in zip(alone.rows, together.rows, strict=True):
+        for name in ("mcs", "test_accuracy"):
+            assert isinstance(one[name], Estimate)
+            assert other[name].value == pytest.approx(one[name].value, abs=0.02)
+    assert {path.name for path in (tmp_path / "alone" / "runs").iterdir()} == {
+        path.name for path in (tmp_path / "together" / "runs").iterdir()
+    }
+    with pytest.raises(InputError, match="`together` must be 1 or more networks, got 0"):
+        run_study(study, out=tmp_path / "together", together=0)
+
+
 def test_a_finished_study_is_found_and_gives_the_same_table(tmp_path: Path) -> None:
     study, out = small(tmp_path), tmp_path / "out"
     first = run_study(study, out=out)

@@ -1,11 +1,12 @@
-"""One run: a network trained, measured and written whole. It knows no study.
+"""Runs: networks trained, measured and written whole. It knows no study.
 
 A run's folder holds a record only when the run is finished. A record of an older form is measured anew from its kept weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,75 +20,121 @@ from shiftscope.lab.measuring import MEASURES, Loading, Measured, measured
 from shiftscope.lab.networks import Network, Normalise, build
 from shiftscope.lab.records import Finished, Outcome, Record
 from shiftscope.lab.seeds import stream
+from shiftscope.lab.stacking import train_together
 from shiftscope.lab.studies import Run
 from shiftscope.lab.training import Epoch, Step, Training, evaluate, train
 
-__all__ = ["Report", "execute"]
+__all__ = ["Piece", "Report", "execute"]
 
 Report = Callable[[Loading | Step | Epoch], None]
 
 
-def execute(run: Run, name: str, data: Dataset, folder: Path, device: torch.device | str, report: Report) -> Finished:
-    """Train, measure and write one run; or measure what a record of an older form has trained.
+@dataclass(frozen=True)
+class Piece:
+    """A run to be done: its specification, its content id, and the folder that is or becomes its own."""
+
+    run: Run
+    name: str
+    folder: Path
+
+
+def execute(
+    pieces: Sequence[Piece], data: Dataset, device: torch.device | str, report: Report = lambda _: None
+) -> list[Finished]:
+    """Train, measure and write runs; or measure what records of an older form have trained.
 
     Args:
-        run: its specification.
-        name: its content id.
-        data: its images.
-        folder: where it is written.
+        pieces: one run, or several that differ in their seeds only, which are then trained together.
+        data: their images.
         device: where to compute.
         report: told how it goes.
     """
-    network = _network(run, data)
-    known = records.read_training(folder)
-    if known is not None:
-        older, weights = known
-        network.load_state_dict(weights)
-        network.to(device)
-        outcome = older.training
-        origin = {**older.provenance, "measured_with": f"{version('shiftscope')} at {records.provenance(device)['commit']}"}
-    else:
-        outcome, origin = _trained(run, network, data, folder, device, report)
-    found = measured(run.measure, network, data, device=device, report=report) if outcome.status != "diverged" else Measured()
-    record = Record(
-        schema_version=records.RECORD_VERSION,
-        id=name,
-        spec=run.model_copy(update={"network": network.spec}),
-        training=outcome,
-        results={name: measure.of_one(found.values[name]) for name, measure in MEASURES.items() if name in found.values},
-        cut=found.cut,
-        layers=found.layers,
-        provenance=origin,
-    )
-    finished = Finished(record, found.values, found.maps, found.curves, found.responses)
-    records.write(folder, finished)
-    return finished
+    networks = [_network(piece.run, data) for piece in pieces]
+    known = [_known(piece, network, device) for piece, network in zip(pieces, networks, strict=True)]
+    fresh = [number for number, found in enumerate(known) if found is None]
+    trained = _trained([pieces[number] for number in fresh], [networks[number] for number in fresh], data, device, report)
+    for number, made in zip(fresh, trained, strict=True):
+        known[number] = made
+    return [
+        _finished(piece, network, found, data, device, report)
+        for piece, network, found in zip(pieces, networks, known, strict=True)
+        if found is not None
+    ]
+
+
+#: How a network was trained, and what did it.
+Origin = tuple[Outcome, dict[str, str]]
+
+
+def _known(piece: Piece, network: Network, device: torch.device | str) -> Origin | None:
+    """Put what an older record has trained into the network; None where there is none."""
+    kept = records.read_training(piece.folder)
+    if kept is None:
+        return None
+    older, weights = kept
+    network.load_state_dict(weights)
+    network.to(device)
+    code = f"{version('shiftscope')} at {records.provenance(device)['commit']}"
+    return older.training, {**older.provenance, "measured_with": code}
 
 
 def _trained(
-    run: Run, network: Network, data: Dataset, folder: Path, device: torch.device | str, report: Report
-) -> tuple[Outcome, dict[str, str]]:
-    """Train a network in place and write its weights; how it ended and what did it."""
+    pieces: Sequence[Piece], networks: Sequence[Network], data: Dataset, device: torch.device | str, report: Report
+) -> list[Origin]:
+    """Train networks in place and write their weights."""
+    if not pieces:
+        return []
     started, clock = datetime.now(UTC), perf_counter()
-    training = train(
-        network, (data.train, data.validation), run.training, place=data.canvas.place, seed=run.seed, device=device, report=report
-    )
-    outcome = Outcome(
-        status=training.status,
-        sentence=training.sentence,
-        kept=training.kept,
-        epochs=len(training.epochs),
-        train_accuracy=_train_accuracy(network, data, training, device),
-    )
-    records.write_training(folder, training, network.state_dict())
+    recipe, seeds, parts = pieces[0].run.training, [piece.run.seed for piece in pieces], (data.train, data.validation)
+    if len(pieces) == 1:
+        one = train(networks[0], parts, recipe, place=data.canvas.place, seed=seeds[0], device=device, report=report)
+        trainings = [one]
+    else:
+        trainings = train_together(networks, parts, recipe, place=data.canvas.place, seeds=seeds, device=device, report=report)
+    outcomes = [
+        Outcome(
+            status=training.status,
+            sentence=training.sentence,
+            kept=training.kept,
+            epochs=len(training.epochs),
+            train_accuracy=_train_accuracy(network, data, training, device),
+        )
+        for network, training in zip(networks, trainings, strict=True)
+    ]
+    for piece, network, training in zip(pieces, networks, trainings, strict=True):
+        records.write_training(piece.folder, training, network.state_dict())
     origin = {
         **records.provenance(device),
         "data": data.origin,
         "data_sha256": data.checksum,
         "started": started.isoformat(timespec="seconds"),
-        "seconds": f"{perf_counter() - clock:.1f}",
+        "seconds": f"{(perf_counter() - clock) / len(pieces):.1f}",
+        **({"trained_together": str(len(pieces))} if len(pieces) > 1 else {}),
     }
-    return outcome, origin
+    return [(outcome, origin) for outcome in outcomes]
+
+
+def _finished(
+    piece: Piece, network: Network, found: Origin, data: Dataset, device: torch.device | str, report: Report
+) -> Finished:
+    """Measure a trained network and write its record."""
+    outcome, origin = found
+    seen = Measured()
+    if outcome.status != "diverged":
+        seen = measured(piece.run.measure, network, data, device=device, report=report)
+    record = Record(
+        schema_version=records.RECORD_VERSION,
+        id=piece.name,
+        spec=piece.run.model_copy(update={"network": network.spec}),
+        training=outcome,
+        results={name: measure.of_one(seen.values[name]) for name, measure in MEASURES.items() if name in seen.values},
+        cut=seen.cut,
+        layers=seen.layers,
+        provenance=origin,
+    )
+    finished = Finished(record, seen.values, seen.maps, seen.curves, seen.responses)
+    records.write(piece.folder, finished)
+    return finished
 
 
 def _network(run: Run, data: Dataset) -> Network:
