@@ -14,7 +14,7 @@ from shiftscope.lab.runs import MEASURES
 from shiftscope.lab.studies import Study
 from shiftscope.tables import Table
 
-__all__ = ["short", "summarise"]
+__all__ = ["short", "summarise", "table_of"]
 
 
 def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
@@ -28,14 +28,20 @@ def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
     Returns:
         the table.
     """
-    table = _table(study, cells)
+    table = table_of(study, cells)
     write_text(out / "table.csv", table.to_csv())
     write_text(out / "table.md", table.to_markdown())
     _draw(study, table, out)
     return table
 
 
-def _table(study: Study, cells: list[list[Finished]]) -> Table:
+def table_of(study: Study, cells: list[list[Finished]]) -> Table:
+    """A row a cell, whatever of it is there: a cell without runs has empty places, and so has a measure that no record holds.
+
+    Args:
+        study: whose cells these are, in its order.
+        cells: the finished runs of each.
+    """
     settings = study.combinations()
     printed = [study.printed(combination) for combination in settings]
     extra = sorted({f"source_{name}" for row in printed for name in row})
@@ -66,12 +72,17 @@ def _numbers(runs: list[Finished]) -> dict[str, Any]:
     numbers: dict[str, Any] = {"seeds": len(sound)}
     if sound:
         numbers["train_accuracy"] = min(run.record.training.train_accuracy for run in sound)
+        held = set.intersection(*(set(run.values) for run in sound))
         for name, measure in MEASURES.items():
+            if name not in held:
+                continue
             numbers[name] = measure.of_several(torch.stack([run.values[name] for run in sound]))
     return numbers
 
 
 def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
+    if not every:
+        return ()
     seeds, images = len(study.seeds), max((each.count for record in every for each in record.results.values()), default=0)
     over = (
         f"{seeds} trained networks a row and {images} test images"
@@ -98,6 +109,8 @@ def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
 
 def _origin(every: list[Record]) -> dict[str, str]:
     """What made the table, from the records: each distinct value, and the time all runs took together."""
+    if not every:
+        return {}
     names = [name for record in every for name in record.provenance if name not in ("seconds", "started")]
     origin = {
         name: "; ".join(dict.fromkeys(record.provenance.get(name, "-") for record in every)) for name in dict.fromkeys(names)
