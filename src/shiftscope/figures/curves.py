@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from shiftscope.figures.style import COLOURS, COLUMN, MARKS, blank, named, ordered, reach, tidy, value
+from shiftscope.figures.style import COLOURS, COLUMN, MARKS, blank, key, named, ordered, reach, styled, tidy, value
 from shiftscope.measures import Estimate
 from shiftscope.tables import Cell, Table
 
@@ -52,6 +52,7 @@ def estimates(table: Table, *, across: str, measure: str, label: str) -> Figure:
     return figure
 
 
+@styled
 def bands(table: Table, *, across: str, measure: str, label: str, series: tuple[str, ...] = ()) -> Figure:
     """A line with its 95 % band for each combination of settings; the source's numbers as hollow marks of the same colour.
 
@@ -70,8 +71,9 @@ def bands(table: Table, *, across: str, measure: str, label: str, series: tuple[
     figure, (axes,) = blank(COLUMN, 2.5)
     for number, (name, rows) in enumerate(lines.items()):
         _band(axes, sorted(rows, key=lambda row: places[row.get(across)]), (across, measure, name), number, places)
-    if any(lines):
-        axes.legend(frameon=False)
+    if any(value(row.get(f"source_{measure}")) is not None for row in table.rows):
+        axes.plot([], [], "o:", color="#555555", markerfacecolor="none", markersize=4, linewidth=0.8, label="the source")
+    key(figure, axes)
     axes.set(xlabel=across.replace("_", " "), ylabel=label)
     axes.set_xticks(list(places.values()), [str(place) for place in places])
     tidy(axes)
@@ -91,13 +93,12 @@ def _band(
     ]
     if held:
         at, middle, ends = zip(*held, strict=True)
-        axes.plot(at, middle, marker=mark, color=colour, markersize=3.5, linewidth=1.2, label=name)
+        axes.plot(at, middle, marker=mark, color=colour, markersize=3.5, linewidth=1.2, label=name or "ours")
         low = [each - below for each, (below, _) in zip(middle, ends, strict=True)]
         high = [each + above for each, (_, above) in zip(middle, ends, strict=True)]
         axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
     printed = [(places[row.get(across)], found) for row in rows if (found := value(row.get(f"source_{measure}"))) is not None]
     if printed:
-        label = ", ".join(part for part in (name, "the source") if part)
         axes.plot(
             *zip(*printed, strict=True),
             marker=mark,
@@ -106,7 +107,7 @@ def _band(
             linestyle=":",
             linewidth=0.8,
             markersize=4,
-            label=label,
+            label=None if held else name,
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from shiftscope.figures.style import DIVERGING, PAGE, SEQUENTIAL, blank, ordered, value
+from shiftscope.figures.style import COLUMN, DIVERGING, PAGE, SEQUENTIAL, blank, ordered, styled, value
 from shiftscope.tables import Table
 
 if TYPE_CHECKING:
@@ -22,8 +22,11 @@ __all__ = ["heat_maps", "sensitivity_maps"]
 ABREAST = 4
 #: Settings from which numbers no longer fit into the cells.
 CROWDED = 9
+#: A range within which two decimals would hide the differences.
+CLOSE = 0.05
 
 
+@styled
 def heat_maps(table: Table, *, across: str, down: str, measure: str, label: str) -> Figure:
     """Ours, the source's and their difference over two settings, the first two in one scale; empty panels are left out.
 
@@ -40,7 +43,8 @@ def heat_maps(table: Table, *, across: str, down: str, measure: str, label: str)
     shown = [(name, grid) for name, grid in panels if np.isfinite(grid).any()]
     both = np.concatenate([grid.ravel() for name, grid in shown if "less" not in name])
     ends = (float(np.nanmin(both)), float(np.nanmax(both)))
-    figure, axes = blank(PAGE, 0.9 + 0.32 * len(rows), columns=max(len(shown), 1))
+    figure, axes = blank(PAGE if len(shown) > 1 else COLUMN, 0.95 + 0.32 * len(rows), columns=max(len(shown), 1))
+    figure.suptitle(label, x=0.01, ha="left", fontsize=9, fontweight="bold")
     for place, (panel, (name, grid)) in enumerate(zip(axes, shown, strict=True)):
         most = float(np.nanmax(np.abs(grid)))
         image = panel.imshow(
@@ -51,7 +55,7 @@ def heat_maps(table: Table, *, across: str, down: str, measure: str, label: str)
             aspect="auto",
         )
         _write(panel, grid, image)
-        panel.set_title(f"{label}: {name}" if place == 0 else name, loc="left")
+        panel.set_title(name, loc="left")
         panel.set(xlabel=across.replace("_", " "), ylabel=down.replace("_", " ") if place == 0 else "")
         panel.set_xticks(range(len(columns)), [str(each) for each in columns])
         panel.set_yticks(range(len(rows)), [str(each) for each in rows])
@@ -59,6 +63,7 @@ def heat_maps(table: Table, *, across: str, down: str, measure: str, label: str)
     return figure
 
 
+@styled
 def sensitivity_maps(maps: Mapping[str, Float[Tensor, " shift"]], *, label: str) -> Figure:
     """A map over shifts for each name, all in one scale (Myburgh, Mouton and Davel 2021).
 
@@ -70,7 +75,7 @@ def sensitivity_maps(maps: Mapping[str, Float[Tensor, " shift"]], *, label: str)
     low, high = (float(pick([pick_in(grid) for grid in grids.values()])) for pick, pick_in in ((min, np.min), (max, np.max)))
     columns = min(len(grids), ABREAST)
     rows = -(-len(grids) // columns)
-    figure, axes = blank(PAGE, 0.55 + 1.75 * rows, columns=columns, rows=rows, share=True)
+    figure, axes = blank(PAGE, 0.6 + (PAGE - 1.1) / columns * rows * 1.12, columns=columns, rows=rows, share=True)
     for panel, (name, grid) in zip(axes, grids.items(), strict=False):
         reach = grid.shape[0] // 2
         image = panel.imshow(
@@ -102,8 +107,11 @@ def _write(panel: Axes, grid: np.ndarray, image: Any) -> None:
     """The numbers into the cells, black or white, whichever can be read."""
     if max(grid.shape) >= CROWDED:
         return
+    digits = 2 if np.nanmax(grid) - np.nanmin(grid) > CLOSE else 3
     for (row, column), number in np.ndenumerate(grid):
         if np.isfinite(number):
             red, green, blue, _ = image.cmap(image.norm(number))
             dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5
-            panel.text(column, row, f"{number:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
+            panel.text(
+                column, row, f"{number:.{digits}f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
+            )

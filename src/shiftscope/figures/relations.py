@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from shiftscope.errors import InputError
-from shiftscope.figures.style import COLOURS, COLUMN, MARKS, PAGE, blank, named, ordered, reach, tidy, value
+from shiftscope.figures.style import COLOURS, COLUMN, MARKS, PAGE, blank, key, named, ordered, reach, styled, tidy, value
 from shiftscope.tables import Cell, Table
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = ["before_after", "causes", "pareto", "relation", "through_layers"]
 BAR_INCHES = 0.24
 
 
+@styled
 def pareto(table: Table, *, across: str, up: str, names: tuple[str, ...], labels: tuple[str, str]) -> Figure:
     """One measure against another, more being better on both, with the front of rows that no other beats on both.
 
@@ -56,6 +57,7 @@ def pareto(table: Table, *, across: str, up: str, names: tuple[str, ...], labels
     return figure
 
 
+@styled
 def relation(table: Table, *, across: str, up: str, series: tuple[str, ...], labels: tuple[str, str]) -> Figure:
     """A cloud of points of two measures, as of homogeneity against what subsampling gains; a colour and a mark a series.
 
@@ -75,13 +77,14 @@ def relation(table: Table, *, across: str, up: str, series: tuple[str, ...], lab
     for place, kind in enumerate(kinds):
         axes.plot([], [], MARKS[place % len(MARKS)], color=COLOURS[place % len(COLOURS)], label=kind, markersize=4)
     if series:
-        axes.legend(frameon=False)
+        key(figure, axes)
     axes.axhline(0, color="#777777", linewidth=0.6)
     axes.set(xlabel=labels[0], ylabel=labels[1])
     tidy(axes, grid="both")
     return figure
 
 
+@styled
 def through_layers(
     table: Table,
     *,
@@ -101,8 +104,8 @@ def through_layers(
     """
     rows = _with(table, similarity, movement)
     names = list(dict.fromkeys(str(row.get(layer)) for row in rows))
-    figure, (above, below) = blank(PAGE * 0.75, 3.6, rows=2, share=True)
-    below.sharex(above)
+    figure, (above, below) = blank(PAGE * 0.75, 3.6, rows=2)
+    above.sharex(below)
     kinds: dict[str, list[Mapping[str, Cell]]] = {}
     for row in rows:
         kinds.setdefault(named(row, series), []).append(row)
@@ -122,15 +125,15 @@ def through_layers(
                 label=kind,
             )
         axes.set_ylabel(label)
-        axes.relim()
-        axes.set_autoscaley_on(True)
         tidy(axes)
     if series:
-        above.legend(frameon=False)
+        key(figure, above)
     below.set_xticks(range(len(names)), names, rotation=35, ha="right")
+    above.tick_params(labelbottom=False)
     return figure
 
 
+@styled
 def before_after(table: Table, *, name: tuple[str, ...], before: str, after: str, label: str) -> Figure:
     """Two estimates a row, joined by a line: without and with anti-aliasing, before and after a fix.
 
@@ -160,11 +163,12 @@ def before_after(table: Table, *, name: tuple[str, ...], before: str, after: str
     axes.set_yticks(range(len(rows)), [named(row, name) for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel(label)
-    axes.legend(frameon=False, loc="best")
+    key(figure, axes)
     tidy(axes, grid="x")
     return figure
 
 
+@styled
 def causes(
     table: Table,
     *,
@@ -205,7 +209,7 @@ def causes(
     axes.axvline(0, color="#777777", linewidth=0.6)
     axes.set_xlabel(label)
     if series:
-        axes.legend(frameon=False)
+        key(figure, axes)
     tidy(axes, grid="x")
     return figure
 

@@ -6,9 +6,10 @@ viridis, and blue to orange where values part at 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from shiftscope.measures import Estimate
 from shiftscope.tables import Cell, Table
@@ -25,19 +26,23 @@ __all__ = [
     "PAGE",
     "SEQUENTIAL",
     "blank",
+    "key",
     "named",
     "ordered",
     "reach",
     "save",
+    "styled",
     "tidy",
     "value",
 ]
 
+Given = ParamSpec("Given")
 #: Widths of a column and of a page of two columns, inches.
 COLUMN, PAGE = 3.35, 6.9
 #: Blue, vermilion, green, purple, orange, sky blue (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKS = ("o", "s", "^", "D", "v", "P")
+COLUMNS_OF_A_KEY = 2
 SEQUENTIAL, DIVERGING = "viridis", "PuOr_r"
 FONTS = {
     "font.size": 8,
@@ -51,13 +56,31 @@ FONTS = {
 
 def blank(width: float, height: float, *, columns: int = 1, rows: int = 1, share: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure of a width and height, inches, with its axes row by row."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(FONTS):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
     return figure, list(axes.ravel())
+
+
+def styled(draw: Callable[Given, Figure]) -> Callable[Given, Figure]:
+    """A function that draws, with our fonts."""
+
+    @wraps(draw)
+    def drawn(*given: Given.args, **named: Given.kwargs) -> Figure:
+        import matplotlib
+
+        with matplotlib.rc_context(FONTS):
+            return draw(*given, **named)
+
+    return drawn
+
+
+def key(figure: Figure, axes: Axes) -> None:
+    """The legend above the axes, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper left", ncols=COLUMNS_OF_A_KEY, frameon=False)
 
 
 def tidy(axes: Axes, *, grid: str = "y") -> None:

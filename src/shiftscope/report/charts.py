@@ -225,7 +225,7 @@ def _frame(
             marks.append(_tag("line", x1=place, x2=place, y1=TOP, y2=HEIGHT - BOTTOM, class_="rule"))
         marks.append(_tag("text", text, x=place, y=HEIGHT - BOTTOM + 20, class_="tick", text_anchor="middle"))
     marks.append(_tag("text", across, x=(LEFT + width - RIGHT) / 2, y=HEIGHT - 8, class_="label", text_anchor="middle"))
-    marks.append(_turned(up, 14, (TOP + HEIGHT - BOTTOM) / 2))
+    marks.append(_turned(up, 14.0, (TOP + HEIGHT - BOTTOM) / 2))
     return _tag("g", *marks)
 
 
