@@ -63,6 +63,7 @@ def test_study_prints_its_table_and_then_finds_it_finished(tmp_path: Path) -> No
     assert first.returncode == 0, first.stderr
     assert "factor" in first.stdout
     assert "Saved in studies/tiny" in first.stdout
+    assert (tmp_path / "studies" / "tiny" / "report.html").is_file()
     assert "run 1/1  factor 4, seed 0" in first.stderr
     again = shiftscope("study", "tiny.toml", "--json", cwd=tmp_path)
     assert "found finished" in again.stderr

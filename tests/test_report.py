@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import webbrowser
 from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 import torch
 
 import pages
+from shiftscope.cli import main
 from shiftscope.errors import InputError
 from shiftscope.gallery import galleries
+from shiftscope.illustrations import write_figures
 from shiftscope.lab import records
 from shiftscope.lab.holdings import holdings
 from shiftscope.measures import Estimate, per_shift_cosines
@@ -220,3 +223,40 @@ def test_a_map_has_a_pixel_a_shift_and_equal_maps_have_a_scale() -> None:
 
 def test_numbers_in_heat_maps_can_be_read() -> None:
     assert (ink((18, 24, 58)), ink((244, 236, 146))) == ("#ffffff", "#111111")
+
+
+def test_figures_are_written_and_those_left_out_are_named(study: Path, tmp_path: Path) -> None:
+    written, left_out = write_figures(study, out=tmp_path / "figures", formats=("svg",))
+    assert written == ["mcs_curve", "mcs_centred_curve", "test_accuracy_curve", "sensitivity", "accuracy_invariance"]
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {f"{name}.svg" for name in written}
+    assert "mcs_grid: it needs two settings that vary, and this study varies 1." in left_out
+    assert "antialias: no setting is measured both with and without a filter." in left_out
+
+
+def test_figures_of_a_study_without_runs_are_refused(study: Path, tmp_path: Path) -> None:
+    empty = pages.without(study, "record.json", 0, tmp_path / "none")
+    with pytest.raises(InputError, match="holds no finished run"):
+        write_figures(empty, out=tmp_path / "figures")
+
+
+def test_report_and_open_from_the_command_line(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = copied(study, tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: not asked.append(url))
+    assert main(["open", str(copy)]) == 2
+    assert "holds no report.html. Write it with `shiftscope report" in capsys.readouterr().err
+    assert main(["report", str(copy)]) == 0
+    assert main(["open", str(copy)]) == 0
+    assert asked == [(copy / "report.html").resolve().as_uri()]
+    monkeypatch.setattr(webbrowser, "open", lambda _: False)
+    assert main(["open", str(copy)]) == 2
+    assert "no browser could be started here. Open" in capsys.readouterr().err
+
+
+def test_figures_from_the_command_line(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["figures", str(study), "--out", str(tmp_path / "figures"), "--format", "svg"]) == 0
+    printed = capsys.readouterr().out
+    assert "Left out: causes: it needs a breakdown by cause" in printed
+    assert "mcs_curve, mcs_centred_curve" in printed
