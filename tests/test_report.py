@@ -243,6 +243,7 @@ def test_report_and_open_from_the_command_line(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = copied(study, tmp_path)
+    (copy / "report.html").unlink(missing_ok=True)
     asked: list[str] = []
     monkeypatch.setattr(webbrowser, "open", lambda url: not asked.append(url))
     assert main(["open", str(copy)]) == 2

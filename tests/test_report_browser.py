@@ -144,10 +144,10 @@ def test_dragging_with_the_mouse_shows_what_the_networks_say(study: Path, show: 
     opened.page.mouse.down()
     opened.page.mouse.move(x + 3 * step, y - 2 * step, steps=4)
     opened.page.mouse.up()
-    assert opened.text(".shift") == "3 right, 2 up pixels"
+    assert opened.text(".shift") == "3 pixels right, 2 up"
     assert_shows_truth(opened, study, image=0, dy=-2, dx=3)
     opened.page.mouse.move(x, y)
-    assert opened.text(".shift") == "3 right, 2 up pixels", "a released image must stay"
+    assert opened.text(".shift") == "3 pixels right, 2 up", "a released image must stay"
 
 
 def test_a_finger_drags_and_no_drag_leaves_the_grid(study: Path, show: Callable[..., Opened]) -> None:
@@ -163,7 +163,7 @@ def test_a_finger_drags_and_no_drag_leaves_the_grid(study: Path, show: Callable[
         ("touchEnd", []),
     ):
         client.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-    assert opened.text(".shift") == "6 right, 6 down pixels"
+    assert opened.text(".shift") == "6 pixels right, 6 down"
     assert_shows_truth(opened, study, image=0, dy=6, dx=6)
 
 
@@ -172,13 +172,13 @@ def test_arrow_keys_sliders_and_buttons_move_the_image(study: Path, show: Callab
     opened.page.focus(".stage")
     for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft", "ArrowLeft"):
         opened.page.keyboard.press(key)
-    assert opened.text(".shift") == "1 left, 2 down pixels"
+    assert opened.text(".shift") == "1 pixel left, 2 down"
     assert_shows_truth(opened, study, image=0, dy=2, dx=-1)
-    opened.page.locator(".told", has_text="1 left, 2 down pixels.").first.wait_for()
+    opened.page.locator(".told", has_text="1 pixel left, 2 down.").first.wait_for()
     opened.page.keyboard.press("Home")
     assert opened.text(".shift") == "not shifted"
     opened.page.fill(".dx", "-4")
-    assert opened.text(".shift") == "4 left pixels"
+    assert opened.text(".shift") == "4 pixels left"
     opened.page.click(".home")
     assert opened.text(".shift") == "not shifted"
 
@@ -220,7 +220,7 @@ def test_the_map_marks_the_shift_and_can_be_pressed(study: Path, show: Callable[
     box.scroll_into_view_if_needed()
     size = box.bounding_box()["width"] / 13
     box.click(position={"x": 8.5 * size, "y": 3.5 * size})
-    assert opened.text(".shift") == "2 right, 3 up pixels"
+    assert opened.text(".shift") == "2 pixels right, 3 up"
     assert [box.locator(".here").last.get_attribute(name) for name in ("cx", "cy")] == ["8.5", "3.5"]
 
 

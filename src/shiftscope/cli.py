@@ -159,7 +159,7 @@ def report(
 
     with reporting() as tell:
         path = write_report(folder, out=out, data_dir=data_dir, device=_device(device), progress=lambda *at: tell(Loading(*at)))
-    print(f"Saved in {path}. `shiftscope open {folder}` shows it.")
+    print(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))
 
 
 @app.command

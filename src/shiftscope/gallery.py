@@ -18,6 +18,7 @@ from shiftscope.lab import records
 from shiftscope.lab.data import Dataset, DataSpec, load
 from shiftscope.lab.holdings import Holding, Holdings
 from shiftscope.lab.sources import offline_unless
+from shiftscope.lab.studies import VARIANT
 from shiftscope.models import Loaded, load_model
 from shiftscope.outputs import shift_outputs
 from shiftscope.report import Drag, Network
@@ -128,7 +129,7 @@ def _gallery(scene: Scene, scenes: int, data_dir: Path | None, device: torch.dev
         outputs = shift_outputs(loaded.model, images, grid(scene.reach), fill=data.canvas.colour, device=device)
         networks.append(Network(name, cell.factor, outputs))
     return Drag(
-        title=f"Drag the image: {scene.data.name}" if scenes > 1 else "Drag the image",
+        title=f"Drag the image: {_title(scene)}" if scenes > 1 else "Drag the image",
         caption="Move it with the mouse, a finger or the arrow keys and watch two networks answer. Every answer was computed "
         f"before by the networks themselves, at all {len(grid(scene.reach)):,} shifts of {len(picked)} test images.",
         images=data.test.images[picked],
@@ -139,6 +140,12 @@ def _gallery(scene: Scene, scenes: int, data_dir: Path | None, device: torch.dev
         reach=scene.reach,
         networks=tuple(networks),
     )
+
+
+def _title(scene: Scene) -> str:
+    """The variant that the networks share, or their data set."""
+    variants = {str(cell.settings.get(VARIANT, "")) for cell, _ in scene.models.values()}
+    return variants.pop() if len(variants) == 1 and "" not in variants else scene.data.name
 
 
 def _picked(scene: Scene, scenes: int, data: Dataset) -> Tensor:

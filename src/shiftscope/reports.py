@@ -81,7 +81,7 @@ def study_page(
     held = holdings(folder)
     table = held.table()
     drags, lacking = galleries(held, data_dir=data_dir, device=device, progress=progress)
-    beside, told = _compared(folder)
+    beside, told = _compared(folder) if held.study.source else ([], [])
     missing = (*held.missing, *lacking, *told)
     curves = _curves(held, table)
     sections: list[Section] = [*curves[:1], *drags, *curves[1:], *_grids(held, table), *_maps(held)]
@@ -105,7 +105,8 @@ def _answer(held: Holdings, table: Table) -> str:
     """The result in one sentence."""
     rows = [row for row in table.rows if isinstance(row.get("mcs"), Estimate)]
     if not rows:
-        return "Nothing has been measured yet: no run of this study is finished."
+        why = "every training diverged" if held.finished else "no run of this study is finished"
+        return f"Nothing has been measured yet: {why}."
     reach = held.cells[0].wanted[0].measure.max_shift
     least, most = (chosen(rows, key=lambda row: _value(row, "mcs")) for chosen in (min, max))
     shift = f"a shift of up to {reach} pixel{'' if reach == 1 else 's'}"
@@ -127,7 +128,8 @@ def _answer(held: Holdings, table: Table) -> str:
 def _facts(held: Holdings, table: Table) -> tuple[str, ...]:
     counts = [cell.count for row in table.rows for cell in row.values() if isinstance(cell, Estimate)]
     run = held.cells[0].wanted[0]
-    facts = [f"{held.finished} of {held.wanted} networks trained and measured"]
+    known = held.finished + sum(len(cell.older) for cell in held.cells)
+    facts = [f"{known} of {held.wanted} networks trained and measured"]
     if counts:
         facts.append(f"{max(counts):,} test images")
     facts.append(f"{(2 * run.measure.max_shift + 1) ** 2} shifts of each")

@@ -19,12 +19,15 @@ from torch import Tensor
 from shiftscope.lab import records
 from shiftscope.lab.comparison import study_of
 from shiftscope.lab.records import Finished, Record
-from shiftscope.lab.studies import DERIVED, Run, Study
+from shiftscope.lab.studies import DERIVED, VARIANT, Run, Study
 from shiftscope.lab.summaries import short, table_of
 from shiftscope.measures import Estimate
 from shiftscope.tables import Table
 
 __all__ = ["Holding", "Holdings", "holdings"]
+
+#: Settings whose names say less than a few words.
+PLAIN = {"antialias": "filter size", "pool_kernel": "pooling kernel"}
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,10 @@ def _older_record(path: Path) -> Record | None:
 def _name(study: Study, settings: Mapping[str, Any]) -> str:
     """A cell's settings in words, those left out that all cells share."""
     varied = {path: settings[path] for path, values in study.axes().items() if len(values) > 1}
-    return ", ".join(f"{short(path).replace('_', ' ')} {value}" for path, value in varied.items()) or "the network"
+    names = {path: PLAIN.get(short(path), short(path).replace("_", " ")) for path in varied}
+    return (
+        ", ".join(str(value) if path == VARIANT else f"{names[path]} {value}" for path, value in varied.items()) or "the network"
+    )
 
 
 def _same(run: Run, recorded: Run) -> bool:

@@ -200,6 +200,10 @@ class _Axis:
         step = next(power * part for part in (1, 2, 2.5, 5, 10) if power * part >= raw)
         first = floor((low - reach * 0.04) / step)
         last = -floor(-(high + reach * 0.04) / step)
+        if low >= 0:
+            first = max(first, 0)
+        if high <= 1 < last * step:
+            last = -floor(-1 / step)  # a share or a cosine ends there
         self.ticks = [index * step for index in range(first, last + 1)]
         self.span = span
         self.digits = max(0, -floor(log10(step)) + (1 if step / power == 2.5 else 0))

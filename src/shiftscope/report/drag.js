@@ -148,6 +148,12 @@ shiftscope.Player = class {
     context.putImageData(this.drawn, Math.floor((canvas - width) / 2) + this.dx, Math.floor((canvas - height) / 2) + this.dy);
   }
 
+  /** The least cosine of the shown networks and 0, so that their maps share a scale. */
+  lowest() {
+    const least = this.panels.map((panel) => panel.cosines().reduce((low, value) => Math.min(low, value)));
+    return Math.min(...least, 0) / shiftscope.Player.COSINE_STEPS;
+  }
+
   /** In words, once the hand rests. */
   tell() {
     const said = this.panels.map((panel) => `${panel.answers().name}: ${panel.sentence()}`);
@@ -167,8 +173,11 @@ shiftscope.Player = class {
         if (changed && (!best || length < best.length)) best = { dy, dx, length };
       }
     }
-    if (best) this.move(best.dy, best.dx);
-    else this.told.textContent = "No shift of this grid changes the answer of these networks.";
+    if (best) {
+      this.move(best.dy, best.dx);
+      return;
+    }
+    this.told.textContent = this.section.querySelector(".shift").textContent = "no shift of this grid changes these networks' answers";
   }
 };
 
@@ -188,8 +197,7 @@ shiftscope.Panel = class {
     }));
     this.select.addEventListener("change", () => {
       this.number = Number(this.select.value);
-      this.chooseImage();
-      this.player.move(this.player.dy, this.player.dx, true);
+      this.player.choose(this.player.image);
     });
     this.says = make("span", "class");
     this.was = make("span", "was");
@@ -256,12 +264,17 @@ shiftscope.Panel = class {
     this.bars.replaceChildren(...this.rows.map((each) => each.row));
   }
 
+  /** The cosines of the shown image at every shift. */
+  cosines() {
+    const { player } = this;
+    const start = player.place(player.image, -player.data.reach, -player.data.reach);
+    return this.answers().cosines.subarray(start, start + player.side * player.side);
+  }
+
   drawMap() {
     const { player } = this;
-    const { cosines } = this.answers();
-    const start = player.place(player.image, -player.data.reach, -player.data.reach);
-    const values = cosines.subarray(start, start + player.side * player.side);
-    const low = Math.min(values.reduce((least, value) => Math.min(least, value)), 0) / shiftscope.Player.COSINE_STEPS;
+    const values = this.cosines();
+    const low = player.lowest();
     const picture = new ImageData(player.side, player.side);
     values.forEach((value, index) => {
       const share = (value / shiftscope.Player.COSINE_STEPS - low) / (1 - low);
@@ -269,7 +282,7 @@ shiftscope.Panel = class {
     });
     this.map.getContext("2d").putImageData(picture, 0, 0);
     const factor = this.answers().factor;
-    this.note.textContent = `Similarity at each shift, dark ${low.toFixed(2)} to light 1. `
+    this.note.textContent = `Similarity at each shift, from dark ${(Math.round(100 * low) / 100 || 0).toFixed(2)} to light 1. `
       + (factor > 1 ? `Dots: multiples of ${factor}, this network's subsampling factor.` : "Subsampling factor 1: every shift is on the lattice.");
   }
 

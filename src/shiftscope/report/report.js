@@ -41,9 +41,9 @@ shiftscope.make = (name, className = "", text = "", ...children) => {
 shiftscope.shiftWords = (dy, dx) => {
   if (!dy && !dx) return "not shifted";
   const parts = [];
-  if (dx) parts.push(`${Math.abs(dx)} ${dx > 0 ? "right" : "left"}`);
-  if (dy) parts.push(`${Math.abs(dy)} ${dy > 0 ? "down" : "up"}`);
-  return `${parts.join(", ")} ${Math.abs(dx) + Math.abs(dy) === 1 ? "pixel" : "pixels"}`;
+  if (dx) parts.push([Math.abs(dx), dx > 0 ? "right" : "left"]);
+  if (dy) parts.push([Math.abs(dy), dy > 0 ? "down" : "up"]);
+  return parts.map(([length, way], place) => `${length} ${place ? "" : length === 1 ? "pixel " : "pixels "}${way}`).join(", ");
 };
 
 shiftscope.tips = () => {
