@@ -222,17 +222,17 @@ def _lesson() -> Lesson:
     ramp = torch.tensor([0, 0, 0, 0, 1, 2, 3, 4, 3, 2, 1, 0, 0, 0, 0, 0])
     impulse = torch.tensor([0, 0, 0, 0, 0, 1, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0])
     signals = {
-        "two neighbours (the source's)": SIGNAL,
-        "alike in pairs (the source's)": HOMOGENEOUS,
+        "two values": SIGNAL,
+        "alike in pairs": HOMOGENEOUS,
         "smooth": ramp,
         "spikes": impulse,
     }
     kernels = {
-        "1 0 1 (the source's)": KERNEL,
-        "1 (none)": torch.tensor([1]),
+        "1 0 1": KERNEL,
+        "1, none": torch.tensor([1]),
         "1 1": torch.tensor([1, 1]),
-        "1 2 1 (low-pass)": torch.tensor([1, 2, 1]),
-        "1 -1 (edges)": torch.tensor([1, -1]),
+        "1 2 1, low-pass": torch.tensor([1, 2, 1]),
+        "1 -1, edges": torch.tensor([1, -1]),
     }
     return Lesson(
         "The lesson: why stride and homogeneity decide",

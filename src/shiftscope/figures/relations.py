@@ -104,7 +104,7 @@ def through_layers(
     """
     rows = _with(table, similarity, movement)
     names = list(dict.fromkeys(str(row.get(layer)) for row in rows))
-    figure, (above, below) = blank(PAGE * 0.75, 3.6, rows=2)
+    figure, (above, below) = blank(PAGE, 3.6, rows=2)
     above.sharex(below)
     kinds: dict[str, list[Mapping[str, Cell]]] = {}
     for row in rows:
