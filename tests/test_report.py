@@ -152,6 +152,27 @@ def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+def test_what_cannot_be_written_is_told(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        InputError, match=r"report\.html cannot be written \(.*\)\. Make room, or choose another place with --out"
+    ):
+        write_report(study, out=tmp_path / "file" / "report.html")
+    with pytest.raises(InputError, match=r"mcs_curve\.svg cannot be written"):
+        write_figures(study, out=tmp_path / "file", formats=("svg",))
+
+
+def test_a_page_has_room_for_fewer_images_and_then_for_fewer_networks(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = 13 * 13 * 14
+    monkeypatch.setattr("shiftscope.gallery.BUDGET", 6 * (2 * answers + 100))
+    ((shown,), _) = galleries(holdings(study))
+    assert (len(shown.images), len(shown.networks)) == (6, 2)
+    monkeypatch.setattr("shiftscope.gallery.BUDGET", 5 * (answers + 100))
+    ((shown,), _) = galleries(holdings(study))
+    assert (len(shown.images), len(shown.networks)) == (5, 1)
+    assert "room for 1 of 2 networks" in shown.caption
+
+
 def test_the_answer_names_the_least_and_the_most(study: Path) -> None:
     rows = {row["factor"]: row["mcs"].value for row in holdings(study).table().rows}
     answer = study_page(study).answer

@@ -30,6 +30,8 @@ __all__ = ["IMAGES", "Progress", "Scene", "galleries", "spread_over_classes"]
 IMAGES = 48
 #: What the answers of a page may take, bytes before base64.
 BUDGET = 1_500_000
+#: So many images have a place; where they would not fit, networks are left out.
+FEWEST = 4
 #: Beside its probabilities an answer holds a cosine and a top class, 16 bits each.
 BYTES_BESIDE = 4
 
@@ -121,17 +123,19 @@ def _gallery(scene: Scene, scenes: int, data_dir: Path | None, device: torch.dev
             f"the networks were trained on other images (sha256 {scene.checksum[:12]}, here {data.checksum[:12]}). Give the "
             "folder that holds theirs with --data-dir."
         )
-    picked = _picked(scene, scenes, data)
+    room, count = _room(scene, scenes, data)
+    picked = spread_over_classes(data.test.labels, count)
     images = data.canvas.place(data.test.images[picked])
     networks = []
-    for done, (name, (cell, loaded)) in enumerate(scene.models.items()):
-        progress("computing what networks answer to a drag", done, len(scene.models))
+    for done, (name, (cell, loaded)) in enumerate(list(scene.models.items())[:room]):
+        progress("computing what networks answer to a drag", done, room)
         outputs = shift_outputs(loaded.model, images, grid(scene.reach), fill=data.canvas.colour, device=device)
         networks.append(Network(name, cell.factor, outputs))
     return Drag(
         title=f"Drag the image: {_title(scene)}" if scenes > 1 else "Drag the image",
         caption="Move it with the mouse, a finger or the arrow keys and watch two networks answer. Every answer was computed "
-        f"before by the networks themselves, at all {len(grid(scene.reach)):,} shifts of {len(picked)} test images.",
+        f"before by the networks themselves, at all {len(grid(scene.reach)):,} shifts of {len(picked)} test images."
+        + (f" The page has room for {room} of {len(scene.models)} networks." if room < len(scene.models) else ""),
         images=data.test.images[picked],
         labels=data.test.labels[picked],
         classes=data.classes,
@@ -148,8 +152,9 @@ def _title(scene: Scene) -> str:
     return variants.pop() if len(variants) == 1 and "" not in variants else scene.data.name
 
 
-def _picked(scene: Scene, scenes: int, data: Dataset) -> Tensor:
-    """As many images as the page has room for."""
-    bytes_an_image = len(scene.models) * (2 * scene.reach + 1) ** 2 * (len(data.classes) + BYTES_BESIDE)
-    count = max(1, min(IMAGES, BUDGET // scenes // bytes_an_image))
-    return spread_over_classes(data.test.labels, count)
+def _room(scene: Scene, scenes: int, data: Dataset) -> tuple[int, int]:
+    """How many networks and how many images the page has room for."""
+    pixels = data.test.images[0].numel()
+    answers = (2 * scene.reach + 1) ** 2 * (len(data.classes) + BYTES_BESIDE)
+    networks = min(len(scene.models), max(1, (BUDGET // scenes // FEWEST - pixels) // answers))
+    return networks, max(1, min(IMAGES, BUDGET // scenes // (networks * answers + pixels)))

@@ -33,7 +33,7 @@ def write_figures(folder: Path, *, out: Path, formats: tuple[str, ...] = ("pdf",
         the names of the figures written, without suffix; and a sentence for each that was left out.
 
     Raises:
-        InputError: the folder holds no study, or no finished run.
+        InputError: the folder holds no study or no finished run, or the files cannot be written.
     """
     held = holdings(folder)
     table = held.table()
@@ -44,11 +44,19 @@ def write_figures(folder: Path, *, out: Path, formats: tuple[str, ...] = ("pdf",
         if isinstance(drawn, str):
             left_out.append(f"{name}: {drawn}")
             continue
-        figure = drawn()
         for suffix in formats:
-            write_whole(out / f"{name}.{suffix}", lambda path, figure=figure: figures.save(figure, path))  # type: ignore[misc]
+            _write(drawn(), out / f"{name}.{suffix}")
         written.append(name)
     return written, left_out
+
+
+def _write(figure: Figure, path: Path) -> None:
+    try:
+        write_whole(path, lambda temporary: figures.save(figure, temporary))
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}). Make room, or choose another place with --out."
+        ) from error
 
 
 def _candidates(held: Holdings, table: Table) -> Iterator[tuple[str, Callable[[], Figure] | str]]:

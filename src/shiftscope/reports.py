@@ -66,11 +66,16 @@ def write_report(
         the file.
 
     Raises:
-        InputError: the folder holds no study.
+        InputError: the folder holds no study, or the file cannot be written.
     """
     path = out or folder / REPORT
-    page = study_page(folder, data_dir=data_dir, device=device, progress=progress)
-    write_text(path, render(page))
+    text = render(study_page(folder, data_dir=data_dir, device=device, progress=progress))
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}). Make room, or choose another place with --out."
+        ) from error
     return path
 
 
@@ -152,7 +157,7 @@ def _curves(held: Holdings, table: Table) -> list[Section]:
     if not axes:
         return []
     across = "factor" if "factor" in axes else axes[0]
-    series = tuple(name for name in axes if name != across and len({str(row.get(name)) for row in _measured(table)}) > 1)
+    series = tuple(name for name in axes if name != across and len({str(row.get(name)) for row in _shown(table)}) > 1)
     note = "Points are means with 95 % intervals" + (
         "; hollow squares are the source's numbers." if _has(table, "source_mcs") else "."
     )
@@ -177,7 +182,7 @@ def _grids(held: Holdings, table: Table) -> list[Section]:
         panels = {"ours": name, "the source": f"source_{name}", "ours less the source's": f"difference_{name}"}
         whole = Table(table.title, (*table.columns, f"difference_{name}"), rows)
         title = f"{WORDS[name].capitalize()} over both settings"
-        caption = "Lighter is more; orange in the difference means that ours is higher. Hatched cells are not measured."
+        caption = "Lighter is more; orange in the difference means that ours is higher. Pale cells are not measured."
         grids.append(Grid(title, caption, whole, axes[0], axes[1], panels, diverging=("ours less the source's",)))
     return grids
 
@@ -257,8 +262,9 @@ def _worded(note: str) -> str:
     return re.sub(r"\b[a-z1]+(?:_[a-z]+)+\b|\bmcs\b", lambda found: WORDS.get(found[0], found[0]), text)
 
 
-def _measured(table: Table) -> list[Mapping[str, Cell]]:
-    return [row for row in table.rows if isinstance(row.get("mcs"), Estimate)]
+def _shown(table: Table) -> list[Mapping[str, Cell]]:
+    """The rows with a number of ours or of the source's."""
+    return [row for row in table.rows if row.get("mcs") is not None or row.get("source_mcs") is not None]
 
 
 def _has(table: Table, column: str) -> bool:

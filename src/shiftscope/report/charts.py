@@ -287,7 +287,7 @@ def _sources(
 def _heat(
     value: Cell, place: tuple[float, float], side: tuple[float, float], ends: tuple[float, float], where: str, *, parted: bool
 ) -> Markup:
-    """One cell of a heat map with its number; hatched where there is none."""
+    """One cell of a heat map with its number; pale where there is none."""
     (x, y), (wide, tall) = place, side
     found = number(value)
     shape: dict[str, Any] = {"x": x + 1, "y": y + 1, "width": wide - 2, "height": tall - 2, "rx": 3}
