@@ -15,12 +15,15 @@ import pytest
 import torch
 
 import pages
+from lab.test_runner import SMALL
 from shiftscope.cli import main
 from shiftscope.errors import InputError
 from shiftscope.gallery import galleries
 from shiftscope.illustrations import write_figures
 from shiftscope.lab import records
 from shiftscope.lab.holdings import holdings
+from shiftscope.lab.runner import run_study
+from shiftscope.lab.studies import load_study
 from shiftscope.measures import Estimate, per_shift_cosines
 from shiftscope.report import Chart, Grid, Maps, Missing, Rows, Scatter, ShiftMap, render
 from shiftscope.report.colours import SEQUENTIAL, ink
@@ -171,6 +174,19 @@ def test_a_page_has_room_for_fewer_images_and_then_for_fewer_networks(study: Pat
     ((shown,), _) = galleries(holdings(study))
     assert (len(shown.images), len(shown.networks)) == (5, 1)
     assert "room for 1 of 2 networks" in shown.caption
+
+
+def test_variants_have_a_gallery_each_and_share_the_room(tmp_path: Path) -> None:
+    variants = '[variants."<small>"]\ndata.canvas = 22\n[variants.large]\ndata.canvas = 26\n[grid]\nnetwork.factor = [4]\n'
+    text = SMALL.partition("[grid]")[0].replace("seeds = 2", "seeds = 1").replace("canvas = 22\n", "") + variants
+    (tmp_path / "variants.toml").write_text(text)
+    run_study(load_study(str(tmp_path / "variants.toml")), out=tmp_path / "study")
+    drags, missing = galleries(holdings(tmp_path / "study"))
+    assert missing == []
+    assert [(shown.title, shown.canvas) for shown in drags] == [("Drag the image: <small>", 22), ("Drag the image: large", 26)]
+    page = study_page(tmp_path / "study")
+    assert not any(isinstance(section, Missing) for section in page.sections), "a study without a source lacks nothing"
+    assert "Drag the image: &lt;small&gt;" in render(page)
 
 
 def test_the_answer_names_the_least_and_the_most(study: Path) -> None:
