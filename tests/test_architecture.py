@@ -47,7 +47,17 @@ ORDER = [
     "geometry",
     "probes",
     "layerwise",
+    "figures.style",
+    "figures.curves",
+    "figures.grids",
+    "figures.relations",
     "figures",
+    "report.content",
+    "report.colours",
+    "report.charts",
+    "report.packing",
+    "report.page",
+    "report",
     "lab",
     "lab.specs",
     "lab.seeds",
@@ -68,8 +78,12 @@ ORDER = [
     "lab.cluster",
     "lab.runner",
     "lab.comparison",
+    "lab.holdings",
     "models",
     "fixes",
+    "gallery",
+    "reports",
+    "illustrations",
     "console",
     "cli",
 ]
@@ -111,7 +125,7 @@ def test_a_module_imports_only_from_those_above_it() -> None:
 
 
 def test_only_the_command_line_and_what_serves_it_know_the_lab() -> None:
-    served = ("cli", "console", "models", "fixes")
+    served = ("cli", "console", "models", "fixes", "gallery", "reports", "illustrations")
     outside = [name for name in names() if not name.startswith("lab") and name not in served]
     assert not [name for name in outside if any(module.startswith("lab") for module in imported(names()[name]))]
 

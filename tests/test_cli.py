@@ -64,6 +64,7 @@ def test_study_prints_its_table_and_then_finds_it_finished(tmp_path: Path) -> No
     assert "factor" in first.stdout
     assert "Saved in studies/tiny" in first.stdout
     assert "1/1 done  factor 4, seed 0" in first.stderr
+    assert (tmp_path / "studies" / "tiny" / "report.html").is_file()
     again = shiftscope("study", "tiny.toml", "--json", cwd=tmp_path)
     assert "found finished" in again.stderr
     row = json.loads(again.stdout)["rows"][0]

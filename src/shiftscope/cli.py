@@ -114,8 +114,9 @@ def study(
     """
     from shiftscope.console import print_table, reporting
     from shiftscope.lab.memory import keep_freed_memory
-    from shiftscope.lab.runner import run_study
+    from shiftscope.lab.runner import Loading, run_study
     from shiftscope.lab.studies import load_study
+    from shiftscope.reports import write_report
 
     chosen = load_study(name, seeds=seeds, changes=_settings(changes))
     folder = out or DEFAULT_OUT / chosen.name
@@ -133,6 +134,7 @@ def study(
                 together=together,
                 report=report,
             )
+            write_report(folder, data_dir=data_dir, device=_device(device), progress=lambda *at: report(Loading(*at)))
     except KeyboardInterrupt:
         print(f"Stopped. Finished runs are in {folder}; the same command goes on from there.", file=sys.stderr)
         raise
@@ -145,7 +147,82 @@ def study(
         _print_json(table.to_json())
     else:
         print_table(table)
-        print(f"Saved in {folder}: table.md, table.csv, figure.png, runs/.")
+        print(f"Saved in {folder}: table.md, table.csv, figure.png, report.html, runs/.")
+
+
+@app.command
+def report(
+    folder: Path,
+    *,
+    out: Path | None = None,
+    data_dir: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Write a study's page: one HTML file that opens from disk, with figures, tables, and images to drag.
+
+    Parameters
+    ----------
+    folder:
+        Of a study; it may be half done, and the page then says what is missing.
+    out:
+        File to write; report.html in the folder by default.
+    data_dir:
+        Local folder that holds the data set; else SHIFTSCOPE_DATA, else what was decoded before. Nothing is fetched.
+    device:
+        Where to compute what networks answer to a drag: cpu, cuda, or auto.
+    """
+    from shiftscope.console import reporting
+    from shiftscope.lab.runner import Loading
+    from shiftscope.reports import write_report
+
+    with reporting() as tell:
+        path = write_report(folder, out=out, data_dir=data_dir, device=_device(device), progress=lambda *at: tell(Loading(*at)))
+    print(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))
+
+
+@app.command
+def figures(
+    folder: Path,
+    *,
+    out: Path | None = None,
+    formats: Annotated[tuple[Literal["pdf", "svg", "png"], ...], Parameter(name="--format", negative="")] = ("pdf", "svg", "png"),
+) -> None:
+    """Write a study's figures for publication, and say which are left out and why.
+
+    Parameters
+    ----------
+    folder:
+        Of a study; it may be half done.
+    out:
+        Folder for the files; figures/ in the study's folder by default.
+    formats:
+        pdf, svg or png; may be given again. All three by default.
+    """
+    from shiftscope.illustrations import write_figures
+
+    target = out or folder / "figures"
+    written, left_out = write_figures(folder, out=target, formats=formats)
+    for reason in left_out:
+        print(f"Left out: {reason}")
+    print(f"Saved in {target}: {', '.join(written) or 'nothing'}.")
+
+
+@app.command(name="open")
+def open_report(folder: Path) -> None:
+    """Show a study's page in the browser.
+
+    Parameters
+    ----------
+    folder:
+        Of a study with its report.html.
+    """
+    import webbrowser
+
+    path = folder / "report.html"
+    if not path.is_file():
+        raise InputError(f"{folder} holds no report.html. Write it with `shiftscope report {folder}`.")
+    if not webbrowser.open(path.resolve().as_uri()):
+        raise InputError(f"no browser could be started here. Open {path} in one yourself.")
 
 
 @app.command

@@ -27,7 +27,7 @@ from shiftscope.lab.studies import Claim, Source, Study, load_study, shipped_stu
 from shiftscope.measures import Estimate
 from shiftscope.tables import Table
 
-__all__ = ["compare"]
+__all__ = ["compare", "study_of"]
 
 #: Fewer cells than this have no rank correlation worth the name.
 CELLS_FOR_RANKS = 4
@@ -81,7 +81,7 @@ def compare(folder: Path) -> tuple[Table, Table]:
     Raises:
         InputError: no study there, none of its runs finished, or a source that printed nothing.
     """
-    study = _study(folder)
+    study = study_of(folder)
     source = study.source
     if source is None:
         raise InputError(f"{folder} has no source to compare with. Add a [source] table with cells or claims to the study.")
@@ -91,8 +91,15 @@ def compare(folder: Path) -> tuple[Table, Table]:
     return _cells(study, source, cells), _claims(study, source, cells)
 
 
-def _study(folder: Path) -> Study:
-    """The study of a folder; where it was written before its claims were, those that come with the package."""
+def study_of(folder: Path) -> Study:
+    """The study of a folder; where it was written before its claims were, those that come with the package.
+
+    Args:
+        folder: that holds ``study.json``.
+
+    Raises:
+        InputError: there is none, or it is not a study.
+    """
     try:
         study = Study.model_validate_json((folder / "study.json").read_bytes())
     except OSError as error:

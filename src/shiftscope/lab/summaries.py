@@ -16,7 +16,7 @@ from shiftscope.lab.studies import Study
 from shiftscope.measures import Estimate, crossed, interval, mean_over_seeds
 from shiftscope.tables import Table
 
-__all__ = ["curves", "layers", "short", "summarise"]
+__all__ = ["curves", "layers", "short", "summarise", "table_of"]
 
 
 def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
@@ -31,7 +31,7 @@ def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
         the first of them.
     """
     sound = [[run for run in runs if run.record.training.status != "diverged"] for runs in cells]
-    table = _table(study, cells)
+    table = table_of(study, cells)
     for name, each in (("table", table), ("curves", curves(study, sound)), ("layers", layers(study, sound))):
         write_text(out / f"{name}.csv", each.to_csv())
         write_text(out / f"{name}.md", each.to_markdown())
@@ -39,7 +39,13 @@ def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
     return table
 
 
-def _table(study: Study, cells: list[list[Finished]]) -> Table:
+def table_of(study: Study, cells: list[list[Finished]]) -> Table:
+    """A row a cell, whatever of it is there: a cell without runs has empty places, and so has a measure that no record holds.
+
+    Args:
+        study: whose cells these are, in its order.
+        cells: the finished runs of each.
+    """
     settings = study.combinations()
     printed = [study.printed(combination) for combination in settings]
     extra = sorted({f"source_{name}" for row in printed for name in row})
@@ -128,12 +134,17 @@ def _numbers(runs: list[Finished]) -> dict[str, Any]:
     numbers: dict[str, Any] = {"seeds": len(sound)}
     if sound:
         numbers["train_accuracy"] = min(run.record.training.train_accuracy for run in sound)
+        held = set.intersection(*(set(run.values) for run in sound))
         for name, measure in MEASURES.items():
+            if name not in held:
+                continue
             numbers[name] = measure.of_several(torch.stack([run.values[name] for run in sound]))
     return numbers
 
 
 def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
+    if not every:
+        return ()
     seeds, images = len(study.seeds), max((each.count for record in every for each in record.results.values()), default=0)
     over = (
         f"{seeds} trained networks a row and {images} test images"
@@ -160,6 +171,8 @@ def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
 
 def _origin(every: list[Record]) -> dict[str, str]:
     """What made the table, from the records: each distinct value, and the time all runs took together."""
+    if not every:
+        return {}
     names = [name for record in every for name in record.provenance if name not in ("seconds", "started")]
     origin = {
         name: "; ".join(dict.fromkeys(record.provenance.get(name, "-") for record in every)) for name in dict.fromkeys(names)
