@@ -264,7 +264,8 @@ def test_numbers_in_heat_maps_can_be_read() -> None:
 
 def test_figures_are_written_and_those_left_out_are_named(study: Path, tmp_path: Path) -> None:
     written, left_out = write_figures(study, out=tmp_path / "figures", formats=("svg",))
-    assert written == ["mcs_curve", "mcs_centred_curve", "test_accuracy_curve", "sensitivity", "accuracy_invariance"]
+    of_settings = ["mcs_curve", "mcs_centred_curve", "test_accuracy_curve", "sensitivity", "accuracy_invariance"]
+    assert written == [*of_settings, "mcs_shift", "top1_change_shift", "layers"]
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {f"{name}.svg" for name in written}
     assert "mcs_grid: it needs two settings that vary, and this study varies 1." in left_out
     assert "antialias: no setting is measured both with and without a filter." in left_out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["write_figures"]
 
-LABELS = {"mcs": "mean cosine similarity", "mcs_centred": "centred similarity", "test_accuracy": "test accuracy"}
+LABELS = {
+    "top1_change": "share of changed answers",
+    "mcs": "mean cosine similarity",
+    "mcs_centred": "centred similarity",
+    "test_accuracy": "test accuracy",
+}
 
 
 def write_figures(folder: Path, *, out: Path, formats: tuple[str, ...] = ("pdf", "svg", "png")) -> tuple[list[str], list[str]]:
@@ -83,9 +89,45 @@ def _candidates(held: Holdings, table: Table) -> Iterator[tuple[str, Callable[[]
     else:
         rest = tuple(name for name in varied if name != "antialias")
         yield "antialias", lambda: figures.before_after(paired, name=rest, before="plain", after="filtered", label=LABELS["mcs"])
-    yield "layers", "it needs similarity and movement layer by layer, which a study's records do not hold."
-    yield "homogeneity", "it needs homogeneity and gain of each network, which a study's records do not hold."
-    yield "causes", "it needs a breakdown by cause, which a study's records do not hold."
+    yield from _of_shifts(held, across)
+    yield _of_layers(held, across)
+    gained, series = held.gains(), tuple(name for name in varied if name != "factor")
+    axes = ("local homogeneity of what is subsampled", "gain in similarity over factor 1")
+    yield (
+        "homogeneity",
+        (lambda: figures.relation(gained, across="homogeneity", up="gain", series=series, labels=axes))
+        if len(gained.rows) > 1
+        else "it needs two cells or more that subsample, and factor 1 beside them.",
+    )
+    yield "causes", "it needs a breakdown by cause, which `shiftscope explain` makes of one model."
+
+
+def _of_shifts(held: Holdings, across: str | None) -> Iterator[tuple[str, Callable[[], Figure] | str]]:
+    """Measures against the largest shift, a line for each value of the main setting."""
+    table, series = _alike(held.curves(), across), (across,) if across else ()
+    for measure in ("mcs", "top1_change"):
+        yield (
+            f"{measure}_shift",
+            partial(figures.bands, table, across="max_shift", measure=measure, label=LABELS[measure], series=series)
+            if table.rows
+            else "no record holds a curve.",
+        )
+
+
+def _of_layers(held: Holdings, across: str | None) -> tuple[str, Callable[[], Figure] | str]:
+    table = _alike(held.layers(), across)
+    maps = Table(table.title, table.columns, tuple(row for row in table.rows if row.get("pixels")))
+    if not maps.rows:
+        return "layers", "no record holds the responses of layers."
+    return "layers", lambda: figures.through_layers(maps, movement="movement_in_pixels", series=(across,) if across else ())
+
+
+def _alike(table: Table, across: str | None) -> Table:
+    """The rows that differ from the first in one setting at most: as many lines as a figure carries."""
+    settings = table.columns[: table.columns.index("seeds")]
+    fixed = [name for name in settings if name not in (across, "max_shift")]
+    rows = tuple(row for row in table.rows if all(row.get(name) == table.rows[0].get(name) for name in fixed))
+    return Table(table.title, table.columns, rows)
 
 
 def _curve(table: Table, varied: list[str], across: str | None, measure: str) -> tuple[str, Callable[[], Figure] | str]:

@@ -42,6 +42,10 @@ WORDS = {
     "pool_kernel": "pooling kernel",
     "antialias": "filter size",
     "seeds": "networks",
+    "max_shift": "largest shift",
+    "movement_in_pixels": "movement, pixels",
+    "in_place": "similarity in place",
+    "homogeneity_pooled": "homogeneity, pooled",
 }
 
 
@@ -89,8 +93,8 @@ def study_page(
     beside, told = _compared(folder) if held.study.source else ([], [])
     missing = (*held.missing, *lacking, *told)
     curves = _curves(held, table)
-    sections: list[Section] = [*curves[:1], *drags, *curves[1:], *_grids(held, table), *_maps(held)]
-    sections += [*_scatter(held, table), *beside]
+    sections: list[Section] = [*curves[:1], *drags, *curves[1:], *_grids(held, table), *_maps(held), *_shifts(held)]
+    sections += [*_scatter(held, table), *beside, *_layers(held)]
     sections.append(Rows("All measured numbers", "Each with its 95 % interval; press a heading to sort.", _bare(table)))
     sections.append(_lesson())
     if missing:
@@ -197,6 +201,28 @@ def _maps(held: Holdings) -> list[Section]:
         "down is down; light is more alike."
     )
     return [Maps("Sensitivity maps", caption, tuple(ShiftMap(cell.name, values.float(), cell.factor) for cell, values in maps))]
+
+
+def _shifts(held: Holdings) -> list[Section]:
+    """The main measure against the largest shift."""
+    table, series = held.curves(), tuple(_varied(held))
+    if not table.rows:
+        return []
+    caption = "Over all shifts up to the largest, of every test image; bars are 95 % intervals."
+    return [Chart("How similarity falls with the largest shift", caption, table, "max_shift", "mcs", series)]
+
+
+def _layers(held: Holdings) -> list[Section]:
+    """What shifts do to every layer, and what homogeneity has to do with it."""
+    table, gained = held.layers(), held.gains()
+    sections: list[Section] = []
+    if table.rows:
+        caption = "What a shift leaves of each layer's maps, how far they move, and how alike neighbours are before subsampling."
+        sections.append(Rows("Layer by layer", caption, _bare(table)))
+    if gained.rows:
+        caption = "What subsampling gains over factor 1, beside the local homogeneity of what it subsamples."
+        sections.append(Rows("Homogeneity and gain", caption, _bare(gained)))
+    return sections
 
 
 def _scatter(held: Holdings, table: Table) -> list[Section]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from shiftscope.errors import InputError
 from shiftscope.lab.data import load
 from shiftscope.lab.executors import Processes
+from shiftscope.lab.holdings import holdings
 from shiftscope.lab.networks import Network
 from shiftscope.lab.runner import Loading, RunEnded, RunStarted, run_study
 from shiftscope.lab.studies import Study, load_study
@@ -144,6 +145,17 @@ def test_curves_and_layers_follow_from_the_weights_too(tmp_path: Path) -> None:
             expected = torch.stack([getattr(layers[number], name).double().mean() for layers in responses]).mean()
             assert float(row[name]) == pytest.approx(expected.item(), abs=1e-4)
     assert [row["layer"] for row in listed if row["homogeneity_pooled"]] == ["features.1", "features.4"]
+
+
+def test_gains_stand_beside_the_homogeneity_of_what_is_subsampled(tmp_path: Path) -> None:
+    table = run_study(small(tmp_path), out=tmp_path / "out")
+    gained = holdings(tmp_path / "out").gains()
+    assert [row["factor"] for row in gained.rows] == [4]
+    values = [row["mcs"] for row in table.rows]
+    assert gained.rows[0]["gain"].value == pytest.approx(values[1].value - values[0].value, abs=1e-6)
+    rows = [line.split(",") for line in (tmp_path / "out" / "layers.csv").read_text().splitlines()]
+    pooled = [dict(zip(rows[0], row, strict=True))["homogeneity_pooled"] for row in rows[1:] if row[0] == "4"]
+    assert gained.rows[0]["homogeneity"].value == pytest.approx(sum(float(each) for each in pooled if each) / 2, abs=1e-6)
 
 
 def test_seeds_trained_together_give_the_same_study_but_for_rounding(tmp_path: Path) -> None:

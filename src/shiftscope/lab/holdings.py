@@ -20,7 +20,7 @@ from shiftscope.lab import records
 from shiftscope.lab.comparison import study_of
 from shiftscope.lab.records import Finished, Record
 from shiftscope.lab.studies import DERIVED, VARIANT, Run, Study
-from shiftscope.lab.summaries import short, table_of
+from shiftscope.lab.summaries import curves, gains, layers, short, table_of
 from shiftscope.measures import Estimate
 from shiftscope.tables import Table
 
@@ -99,6 +99,21 @@ class Holdings:
         empty = {name for name in table.columns if all(row.get(name) is None for row in rows)}
         kept = tuple(name for name in table.columns if name not in empty)
         return Table(table.title, kept, tuple(rows), (*table.notes, *self._told_older()), table.provenance or self._origin())
+
+    def curves(self) -> Table:
+        """MCS and top-1 change against the largest shift; see :func:`shiftscope.lab.summaries.curves`."""
+        return curves(self.study, self._sound())
+
+    def layers(self) -> Table:
+        """Every layer's response; see :func:`shiftscope.lab.summaries.layers`."""
+        return layers(self.study, self._sound())
+
+    def gains(self) -> Table:
+        """Homogeneity and what subsampling gains; see :func:`shiftscope.lab.summaries.gains`."""
+        return gains(self.study, self._sound())
+
+    def _sound(self) -> list[list[Finished]]:
+        return [[run for run in cell.found if run.record.training.status != "diverged"] for cell in self.cells]
 
     def _told_older(self) -> tuple[str, ...]:
         """That some numbers come from records of an older form."""

@@ -13,10 +13,11 @@ from shiftscope.lab.files import write_text, write_whole
 from shiftscope.lab.measuring import CURVES, MEASURES, RESPONSES
 from shiftscope.lab.records import Finished, Record
 from shiftscope.lab.studies import Study
-from shiftscope.measures import Estimate, crossed, interval, mean_over_seeds
+from shiftscope.measures import Estimate, crossed, interval, mean_over_seeds, resampled
 from shiftscope.tables import Table
 
-__all__ = ["curves", "layers", "short", "summarise", "table_of"]
+FACTOR = "network.factor"
+__all__ = ["curves", "gains", "layers", "short", "summarise", "table_of"]
 
 
 def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
@@ -87,7 +88,11 @@ def _point(found: Tensor, bounds: tuple[float, float], count: int) -> Estimate:
     """One point of a curve: [seed, 1 + draw]."""
     value = float(found[:, 0].double().mean())
     low, high = interval(crossed(found[:, 1:])).clip(*bounds)
-    return Estimate(value, min(float(low), value), max(float(high), value), count=count, seeds=len(found))
+    return _estimate(value, (low, high), count, len(found))
+
+
+def _estimate(value: float, ends: tuple[float, float], count: int, seeds: int) -> Estimate:
+    return Estimate(value, min(float(ends[0]), value), max(float(ends[1]), value), count=count, seeds=seeds)
 
 
 def layers(study: Study, cells: list[list[Finished]]) -> Table:
@@ -118,6 +123,40 @@ def layers(study: Study, cells: list[list[Finished]]) -> Table:
         "front of a subsampling, at its stride; homogeneity_pooled: of what its window makes of that map.",
     )
     return Table(f"{study.title}: layer by layer", columns, tuple(rows), notes)
+
+
+def gains(study: Study, cells: list[list[Finished]]) -> Table:
+    """What subsampling gains over factor 1, beside the homogeneity of what it subsamples, of each cell that has both.
+
+    Args:
+        study: whose cells these are, in its order.
+        cells: the finished runs of each, without those that diverged.
+    """
+    settings = study.combinations()
+    dense = {_others(each): number for number, each in enumerate(settings) if each.get(FACTOR) == 1 and cells[number]}
+    rows = []
+    for number, (each, runs) in enumerate(zip(settings, cells, strict=True)):
+        base = dense.get(_others(each))
+        if base is None or base == number or not runs or not all("homogeneity" in run.values for run in runs):
+            continue
+        ours, theirs = (torch.stack([run.values["mcs"] for run in several]) for several in (runs, cells[base]))
+        value = float(ours.double().mean() - theirs.double().mean())
+        low, high = interval(resampled(ours, cell=number + 1) - resampled(theirs, cell=base + 1))
+        row: dict[str, Any] = {short(path): _cell(value) for path, value in each.items()}
+        row["homogeneity"] = mean_over_seeds(torch.stack([run.values["homogeneity"] for run in runs]), bounds=(-1.0, 1.0))
+        row["gain"] = _estimate(value, (low, high), ours.shape[1], len(runs))
+        rows.append(row)
+    note = (
+        "gain: MCS less that of the same network at factor 1; homogeneity: the mean over its subsampling layers, of what they "
+        "subsample."
+    )
+    columns = (*(short(path) for path in study.axes()), "homogeneity", "gain")
+    return Table(f"{study.title}: homogeneity and gain", columns, tuple(rows), (note,))
+
+
+def _others(settings: dict[str, Any]) -> tuple[Any, ...]:
+    """All settings of a cell but its factor."""
+    return tuple(value for path, value in settings.items() if path != FACTOR)
 
 
 def _draw(study: Study, table: Table, out: Path) -> None:
