@@ -120,6 +120,8 @@ class Geometry:
         last: the map that the head gets.
         subsamplings: in the order of the graph.
         borders: name -> how a layer that reads beyond the border continues its map (``zeros``, ``circular``, ...).
+        unfitting: names of layers that read inside their map only, or pad more than they read, so that not each of its positions,
+            continued at its other end, would be met by the same windows.
         head: what takes the positions away.
         head_name: its name in the graph; empty where nothing does.
         unknown: names and kinds of operators on maps that are not known here.
@@ -129,6 +131,7 @@ class Geometry:
     last: Place
     subsamplings: tuple[Subsampling, ...]
     borders: dict[str, str]
+    unfitting: tuple[str, ...]
     head: Head
     head_name: str
     unknown: tuple[str, ...]
@@ -178,6 +181,7 @@ class _Walk:
         self.calls: Counter[str] = Counter()
         self.subsamplings: list[Subsampling] = []
         self.borders: dict[str, str] = {}
+        self.unfitting: list[str] = []
         self.unknown: list[str] = []
         self.heads: list[tuple[fx.Node, Head, Place]] = []
 
@@ -197,15 +201,9 @@ class _Walk:
             for inside, _ in node.meta.get("nn_module_stack", {}).values():
                 self.wholes[inside] = place  # the last node inside is what the module gives
         last, head, head_name = self._head()
-        return Geometry(
-            self.wholes | self.places,
-            last,
-            tuple(self.subsamplings),
-            self.borders,
-            head,
-            head_name,
-            tuple(dict.fromkeys(self.unknown)),
-        )
+        unknown = tuple(dict.fromkeys(self.unknown))
+        places, subsamplings = self.wholes | self.places, tuple(self.subsamplings)
+        return Geometry(places, last, subsamplings, self.borders, tuple(self.unfitting), head, head_name, unknown)
 
     def _name(self, node: fx.Node) -> str:
         if node.op != "call_module":
@@ -244,6 +242,9 @@ class _Walk:
             self.borders[name] = mode
         if site.is_strided:
             self.subsamplings.append(Subsampling(name, site.title, site.stride, polyphase=False))
+        same = isinstance(site.module, nn.Conv2d) and site.module.padding == "same"
+        if not same and not _fits(self.editor, site):
+            self.unfitting.append(name)
         return _moved(place, site.reach, site.stride)
 
     def _blurred(self, part: layers.BlurPool2d | layers.MaxBlurPool2d, name: str, place: Place) -> Place:
@@ -252,7 +253,9 @@ class _Walk:
             windows = zip(_two(part.kernel_size), _two(part.dilation), strict=True)
             reach = [extra + step * (size - 1) for extra, (size, step) in zip(reach, windows, strict=True)]
         stride = (part.filter.stride[0], part.filter.stride[1])
-        if part.filter.border != "valid" and any(reach):
+        if part.filter.border == "valid" and any(reach):
+            self.unfitting.append(name)
+        elif any(reach):
             self.borders[name] = BORDERS[part.filter.border]
         if stride != (1, 1):
             self.subsamplings.append(Subsampling(name, f"filter, stride {stride[0]}", stride, polyphase=False))
@@ -296,6 +299,23 @@ class _Walk:
         for node, kind, place in reversed(self.heads):
             return place, kind, node.name if node.op != "call_module" else str(node.target)
         return spatial[-1] if spatial else Place(), "other", ""
+
+
+def _fits(editor: Editor, site: Site) -> bool:
+    """Whether a padded map has size / stride windows, which on a torus meet each position alike.
+
+    With padding P in all, reach r and stride s there are floor((n + P - r - 1) / s) + 1 windows: n / s for 1 - s <= P - r <= 0.
+    """
+    source = site.node.args[0]
+    part: Any = editor.part(source) if isinstance(source, fx.Node) else None
+    margins: Any = (0, 0, 0, 0)
+    if any(isinstance(part, kind) for kind in PADS):
+        margins = part.padding
+    elif isinstance(source, fx.Node) and source.target is functional.pad:
+        margins = source.args[1] if len(source.args) > 1 else source.kwargs["pad"]
+    left, right, up, down = (*margins, 0, 0, 0, 0)[:4]
+    padded = (up + down + 2 * site.padding[0], left + right + 2 * site.padding[1])
+    return all(1 - step <= pad - reach <= 0 for pad, reach, step in zip(padded, site.reach, site.stride, strict=True))
 
 
 def _border(node: fx.Node, part: nn.Module | None) -> str | None:

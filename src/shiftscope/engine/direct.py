@@ -162,7 +162,11 @@ def _checked(output: object, count: int) -> Tensor:
 def finite(output: Tensor) -> Tensor:
     """The output, or an InputError where a value is not finite."""
     if not output.isfinite().all():
-        raise InputError("`model` returned values that are not finite. Check its weights and the range of its input.")
+        wrong = int((~output.isfinite().flatten(1).all(1)).sum())
+        raise InputError(
+            f"`model` returned values that are not finite, for {wrong} of {len(output)} images. Check its weights and the range "
+            "of its input."
+        )
     return output
 
 
