@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, get_args
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from shiftscope.engine.direct import World
 from shiftscope.errors import InputError
 from shiftscope.explanations.causes import Causes, causes_of
 from shiftscope.explanations.guarantees import Guarantee, guarantee_of
@@ -17,6 +19,7 @@ from shiftscope.explanations.remedies import Remedies, remedies_of
 from shiftscope.explanations.worlds import Progress, Trial, drawn
 from shiftscope.layerwise import BATCH, Layers, layer_responses
 from shiftscope.measures import Estimate, mean
+from shiftscope.outputs import check_images, evaluating
 from shiftscope.signals import Mode
 from shiftscope.tables import Table
 
@@ -154,39 +157,16 @@ def explain(
         InputError: fewer than 2 images, labels of another number, a shift beyond the image, and what
             :func:`shiftscope.layerwise.layer_responses` says.
 
-    >>> torch.manual_seed(0) is not None
-    True
     >>> around = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular")
-    >>> model = nn.Sequential(around, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 100, 3))
+    >>> model = nn.Sequential(around, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 100, 3)).eval()
     >>> explain(model, torch.rand(8, 1, 10, 10), mode="circular", max_shift=2).causes.main
     'head'
     """
-    if images.ndim == 4 and len(images) < 2:
-        raise InputError(f"`images` must hold at least two images, of which intervals can be made, got {len(images) or 'none'}.")
-    if labels is not None and len(labels) != len(images):
-        raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {len(images)} images.")
-    if mode not in get_args(Mode):
-        raise InputError(f"`mode` must be 'zero' or 'circular', got {mode!r}.")
-    if shifts < 1:
-        raise InputError(f"`shifts` must be 1 or more an image, got {shifts}.")
-    smallest = min(images.shape[2:]) if images.ndim == 4 else 2
-    reach = min(8, max(1, smallest // 8)) if max_shift is None else max_shift
-    if not 1 <= reach < smallest:
-        raise InputError(f"`max_shift` must be 1 to {smallest - 1} pixels on images of {smallest}, got {reach}.")
+    reach = _checked(model, images, labels, (mode, shifts, max_shift))
     steps = drawn(len(images), shifts, reach, torch.Generator().manual_seed(seed))
-    layers = layer_responses(
-        model,
-        images,
-        steps,
-        mode=mode,
-        fill=fill,
-        batch_size=max(2, batch_size),
-        device=device,
-        progress=lambda done, of: progress("every layer", done, of or done),
-    )
     trial = Trial(images, steps, mode, fill, labels, batch_size, device, progress)
-    lost, reference = trial.lost(model, "the model as it is")
-    guarantee = guarantee_of(model)
+    if model.training:
+        warnings.warn("the model was in training mode; it is evaluated, and handed back as it was.", stacklevel=2)
     settings = {
         "images": str(len(images)),
         "shifts of each image": str(shifts),
@@ -194,12 +174,46 @@ def explain(
         "border": mode,
         "seed": str(seed),
     }
-    return Explanation(
-        name=name,
-        similarity=mean(1 - lost, bounds=(-1.0, 1.0)),
-        guarantee=guarantee,
-        causes=causes_of(model, trial, guarantee.geometry, lost, reference, seed=seed),
-        layers=layers,
-        remedies=remedies_of(model, trial, guarantee.geometry, lost, reference, name=name),
-        settings=settings,
-    )
+    with evaluating(model):
+        layers = layer_responses(
+            model,
+            images,
+            steps,
+            mode=mode,
+            fill=fill,
+            batch_size=max(2, batch_size),
+            device=device,
+            progress=lambda done, of: progress("every layer", done, of or done),
+        )
+        lost, reference = trial.lost(model, "the model as it is")
+        guarantee = guarantee_of(model)
+        return Explanation(
+            name=name,
+            similarity=mean(1 - lost, bounds=(-1.0, 1.0)),
+            guarantee=guarantee,
+            causes=causes_of(model, trial, guarantee.geometry, lost, reference, seed=seed),
+            layers=layers,
+            remedies=remedies_of(model, trial, guarantee.geometry, lost, reference, name=name),
+            settings=settings,
+        )
+
+
+def _checked(model: object, images: Tensor, labels: Tensor | None, options: tuple[str, int, int | None]) -> int:
+    """The largest shift, of what can be explained."""
+    mode, shifts, max_shift = options
+    if not isinstance(model, nn.Module):
+        raise InputError(f"`model` must be a torch.nn.Module to be looked into, got {type(model).__name__}. Wrap it in one.")
+    if len(images) < 2:
+        raise InputError(f"`images` must hold at least two images, of which intervals can be made, got {len(images) or 'none'}.")
+    check_images(images, World("zero", None, 0.0, tuple(images.shape[2:])))
+    if labels is not None and len(labels) != len(images):
+        raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {len(images)} images.")
+    if mode not in get_args(Mode):
+        raise InputError(f"`mode` must be 'zero' or 'circular', got {mode!r}.")
+    if shifts < 1:
+        raise InputError(f"`shifts` must be 1 or more an image, got {shifts}.")
+    smallest = min(images.shape[2:])
+    reach = min(8, max(1, smallest // 8)) if max_shift is None else max_shift
+    if not 1 <= reach < smallest:
+        raise InputError(f"`max_shift` must be 1 to {smallest - 1} pixels on images of {smallest}, got {reach}.")
+    return reach
