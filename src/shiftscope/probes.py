@@ -300,13 +300,16 @@ def _stride(module: nn.Module) -> Pair:
     if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d | TakePhase):
         found = module.stride if getattr(module, "stride", None) is not None else module.kernel_size
     found = 1 if found is None else found
-    return (found, found) if isinstance(found, int) else (int(found[0]), int(found[1]))
+    return _two(found)
 
 
 def _at_stride_one(module: nn.Module, maps: Tensor) -> Tensor | None:
     """What a pool or filter makes of maps before it subsamples; None for other layers."""
     if isinstance(module, nn.MaxPool2d):
-        return functional.max_pool2d(maps, module.kernel_size, 1, module.padding, module.dilation)
+        # A maximum over a box is one over rows of maxima over columns, for kernel + kernel values instead of kernel * kernel.
+        (high, wide), (down, right), (tall, broad) = map(_two, (module.kernel_size, module.padding, module.dilation))
+        columns = functional.max_pool2d(maps, (high, 1), 1, (down, 0), (tall, 1))
+        return functional.max_pool2d(columns, (1, wide), 1, (0, right), (1, broad))
     if isinstance(module, nn.AvgPool2d):
         options = module.padding, False, module.count_include_pad, module.divisor_override
         return functional.avg_pool2d(maps, module.kernel_size, 1, *options)
@@ -316,6 +319,10 @@ def _at_stride_one(module: nn.Module, maps: Tensor) -> Tensor | None:
             return filtered(maps, by)
         return max_filtered(maps, module.kernel_size, module.padding, module.dilation, by)
     return None
+
+
+def _two(value: Any) -> Pair:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def _as_maps(value: Any, place: Place) -> Tensor:

@@ -19,7 +19,8 @@ __all__ = ["Progress", "Trial", "between", "drawn"]
 
 #: Told what is going on, how many images are done, and of how many.
 Progress = Callable[[str, int, int], None]
-BLOCK = 64
+#: Images between two reports.
+BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Trial:
         """
         lost, references = [], []
         for start in range(0, len(self.images), BLOCK):
+            self.progress(what, start, len(self.images))
             part = slice(start, start + BLOCK)
             outputs = shift_outputs(
                 model,
@@ -77,7 +79,7 @@ class Trial:
             )
             lost.append(1 - per_shift_cosines(outputs).double().mean(dim=1))
             references.append(outputs.reference)
-            self.progress(what, min(start + BLOCK, len(self.images)), len(self.images))
+        self.progress(what, len(self.images), len(self.images))
         return torch.cat(lost), torch.cat(references)
 
     def around(self, factor: tuple[int, int]) -> Trial:
