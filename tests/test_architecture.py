@@ -44,6 +44,7 @@ ORDER = [
     "surgery.heads",
     "surgery.equivariance",
     "surgery",
+    "positions",
     "geometry",
     "probes",
     "layerwise",

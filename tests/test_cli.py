@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lab.test_runner import SMALL
+from shiftscope.cli import main
 
 TINY = SMALL.replace("seeds = 2", "seeds = 1").replace("[1, 4]", "[4]")
 
@@ -211,6 +212,31 @@ def test_explain_prints_and_writes_causes_layers_and_fixes(tmp_path: Path) -> No
     assert content["main_cause"] == "head"
     assert content["settings"]["largest shift"] == "3 pixels"
     assert content["fixes"]["rows"][0]["command"].startswith("shiftscope fix my_models:small --with gap")
+
+
+def test_explain_as_json_is_the_explanation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "told_models.py").write_text(EXPLAINED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = [
+        "explain",
+        "told_models:small",
+        "--data",
+        "digits",
+        "--canvas",
+        "20",
+        "--images",
+        "4",
+        "--mode",
+        "circular",
+        "--json",
+    ]
+    assert main(asked) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["graph"]["head"] == "flatten"
+    assert content["settings"]["border"] == "circular"
+    assert [row["layer"] for row in content["layers"]["rows"]] == ["canvas", "0", "1", "output"]
 
 
 @pytest.mark.parametrize(

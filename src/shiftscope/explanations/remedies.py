@@ -139,7 +139,7 @@ def remedies_of(
         reference: the unshifted outputs.
         name: of the model, for the commands.
     """
-    accuracy = None if trial.labels is None else proportion(correct(reference, trial.labels))
+    accuracy = None if trial.labels is None else proportion(correct(reference, trial.labels.cpu()))
     others = mean(between(reference), bounds=(-1.0, 1.0))
     if geometry is None:
         return Remedies((), accuracy, others, None, "No fix can be tried, because the model's graph cannot be traced.")
@@ -170,7 +170,7 @@ def _tried(model: nn.Module, trial: Trial, lost: Tensor, kinds: tuple[str, ...],
     except InputError as error:
         reason = str(error).split(". ")[0].rstrip(".")
         return Remedy(kinds, command, None, None, None, None, None, None, reason)
-    accuracy = None if trial.labels is None else proportion(correct(reference, trial.labels))
+    accuracy = None if trial.labels is None else proportion(correct(reference, trial.labels.cpu()))
     multiply_adds = fixed.after.multiply_adds if fixed.after else 0
     ratio = multiply_adds / before if before else 1.0
     gain = mean(lost - after, bounds=(-2.0, 2.0))
