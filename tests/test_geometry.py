@@ -111,7 +111,7 @@ class Placed(nn.Module):
             maps = self.rows(maps)
         elif self.does == "weighs":
             maps = self.norm(maps)
-        return torch.relu(maps).mean((-2, -1))
+        return torch.relu(maps - 0.5).mean((-2, -1))
 
 
 @pytest.mark.parametrize("does", ["nothing", "adds", "adds later", "cuts", "mixes rows", "weighs"])
