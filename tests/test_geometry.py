@@ -62,6 +62,7 @@ class Branches(nn.Module):
         self.head = nn.Linear(4, 3)
 
     def forward(self, images: Tensor) -> Tensor:
+        torch._assert(images.shape[1] == 1, "one colour")
         maps = torch.relu(self.main(images) + self.shortcut(images))
         maps = maps * self.gate(maps)
         maps = functional.max_pool2d(maps[:, :, ::2, ::2], 2)

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from shiftscope import layers
 from shiftscope.layers.polyphase import TakePhase
-from shiftscope.positions import BORDERS, Head, Layout, border_of, fits, head_kind, is_still, order_of
+from shiftscope.positions import BORDERS, Head, Layout, border_of, fits, head_kind, is_about_maps, is_still, order_of
 from shiftscope.surgery.graph import Editor, Pair, Site
 
 __all__ = ["Geometry", "Head", "Place", "Subsampling", "call_name", "geometry_of"]
@@ -140,7 +140,7 @@ class _Walk:
                 self.found[node] = Place()
                 continue
             sources = [self.found[other] for other in node.all_input_nodes if other in self.found]
-            if not sources or node.op == "output":
+            if not sources or node.op == "output" or is_about_maps(node):
                 continue
             place = self._after(node, name, _joined(sources))
             self.found[node] = place

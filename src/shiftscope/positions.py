@@ -25,7 +25,7 @@ from shiftscope.graphs import (
 from shiftscope.layers.polyphase import NormChoice, PhaseLogits
 from shiftscope.surgery.graph import Editor, Site
 
-__all__ = ["BORDERS", "Head", "Layout", "border_of", "fits", "head_kind", "is_still", "order_of"]
+__all__ = ["BORDERS", "Head", "Layout", "border_of", "fits", "head_kind", "is_about_maps", "is_still", "order_of"]
 
 Head = Literal["flatten", "gap", "other"]
 Layout = Literal["channels first", "channels last"]
@@ -62,9 +62,8 @@ STILL: tuple[Any, ...] = (
     functional.normalize,
     operator.getitem,
     operator.neg,
-    getattr,
 )
-STILL_METHODS = (*IDLE_METHODS, *POINTWISE_METHODS, "add", "sub", "mul", "div", "add_", "mul_", "size", "to", "type")
+STILL_METHODS = (*IDLE_METHODS, *POINTWISE_METHODS, "add", "sub", "mul", "div", "add_", "mul_", "to", "type")
 
 
 def head_kind(editor: Editor, node: fx.Node, layout: Layout) -> Head | None:
@@ -125,6 +124,13 @@ def border_of(node: fx.Node, part: nn.Module | None) -> str | None:
     if node.target is functional.pad:
         return BORDERS[str(node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant"))]
     return next((border for kind, border in PADS.items() if isinstance(part, kind)), None)
+
+
+def is_about_maps(node: fx.Node) -> bool:
+    """Whether a node's value is not a map but something about one: its shape, its type, where it is."""
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda")
+    return node.op == "call_method" and node.target in ("size", "dim", "numel")
 
 
 def is_still(editor: Editor, node: fx.Node, layout: Layout) -> bool:

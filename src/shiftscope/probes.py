@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -228,7 +228,7 @@ class Probes:
         held = calls[order].gives if spatial else torch.empty(0)
         if maps and maps[-1][0] > order:
             order, call = maps[-1]
-            place = self.geometry.last if self.geometry else _by_size(call.into, size)
+            place = _placed(self.geometry.last if self.geometry else None, call.into, size)
             if place is not None and not torch.equal(held, call.gets):
                 shape = _shape(call.into, place)
                 yield Probe(f"{call.layer}, input", "head input", (call.layer, call.number), "in", place, shape)
@@ -243,8 +243,7 @@ class Probes:
 
     def _place(self, call: _Call, size: Pair) -> Place | None:
         places = self.geometry.places if self.geometry else {}
-        known = places.get(call_name(call.layer, call.number), places.get(call.layer))
-        return known if known is not None and known.positions else _by_size(call.out, size)
+        return _placed(places.get(call_name(call.layer, call.number), places.get(call.layer)), call.out, size)
 
 
 @contextmanager
@@ -345,6 +344,25 @@ def _by_size(shape: tuple[int, ...], size: Pair) -> Place | None:
     if max(tall, wide) > apart * min(tall, wide):
         return None
     return Place((max(1, round(tall)), max(1, round(wide))))
+
+
+def _placed(known: Place | None, shape: tuple[int, ...], size: Pair) -> Place | None:
+    """Where the positions of a map lie: as the graph says, or by the map's size where it does not, or cannot be right."""
+    if known is None or (not known.positions and shape[2] * shape[3] > 1):
+        return _by_size(shape, size)
+    if not known.positions:
+        return known
+    channels, height, width = _shape(shape, known)
+    if _agrees(known, (height, width), size):
+        return known
+    found = _by_size((1, channels, height, width), size)  # behind an operator that the graph does not explain
+    return None if found is None else replace(found, layout=known.layout)
+
+
+def _agrees(place: Place, found: Pair, size: Pair) -> bool:
+    """Whether a map is as large as its factor says: no smaller than without padding, no larger than with as much as it sees."""
+    each = zip(found, size, place.factor, place.field, strict=True)
+    return all((whole - seen) // step + 1 <= part <= (whole + seen) // step + 1 for part, whole, step, seen in each)
 
 
 def _is_map(shape: tuple[int, ...]) -> bool:
