@@ -290,6 +290,24 @@ def test_chosen_layers_are_looked_at_whatever_they_are() -> None:
     ]
 
 
+def test_a_chosen_layer_without_a_map_is_told() -> None:
+    found = layer_responses(small(), IMAGES, EACH, layers=["0", "6"])
+    assert [layer.name for layer in found.layers] == ["canvas", "0", "5, input", "output"]
+    assert found.left_out == (("6", "it gives no map of positions"),)
+
+
+def test_memory_that_runs_out_asks_for_smaller_batches() -> None:
+    class Large(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            if images.shape[0] > 4:
+                raise MemoryError
+            return images.mean((2, 3))
+
+    with pytest.raises(InputError, match=r"memory ran out in a pass of 15 images. Choose a smaller `batch_size`"):
+        layer_responses(nn.Sequential(Large()), IMAGES, EACH)
+    assert layer_responses(nn.Sequential(Large()), IMAGES, EACH, batch_size=4).layers[-1].name == "output"
+
+
 def test_the_table_has_a_row_a_layer_and_intervals_over_images() -> None:
     table = layer_responses(small(), IMAGES, EACH).table()
     assert len(table.rows) == 7

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shiftscope import layers as ours
-from shiftscope.engine.direct import Direct, World
+from shiftscope.engine.direct import Direct, World, is_memory
 from shiftscope.errors import InputError
 from shiftscope.geometry import Geometry, Place, call_name, geometry_of
 from shiftscope.graphs import POINTWISE_MODULES
@@ -126,6 +126,8 @@ class Probes:
         canvas = Probe("canvas", "canvas", ("", 0), "in", Place(), (example.shape[1], *size))
         last = Probe("output", "output", ("", 0), "out", Place(positions=False), (output.shape[1], 1, 1))
         self.probes = [canvas, *self._layers(calls, size), *self._head(calls, size), last]
+        told = {*(probe.call[0] for probe in self.probes), *(name for name, _ in self.left_out)}
+        self.left_out += [(name, "it gives no map of positions") for name in layers or () if name not in told]
         self.names = sorted({probe.call[0] for probe in self.probes[1:-1]})
 
     def compare(self, images: Tensor, shifts: Tensor, device: torch.device) -> Iterator[int]:
@@ -191,8 +193,13 @@ class Probes:
         return move(images, steps, mode=self.mode, fill=self.world.background(images))
 
     def _run(self, batch: Tensor) -> Tensor:
-        """The outputs, checked; in one pass."""
-        return Direct(self.model, self.world, batch.device, len(batch), "fp32").run(batch)
+        """The outputs, checked; in one pass, because a hook has to see all of it together."""
+        try:
+            return Direct(self.model, self.world, batch.device, None, "fp32").once(batch)
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_memory(error):
+                raise
+            raise InputError(f"memory ran out in a pass of {len(batch)} images. Choose a smaller `batch_size`.") from error
 
     def _first_pass(self, chosen: dict[str, Kind | None], example: Tensor) -> tuple[list[_Call], Tensor]:
         calls: list[_Call] = []

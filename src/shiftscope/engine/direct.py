@@ -13,7 +13,7 @@ from torch import Tensor
 from shiftscope.errors import InputError
 from shiftscope.shifts import translate, translate_by_parts
 
-__all__ = ["Direct", "Model", "World", "finite"]
+__all__ = ["Direct", "Model", "World", "finite", "is_memory"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -89,16 +89,17 @@ class Direct:
         while start < len(batch):
             piece = batch[start : start + self.block]
             try:
-                pieces.append(self._forward(piece))
+                pieces.append(self.once(piece))
                 start += len(piece)
             except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_memory(error) or len(piece) == 1:
+                if not is_memory(error) or len(piece) == 1:
                     raise
                 self.block = len(piece) // 2
                 warnings.warn(f"out of memory; going on with batches of {self.block} images.", stacklevel=2)
         return torch.cat(pieces)
 
-    def _forward(self, batch: Tensor) -> Tensor:
+    def once(self, batch: Tensor) -> Tensor:
+        """One forward pass of the whole batch, and nothing where memory runs out but the error."""
         autocast: AbstractContextManager[object] = nullcontext()
         if self.precision == "bf16":
             autocast = torch.autocast(self.device.type, torch.bfloat16)
@@ -106,7 +107,7 @@ class Direct:
             with autocast:
                 output = self.model(batch)
         except Exception as error:  # whatever a model's Python code raises
-            if _is_memory(error):
+            if is_memory(error):
                 raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"`model` fails on images of shape {tuple(batch.shape)}: {reason}") from error
@@ -177,6 +178,7 @@ def _wrapped(images: Tensor, reach_y: int, reach_x: int) -> Tensor:
     return images[:, :, rows][:, :, :, columns]
 
 
-def _is_memory(error: BaseException) -> bool:
+def is_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
     known = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
     return known or "out of memory" in str(error) or "can't allocate memory" in str(error)

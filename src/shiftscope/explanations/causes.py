@@ -148,8 +148,8 @@ class Causes:
         ]
         if self.lattice is not None and self.drawn is not None:
             notes.append(
-                f"On circular maps {_number(self.lattice)} is lost at shifts by multiples of the factor, where subsampling costs "
-                f"nothing, and {_number(self.drawn)} at the shifts that were drawn."
+                f"On circular maps {_number(self.lattice)} is lost at shifts by multiples of the factor, where subsampling must "
+                f"cost nothing, and {_number(self.drawn)} at the shifts that were drawn."
             )
         columns = ("cause", "lost", "share", "different_images", "step", "reason")
         return Table("What is lost, by cause", columns, tuple(rows), tuple(notes))
