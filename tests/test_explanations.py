@@ -190,6 +190,9 @@ def test_a_step_that_makes_outputs_of_different_images_alike_is_warned_of() -> N
     head = found.causes.causes[0]
     assert head.between is not None
     assert head.between.value > 0.99 > found.causes.between.value
+    assert found.causes.relative is not None
+    assert found.causes.relative.value == pytest.approx(found.causes.whole.value / (1 - found.causes.between.value))
+    assert f"the loss goes from {found.causes.relative.value:.2f} to" in found.verdict or head.relative is None
 
 
 def test_between_is_the_mean_over_all_other_images() -> None:
@@ -278,6 +281,10 @@ def test_fixes_gain_and_cost_what_they_do_by_hand_and_are_ranked_by_the_rule() -
         each = tried[kinds]
         assert each.gain is not None
         assert each.gain.value == pytest.approx(whole_loss - lost_by_hand(fixed, shifts, circular=False), abs=1e-6)
+        assert each.relative is not None
+        assert each.between is not None
+        left = whole_loss - each.gain.value
+        assert each.relative.value == pytest.approx(left / (1 - each.between.value), rel=1e-3)
         assert each.multiply_adds == cost(fixed, (1, 16, 16)).multiply_adds
         assert each.accuracy is not None
         assert each.accuracy.value == pytest.approx(float((fixed(IMAGES).argmax(1) == labels).double().mean()))
@@ -286,6 +293,8 @@ def test_fixes_gain_and_cost_what_they_do_by_hand_and_are_ranked_by_the_rule() -
     assert list(found.remedies.remedies[: len(working)]) == sorted(working, key=lambda each: -each.worth)
     assert found.remedies.remedies[0].works
     assert "To try first: " in found.verdict
+    worse = working[0].accuracy is not None and working[0].accuracy.value < found.remedies.accuracy.value
+    assert ("train it again" in found.verdict) == worse
     costs = found.remedies.table().rows[-1]
     assert (costs["fix"], costs["multiply_adds"]) == ("as it is", cost(model, (1, 16, 16)).multiply_adds)
 

@@ -38,7 +38,7 @@ from shiftscope.graphs import POINTWISE_FUNCTIONS, POINTWISE_METHODS, POINTWISE_
 from shiftscope.measures import Estimate, interval, mean, resampled
 from shiftscope.surgery import Surgery, circular, global_pool, make_equivariant
 from shiftscope.surgery.heads import ALONE
-from shiftscope.tables import Table
+from shiftscope.tables import Cell, Table
 
 __all__ = ["Cause", "Causes", "causes_of", "share"]
 
@@ -85,6 +85,7 @@ class Cause:
         lost: its part of 1 - mean cosine; None where its step is impossible.
         share: the same as a share of the whole; None where nothing is lost.
         between: mean cosine between unshifted outputs of different images after the step; None where nothing was run for it.
+        relative: what is lost after the step over 1 - that: the loss between shifts as a share of that between images.
         step: the counterfactual.
         shows: what that can and cannot show.
         reason: why the step is impossible, or takes nothing away by itself; empty otherwise.
@@ -95,6 +96,7 @@ class Cause:
     lost: Estimate | None
     share: Estimate | None
     between: Estimate | None
+    relative: Estimate | None
     step: str
     shows: str
     reason: str
@@ -107,6 +109,7 @@ class Causes:
     Attributes:
         whole: 1 - mean cosine of the model as it is.
         between: mean cosine between its unshifted outputs of different images.
+        relative: the whole over 1 - that; None where all images have one output.
         causes: in the order of the steps; those that are part of another come after it.
         lattice, drawn: what is lost on circular maps before subsampling is changed, at shifts by multiples of the factor
             and at the trial's own; None where that step is impossible or the factor is not below the image's size.
@@ -116,6 +119,7 @@ class Causes:
 
     whole: Estimate
     between: Estimate
+    relative: Estimate | None
     causes: tuple[Cause, ...]
     lattice: Estimate | None
     drawn: Estimate | None
@@ -124,34 +128,35 @@ class Causes:
 
     def table(self) -> Table:
         """A row for each cause, and one for the whole."""
-        rows = [
+        rows: list[dict[str, Cell]] = [
             {
                 "cause": f"of {each.part_of}: {each.name}" if each.part_of else each.name,
                 "lost": each.lost,
                 "share": each.share,
                 "different_images": each.between,
+                "relative_loss": each.relative,
                 "step": each.step,
                 "reason": each.reason or None,
             }
             for each in self.causes
         ]
-        rows.append(
-            {"cause": "whole", "lost": self.whole, "different_images": self.between, "step": "the model as it is", "reason": None}
-        )
+        measured = {"lost": self.whole, "different_images": self.between, "relative_loss": self.relative}
+        rows.append({"cause": "whole", **measured, "step": "the model as it is"})
         notes = [
             self.verdict,
             "lost: of 1 - mean cosine of outputs; the causes' parts sum to the whole, those within another apart. Steps follow "
             "each other, and what two causes do together goes to the first. In brackets: 95 % intervals over "
             f"{self.whole.count} images.",
             "different_images: mean cosine between the unshifted outputs of different images after the step; near 1 they say "
-            "little.",
+            "little. relative_loss: what is lost after the step over 1 - that: near 0 where shifts change outputs less than "
+            "other images do, near 1 where they change them as much.",
         ]
         if self.lattice is not None and self.drawn is not None:
             notes.append(
                 f"On circular maps {_number(self.lattice)} is lost at shifts by multiples of the factor, where subsampling must "
                 f"cost nothing, and {_number(self.drawn)} at the shifts that were drawn."
             )
-        columns = ("cause", "lost", "share", "different_images", "step", "reason")
+        columns = ("cause", "lost", "share", "different_images", "relative_loss", "step", "reason")
         return Table("What is lost, by cause", columns, tuple(rows), tuple(notes))
 
 
@@ -175,11 +180,12 @@ def causes_of(
         seed: draws the lattice shifts.
     """
     whole, others = mean(lost, bounds=(0.0, 2.0)), mean(between(reference), bounds=(-1.0, 1.0))
+    relative = share(lost, 1 - between(reference))
     if geometry is None:
         reason = "the model's graph cannot be traced"
         causes = tuple(_cause(name, None, lost, reason) for name in ("head", "borders", "aliasing", "activations"))
         causes += (_cause("other", lost, lost, ""),)
-        return Causes(whole, others, causes, None, None, "", _verdict(whole, others, causes)[1])
+        return Causes(whole, others, relative, causes, None, None, "", _verdict(whole, others, relative, causes)[1])
     steps = _Steps(model, trial, geometry, lost)
     causes = tuple(steps.causes())
     around, lattice = steps.circular_trial, None
@@ -188,8 +194,8 @@ def causes_of(
         if multiples is not None and geometry.factor != (1, 1):
             lattice = mean(multiples.lost(steps.circular_model, "lattice shifts")[0], bounds=(0.0, 2.0))
     drawn = None if lattice is None or steps.circular_lost is None else mean(steps.circular_lost, bounds=(0.0, 2.0))
-    main, verdict = _verdict(whole, others, causes)
-    return Causes(whole, others, causes, lattice, drawn, main, verdict)
+    main, verdict = _verdict(whole, others, relative, causes)
+    return Causes(whole, others, relative, causes, lattice, drawn, main, verdict)
 
 
 class _Steps:
@@ -253,7 +259,7 @@ class _Steps:
             after, reference = self.circular_trial.lost(low_passed, "without the activations' new frequencies")
         except InputError as error:
             return _cause("activations", None, self.whole, _short(error))
-        return _cause("activations", self.circular_lost - after, self.whole, "", reference)
+        return _cause("activations", self.circular_lost - after, self.whole, "", (after, reference))
 
     def _step(self, name: str, trial: Trial, change: Callable[[], Surgery], *, keep: bool = True) -> Cause:
         """One counterfactual: measured, and kept for those that follow unless ``keep`` says otherwise."""
@@ -265,15 +271,16 @@ class _Steps:
         part, self.left, self.changed = self.left - after, after, changed
         if keep:
             self.model = changed
-        return _cause(name, part, self.whole, "", reference)
+        return _cause(name, part, self.whole, "", (after, reference))
 
 
-def _cause(name: str, part: Tensor | None, whole: Tensor, reason: str, reference: Tensor | None = None) -> Cause:
+def _cause(name: str, part: Tensor | None, whole: Tensor, reason: str, after: tuple[Tensor, Tensor] | None = None) -> Cause:
     lost = None if part is None else mean(part, bounds=(-2.0, 2.0))
-    others = None if reference is None else mean(between(reference), bounds=(-1.0, 1.0))
+    others = None if after is None else mean(between(after[1]), bounds=(-1.0, 1.0))
+    relative = None if after is None else share(after[0], 1 - between(after[1]))
     step, shows = STEPS[name]
     within = "aliasing" if name == "activations" else ""
-    return Cause(name, within, lost, None if part is None else share(part, whole), others, step, shows, reason)
+    return Cause(name, within, lost, None if part is None else share(part, whole), others, relative, step, shows, reason)
 
 
 def share(part: Float[Tensor, " image"], whole: Float[Tensor, " image"]) -> Estimate | None:
@@ -317,7 +324,7 @@ def _short(error: InputError) -> str:
     return str(error).split(". ")[0].rstrip(".")
 
 
-def _verdict(whole: Estimate, others: Estimate, causes: tuple[Cause, ...]) -> tuple[str, str]:
+def _verdict(whole: Estimate, others: Estimate, relative: Estimate | None, causes: tuple[Cause, ...]) -> tuple[str, str]:
     """The main cause, and a sentence."""
     if whole.value < ROUNDING:
         return "", "Nothing is lost: the outputs are the same under these shifts."
@@ -329,7 +336,7 @@ def _verdict(whole: Estimate, others: Estimate, causes: tuple[Cause, ...]) -> tu
     if main.between is not None and 1 - main.between.value < CLOSER * (1 - others.value):
         sentence += (
             f" But part of that is because outputs say less without it: those of different images had cosine {others.value:.2f} "
-            f"and have {main.between.value:.2f} then."
+            f"and have {main.between.value:.2f} then{_against(relative, main.relative)}."
         )
     rest = [f"{each.name} {_told(each)}" for each in ranked[1:] if each.share and abs(each.share.value) >= 0.05]
     if rest:
@@ -338,6 +345,13 @@ def _verdict(whole: Estimate, others: Estimate, causes: tuple[Cause, ...]) -> tu
         names = ", ".join(each.name for each in unknown if each.reason == reason)
         sentence += f" What is owed to {names} could not be told: {reason}."
     return main.name, sentence
+
+
+def _against(before: Estimate | None, after: Estimate | None) -> str:
+    """The loss against what tells different images apart."""
+    if before is None or after is None:
+        return ""
+    return f"; against what tells these apart, the loss goes from {before.value:.2f} to {after.value:.2f}"
 
 
 def _told(cause: Cause) -> str:

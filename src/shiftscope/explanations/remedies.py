@@ -45,6 +45,7 @@ class Remedy:
         share: the gain as a share of the loss before.
         accuracy: after the fix, on the unshifted images; None without labels.
         between: mean cosine between unshifted outputs of different images after the fix; near 1 they say little.
+        relative: what is lost after the fix over 1 - that.
         multiply_adds: of one image after the fix.
         ratio: the same over what it was before.
         reason: why it cannot be done; empty otherwise.
@@ -56,6 +57,7 @@ class Remedy:
     share: Estimate | None
     accuracy: Estimate | None
     between: Estimate | None
+    relative: Estimate | None
     multiply_adds: int | None
     ratio: float | None
     reason: str
@@ -79,6 +81,7 @@ class Remedies:
         remedies: ranked.
         accuracy: of the model as it is, on the unshifted images; None without labels.
         between: mean cosine between its unshifted outputs of different images.
+        relative: what it loses over 1 - that.
         multiply_adds: of the model as it is; None without a graph.
         reason: why there is none; empty otherwise.
     """
@@ -86,6 +89,7 @@ class Remedies:
     remedies: tuple[Remedy, ...]
     accuracy: Estimate | None
     between: Estimate
+    relative: Estimate | None
     multiply_adds: int | None
     reason: str
 
@@ -98,6 +102,7 @@ class Remedies:
                 "share": each.share,
                 "accuracy": each.accuracy,
                 "different_images": each.between,
+                "relative_loss": each.relative,
                 "multiply_adds": each.multiply_adds,
                 "ratio": each.ratio,
                 "command": each.command if each.gain is not None else None,
@@ -105,18 +110,29 @@ class Remedies:
             }
             for each in self.remedies
         ]
-        as_it_is = {"accuracy": self.accuracy, "different_images": self.between, "multiply_adds": self.multiply_adds}
-        rows.append({"fix": "as it is", **as_it_is})
+        as_it_is = {"accuracy": self.accuracy, "different_images": self.between, "relative_loss": self.relative}
+        rows.append({"fix": "as it is", **as_it_is, "multiply_adds": self.multiply_adds})
         notes = [self.reason] if self.reason else []
         notes.append(
             "gain: what the fix takes away of 1 - mean cosine, on the same images and shifts, without training. Ranked: fixes "
             "whose gain is above zero with its whole interval first, then by share taken away / ratio of multiply-adds. "
             "different_images: mean cosine between unshifted outputs of different images; a fix that brings it near 1 gains by "
-            "saying less."
+            "saying less. relative_loss: what is lost with the fix over 1 - that."
         )
         if any(each.gain is not None for each in self.remedies):
             notes.append("Weights are as they were: train again, then measure again, before you rely on a fix.")
-        columns = ("fix", "gain", "share", "accuracy", "different_images", "multiply_adds", "ratio", "command", "reason")
+        columns = (
+            "fix",
+            "gain",
+            "share",
+            "accuracy",
+            "different_images",
+            "relative_loss",
+            "multiply_adds",
+            "ratio",
+            "command",
+            "reason",
+        )
         return Table("Fixes, tried without training", columns, tuple(rows), tuple(notes))
 
 
@@ -140,14 +156,14 @@ def remedies_of(
         name: of the model, for the commands.
     """
     accuracy = None if trial.labels is None else proportion(correct(reference, trial.labels.cpu()))
-    others = mean(between(reference), bounds=(-1.0, 1.0))
+    others, relative = mean(between(reference), bounds=(-1.0, 1.0)), share(lost, 1 - between(reference))
     if geometry is None:
-        return Remedies((), accuracy, others, None, "No fix can be tried, because the model's graph cannot be traced.")
+        return Remedies((), accuracy, others, relative, None, "No fix can be tried, because the model's graph cannot be traced.")
     before = cost(model, trial.image).multiply_adds
     tried = [_tried(model, trial, lost, kinds, (name, before)) for kinds in _candidates(geometry)]
     ranked = sorted(tried, key=lambda each: (not each.works, each.gain is None, -each.worth))
     reason = "" if ranked else "No fix of this package applies to the model."
-    return Remedies(tuple(ranked), accuracy, others, before, reason)
+    return Remedies(tuple(ranked), accuracy, others, relative, before, reason)
 
 
 def _candidates(geometry: Geometry) -> Iterator[tuple[str, ...]]:
@@ -169,13 +185,13 @@ def _tried(model: nn.Module, trial: Trial, lost: Tensor, kinds: tuple[str, ...],
         after, reference = trial.lost(fixed.model, f"with {' + '.join(kinds)}")
     except InputError as error:
         reason = str(error).split(". ")[0].rstrip(".")
-        return Remedy(kinds, command, None, None, None, None, None, None, reason)
+        return Remedy(kinds, command, None, None, None, None, None, None, None, reason)
     accuracy = None if trial.labels is None else proportion(correct(reference, trial.labels.cpu()))
     multiply_adds = fixed.after.multiply_adds if fixed.after else 0
     ratio = multiply_adds / before if before else 1.0
     gain = mean(lost - after, bounds=(-2.0, 2.0))
-    others = mean(between(reference), bounds=(-1.0, 1.0))
-    return Remedy(kinds, command, gain, share(lost - after, lost), accuracy, others, multiply_adds, ratio, "")
+    others, relative = mean(between(reference), bounds=(-1.0, 1.0)), share(after, 1 - between(reference))
+    return Remedy(kinds, command, gain, share(lost - after, lost), accuracy, others, relative, multiply_adds, ratio, "")
 
 
 def _fixed(model: nn.Module, kinds: tuple[str, ...], image: tuple[int, int, int]) -> Surgery:

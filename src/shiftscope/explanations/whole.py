@@ -112,8 +112,14 @@ class Explanation:
             return ""
         return (
             f"To try first: {' + '.join(first.kinds)}, which takes {first.share.value:.0%} of the loss away before any training, "
-            f"at {first.ratio:.2f} times the multiply-adds."
+            f"at {first.ratio:.2f} times the multiply-adds{self._until_trained(first.accuracy)}."
         )
+
+    def _until_trained(self, accuracy: Estimate | None) -> str:
+        before = self.remedies.accuracy
+        if accuracy is None or before is None or accuracy.value >= before.value:
+            return ""
+        return f"; train it again, for until then {accuracy.value:.0%} of the images are right instead of {before.value:.0%}"
 
 
 def explain(
