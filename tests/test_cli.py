@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lab.test_runner import SMALL
+from shiftscope.cli import main
 
 TINY = SMALL.replace("seeds = 2", "seeds = 1").replace("[1, 4]", "[4]")
 
@@ -176,4 +177,83 @@ def test_what_cannot_be_fixed_is_told_in_a_sentence(tmp_path: Path, arguments: t
     done = shiftscope(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+EXPLAINED = """
+import torch
+from torch import nn
+
+class Dark(nn.Module):
+    def forward(self, images):
+        return images.mean((2, 3)) / 0
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(400, 10))
+
+def dark():
+    return Dark()
+"""
+
+
+def test_explain_prints_and_writes_causes_layers_and_fixes(tmp_path: Path) -> None:
+    (tmp_path / "my_models.py").write_text(EXPLAINED)
+    asked = ("explain", "my_models:small", "--data", "digits", "--canvas", "20", "--images", "12", "--max-shift", "3")
+    done = shiftscope(*asked, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("owed to the head", "Invariance is impossible", "Every layer's response to shifts", "--with gap"):
+        assert text in done.stdout
+    assert "every layer: 12 of 12" in done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *(f"{name}.{ending}" for name in ("causes", "layers", "fixes") for ending in ("md", "csv")),
+        "explanation.json",
+    }
+    content = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert content["main_cause"] == "head"
+    assert content["settings"]["largest shift"] == "3 pixels"
+    assert content["fixes"]["rows"][0]["command"].startswith("shiftscope fix my_models:small --with gap")
+
+
+def test_explain_as_json_is_the_explanation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "told_models.py").write_text(EXPLAINED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = [
+        "explain",
+        "told_models:small",
+        "--data",
+        "digits",
+        "--canvas",
+        "20",
+        "--images",
+        "4",
+        "--mode",
+        "circular",
+        "--json",
+    ]
+    assert main(asked) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["graph"]["head"] == "flatten"
+    assert content["settings"]["border"] == "circular"
+    assert [row["layer"] for row in content["layers"]["rows"]] == ["canvas", "0", "1", "output"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("my_models:small", "--data", "digits", "--canvas", "30"), "`model` fails on images of shape (1, 1, 30, 30): "),
+        (("my_models:dark", "--data", "digits"), "values that are not finite, for 1 of 1 images"),
+        (("my_models:small", "--data", "digits", "--canvas", "20", "--images", "1"), "`images` must be 2 or more"),
+        (("my_models:small", "--data", "digits", "--canvas", "20", "--max-shift", "20"), "`max_shift` must be 1 to 19 pixels"),
+        (("my_models:other",), "has no attribute 'other'"),
+        (("my_models:small", "--data", "digits", "--canvas", "20", "--out", "my_models.py/out"), "cannot be written"),
+    ],
+)
+def test_what_explain_cannot_do_is_said_in_one_sentence(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+    (tmp_path / "my_models.py").write_text(EXPLAINED)
+    done = shiftscope("explain", *arguments, *(() if "--images" in arguments else ("--images", "4")), cwd=tmp_path)
+    assert done.returncode == 2
+    assert text in done.stderr
     assert "Traceback" not in done.stderr

@@ -62,6 +62,7 @@ class Branches(nn.Module):
         self.head = nn.Linear(4, 3)
 
     def forward(self, images: Tensor) -> Tensor:
+        torch._assert(images.shape[1] == 1, "one colour")
         maps = torch.relu(self.main(images) + self.shortcut(images))
         maps = maps * self.gate(maps)
         maps = functional.max_pool2d(maps[:, :, ::2, ::2], 2)
@@ -87,6 +88,43 @@ def test_polyphase_sampling_is_told_from_plain_strides() -> None:
 def test_what_is_not_known_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2), nn.Flatten(), nn.LazyLinear(2))
     assert geometry_of(model).unknown == ("`1` (Upsample)",)
+
+
+class Placed(nn.Module):
+    """Scales channels, and, asked for, adds to each position its own weight, or looks at a part of the map only."""
+
+    def __init__(self, does: str) -> None:
+        super().__init__()
+        self.does, self.convolution = does, nn.Conv2d(1, 4, 1)
+        self.scale, self.places = nn.Parameter(torch.ones(4)), nn.Parameter(torch.rand(1, 4, 8, 8))
+        self.rows, self.norm = nn.Linear(8, 8), nn.LayerNorm((4, 8, 8))
+        nn.init.uniform_(self.norm.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.convolution(images) * self.scale.reshape(1, -1, 1, 1)
+        if self.does == "adds":
+            maps = maps + self.places
+        elif self.does == "adds later":
+            maps = maps.relu().add(self.places.mul(2))
+        elif self.does == "cuts":
+            maps = maps[:, :, 1:]
+        elif self.does == "mixes rows":
+            maps = self.rows(maps)
+        elif self.does == "weighs":
+            maps = self.norm(maps)
+        return torch.relu(maps - 0.5).mean((-2, -1))
+
+
+@pytest.mark.parametrize("does", ["nothing", "adds", "adds later", "cuts", "mixes rows", "weighs"])
+def test_operators_that_treat_positions_unlike_are_not_taken_for_stationary(does: str) -> None:
+    torch.manual_seed(0)
+    model = Placed(does)
+    found = geometry_of(model)
+    images = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        alike = torch.allclose(model(images), model(images.roll((3, 2), (2, 3))), atol=1e-6)
+    assert found.head == "gap"
+    assert (found.unknown == ()) == alike == (does == "nothing")
 
 
 def test_an_untraceable_model_is_refused() -> None:

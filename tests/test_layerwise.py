@@ -260,6 +260,37 @@ def test_without_a_graph_factors_come_from_sizes_and_unreadable_maps_are_left_ou
     assert any("cannot be traced" in note for note in found.table().notes)
 
 
+def test_behind_an_operator_without_a_rule_the_factor_comes_from_the_size() -> None:
+    def halved(maps: Tensor) -> Tensor:
+        return functional.interpolate(maps, scale_factor=0.5)
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.second(halved(halved(self.first(images)))).mean((2, 3))
+
+    found = layer_responses(Halves(), IMAGES, EACH)
+    assert [layer.factor for layer in found.layers if layer.kind == "convolution"] == [(1, 1), (4, 4)]
+
+
+def test_layers_on_what_a_pool_left_are_told_without_factor() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Flatten(), nn.Linear(5, 2)
+    )
+    found = layer_responses(model.eval(), IMAGES, EACH)
+    assert [(layer.name, layer.factor) for layer in found.layers] == [
+        ("canvas", (1, 1)),
+        ("0", (1, 1)),
+        ("2", None),
+        ("3", None),
+        ("5, input", None),
+        ("output", None),
+    ]
+
+
 def test_chosen_layers_are_looked_at_whatever_they_are() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert [layer.name for layer in layer_responses(model, IMAGES, EACH, layers=["1"]).layers] == [
@@ -268,6 +299,24 @@ def test_chosen_layers_are_looked_at_whatever_they_are() -> None:
         "3, input",
         "output",
     ]
+
+
+def test_a_chosen_layer_without_a_map_is_told() -> None:
+    found = layer_responses(small(), IMAGES, EACH, layers=["0", "6"])
+    assert [layer.name for layer in found.layers] == ["canvas", "0", "5, input", "output"]
+    assert found.left_out == (("6", "it gives no map of positions"),)
+
+
+def test_memory_that_runs_out_asks_for_smaller_batches() -> None:
+    class Large(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            if images.shape[0] > 4:
+                raise MemoryError
+            return images.mean((2, 3))
+
+    with pytest.raises(InputError, match=r"memory ran out in a pass of 15 images. Choose a smaller `batch_size`"):
+        layer_responses(nn.Sequential(Large()), IMAGES, EACH)
+    assert layer_responses(nn.Sequential(Large()), IMAGES, EACH, batch_size=4).layers[-1].name == "output"
 
 
 def test_the_table_has_a_row_a_layer_and_intervals_over_images() -> None:

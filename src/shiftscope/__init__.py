@@ -10,20 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shiftscope.errors import InputError
+    from shiftscope.explanations.whole import Explanation, explain
     from shiftscope.measures import Estimate
     from shiftscope.outputs import Outputs, shift_outputs, stream_outputs
     from shiftscope.shifts import grid
     from shiftscope.surveys import Survey, survey
     from shiftscope.tables import Table
 
-__all__ = ["Estimate", "InputError", "Outputs", "Survey", "Table", "grid", "shift_outputs", "stream_outputs", "survey"]
+__all__ = [
+    "Estimate",
+    "Explanation",
+    "InputError",
+    "Outputs",
+    "Survey",
+    "Table",
+    "explain",
+    "grid",
+    "shift_outputs",
+    "stream_outputs",
+    "survey",
+]
 
 _HOMES = {
     "Estimate": "measures",
+    "Explanation": "explanations.whole",
     "InputError": "errors",
     "Outputs": "outputs",
     "Survey": "surveys",
     "Table": "tables",
+    "explain": "explanations.whole",
     "grid": "shifts",
     "shift_outputs": "outputs",
     "stream_outputs": "outputs",

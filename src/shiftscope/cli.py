@@ -17,6 +17,7 @@ from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
     from shiftscope.lab.executors import Executor
+    from shiftscope.tables import Table
 
 app = App(name="shiftscope", help="Measure, explain and fix how a vision model responds to shifted images.")
 DEFAULT_OUT = Path("studies")
@@ -327,6 +328,70 @@ def fix(
         print(f"Saved in {out}.")
 
 
+@app.command
+def explain(
+    model: str,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    canvas: int | None = None,
+    images: int = 64,
+    max_shift: int | None = None,
+    mode: Literal["zero", "circular"] = "zero",
+    out: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Say where a model's invariance to shifts is lost, by cause and by layer, and which fix to try first.
+
+    Parameters
+    ----------
+    model:
+        The folder of a study's run, a file of shiftscope fix, or module:factory.
+    data:
+        Images to measure on: digits, mnist, cifar10, a Hugging Face id or an image folder; those a run was trained on by default.
+    data_dir:
+        Local folder that holds the data set; else SHIFTSCOPE_DATA.
+    canvas:
+        Height and width of the canvas, pixels; the model's input, where that is known, by default.
+    images:
+        How many test images.
+    max_shift:
+        Largest shift, pixels; 8 or, where it is less, the canvas's margin by default.
+    mode:
+        What comes in at the border: the canvas's colour (zero), or what left on the other side (circular).
+    out:
+        Folder for explanation.json, and for each table as Markdown and CSV; without it nothing is written.
+    as_json:
+        Print JSON instead.
+    """
+    from shiftscope.console import print_table, reporting
+    from shiftscope.fixes import explained, test_images
+    from shiftscope.lab.runner import Loading
+    from shiftscope.models import load_model
+
+    loaded = load_model(model)
+    with reporting() as report:
+        dataset = test_images(loaded, name=data, canvas=canvas, data_dir=data_dir, progress=lambda *at: report(Loading(*at)))
+        found = explained(
+            loaded,
+            dataset,
+            name=model,
+            images=images,
+            max_shift=max_shift,
+            mode=mode,
+            progress=lambda *at: report(Loading(*at)),
+        )
+    if out is not None:
+        _write_tables(out, dict(zip(("causes", "layers", "fixes"), found.tables(), strict=True)), found.to_json())
+    if as_json:
+        _print_json(found.to_json())
+        return
+    for table in found.tables():
+        print_table(table)
+    if out is not None:
+        print(f"Saved in {out}.")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code."""
     warnings.showwarning = _show_warning
@@ -338,6 +403,20 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return code if isinstance(code, int) else 0
+
+
+def _write_tables(folder: Path, tables: dict[str, Table], content: dict[str, Any]) -> None:
+    """Each table as Markdown and CSV, and all as explanation.json."""
+    from shiftscope.lab.files import write_text
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            write_text(folder / f"{name}.md", table.to_markdown())
+            write_text(folder / f"{name}.csv", table.to_csv())
+        write_text(folder / "explanation.json", json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}). Choose another folder with --out.") from error
 
 
 def _settings(changes: tuple[str, ...]) -> dict[str, Any]:

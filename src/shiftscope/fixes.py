@@ -1,14 +1,16 @@
-"""A fix, and whether it worked: the model before and after on the same images, under every shift."""
+"""Models on a data set's test images: explained, and before and after a fix under every shift."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from shiftscope.errors import InputError
+from shiftscope.explanations import Explanation, explain
 from shiftscope.lab.data import Dataset, DataSpec, load
 from shiftscope.measures import proportion
 from shiftscope.models import Fix, Loaded
@@ -19,7 +21,7 @@ from shiftscope.surgery import Change, Surgery, cost
 from shiftscope.surveys import survey
 from shiftscope.tables import Table
 
-__all__ = ["Progress", "compared", "fixed", "test_images"]
+__all__ = ["Progress", "compared", "explained", "fixed", "test_images"]
 
 #: Told how many of how many images were measured, and on which model.
 Progress = Callable[[str, int, int], None]
@@ -140,3 +142,45 @@ def compared(
 
 def _tell(progress: Progress, what: str, images: int, done: int) -> None:
     progress(f"measuring {what} shifts", done, images)
+
+
+def explained(
+    loaded: Loaded,
+    data: Dataset,
+    *,
+    name: str,
+    images: int,
+    max_shift: int | None,
+    mode: Mode = "zero",
+    progress: Progress = lambda *_: None,
+) -> Explanation:
+    """Where a model's invariance is lost, on test images.
+
+    Args:
+        loaded: the model.
+        data: its test images are measured on.
+        name: of the model, as :func:`shiftscope.models.load_model` takes it.
+        images: how many of them.
+        max_shift: the largest shift, pixels; None for 8 or, where that is less, what the canvas leaves around the image. Where it
+            leaves nothing, an eighth of the image.
+        mode: what comes in at the border.
+        progress: told how it goes.
+
+    Raises:
+        InputError: what :func:`shiftscope.explanations.explain` says.
+    """
+    if images < 2:
+        raise InputError(f"`images` must be 2 or more, of which intervals can be made, got {images}.")
+    margin = data.canvas.margin(data.test.images.shape[2:])
+    reach = min(8, margin) if max_shift is None and margin > 0 else max_shift
+    explanation = explain(
+        loaded.model,
+        data.canvas.place(data.test.images[:images]),
+        data.test.labels[:images],
+        max_shift=reach,
+        mode=mode,
+        fill=data.canvas.colour,
+        name=name,
+        progress=progress,
+    )
+    return replace(explanation, settings={**explanation.settings, "data": data.origin, "data_sha256": data.checksum})

@@ -7,74 +7,22 @@ of both counts. An operator that this module does not know is taken to leave the
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import fx, nn
-from torch.nn import functional
 
 from shiftscope import layers
-from shiftscope.graphs import (
-    ADDITIONS,
-    IDLE_FUNCTIONS,
-    IDLE_METHODS,
-    IDLE_MODULES,
-    POINTWISE_FUNCTIONS,
-    POINTWISE_METHODS,
-    POINTWISE_MODULES,
-    PRODUCTS,
-    QUOTIENTS,
-    SUBTRACTIONS,
-)
-from shiftscope.layers.polyphase import NormChoice, PhaseLogits, TakePhase
+from shiftscope.layers.polyphase import TakePhase
+from shiftscope.positions import BORDERS, Head, Layout, border_of, fits, head_kind, is_about_maps, is_still, order_of
 from shiftscope.surgery.graph import Editor, Pair, Site
 
 __all__ = ["Geometry", "Head", "Place", "Subsampling", "call_name", "geometry_of"]
 
-Head = Literal["flatten", "gap", "other"]
-Layout = Literal["channels first", "channels last"]
-
-#: Norms whose statistics are fixed or taken over channels or over the whole map: none sees a position.
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm)
-#: Layers that only pad, and how they continue a map.
-PADS: dict[type[nn.Module], str] = {
-    nn.ZeroPad2d: "zeros",
-    nn.ConstantPad2d: "zeros",
-    nn.CircularPad2d: "circular",
-    nn.ReflectionPad2d: "reflect",
-    nn.ReplicationPad2d: "replicate",
-}
-BORDERS = {"constant": "zeros", "zero": "zeros", "circular": "circular", "reflect": "reflect", "replicate": "replicate"}
 POLYPHASE = (layers.AdaptivePolyphaseSampling, layers.LearnedPolyphaseSampling, TakePhase)
 BLURS = (layers.BlurPool2d, layers.MaxBlurPool2d)
-OTHERS = (nn.PReLU, layers.AliasFreeActivation, NormChoice, PhaseLogits, nn.Linear)
-#: To several positions they leave maps of the size that a model was made for as they are.
-MEANS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-MEAN_FUNCTIONS = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d)
-#: Functions that leave factor, field and layout alone.
-STILL: tuple[Any, ...] = (
-    *ADDITIONS,
-    *SUBTRACTIONS,
-    *PRODUCTS,
-    *QUOTIENTS,
-    *IDLE_FUNCTIONS,
-    *POINTWISE_FUNCTIONS,
-    *MEAN_FUNCTIONS,
-    torch.cat,
-    functional.pad,
-    functional.layer_norm,
-    functional.batch_norm,
-    functional.group_norm,
-    functional.normalize,
-    operator.getitem,
-    operator.neg,
-    getattr,
-)
-STILL_METHODS = (*IDLE_METHODS, *POINTWISE_METHODS, "add", "sub", "mul", "div", "add_", "mul_", "size", "to", "type")
 
 
 @dataclass(frozen=True)
@@ -120,6 +68,8 @@ class Geometry:
         last: the map that the head gets.
         subsamplings: in the order of the graph.
         borders: name -> how a layer that reads beyond the border continues its map (``zeros``, ``circular``, ...).
+        unfitting: names of layers that read inside their map only, or pad more than they read, so that not each of its positions,
+            continued at its other end, would be met by the same windows.
         head: what takes the positions away.
         head_name: its name in the graph; empty where nothing does.
         unknown: names and kinds of operators on maps that are not known here.
@@ -129,6 +79,7 @@ class Geometry:
     last: Place
     subsamplings: tuple[Subsampling, ...]
     borders: dict[str, str]
+    unfitting: tuple[str, ...]
     head: Head
     head_name: str
     unknown: tuple[str, ...]
@@ -178,6 +129,7 @@ class _Walk:
         self.calls: Counter[str] = Counter()
         self.subsamplings: list[Subsampling] = []
         self.borders: dict[str, str] = {}
+        self.unfitting: list[str] = []
         self.unknown: list[str] = []
         self.heads: list[tuple[fx.Node, Head, Place]] = []
 
@@ -188,7 +140,7 @@ class _Walk:
                 self.found[node] = Place()
                 continue
             sources = [self.found[other] for other in node.all_input_nodes if other in self.found]
-            if not sources or node.op == "output":
+            if not sources or node.op == "output" or is_about_maps(node):
                 continue
             place = self._after(node, name, _joined(sources))
             self.found[node] = place
@@ -197,15 +149,9 @@ class _Walk:
             for inside, _ in node.meta.get("nn_module_stack", {}).values():
                 self.wholes[inside] = place  # the last node inside is what the module gives
         last, head, head_name = self._head()
-        return Geometry(
-            self.wholes | self.places,
-            last,
-            tuple(self.subsamplings),
-            self.borders,
-            head,
-            head_name,
-            tuple(dict.fromkeys(self.unknown)),
-        )
+        unknown = tuple(dict.fromkeys(self.unknown))
+        places, subsamplings = self.wholes | self.places, tuple(self.subsamplings)
+        return Geometry(places, last, subsamplings, self.borders, tuple(self.unfitting), head, head_name, unknown)
 
     def _name(self, node: fx.Node) -> str:
         if node.op != "call_module":
@@ -217,7 +163,7 @@ class _Walk:
         """Where the positions lie behind a node."""
         if not place.positions:
             return place
-        part, head = self.editor.part(node), _head_kind(self.editor, node)
+        part, head = self.editor.part(node), head_kind(self.editor, node, place.layout)
         if head is not None:
             self.heads.append((node, head, place))
             return replace(place, positions=False)
@@ -229,11 +175,11 @@ class _Walk:
             return self._polyphase(part, name, place)
         if node in self.slices:
             return self._sliced(node, name, place)
-        if (order := _order(node)) is not None:
+        if (order := order_of(node)) is not None:
             return replace(place, layout="channels last" if order == (0, 2, 3, 1) else "channels first")
-        if (border := _border(node, part)) is not None:
+        if (border := border_of(node, part)) is not None:
             self.borders[name] = border
-        elif not self._is_still(node, part):
+        elif not is_still(self.editor, node, place.layout):
             self.unknown.append(f"`{name}` ({type(part).__name__ if part is not None else 'function'})")
         return place
 
@@ -244,6 +190,9 @@ class _Walk:
             self.borders[name] = mode
         if site.is_strided:
             self.subsamplings.append(Subsampling(name, site.title, site.stride, polyphase=False))
+        same = isinstance(site.module, nn.Conv2d) and site.module.padding == "same"
+        if not same and not fits(self.editor, site):
+            self.unfitting.append(name)
         return _moved(place, site.reach, site.stride)
 
     def _blurred(self, part: layers.BlurPool2d | layers.MaxBlurPool2d, name: str, place: Place) -> Place:
@@ -252,7 +201,9 @@ class _Walk:
             windows = zip(_two(part.kernel_size), _two(part.dilation), strict=True)
             reach = [extra + step * (size - 1) for extra, (size, step) in zip(reach, windows, strict=True)]
         stride = (part.filter.stride[0], part.filter.stride[1])
-        if part.filter.border != "valid" and any(reach):
+        if part.filter.border == "valid" and any(reach):
+            self.unfitting.append(name)
+        elif any(reach):
             self.borders[name] = BORDERS[part.filter.border]
         if stride != (1, 1):
             self.subsamplings.append(Subsampling(name, f"filter, stride {stride[0]}", stride, polyphase=False))
@@ -272,37 +223,13 @@ class _Walk:
         self.subsamplings.append(Subsampling(name, f"slicing, stride {stride[0]}", stride, polyphase=False))
         return _moved(place, (0, 0), stride)
 
-    def _is_still(self, node: fx.Node, part: nn.Module | None) -> bool:
-        """Whether a node acts on each position alone, or at least leaves factor and field as they are."""
-        if part is not None:
-            known = (
-                *POINTWISE_MODULES,
-                *IDLE_MODULES,
-                *NORMS,
-                *MEANS,
-                nn.PReLU,
-                layers.AliasFreeActivation,
-                NormChoice,
-                PhaseLogits,
-            )
-            return isinstance(part, (*known, nn.Linear))
-        if getattr(node.target, "__name__", "") == "stochastic_depth":  # torchvision's; idle in evaluation
-            return True
-        return node.target in (STILL if node.op == "call_function" else STILL_METHODS)
-
     def _head(self) -> tuple[Place, Head, str]:
         """The last place where positions are taken away for good: gates take them away for a factor only."""
         spatial = [place for place in self.found.values() if place.positions]
-        for node, kind, place in reversed(self.heads):
+        if self.heads:
+            node, kind, place = self.heads[-1]
             return place, kind, node.name if node.op != "call_module" else str(node.target)
         return spatial[-1] if spatial else Place(), "other", ""
-
-
-def _border(node: fx.Node, part: nn.Module | None) -> str | None:
-    """How a pad of its own continues a map; None where a node is none."""
-    if node.target is functional.pad:
-        return BORDERS[str(node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant"))]
-    return next((border for kind, border in PADS.items() if isinstance(part, kind)), None)
 
 
 def _joined(places: list[Place]) -> Place:
@@ -318,42 +245,6 @@ def _moved(place: Place, reach: Pair, stride: Pair) -> Place:
     """Behind a window that reaches so far beyond its first position, and keeps one of so many."""
     field = (place.field[0] + reach[0] * place.factor[0], place.field[1] + reach[1] * place.factor[1])
     return replace(place, factor=(place.factor[0] * stride[0], place.factor[1] * stride[1]), field=field)
-
-
-def _head_kind(editor: Editor, node: fx.Node) -> Head | None:
-    """How a node takes positions away; None where it does not."""
-    part = editor.part(node)
-    if isinstance(part, MEANS) or node.target in MEAN_FUNCTIONS:
-        size = part.output_size if part is not None else next(iter([*node.args[1:], *node.kwargs.values()]), 1)
-        return "gap" if size in (1, (1, 1), [1, 1]) else None
-    if isinstance(part, nn.Flatten) or node.target in (torch.flatten, "flatten", "view", "reshape"):
-        return "flatten" if _is_flattening(node, part) else None
-    if node.target in (torch.mean, "mean", torch.amax, "amax"):
-        return "gap" if _axes(node) in ({-1, -2}, {2, 3}, {1, 2}) else None
-    return None
-
-
-def _is_flattening(node: fx.Node, part: nn.Module | None) -> bool:
-    if isinstance(part, nn.Flatten):
-        return bool(part.start_dim == 1)
-    if node.target in (torch.flatten, "flatten"):
-        start = node.kwargs.get("start_dim", node.args[1] if len(node.args) > 1 else 0)
-        return bool(start == 1)
-    return len(node.args) == 3 and bool(node.args[2] == -1)
-
-
-def _axes(node: fx.Node) -> set[int]:
-    given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
-    return set(given) if isinstance(given, list | tuple) else {given}
-
-
-def _order(node: fx.Node) -> tuple[int, ...] | None:
-    """The order of axes that a node makes, where it reorders."""
-    if node.target not in (torch.permute, "permute"):
-        return None
-    given: Any = node.args[1] if len(node.args) == 2 else node.args[1:]
-    order = tuple(given) if isinstance(given, list | tuple) else ()
-    return order if order in ((0, 2, 3, 1), (0, 3, 1, 2)) else None
 
 
 def _two(value: Any) -> Iterator[int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shiftscope import layers as ours
-from shiftscope.engine.direct import Direct, World
+from shiftscope.engine.direct import Direct, World, ran_out_of_memory
 from shiftscope.errors import InputError
 from shiftscope.geometry import Geometry, Place, call_name, geometry_of
 from shiftscope.graphs import POINTWISE_MODULES
@@ -140,6 +140,8 @@ class Probes:
         canvas = Probe("canvas", "canvas", ("", 0), "in", Place(), (example.shape[1], *size))
         last = Probe("output", "output", ("", 0), "out", Place(positions=False), (output.shape[1], 1, 1))
         self.probes = [canvas, *self._layers(calls, size), *self._head(calls, size), last]
+        told = {*(probe.call[0] for probe in self.probes), *(name for name, _ in self.left_out)}
+        self.left_out += [(name, "it gives no map of positions") for name in layers or () if name not in told]
         self.names = sorted({probe.call[0] for probe in self.probes[1:-1]})
         if not keep_background:
             self._take_off(self.world.background(example).reshape(1, -1, 1, 1).expand_as(example))
@@ -150,11 +152,11 @@ class Probes:
         def see(layer: str, number: int, _: nn.Module, into: Tensor, out: Any) -> None:
             for probe in self.probes[1:-1]:
                 if probe.call == (layer, number) and probe.place.positions:
-                    probe.empty = _as_maps(into if probe.side == "in" else out, probe.place).clone()
-                    probe.empty_before = into.clone() if probe.stride != (1, 1) else None
+                    probe.empty = _finite(_as_maps(into if probe.side == "in" else out, probe.place))
+                    probe.empty_before = _finite(into) if probe.stride != (1, 1) else None
 
         self.probes[0].empty = canvas
-        with _watching(self.model, self.names, see):
+        with _watching(self.model, self.names, see), suppress(InputError):  # what it answers there is asked by nobody
             self._run(canvas.contiguous())
 
     def compare(self, images: Tensor, shifts: Tensor, device: torch.device) -> Iterator[int]:
@@ -214,8 +216,13 @@ class Probes:
         return move(images, steps, mode=self.mode, fill=self.world.background(images))
 
     def _run(self, batch: Tensor) -> Tensor:
-        """The outputs, checked; in one pass."""
-        return Direct(self.model, self.world, batch.device, len(batch), "fp32").run(batch)
+        """The outputs, checked; in one pass, because a hook has to see all of it together."""
+        try:
+            return Direct(self.model, self.world, batch.device, None, "fp32").once(batch)
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise InputError(f"memory ran out in a pass of {len(batch)} images. Choose a smaller `batch_size`.") from error
 
     def _first_pass(self, chosen: dict[str, Kind | None], example: Tensor) -> tuple[list[_Call], Tensor]:
         calls: list[_Call] = []
@@ -251,7 +258,7 @@ class Probes:
         held = calls[order].gives if spatial else torch.empty(0)
         if maps and maps[-1][0] > order:
             order, call = maps[-1]
-            place = self.geometry.last if self.geometry else _by_size(call.into, size)
+            place = _placed(self.geometry.last if self.geometry else None, call.into, size)
             if place is not None and not torch.equal(held, call.gets):
                 shape = _shape(call.into, place)
                 yield Probe(f"{call.layer}, input", "head input", (call.layer, call.number), "in", place, shape)
@@ -266,8 +273,7 @@ class Probes:
 
     def _place(self, call: _Call, size: Pair) -> Place | None:
         places = self.geometry.places if self.geometry else {}
-        known = places.get(call_name(call.layer, call.number), places.get(call.layer))
-        return known if known is not None and known.positions else _by_size(call.out, size)
+        return _placed(places.get(call_name(call.layer, call.number), places.get(call.layer)), call.out, size)
 
 
 @contextmanager
@@ -323,7 +329,7 @@ def _stride(module: nn.Module) -> Pair:
     if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d | TakePhase):
         found = module.stride if getattr(module, "stride", None) is not None else module.kernel_size
     found = 1 if found is None else found
-    return (found, found) if isinstance(found, int) else (int(found[0]), int(found[1]))
+    return _two(found)
 
 
 def _alike(probe: Probe, module: nn.Module, maps: Tensor) -> None:
@@ -337,6 +343,11 @@ def _alike(probe: Probe, module: nn.Module, maps: Tensor) -> None:
         probe.homogeneity_pooled.append(homogeneities(_less(dense, without), probe.stride))
 
 
+def _finite(maps: Tensor) -> Tensor | None:
+    """A copy, where it says something."""
+    return maps.clone() if bool(maps.isfinite().all()) else None
+
+
 def _less(maps: Tensor, empty: Tensor | None) -> Tensor:
     return maps if empty is None else maps - empty
 
@@ -344,7 +355,10 @@ def _less(maps: Tensor, empty: Tensor | None) -> Tensor:
 def _at_stride_one(module: nn.Module, maps: Tensor) -> Tensor | None:
     """What a pool or filter makes of maps before it subsamples; None for other layers."""
     if isinstance(module, nn.MaxPool2d):
-        return functional.max_pool2d(maps, module.kernel_size, 1, module.padding, module.dilation)
+        # A maximum over a box is one over rows of maxima over columns, for kernel + kernel values instead of kernel * kernel.
+        (high, wide), (down, right), (tall, broad) = map(_two, (module.kernel_size, module.padding, module.dilation))
+        columns = functional.max_pool2d(maps, (high, 1), 1, (down, 0), (tall, 1))
+        return functional.max_pool2d(columns, (1, wide), 1, (0, right), (1, broad))
     if isinstance(module, nn.AvgPool2d):
         options = module.padding, False, module.count_include_pad, module.divisor_override
         return functional.avg_pool2d(maps, module.kernel_size, 1, *options)
@@ -354,6 +368,10 @@ def _at_stride_one(module: nn.Module, maps: Tensor) -> Tensor | None:
             return filtered(maps, by)
         return max_filtered(maps, module.kernel_size, module.padding, module.dilation, by)
     return None
+
+
+def _two(value: Any) -> Pair:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def _as_maps(value: Any, place: Place) -> Tensor:
@@ -376,6 +394,25 @@ def _by_size(shape: tuple[int, ...], size: Pair) -> Place | None:
     if max(tall, wide) > apart * min(tall, wide):
         return None
     return Place((max(1, round(tall)), max(1, round(wide))))
+
+
+def _placed(known: Place | None, shape: tuple[int, ...], size: Pair) -> Place | None:
+    """Where the positions of a map lie: as the graph says, or by the map's size where it does not, or cannot be right."""
+    if known is None or (not known.positions and shape[2] * shape[3] > 1):
+        return _by_size(shape, size)
+    if not known.positions:
+        return known
+    channels, height, width = _shape(shape, known)
+    if _agrees(known, (height, width), size):
+        return known
+    found = _by_size((1, channels, height, width), size)  # behind an operator that the graph does not explain
+    return None if found is None else replace(found, layout=known.layout)
+
+
+def _agrees(place: Place, found: Pair, size: Pair) -> bool:
+    """Whether a map is as large as its factor says: no smaller than without padding, no larger than with as much as it sees."""
+    each = zip(found, size, place.factor, place.field, strict=True)
+    return all((whole - seen) // step + 1 <= part <= (whole + seen) // step + 1 for part, whole, step, seen in each)
 
 
 def _is_map(shape: tuple[int, ...]) -> bool:

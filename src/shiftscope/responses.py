@@ -19,8 +19,8 @@ from shiftscope.signals import TIE
 
 __all__ = ["Responses", "homogeneities", "responses"]
 
-#: Values that one transform may hold; in double precision, complex, 64 MB.
-VALUES = 4_000_000
+#: Values that one transform may hold, so that it stays near the processor: more at once is up to 2.5 times slower.
+VALUES = 500_000
 
 Maps = Float[Tensor, "image channel height width"]
 #: Sums of squares of the maps before and after.
@@ -111,7 +111,7 @@ def _transformed(maps: Maps) -> Tensor:
 def _cross_products(one: Tensor, other: Tensor, size: tuple[int, int]) -> Float[Tensor, "image down right"]:
     """<A, T_-u B> for every u; u = 0 is in the centre."""
     sizes = [next_fast_len(2 * each - 1, real=True) for each in size]
-    products: Tensor = torch.fft.irfft2((one.conj() * other).sum(dim=1), s=sizes)
+    products: Tensor = torch.fft.irfft2(torch.linalg.vecdot(one, other, dim=1), s=sizes)
     for axis, each in zip((1, 2), size, strict=True):
         full = products.shape[axis]
         negative = products.narrow(axis, full - each + 1, each - 1)

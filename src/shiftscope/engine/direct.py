@@ -89,7 +89,7 @@ class Direct:
         while start < len(batch):
             piece = batch[start : start + self.block]
             try:
-                pieces.append(self._forward(piece))
+                pieces.append(self.once(piece))
                 start += len(piece)
             except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not ran_out_of_memory(error) or len(piece) == 1:
@@ -98,7 +98,8 @@ class Direct:
                 warnings.warn(f"out of memory; going on with batches of {self.block} images.", stacklevel=2)
         return torch.cat(pieces)
 
-    def _forward(self, batch: Tensor) -> Tensor:
+    def once(self, batch: Tensor) -> Tensor:
+        """One forward pass of the whole batch, and nothing where memory runs out but the error."""
         autocast: AbstractContextManager[object] = nullcontext()
         if self.precision == "bf16":
             autocast = torch.autocast(self.device.type, torch.bfloat16)
@@ -162,7 +163,11 @@ def _checked(output: object, count: int) -> Tensor:
 def finite(output: Tensor) -> Tensor:
     """The output, or an InputError where a value is not finite."""
     if not output.isfinite().all():
-        raise InputError("`model` returned values that are not finite. Check its weights and the range of its input.")
+        wrong = int((~output.isfinite().flatten(1).all(1)).sum())
+        raise InputError(
+            f"`model` returned values that are not finite, for {wrong} of {len(output)} images. Check its weights and the range "
+            "of its input."
+        )
     return output
 
 

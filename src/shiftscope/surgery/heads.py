@@ -14,8 +14,9 @@ from shiftscope.graphs import ADDITIONS, IDLE_FUNCTIONS, IDLE_MODULES, PRODUCTS
 from shiftscope.surgery.graph import Editor, source_of
 from shiftscope.surgery.plans import Surgery
 
-__all__ = ["channels_of", "global_pool"]
+__all__ = ["ALONE", "channels_of", "global_pool"]
 
+ALONE = "it sees one position already"
 JOINS = (*ADDITIONS, *PRODUCTS, "add", "mul")
 KEEPS_CHANNELS = (
     nn.MaxPool2d,
@@ -81,7 +82,7 @@ def _pooled(editor: Editor, linear: nn.Linear, flat: fx.Node, called: tuple[str,
         return
     positions = linear.in_features // channels
     if positions == 1:
-        editor.leave(*called, "it sees one position already")
+        editor.leave(*called, ALONE)
         return
     before = editor.part(source)
     if isinstance(before, nn.AdaptiveAvgPool2d):
