@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shiftscope.audits import Audit, audit
     from shiftscope.errors import InputError
     from shiftscope.measures import Estimate
     from shiftscope.outputs import Outputs, shift_outputs, stream_outputs
@@ -16,14 +17,28 @@ if TYPE_CHECKING:
     from shiftscope.surveys import Survey, survey
     from shiftscope.tables import Table
 
-__all__ = ["Estimate", "InputError", "Outputs", "Survey", "Table", "grid", "shift_outputs", "stream_outputs", "survey"]
+__all__ = [
+    "Audit",
+    "Estimate",
+    "InputError",
+    "Outputs",
+    "Survey",
+    "Table",
+    "audit",
+    "grid",
+    "shift_outputs",
+    "stream_outputs",
+    "survey",
+]
 
 _HOMES = {
+    "Audit": "audits",
     "Estimate": "measures",
     "InputError": "errors",
     "Outputs": "outputs",
     "Survey": "surveys",
     "Table": "tables",
+    "audit": "audits",
     "grid": "shifts",
     "shift_outputs": "outputs",
     "stream_outputs": "outputs",
