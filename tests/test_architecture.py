@@ -61,6 +61,7 @@ ORDER = [
     "lab.files",
     "lab.memory",
     "lab.sources",
+    "lab.folders",
     "lab.data",
     "lab.networks",
     "lab.selfcheck",
@@ -82,6 +83,9 @@ ORDER = [
     "models.loading",
     "models",
     "fixes",
+    "auditing.pictures",
+    "auditing.jobs",
+    "auditing",
     "console",
     "cli",
 ]

@@ -198,7 +198,7 @@ class Session:
             notes.append("Outputs are embeddings: only cosines are measured, nothing that needs a top class.")
         return cls(measurer, scene, kind, answer.shape[1], tuple(example.shape[1:]), tuple(notes))
 
-    def part(self, images: Tensor, labels: Tensor | None, *, first: int) -> Part:
+    def part(self, images: Tensor, labels: Tensor | None, *, numbers: Tensor) -> Part:
         """What a block of images gave; see :meth:`Measurer.part`.
 
         Raises:
@@ -209,7 +209,7 @@ class Session:
             raise InputError(
                 f"`labels` must be 0 to {self.classes - 1}, the model's classes, got {int(labels.min())} to {int(labels.max())}."
             )
-        return self.measurer.part(images, labels, first=first)
+        return self.measurer.part(images, labels, numbers=numbers)
 
     def result(self, whole: Part, *, provenance: dict[str, str] | None = None) -> Audit:
         """The audit, from all portions."""
@@ -226,7 +226,7 @@ def _parts(
         stop = first + len(block)
         if labels is not None and stop > len(labels):
             raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {stop} images or more.")
-        yield session.part(block, None if labels is None else labels[first:stop].cpu(), first=first)
+        yield session.part(block, None if labels is None else labels[first:stop].cpu(), numbers=torch.arange(first, stop))
         first = stop
         progress(first, total)
     if labels is not None and first != len(labels):

@@ -105,13 +105,13 @@ class Measurer:
             if self.counted[each.name][1]
         }
 
-    def part(self, images: Tensor, labels: Tensor | None, *, first: int) -> Part:
+    def part(self, images: Tensor, labels: Tensor | None, *, numbers: Tensor) -> Part:
         """All that is needed of a block of images.
 
         Args:
             images: [image, channel, height, width] in [0, 1], margin included.
             labels: of these images.
-            first: the number of the first one among all.
+            numbers: of these images among all, rising.
 
         Raises:
             InputError: the model fails, or returns what cannot be measured.
@@ -119,12 +119,12 @@ class Measurer:
         started = perf_counter()
         with self.asked.counting(), evaluating(self.asked.model), torch.inference_mode():
             surveyed = {at: self._surveyed(every, images) for at, every in self.grids.items()}
-            plan = planned(self.protocols, self.scene, count=len(images), first=first)
+            plan = planned(self.protocols, self.scene, numbers=numbers)
             answers, served = self._answers(plan, images, surveyed)
-        part = self._scores(plan, answers, labels, first)
+        part = self._scores(plan, answers, labels, numbers)
         for at, outputs in surveyed.items():
             part |= self._survey(at, outputs, labels)
-        part["most/changed"] = self._changed(plan, answers, surveyed, first)
+        part["most/changed"] = self._changed(plan, answers, surveyed, numbers)
         run, grids = len(plan.rows) - served, sum(len(every.shifts) for every in self.grids.values()) * len(images)
         dense = sum(len(images) for outputs in surveyed.values() if outputs.method == "dense")
         spent, self.seen = self.asked.passes - self.seen, self.asked.passes
@@ -184,7 +184,7 @@ class Measurer:
         answer = self.asked(torch.cat(pieces)[order.argsort()])
         return _classes(answer, self.scene.size) if self.kind == "maps" else answer
 
-    def _scores(self, plan: Plan, answers: Tensor, labels: Tensor | None, first: int) -> Part:
+    def _scores(self, plan: Plan, answers: Tensor, labels: Tensor | None, numbers: Tensor) -> Part:
         part: Part = {}
         reference = answers[plan.reference]
         if self.labelled and labels is not None and self.kind == "classes":
@@ -201,7 +201,7 @@ class Measurer:
                 given = Answers(values, reference, shifts, self.scene.size, labels)
             for name in scores:
                 if name == "normalised_variance":
-                    sums = spread_sums(values, first=first)
+                    sums = spread_sums(values, numbers=numbers)
                     part |= {f"sum/spread/{protocol.name}/{what}": total for what, total in sums.items()}
                 else:
                     part[f"each/score/{protocol.name}/{name}"] = SCORES[name].of(given).float()
@@ -220,7 +220,7 @@ class Measurer:
                 part[f"sum/survey/{name}/squares/{measure}"] = found.squares[measure]
         return part
 
-    def _changed(self, plan: Plan, answers: Tensor, surveyed: dict[Grid, Outputs], first: int) -> Tensor:
+    def _changed(self, plan: Plan, answers: Tensor, surveyed: dict[Grid, Outputs], numbers: Tensor) -> Tensor:
         """(similarity, image, border, dy, dx, class before and after) of the images that change most, at their worst shift."""
         reference = answers[plan.reference]
         telling = TELLING[plan.rows[:, 0].long()].nonzero()[:, 0]
@@ -249,7 +249,7 @@ class Measurer:
         for place, image in enumerate(every[:, 1].long().tolist()):
             seen.setdefault(image, place)
         kept = every[list(seen.values())]
-        kept[:, 1] += first
+        kept[:, 1] = numbers[kept[:, 1].long()].double()
         return most_changed(kept)
 
     def _told(self, similar: Tensor, rows: Tensor, reference: Tensor, after: Tensor) -> Tensor:

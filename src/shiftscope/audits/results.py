@@ -105,6 +105,7 @@ class Audit:
         cost: what it took.
         surveys: by grid (``zero 8``), what every shift gave, with the sensitivity maps.
         units: by protocol, values of each unit of the output.
+        damaged: names of images that could not be read and were left out.
         notes: what a reader needs.
         provenance: how it was made, name to value.
     """
@@ -114,6 +115,7 @@ class Audit:
     cost: Cost
     surveys: Mapping[str, Survey] = field(default_factory=dict)
     units: Mapping[str, Float[Tensor, " unit"]] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
 
@@ -157,6 +159,7 @@ class Audit:
             "cost": _plain({**asdict(self.cost), "images_per_second": self.cost.images_per_second}),
             "maps": {name: _plain(values.tolist()) for name, values in self.maps().items()},
             "units": {name: _plain(values.tolist()) for name, values in self.units.items()},
+            "damaged": list(self.damaged),
             "notes": list(self.notes),
             "provenance": dict(self.provenance),
         }

@@ -7,7 +7,7 @@ interval (jackknife), so that memory does not grow with the number of images.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from shiftscope.measures import Estimate
@@ -18,16 +18,16 @@ GROUPS = 10
 LEVEL = 0.95
 
 
-def spread_sums(values: Float[Tensor, "image view unit"], *, first: int) -> dict[str, Tensor]:
+def spread_sums(values: Float[Tensor, "image view unit"], *, numbers: Int[Tensor, " image"]) -> dict[str, Tensor]:
     """What is needed of some images.
 
     Args:
         values: outputs under shifts that all images share.
-        first: the number of the first image; an image's group is its number modulo ``GROUPS``.
+        numbers: of the images among all; an image's group is its number modulo ``GROUPS``.
     """
     values = values.double()
     count, views, units = values.shape
-    group = (torch.arange(count) + first) % GROUPS
+    group = numbers % GROUPS
     over_shifts = values.std(dim=1, correction=0)
     return {
         "count": torch.zeros(GROUPS, dtype=torch.float64).index_add(0, group, torch.ones(count, dtype=torch.float64)),

@@ -119,16 +119,19 @@ class Plan:
         return self.rows[:, 1].long()
 
 
-def planned(protocols: Sequence[Protocol], scene: Scene, *, count: int, first: int) -> Plan:
+def planned(protocols: Sequence[Protocol], scene: Scene, *, numbers: Int[Tensor, " image"]) -> Plan:
     """What has to be run for some images.
 
     Args:
         protocols: what is asked.
         scene: what surrounds the images.
-        count: how many images.
-        first: the number of the first one among all.
+        numbers: of the images among all, rising: what they draw depends on it.
     """
-    shifts = {protocol.name: protocol.draw(count, first=first).double() for protocol in protocols if protocol.scores}
+    count, first = len(numbers), int(numbers[0])
+    span = int(numbers[-1]) - first + 1
+    shifts = {
+        protocol.name: protocol.draw(span, first=first)[numbers - first].double() for protocol in protocols if protocol.scores
+    }
     asked = [_rows(torch.zeros(count, 1, 2, dtype=torch.float64), 0)]
     for protocol in protocols:
         if protocol.scores:
