@@ -297,7 +297,7 @@ def _fingerprint(name: str, model: nn.Module) -> str:
     path = Path(name)
     digest = sha256(path.read_bytes() if path.is_file() else b"")
     for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -8,17 +8,19 @@ centre is cut out, and crops are taken from the margin.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from shiftscope.errors import InputError
 from shiftscope.lab.data import Canvas, Dataset, DataSpec, load
 from shiftscope.lab.folders import Folder, listed
 from shiftscope.lab.seeds import stream
-from shiftscope.lab.sources import Labelled, Progress, is_image_folder, read
+from shiftscope.lab.sources import HUB_NAMES, Labelled, Progress, is_image_folder, read
 from shiftscope.models import Loaded
 
 __all__ = ["Block", "Pictures", "opened"]
@@ -82,7 +84,11 @@ class Pictures:
             return Block(images, labels, torch.tensor(places, dtype=torch.long), damaged)
         assert self.canvas is not None  # noqa: S101 - images in memory always have one
         part = self.source[start:stop]
-        return Block(self.canvas.place(part.images), part.labels, torch.arange(start, start + len(part)))
+        images = self.canvas.place(part.images)
+        if images.shape[2] != self.size:
+            scaled = functional.interpolate(images, (self.size,) * 2, mode="bilinear", antialias=True)
+            images = scaled.clamp_(0, 1)
+        return Block(images, part.labels, torch.arange(start, start + len(part)))
 
     def example(self) -> Tensor:
         """One image.
@@ -182,7 +188,7 @@ def _from_set(
             f"the model wants images of {channels} channels, those of {name or 'the data'} have {found}. Choose other `data`."
         )
     test, notes = _picked(dataset, images)
-    side = dataset.canvas.size
+    side = size or dataset.canvas.size
     return Pictures(
         source=test,
         count=len(test),
@@ -206,12 +212,18 @@ def _spec(loaded: Loaded, name: str | None, data_dir: Path | None, size: int | N
     if name in (None, "digits"):
         canvas = size or 40
         return DataSpec(image_size=max(1, canvas // 2), canvas=canvas, validation_images=1)
-    if size is None:
-        source = read(name, image_size=None, data_dir=data_dir, progress=progress)
-        return DataSpec(name=name, canvas=max(source.splits["train"].images.shape[2:]), validation_images=1)
-    if loaded.origin.network is not None:
+    if loaded.origin.network is not None and size is not None:
         return DataSpec(name=name, canvas=size, validation_images=1)
-    return DataSpec(name=name, image_size=size, canvas=size, validation_images=1)
+    if size is not None and name not in HUB_NAMES:
+        return DataSpec(name=name, image_size=size, canvas=size, validation_images=1)
+    # Kept at their own size, because thousands of enlarged images would not fit into memory.
+    source = read(name, image_size=None, data_dir=data_dir or _from_environment(), progress=progress)
+    return DataSpec(name=name, canvas=max(source.splits["train"].images.shape[2:]), validation_images=1)
+
+
+def _from_environment() -> Path | None:
+    known = os.environ.get("SHIFTSCOPE_DATA")
+    return Path(known) if known else None
 
 
 def _picked(dataset: Dataset, images: int) -> tuple[Labelled, tuple[str, ...]]:

@@ -188,7 +188,7 @@ class Session:
             other = "the model returns no classes" if kind != "classes" else f"the model has {answer.shape[1]} classes"
             notes.append(f"Labels are left out: {other}{f', the data {classes}' if classes and kind == 'classes' else ''}.")
             labelled = False
-        chosen = _chosen(protocols, kind, max_shift, min(scene.size), seed)
+        chosen = _chosen(protocols, kind, scene, max_shift, seed)
         measurer = Measurer(asked, chosen, scene, kind=kind, labelled=labelled, batch_size=batch_size)
         if any(each.border == "crop" and scene.border(each) == "zero" for each in chosen):
             notes.append("Images have no margin around the model's input, so crops are cut from the canvas's colour.")
@@ -249,9 +249,10 @@ def _blocks(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
 
 
 def _chosen(
-    protocols: Sequence[str | Protocol] | None, kind: str, max_shift: int | None, size: int, seed: int
+    protocols: Sequence[str | Protocol] | None, kind: str, scene: Scene, max_shift: int | None, seed: int
 ) -> tuple[Protocol, ...]:
     """The protocols asked for, each once."""
+    size, margin = min(scene.size), min(scene.margin)
     asked: Sequence[str | Protocol] = DEFAULTS[kind] if protocols is None else protocols
     if protocols is None and size <= SMALL and kind != "maps":
         asked = (*asked, *MAPPED)
@@ -259,7 +260,9 @@ def _chosen(
         raise InputError(f"`protocols` must be a list of one or more, got {asked!r}.")
     found: dict[str, Protocol] = {}
     for each in asked:
-        for protocol in (each,) if isinstance(each, Protocol) else named(each, max_shift=max_shift, size=size, seed=seed):
+        for protocol in (
+            (each,) if isinstance(each, Protocol) else named(each, max_shift=max_shift, size=size, margin=margin, seed=seed)
+        ):
             if found.setdefault(protocol.name, protocol) != protocol:
                 raise InputError(f"`protocols` holds two different {protocol.name}. Give one of them another name.")
     return tuple(found.values())

@@ -62,8 +62,9 @@ def applicable(protocol: Protocol, *, kind: str, labels: bool) -> tuple[tuple[st
         if (kind == "classes" and (labels or measure != "worst_case")) or (kind == "vectors" and measure in OF_VECTORS)
     )
     if not scores and not surveyed:
+        maps = any(name in SCORES and SCORES[name].needs == "maps" for name in protocol.scores)
         reason = {
-            "classes": "counts pixels of maps, or needs labels",
+            "classes": "counts pixels of maps, and the model answers with vectors" if maps else "needs labels",
             "vectors": "counts top classes, which an embedding does not have",
             "maps": "counts vectors, and the model answers with maps; `segmentation` counts these",
         }[kind]

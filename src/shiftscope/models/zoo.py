@@ -9,6 +9,7 @@ from inspect import signature
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from shiftscope.errors import InputError
@@ -66,7 +67,10 @@ def exhibit(library: str, name: str, *, pretrained: bool) -> Exhibit:
     if not known:
         raise InputError(f"{library} knows no model {name!r}. Its names: {_names(library)}.")
     try:
-        return _of_timm(module, name, pretrained) if library == "timm" else _of_torchvision(module, name, pretrained)
+        # Random weights are the same every time, and nobody else's stream is touched.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _of_timm(module, name, pretrained) if library == "timm" else _of_torchvision(module, name, pretrained)
     except InputError:
         raise
     except Exception as error:  # whatever the library raises

@@ -226,13 +226,17 @@ GROUPS = {
 }
 
 
-def named(name: str, *, max_shift: int | None = None, size: int | None = None, seed: int = 0) -> tuple[Protocol, ...]:
+def named(
+    name: str, *, max_shift: int | None = None, size: int | None = None, margin: int = 0, seed: int = 0
+) -> tuple[Protocol, ...]:
     """The protocols of a name.
 
     Args:
         name: of a protocol or a group of them.
         max_shift: the largest shift, pixels, instead of the protocol's own.
         size: of the model's input, pixels; by default no shift exceeds a quarter of it.
+        margin: around it in larger images, pixels; by default no crop exceeds it. 0 where there is none: such crops are cut from
+            the canvas's colour.
         seed: of what is drawn.
 
     Raises:
@@ -245,7 +249,13 @@ def named(name: str, *, max_shift: int | None = None, size: int | None = None, s
         raise InputError(f"`max_shift` must be 1 or more pixels, got {max_shift}.")
     if name not in PUBLISHED and name not in GROUPS:
         raise InputError(f"there is no protocol {name!r}. There are {', '.join([*PUBLISHED, *GROUPS])}.")
-    return tuple(_fitted(PUBLISHED[each], max_shift, size, seed) for each in GROUPS.get(name, (name,)))
+    found = []
+    for each in GROUPS.get(name, (name,)):
+        protocol = _fitted(PUBLISHED[each], max_shift, size, seed)
+        if protocol.border == "crop" and max_shift is None and 0 < margin < protocol.max_shift:
+            protocol = _fitted(PUBLISHED[each], margin, size, seed)
+        found.append(protocol)
+    return tuple(found)
 
 
 def _fitted(make: Callable[..., Protocol], max_shift: int | None, size: int | None, seed: int) -> Protocol:

@@ -18,6 +18,9 @@ from shiftscope.outputs import Outputs
 __all__ = ["SCORES", "Answers", "MapAnswers", "Score", "pixel_agreements"]
 
 
+SHARE, ANY = (0.0, 1.0), (0.0, float("inf"))
+
+
 @dataclass(frozen=True)
 class Answers:
     """A model's outputs on some images and their views.
@@ -77,8 +80,9 @@ class Score:
     needs: str = "classes"
 
     def estimate(self, values: Float[Tensor, " image"]) -> Estimate:
-        """The mean over images with its 95 % interval."""
-        return proportion(values > 0.5) if self.bounds is None else mean(values, bounds=self.bounds)
+        """The mean over images with its 95 % interval; Wilson's where every image is a yes or a no."""
+        yes_or_no = self.bounds is None or (self.bounds == SHARE and bool(((values == 0) | (values == 1)).all()))
+        return proportion(values > 0.5) if self.bounds is None or yes_or_no else mean(values, bounds=self.bounds)
 
 
 def _mcs(answers: Answers) -> Tensor:
@@ -176,8 +180,6 @@ def pixel_agreements(answers: MapAnswers) -> Float[Tensor, "image view"]:
 def _mean_pixel_agreement(answers: MapAnswers) -> Tensor:
     return pixel_agreements(answers).mean(dim=1)
 
-
-SHARE, ANY = (0.0, 1.0), (0.0, float("inf"))
 
 SCORES: dict[str, Score] = {
     "mcs": Score(_mcs, (-1.0, 1.0), "vectors"),
