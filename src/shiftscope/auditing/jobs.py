@@ -25,8 +25,8 @@ from shiftscope.errors import InputError
 from shiftscope.lab.files import sweep, write_tensors, write_text
 from shiftscope.lab.records import provenance
 from shiftscope.lab.specs import Spec
-from shiftscope.models import load_model
-from shiftscope.protocols import Protocol
+from shiftscope.models import Loaded, load_model
+from shiftscope.protocols import Protocol, named
 
 __all__ = ["AuditJob", "AuditPlan", "AuditSpec", "complete", "merged", "run_audit", "run_shard"]
 
@@ -210,6 +210,8 @@ def merged(out: Path) -> Audit:
 
 def _begun(spec: AuditSpec, tell: Tell) -> tuple[Session, Pictures, AuditPlan]:
     """The model, its images, and what is to be measured."""
+    for name in spec.protocols or ():
+        named(name, max_shift=spec.max_shift)  # tells what is wrong before anything is read
     loaded = load_model(
         spec.model,
         weights=None if spec.weights is None else Path(spec.weights),
@@ -226,22 +228,7 @@ def _begun(spec: AuditSpec, tell: Tell) -> tuple[Session, Pictures, AuditPlan]:
         max_shift=spec.max_shift,
         progress=lambda *at: tell(at),
     )
-    session = Session.begun(
-        loaded.model.to(spec.device),
-        pictures.example(),
-        labelled=pictures.classes is not None,
-        protocols=spec.protocols,
-        max_shift=spec.max_shift,
-        size=pictures.size,
-        fill=pictures.fill,
-        mean=pictures.mean,
-        output=spec.output,
-        embedding=spec.embedding or loaded.embedding,
-        classes=pictures.classes,
-        seed=spec.seed,
-        batch_size=spec.batch_size,
-        device=spec.device,
-    )
+    session = _session(spec, loaded, pictures)
     protocols = session.measurer.protocols
     plan = AuditPlan(
         spec=spec,
@@ -257,6 +244,30 @@ def _begun(spec: AuditSpec, tell: Tell) -> tuple[Session, Pictures, AuditPlan]:
         provenance=provenance(spec.device),
     )
     return session, pictures, plan
+
+
+def _session(spec: AuditSpec, loaded: Loaded, pictures: Pictures) -> Session:
+    try:
+        return Session.begun(
+            loaded.model.to(spec.device),
+            pictures.example(),
+            labelled=pictures.classes is not None,
+            protocols=spec.protocols,
+            max_shift=spec.max_shift,
+            size=pictures.size,
+            fill=pictures.fill,
+            mean=pictures.mean,
+            output=spec.output,
+            embedding=spec.embedding or loaded.embedding,
+            classes=pictures.classes,
+            seed=spec.seed,
+            batch_size=spec.batch_size,
+            device=spec.device,
+        )
+    except InputError as error:
+        if loaded.image is None and "the model fails on images" in str(error):
+            raise InputError(f"{error} The model does not tell the size of its input: give `size`.") from error
+        raise
 
 
 def _measured(session: Session, pictures: Pictures, plan: AuditPlan, number: int, tell: Tell) -> Part:

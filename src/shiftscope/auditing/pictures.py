@@ -131,7 +131,7 @@ def opened(
         raise InputError(f"`images` must be 1 or more, got {images}.")
     wanted = loaded.image[1] if loaded.image else size
     channels = loaded.image[0] if loaded.image else None
-    if data is not None and (is_image_folder(data) or Path(data).is_dir()):
+    if data is not None and is_image_folder(data) and not any(Path(data).rglob("*.parquet")):
         return _from_folder(Path(data), images, wanted, channels, max_shift, loaded.mean)
     return _from_set(loaded, data, data_dir, images, wanted, channels, progress)
 

@@ -222,7 +222,7 @@ def _parts(
     session: Session, batches: Iterable[Tensor], labels: Tensor | None, total: int | None, progress: Progress
 ) -> Iterator[Part]:
     first = 0
-    for block in _blocks(batches, block_size(session.scene.size)):
+    for block in _blocks(batches, block_size(session.scene.size), session.shape):
         stop = first + len(block)
         if labels is not None and stop > len(labels):
             raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {stop} images or more.")
@@ -233,10 +233,11 @@ def _parts(
         raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {first} images.")
 
 
-def _blocks(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+def _blocks(batches: Iterable[Tensor], size: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
     """The images in blocks of one size, however they came, so that they decide nothing."""
     kept: list[Tensor] = []
     for batch in batches:
+        _check(batch, shape)
         while len(batch):
             missing = size - sum(map(len, kept))
             kept.append(batch[:missing])

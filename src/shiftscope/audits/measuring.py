@@ -162,7 +162,8 @@ class Measurer:
             from_grid.append((inside, outputs.values[plan.images[inside], place[inside]]))
             known |= inside
         found: Tensor | None = None
-        for rows in (~known).nonzero()[:, 0].split(self.batch_size):
+        missing = (~known).nonzero()[:, 0]
+        for rows in missing.split(self.batch_size) if len(missing) else ():
             answer = self._answer(plan, rows, images)
             found = answer.new_empty(len(plan.rows), *answer.shape[1:]) if found is None else found
             found[rows] = answer
