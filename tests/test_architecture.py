@@ -46,7 +46,7 @@ ORDER = [
     "audits.spread",
     "audits.measuring",
     "audits.results",
-    "audits.auditing",
+    "audits.sessions",
     "audits",
     "surgery.plans",
     "surgery.graph",

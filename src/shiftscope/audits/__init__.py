@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shiftscope.audits.auditing import Session, audit, block_size
 from shiftscope.audits.parts import Part, folded
 from shiftscope.audits.results import Audit, Changed, Cost, Row
+from shiftscope.audits.sessions import Session, audit, block_size
 
 __all__ = ["Audit", "Changed", "Cost", "Part", "Row", "Session", "audit", "block_size", "folded"]
