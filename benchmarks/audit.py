@@ -4,7 +4,8 @@
 
 The views that the model sees during an audit are kept, each must be there once, and the same batches go through the bare model:
 that is the union of the protocols' distinct forward passes. Audit, union and the protocols in separate audits take turns, round
-by round; time on the processor, medians with their spread. On the source's network for CIFAR-10, and on a ResNet-18 (needs torchvision).
+by round; time on the processor, medians with their spread. On the source's network for CIFAR-10, and on a ResNet-18 (needs
+torchvision).
 """
 
 from __future__ import annotations
@@ -90,9 +91,8 @@ def measure(name: str, model: nn.Module, images: Tensor, size: int, rounds: int)
         for protocol in PROTOCOLS:
             audit(model, images, protocols=[protocol], size=size, max_shift=4)
 
-    found = interleaved(
-        {"union": processor_seconds(bare), "together": processor_seconds(together), "apart": processor_seconds(apart)}, rounds
-    )
+    ways = {"union": bare, "together": together, "apart": apart}
+    found = interleaved({way: processor_seconds(run) for way, run in ways.items()}, rounds)
     over, spread = ratios(found["together"], found["union"])
     gain, gain_spread = ratios(found["apart"], found["together"])
     print(

@@ -281,3 +281,14 @@ def test_bad_commands_are_answered_with_a_sentence(here: Path, capsys: pytest.Ca
         said = capsys.readouterr().err
         assert told in said, said
         assert "Traceback" not in said
+
+
+def test_ctrl_c_says_how_to_go_on(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from shiftscope import auditing
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(auditing, "run_shard", stopped)
+    assert main(["audit", "audited_models:grey", "--size", "16", "--out", "out"]) == 130
+    assert "Stopped. Finished blocks are in out; the same command goes on from there." in capsys.readouterr().err

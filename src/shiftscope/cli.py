@@ -9,11 +9,15 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from shiftscope.errors import InputError
+
+if TYPE_CHECKING:
+    from shiftscope.auditing import AuditSpec
+    from shiftscope.audits import Audit
 
 app = App(name="shiftscope", help="Measure, explain and fix how a vision model responds to shifted images.")
 DEFAULT_OUT = Path("studies")
@@ -222,9 +226,8 @@ def audit(
     as_json:
         Print JSON instead.
     """
-    from shiftscope.auditing import AuditJob, AuditSpec, complete, merged, run_audit, run_shard
-    from shiftscope.console import print_table, reporting
-    from shiftscope.lab.runner import Loading
+    from shiftscope.auditing import AuditSpec, merged
+    from shiftscope.console import print_table
 
     if (model is None) == (merge is None):
         raise InputError("`audit` needs a model, or a folder to --merge.")
@@ -248,18 +251,10 @@ def audit(
             batch_size=batch_size,
             device=_device(device),
         )
-        with reporting() as report:
-            if shard is None:
-                found = run_audit(spec, out=out, tell=lambda at: report(Loading(*at)))
-            else:
-                number, shards = _shard(shard)
-                if out is None:
-                    raise InputError("`shard` needs a folder for its parts. Give the same --out to all shards.")
-                run_shard(AuditJob(spec, number, shards, out), lambda at: report(Loading(*at)))
-                if not complete(out):
-                    print(f"Shard {shard} is in {out}. Run the others; the last one puts them together.", file=sys.stderr)
-                    return
-                found = merged(out)
+        found = _audited(spec, shard, out)
+        if found is None:
+            print(f"Shard {shard} is in {out}. Run the others; the last one puts them together.", file=sys.stderr)
+            return
     if as_json:
         _print_json(found.to_json())
         return
@@ -377,8 +372,31 @@ def _settings(changes: tuple[str, ...]) -> dict[str, Any]:
     return settings
 
 
-def _shard(text: str) -> tuple[int, int]:
-    """``I/N`` as two numbers."""
+def _audited(spec: AuditSpec, shard: str | None, out: Path | None) -> Audit | None:
+    """The audit; None where other shards are missing."""
+    from shiftscope.auditing import AuditJob, complete, merged, run_audit, run_shard
+    from shiftscope.console import reporting
+    from shiftscope.lab.runner import Loading
+
+    number, shards = _shard(shard)
+    if shard is not None and out is None:
+        raise InputError("`shard` needs a folder for its parts. Give the same --out to all shards.")
+    try:
+        with reporting() as report:
+            if out is None:
+                return run_audit(spec, tell=lambda at: report(Loading(*at)))
+            run_shard(AuditJob(spec, number, shards, out), lambda at: report(Loading(*at)))
+    except KeyboardInterrupt:
+        if out is not None:
+            print(f"Stopped. Finished blocks are in {out}; the same command goes on from there.", file=sys.stderr)
+        raise
+    return merged(out) if complete(out) else None
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    """``I/N`` as two numbers; the whole where there is none."""
+    if text is None:
+        return 1, 1
     number, slash, shards = text.partition("/")
     if not slash or not number.isdecimal() or not shards.isdecimal():
         raise InputError(f"`shard` must be I/N, like 1/4, got {text!r}.")

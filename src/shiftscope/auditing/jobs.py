@@ -285,8 +285,6 @@ def _measured(session: Session, pictures: Pictures, plan: AuditPlan, number: int
 
 def _result(plan: AuditPlan, whole: Part) -> Audit:
     damaged = bytes(whole.pop("each/damaged").tolist()).decode().splitlines()
-    if "sum/cost/images" not in whole:
-        raise InputError(f"{plan.data} holds no image that can be read.")
     notes = list(plan.notes)
     if damaged:
         listed = ", ".join(damaged[:TOLD]) + (f" and {len(damaged) - TOLD} more" if len(damaged) > TOLD else "")

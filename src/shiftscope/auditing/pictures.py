@@ -91,16 +91,9 @@ class Pictures:
         return Block(images, part.labels, torch.arange(start, start + len(part)))
 
     def example(self) -> Tensor:
-        """One image.
-
-        Raises:
-            InputError: none can be read.
-        """
-        for start in range(self.count):
-            block = self.read(start, start + 1)
-            if len(block.images):
-                return block.images
-        raise InputError(f"{self.origin} holds no image that can be read.")
+        """The first image that can be read."""
+        blocks = (self.read(start, start + 1).images for start in range(self.count))
+        return next(images for images in blocks if len(images))
 
 
 def opened(

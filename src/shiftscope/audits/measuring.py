@@ -316,8 +316,6 @@ def _cosine(one: Tensor, other: Tensor) -> Tensor:
 
 def _classes(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """The top class of each pixel of the input, maps of another size enlarged bilinearly before."""
-    if maps.ndim != 4:
-        raise InputError(f"the model must return maps for every image, got shape {tuple(maps.shape)}.")
     if tuple(maps.shape[2:]) != size:
         maps = nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
     return maps.argmax(dim=1)

@@ -45,7 +45,8 @@ def read_exported(path: Path) -> tuple[nn.Module, tuple[int, int, int] | None]:
         raise InputError(f"{path} must take one tensor of images [image, channel, height, width], got {len(inputs)} inputs.")
     batch, *rest = (size if isinstance(size, int) else None for size in inputs[0].shape)
     image = None if None in rest else (rest[0], rest[1], rest[2])
-    return InBatches(program.module(), batch), image
+    module, place = program.module(), next((value.device for value in program.state_dict.values()), torch.device("cpu"))
+    return InBatches(lambda images: module(images.to(place)), batch), image
 
 
 def _vetted(path: Path) -> io.BytesIO:
