@@ -231,6 +231,7 @@ def audit(
 
     if (model is None) == (merge is None):
         raise InputError("`audit` needs a model, or a folder to --merge.")
+    found: Audit | None
     if merge is not None:
         found = merged(merge)
     else:
