@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from shiftscope import measures
 from shiftscope.measures import (
     centred,
     correct,
@@ -129,3 +130,12 @@ def test_what_all_classes_share_does_not_enter_a_centred_cosine(seed: int) -> No
     moved = Outputs(values + shared[:, None], reference - shared, torch.zeros(3, 2))
     torch.testing.assert_close(cosines(centred(plain)), cosines(centred(moved)), atol=1e-5, rtol=0)
     assert not torch.allclose(cosines(plain), cosines(moved), atol=1e-2)
+
+
+def test_resampling_in_portions_gives_the_draws_of_all_at_once() -> None:
+    """Weights are made a few resamples at a time, so that memory hardly grows with the images."""
+    values = torch.rand(1, 37, generator=torch.Generator().manual_seed(0))
+    picks = np.random.default_rng([37, len("images")]).integers(37, size=(measures.RESAMPLES, 37))
+    tallies = np.stack([np.bincount(row, minlength=37) for row in picks])
+    weights = ((1 + (37 / 36) ** 0.5 * (tallies - 1)) / 37).astype(np.float32)
+    assert np.array_equal(measures.resampled(values), (values.double().numpy() * weights).sum(axis=1))

@@ -175,15 +175,15 @@ class Measurer:
 
     def _answer(self, plan: Plan, rows: Tensor, images: Tensor) -> Tensor:
         """One forward pass; of maps the top class of each pixel."""
-        picked, pieces = plan.rows[rows], []
-        # Whole pixels and parts of them are formed apart; rows are in the order of their borders.
+        picked = plan.rows[rows]
+        batch = images.new_empty(len(rows), images.shape[1], *self.scene.size)
+        # Whole pixels and parts of them are formed apart.
         kinds = picked[:, 0] * 2 + (picked[:, 2:] != picked[:, 2:].round()).any(dim=1)
-        order = kinds.argsort(stable=True)
         for kind in kinds.unique():
-            chosen = order[kinds[order] == kind]
-            border = BORDERS[int(kind) // 2]
-            pieces.append(self.scene.view(images[picked[chosen, 1].long()], picked[chosen, 2:], border))
-        answer = self.asked(torch.cat(pieces)[order.argsort()])
+            chosen = (kinds == kind).nonzero()[:, 0]
+            shifts, border = picked[chosen, 2:], BORDERS[int(kind) // 2]
+            batch[chosen] = self.scene.view(images[picked[chosen, 1].long()], shifts, border)
+        answer = self.asked(batch)
         return _classes(answer, self.scene.size) if self.kind == "maps" else answer
 
     def _scores(self, plan: Plan, answers: Tensor, labels: Tensor | None, numbers: Tensor) -> Part:
