@@ -153,11 +153,11 @@ def resampled(values: Float[Tensor, "seed image"], *, cell: int = 0) -> Float[np
     table = values.double().numpy()
     seeds, count = table.shape
     if seeds > 1:
-        draws: np.ndarray = ((_weights(_tallies(seeds, "seeds", cell)) @ table) * _weights(_tallies(count, "images"))).sum(axis=1)
+        draws: np.ndarray = ((_weights(seeds, "seeds", cell) @ table) * _weights(count, "images")).sum(axis=1)
         return draws
     # A few resamples at a time, so that memory hardly grows with the images.
     tallies = _tallies(count, "images")
-    parts = [(table * _weights(tallies[start : start + CHUNK])).sum(axis=1) for start in range(0, RESAMPLES, CHUNK)]
+    parts = [(table * _spread(tallies[start : start + CHUNK])).sum(axis=1) for start in range(0, RESAMPLES, CHUNK)]
     return np.concatenate(parts)
 
 
@@ -205,8 +205,13 @@ def _tallies(count: int, what: str, cell: int = 0) -> UInt8[np.ndarray, "draw {c
     return tallies
 
 
-def _weights(tallies: UInt8[np.ndarray, "draw count"]) -> Float[np.ndarray, "draw count"]:
-    """Bootstrap weights, each row summing to one, spread by sqrt(n / (n - 1))."""
+def _weights(count: int, what: str, cell: int = 0) -> Float[np.ndarray, "draw {count}"]:
+    """Bootstrap weights, one row a resample."""
+    return _spread(_tallies(count, what, cell))
+
+
+def _spread(tallies: UInt8[np.ndarray, "draw count"]) -> Float[np.ndarray, "draw count"]:
+    """Weights from how often each is picked, each row summing to one, spread by sqrt(n / (n - 1))."""
     count = tallies.shape[1]
     if count == 1:
         return np.ones(tallies.shape, dtype=np.float32)
