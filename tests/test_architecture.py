@@ -115,7 +115,12 @@ ORDER = [
     "auditing.jobs",
     "auditing",
     "console",
+    "cli.common",
+    "cli.teaching",
+    "cli.studies",
+    "cli.models",
     "cli",
+    "cli.__main__",
 ]
 
 
