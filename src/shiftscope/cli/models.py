@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from shiftscope.cli.common import app, device_of, print_json, write_tables
+from shiftscope.cli.common import app, device_of, executor_of, print_json, write_tables
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
     from shiftscope.auditing import AuditSpec
     from shiftscope.audits import Audit
+    from shiftscope.lab.executors import Executor
 
 __all__ = ["audit", "explain", "fix"]
+
+#: Of an audit on a Ray cluster, unless told otherwise.
+PARTS = 8
 
 
 @app.command
@@ -37,6 +41,10 @@ def audit(
     batch_size: int | None = None,
     device: str = "auto",
     shard: str | None = None,
+    workers: int | None = None,
+    executor: Literal["processes", "ray"] = "processes",
+    address: str | None = None,
+    gpus: float = 0.0,
     out: Path | None = None,
     merge: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -81,6 +89,15 @@ def audit(
         Where to compute: cpu, cuda, or auto.
     shard:
         I/N: measure the I-th of N parts of the images only.
+    workers:
+        Parts of the images to measure at once, each in a process with one thread; here with all threads by default, and in eight
+        parts on a Ray cluster.
+    executor:
+        Processes of this machine, or tasks of a Ray cluster.
+    address:
+        Of a running Ray cluster; one is started on this machine otherwise.
+    gpus:
+        Share of a GPU for each part on a Ray cluster, as 0.25.
     out:
         Folder for audit.json, table.csv, table.md, maps.safetensors and, while it works, parts to go on from.
     merge:
@@ -112,9 +129,11 @@ def audit(
             max_shift=max_shift,
             seed=seed,
             batch_size=batch_size,
-            device=device_of(device),
+            device="cuda" if gpus else device_of(device),
         )
-        found = _audited(spec, shard, out)
+        at_once = 1 if workers is None and executor == "processes" else workers
+        how = executor_of(executor, workers=None if address else at_once, address=address, gpus=gpus, device=spec.device)
+        found = _audited(spec, shard, out) if how is None else _in_shards(spec, how, shard, workers or PARTS, out)
         if found is None:
             print(f"Shard {shard} is in {out}. Run the others; the last one puts them together.", file=sys.stderr)
             return
@@ -145,6 +164,23 @@ def _audited(spec: AuditSpec, shard: str | None, out: Path | None) -> Audit | No
             print(f"Stopped. Finished blocks are in {out}; the same command goes on from there.", file=sys.stderr)
         raise
     return merged(out) if complete(out) else None
+
+
+def _in_shards(spec: AuditSpec, how: Executor, shard: str | None, shards: int, out: Path | None) -> Audit:
+    """The whole audit, so many parts at once."""
+    from shiftscope.auditing import run_shards
+    from shiftscope.console import reporting
+    from shiftscope.lab.measuring import Loading
+
+    if shard is not None:
+        raise InputError("`--shard` is one part of several commands, `--workers` are the parts of one. Give one of them.")
+    try:
+        with reporting() as report:
+            return run_shards(spec, how, shards=shards, out=out, tell=lambda at: report(Loading(*at)))
+    except KeyboardInterrupt:
+        if out is not None:
+            print(f"Stopped. Finished blocks are in {out}; the same command goes on from there.", file=sys.stderr)
+        raise
 
 
 def _shard(text: str | None) -> tuple[int, int]:
