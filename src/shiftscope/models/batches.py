@@ -25,7 +25,7 @@ class InBatches(nn.Module):
         self._run = (run,)
         self.batch = batch
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor | fx.Proxy) -> Any:
         """The outputs of all images."""
         if isinstance(images, fx.Proxy):
             raise TypeError("its layers are in a file that can only be run")
