@@ -308,3 +308,19 @@ def test_ctrl_c_says_how_to_go_on(here: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="130"):
         main(["audit", "audited_models:grey", "--size", "16", "--out", "out"])
     assert "Stopped. Finished blocks are in out; the same command goes on from there." in capsys.readouterr().err
+
+
+def test_an_audits_page_says_what_its_table_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["audit", "audited_models:grey", "--size", "16", "--images", "40", "--out", "out", "--max-shift", "2"]
+    assert main([*command, "--protocol", "every-shift", "--protocol", "mouton2020"]) == 0
+    assert "report.html" in capsys.readouterr().out
+    page = (here / "out" / "report.html").read_text()
+    found = json.loads((here / "out" / "audit.json").read_text())
+    assert "How stable is audited_models:grey under shifts?" in page
+    mcs = next(row["estimate"]["value"] for row in found["rows"] if (row["protocol"], row["measure"]) == ("mouton2020", "mcs"))
+    assert f"{mcs:.3f}" in page
+    for title in ("Every measure", "Sensitivity map, zero 2", "Images that change most", "How similarity falls"):
+        assert title in page
+    (here / "out" / "report.html").unlink()
+    assert main(["report", "out"]) == 0
+    assert (here / "out" / "report.html").read_text() == page

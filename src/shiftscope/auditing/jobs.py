@@ -30,7 +30,7 @@ from shiftscope.lab.specs import Spec
 from shiftscope.models import Loaded, load_model
 from shiftscope.protocols import Protocol, named
 
-__all__ = ["AuditJob", "AuditPlan", "AuditSpec", "complete", "merged", "run_audit", "run_shard", "run_shards"]
+__all__ = ["AuditJob", "AuditPlan", "AuditSpec", "complete", "is_audit", "merged", "run_audit", "run_shard", "run_shards"]
 
 #: So many damaged files are told by name.
 TOLD = 10
@@ -231,6 +231,11 @@ def _away(job: AuditJob, _: Callable[[object], None]) -> dict[str, bytes | None]
     with TemporaryDirectory() as place:
         files = run_shard(replace(job, out=Path(place)), lambda _: None)
         return {file.name: file.read_bytes() for file in files if file.exists()}
+
+
+def is_audit(folder: Path) -> bool:
+    """Whether a folder is an audit's."""
+    return (folder / PLAN).is_file()
 
 
 def complete(out: Path) -> bool:

@@ -99,7 +99,7 @@ def audit(
     gpus:
         Share of a GPU for each part on a Ray cluster, as 0.25.
     out:
-        Folder for audit.json, table.csv, table.md, maps.safetensors and, while it works, parts to go on from.
+        Folder for audit.json, table.csv, table.md, maps.safetensors, report.html and, while it works, parts to go on from.
     merge:
         Folder whose parts are all there: put them together.
     as_json:
@@ -107,6 +107,7 @@ def audit(
     """
     from shiftscope.auditing import AuditSpec, merged
     from shiftscope.console import print_table
+    from shiftscope.reports import write_report
 
     if (model is None) == (merge is None):
         raise InputError("`audit` needs a model, or a folder to --merge.")
@@ -137,12 +138,14 @@ def audit(
         if found is None:
             print(f"Shard {shard} is in {out}. Run the others; the last one puts them together.", file=sys.stderr)
             return
+    if (folder := out or merge) is not None:
+        write_report(folder)
     if as_json:
         print_json(found.to_json())
         return
     print_table(found.table())
     if out or merge:
-        print(f"Saved in {out or merge}: audit.json, table.csv, table.md, maps.safetensors.")
+        print(f"Saved in {out or merge}: audit.json, table.csv, table.md, maps.safetensors, report.html.")
 
 
 def _audited(spec: AuditSpec, shard: str | None, out: Path | None) -> Audit | None:

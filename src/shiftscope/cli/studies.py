@@ -109,12 +109,12 @@ def report(
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Write a study's page: one HTML file that opens from disk, with figures, tables, and images to drag.
+    """Write the page of a study or an audit: one HTML file that opens from disk, with figures, tables, and images to drag.
 
     Parameters
     ----------
     folder:
-        Of a study; it may be half done, and the page then says what is missing.
+        Of a study, which may be half done, and the page then says what is missing; or of an audit.
     out:
         File to write; report.html in the folder by default.
     data_dir:
@@ -160,12 +160,12 @@ def figures(
 
 @app.command(name="open")
 def open_report(folder: Path) -> None:
-    """Show a study's page in the browser.
+    """Show the page of a study or an audit in the browser.
 
     Parameters
     ----------
     folder:
-        Of a study with its report.html.
+        That holds a report.html.
     """
     import webbrowser
 
