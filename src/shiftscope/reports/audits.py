@@ -37,12 +37,29 @@ def audit_page(found: Audit) -> Page:
     )
     return Page(
         title=f"How stable is {Path(origin.get('model', 'the model')).name} under shifts?",
-        answer=found.words(),
+        answer=_answer(found),
         sections=tuple(sections),
         facts=facts,
         words={**WORDS, "given_right": "of images classified correctly", "estimate": "value"},
         provenance=origin,
     )
+
+
+def _answer(found: Audit) -> str:
+    """The result in one sentence; the whole paragraph where an audit has neither of the usual measures."""
+    told = {row.measure: row for row in reversed(found.rows)}
+    change, cosine = told.get("top1_change"), told.get("mcs")
+    sentences = []
+    if change is not None:
+        share = f"{change.estimate.value:.0%}".replace("%", " %")
+        sentences.append(f"A shift of up to {change.max_shift:g} pixels gives {share} of the images another answer")
+    if cosine is not None:
+        value = f"{cosine.estimate.value:.2f}"
+        sentences.append(f"up to {cosine.max_shift:g} pixels leave a mean cosine similarity of outputs of {value}")
+    if not sentences:
+        return found.words()
+    text = "; ".join(sentences)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _rings(name: str, survey: Survey) -> list[Chart]:
