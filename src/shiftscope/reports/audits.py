@@ -49,17 +49,13 @@ def _answer(found: Audit) -> str:
     """The result in one sentence; the whole paragraph where an audit has neither of the usual measures."""
     told = {row.measure: row for row in reversed(found.rows)}
     change, cosine = told.get("top1_change"), told.get("mcs")
-    sentences = []
+    effects = []
     if change is not None:
-        share = f"{change.estimate.value:.0%}".replace("%", " %")
-        sentences.append(f"A shift of up to {change.max_shift:g} pixels gives {share} of the images another answer")
-    if cosine is not None:
-        value = f"{cosine.estimate.value:.2f}"
-        sentences.append(f"up to {cosine.max_shift:g} pixels leave a mean cosine similarity of outputs of {value}")
-    if not sentences:
-        return found.words()
-    text = "; ".join(sentences)
-    return f"{text[0].upper()}{text[1:]}."
+        effects.append(f"gives {change.estimate.value:.0%} of the images another answer".replace("%", " %"))
+    if cosine is not None and (change is None or change.protocol == cosine.protocol):
+        effects.append(f"leaves their outputs a mean cosine similarity of {cosine.estimate.value:.2f}")
+    row = change or cosine
+    return f"A shift of up to {row.max_shift:g} pixels {' and '.join(effects)}." if row is not None else found.words()
 
 
 def _rings(name: str, survey: Survey) -> list[Chart]:
