@@ -18,6 +18,7 @@ from shiftscope.explanations import Explanation, causes, explain, guarantee_of, 
 from shiftscope.explanations.causes import share
 from shiftscope.explanations.worlds import Trial, between, drawn
 from shiftscope.lab.networks import NetworkSpec, build
+from shiftscope.layers import AdaptivePolyphaseSampling
 from shiftscope.shifts import translate
 from shiftscope.surgery import antialias, cost, global_pool
 from zoo import timm, torchvision_models
@@ -261,8 +262,6 @@ def test_a_flattening_head_and_an_unknown_one_are_told() -> None:
 
 def test_polyphase_sampling_is_guaranteed_on_circular_maps_only() -> None:
     assert guarantee_of(network(factor=4, padding="circular", head="gap", sampling="aps")).status == "guaranteed"
-    from shiftscope.layers import AdaptivePolyphaseSampling
-
     mixed = nn.Sequential(nn.Conv2d(1, 2, 3), AdaptivePolyphaseSampling(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert "polyphase sampling is so on circular maps only" in guarantee_of(mixed).exact_at
 
@@ -347,6 +346,7 @@ def test_the_table_tells_verdict_promise_and_parts() -> None:
     assert [row["cause"] for row in table.rows] == ["head", "borders", "aliasing", "of aliasing: activations", "other", "whole"]
     assert table.notes[0] == found.verdict
     assert found.guarantee.sentence in table.notes
+    assert "factor 2, receptive field 10x10 pixels; of its layers 4 pad with circular" in table.notes[1]
     assert len(found.tables()) == 3
 
 
