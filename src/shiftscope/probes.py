@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shiftscope import layers as ours
-from shiftscope.engine.direct import Direct, World, is_memory
+from shiftscope.engine.direct import Direct, World, ran_out_of_memory
 from shiftscope.errors import InputError
 from shiftscope.geometry import Geometry, Place, call_name, geometry_of
 from shiftscope.graphs import POINTWISE_MODULES
@@ -197,7 +197,7 @@ class Probes:
         try:
             return Direct(self.model, self.world, batch.device, None, "fp32").once(batch)
         except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_memory(error):
+            if not ran_out_of_memory(error):
                 raise
             raise InputError(f"memory ran out in a pass of {len(batch)} images. Choose a smaller `batch_size`.") from error
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from shiftscope.errors import InputError
 from shiftscope.shifts import translate, translate_by_parts
 
-__all__ = ["Direct", "Model", "World", "finite", "is_memory"]
+__all__ = ["Direct", "Model", "World", "finite", "ran_out_of_memory"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -92,7 +92,7 @@ class Direct:
                 pieces.append(self.once(piece))
                 start += len(piece)
             except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_memory(error) or len(piece) == 1:
+                if not ran_out_of_memory(error) or len(piece) == 1:
                     raise
                 self.block = len(piece) // 2
                 warnings.warn(f"out of memory; going on with batches of {self.block} images.", stacklevel=2)
@@ -107,7 +107,7 @@ class Direct:
             with autocast:
                 output = self.model(batch)
         except Exception as error:  # whatever a model's Python code raises
-            if is_memory(error):
+            if ran_out_of_memory(error):
                 raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"`model` fails on images of shape {tuple(batch.shape)}: {reason}") from error
@@ -178,7 +178,7 @@ def _wrapped(images: Tensor, reach_y: int, reach_x: int) -> Tensor:
     return images[:, :, rows][:, :, :, columns]
 
 
-def is_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, of the machine or of a GPU."""
     known = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
     return known or "out of memory" in str(error) or "can't allocate memory" in str(error)
