@@ -34,6 +34,7 @@ from shiftscope.lab.memory import keep_freed_memory
 from shiftscope.lab.networks import Network, NetworkSpec, build
 from shiftscope.lab.seeds import stream
 from shiftscope.lab.sources import Labelled
+from shiftscope.lab.stacking import train_together
 from shiftscope.lab.training import Recipe, step, train
 
 BATCH = 128
@@ -87,6 +88,25 @@ def ours(factor: int, data: Labelled, recipe: Recipe) -> Callable[[], float]:
         once = recipe.model_copy(update={"max_epochs": 1})
         training = train(network(factor), (data, data[torch.arange(BATCH)]), once, place=place, seed=0)
         return training.epochs[0].images_per_second
+
+    return run
+
+
+def three(factor: int, data: Labelled, recipe: Recipe, *, stacked: bool) -> Callable[[], float]:
+    """One epoch of three seeds: one after the other, or their weights stacked."""
+    place = Canvas(40, torch.zeros(1)).place
+    once = recipe.model_copy(update={"max_epochs": 1})
+    parts = (data, data[torch.arange(BATCH)])
+
+    def run() -> float:
+        models = [network(factor) for _ in range(3)]
+        started = perf_counter()
+        if stacked:
+            train_together(models, parts, once, place=place, seeds=range(3))
+        else:
+            for seed, model in enumerate(models):
+                train(model, parts, once, place=place, seed=seed)
+        return 3 * len(data) / (perf_counter() - started)
 
     return run
 
@@ -168,6 +188,8 @@ def main() -> None:
         show(f"factor {factor}, fp32, epochs of {count} images", interleaved(ways, asked.rounds), "floor")
         precisions = {name: ours(factor, data, Recipe(batch_size=BATCH, precision=name)) for name in ("fp32", "bf16")}
         show(f"factor {factor}, precision", interleaved(precisions, asked.rounds), "fp32")
+        seeds = {name: three(factor, data, plain, stacked=name == "stacked") for name in ("in turn", "stacked")}
+        show(f"factor {factor}, fp32, three seeds", interleaved(seeds, asked.rounds), "in turn")
         memory(factor, asked.data_dir, 3)
 
 

@@ -60,3 +60,9 @@ def die(job: int, tell: Callable[[object], None]) -> int:
 def fail(job: str, tell: Callable[[object], None]) -> None:
     """Fails in the way that the job says."""
     raise {"input": InputError("do otherwise"), "disk": OSError(28, "No space left on device")}.get(job, ZeroDivisionError(job))
+
+
+def sleep(job: str, tell: Callable[[object], None]) -> None:
+    """Tells its process, then does not come to an end."""
+    tell(os.getpid())
+    time.sleep(600)

@@ -54,7 +54,17 @@ ORDER = [
     "explanations.remedies",
     "explanations.whole",
     "explanations",
+    "figures.style",
+    "figures.curves",
+    "figures.grids",
+    "figures.relations",
     "figures",
+    "report.content",
+    "report.colours",
+    "report.charts",
+    "report.packing",
+    "report.page",
+    "report",
     "lab",
     "lab.specs",
     "lab.seeds",
@@ -65,15 +75,22 @@ ORDER = [
     "lab.networks",
     "lab.selfcheck",
     "lab.training",
+    "lab.stacking",
     "lab.studies",
+    "lab.measuring",
     "lab.records",
     "lab.runs",
     "lab.summaries",
     "lab.executors",
+    "lab.cluster",
     "lab.runner",
     "lab.comparison",
+    "lab.holdings",
     "models",
     "fixes",
+    "gallery",
+    "reports",
+    "illustrations",
     "console",
     "cli",
 ]
@@ -115,7 +132,7 @@ def test_a_module_imports_only_from_those_above_it() -> None:
 
 
 def test_only_the_command_line_and_what_serves_it_know_the_lab() -> None:
-    served = ("cli", "console", "models", "fixes")
+    served = ("cli", "console", "models", "fixes", "gallery", "reports", "illustrations")
     outside = [name for name in names() if not name.startswith("lab") and name not in served]
     assert not [name for name in outside if any(module.startswith("lab") for module in imported(names()[name]))]
 

@@ -380,10 +380,10 @@ WRONG: dict[str, dict[str, Any]] = {
     "`mode` must be 'zero' or 'circular', got 'crop'": {"mode": "crop"},
     "`shifts` must be 1 or more an image, got 0": {"shifts": 0},
     "`max_shift` must be 1 to 15 pixels on images of 16, got 16": {"max_shift": 16},
-    "`model` fails on images of shape (1, 1, 8, 8): ": {"images": IMAGES[:, :, :8, :8]},
-    "`model` fails on images of shape (1, 3, 16, 16): ": {"images": IMAGES.expand(-1, 3, -1, -1)},
-    "`model` returned values that are not finite, for 1 of 1 images": {"model": Fails().eval(), "images": IMAGES * 0},
-    "`model` returned values that are not finite, for 10 of 40 images": {
+    "`model` fails on images of shape (8, 1, 8, 8): ": {"images": IMAGES[:, :, :8, :8]},
+    "`model` fails on images of shape (8, 3, 16, 16): ": {"images": IMAGES.expand(-1, 3, -1, -1)},
+    "`model` returned values that are not finite, for 8 of 8 images": {"model": Fails().eval(), "images": IMAGES * 0},
+    "`model` returned values that are not finite, for 2 of 8 images": {
         "model": Fails().eval(),
         "images": torch.cat([IMAGES[:6], IMAGES[:2] * 0]),
     },

@@ -43,9 +43,12 @@ def maps_of(model: nn.Sequential, images: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def test_every_layers_numbers_are_the_theorys_on_its_maps() -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_every_layers_numbers_are_the_theorys_on_its_maps(keep: bool) -> None:
+    """On the maps, or on what they differ by from an empty canvas's; the output as it is."""
     model = small()
-    found = layer_responses(model, IMAGES, EACH, fill=0.3)
+    found = layer_responses(model, IMAGES, EACH, fill=0.3, keep_background=keep)
+    empty = maps_of(model, torch.full_like(IMAGES[:1], 0.3))
     names = ["canvas", "0", "1", "2", "3", "1, call 2", "output"]
     assert [layer.name for layer in found.layers] == names
     before = maps_of(model, IMAGES)
@@ -55,6 +58,8 @@ def test_every_layers_numbers_are_the_theorys_on_its_maps() -> None:
             for image in range(5):
                 one, other = before[place][image], after[place][image]
                 axes = 2 if one.ndim == 3 else None
+                if axes and not keep:
+                    one, other = one - empty[place][0], other - empty[place][0]
                 expected = respond(one, other, axes=2) if axes else None
                 in_place = functional.cosine_similarity(one.double().flatten(), other.double().flatten(), dim=0)
                 assert layer.in_place[image, number].item() == pytest.approx(in_place.item(), abs=1e-5)
@@ -66,7 +71,7 @@ def test_every_layers_numbers_are_the_theorys_on_its_maps() -> None:
 
 def test_homogeneity_is_that_of_the_map_in_front_of_each_subsampling_at_its_stride() -> None:
     model = small()
-    found = layer_responses(model, IMAGES, EACH)
+    found = layer_responses(model, IMAGES, EACH, keep_background=True)
     before = maps_of(model, IMAGES)
     pool = found.layer("2")
     assert pool.homogeneity is not None
@@ -81,6 +86,13 @@ def test_homogeneity_is_that_of_the_map_in_front_of_each_subsampling_at_its_stri
     assert strided.homogeneity.tolist() == pytest.approx(along, abs=1e-6)
     assert strided.homogeneity_pooled is None
     assert [layer.name for layer in found.layers if layer.homogeneity is not None] == ["2", "3"]
+    less = layer_responses(model, IMAGES, EACH).layer("2")
+    empty = maps_of(model, torch.zeros(1, 2, 16, 16))["1"]
+    assert less.homogeneity is not None
+    assert less.homogeneity_pooled is not None
+    assert less.homogeneity.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in before["1"] - empty], abs=1e-6)
+    dense = dense - functional.max_pool2d(empty, 3, 1)
+    assert less.homogeneity_pooled.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in dense], abs=1e-6)
 
 
 POOLS = (nn.AvgPool2d(3, 2, padding=1), nn.MaxPool2d(2, 2, dilation=2), layers.BlurPool2d(3, 2), layers.MaxBlurPool2d(2, 3, 2))
@@ -101,9 +113,7 @@ def test_what_is_subsampled_is_what_the_window_makes_at_stride_one(pool: nn.Modu
 
 def test_a_map_that_only_moves_has_similarity_one_and_moves_by_the_shift() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 3, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 3, 3, bias=False), nn.Flatten()
-    )
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 3, 3), nn.Flatten())
     images = torch.zeros(3, 1, 40, 40)
     images[:, :, 14:26, 14:26] = torch.rand(3, 1, 12, 12, generator=GENERATOR)
     found = layer_responses(model, images, torch.tensor([[4, 0], [-2, 4]]))
@@ -153,7 +163,8 @@ def test_each_image_passes_once_unshifted_and_once_for_each_shift() -> None:
             return images
 
     layer_responses(nn.Sequential(Counts(), small()), IMAGES, EACH)
-    assert sum(passed[1:]) == 5 * 3
+    assert passed[:2] == [1, 1], "the example and the empty canvas"
+    assert sum(passed[2:]) == 5 * 3
     assert passed[0] == 1
 
 

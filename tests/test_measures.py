@@ -13,10 +13,12 @@ from shiftscope.measures import (
     centred,
     correct,
     cosines,
+    crossed,
     mean,
     mean_over_seeds,
     proportion,
     proportion_over_seeds,
+    resampled,
     top1_changes,
 )
 from shiftscope.outputs import Outputs
@@ -129,3 +131,9 @@ def test_what_all_classes_share_does_not_enter_a_centred_cosine(seed: int) -> No
     moved = Outputs(values + shared[:, None], reference - shared, torch.zeros(3, 2))
     torch.testing.assert_close(cosines(centred(plain)), cosines(centred(moved)), atol=1e-5, rtol=0)
     assert not torch.allclose(cosines(plain), cosines(moved), atol=1e-2)
+
+
+def test_draws_of_each_network_combine_to_those_of_all() -> None:
+    values = torch.rand(3, 40, generator=torch.Generator().manual_seed(0))
+    apart = torch.stack([torch.from_numpy(resampled(each[None])) for each in values])
+    assert crossed(apart).tolist() == pytest.approx(resampled(values).tolist(), rel=1e-6)

@@ -31,6 +31,7 @@ def test_the_wheel_holds_the_studies_and_runs_outside_the_checkout(tmp_path: Pat
         archive.extractall(tmp_path / "site")
         names = archive.namelist()
     assert {"shiftscope/lab/paper/digits.toml", "shiftscope/lab/paper/mnist.toml"} <= set(names)
+    assert {f"shiftscope/report/{name}" for name in ("page.html", "style.css", "report.js", "drag.js", "lesson.js")} <= set(names)
     assert not [name for name in names if "test" in name]
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
-from shiftscope.layers import AdaptivePolyphaseSampling, AliasFreeActivation, LearnedPolyphaseSampling
+from shiftscope.layers import AdaptivePolyphaseSampling, AliasFreeActivation, LearnedPolyphaseSampling, polyphase
 from shiftscope.layers.polyphase import NormChoice, TakePhase, phases
 
 
@@ -231,3 +231,13 @@ def test_bad_input_is_told_in_a_sentence(make: object, told: str) -> None:
     with pytest.raises(InputError) as caught:
         make()  # type: ignore[operator]
     assert told in str(caught.value)
+
+
+def test_without_ties_no_rule_beyond_the_first_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    rules = polyphase._norms
+    monkeypatch.setattr(polyphase, "_norms", lambda found: (asked.append(1) or score for score in rules(found)))
+    AdaptivePolyphaseSampling(2)(torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert len(asked) == 1
+    AdaptivePolyphaseSampling(2)(torch.ones(1, 2, 4, 4))
+    assert len(asked) > 5

@@ -384,6 +384,30 @@ def test_what_works_in_place_for_nobody_is_kept() -> None:
     assert torch.equal(antialias(model).model(images), model(images))
 
 
+def test_what_works_in_place_keeps_its_turn_among_nodes_it_does_not_use() -> None:
+    class Reread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(1, 2, 3, 2), nn.Conv2d(2, 2, 3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.one(x)
+            before = a * 1
+            a.relu_()
+            return self.two(a) + before[..., :3, :3].mean((2, 3), keepdim=True)
+
+    torch.manual_seed(0)
+    model, images = Reread().double(), randoms(2, 1, 15, 15)
+    assert torch.equal(antialias(model, filter_size=1).model(images), model(images))
+
+
+def test_a_strided_layer_behind_a_pad_that_pads_too_is_left_whole() -> None:
+    model = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(1, 2, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    changes = {change.layer: change for change in make_equivariant(model).changes}
+    assert (changes["1"].becomes, changes["1"].why) == ("", "unsupported: a pad stands before a layer that pads itself")
+    assert make_equivariant(model).model.get_submodule("1").stride == (2, 2)
+
+
 def test_modes_of_parts_are_kept() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3, 2), nn.BatchNorm2d(2), nn.Dropout(0.5)).train()
     model[1].eval()

@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
+    from shiftscope.lab.executors import Executor
     from shiftscope.tables import Table
 
 app = App(name="shiftscope", help="Measure, explain and fix how a vision model responds to shifted images.")
@@ -74,7 +75,11 @@ def study(
     changes: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
     out: Path | None = None,
     device: str = "auto",
-    workers: int = 1,
+    workers: int | None = None,
+    executor: Literal["processes", "ray"] = "processes",
+    address: str | None = None,
+    gpus: float = 0.0,
+    together: int = 1,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Train and measure the networks of a study; finished runs are kept, and running it again goes on where it stopped.
@@ -82,8 +87,8 @@ def study(
     Parameters
     ----------
     name:
-        A study that comes with the package (digits, mnist, cifar10, antialias, learned, gap, augmentation, pool), or a TOML
-        file of your own.
+        A study that comes with the package (digits, digits-all, mnist, cifar10, learned, antialias, gap, augmentation, pool,
+        homogeneity), or a TOML file of your own.
     data_dir:
         Local folder that holds the data set, instead of the Hugging Face hub; else SHIFTSCOPE_DATA.
     seeds:
@@ -95,18 +100,29 @@ def study(
     device:
         Where to compute: cpu, cuda, or auto.
     workers:
-        Runs at once, each in a process with one thread; 0 for as many as cores and memory carry.
+        Runs at once, each in a process with one thread; as many as cores and memory carry by default, on a GPU one. 1 does them
+        one after the other with all threads.
+    executor:
+        Processes of this machine, or tasks of a Ray cluster.
+    address:
+        Of a running Ray cluster; one is started on this machine otherwise.
+    gpus:
+        Share of a GPU for each run on a Ray cluster, as 0.25.
+    together:
+        Seeds of a row to train at once, their weights stacked; quicker where a GPU is idle with one.
     as_json:
         Print the table as JSON instead.
     """
     from shiftscope.console import print_table, reporting
-    from shiftscope.lab.executors import sensible_workers
     from shiftscope.lab.memory import keep_freed_memory
-    from shiftscope.lab.runner import run_study
+    from shiftscope.lab.runner import Loading, run_study
     from shiftscope.lab.studies import load_study
+    from shiftscope.reports import write_report
 
     chosen = load_study(name, seeds=seeds, changes=_settings(changes))
     folder = out or DEFAULT_OUT / chosen.name
+    where = "cuda" if gpus else _device(device)
+    how = _executor(executor, workers=workers, address=address, gpus=gpus, device=where)
     keep_freed_memory()
     try:
         with reporting() as report:
@@ -114,10 +130,12 @@ def study(
                 chosen,
                 out=folder,
                 data_dir=data_dir,
-                device=_device(device),
-                workers=workers or sensible_workers(BYTES_A_WORKER),
+                device=where,
+                executor=how,
+                together=together,
                 report=report,
             )
+            write_report(folder, data_dir=data_dir, device=_device(device), progress=lambda *at: report(Loading(*at)))
     except KeyboardInterrupt:
         print(f"Stopped. Finished runs are in {folder}; the same command goes on from there.", file=sys.stderr)
         raise
@@ -130,7 +148,82 @@ def study(
         _print_json(table.to_json())
     else:
         print_table(table)
-        print(f"Saved in {folder}: table.md, table.csv, figure.png, runs/.")
+        print(f"Saved in {folder}: table.md, table.csv, figure.png, report.html, runs/.")
+
+
+@app.command
+def report(
+    folder: Path,
+    *,
+    out: Path | None = None,
+    data_dir: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Write a study's page: one HTML file that opens from disk, with figures, tables, and images to drag.
+
+    Parameters
+    ----------
+    folder:
+        Of a study; it may be half done, and the page then says what is missing.
+    out:
+        File to write; report.html in the folder by default.
+    data_dir:
+        Local folder that holds the data set; else SHIFTSCOPE_DATA, else what was decoded before. Nothing is fetched.
+    device:
+        Where to compute what networks answer to a drag: cpu, cuda, or auto.
+    """
+    from shiftscope.console import reporting
+    from shiftscope.lab.runner import Loading
+    from shiftscope.reports import write_report
+
+    with reporting() as tell:
+        path = write_report(folder, out=out, data_dir=data_dir, device=_device(device), progress=lambda *at: tell(Loading(*at)))
+    print(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))
+
+
+@app.command
+def figures(
+    folder: Path,
+    *,
+    out: Path | None = None,
+    formats: Annotated[tuple[Literal["pdf", "svg", "png"], ...], Parameter(name="--format", negative="")] = ("pdf", "svg", "png"),
+) -> None:
+    """Write a study's figures for publication, and say which are left out and why.
+
+    Parameters
+    ----------
+    folder:
+        Of a study; it may be half done.
+    out:
+        Folder for the files; figures/ in the study's folder by default.
+    formats:
+        pdf, svg or png; may be given again. All three by default.
+    """
+    from shiftscope.illustrations import write_figures
+
+    target = out or folder / "figures"
+    written, left_out = write_figures(folder, out=target, formats=formats)
+    for reason in left_out:
+        print(f"Left out: {reason}")
+    print(f"Saved in {target}: {', '.join(written) or 'nothing'}.")
+
+
+@app.command(name="open")
+def open_report(folder: Path) -> None:
+    """Show a study's page in the browser.
+
+    Parameters
+    ----------
+    folder:
+        Of a study with its report.html.
+    """
+    import webbrowser
+
+    path = folder / "report.html"
+    if not path.is_file():
+        raise InputError(f"{folder} holds no report.html. Write it with `shiftscope report {folder}`.")
+    if not webbrowser.open(path.resolve().as_uri()):
+        raise InputError(f"no browser could be started here. Open {path} in one yourself.")
 
 
 @app.command
@@ -286,7 +379,7 @@ def explain(
             images=images,
             max_shift=max_shift,
             mode=mode,
-            progress=lambda *at: report(Loading(*at)),
+            progress=lambda what, done, of: report(Loading(what, done, of if done else 0)),
         )
     if out is not None:
         _write_tables(out, dict(zip(("causes", "layers", "fixes"), found.tables(), strict=True)), found.to_json())
@@ -340,6 +433,21 @@ def _settings(changes: tuple[str, ...]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             settings[path.strip()] = value
     return settings
+
+
+def _executor(kind: str, *, workers: int | None, address: str | None, gpus: float, device: str) -> Executor | None:
+    """What carries out the runs; None for this process."""
+    if kind == "ray":
+        from shiftscope.lab.cluster import Ray
+
+        return Ray(address, workers, gpus)
+    if address is not None or gpus:
+        raise InputError("`--address` and `--gpus` say how a Ray cluster is used. Add --executor ray.")
+    if workers == 1 or (workers is None and device != "cpu"):
+        return None
+    from shiftscope.lab.executors import Processes, sensible_workers
+
+    return Processes(sensible_workers(BYTES_A_WORKER) if workers is None else workers)
 
 
 def _device(name: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -13,7 +14,7 @@ from shiftscope.explanations import Explanation, explain
 from shiftscope.lab.data import Dataset, DataSpec, load
 from shiftscope.measures import proportion
 from shiftscope.models import Fix, Loaded
-from shiftscope.outputs import Outputs, stream_outputs
+from shiftscope.outputs import counted, stream_outputs
 from shiftscope.shifts import grid
 from shiftscope.signals import Mode
 from shiftscope.surgery import Change, Surgery, cost
@@ -160,7 +161,7 @@ def compared(
     for (name, model), price in zip((("before", before), ("after", surgery.model)), costs, strict=True):
         for mode in modes:
             blocks = stream_outputs(model, canvases.split(BLOCK), shifts, mode=mode, fill=data.canvas.colour)
-            found = survey(_told(blocks, f"{name}, {mode}", len(canvases), progress), labels=labels)
+            found = survey(counted(blocks, partial(_tell, progress, f"{name}, {mode}", len(canvases))), labels=labels)
             rows.append(
                 {
                     "model": name,
@@ -181,9 +182,5 @@ def compared(
     return Table("Before and after", columns, tuple(rows), notes, {"data": data.origin, "data_sha256": data.checksum})
 
 
-def _told(blocks: Iterator[Outputs], what: str, images: int, progress: Progress) -> Iterator[Outputs]:
-    done = 0
-    for block in blocks:
-        yield block
-        done += len(block.reference)
-        progress(f"measuring {what} shifts", done, images)
+def _tell(progress: Progress, what: str, images: int, done: int) -> None:
+    progress(f"measuring {what} shifts", done, images)

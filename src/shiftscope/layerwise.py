@@ -4,6 +4,9 @@ Unshifted and shifted images go through the model in one batch. A hook on each l
 keeps three numbers for each image and shift, so that no map outlives its layer and memory does not grow with the images. It costs
 one pass for the unshifted images, one for each shift, and the comparisons.
 
+What a layer gives to an empty canvas is taken off its maps first. Biases spread it over all positions, where it stays when the
+image moves; it says nothing about the image, but would make very different maps look alike. Vectors stay as the head sees them.
+
 Layers are modules; what functions compute is seen where it enters the next module. The model is left as it was: hooks are removed
 whatever happens.
 """
@@ -135,9 +138,10 @@ class Layers:
         notes = [
             f"In brackets: 95 % intervals over {len(self.shifts)} images, {self.shifts.shape[1]} shifts of each ({self.mode}). "
             f"The mean shift is {length:.2f} pixels: a map that has only moved has similarity 1 and moved by as many pixels.",
-            "similarity: the largest cosine over all displacements of the map; movement: where it is reached, in positions and "
-            "in pixels; in_place: the cosine without displacement, what a fully connected layer sees; homogeneity: of the map "
-            "in front of a subsampling, at its stride; homogeneity_pooled: of what its window makes of that map.",
+            "similarity: the largest cosine over all displacements of the map, less what an empty canvas gives; movement: where "
+            "it is reached, in positions and in pixels; in_place: the cosine without displacement, what a fully connected layer "
+            "sees; homogeneity: of the map in front of a subsampling, at its stride; homogeneity_pooled: of what its window "
+            "makes of that map.",
         ]
         if self.mode == "circular":
             notes.append("Maps are compared as if zeros lay around them, so that what wraps around a border counts as lost.")
@@ -156,6 +160,7 @@ def layer_responses(
     mode: Mode = "zero",
     fill: Float[Tensor, " channel"] | float = 0.0,
     layers: Sequence[str] | None = None,
+    keep_background: bool = False,
     batch_size: int = BATCH,
     device: torch.device | str | None = None,
     progress: Progress = lambda *_: None,
@@ -170,6 +175,7 @@ def layer_responses(
         mode: what comes in at the border: the ``fill`` (``zero``) or what left on the other side (``circular``).
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
         layers: names of the modules to look at; every convolution, pool, activation, filter and polyphase sampling by default.
+        keep_background: leave in maps what an empty canvas gives.
         batch_size: images a pass, unshifted and shifted together.
         device: where to compute; the model's own by default.
         progress: told how many images are done, of how many (None where that is unknown).
@@ -206,7 +212,7 @@ def layer_responses(
     place = torch.device(device) if device else device_of(model)
     whole = len(images) if isinstance(images, Tensor) else None
     with evaluating(model), torch.inference_mode():
-        probes = Probes(model, first[:1].to(place), world, layers, batch_size)
+        probes = Probes(model, first[:1].to(place), world, layers, batch_size, keep_background=keep_background)
         used: list[Tensor] = []
         for batch in chain([first], batches):
             check_images(batch, world)

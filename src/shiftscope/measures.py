@@ -31,6 +31,7 @@ __all__ = [
     "Z",
     "centred",
     "correct",
+    "crossed",
     "cosines",
     "interval",
     "mean",
@@ -152,6 +153,15 @@ def resampled(values: Float[Tensor, "seed image"], *, cell: int = 0) -> Float[np
     seeds, count = table.shape
     draws: np.ndarray = ((_weights(seeds, "seeds", cell) @ table) * _weights(count, "images")).sum(axis=1)
     return draws
+
+
+def crossed(draws: Float[Tensor, "seed draw"]) -> Float[np.ndarray, " draw"]:
+    """The bootstrap draws of a mean over networks, from those that :func:`resampled` gave for each.
+
+    Images are resampled alike for every network of as many, so that these are the draws of all values together.
+    """
+    several: np.ndarray = (_weights(len(draws), "seeds") * draws.double().numpy().T).sum(axis=1)
+    return several
 
 
 def interval(draws: Float[np.ndarray, " draw"]) -> Float[np.ndarray, 2]:

@@ -16,7 +16,7 @@ Nothing of size images x shifts need be held: :func:`stream_outputs` hands out b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -31,7 +31,7 @@ from shiftscope.engine.direct import Direct, Model, World
 from shiftscope.errors import InputError
 from shiftscope.signals import Mode
 
-__all__ = ["Method", "Model", "Outputs", "evaluating", "shift_outputs", "stream_outputs"]
+__all__ = ["Method", "Model", "Outputs", "counted", "evaluating", "shift_outputs", "stream_outputs"]
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,15 @@ def stream_outputs(
                 values = dense(part) if dense else direct(part, steps)
                 reference = direct.reference(part) if unshifted is None else values[:, unshifted]
             yield Outputs(values.clone(), reference.clone(), steps, "dense" if dense else "direct", reason)
+
+
+def counted(blocks: Iterable[Outputs], tell: Callable[[int], None]) -> Iterator[Outputs]:
+    """Blocks of outputs as they come; ``tell`` hears after each how many images are done."""
+    done = 0
+    for block in blocks:
+        yield block
+        done += len(block.reference)
+        tell(done)
 
 
 @contextmanager

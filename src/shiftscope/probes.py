@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 from shiftscope import layers as ours
 from shiftscope.engine.direct import Direct, World, ran_out_of_memory
 from shiftscope.errors import InputError
-from shiftscope.geometry import Geometry, Place, call_name, geometry_of
+from shiftscope.geometry import Geometry, Place, as_maps, call_name, geometry_of, placed, shape_of
 from shiftscope.graphs import POINTWISE_MODULES
 from shiftscope.layers.maxima import max_filtered
 from shiftscope.layers.polyphase import TakePhase
@@ -54,6 +54,8 @@ class Probe:
         place: where the positions of its map lie.
         shape: channels, height and width of its map.
         stride: of the layer.
+        empty: the map of an empty canvas, [1, channel, height, width], which is taken off; None where none is.
+        empty_before: the map that the layer made that of, where it subsamples.
         seen: similarity, displacement and in place, [image, shift ...], block by block.
         homogeneity: in front of the layer, block by block.
         homogeneity_pooled: of what its window makes of that, block by block.
@@ -66,6 +68,8 @@ class Probe:
     place: Place
     shape: tuple[int, int, int]
     stride: Pair = (1, 1)
+    empty: Tensor | None = None
+    empty_before: Tensor | None = None
     seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     homogeneity: list[Tensor] = field(default_factory=list)
     homogeneity_pooled: list[Tensor] = field(default_factory=list)
@@ -107,12 +111,22 @@ class Probes:
         world: what surrounds the images.
         layers: names of modules to look at, None for all of known kinds.
         batch_size: images a pass.
+        keep_background: leave in maps what an empty canvas gives.
 
     Raises:
         InputError: an unknown layer; the model fails on such an image.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, world: World, layers: Sequence[str] | None, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        world: World,
+        layers: Sequence[str] | None,
+        batch_size: int,
+        *,
+        keep_background: bool = False,
+    ) -> None:
         self.model, self.world, self.batch_size = model, world, batch_size
         self.mode: Mode = "circular" if world.mode == "circular" else "zero"
         self.left_out: list[tuple[str, str]] = []
@@ -129,6 +143,21 @@ class Probes:
         told = {*(probe.call[0] for probe in self.probes), *(name for name, _ in self.left_out)}
         self.left_out += [(name, "it gives no map of positions") for name in layers or () if name not in told]
         self.names = sorted({probe.call[0] for probe in self.probes[1:-1]})
+        if not keep_background:
+            self._take_off(self.world.background(example).reshape(1, -1, 1, 1).expand_as(example))
+
+    def _take_off(self, canvas: Tensor) -> None:
+        """Remember what an empty canvas gives, for every place with positions; vectors stay as the head sees them."""
+
+        def see(layer: str, number: int, _: nn.Module, into: Tensor, out: Any) -> None:
+            for probe in self.probes[1:-1]:
+                if probe.call == (layer, number) and probe.place.positions:
+                    probe.empty = as_maps(into if probe.side == "in" else out, probe.place).clone()
+                    probe.empty_before = into.clone() if probe.stride != (1, 1) else None
+
+        self.probes[0].empty = canvas
+        with _watching(self.model, self.names, see):
+            self._run(canvas.contiguous())
 
     def compare(self, images: Tensor, shifts: Tensor, device: torch.device) -> Iterator[int]:
         """Run images and their shifted copies, and see every place.
@@ -162,7 +191,7 @@ class Probes:
                 if probe.call == (layer, number):
                     found[place] = self._seen(probe, into if probe.side == "in" else out, count)
                     if probe.stride != (1, 1) and len(probe.homogeneity) == len(probe.seen):
-                        self._alike(probe, module, into[:count])
+                        _alike(probe, module, into[:count])
 
         with _watching(self.model, self.names, see):
             output = self._run(batch)
@@ -174,19 +203,13 @@ class Probes:
 
     def _seen(self, probe: Probe, value: Any, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """The first maps of a pass, beside all that follow."""
-        maps = _as_maps(value, probe.place)
+        maps = as_maps(value, probe.place)
         if len(maps) % count or maps.shape[1:] != probe.shape:
             raise InputError(f"layer {probe.name!r} gives maps that depend on the batch. Leave it out with `layers`.")
+        maps = _less(maps, probe.empty)
         after = maps[count:].reshape(-1, count, *probe.shape)
         found = responses(maps[:count].float(), after.float())
         return found.similarity.T, found.displacement.transpose(0, 1), found.in_place.T
-
-    def _alike(self, probe: Probe, module: nn.Module, maps: Tensor) -> None:
-        maps = _as_maps(maps, probe.place)
-        probe.homogeneity.append(homogeneities(maps, probe.stride))
-        dense = _at_stride_one(module, maps)
-        if dense is not None:
-            probe.homogeneity_pooled.append(homogeneities(dense, probe.stride))
 
     def _moved(self, images: Tensor, steps: Tensor) -> Tensor:
         move = translate_by_parts if steps.is_floating_point() else translate
@@ -225,7 +248,7 @@ class Probes:
             if place is None:
                 self.left_out.append((name, f"the axes of its maps {call.out[1:]} are not known"))
                 continue
-            yield Probe(name, call.kind, (call.layer, call.number), "out", place, _shape(call.out, place), _stride(call.module))
+            yield Probe(name, call.kind, (call.layer, call.number), "out", place, shape_of(call.out, place), _stride(call.module))
 
     def _head(self, calls: list[_Call], size: Pair) -> Iterator[Probe]:
         """What the head gets: the last map, where no layer gave just that, and the vector of the first fully connected layer."""
@@ -235,9 +258,9 @@ class Probes:
         held = calls[order].gives if spatial else torch.empty(0)
         if maps and maps[-1][0] > order:
             order, call = maps[-1]
-            place = _placed(self.geometry.last if self.geometry else None, call.into, size)
+            place = placed(self.geometry.last if self.geometry else None, call.into, size)
             if place is not None and not torch.equal(held, call.gets):
-                shape = _shape(call.into, place)
+                shape = shape_of(call.into, place)
                 yield Probe(f"{call.layer}, input", "head input", (call.layer, call.number), "in", place, shape)
             held = call.gets
         for call in calls[order + 1 :]:
@@ -250,7 +273,7 @@ class Probes:
 
     def _place(self, call: _Call, size: Pair) -> Place | None:
         places = self.geometry.places if self.geometry else {}
-        return _placed(places.get(call_name(call.layer, call.number), places.get(call.layer)), call.out, size)
+        return placed(places.get(call_name(call.layer, call.number), places.get(call.layer)), call.out, size)
 
 
 @contextmanager
@@ -309,6 +332,21 @@ def _stride(module: nn.Module) -> Pair:
     return _two(found)
 
 
+def _alike(probe: Probe, module: nn.Module, maps: Tensor) -> None:
+    """How alike neighbours are in front of a subsampling, and in what its window makes of that."""
+    maps = as_maps(maps, probe.place)
+    empty = None if probe.empty_before is None else as_maps(probe.empty_before, probe.place)
+    probe.homogeneity.append(homogeneities(_less(maps, empty), probe.stride))
+    dense = _at_stride_one(module, maps)
+    if dense is not None:
+        without = None if empty is None else _at_stride_one(module, empty)
+        probe.homogeneity_pooled.append(homogeneities(_less(dense, without), probe.stride))
+
+
+def _less(maps: Tensor, empty: Tensor | None) -> Tensor:
+    return maps if empty is None else maps - empty
+
+
 def _at_stride_one(module: nn.Module, maps: Tensor) -> Tensor | None:
     """What a pool or filter makes of maps before it subsamples; None for other layers."""
     if isinstance(module, nn.MaxPool2d):
@@ -329,47 +367,6 @@ def _at_stride_one(module: nn.Module, maps: Tensor) -> Tensor | None:
 
 def _two(value: Any) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def _as_maps(value: Any, place: Place) -> Tensor:
-    """[image, channel, height, width]; a vector has one position."""
-    if not isinstance(value, Tensor):
-        return torch.empty(0, 0, 0, 0)
-    if value.ndim == 2:
-        return value[:, :, None, None]
-    return value.permute(0, 3, 1, 2) if place.layout == "channels last" else value
-
-
-def _shape(shape: tuple[int, ...], place: Place) -> tuple[int, int, int]:
-    return (shape[3], shape[1], shape[2]) if place.layout == "channels last" else (shape[1], shape[2], shape[3])
-
-
-def _by_size(shape: tuple[int, ...], size: Pair) -> Place | None:
-    """Where positions lie, as far as the map's size tells; None where height and width do not shrink alike."""
-    tall, wide = (whole / max(part, 1) for whole, part in zip(size, shape[2:4], strict=True))
-    apart = 1.0 if size[0] == size[1] else 1.5
-    if max(tall, wide) > apart * min(tall, wide):
-        return None
-    return Place((max(1, round(tall)), max(1, round(wide))))
-
-
-def _placed(known: Place | None, shape: tuple[int, ...], size: Pair) -> Place | None:
-    """Where the positions of a map lie: as the graph says, or by the map's size where it does not, or cannot be right."""
-    if known is None or (not known.positions and shape[2] * shape[3] > 1):
-        return _by_size(shape, size)
-    if not known.positions:
-        return known
-    channels, height, width = _shape(shape, known)
-    if _agrees(known, (height, width), size):
-        return known
-    found = _by_size((1, channels, height, width), size)  # behind an operator that the graph does not explain
-    return None if found is None else replace(found, layout=known.layout)
-
-
-def _agrees(place: Place, found: Pair, size: Pair) -> bool:
-    """Whether a map is as large as its factor says: no smaller than without padding, no larger than with as much as it sees."""
-    each = zip(found, size, place.factor, place.field, strict=True)
-    return all((whole - seen) // step + 1 <= part <= (whole + seen) // step + 1 for part, whole, step, seen in each)
 
 
 def _is_map(shape: tuple[int, ...]) -> bool:

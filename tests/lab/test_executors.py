@@ -14,7 +14,7 @@ import pytest
 import helpers
 from lab.test_runner import SMALL
 from shiftscope.errors import InputError
-from shiftscope.lab.executors import here, in_processes, sensible_workers
+from shiftscope.lab.executors import Processes, sensible_workers
 from shiftscope.lab.files import LOCK, locked
 from shiftscope.lab.runner import RunEnded, Told, run_study
 from shiftscope.lab.studies import load_study
@@ -24,18 +24,16 @@ def ignore(*_: object) -> None:
     pass
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_every_job_is_done_once_and_what_it_tells_arrives(workers: int) -> None:
     heard: list[tuple[int, object]] = []
-    how = {"report": lambda job, event: heard.append((job, event))}
-    jobs = range(5)
-    done = in_processes(helpers.square, jobs, workers=workers, **how) if workers else here(helpers.square, jobs, **how)
+    done = Processes(workers).run(helpers.square, range(5), lambda job, event: heard.append((job, event)))
     assert sorted(done) == [(job, job * job) for job in range(5)]
     assert sorted(heard) == sorted((job, (part, job)) for job in range(5) for part in ("half", "whole"))
 
 
 def test_workers_are_processes_with_one_thread_each() -> None:
-    found = [result for _, result in in_processes(helpers.who_and_how, range(4), workers=2, report=ignore)]
+    found = [result for _, result in Processes(2).run(helpers.who_and_how, range(4), ignore)]
     assert len({process for process, _ in found}) == 2
     assert os.getpid() not in {process for process, _ in found}
     assert {threads for _, threads in found} == {1}
@@ -43,7 +41,7 @@ def test_workers_are_processes_with_one_thread_each() -> None:
 
 def test_the_job_of_a_killed_process_is_done_by_another(tmp_path: Path) -> None:
     jobs = [(str(tmp_path), number) for number in range(4)]
-    done = list(in_processes(helpers.die_once, jobs, workers=2, report=ignore))
+    done = list(Processes(2).run(helpers.die_once, jobs, ignore))
     assert sorted(result for _, result in done) == [0, 1, 2, 3]
     assert (tmp_path / "tried1").exists()
 
@@ -59,7 +57,7 @@ def test_the_job_of_a_killed_process_is_done_by_another(tmp_path: Path) -> None:
 )
 def test_failures_arrive_as_what_they_are_and_no_process_stays(work, job, kind: type[Exception], told: str) -> None:
     with pytest.raises(kind, match=told):
-        list(in_processes(work, [job], workers=2, report=ignore))
+        list(Processes(2).run(work, [job], ignore))
     assert not multiprocessing.active_children()
 
 
@@ -79,7 +77,7 @@ def test_a_study_in_processes_is_the_same_and_goes_on_in_either_way(tmp_path: Pa
     command = [sys.executable, "-m", "shiftscope.cli", "study", "small.toml", "--out", "alone"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     events: list[object] = []
-    run_study(study, out=tmp_path / "together", workers=2, report=events.append)
+    run_study(study, out=tmp_path / "together", executor=Processes(2), report=events.append)
     assert rows(tmp_path / "together") == rows(tmp_path / "alone")
     ends = [event for event in events if isinstance(event, Told) and isinstance(event.event, RunEnded)]
     assert [(end.done, end.of) for end in ends] == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -91,7 +89,7 @@ def test_a_study_in_processes_is_the_same_and_goes_on_in_either_way(tmp_path: Pa
 def test_a_killed_worker_costs_a_study_nothing_but_time(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL.replace("max_epochs = 2", "max_epochs = 12"))
     study = load_study(str(tmp_path / "small.toml"))
-    run_study(study, out=tmp_path / "calm", workers=2)
+    run_study(study, out=tmp_path / "calm", executor=Processes(2))
     killed: list[int] = []
 
     def kill(event: object) -> None:
@@ -101,7 +99,7 @@ def test_a_killed_worker_costs_a_study_nothing_but_time(tmp_path: Path) -> None:
             children[0].kill()
             time.sleep(0.1)
 
-    run_study(study, out=tmp_path / "disturbed", workers=2, report=kill)
+    run_study(study, out=tmp_path / "disturbed", executor=Processes(2), report=kill)
     assert len(killed) == 2
     assert rows(tmp_path / "disturbed") == rows(tmp_path / "calm")
     names = {path.name for path in (tmp_path / "disturbed").rglob("*")}
@@ -125,7 +123,35 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
         pass
 
 
-def test_a_number_of_workers_below_one_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "small.toml").write_text(SMALL)
-    with pytest.raises(InputError, match="`workers` must be 1 or more, got -1"):
-        run_study(load_study(str(tmp_path / "small.toml")), out=tmp_path / "out", workers=-1)
+def test_a_number_of_workers_below_one_is_refused() -> None:
+    with pytest.raises(InputError, match="`workers` must be 1 or more, got 0"):
+        Processes(0)
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there and not merely waiting to be buried."""
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_workers_end_with_the_process_that_made_them(tmp_path: Path) -> None:
+    """Killed outright, it leaves no orphan that would write beside a command that goes on."""
+    code = (
+        "import helpers, sys\nfrom shiftscope.lab.executors import Processes\n"
+        "if __name__ == '__main__':\n"
+        "    for _ in Processes(2).run(helpers.sleep, sys.argv[1:], lambda job, event: print(event, flush=True)): pass"
+    )
+    (tmp_path / "parent.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(helpers.__file__).parent), *sys.path])}
+    parent = subprocess.Popen(
+        [sys.executable, "parent.py", "1", "2"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert parent.stdout is not None
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 30
+    while any(map(runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(runs, workers))

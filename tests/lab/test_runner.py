@@ -16,9 +16,12 @@ from safetensors.torch import load_file
 
 from shiftscope.errors import InputError
 from shiftscope.lab.data import load
+from shiftscope.lab.executors import Processes
+from shiftscope.lab.holdings import holdings
 from shiftscope.lab.networks import Network
 from shiftscope.lab.runner import Loading, RunEnded, RunStarted, run_study
 from shiftscope.lab.studies import Study, load_study
+from shiftscope.layerwise import layer_responses
 from shiftscope.measures import Estimate
 from shiftscope.protocols import mouton2020
 from shiftscope.shifts import grid, translate
@@ -112,6 +115,68 @@ def test_a_records_numbers_follow_from_its_weights_by_an_independent_way(tmp_pat
     assert [epoch["epoch"] for epoch in history] == [1, 2]
 
 
+def test_curves_and_layers_follow_from_the_weights_too(tmp_path: Path) -> None:
+    study, out = small(tmp_path), tmp_path / "out"
+    table = run_study(study, out=out)
+    curves = [line.split(",") for line in (out / "curves.csv").read_text().splitlines()]
+    last = dict(zip(curves[0], curves[7], strict=True))
+    assert (last["factor"], last["max_shift"], last["seeds"]) == ("1", "6", "2")
+    every = table.rows[0]["mcs_all_shifts"]
+    assert isinstance(every, Estimate)
+    assert [float(last[name]) for name in ("mcs", "mcs_low", "mcs_high")] == pytest.approx(
+        [every.value, every.low, every.high], abs=1e-5
+    )
+    first = dict(zip(curves[0], curves[1], strict=True))
+    assert float(first["mcs"]) == pytest.approx(1, abs=1e-6)
+    assert float(first["top1_change"]) == 0
+    data = load(study.cells()[1].runs[0].data)
+    responses = []
+    for run in study.cells()[1].runs:
+        folder = out / "runs" / run.content_id(data.checksum)
+        network = Network(run.network.model_validate(json.loads((folder / "record.json").read_text())["spec"]["network"]))
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+        canvases = torch.nn.functional.pad(data.test.images.float() / 255, (6, 6, 6, 6))
+        responses.append(layer_responses(network.eval(), canvases, mouton2020(6).draw(60)).layers)
+    rows = [line.split(",") for line in (out / "layers.csv").read_text().splitlines()]
+    listed = [dict(zip(rows[0], row, strict=True)) for row in rows[1:] if row[0] == "4"]
+    assert [row["layer"] for row in listed] == [layer.name for layer in responses[0]]
+    for number, row in enumerate(listed):
+        for name in ("similarity", "movement", "in_place"):
+            expected = torch.stack([getattr(layers[number], name).double().mean() for layers in responses]).mean()
+            assert float(row[name]) == pytest.approx(expected.item(), abs=1e-4)
+    assert [row["layer"] for row in listed if row["homogeneity_pooled"]] == ["features.1", "features.4"]
+
+
+def test_gains_stand_beside_the_homogeneity_of_what_is_subsampled(tmp_path: Path) -> None:
+    table = run_study(small(tmp_path), out=tmp_path / "out")
+    gained = holdings(tmp_path / "out").gains()
+    assert [row["factor"] for row in gained.rows] == [4]
+    values = [row["mcs"] for row in table.rows]
+    assert gained.rows[0]["gain"].value == pytest.approx(values[1].value - values[0].value, abs=1e-6)
+    rows = [line.split(",") for line in (tmp_path / "out" / "layers.csv").read_text().splitlines()]
+    pooled = [dict(zip(rows[0], row, strict=True))["homogeneity_pooled"] for row in rows[1:] if row[0] == "4"]
+    assert gained.rows[0]["homogeneity"].value == pytest.approx(sum(float(each) for each in pooled if each) / 2, abs=1e-6)
+
+
+def test_seeds_trained_together_give_the_same_study_but_for_rounding(tmp_path: Path) -> None:
+    study = small(tmp_path, SMALL.replace("seeds = 2", "seeds = 3"))
+    alone = run_study(study, out=tmp_path / "alone")
+    events: list[object] = []
+    together = run_study(study, out=tmp_path / "together", together=2, report=events.append)
+    labels = [event.label for event in events if isinstance(event, RunStarted)]
+    assert labels == ["factor 1, seed 0 1", "factor 1, seed 2", "factor 4, seed 0 1", "factor 4, seed 2"]
+    assert "2; -" in together.provenance["trained_together"]
+    for one, other in zip(alone.rows, together.rows, strict=True):
+        for name in ("mcs", "test_accuracy"):
+            assert isinstance(one[name], Estimate)
+            assert other[name].value == pytest.approx(one[name].value, abs=0.02)
+    assert {path.name for path in (tmp_path / "alone" / "runs").iterdir()} == {
+        path.name for path in (tmp_path / "together" / "runs").iterdir()
+    }
+    with pytest.raises(InputError, match="`together` must be 1 or more networks, got 0"):
+        run_study(study, out=tmp_path / "together", together=0)
+
+
 def test_a_finished_study_is_found_and_gives_the_same_table(tmp_path: Path) -> None:
     study, out = small(tmp_path), tmp_path / "out"
     first = run_study(study, out=out)
@@ -156,7 +221,7 @@ def test_a_record_of_an_older_form_is_measured_anew_without_training(tmp_path: P
 
 
 def test_killing_it_at_any_moment_and_starting_again_ends_in_the_undisturbed_table(tmp_path: Path) -> None:
-    run_study(small(tmp_path), out=tmp_path / "undisturbed")
+    run_study(small(tmp_path), out=tmp_path / "undisturbed", executor=Processes(1))
     command = [sys.executable, "-m", "shiftscope.cli", "study", str(tmp_path / "small.toml"), "--out", str(tmp_path / "killed")]
     for moment in (0.3, 1.0, 2.0):
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -214,6 +279,23 @@ def test_a_mean_coloured_canvas_is_not_counted_as_content(tmp_path: Path) -> Non
     text = SMALL.replace("canvas = 22", 'canvas = 22\nbackground = "mean"').replace("seeds = 2", "seeds = 1")
     table = run_study(small(tmp_path, text), out=tmp_path / "out")
     assert not any("cut some content" in note for note in table.notes)
+
+
+def test_a_run_that_memory_is_too_small_for_is_told_and_finished_ones_stay(tmp_path: Path) -> None:
+    """A real allocation that fails: the process may have 6 GB of addresses, and one network's weights take 10."""
+    text = SMALL.partition("[source]")[0].replace("seeds = 2", "seeds = 1")
+    text = text.replace("network.factor = [1, 4]", "network.channels = [[4, 8], [4, 30000, 10000]]")
+    (tmp_path / "small.toml").write_text(text)
+    code = (
+        "import resource, sys\nfrom shiftscope.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
+        "sys.exit(main(['study', 'small.toml', '--workers', '1', '--out', 'out']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "seed 0` needs more memory than there is. Let fewer run at once (--workers), or use a smaller" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "out").rglob("record.json"))) == 1
 
 
 def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:

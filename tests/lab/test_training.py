@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from shiftscope.lab.data import Canvas
 from shiftscope.lab.networks import Network, NetworkSpec, build
 from shiftscope.lab.sources import Labelled
-from shiftscope.lab.training import Epoch, Recipe, Step, evaluate, train
+from shiftscope.lab.training import Epoch, Recipe, Step, evaluate, reaching, train
 
 SPEC = NetworkSpec(channels=(4, 8), factor=4, input_size=12, classes=4)
 CANVAS = Canvas(12, torch.zeros(1))
@@ -143,3 +143,17 @@ def test_evaluation_counts_every_image_once() -> None:
     accuracy, loss = evaluate(model, data, place=CANVAS.place)
     assert accuracy == pytest.approx((outputs.argmax(1) == data.labels).double().mean().item())
     assert loss == pytest.approx(nn.functional.cross_entropy(outputs, data.labels).item(), rel=1e-5)
+
+
+def test_accuracy_is_asked_to_the_end_only_where_the_target_is_reached() -> None:
+    model, data = fresh(), blobs(2000, 0)
+    fit(model)
+    asked: list[int] = []
+    model.register_forward_hook(lambda *call: asked.append(len(call[1][0])))
+    accuracy = evaluate(model, data, place=CANVAS.place)[0]
+    assert accuracy > 0.9
+    assert reaching(model, data, accuracy, place=CANVAS.place) == pytest.approx(accuracy)
+    data.labels[3] = (data.labels[3] + 1) % 4
+    asked.clear()
+    assert reaching(model, data, 1.0, place=CANVAS.place) is None
+    assert asked == [512]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +21,12 @@ from shiftscope.engine.sheets import (
     Sheet,
     Vectors,
     after,
+    combined,
     continued,
     pair,
     region,
     times,
+    weighted,
 )
 from shiftscope.graphs import (
     ADDITIONS,
@@ -174,14 +176,30 @@ class Rules:
     def convolve(self, sheet: Sheet, weight: Tensor, bias: Tensor | None, stride: Pair, dilation: Pair, groups: int) -> Sheet:
         """The convolution, dilated by the sheet's factor, on differences; and on the background alone."""
         kernel = (weight.shape[2], weight.shape[3])
-        taps = times(sheet.factor, dilation)
         constant = sheet.background[None, :, None, None].expand(1, -1, *kernel)
         background = functional.conv2d(constant, weight, bias, groups=groups)[0, :, 0, 0]
-        reach = (taps[0] * (kernel[0] - 1), taps[1] * (kernel[1] - 1))
+        found = self.windowed(
+            sheet, kernel, stride, dilation, lambda maps, taps: functional.conv2d(maps, weight, dilation=taps, groups=groups)
+        )
+        return replace(found, background=background)
+
+    def windowed(
+        self, sheet: Sheet, kernel: Pair, stride: Pair, dilation: Pair, apply: Callable[[Tensor, Pair], Tensor]
+    ) -> Sheet:
+        """An operator on windows: on the box it reads, its window's positions the sheet's factor apart; the background as it is.
+
+        Args:
+            sheet: the map.
+            kernel: positions of a window.
+            stride: from one window to the next.
+            dilation: from one position of a window to the next.
+            apply: the operator at every position, of maps and the distance between a window's positions.
+        """
+        taps, factor = times(sheet.factor, dilation), times(sheet.factor, stride)
         size = after(sheet.size, kernel, stride, dilation)
-        grown, corner = self.grown(sheet, reach, times(sheet.factor, stride), size)
-        maps = functional.conv2d(grown, weight, dilation=taps, groups=groups)
-        return Sheet(maps, background, corner, times(sheet.factor, stride), size, sheet.origin)
+        reach = (taps[0] * (kernel[0] - 1), taps[1] * (kernel[1] - 1))
+        grown, corner = self.grown(sheet, reach, factor, size)
+        return Sheet(apply(grown, taps), sheet.background, corner, factor, size, sheet.origin)
 
     def max_pool(self, name: str, part: nn.MaxPool2d, sheet: Any) -> Sheet:
         """The largest of each window; the background's is the background."""
@@ -213,13 +231,7 @@ class Rules:
             raise NotDenseError(f"`{name}` rounds its size up, so that windows hang over the border")
         kernel = pair(part.kernel_size)
         stride = kernel if part.stride is None else pair(part.stride)
-        taps = times(sheet.factor, dilation)
-        size = after(sheet.size, kernel, stride, dilation)
-        reach = (taps[0] * (kernel[0] - 1), taps[1] * (kernel[1] - 1))
-        maps, corner = self.grown(sheet, reach, times(sheet.factor, stride), size)
-        for axis in (2, 3):
-            maps = _along(maps, axis, kernel[axis - 2], taps[axis - 2], combine)
-        return Sheet(maps, sheet.background, corner, times(sheet.factor, stride), size, sheet.origin)
+        return self.windowed(sheet, kernel, stride, dilation, lambda maps, taps: combined(maps, kernel, taps, combine))
 
     def blur(self, name: str, part: BlurPool2d | MaxBlurPool2d, sheet: Any) -> Sheet:
         """A filter's weighted sum along each axis; a border that goes round, or none."""
@@ -230,14 +242,9 @@ class Rules:
             if by.border != "circular":
                 raise NotDenseError(f"`{name}` continues its map by {by.border}, which a shift of the image does not move")
             sheet = self.circular_pad(name, sheet, by.margins[0], by.margins[1])
-        kernel, stride, taps = (len(by.taps[0]), len(by.taps[1])), (by.stride[0], by.stride[1]), sheet.factor
-        size = after(sheet.size, kernel, stride, (1, 1))
-        reach = (taps[0] * (kernel[0] - 1), taps[1] * (kernel[1] - 1))
-        maps, corner = self.grown(sheet, reach, times(sheet.factor, stride), size)
-        for axis, weights in zip((2, 3), by.taps, strict=True):
-            maps = _weighted(maps, axis, weights, taps[axis - 2])
-        background = sheet.background * (sum(by.taps[0]) * sum(by.taps[1]))
-        return Sheet(maps, background, corner, times(sheet.factor, stride), size, sheet.origin)
+        kernel, stride = (len(by.taps[0]), len(by.taps[1])), (by.stride[0], by.stride[1])
+        found = self.windowed(sheet, kernel, stride, (1, 1), lambda maps, taps: weighted(maps, by.taps, taps))
+        return replace(found, background=sheet.background * (sum(by.taps[0]) * sum(by.taps[1])))
 
     def max_blur(self, name: str, part: MaxBlurPool2d, sheet: Any) -> Sheet:
         """A maximum at every position, then the filter."""
@@ -406,25 +413,6 @@ def _idle(options: dict[str, Any], value: Any) -> Any:
     if options.get("training", True) is not False:
         raise NotDenseError("`dropout` is told to drop in evaluation too")
     return value
-
-
-def _along(maps: Tensor, axis: int, kernel: int, step: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Combine ``kernel`` positions that lie ``step`` apart along one axis, without padding."""
-    length = maps.shape[axis] - step * (kernel - 1)
-    slices = [maps.narrow(axis, step * tap, length) for tap in range(kernel)]
-    found = slices[0]
-    for other in slices[1:]:
-        found = combine(found, other)
-    return found
-
-
-def _weighted(maps: Tensor, axis: int, weights: Sequence[float], step: int) -> Tensor:
-    """The weighted sum of positions that lie ``step`` apart along one axis."""
-    length = maps.shape[axis] - step * (len(weights) - 1)
-    total = maps.narrow(axis, 0, length) * weights[0]
-    for tap, weight in enumerate(weights[1:], start=1):
-        total.add_(maps.narrow(axis, step * tap, length), alpha=weight)
-    return total
 
 
 def _per_channel(value: Any, channels: int, like: Tensor) -> Tensor:

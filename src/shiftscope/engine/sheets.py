@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -18,11 +20,13 @@ __all__ = [
     "Sheet",
     "Vectors",
     "after",
+    "combined",
     "continued",
     "pair",
     "region",
     "times",
     "turned",
+    "weighted",
 ]
 
 Pair = tuple[int, int]
@@ -146,3 +150,22 @@ def pair(value: Any) -> Pair:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise NotDenseError(f"a size of {value!r} has no exact rule")
     return int(value[0]), int(value[1])
+
+
+def combined(maps: Tensor, kernel: Pair, steps: Pair, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The positions of each window, ``steps`` apart, combined: along one axis, then along the other, without padding."""
+    for axis, (count, step) in enumerate(zip(kernel, steps, strict=True), start=2):
+        length = maps.shape[axis] - step * (count - 1)
+        maps = reduce(combine, (maps.narrow(axis, step * tap, length) for tap in range(count)))
+    return maps
+
+
+def weighted(maps: Tensor, weights: Sequence[Sequence[float]], steps: Pair) -> Tensor:
+    """The weighted sum of each window's positions, likewise."""
+    for axis, (row, step) in enumerate(zip(weights, steps, strict=True), start=2):
+        length = maps.shape[axis] - step * (len(row) - 1)
+        total = maps.narrow(axis, 0, length) * row[0]
+        for tap, weight in enumerate(row[1:], start=1):
+            total.add_(maps.narrow(axis, step * tap, length), alpha=weight)
+        maps = total
+    return maps

@@ -182,6 +182,7 @@ def explain(
         "seed": str(seed),
     }
     with evaluating(model):
+        lost, reference = trial.lost(model, "the model as it is")
         layers = layer_responses(
             model,
             images,
@@ -192,7 +193,6 @@ def explain(
             device=device,
             progress=lambda done, of: progress("every layer", done, of or done),
         )
-        lost, reference = trial.lost(model, "the model as it is")
         guarantee = guarantee_of(model)
         return Explanation(
             name=name,

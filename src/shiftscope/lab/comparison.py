@@ -8,7 +8,7 @@ hold* where it lies on the other, and is *undecided* else: at this number of net
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from shiftscope.lab.studies import Claim, Source, Study, load_study, shipped_stu
 from shiftscope.measures import Estimate
 from shiftscope.tables import Table
 
-__all__ = ["compare"]
+__all__ = ["compare", "study_of"]
 
 #: Fewer cells than this have no rank correlation worth the name.
 CELLS_FOR_RANKS = 4
@@ -46,10 +46,13 @@ class Held:
     settings: Mapping[str, Any]
     values: Mapping[str, Tensor]
     number: int
+    _drawn: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     def draws(self, measure: str) -> np.ndarray:
-        """Bootstrap draws of a measure's mean."""
-        return measures.resampled(self.values[measure], cell=self.number)
+        """Bootstrap draws of a measure's mean; made once."""
+        if measure not in self._drawn:
+            self._drawn[measure] = measures.resampled(self.values[measure], cell=self.number)
+        return self._drawn[measure]
 
     def mean(self, measure: str) -> float:
         """A measure's mean over networks and images."""
@@ -78,7 +81,7 @@ def compare(folder: Path) -> tuple[Table, Table]:
     Raises:
         InputError: no study there, none of its runs finished, or a source that printed nothing.
     """
-    study = _study(folder)
+    study = study_of(folder)
     source = study.source
     if source is None:
         raise InputError(f"{folder} has no source to compare with. Add a [source] table with cells or claims to the study.")
@@ -88,8 +91,15 @@ def compare(folder: Path) -> tuple[Table, Table]:
     return _cells(study, source, cells), _claims(study, source, cells)
 
 
-def _study(folder: Path) -> Study:
-    """The study of a folder; where it was written before its claims were, those that come with the package."""
+def study_of(folder: Path) -> Study:
+    """The study of a folder; where it was written before its claims were, those that come with the package.
+
+    Args:
+        folder: that holds ``study.json``.
+
+    Raises:
+        InputError: there is none, or it is not a study.
+    """
     try:
         study = Study.model_validate_json((folder / "study.json").read_bytes())
     except OSError as error:

@@ -1,98 +1,104 @@
-"""Ways to carry out jobs: here, one after the other, or in processes of this machine. They know no study.
+"""Ways to carry out several jobs at once. They know no study.
 
 A job is handed to a function with a report for whatever the function tells meanwhile. Results come back in the order in which
 jobs finish. A process that dies (killed, or out of memory) loses its job in flight, which is given to a new one, a few times.
+:class:`Processes` uses processes of this machine; :class:`shiftscope.lab.cluster.Ray` the machines of a Ray cluster.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from shiftscope.errors import InputError
 
-__all__ = ["Work", "here", "in_processes", "sensible_workers"]
+__all__ = ["RETRIES", "Answer", "Executor", "Processes", "Report", "Work", "attempt", "content_of", "sensible_workers", "settle"]
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
-#: Does a job; told events go to its second argument.
-Work = Callable[[Job, Callable[[Any], None]], Result]
+#: Does a job; told events go to its second argument. A function of a module, so that another process finds it.
+Work = Callable[[Any, Callable[[Any], None]], Any]
+#: Told the job and what it tells.
+Report = Callable[[Any, Any], None]
 #: A job whose process died is given out again so many times.
 RETRIES = 2
 SECONDS_TO_END = 5.0
 
 
-def here(work: Work[Job, Result], jobs: Sequence[Job], *, report: Callable[[Job, Any], None]) -> Iterator[tuple[Job, Result]]:
-    """Do jobs one after the other in this process.
+@runtime_checkable
+class Executor(Protocol):
+    """A way to carry out jobs.
 
-    Args:
-        work: does a job.
-        jobs: to be done.
-        report: told what a job tells.
-
-    Yields:
-        each job with its result.
+    Attributes:
+        away: whether a job may be done where this machine's folders are not.
     """
-    for job in jobs:
-        yield job, work(job, lambda event, job=job: report(job, event))  # type: ignore[misc]  # bound at once
+
+    away: ClassVar[bool]
+
+    def run(self, work: Work, jobs: Sequence[Any], report: Report) -> Iterator[tuple[Any, Any]]:
+        """Do jobs.
+
+        Args:
+            work: does a job.
+            jobs: to be done; they and the results travel between processes.
+            report: told what a job tells.
+
+        Yields:
+            each job with its result, as they finish.
+
+        Raises:
+            InputError: a job was refused, or what does it died at the same job more than ``RETRIES`` times.
+            OSError: a job could not write.
+            RuntimeError: a job failed; the message carries its traceback.
+        """
+        ...
 
 
-def in_processes(
-    work: Work[Job, Result], jobs: Sequence[Job], *, workers: int, report: Callable[[Job, Any], None]
-) -> Iterator[tuple[Job, Result]]:
-    """Do jobs in so many processes of this machine, each with one thread for its arithmetic.
+#: What came of a job, as something that travels between processes.
+Answer = tuple[Literal["done", "refused", "disk", "failed"], Any]
 
-    Args:
-        work: does a job; a function of a module, so that another process finds it.
-        jobs: to be done; they and the results travel between processes.
-        workers: how many processes.
-        report: told what a job tells.
 
-    Yields:
-        each job with its result, as they finish.
-
-    Raises:
-        InputError: a process died at the same job more than twice.
-        OSError: a job could not write.
-        RuntimeError: a job failed; the message carries the other process's traceback.
-    """
-    waiting = deque((job, 0) for job in jobs)
-    crew = [_Worker(work) for _ in range(min(workers, len(jobs)))]
+def attempt(work: Work, job: Any, tell: Callable[[Any], None]) -> Answer:
+    """Do a job, and say what came of it."""
     try:
-        for number in range(len(crew)):
-            _begin(crew, number, waiting, work)
-        while busy := {worker.connection: worker for worker in crew if worker.job is not None}:
-            for ready in wait(list(busy)):
-                worker = busy[ready]  # type: ignore[index]  # wait hands back what it was given
-                job, tries = worker.job if worker.job is not None else (None, 0)
-                try:
-                    kind, content = worker.connection.recv()
-                except (EOFError, OSError):
-                    _give_again(waiting, worker, job, tries)
-                    _begin(crew, crew.index(worker), waiting, work)
-                    continue
-                if kind == "told":
-                    report(job, content)  # type: ignore[arg-type]  # a busy worker has a job
-                elif kind == "refused":
-                    raise InputError(content)
-                elif kind == "disk":
-                    raise OSError(*content)
-                elif kind == "failed":
-                    raise RuntimeError(f"a job failed in another process:\n{content}")
-                else:
-                    worker.job = None
-                    yield job, content  # type: ignore[misc]  # likewise
-                    _begin(crew, crew.index(worker), waiting, work)
-    finally:
-        for worker in crew:
-            worker.end()
+        return "done", work(job, tell)
+    except InputError as error:
+        return "refused", str(error)
+    except OSError as error:
+        return "disk", (error.errno, error.strerror or str(error))
+    except Exception:  # whatever went wrong is told where the jobs came from
+        return "failed", traceback.format_exc()
+
+
+def content_of(answer: Answer) -> Any:
+    """The result; a failure is raised here as what it was there."""
+    kind, content = answer
+    if kind == "refused":
+        raise InputError(content)
+    if kind == "disk":
+        raise OSError(*content)
+    if kind == "failed":
+        raise RuntimeError(f"a job failed in another process:\n{content}")
+    return content
+
+
+def settle() -> None:
+    """Ready a process of its own for jobs: one thread, and freed memory kept."""
+    import torch
+
+    from shiftscope.lab.memory import keep_freed_memory
+
+    torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def sensible_workers(bytes_each: int) -> int:
@@ -106,13 +112,59 @@ def sensible_workers(bytes_each: int) -> int:
     return max(1, min(cores, free // bytes_each))
 
 
+@dataclass(frozen=True)
+class Processes:
+    """Processes of this machine, each with one thread for its arithmetic. They end with the one that made them.
+
+    Attributes:
+        workers: how many.
+
+    Raises:
+        InputError: fewer than one.
+    """
+
+    workers: int
+    away: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise InputError(f"`workers` must be 1 or more, got {self.workers}.")
+
+    def run(self, work: Work, jobs: Sequence[Any], report: Report) -> Iterator[tuple[Any, Any]]:
+        """See :class:`Executor`."""
+        waiting = deque((job, 0) for job in jobs)
+        crew = [_Worker(work) for _ in range(min(self.workers, len(jobs)))]
+        try:
+            for number in range(len(crew)):
+                _begin(crew, number, waiting, work)
+            while busy := {worker.connection: worker for worker in crew if worker.job is not None}:
+                for ready in wait(list(busy)):
+                    worker = busy[ready]  # type: ignore[index]  # wait hands back what it was given
+                    job, tries = worker.job or (None, 0)
+                    try:
+                        kind, content = worker.connection.recv()
+                    except (EOFError, OSError):
+                        _give_again(waiting, worker, job, tries)
+                        _begin(crew, crew.index(worker), waiting, work)
+                        continue
+                    if kind == "told":
+                        report(job, content)
+                        continue
+                    worker.job = None
+                    yield job, content_of((kind, content))
+                    _begin(crew, crew.index(worker), waiting, work)
+        finally:
+            for worker in crew:
+                worker.end()
+
+
 class _Worker:
     """A process and the job it has in hand, with how often that was given out before."""
 
-    def __init__(self, work: Callable[..., Any]) -> None:
+    def __init__(self, work: Work) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+        self.process = context.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True)
         self.process.start()
         theirs.close()
         self.job: tuple[Any, int] | None = None
@@ -137,7 +189,7 @@ class _Worker:
             self.process.join()
 
 
-def _begin(crew: list[_Worker], number: int, waiting: deque[tuple[Any, int]], work: Callable[..., Any]) -> None:
+def _begin(crew: list[_Worker], number: int, waiting: deque[tuple[Any, int]], work: Work) -> None:
     """Let a worker take the next job, if there is one; another in its place where it died meanwhile."""
     while waiting and not (crew[number].process.is_alive() and crew[number].take(waiting[0])):
         crew[number].end()
@@ -160,26 +212,23 @@ def _give_again(waiting: deque[tuple[Any, int]], dead: _Worker, job: Any, tries:
     waiting.appendleft((job, tries + 1))
 
 
-def _serve(work: Callable[..., Any], connection: Connection) -> None:
+def _serve(work: Work, connection: Connection, parent: int) -> None:
     """A worker's life: one job after the other, until the other end is closed."""
     # Ctrl-C reaches every process of a terminal; the one that gave out the jobs answers it, for all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import torch
-
-    from shiftscope.lab.memory import keep_freed_memory
-
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    while True:
-        try:
+    _end_with(parent)
+    settle()
+    with suppress(EOFError, BrokenPipeError):
+        while True:
             job = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send(("done", work(job, lambda event: connection.send(("told", event)))))
-        except InputError as error:
-            connection.send(("refused", str(error)))
-        except OSError as error:
-            connection.send(("disk", (error.errno, error.strerror or str(error))))
-        except Exception:  # whatever went wrong is told where the jobs came from
-            connection.send(("failed", traceback.format_exc()))
+            connection.send(attempt(work, job, lambda event: connection.send(("told", event))))
+
+
+def _end_with(parent: int) -> None:
+    """Let the system end this process with the one that made it, so that no orphan writes beside a command that goes on."""
+    if sys.platform != "linux":
+        return  # elsewhere it ends with the next thing it tells
+    parent_death_signal = 1
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

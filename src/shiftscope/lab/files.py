@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 
-__all__ = ["locked", "sweep", "write_tensors", "write_text", "write_whole"]
+__all__ = ["locked", "sweep", "write_bytes", "write_tensors", "write_text", "write_whole"]
 
 LOCK = ".lock"
 
@@ -36,7 +36,12 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text whole."""
-    write_whole(path, lambda temporary: _write_bytes(temporary, text.encode()))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes whole."""
+    write_whole(path, lambda temporary: _fill(temporary, content))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
@@ -44,8 +49,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mappin
     from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = save(contiguous, metadata=dict(metadata or {}))
-    write_whole(path, lambda temporary: _write_bytes(temporary, content))
+    write_bytes(path, save(contiguous, metadata=dict(metadata or {})))
 
 
 @contextmanager
@@ -112,7 +116,7 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
+def _fill(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from errno import EIO
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -24,18 +25,32 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import shiftscope
-from shiftscope.lab.files import write_tensors, write_text
+from shiftscope.lab.files import write_bytes, write_tensors, write_text
+from shiftscope.lab.measuring import LayerRecord
 from shiftscope.lab.specs import Spec
 from shiftscope.lab.studies import Run
 from shiftscope.lab.training import Training
 from shiftscope.measures import Estimate
 
-__all__ = ["Finished", "Outcome", "Record", "provenance", "read", "read_training", "write", "write_training"]
+__all__ = [
+    "Finished",
+    "Outcome",
+    "Record",
+    "kept_files",
+    "provenance",
+    "put_files",
+    "read",
+    "read_training",
+    "receive",
+    "write",
+    "write_training",
+]
 
 #: The form of a record and what is measured for it.
-RECORD_VERSION = 4
+RECORD_VERSION = 5
 RECORD, MODEL, HISTORY, MEASURES = "record.json", "model.safetensors", "history.json", "measures.safetensors"
-MAP = "map."
+#: What tensors of each part are called in the file; what has no such name is a value of each image.
+PARTS = {"maps": "map.", "curves": "curve.", "responses": "layer."}
 
 
 class Outcome(Spec):
@@ -58,6 +73,7 @@ class Record(Spec):
         training: how that ended.
         results: by measure, each with its interval over images; empty where the training diverged.
         cut: share of the test images of which the shifts cut content.
+        layers: those whose responses are kept.
         provenance: code, machine, data, time of the training, and the code that measured where that is another.
     """
 
@@ -67,6 +83,7 @@ class Record(Spec):
     training: Outcome
     results: dict[str, Estimate]
     cut: float
+    layers: tuple[LayerRecord, ...] = ()
     provenance: dict[str, str]
 
 
@@ -76,13 +93,14 @@ class Finished:
 
     Attributes:
         record: the record.
-        values: by measure, one of each test image.
-        maps: by measure, the mean of each shift.
+        values, maps, curves, responses: as in :class:`shiftscope.lab.measuring.Measured`.
     """
 
     record: Record
     values: Mapping[str, Tensor]
     maps: Mapping[str, Tensor]
+    curves: Mapping[str, Tensor]
+    responses: Mapping[str, Tensor]
 
 
 def write_training(folder: Path, training: Training, weights: Mapping[str, Tensor]) -> None:
@@ -93,8 +111,8 @@ def write_training(folder: Path, training: Training, weights: Mapping[str, Tenso
 
 def write(folder: Path, finished: Finished) -> None:
     """Put measures and, last, the record into a run's folder."""
-    maps = {f"{MAP}{name}": values for name, values in finished.maps.items()}
-    write_tensors(folder / MEASURES, {**finished.values, **maps})
+    named = {f"{prefix}{name}": each for part, prefix in PARTS.items() for name, each in getattr(finished, part).items()}
+    write_tensors(folder / MEASURES, {**finished.values, **named})
     write_text(folder / RECORD, finished.record.model_dump_json(indent=2) + "\n")
 
 
@@ -111,13 +129,20 @@ def read(folder: Path) -> Finished | None:
             raise ValueError("it belongs to another run")
         if record.schema_version != RECORD_VERSION:
             return None
-        tensors = load_file(folder / MEASURES)
-        maps = {name.removeprefix(MAP): values for name, values in tensors.items() if name.startswith(MAP)}
-        return Finished(record, {name: values for name, values in tensors.items() if not name.startswith(MAP)}, maps)
+        return Finished(record, **_parts(load_file(folder / MEASURES)))
     except (ValidationError, ValueError, OSError, SafetensorError) as error:
         reason = "not a whole record" if isinstance(error, ValidationError) else str(error)
         warnings.warn(f"{folder / RECORD} is damaged ({reason}); the run is computed again.", stacklevel=2)
         return None
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a file, by the part of a finished run that they belong to."""
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("values", *PARTS)}
+    for name, values in tensors.items():
+        part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "values")
+        parts[part][name.removeprefix(PARTS.get(part, ""))] = values
+    return parts
 
 
 def read_training(folder: Path) -> tuple[Record, dict[str, Tensor]] | None:
@@ -131,6 +156,30 @@ def read_training(folder: Path) -> tuple[Record, dict[str, Tensor]] | None:
     except (ValueError, OSError, SafetensorError):
         return None
     return (record, weights) if record.id == folder.name and record.schema_version < RECORD_VERSION else None
+
+
+def kept_files(folder: Path) -> dict[str, bytes]:
+    """The files of a run that is to be measured anew, by name; none where it is to be trained."""
+    return {} if read_training(folder) is None else {name: (folder / name).read_bytes() for name in (MODEL, HISTORY, RECORD)}
+
+
+def put_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a run's files as they came from elsewhere; the record last, like always."""
+    for name in sorted(files, key=lambda name: name == RECORD):
+        write_bytes(folder / name, files[name])
+
+
+def receive(folder: Path, files: Mapping[str, bytes]) -> Finished:
+    """Write what another machine finished, and read it.
+
+    Raises:
+        OSError: it cannot be written, or not be read again.
+    """
+    put_files(folder, files)
+    finished = read(folder)
+    if finished is None:
+        raise OSError(EIO, f"{folder} holds no whole record after it was written")
+    return finished
 
 
 def provenance(device: torch.device | str) -> dict[str, str]:

@@ -7,18 +7,23 @@ while one is at work there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
+from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.errors import InputError
-from shiftscope.lab import executors, records
+from shiftscope.lab import records
 from shiftscope.lab.data import Dataset, DataSpec, load
+from shiftscope.lab.executors import Executor, Work
 from shiftscope.lab.files import locked, sweep, write_text
+from shiftscope.lab.measuring import Loading
 from shiftscope.lab.records import Finished, Record
-from shiftscope.lab.runs import Loading, execute
+from shiftscope.lab.runs import Piece, execute
 from shiftscope.lab.studies import Cell, Run, Study
 from shiftscope.lab.summaries import short, summarise
 from shiftscope.lab.training import Epoch, Step
@@ -73,14 +78,21 @@ Report = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class _Job:
-    """All that a run needs wherever it is done."""
+    """All that a run, or runs trained together, need wherever they are done.
 
-    run: Run
-    name: str
+    Attributes:
+        pieces: the runs.
+        label: in words.
+        data_dir: where their data is.
+        device: where to compute.
+        kept: an earlier training's files of each, for those that are done away from them.
+    """
+
+    pieces: tuple[Piece, ...]
     label: str
-    folder: Path
     data_dir: Path | None
     device: str
+    kept: tuple[dict[str, bytes], ...] = ()
 
     def __str__(self) -> str:
         return self.label
@@ -92,7 +104,8 @@ def run_study(
     out: Path,
     data_dir: Path | None = None,
     device: torch.device | str = "cpu",
-    workers: int = 1,
+    executor: Executor | None = None,
+    together: int = 1,
     report: Report = lambda _: None,
 ) -> Table:
     """Run what is missing of a study and write its table.
@@ -102,8 +115,9 @@ def run_study(
         out: the study's folder: ``study.json``, ``runs/<content id>/``, ``table.csv`` and ``table.md``.
         data_dir: a local folder that holds the data set (see ``data.load``).
         device: where to train and measure.
-        workers: how many runs at once, each in a process of its own with one thread; 1 runs here, with all threads. The last
-            bits of results depend on the number of threads.
+        executor: what carries out several runs at once, each with one thread; None does them here, one after the other, with
+            all threads. The last bits of results depend on the number of threads.
+        together: so many seeds of a cell are trained at once, their weights stacked (see :mod:`shiftscope.lab.stacking`).
         report: told how it goes.
 
     Returns:
@@ -111,13 +125,14 @@ def run_study(
 
     Raises:
         InputError: impossible data or shifts, told before anything is written; a folder that cannot be written, or that another
-            command is at work in; a worker that dies again and again.
+            command is at work in; a run that memory is too small for; what does the runs dies again and again.
+        OSError: a file cannot be written; finished runs are kept.
     """
-    if workers < 1:
-        raise InputError(f"`workers` must be 1 or more, got {workers}.")
     cells = study.cells()
     # One seed of every cell before the next seed of any, so that a study stopped half-way has a whole table.
     runs = [(cell, cell.runs[place]) for place in range(len(study.seeds)) for cell in cells]
+    if together < 1:
+        raise InputError(f"`together` must be 1 or more networks, got {together}.")
     specs = dict.fromkeys(run.data for _, run in runs)
     data = {spec: load(spec, data_dir=data_dir, progress=lambda *at: report(Loading(*at))) for spec in specs}
     for _, run in runs:
@@ -125,54 +140,101 @@ def run_study(
     jobs = {}
     for cell, run in runs:
         name = run.content_id(data[run.data].checksum)
-        jobs[name] = _Job(run, name, _label(cell, run), out / "runs" / name, data_dir, str(device))
+        jobs[name] = _Job((Piece(run, name, out / "runs" / name),), _label(cell, run), data_dir, str(device))
     _make(out)
     with locked(out):
         _prepare(out, study)
-        finished = _done(list(jobs.values()), workers, report)
+        finished = _done(list(jobs.values()), executor, together, report)
     by_cell = [[finished[run.content_id(data[run.data].checksum)] for run in cell.runs] for cell in cells]
     return summarise(study, by_cell, out)
 
 
-def _done(jobs: list[_Job], workers: int, report: Report) -> dict[str, Finished]:
+def _done(jobs: list[_Job], executor: Executor | None, together: int, report: Report) -> dict[str, Finished]:
     """Every run's record: those there are, and those that are made now."""
     finished: dict[str, Finished] = {}
-    place = {job.name: number for number, job in enumerate(jobs, start=1)}
+    place = {job.pieces[0].name: number for number, job in enumerate(jobs, start=1)}
 
-    def start(job: _Job) -> None:
-        report(RunStarted(place[job.name], len(jobs), job.label, _mean_epochs(finished)))
-
-    def end(job: _Job, found: Finished, *, before: bool) -> None:
-        finished[job.name] = found
-        report(RunEnded(found.record, found=before))
+    def started(job: _Job) -> RunStarted:
+        return RunStarted(place[job.pieces[0].name], len(jobs), job.label, _mean_epochs(finished))
 
     missing = []
     for job in jobs:
-        kept = records.read(job.folder)
+        kept = records.read(job.pieces[0].folder)
         if kept is None:
             missing.append(job)
             continue
-        start(job)
-        end(job, kept, before=True)
-    if workers == 1:
-        for job in missing:
-            start(job)
-            for _, made in executors.here(_do, [job], report=lambda _, event: report(event)):
-                end(job, made, before=False)
+        report(started(job))
+        finished[kept.record.id] = kept
+        report(RunEnded(kept.record, found=True))
+    missing = _grouped(missing, together)
+    if executor is not None:
+        _done_by(executor, missing, finished, len(jobs), report)
         return finished
-
-    def told(job: _Job, event: Loading | RunEnded | Step | Epoch) -> None:
-        report(Told(job.label, len(finished), len(jobs), event))
-
-    for job, made in executors.in_processes(_do, missing, workers=workers, report=told):
-        finished[job.name] = made
-        told(job, RunEnded(made.record, found=False))
+    for job in missing:
+        report(started(job))
+        for made in _do(job, report):
+            finished[made.record.id] = made
+            report(RunEnded(made.record, found=False))
     return finished
 
 
-def _do(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> Finished:
-    """One run, here or in another process."""
-    return execute(job.run, job.name, _loaded(job.run.data, job.data_dir), job.folder, job.device, report)
+def _done_by(executor: Executor, missing: list[_Job], finished: dict[str, Finished], of: int, report: Report) -> None:
+    """Let an executor do what is missing, and put it to what is finished."""
+
+    def told(job: _Job, event: Loading | RunEnded | Step | Epoch) -> None:
+        report(Told(job.label, len(finished), of, event))
+
+    work: Work = _do
+    if executor.away:
+        work = _do_away
+        missing = [replace(job, kept=tuple(records.kept_files(each.folder) for each in job.pieces)) for job in missing]
+    for job, several in executor.run(work, missing, told):
+        for piece, made in zip(job.pieces, several, strict=True):
+            finished[piece.name] = records.receive(piece.folder, made) if executor.away else made
+            told(job, RunEnded(finished[piece.name].record, found=False))
+
+
+def _grouped(jobs: list[_Job], together: int) -> list[_Job]:
+    """Jobs that differ in their seeds only, so many in one; what has been trained already is measured alone."""
+    if together == 1:
+        return jobs
+    groups: dict[Any, list[_Job]] = {}
+    for job in jobs:
+        piece = job.pieces[0]
+        alone = records.read_training(piece.folder) is not None
+        groups.setdefault(piece.name if alone else piece.run.model_copy(update={"seed": 0}), []).append(job)
+    grouped = []
+    for alike in groups.values():
+        for start in range(0, len(alike), together):
+            some = alike[start : start + together]
+            seeds = " ".join(str(job.pieces[0].run.seed) for job in some[1:])
+            label = f"{some[0].label} {seeds}".rstrip()
+            grouped.append(replace(some[0], pieces=tuple(job.pieces[0] for job in some), label=label))
+    return grouped
+
+
+def _do(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> list[Finished]:
+    """A job's runs, here or in another process of this machine."""
+    data = _loaded(job.pieces[0].run.data, job.data_dir)
+    try:
+        return execute(job.pieces, data, job.device, report)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise InputError(
+            f"the run `{job.label}` needs more memory than there is. Let fewer run at once (--workers), or use a smaller "
+            "`training.batch_size`, `data.canvas` or `network.channels`."
+        ) from error
+
+
+def _do_away(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> list[dict[str, bytes]]:
+    """A job's runs on a machine that need not see the study's folder: the files of each, to be written there."""
+    with TemporaryDirectory() as place:
+        pieces = tuple(replace(piece, folder=Path(place) / piece.name) for piece in job.pieces)
+        for piece, files in zip(pieces, job.kept, strict=True):
+            records.put_files(piece.folder, files)
+        _do(replace(job, pieces=pieces), report)
+        return [{path.name: path.read_bytes() for path in piece.folder.iterdir()} for piece in pieces]
 
 
 @lru_cache(maxsize=2)

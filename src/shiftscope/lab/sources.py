@@ -33,7 +33,7 @@ from shiftscope.lab.files import write_tensors
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Labelled", "Source", "is_image_folder", "read"]
+__all__ = ["Labelled", "Source", "is_image_folder", "offline_unless", "read"]
 
 #: Short names and where the hub keeps them.
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
@@ -182,7 +182,7 @@ def _from_hub(name: str, image_size: int | None, progress: Progress) -> Source:
     """From the hub, or from the datasets library's own cache where the hub cannot be reached."""
     hub_name = HUB_NAMES.get(name, name)
     online = _hub_answers()
-    with _offline_unless(online):
+    with offline_unless(online):
         try:
             return _decode(hub_name, {}, f"Hugging Face hub {hub_name}", image_size, progress)
         except InputError as error:
@@ -218,7 +218,7 @@ def _hub_answers() -> bool:
 
 
 @contextmanager
-def _offline_unless(online: bool) -> Iterator[None]:
+def offline_unless(online: bool) -> Iterator[None]:
     """Keep the libraries from trying for half a minute what is known to fail."""
     import datasets
     from huggingface_hub import constants

@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shiftscope import figures
 from shiftscope.lab.files import write_text, write_whole
+from shiftscope.lab.measuring import CURVES, MEASURES, RESPONSES
 from shiftscope.lab.records import Finished, Record
-from shiftscope.lab.runs import MEASURES
 from shiftscope.lab.studies import Study
+from shiftscope.measures import Estimate, crossed, interval, mean_over_seeds, resampled
 from shiftscope.tables import Table
 
-__all__ = ["short", "summarise"]
+FACTOR = "network.factor"
+__all__ = ["curves", "gains", "layers", "short", "summarise", "table_of"]
 
 
 def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
-    """Write a study's table and figure.
+    """Write a study's tables and figure: ``table``, ``curves`` over the largest shift, and every layer's responses in ``layers``.
 
     Args:
         study: whose cells these are, in its order.
@@ -26,16 +29,24 @@ def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
         out: the study's folder.
 
     Returns:
-        the table.
+        the first of them.
     """
-    table = _table(study, cells)
-    write_text(out / "table.csv", table.to_csv())
-    write_text(out / "table.md", table.to_markdown())
+    sound = [[run for run in runs if run.record.training.status != "diverged"] for runs in cells]
+    table = table_of(study, cells)
+    for name, each in (("table", table), ("curves", curves(study, sound)), ("layers", layers(study, sound))):
+        write_text(out / f"{name}.csv", each.to_csv())
+        write_text(out / f"{name}.md", each.to_markdown())
     _draw(study, table, out)
     return table
 
 
-def _table(study: Study, cells: list[list[Finished]]) -> Table:
+def table_of(study: Study, cells: list[list[Finished]]) -> Table:
+    """A row a cell, whatever of it is there: a cell without runs has empty places, and so has a measure that no record holds.
+
+    Args:
+        study: whose cells these are, in its order.
+        cells: the finished runs of each.
+    """
     settings = study.combinations()
     printed = [study.printed(combination) for combination in settings]
     extra = sorted({f"source_{name}" for row in printed for name in row})
@@ -52,6 +63,102 @@ def _table(study: Study, cells: list[list[Finished]]) -> Table:
     return Table(study.title, columns, tuple(rows), _notes(study, every), _origin(every))
 
 
+def curves(study: Study, cells: list[list[Finished]]) -> Table:
+    """MCS and top-1 change of each cell against the largest shift, from the shifts that were all measured.
+
+    Args:
+        study: whose cells these are, in its order.
+        cells: the finished runs of each, without those that diverged.
+    """
+    rows = []
+    for settings, runs in zip(study.combinations(), cells, strict=True):
+        found = {name: torch.stack([run.curves[name] for run in runs]) for name in CURVES} if runs else {}
+        for radius in range(len(found["mcs"][0]) if found else 0):
+            row: dict[str, Any] = {short(path): _cell(value) for path, value in settings.items()}
+            row |= {"max_shift": radius, "seeds": len(runs)}
+            for name, bounds in CURVES.items():
+                row[name] = _point(found[name][:, radius], bounds, next(iter(runs[0].record.results.values())).count)
+            rows.append(row)
+    columns = (*(short(path) for path in study.axes()), "max_shift", "seeds", *CURVES)
+    note = "Over all shifts up to the largest, of every test image. In brackets: 95 % intervals over networks and images."
+    return Table(f"{study.title}: against the largest shift", columns, tuple(rows), (note,))
+
+
+def _point(found: Tensor, bounds: tuple[float, float], count: int) -> Estimate:
+    """One point of a curve: [seed, 1 + draw]."""
+    value = float(found[:, 0].double().mean())
+    low, high = interval(crossed(found[:, 1:])).clip(*bounds)
+    return _estimate(value, (low, high), count, len(found))
+
+
+def _estimate(value: float, ends: tuple[float, float], count: int, seeds: int) -> Estimate:
+    return Estimate(value, min(float(ends[0]), value), max(float(ends[1]), value), count=count, seeds=seeds)
+
+
+def layers(study: Study, cells: list[list[Finished]]) -> Table:
+    """What shifts did to each layer's maps, of each cell.
+
+    Args:
+        study: whose cells these are, in its order.
+        cells: the finished runs of each, without those that diverged.
+    """
+    rows, images = [], 0
+    for settings, runs in zip(study.combinations(), cells, strict=True):
+        for number, layer in enumerate(runs[0].record.layers if runs else ()):
+            row: dict[str, Any] = {short(path): _cell(value) for path, value in settings.items()}
+            row |= {"seeds": len(runs), "layer": layer.name, "kind": layer.kind, "channels": layer.channels}
+            row |= {"size": "x".join(map(str, layer.size)) if layer.factor else "", "stride": layer.stride[0]}
+            row["pixels"] = layer.factor[0] if layer.factor else None
+            for name, bounds in RESPONSES.items():
+                values = [run.responses[key] for run in runs if (key := f"{number}.{name}") in run.responses]
+                row[name] = mean_over_seeds(torch.stack(values), bounds=bounds) if values else None
+                images = max(images, len(values[0]) if values else 0)
+            rows.append(row)
+    axes = (short(path) for path in study.axes())
+    columns = (*axes, "seeds", "layer", "kind", "channels", "size", "stride", "pixels", *RESPONSES)
+    notes = (
+        f"Of the first {images} test images, each under its own shift. In brackets: 95 % intervals over networks and images.",
+        "similarity: the largest cosine over all displacements of the map, less what an empty canvas gives; movement: where it "
+        "is reached, in the map's positions and in pixels; in_place: the cosine without displacement; homogeneity: of the map in "
+        "front of a subsampling, at its stride; homogeneity_pooled: of what its window makes of that map.",
+    )
+    return Table(f"{study.title}: layer by layer", columns, tuple(rows), notes)
+
+
+def gains(study: Study, cells: list[list[Finished]]) -> Table:
+    """What subsampling gains over factor 1, beside the homogeneity of what it subsamples, of each cell that has both.
+
+    Args:
+        study: whose cells these are, in its order.
+        cells: the finished runs of each, without those that diverged.
+    """
+    settings = study.combinations()
+    dense = {_others(each): number for number, each in enumerate(settings) if each.get(FACTOR) == 1 and cells[number]}
+    rows = []
+    for number, (each, runs) in enumerate(zip(settings, cells, strict=True)):
+        base = dense.get(_others(each))
+        if base is None or base == number or not runs or not all("homogeneity" in run.values for run in runs):
+            continue
+        ours, theirs = (torch.stack([run.values["mcs"] for run in several]) for several in (runs, cells[base]))
+        value = float(ours.double().mean() - theirs.double().mean())
+        low, high = interval(resampled(ours, cell=number + 1) - resampled(theirs, cell=base + 1))
+        row: dict[str, Any] = {short(path): _cell(value) for path, value in each.items()}
+        row["homogeneity"] = mean_over_seeds(torch.stack([run.values["homogeneity"] for run in runs]), bounds=(-1.0, 1.0))
+        row["gain"] = _estimate(value, (low, high), ours.shape[1], len(runs))
+        rows.append(row)
+    note = (
+        "gain: MCS less that of the same network at factor 1; homogeneity: the mean over its subsampling layers, of what they "
+        "subsample."
+    )
+    columns = (*(short(path) for path in study.axes()), "homogeneity", "gain")
+    return Table(f"{study.title}: homogeneity and gain", columns, tuple(rows), (note,))
+
+
+def _others(settings: dict[str, Any]) -> tuple[Any, ...]:
+    """All settings of a cell but its factor."""
+    return tuple(value for path, value in settings.items() if path != FACTOR)
+
+
 def _draw(study: Study, table: Table, out: Path) -> None:
     """MCS against the setting a study varies; a study of several settings has more than one axis shows, and gets none."""
     if len(study.axes()) == 1 and any("mcs" in row for row in table.rows):
@@ -66,12 +173,17 @@ def _numbers(runs: list[Finished]) -> dict[str, Any]:
     numbers: dict[str, Any] = {"seeds": len(sound)}
     if sound:
         numbers["train_accuracy"] = min(run.record.training.train_accuracy for run in sound)
+        held = set.intersection(*(set(run.values) for run in sound))
         for name, measure in MEASURES.items():
+            if name not in held:
+                continue
             numbers[name] = measure.of_several(torch.stack([run.values[name] for run in sound]))
     return numbers
 
 
 def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
+    if not every:
+        return ()
     seeds, images = len(study.seeds), max((each.count for record in every for each in record.results.values()), default=0)
     over = (
         f"{seeds} trained networks a row and {images} test images"
@@ -98,6 +210,8 @@ def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
 
 def _origin(every: list[Record]) -> dict[str, str]:
     """What made the table, from the records: each distinct value, and the time all runs took together."""
+    if not every:
+        return {}
     names = [name for record in every for name in record.provenance if name not in ("seconds", "started")]
     origin = {
         name: "; ".join(dict.fromkeys(record.provenance.get(name, "-") for record in every)) for name in dict.fromkeys(names)

@@ -11,7 +11,7 @@ augmentation come from generators of their own, and only deterministic algorithm
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -30,7 +30,23 @@ from shiftscope.lab.specs import Spec
 from shiftscope.outputs import evaluating
 from shiftscope.shifts import sample
 
-__all__ = ["Epoch", "Place", "Recipe", "Step", "Training", "evaluate", "step", "train"]
+__all__ = [
+    "SECONDS_BETWEEN_STEPS_TOLD",
+    "Course",
+    "Epoch",
+    "Place",
+    "Recipe",
+    "Step",
+    "Training",
+    "batches",
+    "deterministic",
+    "evaluate",
+    "optimiser",
+    "reaching",
+    "set_rate",
+    "step",
+    "train",
+]
 
 #: The exact accuracy on all training images is worth its forward passes only when the running one is this near the target.
 NEAR_TARGET = 0.01
@@ -83,7 +99,7 @@ class Epoch:
         epoch: counted from 1.
         loss: mean cross-entropy while training.
         running_accuracy: share right while training, before each step.
-        train_accuracy: share of all training images right afterwards, without augmentation; None where it was not worth asking.
+        train_accuracy: share of all training images right afterwards, without augmentation; None where it misses the target.
         validation_accuracy, validation_loss: afterwards.
         images_per_second: of the training steps alone.
         seconds: of the whole epoch.
@@ -154,32 +170,71 @@ def train(
     """
     training, validation = (Labelled(part.images.to(device), part.labels.to(device)) for part in data)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # known to torch, not to its types
-    optimiser = _optimiser(model, recipe)
+    descent = optimiser(model.parameters(), recipe)
     order, shifts = stream(seed, "order"), stream(seed, "shifts", device)
-    epochs: list[Epoch] = []
-    best, kept, weights = (False, -1.0, 0.0), 0, deepcopy(model.state_dict())
-    with _deterministic(device):
+    course = Course(model, (training, validation), recipe, place)
+    with deterministic(device):
         for number in range(1, recipe.max_epochs + 1):
             started = perf_counter()
-            batches = _batches(training, recipe, place, order, shifts)
-            loss, running, speed = _one_epoch(model, optimiser, batches, recipe, number, len(training), report)
-            # The loss is from before the last step, so that what the step left is asked too.
-            accuracy, validation_loss = evaluate(model, validation, place=place)
-            if not (isfinite(loss) and isfinite(validation_loss)):
-                model.load_state_dict(weights)
-                return _ended(epochs, kept, recipe, diverged=number)
-            near = running >= recipe.target_train_accuracy - NEAR_TARGET
-            exact = evaluate(model, training, place=place)[0] if near else None
-            seconds = perf_counter() - started
-            epochs.append(Epoch(number, loss, running, exact, accuracy, validation_loss, speed, seconds))
-            report(epochs[-1])
-            rank = (exact is not None and exact >= recipe.target_train_accuracy, accuracy, -validation_loss)
-            if rank > best:
-                best, kept, weights = rank, number, deepcopy(model.state_dict())
-            if best[0] and number - kept >= recipe.patience:
+            pieces = batches(training, recipe, place, order, shifts)
+            loss, running, speed = _one_epoch(model, descent, pieces, recipe, number, len(training), report)
+            if not course.add(loss, running, speed, started):
                 break
-    model.load_state_dict(weights)
-    return _ended(epochs, kept, recipe)
+            report(course.epochs[-1])
+            if course.is_over:
+                break
+    return course.end()
+
+
+class Course:
+    """A training on its way: its epochs, and the best of them with its weights.
+
+    Args:
+        model: in training, on its device.
+        data: training and validation images, there too.
+        recipe: its target and patience.
+        place: puts raw images on their canvas.
+    """
+
+    def __init__(self, model: nn.Module, data: tuple[Labelled, Labelled], recipe: Recipe, place: Place) -> None:
+        self.model, self.data, self.recipe, self.place = model, data, recipe, place
+        self.epochs: list[Epoch] = []
+        self.kept, self.diverged = 0, False
+        self.best, self.weights = (False, -1.0, 0.0), deepcopy(model.state_dict())
+
+    def add(self, loss: float, running: float, speed: float, started: float) -> bool:
+        """Ask the model after an epoch; False where it diverged.
+
+        Args:
+            loss: mean while training.
+            running: share right while training.
+            speed: images a second.
+            started: when the epoch began.
+        """
+        training, validation = self.data
+        target = self.recipe.target_train_accuracy
+        # The loss is from before the last step, so that what the step left is asked too.
+        accuracy, validation_loss = evaluate(self.model, validation, place=self.place)
+        if not (isfinite(loss) and isfinite(validation_loss)):
+            self.diverged = True
+            return False
+        exact = reaching(self.model, training, target, place=self.place) if running >= target - NEAR_TARGET else None
+        number, seconds = len(self.epochs) + 1, perf_counter() - started
+        self.epochs.append(Epoch(number, loss, running, exact, accuracy, validation_loss, speed, seconds))
+        rank = (exact is not None, accuracy, -validation_loss)
+        if rank > self.best:
+            self.best, self.kept, self.weights = rank, number, deepcopy(self.model.state_dict())
+        return True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the target was reached and patience is at its end."""
+        return self.best[0] and len(self.epochs) - self.kept >= self.recipe.patience
+
+    def end(self) -> Training:
+        """Leave the best epoch's weights in the model; how it ended."""
+        self.model.load_state_dict(self.weights)
+        return _ended(self.epochs, self.kept, self.recipe, len(self.epochs) + 1 if self.diverged else None)
 
 
 def evaluate(model: nn.Module, data: Labelled, *, place: Place) -> tuple[float, float]:
@@ -195,13 +250,35 @@ def evaluate(model: nn.Module, data: Labelled, *, place: Place) -> tuple[float, 
     return right.item() / len(data), loss.item() / len(data)
 
 
-def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def reaching(model: nn.Module, data: Labelled, target: float, *, place: Place) -> float | None:
+    """Accuracy as :func:`evaluate` takes it; None, as soon as that is certain, where it is below a target.
+
+    A network that is wrong on one image in a thousand shows it in the first thousand: the rest need not be asked.
+    """
+    allowed, wrong = int((1 - target) * len(data) + 1e-9), 0
+    with evaluating(model), torch.inference_mode():
+        for start in range(0, len(data), EVALUATION_BATCH):
+            batch = data[start : start + EVALUATION_BATCH]
+            wrong += int((model(place(batch.images)).argmax(1) != batch.labels).sum())
+            if wrong > allowed:
+                return None
+    return 1 - wrong / len(data)
+
+
+def optimiser(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's, at its first rate."""
     if recipe.optimiser == "sgd":
-        return torch.optim.SGD(model.parameters(), recipe.learning_rate, momentum=0.9, fused=True)
-    return torch.optim.Adam(model.parameters(), recipe.learning_rate, fused=True)
+        return torch.optim.SGD(parameters, recipe.learning_rate, momentum=0.9, fused=True)
+    return torch.optim.Adam(parameters, recipe.learning_rate, fused=True)
 
 
-def _batches(
+def set_rate(descent: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> None:
+    """The learning rate of an epoch, counted from 1."""
+    for group in descent.param_groups:
+        group["lr"] = recipe.learning_rate * recipe.learning_rate_decay ** (epoch - 1)
+
+
+def batches(
     data: Labelled, recipe: Recipe, place: Place, order: torch.Generator, shifts: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch's batches in random order, placed and, where the recipe says so, shifted."""
@@ -214,8 +291,8 @@ def _batches(
 
 def _one_epoch(
     model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    descent: torch.optim.Optimizer,
+    pieces: Iterator[tuple[Tensor, Tensor]],
     recipe: Recipe,
     number: int,
     count: int,
@@ -226,14 +303,13 @@ def _one_epoch(
     Loss and accuracy stay on the device; they are read only when they are told, so that a GPU is not made to wait.
     """
     model.train()
-    for group in optimiser.param_groups:
-        group["lr"] = recipe.learning_rate * recipe.learning_rate_decay ** (number - 1)
+    set_rate(descent, recipe, number)
     total: Tensor | float = 0.0
     right: Tensor | float = 0.0
     done = 0
     started = told = perf_counter()
-    for images, labels in batches:
-        loss, outputs = step(model, optimiser, images, labels, recipe)
+    for images, labels in pieces:
+        loss, outputs = step(model, descent, images, labels, recipe)
         total = total + loss.detach() * len(labels)
         right = right + (outputs.detach().argmax(1) == labels).sum()
         done += len(labels)
@@ -248,15 +324,15 @@ def _one_epoch(
 
 
 def step(
-    model: nn.Module, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
+    model: nn.Module, descent: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
 ) -> tuple[Tensor, Tensor]:
     """Forward, backward and one update; the loss and the outputs."""
-    optimiser.zero_grad(set_to_none=True)
+    descent.zero_grad(set_to_none=True)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
         outputs = model(images)
         loss = nn.functional.cross_entropy(outputs, labels)
     loss.backward()
-    optimiser.step()
+    descent.step()
     return loss, outputs
 
 
@@ -270,22 +346,22 @@ def _ended(epochs: list[Epoch], kept: int, recipe: Recipe, diverged: int | None 
             history,
             f"The loss stopped being a number in epoch {diverged}; epoch {kept} is kept. Lower the learning rate.",
         )
-    reached = [epoch.epoch for epoch in epochs if (epoch.train_accuracy or 0) >= recipe.target_train_accuracy]
+    reached = [epoch.epoch for epoch in epochs if epoch.train_accuracy is not None]
     if reached:
         return Training(
             "reached", kept, history, f"Reached {target} in epoch {reached[0]}; epoch {kept} of {len(epochs)} is kept."
         )
-    best = max(epoch.train_accuracy or epoch.running_accuracy for epoch in epochs)
+    best = max(epoch.running_accuracy for epoch in epochs)
     return Training(
         "not reached",
         kept,
         history,
-        f"Did not reach {target} in {len(epochs)} epochs (best {best:.2%}); epoch {kept} is kept. Raise `max_epochs`.",
+        f"Did not reach {target} in {len(epochs)} epochs (while training {best:.2%}); epoch {kept} is kept. Raise `max_epochs`.",
     )
 
 
 @contextmanager
-def _deterministic(device: torch.device | str) -> Iterator[None]:
+def deterministic(device: torch.device | str) -> Iterator[None]:
     """Only deterministic algorithms; every global switch as it was afterwards."""
     if torch.device(device).type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -16,13 +16,12 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from shiftscope.errors import InputError
 from shiftscope.layers.maxima import max_filtered
 from shiftscope.layers.resampling import Border, Filter, binomial, centred_margins, filtered
 
-__all__ = ["BlurPool1d", "BlurPool2d", "BlurPool3d", "Compat", "MaxBlurPool1d", "MaxBlurPool2d", "MaxBlurPool3d"]
+__all__ = ["BlurPool", "BlurPool1d", "BlurPool2d", "BlurPool3d", "Compat", "MaxBlurPool1d", "MaxBlurPool2d", "MaxBlurPool3d"]
 
 #: A library whose layer of the same name is reproduced.
 Compat = Literal["adobe", "kornia", "timm"]
@@ -30,7 +29,7 @@ Compat = Literal["adobe", "kornia", "timm"]
 BORDERS: dict[str, Border] = {"adobe": "reflect", "kornia": "zero", "timm": "reflect"}
 
 
-class _BlurPool(nn.Module):
+class BlurPool(nn.Module):
     """What the layers of every number of axes share."""
 
     axes: ClassVar[int]
@@ -110,13 +109,13 @@ class _BlurPool(nn.Module):
         return kept.shape[-self.axes :] == ours.shape and torch.allclose(kept.cpu().float(), ours.expand_as(kept), atol=1e-6)
 
 
-class BlurPool1d(_BlurPool):
+class BlurPool1d(BlurPool):
     """:class:`BlurPool2d` along one axis: [image, channel, position]."""
 
     axes = 1
 
 
-class BlurPool2d(_BlurPool):
+class BlurPool2d(BlurPool):
     """Filter, then keep every ``stride``-th position along each axis.
 
     ``y[i, j] = sum over a, b of taps[a] taps[b] x[stride i + a - before, stride j + b - before]``, with
@@ -149,14 +148,14 @@ class BlurPool2d(_BlurPool):
     axes = 2
 
 
-class BlurPool3d(_BlurPool):
+class BlurPool3d(BlurPool):
     """:class:`BlurPool2d` along three axes: [image, channel, depth, height, width]."""
 
     axes = 3
 
 
-class _MaxBlurPool(_BlurPool):
-    """A maximum at every position, then :class:`_BlurPool`."""
+class _MaxBlurPool(BlurPool):
+    """A maximum at every position, then :class:`BlurPool`."""
 
     def __init__(
         self,
@@ -188,9 +187,6 @@ class _MaxBlurPool(_BlurPool):
                     f"a maximum over {kernel} positions does not fit into a map of size {size}. Use a smaller `kernel_size` or "
                     "`padding`."
                 )
-        if torch.compiler.is_compiling():
-            pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[self.axes - 1]
-            return filtered(pool(maps, self.kernel_size, 1, self.padding, self.dilation), self.filter)
         return max_filtered(maps, self.kernel_size, self.padding, self.dilation, self.filter)
 
     def extra_repr(self) -> str:

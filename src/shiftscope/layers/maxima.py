@@ -15,12 +15,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from shiftscope.layers.resampling import Filter, empty_like, filtered, is_channels_last, matrices, output_size, pieces, products
+from shiftscope.layers.resampling import (
+    Filter,
+    empty_like,
+    filtered,
+    is_channels_last,
+    is_rewritten,
+    matrices,
+    output_size,
+    pieces,
+    products,
+)
 
 __all__ = ["max_filtered"]
 
 #: Bytes of the map that are worked on at once on a CPU.
-PIECE_BYTES = 1 << 20
+BYTES_AT_ONCE = 1 << 20
 
 
 def max_filtered(maps: Tensor, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int], by: Filter) -> Tensor:
@@ -34,10 +44,10 @@ def max_filtered(maps: Tensor, kernel: Sequence[int], padding: Sequence[int], di
         by: the filter.
     """
     windows = tuple(zip(kernel, padding, dilation, strict=True))
-    by.check(_sizes(maps, windows))
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_rewritten():
         pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[len(windows) - 1]
         return filtered(pool(maps, tuple(kernel), 1, tuple(padding), tuple(dilation)), by)
+    by.check(_sizes(maps, windows))
     if torch.is_grad_enabled() and maps.requires_grad:
         result: Tensor = _MaxFiltered.apply(maps, windows, by)
         return result
@@ -169,4 +179,4 @@ def _dense(maps: Tensor) -> Tensor:
 
 def _in_cache(maps: Tensor) -> Iterator[slice]:
     """A few images at a time."""
-    return pieces(maps, PIECE_BYTES * max(len(maps), 1) // max(maps.nbytes, 1))
+    return pieces(maps, BYTES_AT_ONCE * max(len(maps), 1) // max(maps.nbytes, 1))

@@ -10,7 +10,8 @@ phase, or they no longer lie on top of each other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
-from shiftscope.layers.resampling import Filter, binomial, centred_margins, filtered
+from shiftscope.layers.resampling import Filter, binomial, centred_margins, filtered, is_rewritten
 
 __all__ = ["AdaptivePolyphaseSampling", "LearnedPolyphaseSampling", "NormChoice", "PhaseLogits", "TakePhase", "phases"]
 
@@ -139,10 +140,23 @@ class PhaseLogits(nn.Module):
             weights: Tensor = nn.functional.gumbel_softmax(logits, tau=self.temperature)
             return weights
         with torch.no_grad():
-            return _best([(logits, logits.abs()), *_norms(found)])
+            return _best(chain([(logits, logits.abs())], _norms(found)))
 
 
-class AdaptivePolyphaseSampling(nn.Module):
+class _PolyphaseSampling(nn.Module):
+    """A choice and what takes it."""
+
+    def __init__(self, choose: nn.Module, take: TakePhase) -> None:
+        super().__init__()
+        self.choose, self.take = choose, take
+
+    def forward(self, maps: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image channel tall wide"]:
+        """Each image's chosen phase."""
+        taken: Tensor = self.take(maps, self.choose(maps))
+        return taken
+
+
+class AdaptivePolyphaseSampling(_PolyphaseSampling):
     """Keep the phase of the largest norm: subsampling that a circular shift cannot change, but for a shift of its result (APS).
 
     Args:
@@ -164,17 +178,10 @@ class AdaptivePolyphaseSampling(nn.Module):
     """
 
     def __init__(self, stride: int | Sequence[int] = 2, *, filter_size: int = 1) -> None:
-        super().__init__()
-        self.choose: nn.Module = NormChoice(stride, filter_size)
-        self.take = TakePhase(stride, filter_size)
-
-    def forward(self, maps: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image channel tall wide"]:
-        """Each image's chosen phase."""
-        taken: Tensor = self.take(maps, self.choose(maps))
-        return taken
+        super().__init__(NormChoice(stride, filter_size), TakePhase(stride, filter_size))
 
 
-class LearnedPolyphaseSampling(AdaptivePolyphaseSampling):
+class LearnedPolyphaseSampling(_PolyphaseSampling):
     """Keep the phase that a small learned network points to (LPS).
 
     Args:
@@ -203,21 +210,25 @@ class LearnedPolyphaseSampling(AdaptivePolyphaseSampling):
         temperature: float = 1.0,
         filter_size: int = 1,
     ) -> None:
-        super().__init__(stride, filter_size=filter_size)
-        self.choose = PhaseLogits(channels, stride, hidden=hidden, temperature=temperature, filter_size=filter_size)
+        choose = PhaseLogits(channels, stride, hidden=hidden, temperature=temperature, filter_size=filter_size)
+        super().__init__(choose, TakePhase(stride, filter_size))
 
 
 Score = tuple[Float[Tensor, "image phase"], Float[Tensor, "image phase"]]
 
 
-def _norms(found: Float[Tensor, "image phase channel tall wide"]) -> list[Score]:
-    """What can be said of phases without seeing positions, each with the scale its rounding goes by."""
+def _norms(found: Float[Tensor, "image phase channel tall wide"]) -> Iterator[Score]:
+    """What can be said of phases without seeing positions, each with the scale its rounding goes by; each made when asked for."""
     values = found.flatten(2)
     values = values if values.dtype == torch.float64 else values.float()
     size = values.abs().sum(-1)
-    power, fourth = values.square().sum(-1), values.pow(4).sum(-1)
-    plain = [(power, power), (size, size), (values.sum(-1), size), (fourth, fourth)]
-    return plain + [_neighbours(found.to(values.dtype), *steps) for steps in NEIGHBOURS]
+    for score in (values.square().sum(-1), size):
+        yield score, score
+    yield values.sum(-1), size
+    fourth = values.pow(4).sum(-1)
+    yield fourth, fourth
+    for steps in NEIGHBOURS:
+        yield _neighbours(found.to(values.dtype), *steps)
 
 
 #: (down, right) of the one and of the other neighbour; the second makes the product unlike its mirror image's.
@@ -243,12 +254,15 @@ def _neighbours(found: Tensor, one: tuple[int, int], other: tuple[int, int]) -> 
     return product.flatten(2).sum(-1), product.abs().flatten(2).sum(-1)
 
 
-def _best(scores: list[Score]) -> Shaped[Tensor, " image"]:
+def _best(scores: Iterable[Score]) -> Shaped[Tensor, " image"]:
     """The phase of the largest first score; of those that tie, the largest second, and so on; at last the first."""
-    still = torch.ones_like(scores[0][0], dtype=torch.bool)
+    still = torch.ones((), dtype=torch.bool)
     for score, scale in scores:
+        still = still.to(score.device).expand(score.shape)
         best = score.masked_fill(~still, float("-inf")).amax(1, keepdim=True)
         still = still & (score >= best - ROUNDING.get(score.dtype, 1e-5) * scale.amax(1, keepdim=True))
+        if not is_rewritten() and bool((still.sum(1) == 1).all()):
+            break  # the rest only breaks ties
     return still.to(torch.uint8).argmax(1)
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "empty_like",
     "filtered",
     "is_channels_last",
+    "is_rewritten",
     "may_keep",
     "matrices",
     "output_size",
@@ -49,9 +50,9 @@ Border = Literal["reflect", "replicate", "zero", "circular", "valid"]
 Margins = tuple[int, int]
 PAD_MODES = {"reflect": "reflect", "replicate": "replicate", "circular": "circular", "zero": "constant"}
 #: A gradient is made in so many pieces on a CPU, so that little lies between two products.
-PIECES = 4
+GRADIENT_PIECES = 4
 #: Positions of a long axis that are made at once: most of its matrix is zero, and a few rows touch a few columns only.
-PIECE = 64
+ROWS_AT_ONCE = 64
 
 
 class Filter:
@@ -195,7 +196,7 @@ def along_axes(maps: Tensor, factors: Sequence[Float[Tensor, "after before"]]) -
         factors: one a position axis; they are constants, no gradient goes to them.
     """
     wants_gradient = torch.is_grad_enabled() and maps.requires_grad
-    if not wants_gradient or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if not wants_gradient or is_rewritten():
         return products(maps, factors)
     result: Tensor = _AlongAxes.apply(maps, *factors)
     return result
@@ -217,7 +218,7 @@ class _AlongAxes(torch.autograd.Function):
             if gradient.requires_grad and torch.is_grad_enabled():
                 return along_axes(gradient, factors), *(None for _ in factors)
             found = empty_like(gradient, [len(factor) for factor in factors], channels_last=ctx.order)
-            for part in pieces(gradient, len(gradient) // PIECES + 1):
+            for part in pieces(gradient, len(gradient) // GRADIENT_PIECES + 1):
                 products(gradient[part], factors, out=found[part])
         return found, *(None for _ in factors)
 
@@ -249,6 +250,11 @@ def products(maps: Tensor, factors: Sequence[Tensor], out: Tensor | None = None)
     return lines.movedim(-1, 1) if last else lines
 
 
+def is_rewritten() -> bool:
+    """Whether the code is being compiled, or transformed by ``torch.func``: no value may be asked for, or written in place."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def is_channels_last(maps: Tensor) -> bool:
     """Whether a position's channels lie together in memory, and only they."""
     return maps.ndim > 2 and not maps.is_contiguous() and maps.movedim(1, -1).is_contiguous()
@@ -260,12 +266,12 @@ def _along(maps: Tensor, axis: int, factor: Tensor, out: Tensor | None) -> Tenso
     shape = (*maps.shape[:axis], len(factor), *maps.shape[axis + 1 :])
     flat = (before, len(factor)) if after == 1 else (before, len(factor), after)
     lines = maps.reshape(before, size) if after == 1 else maps.reshape(before, size, after)
-    if out is None and (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None):
+    if out is None and is_rewritten():
         return _product(lines, factor).reshape(shape)
     place = (maps.new_empty(shape) if out is None else out).view(flat)
     done = 0
-    for rows in factor.split(PIECE):
-        first, last = _band(rows) if len(factor) > PIECE else (0, size)
+    for rows in factor.split(ROWS_AT_ONCE):
+        first, last = _band(rows) if len(factor) > ROWS_AT_ONCE else (0, size)
         _product(lines.narrow(1, first, last - first), rows[:, first:last], place.narrow(1, done, len(rows)))
         done += len(rows)
     return place.view(shape)

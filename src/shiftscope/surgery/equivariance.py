@@ -13,7 +13,7 @@ from shiftscope import layers
 from shiftscope.errors import InputError
 from shiftscope.layers.polyphase import NormChoice, PhaseLogits, TakePhase
 from shiftscope.surgery.filters import unstride
-from shiftscope.surgery.graph import Editor, Pair, Site, pool_options, source_of
+from shiftscope.surgery.graph import Editor, Pair, Site, pool_options
 from shiftscope.surgery.heads import channels_of
 from shiftscope.surgery.plans import Surgery
 
@@ -63,7 +63,7 @@ def circular(
     editor = Editor(model, image=image, only=only, skip=skip)
     _prepare(editor, split=False)
     for site in editor.sites():
-        if editor.choose(site):
+        if _choose(editor, site):
             _around(editor, site)
     return editor.finish()
 
@@ -107,7 +107,7 @@ def make_equivariant(
     groups = _groups(editor)
     chosen: dict[int, tuple[Site, fx.Node]] = {}
     for site in editor.sites():
-        if not editor.choose(site):
+        if not _choose(editor, site):
             continue
         if not site.is_strided:
             _around(editor, site)
@@ -152,9 +152,6 @@ def _sampled(
 
 def _around(editor: Editor, site: Site, *, keep_every_position: bool = False) -> None:
     """Let a site continue its map at the other end, so that its window finds every position once."""
-    if _pads_twice(editor, site):
-        editor.leave(site.name, site.title, "unsupported: a pad stands before a layer that pads itself")
-        return
     margins = _margins(editor, site)
     was_circular = isinstance(site.module, nn.Conv2d) and site.module.padding_mode == "circular"
     if keep_every_position:
@@ -177,19 +174,29 @@ def _around(editor: Editor, site: Site, *, keep_every_position: bool = False) ->
 
 def _margins(editor: Editor, site: Site) -> tuple[Pair, Pair]:
     """What to continue the map by, before and after, along height and width; nothing behind a pad that does it already."""
-    source = site.node.args[0]
-    padded = isinstance(source, fx.Node) and (
-        isinstance(editor.part(source), nn.CircularPad2d) or source.target is functional.pad
-    )
-    if padded:
+    if _follows_pad(editor, site):
         return (0, 0), (0, 0)
     (high, wide), (up, side) = site.reach, site.padding
     return (min(up, high), max(high - up, 0)), (min(side, wide), max(wide - side, 0))
 
 
+def _choose(editor: Editor, site: Site) -> bool:
+    """Whether a site is to be changed; if not, says so."""
+    if not editor.choose(site):
+        return False
+    if _pads_twice(editor, site):
+        editor.leave(site.name, site.title, "unsupported: a pad stands before a layer that pads itself")
+        return False
+    return True
+
+
 def _pads_twice(editor: Editor, site: Site) -> bool:
-    source = source_of(site.node)
-    return any(site.padding) and (isinstance(editor.part(source), nn.CircularPad2d) or source.target is functional.pad)
+    return any(site.padding) and _follows_pad(editor, site)
+
+
+def _follows_pad(editor: Editor, site: Site) -> bool:
+    source = site.node.args[0] if site.node.args else None
+    return isinstance(source, fx.Node) and (isinstance(editor.part(source), nn.CircularPad2d) or source.target is functional.pad)
 
 
 def _unpad(site: Site) -> None:
@@ -246,7 +253,8 @@ def _groups(editor: Editor) -> dict[fx.Node, int]:
     """
     parents: list[int] = []
     strides: list[Pair] = []
-    sites = {site.node: site for site in editor.sites() if site.is_strided and editor.wants(site.name) and not site.refusal}
+    strided = [site for site in editor.sites() if site.is_strided and editor.wants(site.name)]
+    sites = {site.node: site for site in strided if not site.refusal and not _pads_twice(editor, site)}
     own: dict[fx.Node, int] = {}
     ways: dict[fx.Node, tuple[int, ...]] = {}
 

@@ -91,7 +91,7 @@ def _filtered(editor: Editor, site: Site, blur: layers.BlurPool2d, *, fold: bool
         editor.note(site.name, site.title, "stride 1, then BlurPool2d", "the pool keeps every position, the filter subsamples")
     elif site.kernel == (1, 1) and site.padding == (0, 0):
         editor.before_node(site.node, blur, "blur")
-        why = "nothing but sums follows, so the filter may go first: the convolution then works on fewer positions"
+        why = "no known nonlinearity follows directly, so the filter goes first: the convolution works on fewer positions"
         editor.note(site.name, site.title, "stride 1, BlurPool2d before", why)
     elif fold and isinstance(site.module, nn.Conv2d) and site.dilation == (1, 1) and _is_centred(blur):
         _fold_in(editor, site, site.module, blur)
@@ -101,7 +101,7 @@ def _filtered(editor: Editor, site: Site, blur: layers.BlurPool2d, *, fold: bool
             site.name,
             site.title,
             "stride 1, BlurPool2d after",
-            "nothing but sums follows, so what follows works on fewer positions",
+            "no known nonlinearity follows directly, so what follows works on fewer positions",
         )
 
 
@@ -130,7 +130,7 @@ def _fold_in(editor: Editor, site: Site, convolution: nn.Conv2d, blur: layers.Bl
     folded = fold(convolution, blur)
     site.node.target = editor.add(site.node, folded, "folded")
     form = "x".join(map(str, folded.kernel_size))
-    why = "no nonlinearity follows directly: one strided convolution"
+    why = "no known nonlinearity follows directly: one strided convolution"
     editor.note(site.name, site.title, f"convolution {form} with the filter in its weights", why)
 
 

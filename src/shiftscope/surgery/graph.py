@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
-from torch.fx.passes.tools_common import legalize_graph
 from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -211,8 +210,7 @@ class Editor:
                 self.leave(str(node.target), type(part).__name__, "unsupported: its code cannot be traced, so it is kept whole")
             elif node.target in FUNCTIONAL:
                 self.leave(node.name, str(getattr(node.target, "__name__", node.target)), "unsupported: called as a function")
-        legalize_graph(self.traced)
-        self.graph = self.traced.graph
+        _bring_forward(self.graph)
         self.graph.eliminate_dead_code(self._has_effects)
         self.graph.lint()
         self.traced.delete_all_unused_submodules()
@@ -266,6 +264,28 @@ class Editor:
 
     def _order(self) -> dict[fx.Node, int]:
         return {node: place for place, node in enumerate(self.graph.nodes)}
+
+
+def _bring_forward(graph: fx.Graph) -> None:
+    """Put what is used before it is made in front of its first user.
+
+    All else keeps its place: where something works in place, the order of two nodes that do not use each other counts too.
+    """
+    placed: set[fx.Node] = set()
+
+    def bring(node: fx.Node, user: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            if source not in placed:
+                bring(source, user)
+        user.prepend(node)
+        placed.add(node)
+
+    for node in list(graph.nodes):
+        if node not in placed:
+            for source in node.all_input_nodes:
+                if source not in placed:
+                    bring(source, node)
+            placed.add(node)
 
 
 def pair(value: Any) -> Pair:

@@ -27,7 +27,6 @@ KEEPS_CHANNELS = (
     nn.ZeroPad2d,
     nn.BatchNorm2d,
     nn.GroupNorm,
-    layers.AdaptivePolyphaseSampling,
 )
 
 

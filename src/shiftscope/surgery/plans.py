@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shiftscope.layers import BlurPool1d, BlurPool2d, BlurPool3d
-from shiftscope.layers.polyphase import NormChoice, PhaseLogits, TakePhase
+from shiftscope.layers.blur import BlurPool
+from shiftscope.layers.polyphase import TakePhase
 from shiftscope.outputs import evaluating
 from shiftscope.tables import Table
 
@@ -105,8 +105,7 @@ def cost(model: nn.Module, image: tuple[int, int, int]) -> Cost:
     return Cost(counted, sum(parameter.numel() for parameter in model.parameters()))
 
 
-BLURS = (BlurPool1d, BlurPool2d, BlurPool3d)
-COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *(blur.__mro__[1] for blur in BLURS), TakePhase, NormChoice, PhaseLogits)
+COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, BlurPool, TakePhase)
 
 
 def _multiply_adds(module: nn.Module, output: Tensor) -> int:
@@ -118,5 +117,4 @@ def _multiply_adds(module: nn.Module, output: Tensor) -> int:
         # The filter works at every position, of which one in stride * stride is kept.
         kept = prod(module.stride) * len(module.filter.weights)
         return output.numel() * kept if len(module.filter.weights) > 1 else 0
-    by = getattr(module, "filter", None)
-    return output.numel() * len(by.weights) if by is not None and output.ndim > 2 else 0
+    return output.numel() * len(module.filter.weights) if isinstance(module, BlurPool) else 0

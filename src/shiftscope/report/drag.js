@@ -1,0 +1,341 @@
+"use strict";
+// Drag the image: every answer was computed before by the engine; here it is only looked up and shown.
+
+shiftscope.Player = class {
+  static PROBABILITY_STEPS = 255;
+  static COSINE_STEPS = 32767;
+  static BARS = 10;
+
+  constructor(section) {
+    this.section = section;
+    this.data = shiftscope.json(section.querySelector(".data"));
+    this.pixels = shiftscope.bytes(this.data.images);
+    this.side = 2 * this.data.reach + 1;
+    this.image = 0;
+    this.dy = 0;
+    this.dx = 0;
+    this.stage = section.querySelector(".stage");
+    this.picture = section.querySelector(".picture");
+    this.picture.width = this.picture.height = this.data.canvas;
+    this.told = section.querySelector(".told");
+    this.decoded = new Map();
+    const shown = this.data.networks.length > 1 ? [0, this.data.networks.length - 1] : [0];
+    this.panels = shown.map((network, place) => new shiftscope.Panel(this, network, place));
+    section.querySelector(".networks").append(...this.panels.map((panel) => panel.element));
+    this.addThumbs();
+    this.listen();
+    section.querySelector(".player").hidden = false;
+    this.choose(0);
+  }
+
+  /** A network's answers, decoded when they are first asked for. */
+  network(number) {
+    if (!this.decoded.has(number)) {
+      const raw = this.data.networks[number];
+      this.decoded.set(number, {
+        name: raw.name,
+        factor: raw.factor,
+        probabilities: shiftscope.bytes(raw.probabilities),
+        cosines: shiftscope.words(raw.cosines, true),
+        tops: shiftscope.words(raw.tops, false),
+        unshifted: shiftscope.words(raw.unshifted, false),
+      });
+    }
+    return this.decoded.get(number);
+  }
+
+  /** The place of an image at a shift in the answers. */
+  place(image, dy, dx) {
+    return (image * this.side + dy + this.data.reach) * this.side + dx + this.data.reach;
+  }
+
+  addThumbs() {
+    const group = `${this.section.id}-image`;
+    const thumbs = Array.from({ length: this.data.count }, (_, image) => {
+      const input = shiftscope.make("input");
+      input.type = "radio";
+      input.name = group;
+      input.value = image;
+      input.checked = image === 0;
+      input.setAttribute("aria-label", `image ${image + 1}: ${this.data.classes[this.data.labels[image]]}`);
+      input.addEventListener("change", () => this.choose(image));
+      const canvas = shiftscope.make("canvas");
+      canvas.width = this.data.width;
+      canvas.height = this.data.height;
+      canvas.getContext("2d").putImageData(this.plain(image), 0, 0);
+      return shiftscope.make("label", "", "", input, canvas);
+    });
+    this.section.querySelector(".thumbs").append(...thumbs);
+  }
+
+  /** An image without canvas. */
+  plain(image) {
+    const { height, width, channels } = this.data;
+    const result = new ImageData(width, height);
+    const start = image * height * width * channels;
+    for (let pixel = 0; pixel < height * width; pixel++) {
+      for (let part = 0; part < 3; part++) {
+        result.data[4 * pixel + part] = this.pixels[start + pixel * channels + Math.min(part, channels - 1)];
+      }
+      result.data[4 * pixel + 3] = 255;
+    }
+    return result;
+  }
+
+  listen() {
+    let start = null;
+    this.stage.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
+      start = { x: event.clientX - this.dx * this.scale(), y: event.clientY - this.dy * this.scale() };
+      this.stage.setPointerCapture(event.pointerId);
+      this.stage.classList.add("held");
+    });
+    this.stage.addEventListener("pointermove", (event) => {
+      if (start) this.move((event.clientY - start.y) / this.scale(), (event.clientX - start.x) / this.scale());
+    });
+    const end = () => {
+      start = null;
+      this.stage.classList.remove("held");
+    };
+    this.stage.addEventListener("pointerup", end);
+    this.stage.addEventListener("pointercancel", end);
+    this.stage.addEventListener("keydown", (event) => {
+      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+      if (step) this.move(this.dy + step[0], this.dx + step[1]);
+      else if (event.key === "Home") this.move(0, 0);
+      else return;
+      event.preventDefault();
+    });
+    this.sliders = { dx: this.section.querySelector(".dx"), dy: this.section.querySelector(".dy") };
+    for (const slider of Object.values(this.sliders)) {
+      slider.addEventListener("input", () => this.move(Number(this.sliders.dy.value), Number(this.sliders.dx.value)));
+    }
+    this.section.querySelector(".home").addEventListener("click", () => this.move(0, 0));
+    this.section.querySelector(".fool").addEventListener("click", () => this.fool());
+  }
+
+  /** Screen pixels a canvas pixel. */
+  scale() {
+    return this.stage.clientWidth / this.data.canvas;
+  }
+
+  choose(image) {
+    this.image = image;
+    this.drawn = this.plain(image);
+    for (const panel of this.panels) panel.chooseImage();
+    this.move(this.dy, this.dx, true);
+  }
+
+  move(dy, dx, always = false) {
+    const clamp = (value) => Math.min(Math.max(Math.round(value), -this.data.reach), this.data.reach) || 0;
+    [dy, dx] = [clamp(dy), clamp(dx)];
+    if (!always && dy === this.dy && dx === this.dx) return;
+    [this.dy, this.dx] = [dy, dx];
+    this.draw();
+    for (const panel of this.panels) panel.show();
+    this.sliders.dx.value = dx;
+    this.sliders.dy.value = dy;
+    this.section.querySelector(".shift").textContent = shiftscope.shiftWords(dy, dx);
+    clearTimeout(this.telling);
+    this.telling = setTimeout(() => this.tell(), 350);
+  }
+
+  draw() {
+    const { canvas, height, width, colour } = this.data;
+    const context = this.picture.getContext("2d");
+    context.fillStyle = `rgb(${[0, 1, 2].map((part) => colour[Math.min(part, colour.length - 1)]).join(" ")})`;
+    context.fillRect(0, 0, canvas, canvas);
+    context.putImageData(this.drawn, Math.floor((canvas - width) / 2) + this.dx, Math.floor((canvas - height) / 2) + this.dy);
+  }
+
+  /** The least cosine of the shown networks and 0, so that their maps share a scale. */
+  lowest() {
+    const least = this.panels.map((panel) => panel.cosines().reduce((low, value) => Math.min(low, value)));
+    return Math.min(...least, 0) / shiftscope.Player.COSINE_STEPS;
+  }
+
+  /** In words, once the hand rests. */
+  tell() {
+    const said = this.panels.map((panel) => `${panel.answers().name}: ${panel.sentence()}`);
+    this.told.textContent = `${shiftscope.shiftWords(this.dy, this.dx)}. ${said.join("; ")}.`;
+  }
+
+  /** Go to the shortest shift at which a shown network answers otherwise than unshifted. */
+  fool() {
+    let best = null;
+    for (let dy = -this.data.reach; dy <= this.data.reach; dy++) {
+      for (let dx = -this.data.reach; dx <= this.data.reach; dx++) {
+        const length = dy * dy + dx * dx;
+        const changed = this.panels.some((panel) => {
+          const answers = panel.answers();
+          return answers.tops[this.place(this.image, dy, dx)] !== answers.unshifted[this.image];
+        });
+        if (changed && (!best || length < best.length)) best = { dy, dx, length };
+      }
+    }
+    if (best) {
+      this.move(best.dy, best.dx);
+      return;
+    }
+    this.told.textContent = this.section.querySelector(".shift").textContent = "no shift of this grid changes these networks' answers";
+  }
+};
+
+/** One of the networks side by side. */
+shiftscope.Panel = class {
+  constructor(player, number, place) {
+    const make = shiftscope.make;
+    this.player = player;
+    this.number = number;
+    this.select = make("select");
+    this.select.setAttribute("aria-label", place ? "right network" : "left network");
+    this.select.append(...player.data.networks.map((network, index) => {
+      const option = make("option", "", network.name);
+      option.value = index;
+      option.selected = index === number;
+      return option;
+    }));
+    this.select.addEventListener("change", () => {
+      this.number = Number(this.select.value);
+      this.player.choose(this.player.image);
+    });
+    this.says = make("span", "class");
+    this.was = make("span", "was");
+    this.cosine = make("b");
+    this.bars = make("div", "bars");
+    this.map = make("canvas");
+    this.map.setAttribute("aria-hidden", "true");
+    this.map.width = this.map.height = player.side;
+    this.overlay = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    this.overlay.setAttribute("viewBox", `0 0 ${player.side} ${player.side}`);
+    this.overlay.setAttribute("aria-hidden", "true");
+    const box = make("div", "mapbox", "", this.map, this.overlay);
+    box.addEventListener("click", (event) => {
+      const frame = box.getBoundingClientRect();
+      const at = (offset, size) => Math.floor((offset / size) * player.side) - player.data.reach;
+      player.move(at(event.clientY - frame.top, frame.height), at(event.clientX - frame.left, frame.width));
+    });
+    this.note = make("p", "mapnote");
+    const similarity = make("p", "cosine", "cosine similarity ", this.cosine);
+    this.element = make("div", "network", "", this.select, make("div", "says", "", this.says, this.was), similarity, this.bars, box, this.note);
+  }
+
+  answers() {
+    return this.player.network(this.number);
+  }
+
+  /** What depends on image and network but not on the shift: the bars' classes, the map, the lattice. */
+  chooseImage() {
+    this.makeBars();
+    this.drawMap();
+    this.drawLattice();
+  }
+
+  /** The classes that are likely at some shift of this image, in the classes' order; the same for all panels. */
+  classes() {
+    const { player } = this;
+    const count = player.data.classes.length;
+    if (count <= shiftscope.Player.BARS) return Array.from({ length: count }, (_, index) => index);
+    const most = new Float64Array(count);
+    for (const panel of player.panels) {
+      const { probabilities } = panel.answers();
+      const start = player.place(player.image, -player.data.reach, -player.data.reach) * count;
+      for (let index = 0; index < player.side * player.side * count; index++) {
+        most[index % count] = Math.max(most[index % count], probabilities[start + index]);
+      }
+    }
+    const order = Array.from(most.keys()).sort((a, b) => most[b] - most[a]);
+    return order.slice(0, shiftscope.Player.BARS).sort((a, b) => a - b);
+  }
+
+  makeBars() {
+    const make = shiftscope.make;
+    const names = this.player.data.classes;
+    this.rows = this.classes().map((index) => {
+      const label = make("span", "label", names[index]);
+      label.dir = "auto";
+      label.title = names[index];
+      const fill = make("div", "fill");
+      const share = make("span", "share");
+      const row = make("div", "barrow", "", label, make("div", "track", "", fill), share);
+      return { index, row, fill, share };
+    });
+    this.bars.classList.toggle("long", this.rows.some((each) => names[each.index].length > 2));
+    this.bars.replaceChildren(...this.rows.map((each) => each.row));
+  }
+
+  /** The cosines of the shown image at every shift. */
+  cosines() {
+    const { player } = this;
+    const start = player.place(player.image, -player.data.reach, -player.data.reach);
+    return this.answers().cosines.subarray(start, start + player.side * player.side);
+  }
+
+  drawMap() {
+    const { player } = this;
+    const values = this.cosines();
+    const low = player.lowest();
+    const picture = new ImageData(player.side, player.side);
+    values.forEach((value, index) => {
+      const share = (value / shiftscope.Player.COSINE_STEPS - low) / (1 - low);
+      picture.data.set([...shiftscope.colour(share), 255], 4 * index);
+    });
+    this.map.getContext("2d").putImageData(picture, 0, 0);
+    const factor = this.answers().factor;
+    this.note.textContent = `Similarity at each shift, from dark ${(Math.round(100 * low) / 100 || 0).toFixed(2)} to light 1. `
+      + (factor > 1 ? `Dots: multiples of ${factor}, this network's subsampling factor.` : "Subsampling factor 1: every shift is on the lattice.");
+  }
+
+  drawLattice() {
+    const { side, data } = this.player;
+    const { factor } = this.answers();
+    const mark = (className, x, y, radius) => {
+      const circle = document.createElementNS("http://www.w3.org/2000/svg", "circle");
+      circle.setAttribute("class", className);
+      circle.setAttribute("cx", x + 0.5);
+      circle.setAttribute("cy", y + 0.5);
+      circle.setAttribute("r", radius);
+      return circle;
+    };
+    const marks = [];
+    for (let y = 0; factor > 1 && y < side; y++) {
+      for (let x = 0; x < side; x++) {
+        if ((y - data.reach) % factor === 0 && (x - data.reach) % factor === 0) marks.push(mark("lattice", x, y, 0.24));
+      }
+    }
+    this.here = [mark("here under", 0, 0, 0.75), mark("here", 0, 0, 0.75)];
+    this.overlay.replaceChildren(...marks, ...this.here);
+  }
+
+  show() {
+    const { player } = this;
+    const answers = this.answers();
+    const names = player.data.classes;
+    const place = player.place(player.image, player.dy, player.dx);
+    const [top, before] = [answers.tops[place], answers.unshifted[player.image]];
+    this.element.classList.toggle("changed", top !== before);
+    this.says.textContent = names[top];
+    this.was.textContent = top === before ? "as without a shift" : `was ${names[before]}`;
+    this.cosine.textContent = this.similarity(place).toFixed(3);
+    for (const { index, row, fill, share } of this.rows) {
+      const value = answers.probabilities[place * names.length + index] / shiftscope.Player.PROBABILITY_STEPS;
+      row.classList.toggle("top", index === top);
+      fill.style.transform = `scaleX(${value})`;
+      share.textContent = `${Math.round(100 * value)} %`;
+    }
+    for (const circle of this.here) {
+      circle.setAttribute("cx", player.dx + player.data.reach + 0.5);
+      circle.setAttribute("cy", player.dy + player.data.reach + 0.5);
+    }
+  }
+
+  similarity(place) {
+    return this.answers().cosines[place] / shiftscope.Player.COSINE_STEPS;
+  }
+
+  sentence() {
+    return `${this.says.textContent}, ${this.was.textContent}, similarity ${this.cosine.textContent}`;
+  }
+};
+
+shiftscope.players = Array.from(document.querySelectorAll("section.drag"), (section) => new shiftscope.Player(section));

@@ -1,0 +1,101 @@
+"""Outputs and images as compact text for a page: 8 bits a probability, 16 a cosine, base64.
+
+What is lost is known: a probability is off by at most 1/510, a cosine by at most 1/65534. Which class is on top is kept apart, so
+that rounding never changes an answer.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from shiftscope.errors import InputError
+from shiftscope.measures import per_shift_cosines
+from shiftscope.outputs import Outputs
+from shiftscope.report.colours import SEQUENTIAL, mixed
+from shiftscope.report.content import Drag, Network, ShiftMap
+
+__all__ = ["COSINE_STEPS", "PROBABILITY_STEPS", "drag_data", "map_picture", "spread"]
+
+PROBABILITY_STEPS, COSINE_STEPS = 255, 32767
+
+
+def drag_data(drag: Drag) -> dict[str, Any]:
+    """All that a page needs to answer a drag.
+
+    Args:
+        drag: its networks must have answered every shift of the grid, for every image.
+
+    Raises:
+        InputError: the outputs are of other images or shifts.
+    """
+    count, channels, height, width = drag.images.shape
+    return {
+        "images": _base64(drag.images.permute(0, 2, 3, 1).contiguous().numpy()),
+        "count": count,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "labels": drag.labels.tolist(),
+        "classes": list(drag.classes),
+        "canvas": drag.canvas,
+        "colour": list(drag.colour),
+        "reach": drag.reach,
+        "networks": [_network(drag, network) for network in drag.networks],
+    }
+
+
+def _network(drag: Drag, network: Network) -> Mapping[str, Any]:
+    outputs = network.outputs
+    expected = (len(drag.images), (2 * drag.reach + 1) ** 2, len(drag.classes))
+    if tuple(outputs.values.shape) != expected:
+        raise InputError(
+            f"the outputs of {network.name!r} must be {expected} (images, shifts, classes), got {tuple(outputs.values.shape)}."
+        )
+    return {
+        "name": network.name,
+        "factor": network.factor,
+        **packed(outputs),
+    }
+
+
+def packed(outputs: Outputs) -> dict[str, str]:
+    """Probabilities, cosines and top classes at every shift, [image, shift(, class)], and the unshifted top classes."""
+    probabilities = outputs.values.softmax(-1).mul(PROBABILITY_STEPS).round().byte()
+    cosines = per_shift_cosines(outputs).mul(COSINE_STEPS).round().to(torch.int16)
+    return {
+        "probabilities": _base64(probabilities.numpy()),
+        "cosines": _base64(cosines.numpy().astype("<i2")),
+        "tops": _base64(outputs.values.argmax(-1).numpy().astype("<u2")),
+        "unshifted": _base64(outputs.reference.argmax(-1).numpy().astype("<u2")),
+    }
+
+
+def spread(maps: tuple[ShiftMap, ...]) -> tuple[float, float]:
+    """The least and the greatest value of several maps; a little apart where they are equal."""
+    values = torch.cat([each.values for each in maps])
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high - low > 1e-6 else (low - 0.5, high + 0.5)
+
+
+def map_picture(values: Float[Tensor, " shift"], low: float, high: float) -> str:
+    """A map over shifts as a PNG of a pixel a shift, in a data URL."""
+    from PIL import Image
+
+    side = round(len(values) ** 0.5)
+    colours = [mixed((value - low) / (high - low), SEQUENTIAL) for value in values.tolist()]
+    pixels: UInt8[np.ndarray, "height width 3"] = np.array(colours, dtype=np.uint8).reshape(side, side, 3)
+    target = BytesIO()
+    Image.fromarray(pixels).save(target, format="PNG", optimize=True)
+    return f"data:image/png;base64,{b64encode(target.getvalue()).decode()}"
+
+
+def _base64(array: np.ndarray) -> str:
+    return b64encode(np.ascontiguousarray(array).tobytes()).decode()
