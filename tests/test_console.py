@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from shiftscope import console
+from shiftscope.lab.runner import Loading
 from shiftscope.measures import Estimate
 from shiftscope.tables import Table
 
@@ -25,3 +26,15 @@ def test_every_interval_is_shown_at_every_width(
     assert "Title" in shown
     assert "A note." in shown
     assert max(map(len, shown.splitlines())) <= width
+
+
+def test_what_takes_longer_than_a_moment_tells_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console, "monotonic", lambda: now[0])
+    words = console._Words()
+    said = []
+    for second, done in ((0, 10), (0.5, 15), (4, 50), (9, 100)):
+        now[0] = second
+        said.append(words.of(Loading("measuring", done, 100)).removeprefix("measuring: "))
+    assert said == ["10 of 100", "15 of 100", "50 of 100  about 5 s left", "100 of 100"]
+    assert words.of(Loading("reading", 3, 0)) == "reading: 3"

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from shiftscope import measures
 from shiftscope.measures import (
     centred,
     correct,
@@ -122,6 +123,16 @@ def test_proportions_over_seeds_fall_back_to_wilson_where_every_answer_is_equal(
     assert 0 <= mixed.low < mixed.value < mixed.high <= 1
 
 
+def test_resampling_in_portions_gives_the_draws_of_all_at_once() -> None:
+    """Weights are made a few resamples at a time, so that memory hardly grows with the images."""
+    values = torch.rand(1, 37, generator=torch.Generator().manual_seed(0))
+    picks = np.random.default_rng([37, len("images")]).integers(37, size=(measures.RESAMPLES, 37))
+    tallies = np.stack([np.bincount(row, minlength=37) for row in picks])
+    weights = ((1 + (37 / 36) ** 0.5 * (tallies - 1)) / 37).astype(np.float32)
+    assert np.array_equal(measures.resampled(values), (values.double().numpy() * weights).sum(axis=1))
+
+
+@settings(deadline=None)
 @given(st.integers(0, 2**31))
 def test_what_all_classes_share_does_not_enter_a_centred_cosine(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shiftscope.audits import Audit, audit
     from shiftscope.errors import InputError
     from shiftscope.explanations.whole import Explanation, explain
     from shiftscope.measures import Estimate
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     from shiftscope.tables import Table
 
 __all__ = [
+    "Audit",
     "Estimate",
     "Explanation",
     "InputError",
     "Outputs",
     "Survey",
     "Table",
+    "audit",
     "explain",
     "grid",
     "shift_outputs",
@@ -32,12 +35,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Audit": "audits",
     "Estimate": "measures",
     "Explanation": "explanations.whole",
     "InputError": "errors",
     "Outputs": "outputs",
     "Survey": "surveys",
     "Table": "tables",
+    "audit": "audits",
     "explain": "explanations.whole",
     "grid": "shifts",
     "shift_outputs": "outputs",

@@ -16,6 +16,8 @@ from cyclopts import App, CycloptsError, Parameter
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
+    from shiftscope.auditing import AuditSpec
+    from shiftscope.audits import Audit
     from shiftscope.lab.executors import Executor
     from shiftscope.tables import Table
 
@@ -249,6 +251,114 @@ def compare(folder: Path, *, as_json: Annotated[bool, Parameter(name="--json", n
 
 
 @app.command
+def audit(
+    model: str | None = None,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    protocols: Annotated[tuple[str, ...], Parameter(name="--protocol", negative="")] = (),
+    max_shift: int | None = None,
+    images: int = 256,
+    weights: Path | None = None,
+    size: int | None = None,
+    mean: Annotated[tuple[float, ...] | None, Parameter(negative="")] = None,
+    std: Annotated[tuple[float, ...] | None, Parameter(negative="")] = None,
+    output: str | None = None,
+    embedding: Annotated[bool, Parameter(negative="")] = False,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str = "auto",
+    shard: str | None = None,
+    out: Path | None = None,
+    merge: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Measure how stable a model is under shifts, by the literature's protocols, in one pass over the images.
+
+    Parameters
+    ----------
+    model:
+        module:factory, timm:NAME or torchvision:NAME, the folder of a study's run, a file of `shiftscope fix`, a .pt2 or an
+        .onnx file.
+    data:
+        Images to measure on: digits, mnist, cifar10, a Hugging Face id or an image folder (a subfolder for each class); those a
+        run was trained on, else the digits, by default.
+    data_dir:
+        Local folder that holds the data set; else SHIFTSCOPE_DATA.
+    protocols:
+        mouton2020, myburgh2021 (the map over all shifts), every-shift, zhang2019, zhang2019-diagonal, chaman2021-circular,
+        chaman2021-zero, rojas2022, michaeli2023, azulay2018, hendrycks2019, gruver2023, tmeasures, segmentation; may be given
+        again. By default some that suit the model.
+    max_shift:
+        Largest shift of every protocol, pixels; each one's own, as far as it fits the image, by default.
+    images:
+        How many images.
+    weights:
+        Of a model made by name: safetensors, a state dict, or `pretrained` to fetch the library's own.
+    size:
+        Height and width of the model's input, pixels, where it does not tell.
+    mean:
+        Taken from the images before the model, a value a channel; as the model tells by default.
+    std:
+        What they are divided by after that.
+    output:
+        Name or place of the output to measure, where a model returns several.
+    embedding:
+        The outputs are embeddings, not classes.
+    seed:
+        Of the draws.
+    batch_size:
+        Images a forward pass.
+    device:
+        Where to compute: cpu, cuda, or auto.
+    shard:
+        I/N: measure the I-th of N parts of the images only.
+    out:
+        Folder for audit.json, table.csv, table.md, maps.safetensors and, while it works, parts to go on from.
+    merge:
+        Folder whose parts are all there: put them together.
+    as_json:
+        Print JSON instead.
+    """
+    from shiftscope.auditing import AuditSpec, merged
+    from shiftscope.console import print_table
+
+    if (model is None) == (merge is None):
+        raise InputError("`audit` needs a model, or a folder to --merge.")
+    found: Audit | None
+    if merge is not None:
+        found = merged(merge)
+    else:
+        spec = AuditSpec(
+            model=str(model),
+            weights=None if weights is None else str(weights),
+            size=size,
+            mean=mean,
+            std=std,
+            output=output,
+            embedding=embedding,
+            data=data,
+            data_dir=None if data_dir is None else str(data_dir),
+            images=images,
+            protocols=protocols or None,
+            max_shift=max_shift,
+            seed=seed,
+            batch_size=batch_size,
+            device=_device(device),
+        )
+        found = _audited(spec, shard, out)
+        if found is None:
+            print(f"Shard {shard} is in {out}. Run the others; the last one puts them together.", file=sys.stderr)
+            return
+    if as_json:
+        _print_json(found.to_json())
+        return
+    print_table(found.table())
+    if out or merge:
+        print(f"Saved in {out or merge}: audit.json, table.csv, table.md, maps.safetensors.")
+
+
+@app.command
 def fix(
     model: str,
     *,
@@ -448,6 +558,37 @@ def _executor(kind: str, *, workers: int | None, address: str | None, gpus: floa
     from shiftscope.lab.executors import Processes, sensible_workers
 
     return Processes(sensible_workers(BYTES_A_WORKER) if workers is None else workers)
+
+
+def _audited(spec: AuditSpec, shard: str | None, out: Path | None) -> Audit | None:
+    """The audit; None where other shards are missing."""
+    from shiftscope.auditing import AuditJob, complete, merged, run_audit, run_shard
+    from shiftscope.console import reporting
+    from shiftscope.lab.runner import Loading
+
+    number, shards = _shard(shard)
+    if shard is not None and out is None:
+        raise InputError("`shard` needs a folder for its parts. Give the same --out to all shards.")
+    try:
+        with reporting() as report:
+            if out is None:
+                return run_audit(spec, tell=lambda at: report(Loading(*at)))
+            run_shard(AuditJob(spec, number, shards, out), lambda at: report(Loading(*at)))
+    except KeyboardInterrupt:
+        if out is not None:
+            print(f"Stopped. Finished blocks are in {out}; the same command goes on from there.", file=sys.stderr)
+        raise
+    return merged(out) if complete(out) else None
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    """``I/N`` as two numbers; the whole where there is none."""
+    if text is None:
+        return 1, 1
+    number, slash, shards = text.partition("/")
+    if not slash or not number.isdecimal() or not shards.isdecimal():
+        raise InputError(f"`shard` must be I/N, like 1/4, got {text!r}.")
+    return int(number), int(shards)
 
 
 def _device(name: str) -> str:

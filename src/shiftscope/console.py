@@ -20,6 +20,7 @@ from shiftscope.theory import WorkedTable
 __all__ = ["print_table", "print_worked", "reporting"]
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BEFORE_TIME_LEFT = 1.0
 NOT_A_TERMINAL_WIDTH = 240
 
 
@@ -77,12 +78,13 @@ class _Words:
         self.expected: float | None = None
         self.last: Epoch | None = None
         self.began = monotonic()
+        self.loading = ("", 0.0, 0)  # what is being done, since when, and how much was done then
         self.before = 0  # runs that were found finished
 
     def of(self, event: Event) -> str:
         match event:
             case Loading(sentence, done, of):
-                return f"{sentence}{f': {done:,}' if done else ''}{f' of {of:,}' if of else ''}"
+                return f"{sentence}{f': {done:,}' if done else ''}{f' of {of:,}' if of else ''}{self._loading(event)}"
             case RunStarted(number, of, label, epochs):
                 self.run, self.expected, self.last = f"run {number}/{of}  {label}", epochs, None
                 return self.run
@@ -97,6 +99,16 @@ class _Words:
                 return f"{self.run}  {self._step(event)}"
             case Told():
                 return self._told(event)
+
+    def _loading(self, loading: Loading) -> str:
+        """Time left, as long as what is done of the same took, once that is known."""
+        if self.loading[0] != loading.sentence or loading.done <= self.loading[2]:
+            self.loading = (loading.sentence, monotonic(), loading.done)
+            return ""
+        _, began, before = self.loading
+        if not loading.of or loading.done >= loading.of or monotonic() - began < SECONDS_BEFORE_TIME_LEFT:
+            return ""
+        return f"  about {_duration((monotonic() - began) / (loading.done - before) * (loading.of - loading.done))} left"
 
     def _told(self, told: Told) -> str:
         """One of several runs at once; what is left follows from what finished runs took."""

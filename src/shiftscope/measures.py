@@ -21,7 +21,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from shiftscope.outputs import Outputs
@@ -44,6 +44,8 @@ __all__ = [
 ]
 
 RESAMPLES = 2000
+#: Resamples worked on at once.
+CHUNK = 50
 LEVEL = 0.95
 #: The normal quantile of the level.
 Z = 1.959963984540054
@@ -151,8 +153,13 @@ def resampled(values: Float[Tensor, "seed image"], *, cell: int = 0) -> Float[np
     """
     table = values.double().numpy()
     seeds, count = table.shape
-    draws: np.ndarray = ((_weights(seeds, "seeds", cell) @ table) * _weights(count, "images")).sum(axis=1)
-    return draws
+    if seeds > 1:
+        draws: np.ndarray = ((_weights(seeds, "seeds", cell) @ table) * _weights(count, "images")).sum(axis=1)
+        return draws
+    # A few resamples at a time, so that memory hardly grows with the images.
+    tallies = _tallies(count, "images")
+    parts = [(table * _spread(tallies[start : start + CHUNK])).sum(axis=1) for start in range(0, RESAMPLES, CHUNK)]
+    return np.concatenate(parts)
 
 
 def crossed(draws: Float[Tensor, "seed draw"]) -> Float[np.ndarray, " draw"]:
@@ -195,14 +202,29 @@ def proportion_over_seeds(successes: Bool[Tensor, "seed image"]) -> Estimate:
 
 
 @lru_cache(maxsize=8)
-def _weights(count: int, what: str, cell: int = 0) -> Float[np.ndarray, "draw {count}"]:
-    """Bootstrap weights, one row a resample, each row summing to one, spread by sqrt(n / (n - 1)); a stream for each axis."""
+def _tallies(count: int, what: str, cell: int = 0) -> UInt8[np.ndarray, "draw {count}"]:
+    """How often each is picked, one row a resample; a stream for each axis."""
     if count == 1:
-        return np.ones((RESAMPLES, 1), dtype=np.float32)
+        return np.ones((RESAMPLES, 1), dtype=np.uint8)
     generator = np.random.default_rng([count, len(what), *([cell] if cell else [])])
-    picks = generator.integers(count, size=(RESAMPLES, count))
-    rows = np.arange(RESAMPLES)[:, None] * count
-    tallies = np.bincount((picks + rows).ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
+    tallies = np.empty((RESAMPLES, count), dtype=np.uint8)
+    rows = np.arange(CHUNK)[:, None] * count
+    for start in range(0, RESAMPLES, CHUNK):
+        picks = generator.integers(count, size=(CHUNK, count))
+        tallies[start : start + CHUNK] = np.bincount((picks + rows).ravel(), minlength=CHUNK * count).reshape(CHUNK, count)
+    return tallies
+
+
+def _weights(count: int, what: str, cell: int = 0) -> Float[np.ndarray, "draw {count}"]:
+    """Bootstrap weights, one row a resample."""
+    return _spread(_tallies(count, what, cell))
+
+
+def _spread(tallies: UInt8[np.ndarray, "draw count"]) -> Float[np.ndarray, "draw count"]:
+    """Weights from how often each is picked, each row summing to one, spread by sqrt(n / (n - 1))."""
+    count = tallies.shape[1]
+    if count == 1:
+        return np.ones(tallies.shape, dtype=np.float32)
     spread = (count / (count - 1)) ** 0.5
-    weights: np.ndarray = ((1 + spread * (tallies - 1)) / count).astype(np.float32)
+    weights: np.ndarray = ((1 + spread * (tallies.astype(np.float64) - 1)) / count).astype(np.float32)
     return weights

@@ -165,7 +165,7 @@ def stream_outputs(
     direct = Direct(model, world, place, batch_size, precision)
     with evaluating(model), torch.inference_mode():
         dense, reason = choose(model, first, shifts, world, place, method, direct, batch_size)
-    unshifted = _unshifted(shifts) if dense else None
+    unshifted = _unshifted(shifts) if shifts.ndim == 2 else None
     for number, batch in enumerate(chain([first], batches)):
         if number and shifts.ndim == 3:
             raise InputError("`images` must be one batch where each image has shifts of its own.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -152,11 +152,11 @@ class Probes:
         def see(layer: str, number: int, _: nn.Module, into: Tensor, out: Any) -> None:
             for probe in self.probes[1:-1]:
                 if probe.call == (layer, number) and probe.place.positions:
-                    probe.empty = as_maps(into if probe.side == "in" else out, probe.place).clone()
-                    probe.empty_before = into.clone() if probe.stride != (1, 1) else None
+                    probe.empty = _finite(as_maps(into if probe.side == "in" else out, probe.place))
+                    probe.empty_before = _finite(into) if probe.stride != (1, 1) else None
 
         self.probes[0].empty = canvas
-        with _watching(self.model, self.names, see):
+        with _watching(self.model, self.names, see), suppress(InputError):  # what it answers there is asked by nobody
             self._run(canvas.contiguous())
 
     def compare(self, images: Tensor, shifts: Tensor, device: torch.device) -> Iterator[int]:
@@ -341,6 +341,11 @@ def _alike(probe: Probe, module: nn.Module, maps: Tensor) -> None:
     if dense is not None:
         without = None if empty is None else _at_stride_one(module, empty)
         probe.homogeneity_pooled.append(homogeneities(_less(dense, without), probe.stride))
+
+
+def _finite(maps: Tensor) -> Tensor | None:
+    """A copy, where it says something."""
+    return maps.clone() if bool(maps.isfinite().all()) else None
 
 
 def _less(maps: Tensor, empty: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ because it is accurate.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -29,7 +29,7 @@ from shiftscope.measures import Estimate, Z, mean, per_shift_cosines, proportion
 from shiftscope.outputs import Outputs
 from shiftscope.tables import Table
 
-__all__ = ["MEASURES", "Survey", "survey"]
+__all__ = ["MEASURES", "Survey", "summed", "survey"]
 
 #: The least and the greatest each measure can be; None where it is a yes or no of each image.
 MEASURES: dict[str, tuple[float, float] | None] = {
@@ -52,6 +52,8 @@ class Survey:
         intervals: measure -> [shift, 2], the maps' 95 % intervals over images, from the normal distribution of a mean.
         shifts: [shift, 2], (dy, dx) in pixels.
         right: [image], whether the unshifted image is right; None without labels.
+        sums, squares: measure -> [shift], over images, of the measure and its square; from them surveys of portions are put
+            together.
     """
 
     values: dict[tuple[str, str], Float[Tensor, " image"]]
@@ -59,6 +61,8 @@ class Survey:
     intervals: dict[str, Float[Tensor, "shift 2"]]
     shifts: Shaped[Tensor, "shift 2"]
     right: Bool[Tensor, " image"] | None
+    sums: dict[str, Float[Tensor, " shift"]] = field(default_factory=dict)
+    squares: dict[str, Float[Tensor, " shift"]] = field(default_factory=dict)
 
     def estimate(self, measure: str, *, over: str = "all", given: Literal["all", "right"] = "all") -> Estimate | None:
         """A measure over some shifts, with its interval over images; None if no image is right.
@@ -162,23 +166,47 @@ class _Tally:
 
     def survey(self) -> Survey:
         """All blocks together."""
-        return Survey(
-            values={key: torch.cat(values).float() for key, values in self.values.items()},
-            maps={name: (total / self.count).float() for name, total in self.sums.items()},
-            intervals={name: self._interval(name) for name in self.sums},
-            shifts=self.shifts,
-            right=torch.cat(self.rights) if self.rights else None,
-        )
+        values = {key: torch.cat(values).float() for key, values in self.values.items()}
+        return summed(values, self.sums, self.squares, self.shifts, torch.cat(self.rights) if self.rights else None)
 
-    def _interval(self, name: str) -> Float[Tensor, "shift 2"]:
-        """Mean -+ 1.96 s / sqrt(n), no further than the measure goes; the measure's whole range from a single image."""
-        low, high = MEASURES[name] or (0.0, 1.0)
-        if self.count == 1:
-            return torch.tensor([low, high]).expand(len(self.shifts), 2)
-        middle = self.sums[name] / self.count
-        variance = (self.squares[name] / self.count - middle.square()).clamp_min(0) * self.count / (self.count - 1)
-        reach = Z * (variance / self.count).sqrt()
-        return torch.stack([middle - reach, middle + reach], dim=1).clamp(low, high).float()
+
+def summed(
+    values: dict[tuple[str, str], Float[Tensor, " image"]],
+    sums: dict[str, Float[Tensor, " shift"]],
+    squares: dict[str, Float[Tensor, " shift"]],
+    shifts: Shaped[Tensor, "shift 2"],
+    right: Bool[Tensor, " image"] | None,
+) -> Survey:
+    """A survey from its images' values and its sums over images.
+
+    Args:
+        values: (measure, over) -> [image].
+        sums: measure -> [shift].
+        squares: measure -> [shift].
+        shifts: (dy, dx) in pixels.
+        right: whether each unshifted image is right; None without labels.
+    """
+    count = len(next(iter(values.values())))
+    return Survey(
+        values=values,
+        maps={name: (total / count).float() for name, total in sums.items()},
+        intervals={name: _interval(name, sums[name], squares[name], count) for name in sums},
+        shifts=shifts,
+        right=right,
+        sums=sums,
+        squares=squares,
+    )
+
+
+def _interval(name: str, sums: Tensor, squares: Tensor, count: int) -> Float[Tensor, "shift 2"]:
+    """Mean -+ 1.96 s / sqrt(n), no further than the measure goes; the measure's whole range from a single image."""
+    low, high = MEASURES[name] or (0.0, 1.0)
+    if count == 1:
+        return torch.tensor([low, high]).expand(len(sums), 2)
+    middle = sums / count
+    variance = (squares / count - middle.square()).clamp_min(0) * count / (count - 1)
+    reach = Z * (variance / count).sqrt()
+    return torch.stack([middle - reach, middle + reach], dim=1).clamp(low, high).float()
 
 
 def _parts(shifts: Tensor, factor: int | None) -> dict[str, Bool[Tensor, " shift"]]:

@@ -1,0 +1,119 @@
+"""What several protocols cost in one pass, beside the bare forward passes that they need, and beside one after the other.
+
+    python benchmarks/audit.py [--rounds 5] [--no-resnet]
+
+The views that the model sees during an audit are kept, each must be there once, and the same batches go through the bare model:
+that is the union of the protocols' distinct forward passes. Audit, union and the protocols in separate audits take turns, round
+by round; time on the processor, medians with their spread. On the source's network for CIFAR-10, and on a ResNet-18 (needs
+torchvision).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from contextlib import suppress
+from time import process_time
+
+import torch
+from torch import Tensor, nn
+
+from interleaving import interleaved, ratios
+from shiftscope.audits import audit
+from shiftscope.lab.memory import keep_freed_memory
+from shiftscope.lab.networks import NetworkSpec, build
+
+PROTOCOLS = (
+    "mouton2020",
+    "zhang2019",
+    "zhang2019-diagonal",
+    "chaman2021-circular",
+    "rojas2022",
+    "azulay2018",
+    "hendrycks2019",
+    "gruver2023",
+    "tmeasures",
+)
+
+
+def paper() -> tuple[nn.Module, Tensor, int]:
+    """The source's network at factor 4, and images of noise with a margin."""
+    spec = NetworkSpec(channels=(32, 64, 128), factor=4, input_size=50, input_channels=3)
+    network = build(spec, generator=torch.Generator().manual_seed(0)).eval()
+    return network, torch.rand(64, 3, 58, 58, generator=torch.Generator().manual_seed(1)), 50
+
+
+def resnet() -> tuple[nn.Module, Tensor, int]:
+    """Torchvision's ResNet-18; beside a PyTorch without CUDA two of its operators must be named before its import."""
+    names = torch.library.Library("torchvision", "FRAGMENT")
+    for signature in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a, Tensor b, float c) -> Tensor"):
+        with suppress(RuntimeError):
+            names.define(signature)
+    torch.manual_seed(0)
+    model: nn.Module = importlib.import_module("torchvision.models").resnet18().eval()
+    return model, torch.rand(16, 3, 128, 128, generator=torch.Generator().manual_seed(1)), 112
+
+
+def processor_seconds(run: Callable[[], object]) -> Callable[[], float]:
+    """How long a call keeps the processor busy, all threads together; other work on the machine hardly changes it."""
+
+    def timed() -> float:
+        started = process_time()
+        run()
+        return process_time() - started
+
+    return timed
+
+
+def measure(name: str, model: nn.Module, images: Tensor, size: int, rounds: int) -> None:
+    """One audit beside its union, and beside one audit a protocol."""
+    batches: list[Tensor] = []
+
+    def recorded(batch: Tensor) -> Tensor:
+        batches.append(batch.clone())
+        output: Tensor = model(batch)
+        return output
+
+    cost = audit(recorded, images, protocols=PROTOCOLS, size=size, max_shift=4).cost
+    views = torch.cat(batches[1:])  # after the first look at one image
+    assert len(views.flatten(1).unique(dim=0)) == len(views) == cost.forward == cost.distinct
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for batch in batches[1:]:
+                model(batch)
+
+    def together() -> None:
+        audit(model, images, protocols=PROTOCOLS, size=size, max_shift=4)
+
+    def apart() -> None:
+        for protocol in PROTOCOLS:
+            audit(model, images, protocols=[protocol], size=size, max_shift=4)
+
+    ways = {"union": bare, "together": together, "apart": apart}
+    found = interleaved({way: processor_seconds(run) for way, run in ways.items()}, rounds)
+    over, spread = ratios(found["together"], found["union"])
+    gain, gain_spread = ratios(found["apart"], found["together"])
+    print(
+        f"{name:<22}{len(PROTOCOLS)} names, {len(images)} images: {cost.asked:,} views asked for, {cost.distinct:,} different   "
+        f"one pass over bare forward passes {over:.3f} {spread}   one after the other over one pass {gain:.2f} {gain_spread}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-resnet", action="store_true")
+    options = parser.parse_args()
+    keep_freed_memory()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.rounds} rounds, median [least, greatest]")
+    measure("paper, 50x50", *paper(), options.rounds)
+    if not options.no_resnet:
+        measure("ResNet-18, 112x112", *resnet(), options.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""Audits of models from files on images from files, in blocks that can be stopped, shared out and put together."""
+
+from __future__ import annotations
+
+from shiftscope.auditing.jobs import AuditJob, AuditPlan, AuditSpec, complete, merged, run_audit, run_shard
+
+__all__ = ["AuditJob", "AuditPlan", "AuditSpec", "complete", "merged", "run_audit", "run_shard"]
