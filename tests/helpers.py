@@ -12,6 +12,9 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
+import torch
+from torch import nn
+
 from shiftscope.errors import InputError
 
 
@@ -36,8 +39,6 @@ def square(job: int, tell: Callable[[object], None]) -> int:
 
 def who_and_how(job: int, tell: Callable[[object], None]) -> tuple[int, int]:
     """The process and its number of threads."""
-    import torch
-
     time.sleep(0.5)
     return os.getpid(), torch.get_num_threads()
 
@@ -66,3 +67,9 @@ def sleep(job: str, tell: Callable[[object], None]) -> None:
     """Tells its process, then does not come to an end."""
     tell(os.getpid())
     time.sleep(600)
+
+
+def network() -> nn.Module:
+    """A factory of a small model for images of 20x20."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9 * 9, 10))

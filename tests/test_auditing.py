@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from lab.test_sources import pixels, write_parquet
 from shiftscope import InputError, audit
-from shiftscope.auditing import AuditJob, AuditPlan, AuditSpec, complete, merged, run_audit, run_shard
+from shiftscope.auditing import AuditJob, AuditPlan, AuditSpec, complete, merged, run_audit, run_shard, run_shards
 from shiftscope.auditing.pictures import opened
 from shiftscope.cli import main
+from shiftscope.lab.executors import Processes
 from shiftscope.models import Loaded, Origin, load_model
 
 FACTORY = """
@@ -82,6 +83,20 @@ def test_shards_put_together_are_the_whole_to_the_last_bit(here: Path) -> None:
         assert torch.equal(found.maps()[name], values)
     assert torch.equal(found.units["tmeasures"], whole.units["tmeasures"])
     assert (found.cost.forward, found.cost.distinct) == (whole.cost.forward, whole.cost.distinct)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_shards_in_several_processes_are_the_whole_to_the_last_bit(here: Path, kept: bool) -> None:
+    whole = run_shards(spec(), Processes(1), shards=1)
+    out = here / "several" if kept else None
+    if out is not None:
+        run_shard(AuditJob(spec(), 2, 3, out), quiet)
+    told: list[tuple[str, int, int]] = []
+    several = run_shards(spec(), Processes(2), shards=3, out=out, tell=told.append)
+    assert several.table().rows == whole.table().rows
+    assert told[-1] == ("measuring images", 200, 200)
+    with pytest.raises(InputError, match="`shards` must be 1 or more, got 0"):
+        run_shards(spec(), Processes(2), shards=0)
 
 
 def test_an_audit_from_disk_is_that_of_the_images_in_memory(here: Path) -> None:
@@ -293,3 +308,19 @@ def test_ctrl_c_says_how_to_go_on(here: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="130"):
         main(["audit", "audited_models:grey", "--size", "16", "--out", "out"])
     assert "Stopped. Finished blocks are in out; the same command goes on from there." in capsys.readouterr().err
+
+
+def test_an_audits_page_says_what_its_table_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["audit", "audited_models:grey", "--size", "16", "--images", "40", "--out", "out", "--max-shift", "2"]
+    assert main([*command, "--protocol", "every-shift", "--protocol", "mouton2020"]) == 0
+    assert "report.html" in capsys.readouterr().out
+    page = (here / "out" / "report.html").read_text()
+    found = json.loads((here / "out" / "audit.json").read_text())
+    assert "How stable is audited_models:grey under shifts?" in page
+    mcs = next(row["estimate"]["value"] for row in found["rows"] if (row["protocol"], row["measure"]) == ("mouton2020", "mcs"))
+    assert f"{mcs:.3f}" in page
+    for title in ("Every measure", "Sensitivity map, zero 2", "Images that change most", "How similarity falls"):
+        assert title in page
+    (here / "out" / "report.html").unlink()
+    assert main(["report", "out"]) == 0
+    assert (here / "out" / "report.html").read_text() == page

@@ -20,6 +20,7 @@ from shiftscope.errors import InputError
 from shiftscope.lab.networks import Normalise
 from shiftscope.models import load_model
 from shiftscope.models.batches import InBatches
+from shiftscope.surgery import antialias
 from test_models import FACTORY, Evil, run  # noqa: F401 - a fixture
 
 EXTRA = """
@@ -168,6 +169,8 @@ def test_batches_of_one_size_are_filled_up_and_cut() -> None:
     assert torch.equal(copies, images(6))
     assert torch.allclose(sums, images(6).sum((1, 2, 3)))
     assert len(seen) == 2
+    with pytest.raises(InputError, match=r"cannot be traced \(its layers are in a file that can only be run\)"):
+        antialias(InBatches(run_of_four, 4))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_convnext"])

@@ -15,6 +15,7 @@ import pytest
 
 import helpers
 from lab.test_runner import SMALL
+from shiftscope.auditing import AuditSpec, run_shards
 from shiftscope.errors import InputError
 from shiftscope.lab.cluster import Ray
 from shiftscope.lab.executors import Processes
@@ -126,6 +127,14 @@ def test_what_is_kept_is_measured_anew_and_not_trained_again(cluster: Any, tmp_p
     told = [event.event for event in events if isinstance(event, Told)]
     assert sum(isinstance(event, RunEnded) for event in told) == 2
     assert "Epoch" not in {type(event).__name__ for event in told}
+
+
+def test_shards_of_an_audit_add_up_to_the_whole_on_the_cluster(cluster: Any, tmp_path: Path) -> None:
+    spec = AuditSpec(model="helpers:network", size=20, images=150, protocols=("mouton2020", "every-shift"), max_shift=2)
+    whole = run_shards(spec, Processes(1), shards=1)
+    several = run_shards(spec, Ray(), shards=3, out=tmp_path / "out")
+    assert several.table().rows == whole.table().rows
+    assert (tmp_path / "out" / "audit.json").exists()
 
 
 @pytest.mark.parametrize(

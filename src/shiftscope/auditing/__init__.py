@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from shiftscope.auditing.jobs import AuditJob, AuditPlan, AuditSpec, complete, merged, run_audit, run_shard
+from shiftscope.auditing.jobs import AuditJob, AuditPlan, AuditSpec, complete, is_audit, merged, run_audit, run_shard, run_shards
 
-__all__ = ["AuditJob", "AuditPlan", "AuditSpec", "complete", "merged", "run_audit", "run_shard"]
+__all__ = ["AuditJob", "AuditPlan", "AuditSpec", "complete", "is_audit", "merged", "run_audit", "run_shard", "run_shards"]

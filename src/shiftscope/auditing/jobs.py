@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from pydantic import ValidationError
@@ -22,13 +23,14 @@ from shiftscope.auditing.pictures import Pictures, opened
 from shiftscope.audits import Audit, Part, Session, block_size, folded
 from shiftscope.audits.results import assembled
 from shiftscope.errors import InputError
-from shiftscope.lab.files import sweep, write_tensors, write_text
+from shiftscope.lab.executors import Executor
+from shiftscope.lab.files import sweep, write_bytes, write_tensors, write_text
 from shiftscope.lab.records import provenance
 from shiftscope.lab.specs import Spec
 from shiftscope.models import Loaded, load_model
 from shiftscope.protocols import Protocol, named
 
-__all__ = ["AuditJob", "AuditPlan", "AuditSpec", "complete", "merged", "run_audit", "run_shard"]
+__all__ = ["AuditJob", "AuditPlan", "AuditSpec", "complete", "is_audit", "merged", "run_audit", "run_shard", "run_shards"]
 
 #: So many damaged files are told by name.
 TOLD = 10
@@ -121,12 +123,14 @@ class AuditJob:
         shard: its number, from 1.
         shards: how many there are.
         out: the folder.
+        known: blocks that are there already, where the folder itself cannot be seen.
     """
 
     spec: AuditSpec
     shard: int
     shards: int
     out: Path
+    known: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         return f"shard {self.shard}/{self.shards}"
@@ -164,13 +168,74 @@ def run_shard(job: AuditJob, tell: Tell) -> list[Path]:
     numbers = range((job.shard - 1) * plan.blocks // job.shards, job.shard * plan.blocks // job.shards)
     files = [_file(job.out, number) for number in numbers]
     for number, file in zip(numbers, files, strict=True):
-        if _read(file) is None:
+        if number not in job.known and _read(file) is None:
             part = _measured(session, pictures, plan, number, tell)
             try:
                 write_tensors(file, part)
             except OSError as error:
                 raise _unwritable(job.out, error) from error
     return files
+
+
+def run_shards(
+    spec: AuditSpec, executor: Executor, *, shards: int, out: Path | None = None, tell: Tell = lambda _: None
+) -> Audit:
+    """A whole audit, its shards carried out at once; they add up to what one process with as many threads would find.
+
+    Args:
+        spec: what is asked.
+        executor: processes of this machine, or tasks of a Ray cluster.
+        shards: into how many.
+        out: folder to go on in; nothing is kept by default.
+        tell: told how it goes.
+
+    Raises:
+        InputError: fewer than one shard, and what :func:`run_shard` and :func:`merged` say.
+    """
+    if shards < 1:
+        raise InputError(f"`shards` must be 1 or more, got {shards}.")
+    if out is None:
+        with TemporaryDirectory() as place:
+            return run_shards(spec, executor, shards=shards, out=Path(place), tell=tell)
+    _, _, plan = _begun(spec, tell)
+    _prepare(out, plan)
+    missing = _missing(out, plan)
+    known = frozenset(range(plan.blocks)) - frozenset(missing)
+    done = plan.blocks - len(missing)
+    jobs = [AuditJob(_anchored(spec), number, shards, out, known) for number in range(1, shards + 1)]
+    for _, made in executor.run(_away if executor.away else _here, jobs, lambda *_: None):
+        for name, content in made.items():
+            if content is not None:
+                write_bytes(out / PARTS / name, content)
+        done += len(made)
+        tell(("measuring images", min(done * plan.block, plan.count), plan.count))
+    return merged(out)
+
+
+def _anchored(spec: AuditSpec) -> AuditSpec:
+    """With whole paths, for a process that may run in another folder."""
+    named = {name: getattr(spec, name) for name in ("model", "weights", "data", "data_dir")}
+    return spec.model_copy(
+        update={name: str(Path(value).resolve()) for name, value in named.items() if value is not None and Path(value).exists()}
+    )
+
+
+def _here(job: AuditJob, _: Callable[[object], None]) -> dict[str, bytes | None]:
+    """A shard on this machine: its new files lie where they belong."""
+    files = run_shard(job, lambda _: None)
+    return {file.name: None for file in files if int(file.stem) not in job.known}
+
+
+def _away(job: AuditJob, _: Callable[[object], None]) -> dict[str, bytes | None]:
+    """A shard elsewhere: its new files as bytes."""
+    with TemporaryDirectory() as place:
+        files = run_shard(replace(job, out=Path(place)), lambda _: None)
+        return {file.name: file.read_bytes() for file in files if file.exists()}
+
+
+def is_audit(folder: Path) -> bool:
+    """Whether a folder is an audit's."""
+    return (folder / PLAN).is_file()
 
 
 def complete(out: Path) -> bool:

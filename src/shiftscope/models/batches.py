@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 __all__ = ["InBatches"]
 
@@ -25,8 +25,10 @@ class InBatches(nn.Module):
         self._run = (run,)
         self.batch = batch
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor | fx.Proxy) -> Any:
         """The outputs of all images."""
+        if isinstance(images, fx.Proxy):
+            raise TypeError("its layers are in a file that can only be run")
         if self.batch is None:
             return self._run[0](images)
         pieces = [self._piece(part) for part in images.split(self.batch)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,80 +12,22 @@ import torch
 from shiftscope.errors import InputError
 from shiftscope.gallery import Progress, galleries
 from shiftscope.lab.comparison import compare
-from shiftscope.lab.files import write_text
 from shiftscope.lab.holdings import Holdings, holdings
 from shiftscope.lab.summaries import short
 from shiftscope.measures import Estimate
-from shiftscope.report import Chart, Grid, Lesson, Maps, Missing, Page, Rows, Scatter, ShiftMap, render
+from shiftscope.report import Chart, Grid, Lesson, Maps, Missing, Page, Rows, Scatter, ShiftMap
 from shiftscope.report.content import Section, Signal
+from shiftscope.reports.words import WORDS, bare
 from shiftscope.tables import Cell, Table
 from shiftscope.theory import HOMOGENEOUS, KERNEL, SIGNAL
 
-__all__ = ["REPORT", "WORDS", "study_page", "write_report"]
-
-REPORT = "report.html"
-#: How measures and settings are called on a page.
-WORDS = {
-    "mcs": "mean cosine similarity",
-    "mcs_centred": "centred similarity",
-    "mcs_all_shifts": "similarity, all shifts",
-    "top1_change": "top-1 change",
-    "worst_case": "right at every shift",
-    "test_accuracy": "test accuracy",
-    "train_accuracy": "train accuracy",
-    "source_mcs": "source: similarity",
-    "source_test_accuracy": "source: accuracy",
-    "difference_mcs": "difference: similarity",
-    "difference_test_accuracy": "difference: accuracy",
-    "factor": "subsampling factor",
-    "pool_kernel": "pooling kernel",
-    "antialias": "filter size",
-    "seeds": "networks",
-    "max_shift": "largest shift",
-    "movement_in_pixels": "movement, pixels",
-    "in_place": "similarity in place",
-    "homogeneity_pooled": "homogeneity, pooled",
-}
-
-
-def write_report(
-    folder: Path,
-    *,
-    out: Path | None = None,
-    data_dir: Path | None = None,
-    device: torch.device | str = "cpu",
-    progress: Progress = lambda *_: None,
-) -> Path:
-    """Write a study's page.
-
-    Args:
-        folder: of the study; it may be half done.
-        out: the file; ``report.html`` in the folder by default.
-        data_dir: a local folder that holds the data set; else ``SHIFTSCOPE_DATA``, else what was decoded before.
-        device: where to compute the networks' answers.
-        progress: told how it goes.
-
-    Returns:
-        the file.
-
-    Raises:
-        InputError: the folder holds no study, or the file cannot be written.
-    """
-    path = out or folder / REPORT
-    text = render(study_page(folder, data_dir=data_dir, device=device, progress=progress))
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}). Make room, or choose another place with --out."
-        ) from error
-    return path
+__all__ = ["study_page"]
 
 
 def study_page(
     folder: Path, *, data_dir: Path | None = None, device: torch.device | str = "cpu", progress: Progress = lambda *_: None
 ) -> Page:
-    """A study's page, not rendered yet; arguments and errors as in :func:`write_report`."""
+    """A study's page, not rendered yet; arguments and errors as in :func:`shiftscope.reports.write_report`."""
     held = holdings(folder)
     table = held.table()
     drags, lacking = galleries(held, data_dir=data_dir, device=device, progress=progress)
@@ -95,7 +36,7 @@ def study_page(
     curves = _curves(held, table)
     sections: list[Section] = [*curves[:1], *drags, *curves[1:], *_grids(held, table), *_maps(held), *_shifts(held)]
     sections += [*_scatter(held, table), *beside, *_layers(held)]
-    sections.append(Rows("All measured numbers", "Each with its 95 % interval; press a heading to sort.", _bare(table)))
+    sections.append(Rows("All measured numbers", "Each with its 95 % interval; press a heading to sort.", bare(table)))
     sections.append(_lesson())
     if missing:
         sections.append(Missing("What is missing", tuple(missing)))
@@ -218,10 +159,10 @@ def _layers(held: Holdings) -> list[Section]:
     sections: list[Section] = []
     if table.rows:
         caption = "What a shift leaves of each layer's maps, how far they move, and how alike neighbours are before subsampling."
-        sections.append(Rows("Layer by layer", caption, _bare(table)))
+        sections.append(Rows("Layer by layer", caption, bare(table)))
     if gained.rows:
         caption = "What subsampling gains over factor 1, beside the local homogeneity of what it subsamples."
-        sections.append(Rows("Homogeneity and gain", caption, _bare(gained)))
+        sections.append(Rows("Homogeneity and gain", caption, bare(gained)))
     return sections
 
 
@@ -242,9 +183,9 @@ def _compared(folder: Path) -> tuple[list[Section], list[str]]:
     sections: list[Section] = []
     if claims.rows:
         sections.append(
-            Rows("What the source claims", "Each claim as a number with its interval, and a verdict.", _bare(claims), "verdict")
+            Rows("What the source claims", "Each claim as a number with its interval, and a verdict.", bare(claims), "verdict")
         )
-    sections.append(Rows("Beside the source", "Ours, the printed numbers, and the difference.", _bare(cells)))
+    sections.append(Rows("Beside the source", "Ours, the printed numbers, and the difference.", bare(cells)))
     return sections, []
 
 
@@ -275,17 +216,6 @@ def _lesson() -> Lesson:
 
 def _signals(named: Mapping[str, torch.Tensor]) -> tuple[Signal, ...]:
     return tuple(Signal(name, tuple(float(value) for value in values)) for name, values in named.items())
-
-
-def _bare(table: Table) -> Table:
-    """Without provenance, which the page shows at its end, and with the page's words in its notes."""
-    return Table(table.title, table.columns, table.rows, tuple(_worded(note) for note in table.notes))
-
-
-def _worded(note: str) -> str:
-    """A note with the page's words for columns, and without brackets, which the page does not set."""
-    text = note.replace("In brackets: ", "").replace("source_...: as printed,", "The source's numbers are as printed,")
-    return re.sub(r"\b[a-z1]+(?:_[a-z]+)+\b|\bmcs\b", lambda found: WORDS.get(found[0], found[0]), text)
 
 
 def _shown(table: Table) -> list[Mapping[str, Cell]]:
