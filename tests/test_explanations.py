@@ -18,6 +18,7 @@ from shiftscope.explanations import Explanation, causes, explain, guarantee_of, 
 from shiftscope.explanations.causes import share
 from shiftscope.explanations.worlds import Trial, between, drawn
 from shiftscope.lab.networks import NetworkSpec, build
+from shiftscope.layers import AdaptivePolyphaseSampling
 from shiftscope.shifts import translate
 from shiftscope.surgery import antialias, cost, global_pool
 from zoo import timm, torchvision_models
@@ -261,8 +262,6 @@ def test_a_flattening_head_and_an_unknown_one_are_told() -> None:
 
 def test_polyphase_sampling_is_guaranteed_on_circular_maps_only() -> None:
     assert guarantee_of(network(factor=4, padding="circular", head="gap", sampling="aps")).status == "guaranteed"
-    from shiftscope.layers import AdaptivePolyphaseSampling
-
     mixed = nn.Sequential(nn.Conv2d(1, 2, 3), AdaptivePolyphaseSampling(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert "polyphase sampling is so on circular maps only" in guarantee_of(mixed).exact_at
 
@@ -347,6 +346,7 @@ def test_the_table_tells_verdict_promise_and_parts() -> None:
     assert [row["cause"] for row in table.rows] == ["head", "borders", "aliasing", "of aliasing: activations", "other", "whole"]
     assert table.notes[0] == found.verdict
     assert found.guarantee.sentence in table.notes
+    assert "factor 2, receptive field 10x10 pixels; of its layers 4 pad with circular" in table.notes[1]
     assert len(found.tables()) == 3
 
 
@@ -380,10 +380,10 @@ WRONG: dict[str, dict[str, Any]] = {
     "`mode` must be 'zero' or 'circular', got 'crop'": {"mode": "crop"},
     "`shifts` must be 1 or more an image, got 0": {"shifts": 0},
     "`max_shift` must be 1 to 15 pixels on images of 16, got 16": {"max_shift": 16},
-    "`model` fails on images of shape (1, 1, 8, 8): ": {"images": IMAGES[:, :, :8, :8]},
-    "`model` fails on images of shape (1, 3, 16, 16): ": {"images": IMAGES.expand(-1, 3, -1, -1)},
-    "`model` returned values that are not finite, for 1 of 1 images": {"model": Fails().eval(), "images": IMAGES * 0},
-    "`model` returned values that are not finite, for 10 of 40 images": {
+    "`model` fails on images of shape (8, 1, 8, 8): ": {"images": IMAGES[:, :, :8, :8]},
+    "`model` fails on images of shape (8, 3, 16, 16): ": {"images": IMAGES.expand(-1, 3, -1, -1)},
+    "`model` returned values that are not finite, for 8 of 8 images": {"model": Fails().eval(), "images": IMAGES * 0},
+    "`model` returned values that are not finite, for 2 of 8 images": {
         "model": Fails().eval(),
         "images": torch.cat([IMAGES[:6], IMAGES[:2] * 0]),
     },

@@ -81,6 +81,48 @@ def test_images(
     return data
 
 
+def explained(
+    loaded: Loaded,
+    data: Dataset,
+    *,
+    name: str,
+    images: int,
+    max_shift: int | None,
+    mode: Mode = "zero",
+    progress: Progress = lambda *_: None,
+) -> Explanation:
+    """Where a model's invariance is lost, on test images.
+
+    Args:
+        loaded: the model.
+        data: its test images are measured on.
+        name: of the model, as :func:`shiftscope.models.load_model` takes it.
+        images: how many of them.
+        max_shift: the largest shift, pixels; None for 8 or, where that is less, what the canvas leaves around the image. Where it
+            leaves nothing, an eighth of the image.
+        mode: what comes in at the border.
+        progress: told how it goes.
+
+    Raises:
+        InputError: what :func:`shiftscope.explanations.explain` says.
+    """
+    if images < 2:
+        raise InputError(f"`images` must be 2 or more, of which intervals can be made, got {images}.")
+    margin = data.canvas.margin(data.test.images.shape[2:])
+    reach = min(8, margin) if max_shift is None and margin > 0 else max_shift
+    explanation = explain(
+        loaded.model,
+        data.canvas.place(data.test.images[:images]),
+        data.test.labels[:images],
+        max_shift=reach,
+        mode=mode,
+        fill=data.canvas.colour,
+        name=name,
+        progress=progress,
+    )
+    return replace(explanation, settings={**explanation.settings, "data": data.origin, "data_sha256": data.checksum})
+
+
 def compared(
     before: nn.Module,
     surgery: Surgery,
@@ -142,45 +184,3 @@ def compared(
 
 def _tell(progress: Progress, what: str, images: int, done: int) -> None:
     progress(f"measuring {what} shifts", done, images)
-
-
-def explained(
-    loaded: Loaded,
-    data: Dataset,
-    *,
-    name: str,
-    images: int,
-    max_shift: int | None,
-    mode: Mode = "zero",
-    progress: Progress = lambda *_: None,
-) -> Explanation:
-    """Where a model's invariance is lost, on test images.
-
-    Args:
-        loaded: the model.
-        data: its test images are measured on.
-        name: of the model, as :func:`shiftscope.models.load_model` takes it.
-        images: how many of them.
-        max_shift: the largest shift, pixels; None for 8 or, where that is less, what the canvas leaves around the image. Where it
-            leaves nothing, an eighth of the image.
-        mode: what comes in at the border.
-        progress: told how it goes.
-
-    Raises:
-        InputError: what :func:`shiftscope.explanations.explain` says.
-    """
-    if images < 2:
-        raise InputError(f"`images` must be 2 or more, of which intervals can be made, got {images}.")
-    margin = data.canvas.margin(data.test.images.shape[2:])
-    reach = min(8, margin) if max_shift is None and margin > 0 else max_shift
-    explanation = explain(
-        loaded.model,
-        data.canvas.place(data.test.images[:images]),
-        data.test.labels[:images],
-        max_shift=reach,
-        mode=mode,
-        fill=data.canvas.colour,
-        name=name,
-        progress=progress,
-    )
-    return replace(explanation, settings={**explanation.settings, "data": data.origin, "data_sha256": data.checksum})

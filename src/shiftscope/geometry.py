@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from shiftscope import layers
 from shiftscope.layers.polyphase import TakePhase
 from shiftscope.positions import BORDERS, Head, Layout, border_of, fits, head_kind, is_about_maps, is_still, order_of
 from shiftscope.surgery.graph import Editor, Pair, Site
 
-__all__ = ["Geometry", "Head", "Place", "Subsampling", "call_name", "geometry_of"]
+__all__ = ["Geometry", "Head", "Place", "Subsampling", "as_maps", "call_name", "geometry_of", "placed", "shape_of"]
 
 POLYPHASE = (layers.AdaptivePolyphaseSampling, layers.LearnedPolyphaseSampling, TakePhase)
 BLURS = (layers.BlurPool2d, layers.MaxBlurPool2d)
@@ -249,3 +250,45 @@ def _moved(place: Place, reach: Pair, stride: Pair) -> Place:
 
 def _two(value: Any) -> Iterator[int]:
     yield from (value, value) if isinstance(value, int) else value
+
+
+def as_maps(value: Any, place: Place) -> Tensor:
+    """[image, channel, height, width]; a vector has one position."""
+    if not isinstance(value, Tensor):
+        return torch.empty(0, 0, 0, 0)
+    if value.ndim == 2:
+        return value[:, :, None, None]
+    return value.permute(0, 3, 1, 2) if place.layout == "channels last" else value
+
+
+def shape_of(shape: tuple[int, ...], place: Place) -> tuple[int, int, int]:
+    """Channels, height and width of maps of a shape, whichever way they lie."""
+    return (shape[3], shape[1], shape[2]) if place.layout == "channels last" else (shape[1], shape[2], shape[3])
+
+
+def placed(known: Place | None, shape: tuple[int, ...], size: Pair) -> Place | None:
+    """Where the positions of a map lie: as the graph says, or by the map's size where it does not, or cannot be right."""
+    if known is None or (not known.positions and shape[2] * shape[3] > 1):
+        return _by_size(shape, size)
+    if not known.positions:
+        return known
+    channels, height, width = shape_of(shape, known)
+    if _agrees(known, (height, width), size):
+        return known
+    found = _by_size((1, channels, height, width), size)  # behind an operator that the graph does not explain
+    return None if found is None else replace(found, layout=known.layout)
+
+
+def _agrees(place: Place, found: Pair, size: Pair) -> bool:
+    """Whether a map is as large as its factor says: no smaller than without padding, no larger than with as much as it sees."""
+    each = zip(found, size, place.factor, place.field, strict=True)
+    return all((whole - seen) // step + 1 <= part <= (whole + seen) // step + 1 for part, whole, step, seen in each)
+
+
+def _by_size(shape: tuple[int, ...], size: Pair) -> Place | None:
+    """Where positions lie, as far as the map's size tells; None where height and width do not shrink alike."""
+    tall, wide = (whole / max(part, 1) for whole, part in zip(size, shape[2:4], strict=True))
+    apart = 1.0 if size[0] == size[1] else 1.5
+    if max(tall, wide) > apart * min(tall, wide):
+        return None
+    return Place((max(1, round(tall)), max(1, round(wide))))

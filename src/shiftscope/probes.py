@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 from shiftscope import layers as ours
 from shiftscope.engine.direct import Direct, World, ran_out_of_memory
 from shiftscope.errors import InputError
-from shiftscope.geometry import Geometry, Place, call_name, geometry_of
+from shiftscope.geometry import Geometry, Place, as_maps, call_name, geometry_of, placed, shape_of
 from shiftscope.graphs import POINTWISE_MODULES
 from shiftscope.layers.maxima import max_filtered
 from shiftscope.layers.polyphase import TakePhase
@@ -152,7 +152,7 @@ class Probes:
         def see(layer: str, number: int, _: nn.Module, into: Tensor, out: Any) -> None:
             for probe in self.probes[1:-1]:
                 if probe.call == (layer, number) and probe.place.positions:
-                    probe.empty = _finite(_as_maps(into if probe.side == "in" else out, probe.place))
+                    probe.empty = _finite(as_maps(into if probe.side == "in" else out, probe.place))
                     probe.empty_before = _finite(into) if probe.stride != (1, 1) else None
 
         self.probes[0].empty = canvas
@@ -203,7 +203,7 @@ class Probes:
 
     def _seen(self, probe: Probe, value: Any, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """The first maps of a pass, beside all that follow."""
-        maps = _as_maps(value, probe.place)
+        maps = as_maps(value, probe.place)
         if len(maps) % count or maps.shape[1:] != probe.shape:
             raise InputError(f"layer {probe.name!r} gives maps that depend on the batch. Leave it out with `layers`.")
         maps = _less(maps, probe.empty)
@@ -248,7 +248,7 @@ class Probes:
             if place is None:
                 self.left_out.append((name, f"the axes of its maps {call.out[1:]} are not known"))
                 continue
-            yield Probe(name, call.kind, (call.layer, call.number), "out", place, _shape(call.out, place), _stride(call.module))
+            yield Probe(name, call.kind, (call.layer, call.number), "out", place, shape_of(call.out, place), _stride(call.module))
 
     def _head(self, calls: list[_Call], size: Pair) -> Iterator[Probe]:
         """What the head gets: the last map, where no layer gave just that, and the vector of the first fully connected layer."""
@@ -258,9 +258,9 @@ class Probes:
         held = calls[order].gives if spatial else torch.empty(0)
         if maps and maps[-1][0] > order:
             order, call = maps[-1]
-            place = _placed(self.geometry.last if self.geometry else None, call.into, size)
+            place = placed(self.geometry.last if self.geometry else None, call.into, size)
             if place is not None and not torch.equal(held, call.gets):
-                shape = _shape(call.into, place)
+                shape = shape_of(call.into, place)
                 yield Probe(f"{call.layer}, input", "head input", (call.layer, call.number), "in", place, shape)
             held = call.gets
         for call in calls[order + 1 :]:
@@ -273,7 +273,7 @@ class Probes:
 
     def _place(self, call: _Call, size: Pair) -> Place | None:
         places = self.geometry.places if self.geometry else {}
-        return _placed(places.get(call_name(call.layer, call.number), places.get(call.layer)), call.out, size)
+        return placed(places.get(call_name(call.layer, call.number), places.get(call.layer)), call.out, size)
 
 
 @contextmanager
@@ -334,8 +334,8 @@ def _stride(module: nn.Module) -> Pair:
 
 def _alike(probe: Probe, module: nn.Module, maps: Tensor) -> None:
     """How alike neighbours are in front of a subsampling, and in what its window makes of that."""
-    maps = _as_maps(maps, probe.place)
-    empty = None if probe.empty_before is None else _as_maps(probe.empty_before, probe.place)
+    maps = as_maps(maps, probe.place)
+    empty = None if probe.empty_before is None else as_maps(probe.empty_before, probe.place)
     probe.homogeneity.append(homogeneities(_less(maps, empty), probe.stride))
     dense = _at_stride_one(module, maps)
     if dense is not None:
@@ -372,47 +372,6 @@ def _at_stride_one(module: nn.Module, maps: Tensor) -> Tensor | None:
 
 def _two(value: Any) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def _as_maps(value: Any, place: Place) -> Tensor:
-    """[image, channel, height, width]; a vector has one position."""
-    if not isinstance(value, Tensor):
-        return torch.empty(0, 0, 0, 0)
-    if value.ndim == 2:
-        return value[:, :, None, None]
-    return value.permute(0, 3, 1, 2) if place.layout == "channels last" else value
-
-
-def _shape(shape: tuple[int, ...], place: Place) -> tuple[int, int, int]:
-    return (shape[3], shape[1], shape[2]) if place.layout == "channels last" else (shape[1], shape[2], shape[3])
-
-
-def _by_size(shape: tuple[int, ...], size: Pair) -> Place | None:
-    """Where positions lie, as far as the map's size tells; None where height and width do not shrink alike."""
-    tall, wide = (whole / max(part, 1) for whole, part in zip(size, shape[2:4], strict=True))
-    apart = 1.0 if size[0] == size[1] else 1.5
-    if max(tall, wide) > apart * min(tall, wide):
-        return None
-    return Place((max(1, round(tall)), max(1, round(wide))))
-
-
-def _placed(known: Place | None, shape: tuple[int, ...], size: Pair) -> Place | None:
-    """Where the positions of a map lie: as the graph says, or by the map's size where it does not, or cannot be right."""
-    if known is None or (not known.positions and shape[2] * shape[3] > 1):
-        return _by_size(shape, size)
-    if not known.positions:
-        return known
-    channels, height, width = _shape(shape, known)
-    if _agrees(known, (height, width), size):
-        return known
-    found = _by_size((1, channels, height, width), size)  # behind an operator that the graph does not explain
-    return None if found is None else replace(found, layout=known.layout)
-
-
-def _agrees(place: Place, found: Pair, size: Pair) -> bool:
-    """Whether a map is as large as its factor says: no smaller than without padding, no larger than with as much as it sees."""
-    each = zip(found, size, place.factor, place.field, strict=True)
-    return all((whole - seen) // step + 1 <= part <= (whole + seen) // step + 1 for part, whole, step, seen in each)
 
 
 def _is_map(shape: tuple[int, ...]) -> bool:

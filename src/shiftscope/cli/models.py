@@ -247,7 +247,7 @@ def explain(
             images=images,
             max_shift=max_shift,
             mode=mode,
-            progress=lambda *at: report(Loading(*at)),
+            progress=lambda what, done, of: report(Loading(what, done, of if done else 0)),
         )
     if out is not None:
         write_tables(out, dict(zip(("causes", "layers", "fixes"), found.tables(), strict=True)), found.to_json())

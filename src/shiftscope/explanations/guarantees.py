@@ -7,6 +7,7 @@ condition. The head then has to be blind to positions. That is all; each sentenc
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +16,9 @@ from torch import nn
 from shiftscope.errors import InputError
 from shiftscope.geometry import Geometry, geometry_of
 
-__all__ = ["Guarantee", "guarantee_of"]
+__all__ = ["Guarantee", "described", "guarantee_of"]
 
+HEADS = {"flatten": "a flattened map", "gap": "a mean over positions", "other": "of an unknown kind"}
 Status = Literal["guaranteed", "possible", "impossible", "unknown"]
 
 
@@ -37,6 +39,18 @@ class Guarantee:
     sentence: str
     exact_at: str
     geometry: Geometry | None
+
+
+def described(geometry: Geometry) -> str:
+    """Factor, receptive field, borders and head, in a sentence."""
+    (down, right), (tall, wide) = geometry.factor, geometry.last.field
+    factor = str(down) if down == right else f"{down} down, {right} across"
+    kinds = Counter(geometry.borders.values())
+    borders = ", ".join(f"{count} pad with {kind}" for kind, count in sorted(kinds.items())) or "none pads"
+    return (
+        f"The graph: subsampling factor {factor}, receptive field {tall}x{wide} pixels; of its layers {borders}; its head is "
+        f"{HEADS[geometry.head]}."
+    )
 
 
 def guarantee_of(model: nn.Module) -> Guarantee:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from shiftscope.engine.direct import World
 from shiftscope.errors import InputError
 from shiftscope.explanations.causes import Causes, causes_of
-from shiftscope.explanations.guarantees import Guarantee, guarantee_of
+from shiftscope.explanations.guarantees import Guarantee, described, guarantee_of
 from shiftscope.explanations.remedies import Remedies, remedies_of
 from shiftscope.explanations.worlds import Progress, Trial, drawn
 from shiftscope.layerwise import BATCH, Layers, layer_responses
@@ -56,7 +56,8 @@ class Explanation:
     def table(self) -> Table:
         """What is lost by cause, with the verdict and the graph's promise in the notes."""
         table = self.causes.table()
-        notes = (self.verdict, self.guarantee.sentence, self.guarantee.exact_at, *table.notes[1:])
+        graph = described(self.guarantee.geometry) if self.guarantee.geometry is not None else ""
+        notes = (self.verdict, graph, self.guarantee.sentence, self.guarantee.exact_at, *table.notes[1:])
         title = f"{self.name}: mean cosine {self.similarity}; what is lost, by cause"
         return Table(title, table.columns, table.rows, tuple(filter(None, notes)), self.settings)
 
@@ -181,6 +182,7 @@ def explain(
         "seed": str(seed),
     }
     with evaluating(model):
+        lost, reference = trial.lost(model, "the model as it is")
         layers = layer_responses(
             model,
             images,
@@ -191,7 +193,6 @@ def explain(
             device=device,
             progress=lambda done, of: progress("every layer", done, of or done),
         )
-        lost, reference = trial.lost(model, "the model as it is")
         guarantee = guarantee_of(model)
         return Explanation(
             name=name,
