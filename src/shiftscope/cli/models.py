@@ -206,6 +206,10 @@ def explain(
     images: int = 64,
     max_shift: int | None = None,
     mode: Literal["zero", "circular"] = "zero",
+    weights: Path | None = None,
+    size: int | None = None,
+    mean: Annotated[tuple[float, ...] | None, Parameter(negative="")] = None,
+    std: Annotated[tuple[float, ...] | None, Parameter(negative="")] = None,
     out: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -214,7 +218,8 @@ def explain(
     Parameters
     ----------
     model:
-        The folder of a study's run, a file of shiftscope fix, or module:factory.
+        module:factory, timm:NAME or torchvision:NAME, the folder of a study's run, a file of `shiftscope fix`, a .pt2 or an
+        .onnx file; what only runs (.onnx) is measured, but not looked into.
     data:
         Images to measure on: digits, mnist, cifar10, a Hugging Face id or an image folder; those a run was trained on by default.
     data_dir:
@@ -227,6 +232,14 @@ def explain(
         Largest shift, pixels; 8 or, where it is less, the canvas's margin by default.
     mode:
         What comes in at the border: the canvas's colour (zero), or what left on the other side (circular).
+    weights:
+        Of a model made by name: safetensors, a state dict, or `pretrained` to fetch the library's own.
+    size:
+        Height and width of the model's input, pixels, where it does not tell.
+    mean:
+        Taken from the images before the model, a value a channel; as the model tells by default.
+    std:
+        What they are divided by after that.
     out:
         Folder for explanation.json, and for each table as Markdown and CSV; without it nothing is written.
     as_json:
@@ -237,7 +250,7 @@ def explain(
     from shiftscope.lab.runner import Loading
     from shiftscope.models import load_model
 
-    loaded = load_model(model)
+    loaded = load_model(model, weights=weights, size=size, mean=mean, std=std)
     with reporting() as report:
         dataset = test_images(loaded, name=data, canvas=canvas, data_dir=data_dir, progress=lambda *at: report(Loading(*at)))
         found = explained(
