@@ -165,7 +165,7 @@ def _definition(module: str, node: ast.stmt) -> str:
     """Signature and docstring of a function, class or constant."""
     lines = _path(module).read_text().splitlines()
     if isinstance(node, ast.FunctionDef):
-        return "\n\n".join([_fenced(_header(node, lines)), _docstring(ast.get_docstring(node) or "")])
+        return "\n\n".join([_fenced(_header(node, lines).removesuffix(":")), _docstring(ast.get_docstring(node) or "")])
     if isinstance(node, ast.ClassDef):
         return _class(module, node, lines)
     above = node.lineno - 1
@@ -180,9 +180,12 @@ def _class(module: str, node: ast.ClassDef, lines: list[str]) -> str:
     fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and "ClassVar" not in ast.unparse(each.annotation)]
     members = ["\n".join(lines[each.lineno - 1 : each.end_lineno]) for each in fields]
     if not members and (maker := _constructor(module, node)) is not None:
-        members = [f"    {line}" for line in _header(maker, lines).splitlines()]
+        members = [f"    {line}" for line in _header(maker, lines).removesuffix(":").splitlines()]
     frozen = ["@dataclass(frozen=True)"] if any("frozen=True" in ast.unparse(each) for each in node.decorator_list) else []
-    parts = [_fenced("\n".join([*frozen, _header(node, lines), *members])), _docstring(ast.get_docstring(node) or "")]
+    parts = [
+        _fenced("\n".join([*frozen, _header(node, lines), *members]).removesuffix(":")),
+        _docstring(ast.get_docstring(node) or ""),
+    ]
     methods = (each for each in node.body if isinstance(each, ast.FunctionDef) and not each.name.startswith("_"))
     return "\n\n".join([*parts, *(_method(method, lines) for method in methods if ast.get_docstring(method))])
 
@@ -190,7 +193,7 @@ def _class(module: str, node: ast.ClassDef, lines: list[str]) -> str:
 def _method(node: ast.FunctionDef, lines: list[str]) -> str:
     """A method of a class; what a module is called with goes without a signature, as it is the same for all."""
     is_property = any("property" in ast.unparse(each) for each in node.decorator_list)
-    shown = [] if is_property or node.name == "forward" else [_fenced(_header(node, lines))]
+    shown = [] if is_property or node.name == "forward" else [_fenced(_header(node, lines).removesuffix(":"))]
     called = f"**`{node.name}`**" + (", a property" if is_property else "")
     return "\n\n".join([called, *shown, _docstring(ast.get_docstring(node) or "")])
 
@@ -254,7 +257,11 @@ def _prose(text: str) -> str:
     """Text of a docstring as Markdown: code in single backticks, names without roles, and nothing else that means something."""
     text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text).replace("``", "`")
     pieces = CODE_OR_EMPHASIS.split(text)
-    return "".join(piece if number % 2 else re.sub(r"([*_<\\])", r"\\\1", piece) for number, piece in enumerate(pieces))
+    return "".join(piece if number % 2 else _plain_text(piece) for number, piece in enumerate(pieces))
+
+
+def _plain_text(text: str) -> str:
+    return re.sub(r"([*_\\])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote
@@ -126,6 +127,18 @@ def test_a_session_prints_what_the_page_shows(
             assert doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS), f"{command} prints\n{printed}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_text_is_taken_for_html(page: Path) -> None:
+    prose = re.sub(r"`[^`]*`", "", BLOCK.sub("", page.read_text()))
+    assert re.findall(r"<[^\s\d=-][^>\n]*", prose) == [], "write it as code"
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    navigation = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    named = [page for entry in navigation for page in entry.values()]
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(named), "add it to `nav` in zensical.toml"
+
+
 def test_make_targets_that_pages_name_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
@@ -162,17 +175,18 @@ def test_what_would_come_from_the_network_is_noticed(site: Path, tmp_path: Path)
     assert [told.partition(":")[0] for told in check(tmp_path)] == ["page.html", "style.css"]
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_site_opens_from_disk_fits_and_asks_for_nothing(site: Path, width: int) -> None:
+def test_the_site_opens_from_disk_fits_and_asks_for_nothing(site: Path) -> None:
     with pages.browser() as chromium:
-        page = chromium.new_context(viewport={"width": width, "height": 900}, offline=True).new_page()
+        page = chromium.new_context(offline=True).new_page()
         told: list[str] = []
         page.on("request", lambda request: told.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
         page.on("console", lambda message: told.append(message.text))
         page.on("pageerror", lambda error: told.append(str(error)))
         for path in sorted(site.glob("*.html")):
             page.goto(path.as_uri())
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path.name
+            for width in (1280, 390):
+                page.set_viewport_size({"width": width, "height": 900})
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path.name} at {width} pixels"
         page.goto((site / "results" / "index.html").as_uri())
         page.keyboard.press("Control+k")
         page.keyboard.type("homogeneity")
