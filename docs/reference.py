@@ -124,7 +124,8 @@ def _shortcuts() -> str:
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES"
     )
-    lines = [f"- [`{name}`](#{_anchor(homes[name], name)}), of `shiftscope.{homes[name]}`" for name in _public(tree)]
+    packages = {name: home.partition(".")[0] for name, home in homes.items()}
+    lines = [f"- [`{name}`](#{_anchor(packages[name], name)}), of `shiftscope.{packages[name]}`" for name in _public(tree)]
     return "\n\n".join(["## shiftscope", "These are imported from `shiftscope` itself:", "\n".join(lines)])
 
 

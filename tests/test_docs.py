@@ -22,8 +22,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)(?: title=\"([\w.]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-#: A way of writing commands, not a command: options in brackets, choices, dots, or a capital for a number.
-SYNOPSIS = re.compile(r"\[(--|[A-Z])|\||\.\.\.|\s[A-Z](/[A-Z])?(\s|$)")
+#: How commands are written, not a command: options in brackets, choices, dots, a capital for a number, an option without a value.
+SYNOPSIS = re.compile(r"\[(--|[A-Z])|\||\.\.\.|\s[A-Z](/[A-Z])?(\s|$)|--[\w-]+$")
 
 
 def script(name: str) -> ModuleType:
@@ -86,6 +86,30 @@ def test_the_reference_names_every_command_and_public_name() -> None:
     commands, python = ((ROOT / "docs" / name).read_text() for name in ("commands.md", "python.md"))
     assert all(f"\n## {name}\n" in commands for name in app.resolved_commands() if not name.startswith("-"))
     assert all(f".{name}`\n" in python for name in shiftscope.__all__)
+
+
+def test_a_name_without_a_definition_is_told() -> None:
+    with pytest.raises(LookupError, match=r"shiftscope.errors hands out OutputError, which it does not define\."):
+        script("reference")._find("errors", "OutputError")
+
+
+def test_a_docstring_stays_itself_in_markdown() -> None:
+    made = script("reference")._docstring(
+        "c(u) = <a, T_-u b>, *once*.\n\nArgs:\n    low, high: the ``range``,\n        of :func:`~shiftscope.respond`.\n\n>>> 1\n1"
+    )
+    assert made.splitlines() == [
+        "c(u) = &lt;a, T\\_-u b>, *once*.",
+        "",
+        "*Args*",
+        "",
+        "- `low, high`: the `range`,",
+        "  of `shiftscope.respond`.",
+        "",
+        "```pycon",
+        ">>> 1",
+        "1",
+        "```",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -165,6 +189,12 @@ def test_every_link_in_the_site_leads_somewhere(site: Path) -> None:
             target = (page.parent / link).resolve() if link else page
             assert target.exists(), f"{page.name} links to {link}"
             assert not place or target not in anchors or unquote(place) in anchors[target], f"{page.name} links to {link}#{place}"
+
+
+def test_a_site_that_cannot_be_built_says_so(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "zensical.toml").write_text((ROOT / "zensical.toml").read_text().replace("[project]", "[project", 1))
+    with pytest.raises(RuntimeError, match="the site was not built:"):
+        script("build").build(tmp_path)
 
 
 def test_what_would_come_from_the_network_is_noticed(site: Path, tmp_path: Path) -> None:
