@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint check clean
+.PHONY: demo test lint check docs clean
 
 demo: .venv/ready  ## the study on the embedded digits: table, figure and records in studies/digits
 	$(BIN)/shiftscope study digits
@@ -17,6 +17,10 @@ lint: .venv/ready  ## format, lint, types
 	$(BIN)/mypy
 
 check: lint test
+
+docs: .venv/ready  ## the reference pages anew, and the site in build/site
+	$(BIN)/python docs/reference.py
+	$(BIN)/python docs/build.py
 
 clean:
 	rm -rf .venv build dist studies .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

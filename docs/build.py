@@ -1,0 +1,118 @@
+"""Builds the site from the pages: ``make docs``, then open ``build/site/index.html``. Nothing in it asks the network.
+
+The pages are written to be read in the repository too, so they link to files outside docs/. Each of those is taken along, at
+its place in the repository, and what it links to as well.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+#: A link or image of a page to a file: what stands before it, the path, and a place in the file.
+LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")
+#: What a browser loads by itself, where it lies elsewhere.
+LOADED = re.compile(r"""<(?:script|img|iframe|source|link)\b[^>]*?\b(?:src|href)=["']?(https?:)?//[^>]*>""")
+#: The theme would fetch this so that the search works on pages opened from disk; worker.js does.
+SHIM = "https://unpkg.com/iframe-worker/shim"
+FETCHED = re.compile(r"""(?:url\(|@import )["']?((?:https?:)?//[^)"']*)""")
+CANONICAL = re.compile(r'rel="?(?:canonical|next|prev)"?')
+
+
+def assemble(target: Path) -> None:
+    """Copy the pages, and all that they link to, into a folder of their own; links between them lead there."""
+    shutil.rmtree(target, ignore_errors=True)
+    waiting, known = sorted((ROOT / "docs").glob("*.md")), set()
+    while waiting:
+        source = waiting.pop()
+        if source in known:
+            continue
+        known.add(source)
+        place = target / _place(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if source.suffix != ".md":
+            shutil.copyfile(source, place)
+            continue
+        text = source.read_text()
+        waiting += _linked(source, text)
+        place.write_text(_with_links(source, text))
+    for name in ("style.css", "worker.js"):
+        shutil.copyfile(ROOT / "docs" / name, target / name)
+
+
+def _linked(page: Path, text: str) -> Iterator[Path]:
+    """The files that a page links to."""
+    for _, link, _ in LINK.findall(text):
+        path = (page.parent / link).resolve()
+        if path.is_file():
+            yield path
+
+
+def _place(source: Path) -> Path:
+    """Where a file of the repository stands among the pages: what is in docs/ at the top."""
+    path = source.relative_to(ROOT)
+    return path.relative_to("docs") if path.parts[0] == "docs" else path
+
+
+def _with_links(page: Path, text: str) -> str:
+    """The page's text, its links as they must be among the assembled pages; what is no file of ours is left as it is."""
+
+    def moved(found: re.Match[str]) -> str:
+        path = (page.parent / found[2]).resolve()
+        if not path.is_file():
+            return found[0]
+        return found[1] + Path(os.path.relpath(_place(path), _place(page).parent)).as_posix() + found[3]
+
+    return LINK.sub(moved, text)
+
+
+def make_portable(site: Path) -> None:
+    """Let pages load our own file where the theme's would come from the network, and leave out the one that needs a server."""
+    (site / "404.html").unlink()
+    for page in site.rglob("*.html"):
+        ours = Path(os.path.relpath(site / "worker.js", page.parent)).as_posix()
+        page.write_text(page.read_text().replace(SHIM, ours))
+
+
+def loaded_from_elsewhere(site: Path) -> list[str]:
+    """What pages would load from the network when they are looked at; links that a reader may follow do not count."""
+    found = []
+    for page in sorted(site.rglob("*.html")):
+        tags = (match[0] for match in LOADED.finditer(page.read_text()))
+        found += [f"{page.relative_to(site)}: {tag}" for tag in tags if not CANONICAL.search(tag)]
+    for sheet in sorted(site.rglob("*.css")):
+        found += [f"{sheet.relative_to(site)}: {url}" for url in FETCHED.findall(sheet.read_text())]
+    return found
+
+
+def build(folder: Path = ROOT) -> Path:
+    """Assemble the pages in a folder that holds zensical.toml, build the site there, and look whether it stands by itself.
+
+    Raises:
+        RuntimeError: a page does not build, a link leads nowhere, or something would be loaded from the network.
+    """
+    site = folder / "build" / "site"
+    assemble(folder / "build" / "pages")
+    done = subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--clean", "--strict"],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the site was not built:\n{done.stdout}{done.stderr}")
+    make_portable(site)
+    if elsewhere := loaded_from_elsewhere(site):
+        raise RuntimeError("\n  ".join(["these would be loaded from the network:", *elsewhere]))
+    return site
+
+
+if __name__ == "__main__":
+    print(f"The site is in {build().relative_to(ROOT)}: open index.html.")

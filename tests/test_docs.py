@@ -1,0 +1,224 @@
+"""The pages say what the code does: references are up to date, commands exist, sessions print what is shown."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import unquote
+
+import pytest
+
+import pages
+from shiftscope.cli import app, main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)(?: title=\"([\w.]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+#: How commands are written, not a command: options in brackets, choices, dots, a capital for a number, an option without a value.
+SYNOPSIS = re.compile(r"\[(--|[A-Z])|\||\.\.\.|\s[A-Z](/[A-Z])?(\s|$)|--[\w-]+$")
+
+
+def script(name: str) -> ModuleType:
+    """A script of docs/."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """(language, file name, text) of each block of code."""
+    return [(found[1], found[2] or "", found[3]) for found in BLOCK.finditer(page.read_text())]
+
+
+def written(page: Path) -> list[str]:
+    """Every `shiftscope ...` of a page, from blocks and from its text."""
+    lines = [line.removeprefix("$ ") for _, _, text in blocks(page) for line in text.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"`(shiftscope [^`]+)`", BLOCK.sub("", page.read_text()))
+    return [line for line in (*lines, *(" ".join(code.split()) for code in inline)) if line.startswith("shiftscope ")]
+
+
+def complaint(line: str) -> str | None:
+    """What is wrong with a command as it is written; a synopsis (capitals, brackets) is held to its names."""
+    tokens = shlex.split(line, comments=True)[1:]
+    name = tokens[0]
+    if name.isupper() or name in ("--help", "--version"):
+        return None
+    if name not in app.resolved_commands():
+        return f"there is no command {name}"
+    known = {option for argument in app[name].assemble_argument_collection() for option in (*argument.names, *argument.negatives)}
+    options = [token.strip("[]").partition("=")[0] for token in tokens if token.strip("[").startswith("--")]
+    if unknown := set(options) - known - {"--help"}:
+        return f"{name} has no {', '.join(sorted(unknown))}"
+    if len(tokens) == 1 or SYNOPSIS.search(line):
+        return None
+    try:
+        app.parse_args(tokens, exit_on_error=False, print_error=False)
+    except Exception as error:
+        return str(error)
+    return None
+
+
+def session(text: str) -> list[tuple[str, str]]:
+    """(command, what it prints) of a `console` block."""
+    parts = re.split(r"^\$ (.*)\n", text, flags=re.MULTILINE)[1:]
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+@pytest.mark.parametrize("name", ["commands", "python"])
+def test_the_reference_is_up_to_date(name: str) -> None:
+    made = getattr(script("reference"), name)()
+    assert (ROOT / "docs" / f"{name}.md").read_text() == made, "run `make docs` and commit what it writes"
+
+
+def test_the_reference_names_every_command_and_public_name() -> None:
+    import shiftscope
+
+    commands, python = ((ROOT / "docs" / name).read_text() for name in ("commands.md", "python.md"))
+    assert all(f"\n## {name}\n" in commands for name in app.resolved_commands() if not name.startswith("-"))
+    assert all(f".{name}`\n" in python for name in shiftscope.__all__)
+
+
+def test_a_name_without_a_definition_is_told() -> None:
+    with pytest.raises(LookupError, match=r"shiftscope.errors hands out OutputError, which it does not define\."):
+        script("reference")._find("errors", "OutputError")
+
+
+def test_a_docstring_stays_itself_in_markdown() -> None:
+    made = script("reference")._docstring(
+        "c(u) = <a, T_-u b>, *once*.\n\nArgs:\n    low, high: the ``range``,\n        of :func:`~shiftscope.respond`.\n\n>>> 1\n1"
+    )
+    assert made.splitlines() == [
+        "c(u) = &lt;a, T\\_-u b>, *once*.",
+        "",
+        "*Args*",
+        "",
+        "- `low, high`: the `range`,",
+        "  of `shiftscope.respond`.",
+        "",
+        "```pycon",
+        ">>> 1",
+        "1",
+        "```",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_a_page_are_commands(page: Path) -> None:
+    assert [f"{line}: {wrong}" for line in written(page) if (wrong := complaint(line))] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("shiftscope studdy digits", "there is no command studdy"),
+        ("shiftscope study digits --sedes 3", "study has no --sedes"),
+        ("shiftscope study [NAME] [--sedes N]", "study has no --sedes"),
+        ("shiftscope study digits --seeds many", "many"),
+        ("shiftscope fix MODEL --with glue", "glue"),
+        ("shiftscope compare", None),
+        ("shiftscope study digits --seeds 3  # a comment", None),
+    ],
+)
+def test_a_wrong_command_would_be_noticed(line: str, wrong: str | None) -> None:
+    found = complaint(line)
+    assert found is None if wrong is None else found is not None and wrong in found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```console" in page.read_text()], ids=lambda page: page.name)
+def test_a_session_prints_what_the_page_shows(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for language, file, text in blocks(page):
+        if file:
+            (tmp_path / file).write_text(text)
+            monkeypatch.delitem(sys.modules, Path(file).stem, raising=False)
+        for command, shown in session(text) if language == "console" else []:
+            main(shlex.split(command)[1:])
+            told = capsys.readouterr()
+            printed = told.out + "".join(told.err.partition("shiftscope:")[1:])  # progress, which comes before, is not shown
+            assert doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS), f"{command} prints\n{printed}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_text_is_taken_for_html(page: Path) -> None:
+    prose = re.sub(r"`[^`]*`", "", BLOCK.sub("", page.read_text()))
+    assert re.findall(r"<[^\s\d=-][^>\n]*", prose) == [], "write it as code"
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    navigation = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    named = [page for entry in navigation for page in entry.values()]
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(named), "add it to `nav` in zensical.toml"
+
+
+def test_make_targets_that_pages_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        named = set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE))
+        assert named <= targets, f"{page.name} names {named - targets}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    pytest.importorskip("zensical", reason="needs zensical, which the extra `docs` installs")
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copyfile(ROOT / "zensical.toml", folder / "zensical.toml")
+    built = script("build").build(folder)
+    assert isinstance(built, Path)
+    return built
+
+
+def test_every_link_in_the_site_leads_somewhere(site: Path) -> None:
+    anchors = {page: set(re.findall(r'\bid="?([^\s">]+)', page.read_text())) for page in site.rglob("*.html")}
+    assert {"index.html", "commands.html", "python.html", "concepts.html"} <= {page.name for page in anchors}
+    for page in anchors:
+        for link, place in re.findall(r'<(?:a|img)\b[^>]*?(?:href|src)="?(?!\w+:)([^\s">#]*)#?([^\s">]*)', page.read_text()):
+            target = (page.parent / link).resolve() if link else page
+            assert target.exists(), f"{page.name} links to {link}"
+            assert not place or target not in anchors or unquote(place) in anchors[target], f"{page.name} links to {link}#{place}"
+
+
+def test_a_site_that_cannot_be_built_says_so(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "zensical.toml").write_text((ROOT / "zensical.toml").read_text().replace("[project]", "[project", 1))
+    with pytest.raises(RuntimeError, match="the site was not built:"):
+        script("build").build(tmp_path)
+
+
+def test_what_would_come_from_the_network_is_noticed(site: Path, tmp_path: Path) -> None:
+    check = script("build").loaded_from_elsewhere
+    assert check(site) == []
+    (tmp_path / "page.html").write_text('<a href="https://a.example">fine</a><script src="https://b.example/x.js"></script>')
+    (tmp_path / "style.css").write_text("@import '//c.example/font.css';")
+    assert [told.partition(":")[0] for told in check(tmp_path)] == ["page.html", "style.css"]
+
+
+def test_the_site_opens_from_disk_fits_and_asks_for_nothing(site: Path) -> None:
+    with pages.browser() as chromium:
+        page = chromium.new_context(offline=True).new_page()
+        told: list[str] = []
+        page.on("request", lambda request: told.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
+        page.on("console", lambda message: told.append(message.text))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        for path in sorted(site.glob("*.html")):
+            page.goto(path.as_uri())
+            for width in (1280, 390):
+                page.set_viewport_size({"width": width, "height": 900})
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path.name} at {width} pixels"
+        page.goto((site / "results" / "index.html").as_uri())
+        page.keyboard.press("Control+k")
+        page.keyboard.type("homogeneity")
+        page.get_by_text("Local homogeneity").first.wait_for(timeout=10_000)
+        assert told == []
