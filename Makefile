@@ -9,7 +9,7 @@ demo: .venv/ready  ## the study on the embedded digits: table, figure and record
 	$(BIN)/shiftscope study digits
 
 test: .venv/ready  ## all tests, doctests and the code in the pages
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/ready  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -119,7 +119,7 @@ def _of_layers(held: Holdings, across: str | None) -> tuple[str, Callable[[], Fi
     maps = Table(table.title, table.columns, tuple(row for row in table.rows if row.get("pixels")))
     if not maps.rows:
         return "layers", "no record holds the responses of layers."
-    return "layers", lambda: figures.through_layers(maps, movement="movement_in_pixels", series=(across,) if across else ())
+    return "layers", lambda: figures.through_layers(maps, unit="positions of the map", series=(across,) if across else ())
 
 
 def _alike(table: Table, across: str | None) -> Table:

@@ -14,6 +14,8 @@ from shiftscope.errors import InputError
 __all__ = ["compare", "figures", "open_report", "report", "study"]
 
 DEFAULT_OUT = Path("studies")
+#: What a study leaves; a figure where one setting varies.
+MADE = ("table.md", "table.csv", "curves.csv", "layers.csv", "figure.png", "report.html", "runs/")
 
 
 @app.command
@@ -98,7 +100,8 @@ def study(
         print_json(table.to_json())
     else:
         print_table(table)
-        print(f"Saved in {folder}: table.md, table.csv, figure.png, report.html, runs/.")
+        made = [name for name in MADE if (folder / name).exists()]
+        print(f"Saved in {folder}: {', '.join(made)}.")
 
 
 @app.command

@@ -91,6 +91,7 @@ def through_layers(
     layer: str = "layer",
     similarity: str = "similarity",
     movement: str = "movement",
+    unit: str = "pixels",
     series: tuple[str, ...] = (),
 ) -> Figure:
     """Similarity and movement from layer to layer, in the table's order.
@@ -99,7 +100,8 @@ def through_layers(
         table: a row a layer, and a network where there are several.
         layer: the column of layers' names.
         similarity: the column of similarities.
-        movement: the column of movements, in input pixels.
+        movement: the column of movements.
+        unit: of these.
         series: the columns that tell networks apart.
     """
     rows = _with(table, similarity, movement)
@@ -109,7 +111,7 @@ def through_layers(
     kinds: dict[str, list[Mapping[str, Cell]]] = {}
     for row in rows:
         kinds.setdefault(named(row, series), []).append(row)
-    for axes, column, label in ((above, similarity, "similarity"), (below, movement, "movement, pixels")):
+    for axes, column, label in ((above, similarity, "similarity"), (below, movement, f"movement, {unit}")):
         for place, (kind, held) in enumerate(kinds.items()):
             at, middle = [names.index(str(row.get(layer))) for row in held], [_number(row, column) for row in held]
             ends = list(zip(*(reach(row.get(column)) for row in held), strict=True))
