@@ -14,6 +14,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from shiftscope.report import Lesson, Page, render
+from shiftscope.report.content import Signal
+from shiftscope.theory import HOMOGENEOUS, KERNEL, SIGNAL
+
 ROOT = Path(__file__).parent.parent
 #: A link or image of a page to a file: what stands before it, the path, and a place in the file.
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")
@@ -44,6 +48,23 @@ def assemble(target: Path) -> None:
         place.write_text(_with_links(source, text))
     for name in ("style.css", "worker.js"):
         shutil.copyfile(ROOT / "docs" / name, target / name)
+    (target / "lesson.html").write_text(lesson(), encoding="utf-8")
+
+
+def lesson() -> str:
+    """The lesson of a study's report on a page of its own: the slides' signals, to be played with."""
+    signals = {
+        "two values": SIGNAL.tolist(),
+        "alike in pairs": HOMOGENEOUS.tolist(),
+        "spikes": [0, 0, 0, 0, 1, 0, 0, 3, 0, 0, 0, 0],
+    }
+    kernels = {"1 0 1": KERNEL.tolist(), "1, none": [1], "1 2 1, low-pass": [1, 2, 1], "1 -1, edges": [1, -1]}
+    first, second = (
+        tuple(Signal(name, tuple(map(float, values))) for name, values in each.items()) for each in (signals, kernels)
+    )
+    caption = "A signal on one axis goes through a kernel, pooling and stride. Move it, and see what a shift does to the output."
+    answer = "Where neighbours are alike, stride keeps an output's similarity and lessens its movement."
+    return render(Page("The lesson", answer, (Lesson("Play with it", caption, first, second),)))
 
 
 def _linked(page: Path, text: str) -> Iterator[Path]:
