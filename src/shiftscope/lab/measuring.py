@@ -77,7 +77,8 @@ class Measured:
     Attributes:
         values: by measure, one of each test image; some of the layers' measures of the first images only.
         maps: by measure, the mean of each shift.
-        curves: by measure, [largest shift, 1 + draw]: the mean up to each largest shift from 0 on, and its bootstrap draws.
+        curves: by measure, [largest shift], the mean up to each largest shift from 0 on; by ``measure.draws``, [largest shift,
+            draw], how far its bootstrap draws lie from it, in half precision, which is plenty for an interval.
         cut: share of the test images of which the shifts cut content.
         layers: those whose responses are kept.
         responses: "number of the layer.response" -> one of each of the first images.
@@ -133,7 +134,7 @@ def measured(
     return Measured(
         values=values,
         maps=dict(found.maps),
-        curves={name: _curve(found, name, spec.max_shift) for name in CURVES},
+        curves=_curves(found, spec.max_shift),
         cut=1 - float(_kept(images, fill, shifts[:, 0]).double().mean()),
         layers=tuple(map(_record, layers)),
         responses={
@@ -177,15 +178,18 @@ def _record(layer: Layer) -> LayerRecord:
     )
 
 
-def _curve(found: Survey, measure: str, max_shift: int) -> Float[Tensor, "radius value"]:
+def _curves(found: Survey, max_shift: int) -> dict[str, Tensor]:
     """The mean over all shifts up to each largest one, from the rings of every shift: nothing is evaluated anew."""
-    rows, total, shifts = [], torch.zeros(()), 0
-    for radius in range(max_shift + 1):
-        ring = 8 * radius or 1
-        total, shifts = total + ring * found.values[measure, f"radius {radius}"].double(), shifts + ring
-        draws = torch.from_numpy(measures.resampled((total / shifts)[None]))
-        rows.append(torch.cat([(total / shifts).mean()[None], draws]).float())
-    return torch.stack(rows)
+    curves: dict[str, Tensor] = {}
+    for name in CURVES:
+        means, draws, total, shifts = [], [], torch.zeros(()), 0
+        for radius in range(max_shift + 1):
+            ring = 8 * radius or 1
+            total, shifts = total + ring * found.values[name, f"radius {radius}"].double(), shifts + ring
+            means.append((total / shifts).mean())
+            draws.append(torch.from_numpy(measures.resampled((total / shifts)[None])) - means[-1])
+        curves |= {name: torch.stack(means).float(), f"{name}.draws": torch.stack(draws).half()}
+    return curves
 
 
 def _kept(images: Tensor, colour: Tensor, shifts: Tensor) -> Bool[Tensor, " image"]:

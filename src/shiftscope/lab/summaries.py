@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from shiftscope import figures
 from shiftscope.lab.files import write_text, write_whole
@@ -72,23 +71,19 @@ def curves(study: Study, cells: list[list[Finished]]) -> Table:
     """
     rows = []
     for settings, runs in zip(study.combinations(), cells, strict=True):
-        found = {name: torch.stack([run.curves[name] for run in runs]) for name in CURVES} if runs else {}
+        found = {name: torch.stack([run.curves[name] for run in runs]) for name in runs[0].curves} if runs else {}
         for radius in range(len(found["mcs"][0]) if found else 0):
             row: dict[str, Any] = {short(path): _cell(value) for path, value in settings.items()}
             row |= {"max_shift": radius, "seeds": len(runs)}
             for name, bounds in CURVES.items():
-                row[name] = _point(found[name][:, radius], bounds, next(iter(runs[0].record.results.values())).count)
+                draws = found[name][:, radius, None].double() + found[f"{name}.draws"][:, radius].double()
+                low, high = interval(crossed(draws)).clip(*bounds)
+                count = next(iter(runs[0].record.results.values())).count
+                row[name] = _estimate(float(found[name][:, radius].double().mean()), (low, high), count, len(runs))
             rows.append(row)
     columns = (*(short(path) for path in study.axes()), "max_shift", "seeds", *CURVES)
     note = "Over all shifts up to the largest, of every test image. In brackets: 95 % intervals over networks and images."
     return Table(f"{study.title}: against the largest shift", columns, tuple(rows), (note,))
-
-
-def _point(found: Tensor, bounds: tuple[float, float], count: int) -> Estimate:
-    """One point of a curve: [seed, 1 + draw]."""
-    value = float(found[:, 0].double().mean())
-    low, high = interval(crossed(found[:, 1:])).clip(*bounds)
-    return _estimate(value, (low, high), count, len(found))
 
 
 def _estimate(value: float, ends: tuple[float, float], count: int, seeds: int) -> Estimate:
