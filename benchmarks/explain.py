@@ -3,8 +3,9 @@
     python benchmarks/explain.py [--data-dir DIR] [--rounds 5] [--images 128]
 
 For each network, interleaved, fp32, one shift an image: the time of `layer_responses` on all layers; of the comparisons inside it
-(Fourier transforms, cosines, homogeneity and the pools at stride 1 that it takes; timed where they are called); and of two bare
-forward passes over the same images in batches of the same size, one of them of shifted images that are ready. What is neither
+(what an empty canvas gives taken off, Fourier transforms, cosines, homogeneity and its pools at stride 1; timed where they are
+called); and of two bare forward passes over the same images in batches of the same size, one of them of shifted images that are
+ready. What is neither
 moves images, reads the graph, runs hooks and collects numbers: some 50 ms once, and little for each image, so that without its
 comparisons the pass costs about two forward passes where these take seconds.
 
@@ -70,7 +71,7 @@ def compare(title: str, model: nn.Module, images: Tensor, rounds: int) -> None:
     def every_layer() -> float:
         spent = [0.0]
         with ExitStack() as patches:
-            for name in ("responses", "homogeneities", "_at_stride_one"):
+            for name in ("responses", "homogeneities", "_at_stride_one", "_less"):
                 patches.enter_context(mock.patch.object(probes, name, timed(getattr(probes, name), spent)))
             started = perf_counter()
             layer_responses(model, images, shifts)
