@@ -23,6 +23,9 @@ from shiftscope.theory import HOMOGENEOUS, KERNEL, SIGNAL
 
 __all__ = ["study_page"]
 
+#: Kinds of layers that a page lists.
+AFTER = ("canvas", "pool", "filter", "polyphase sampling", "output")
+
 
 def study_page(
     folder: Path, *, data_dir: Path | None = None, device: torch.device | str = "cpu", progress: Progress = lambda *_: None
@@ -158,8 +161,12 @@ def _layers(held: Holdings) -> list[Section]:
     table, gained = held.layers(), held.gains()
     sections: list[Section] = []
     if table.rows:
-        caption = "What a shift leaves of each layer's maps, how far they move, and how alike neighbours are before subsampling."
-        sections.append(Rows("Layer by layer", caption, bare(table)))
+        caption = (
+            "What a shift leaves of the maps after each pool, how far they move, how alike neighbours are before subsampling; "
+            "layers.csv holds every layer."
+        )
+        rows = tuple(row for row in table.rows if row["kind"] in AFTER)
+        sections.append(Rows("Layer by layer", caption, bare(Table(table.title, table.columns, rows, table.notes))))
     if gained.rows:
         caption = "What subsampling gains over factor 1, beside the local homogeneity of what it subsamples."
         sections.append(Rows("Homogeneity and gain", caption, bare(gained)))
