@@ -127,11 +127,11 @@ def _grids(held: Holdings, table: Table) -> list[Section]:
     grids: list[Section] = []
     for name in ("mcs", "test_accuracy"):
         rows = tuple({**row, f"difference_{name}": _difference(row, name)} for row in table.rows)
-        panels = {"ours": name, "the source": f"source_{name}", "ours less the source's": f"difference_{name}"}
+        panels = {"ours": name, "the source": f"source_{name}", "difference": f"difference_{name}"}
         whole = Table(table.title, (*table.columns, f"difference_{name}"), rows)
         title = f"{WORDS[name].capitalize()} over both settings"
         caption = "Lighter is more; orange in the difference means that ours is higher. Pale cells are not measured."
-        grids.append(Grid(title, caption, whole, axes[0], axes[1], panels, diverging=("ours less the source's",)))
+        grids.append(Grid(title, caption, whole, axes[0], axes[1], panels, diverging=("difference",)))
     return grids
 
 
