@@ -54,6 +54,7 @@ ORDER = [
     "surgery.filters",
     "surgery.heads",
     "surgery.equivariance",
+    "surgery.kinds",
     "surgery",
     "positions",
     "geometry",

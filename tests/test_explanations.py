@@ -20,7 +20,7 @@ from shiftscope.explanations.worlds import Trial, between, drawn
 from shiftscope.lab.networks import NetworkSpec, build
 from shiftscope.layers import AdaptivePolyphaseSampling
 from shiftscope.shifts import translate
-from shiftscope.surgery import antialias, cost, global_pool
+from shiftscope.surgery import antialias, cost, global_pool, make_equivariant
 from zoo import timm, torchvision_models
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -397,3 +397,20 @@ def test_bad_input_is_answered_in_a_sentence(text: str) -> None:
     with pytest.raises(InputError) as raised:
         as_users_import_it(whole).explain(call.pop("model"), call.pop("images"), call.pop("labels"), **call)
     assert text in str(raised.value)
+
+
+@pytest.mark.parametrize("sampling", ["aps", "lps"])
+def test_polyphase_sampling_of_either_kind_is_one_layer_and_loses_nothing(sampling: str) -> None:
+    spec = NetworkSpec(factor=4, channels=(4, 6), input_size=16, padding="circular", sampling=sampling, head="gap")
+    net = build(spec, generator=torch.Generator().manual_seed(0)).eval()
+    images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    found = explain(net, images, mode="circular", max_shift=3)
+    assert found.guarantee.status == "guaranteed"
+    assert found.causes.main == ""
+    assert [layer.name for layer in found.layers.layers if layer.kind == "polyphase sampling"] == ["features.5", "features.11"]
+    remade = make_equivariant(
+        build(NetworkSpec(factor=4, channels=(4, 6), input_size=16, head="gap"), generator=torch.Generator()), method=sampling
+    )
+    again = explain(remade.model.eval(), images, mode="circular", max_shift=3)
+    assert again.guarantee.status == "guaranteed"
+    assert sum(layer.kind == "polyphase sampling" for layer in again.layers.layers) == 2

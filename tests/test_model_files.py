@@ -21,7 +21,7 @@ from shiftscope.lab.networks import Normalise
 from shiftscope.models import load_model
 from shiftscope.models.batches import InBatches
 from shiftscope.surgery import antialias
-from test_models import FACTORY, Evil, run  # noqa: F401 - a fixture
+from test_models import FACTORY, Evil
 
 EXTRA = """
 class Pair(nn.Module):
@@ -80,7 +80,7 @@ def test_an_onnx_file_answers_as_the_network_did(batch: int | None, tmp_path: Pa
             assert torch.allclose(loaded.model(images(count)), model(images(count)), atol=1e-5)
 
 
-def test_a_trained_network_and_its_onnx_file_have_the_same_audit(run: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_trained_network_and_its_onnx_file_have_the_same_audit(run: Path, tmp_path: Path) -> None:
     loaded = load_model(str(run))
     other = load_model(str(exported_to_onnx(loaded.model, tmp_path / "model.onnx", batch=4)))
     each, labels = images(30), torch.arange(30) % 10
@@ -238,7 +238,7 @@ def test_bad_weights_are_told_in_a_sentence_and_no_pickle_runs(
     assert not (tmp_path / "was_here").exists()
 
 
-def test_bad_files_and_names_are_told_in_a_sentence(factory: str, tmp_path: Path, run: Path) -> None:  # noqa: F811
+def test_bad_files_and_names_are_told_in_a_sentence(factory: str, tmp_path: Path, run: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"nothing")
     (tmp_path / "bad.pt2").write_bytes(b"nothing")
     with zipfile.ZipFile(tmp_path / "odd.pt2", "w") as archive:

@@ -14,8 +14,6 @@ from shiftscope.errors import InputError
 from shiftscope.fixes import compared, fixed
 from shiftscope.fixes import test_images as images_for
 from shiftscope.lab.networks import NetworkSpec
-from shiftscope.lab.runner import run_study
-from shiftscope.lab.studies import load_study
 from shiftscope.models import Fix, Origin, load_model, save_model
 
 FACTORY = """
@@ -43,20 +41,6 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "my_models.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(str(tmp_path))
     return "my_models:small"
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small trained network."""
-    out = tmp_path_factory.mktemp("study")
-    file = out / "tiny.toml"
-    file.write_text(
-        'title = "x"\nseeds = 1\n[data]\nimage_size = 10\ncanvas = 20\nvalidation_images = 60\ntrain_images = 200\n'
-        'test_images = 40\n[network]\nchannels = [4, 6]\npadding = "same"\n[training]\nmax_epochs = 1\n'
-        "[grid]\nnetwork.factor = [4]\n[measure]\nmax_shift = 5\n"
-    )
-    run_study(load_study(str(file)), out=out / "study")
-    return next((out / "study" / "runs").iterdir())
 
 
 def test_a_factory_a_run_and_a_fixed_file_are_loaded(factory: str, run: Path, tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from shiftscope import layers
-from shiftscope.layers.polyphase import TakePhase
+from shiftscope.layers.polyphase import PolyphaseSampling, TakePhase
 from shiftscope.positions import BORDERS, Head, Layout, border_of, fits, head_kind, is_about_maps, is_still, order_of
 from shiftscope.surgery.graph import Editor, Pair, Site
 
 __all__ = ["Geometry", "Head", "Place", "Subsampling", "as_maps", "call_name", "geometry_of", "placed", "shape_of"]
 
-POLYPHASE = (layers.AdaptivePolyphaseSampling, layers.LearnedPolyphaseSampling, TakePhase)
+POLYPHASE = (PolyphaseSampling, TakePhase)
 BLURS = (layers.BlurPool2d, layers.MaxBlurPool2d)
 
 
@@ -211,7 +211,7 @@ class _Walk:
         return _moved(place, (reach[0], reach[1]), stride)
 
     def _polyphase(self, part: nn.Module, name: str, place: Place) -> Place:
-        take: Any = part.take if isinstance(part, layers.AdaptivePolyphaseSampling) else part
+        take: Any = part.take if isinstance(part, PolyphaseSampling) else part
         stride: Pair = take.stride
         self.subsamplings.append(Subsampling(name, f"polyphase sampling, stride {stride[0]}", stride, polyphase=True))
         reach = [len(taps) - 1 for taps in take.filter.taps]

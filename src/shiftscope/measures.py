@@ -31,6 +31,7 @@ __all__ = [
     "Z",
     "centred",
     "correct",
+    "cosine",
     "crossed",
     "cosines",
     "interval",
@@ -100,11 +101,20 @@ def per_shift_cosines(outputs: Outputs) -> Float[Tensor, "image shift"]:
 
     Two zero outputs are alike (1), a zero output is like no other (0).
     """
-    reference, values = outputs.reference.double()[:, None, :], outputs.values.double()
-    norms = (reference.square().sum(-1) * values.square().sum(-1)).sqrt()
-    similar = ((reference * values).sum(-1) / norms).clamp(-1, 1)
-    both_zero = (reference == 0).all(-1) & (values == 0).all(-1)
-    return torch.where(norms > 0, similar, both_zero.double()).float()
+    return cosine(outputs.reference[:, None, :], outputs.values).float()
+
+
+def cosine(one: Float[Tensor, "*each class"], other: Float[Tensor, "*others class"]) -> Float[Tensor, "*both"]:
+    """Cosine along the last axis, in double precision; two zero vectors are alike (1), a zero vector is like no other (0).
+
+    >>> cosine(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2)).tolist()
+    [0.0, 1.0]
+    """
+    one, other = one.double(), other.double()
+    norms = (one.square().sum(-1) * other.square().sum(-1)).sqrt()
+    similar = ((one * other).sum(-1) / norms).clamp(-1, 1)
+    both_zero = (one == 0).all(-1) & (other == 0).all(-1)
+    return torch.where(norms > 0, similar, both_zero.double())
 
 
 def top1_changes(outputs: Outputs) -> Float[Tensor, " image"]:

@@ -260,7 +260,7 @@ def _unshifted(shifts: Tensor) -> int | None:
     return int(found[0]) if len(found) else None
 
 
-def device_of(model: Model) -> torch.device:
+def device_of(model: object) -> torch.device:
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
 

@@ -19,7 +19,7 @@ from shiftscope.errors import InputError
 from shiftscope.geometry import Geometry, Place, as_maps, call_name, geometry_of, placed, shape_of
 from shiftscope.graphs import POINTWISE_MODULES
 from shiftscope.layers.maxima import max_filtered
-from shiftscope.layers.polyphase import TakePhase
+from shiftscope.layers.polyphase import PhaseLogits, PolyphaseSampling, TakePhase
 from shiftscope.layers.resampling import Filter, filtered
 from shiftscope.responses import homogeneities, responses
 from shiftscope.shifts import translate, translate_by_parts
@@ -34,7 +34,7 @@ KINDS: tuple[tuple[tuple[type[nn.Module], ...], Kind], ...] = (
     ((nn.Conv2d, nn.ConvTranspose2d), "convolution"),
     ((nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d), "pool"),
     ((ours.BlurPool2d, ours.MaxBlurPool2d), "filter"),
-    ((ours.AdaptivePolyphaseSampling, TakePhase), "polyphase sampling"),
+    ((PolyphaseSampling, TakePhase), "polyphase sampling"),
     ((*POINTWISE_MODULES, nn.PReLU, ours.AliasFreeActivation), "activation"),
 )
 ACTIVATIONS = {*(kind.__name__ for kind in POINTWISE_MODULES), "Swish", "HardSwish", "HardSigmoid", "QuickGELU", "GELUTanh"}
@@ -303,7 +303,9 @@ def _watching(model: nn.Module, names: Sequence[str], see: Callable[[str, int, n
 def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Kind | None]:
     """The modules to look at with their kinds; None for what a head may begin with."""
     modules = {name: part for name, part in model.named_modules() if name}
-    known = {name: kind for name, part in modules.items() if (kind := _kind(part)) is not None}
+    # What a choice of phases is made of works on phases, not on the map.
+    inside = tuple(f"{name}." for name, part in modules.items() if isinstance(part, (PolyphaseSampling, PhaseLogits)))
+    known = {name: kind for name, part in modules.items() if (kind := _kind(part)) and not name.startswith(inside)}
     if layers is not None:
         for name in layers:
             if name not in modules:
@@ -323,7 +325,7 @@ def _kind(part: nn.Module) -> Kind | None:
 
 def _stride(module: nn.Module) -> Pair:
     """By how much a layer subsamples."""
-    if isinstance(module, ours.AdaptivePolyphaseSampling):
+    if isinstance(module, PolyphaseSampling):
         module = module.take
     found: Any = module.filter.stride if isinstance(module, ours.BlurPool2d | ours.MaxBlurPool2d) else None
     if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d | TakePhase):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.errors import InputError
 from shiftscope.outputs import Model
 
@@ -113,7 +114,7 @@ class Asked:
         except InputError:
             raise
         except Exception as error:  # whatever a model's Python code raises
-            if isinstance(error, MemoryError) or "out of memory" in str(error):
+            if ran_out_of_memory(error):
                 raise InputError(
                     f"memory runs out on batches of {len(images)} images of {_size(images)}. Lower `batch_size`."
                 ) from error

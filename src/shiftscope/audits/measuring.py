@@ -18,6 +18,7 @@ from shiftscope.audits.parts import Part, most_changed
 from shiftscope.audits.spread import spread_sums
 from shiftscope.audits.views import BORDERS, Plan, Scene, planned
 from shiftscope.errors import InputError
+from shiftscope.measures import cosine
 from shiftscope.outputs import Outputs, evaluating, stream_outputs
 from shiftscope.protocols import SCORES, Answers, MapAnswers, Protocol
 from shiftscope.protocols.scores import pixel_agreements
@@ -233,11 +234,11 @@ class Measurer:
                 similar = self._map_similarity(plan, answers, reference, whole)
                 telling = whole
             else:
-                similar = _cosine(answers[telling], reference[plan.images[telling]])
+                similar = cosine(answers[telling], reference[plan.images[telling]])
             rows.append(self._told(similar, plan.rows[telling], reference, answers[telling]))
         for (mode, _), outputs in surveyed.items():
             steps = outputs.shifts.double()
-            similar = _cosine(outputs.values, outputs.reference[:, None].expand_as(outputs.values))
+            similar = cosine(outputs.values, outputs.reference[:, None].expand_as(outputs.values))
             worst = similar.argmin(dim=1)
             images = torch.arange(len(worst))
             border = torch.full((len(worst), 1), float(BORDERS.index(mode)), dtype=torch.float64)
@@ -303,15 +304,6 @@ class _Exhaustive:
     def _blocks(self) -> Iterator[Tensor]:
         while self._given:
             yield self._given.pop()
-
-
-def _cosine(one: Tensor, other: Tensor) -> Tensor:
-    """As the measure defines it, for rows."""
-    one, other = one.double(), other.double()
-    norms = (one.square().sum(-1) * other.square().sum(-1)).sqrt()
-    both_zero = (one == 0).all(-1) & (other == 0).all(-1)
-    similar = ((one * other).sum(-1) / norms).clamp(-1, 1)
-    return torch.where(norms > 0, similar, both_zero.double())
 
 
 def _classes(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from shiftscope.audits.answers import Asked
 from shiftscope.audits.measuring import Measurer
@@ -17,7 +17,7 @@ from shiftscope.audits.parts import Part, folded
 from shiftscope.audits.results import Audit, assembled
 from shiftscope.audits.views import Scene
 from shiftscope.errors import InputError
-from shiftscope.outputs import evaluating
+from shiftscope.outputs import device_of, evaluating
 from shiftscope.protocols import Protocol, named
 
 __all__ = ["Session", "audit", "block_size"]
@@ -179,7 +179,7 @@ class Session:
             raise InputError(f"`batch_size` must be 1 or more images, got {batch_size}.")
         _check(example, tuple(example.shape[1:]))
         scene = _scene(example, size, fill, mean)
-        asked = Asked(model, output=output, device=torch.device(device) if device is not None else _device_of(model))
+        asked = Asked(model, output=output, device=torch.device(device) if device is not None else device_of(model))
         notes = []
         with asked.counting(), evaluating(model), torch.inference_mode():
             answer = asked(scene.centre(example))
@@ -293,8 +293,3 @@ def _check(images: Tensor, shape: tuple[int, ...]) -> None:
     bad = int((~images.flatten(1).isfinite().all(dim=1)).sum())
     if bad:
         raise InputError(f"`images` must be finite, got NaN or infinity in {bad} of {len(images)}.")
-
-
-def _device_of(model: object) -> torch.device:
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device

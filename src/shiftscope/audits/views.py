@@ -14,6 +14,7 @@ from torch.nn import functional
 from shiftscope.errors import InputError
 from shiftscope.protocols import Border, Protocol
 from shiftscope.shifts import translate, translate_by_parts
+from shiftscope.signals import Mode
 
 __all__ = ["BORDERS", "Plan", "Scene", "planned"]
 
@@ -88,11 +89,11 @@ class Scene:
 
 
 def _moved(images: Tensor, shifts: Tensor, *, circular: bool, fill: Tensor) -> Tensor:
-    mode = "circular" if circular else "zero"
+    mode: Mode = "circular" if circular else "zero"
     colour = fill.to(images).expand(images.shape[1])
     if (shifts == shifts.round()).all():
-        return translate(images, shifts.long(), mode=mode, fill=colour)  # type: ignore[arg-type]
-    return translate_by_parts(images, shifts.to(images), mode=mode, fill=colour)  # type: ignore[arg-type]
+        return translate(images, shifts.long(), mode=mode, fill=colour)
+    return translate_by_parts(images, shifts.to(images), mode=mode, fill=colour)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def audit(
     """
     from shiftscope.auditing import AuditSpec, merged
     from shiftscope.console import print_table
-    from shiftscope.reports import write_report
+    from shiftscope.reports import REPORT, audit_page, write_page
 
     if (model is None) == (merge is None):
         raise InputError("`audit` needs a model, or a folder to --merge.")
@@ -139,7 +139,7 @@ def audit(
             print(f"Shard {shard} is in {out}. Run the others; the last one puts them together.", file=sys.stderr)
             return
     if (folder := out or merge) is not None:
-        write_report(folder)
+        write_page(audit_page(found), folder / REPORT)
     if as_json:
         print_json(found.to_json())
         return

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from shlex import quote
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,14 +20,14 @@ from shiftscope.explanations.causes import share
 from shiftscope.explanations.worlds import Trial, between
 from shiftscope.geometry import Geometry
 from shiftscope.measures import Estimate, correct, mean, proportion
-from shiftscope.surgery import Surgery, antialias, circular, cost, global_pool, make_equivariant
+from shiftscope.surgery import Kind, Surgery, cost, operate
 from shiftscope.tables import Table
 
 __all__ = ["Remedies", "Remedy", "remedies_of"]
 
 #: Of ``blur``'s filter: the default of ``shiftscope fix``.
 FILTER_SIZE = 3
-WORDS = {
+WORDS: dict[Kind, str] = {
     "gap": "the head sees the mean over positions",
     "blur": "a filter before every subsampling",
     "aps": "polyphase sampling on circular maps",
@@ -51,7 +52,7 @@ class Remedy:
         reason: why it cannot be done; empty otherwise.
     """
 
-    kinds: tuple[str, ...]
+    kinds: tuple[Kind, ...]
     command: str
     gain: Estimate | None
     share: Estimate | None
@@ -166,20 +167,21 @@ def remedies_of(
     return Remedies(tuple(ranked), accuracy, others, relative, before, reason)
 
 
-def _candidates(geometry: Geometry) -> Iterator[tuple[str, ...]]:
+def _candidates(geometry: Geometry) -> Iterator[tuple[Kind, ...]]:
     """Fixes that have something to change, alone and behind a head that averages."""
     strided = any(not each.polyphase for each in geometry.subsamplings)
     leaking = not geometry.borders or any(border != "circular" for border in geometry.borders.values())
-    singles = [*(["blur"] if strided else []), *(["circular"] if leaking else []), *(["aps"] if strided else [])]
+    useful: dict[Kind, bool] = {"blur": strided, "circular": leaking, "aps": strided}
+    singles = [kind for kind, use in useful.items() if use]
     yield from ((kind,) for kind in singles)
     if geometry.head == "flatten":
         yield ("gap",)
         yield from (("gap", kind) for kind in singles)
 
 
-def _tried(model: nn.Module, trial: Trial, lost: Tensor, kinds: tuple[str, ...], of: tuple[str, int]) -> Remedy:
+def _tried(model: nn.Module, trial: Trial, lost: Tensor, kinds: tuple[Kind, ...], of: tuple[str, int]) -> Remedy:
     name, before = of
-    command = f"shiftscope fix {name} {' '.join(f'--with {kind}' for kind in kinds)} --out fixed.safetensors"
+    command = f"shiftscope fix {quote(name)} {' '.join(f'--with {kind}' for kind in kinds)} --out fixed.safetensors"
     try:
         fixed = _fixed(model, kinds, trial.image)
         after, reference = trial.lost(fixed.model, f"with {' + '.join(kinds)}")
@@ -194,18 +196,11 @@ def _tried(model: nn.Module, trial: Trial, lost: Tensor, kinds: tuple[str, ...],
     return Remedy(kinds, command, gain, share(lost - after, lost), accuracy, others, relative, multiply_adds, ratio, "")
 
 
-def _fixed(model: nn.Module, kinds: tuple[str, ...], image: tuple[int, int, int]) -> Surgery:
+def _fixed(model: nn.Module, kinds: tuple[Kind, ...], image: tuple[int, int, int]) -> Surgery:
     """The operations one after the other; an InputError where one of them finds nothing to change."""
     surgery = Surgery(model, ())
     for kind in kinds:
-        if kind == "gap":
-            surgery = global_pool(surgery.model, image=image)
-        elif kind == "blur":
-            surgery = antialias(surgery.model, filter_size=FILTER_SIZE, image=image)
-        elif kind == "circular":
-            surgery = circular(surgery.model, image=image)
-        else:
-            surgery = make_equivariant(surgery.model, image=image)
+        surgery = operate(kind, surgery.model, filter_size=FILTER_SIZE if kind == "blur" else 1, image=image)
         if not surgery.changed:
             raise InputError(f"{WORDS[kind]}: nothing to change ({surgery.changes[-1].why if surgery.changes else 'no layer'}).")
     return surgery

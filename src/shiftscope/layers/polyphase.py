@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from shiftscope.errors import InputError
 from shiftscope.layers.resampling import Filter, binomial, centred_margins, filtered, is_rewritten
 
-__all__ = ["AdaptivePolyphaseSampling", "LearnedPolyphaseSampling", "NormChoice", "PhaseLogits", "TakePhase", "phases"]
+__all__ = [
+    "AdaptivePolyphaseSampling",
+    "LearnedPolyphaseSampling",
+    "NormChoice",
+    "PhaseLogits",
+    "PolyphaseSampling",
+    "TakePhase",
+    "phases",
+]
 
 #: Scores this close, relative to the largest, are ties: rounding depends on the order of summation, and that on the position.
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -143,8 +151,8 @@ class PhaseLogits(nn.Module):
             return _best(chain([(logits, logits.abs())], _norms(found)))
 
 
-class _PolyphaseSampling(nn.Module):
-    """A choice and what takes it."""
+class PolyphaseSampling(nn.Module):
+    """What both kinds share: a choice, and what takes the chosen phase."""
 
     def __init__(self, choose: nn.Module, take: TakePhase) -> None:
         super().__init__()
@@ -156,7 +164,7 @@ class _PolyphaseSampling(nn.Module):
         return taken
 
 
-class AdaptivePolyphaseSampling(_PolyphaseSampling):
+class AdaptivePolyphaseSampling(PolyphaseSampling):
     """Keep the phase of the largest norm: subsampling that a circular shift cannot change, but for a shift of its result (APS).
 
     Args:
@@ -181,7 +189,7 @@ class AdaptivePolyphaseSampling(_PolyphaseSampling):
         super().__init__(NormChoice(stride, filter_size), TakePhase(stride, filter_size))
 
 
-class LearnedPolyphaseSampling(_PolyphaseSampling):
+class LearnedPolyphaseSampling(PolyphaseSampling):
     """Keep the phase that a small learned network points to (LPS).
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from pydantic import Field
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from shiftscope.lab.data import DataSpec
 from shiftscope.lab.networks import NetworkSpec
 from shiftscope.lab.specs import Spec
-from shiftscope.surgery import Surgery, antialias, circular, global_pool, make_equivariant
+from shiftscope.surgery import Kind, Surgery, operate
 
 __all__ = ["Fix", "Loaded", "Origin"]
 
@@ -25,16 +24,12 @@ class Fix(Spec):
         filter_size: of the binomial filter of ``blur``, ``aps`` and ``lps``; 1 does not filter.
     """
 
-    kind: Literal["blur", "aps", "lps", "gap", "circular"]
+    kind: Kind
     filter_size: int = Field(1, ge=1, le=7)
 
     def apply(self, model: nn.Module, *, image: tuple[int, int, int] | None) -> Surgery:
         """A changed copy of a model."""
-        if self.kind == "blur":
-            return antialias(model, filter_size=self.filter_size, image=image)
-        if self.kind in ("aps", "lps"):
-            return make_equivariant(model, method=self.kind, filter_size=self.filter_size, image=image)
-        return global_pool(model, image=image) if self.kind == "gap" else circular(model, image=image)
+        return operate(self.kind, model, filter_size=self.filter_size, image=image)
 
 
 class Origin(Spec):

@@ -10,12 +10,12 @@ from shiftscope.auditing import is_audit, merged
 from shiftscope.errors import InputError
 from shiftscope.gallery import Progress
 from shiftscope.lab.files import write_text
-from shiftscope.report import render
+from shiftscope.report import Page, render
 from shiftscope.reports.audits import audit_page
 from shiftscope.reports.studies import study_page
 from shiftscope.reports.words import WORDS
 
-__all__ = ["REPORT", "WORDS", "audit_page", "study_page", "write_report"]
+__all__ = ["REPORT", "WORDS", "audit_page", "study_page", "write_page", "write_report"]
 
 REPORT = "report.html"
 
@@ -43,11 +43,19 @@ def write_report(
     Raises:
         InputError: the folder holds neither, or an audit whose parts are missing; the file cannot be written.
     """
-    path = out or folder / REPORT
     if is_audit(folder):
         page = audit_page(merged(folder))
     else:
         page = study_page(folder, data_dir=data_dir, device=device, progress=progress)
+    return write_page(page, out or folder / REPORT)
+
+
+def write_page(page: Page, path: Path) -> Path:
+    """Write a page.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     try:
         write_text(path, render(page))
     except OSError as error:
