@@ -88,6 +88,7 @@ ORDER = [
     "lab.networks",
     "lab.selfcheck",
     "lab.training",
+    "lab.checkpoints",
     "lab.stacking",
     "lab.studies",
     "lab.measuring",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from shiftscope.errors import InputError
+from shiftscope.lab.checkpoints import Checkpoint
 from shiftscope.lab.data import load
 from shiftscope.lab.executors import Processes
 from shiftscope.lab.holdings import holdings
 from shiftscope.lab.networks import Network
 from shiftscope.lab.runner import Loading, RunEnded, RunStarted, run_study
 from shiftscope.lab.studies import Study, load_study
+from shiftscope.lab.training import Epoch
 from shiftscope.layerwise import layer_responses
 from shiftscope.measures import Estimate
 from shiftscope.protocols import mouton2020
@@ -236,6 +239,26 @@ def test_killing_it_at_any_moment_and_starting_again_ends_in_the_undisturbed_tab
     assert (tmp_path / "killed" / "figure.svg").read_bytes() == (tmp_path / "undisturbed" / "figure.svg").read_bytes()
     left = [path.name for path in (tmp_path / "killed").rglob("*") if ".tmp" in path.name]
     assert left == []
+
+
+def test_an_interrupted_run_goes_on_from_its_last_kept_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = small(tmp_path, SMALL.replace("max_epochs = 2", "max_epochs = 4"))
+    first = run_study(study, out=tmp_path / "undisturbed")
+    monkeypatch.setattr("shiftscope.lab.runs.Checkpoint", partial(Checkpoint, seconds=0.0))
+    out, told = tmp_path / "out", []
+
+    def interrupt(event: object) -> None:
+        told.append(event)
+        if sum(isinstance(each, Epoch) for each in told) == 6:  # the second of the second run
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, out=out, report=interrupt)
+    assert len(list(out.rglob("checkpoint.safetensors"))) == 1
+    again = run_study(study, out=out)
+    assert again.to_csv() == first.to_csv()
+    assert again.provenance["taken_up_after_epoch"] == "-; 1"
+    assert list(out.rglob("checkpoint.safetensors")) == []
 
 
 def test_a_diverged_run_is_in_the_record_and_the_notes_and_not_in_the_numbers(tmp_path: Path) -> None:

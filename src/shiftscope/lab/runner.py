@@ -1,7 +1,7 @@
 """Runs a study: what is finished is found, what is missing is done, then the table is made from the records alone.
 
-Killing it at any moment and starting it again loses at most the runs in flight. A lock keeps a second command out of the folder
-while one is at work there.
+Killing it at any moment and starting it again loses at most the last epoch, or half a minute, of the runs in flight. A lock
+keeps a second command out of the folder while one is at work there.
 """
 
 from __future__ import annotations
@@ -163,6 +163,7 @@ def _done(jobs: list[_Job], executor: Executor | None, together: int, report: Re
         if kept is None:
             missing.append(job)
             continue
+        job.pieces[0].checkpoint.drop()  # a kill can fall between the record and the end of what it makes needless
         report(started(job))
         finished[kept.record.id] = kept
         report(RunEnded(kept.record, found=True))

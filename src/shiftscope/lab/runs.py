@@ -1,6 +1,7 @@
 """Runs: networks trained, measured and written whole. It knows no study.
 
-A run's folder holds a record only when the run is finished. A record of an older form is measured anew from its kept weights.
+A run's folder holds a record only when the run is finished. A record of an older form is measured anew from its kept weights. A
+long training is put down there on its way, and goes on from there when it was interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from time import perf_counter
 import torch
 
 from shiftscope.lab import records
+from shiftscope.lab.checkpoints import Checkpoint
 from shiftscope.lab.data import Dataset
 from shiftscope.lab.measuring import MEASURES, Loading, Measured, measured
 from shiftscope.lab.networks import Network, Normalise, build
@@ -36,6 +38,11 @@ class Piece:
     run: Run
     name: str
     folder: Path
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where its training is kept on its way."""
+        return Checkpoint(self.folder / "checkpoint.safetensors")
 
 
 def execute(
@@ -87,7 +94,10 @@ def _trained(
     started, clock = datetime.now(UTC), perf_counter()
     recipe, seeds, parts = pieces[0].run.training, [piece.run.seed for piece in pieces], (data.train, data.validation)
     if len(pieces) == 1:
-        one = train(networks[0], parts, recipe, place=data.canvas.place, seed=seeds[0], device=device, report=report)
+        keeper = pieces[0].checkpoint
+        one = train(
+            networks[0], parts, recipe, place=data.canvas.place, seed=seeds[0], device=device, report=report, keeper=keeper
+        )
         trainings = [one]
     else:
         trainings = train_together(networks, parts, recipe, place=data.canvas.place, seeds=seeds, device=device, report=report)
@@ -103,13 +113,15 @@ def _trained(
     ]
     for piece, network, training in zip(pieces, networks, trainings, strict=True):
         records.write_training(piece.folder, training, network.state_dict())
+    seconds = perf_counter() - clock + sum(epoch.seconds for each in trainings for epoch in each.epochs[: each.taken_up])
     origin = {
         **records.provenance(device),
         "data": data.origin,
         "data_sha256": data.checksum,
         "started": started.isoformat(timespec="seconds"),
-        "seconds": f"{(perf_counter() - clock) / len(pieces):.1f}",
+        "seconds": f"{seconds / len(pieces):.1f}",
         **({"trained_together": str(len(pieces))} if len(pieces) > 1 else {}),
+        **({"taken_up_after_epoch": str(trainings[0].taken_up)} if trainings[0].taken_up else {}),
     }
     return [(outcome, origin) for outcome in outcomes]
 
@@ -134,6 +146,7 @@ def _finished(
     )
     finished = Finished(record, seen.values, seen.maps, seen.curves, seen.responses)
     records.write(piece.folder, finished)
+    piece.checkpoint.drop()
     return finished
 
 

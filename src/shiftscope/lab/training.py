@@ -4,17 +4,17 @@ The rule: train until every training image is right (or another target share), g
 the best epoch. *Best* ranks an epoch that reached the target above every one that did not, then by validation accuracy, then
 by validation loss. A run that never reaches its target, or whose loss is no longer a number, says so in its result.
 
-The same seed gives the same weights, bit for bit, on the same machine with the same number of threads: batch order and
-augmentation come from generators of their own, and only deterministic algorithms are used.
+The same seed gives the same weights, bit for bit, on the same machine with the same number of threads: batch order,
+augmentation and what layers draw have streams of their own, and only deterministic algorithms are used.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from time import perf_counter
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -34,8 +34,10 @@ __all__ = [
     "SECONDS_BETWEEN_STEPS_TOLD",
     "Course",
     "Epoch",
+    "Keeper",
     "Place",
     "Recipe",
+    "Standing",
     "Step",
     "Training",
     "batches",
@@ -136,12 +138,14 @@ class Training:
         kept: the epoch whose weights were kept, 0 for the untrained ones.
         epochs: all of them.
         sentence: the outcome in words.
+        taken_up: how many of the epochs are of a sitting before this one.
     """
 
     status: Literal["reached", "not reached", "diverged"]
     kept: int
     epochs: tuple[Epoch, ...]
     sentence: str
+    taken_up: int = 0
 
 
 def train(
@@ -153,6 +157,7 @@ def train(
     seed: int,
     device: torch.device | str = "cpu",
     report: Callable[[Step | Epoch], None] = lambda _: None,
+    keeper: Keeper | None = None,
 ) -> Training:
     """Train a model in place and leave the best epoch's weights in it.
 
@@ -164,6 +169,7 @@ def train(
         seed: of batch order and augmentation; the weights come with the model.
         device: where to train.
         report: told where the epoch stands, and of each epoch's end.
+        keeper: puts the training down after each epoch, and has taken it up where it was put down before.
 
     Returns:
         the history and how it ended.
@@ -173,8 +179,12 @@ def train(
     descent = optimiser(model.parameters(), recipe)
     order, shifts = stream(seed, "order"), stream(seed, "shifts", device)
     course = Course(model, (training, validation), recipe, place)
-    with deterministic(device):
-        for number in range(1, recipe.max_epochs + 1):
+    with deterministic(device), drawing(seed, device) as layers:
+        standing = Standing(course, descent, {"order": order, "shifts": shifts, "layers": layers})
+        if keeper is not None:
+            keeper.take_up(standing)
+        taken_up = len(course.epochs)
+        for number in range(taken_up + 1, recipe.max_epochs + 1):
             started = perf_counter()
             pieces = batches(training, recipe, place, order, shifts)
             loss, running, speed = _one_epoch(model, descent, pieces, recipe, number, len(training), report)
@@ -183,7 +193,9 @@ def train(
             report(course.epochs[-1])
             if course.is_over:
                 break
-    return course.end()
+            if keeper is not None:
+                keeper.put_down(standing)
+    return replace(course.end(), taken_up=taken_up)
 
 
 class Course:
@@ -235,6 +247,33 @@ class Course:
         """Leave the best epoch's weights in the model; how it ended."""
         self.model.load_state_dict(self.weights)
         return _ended(self.epochs, self.kept, self.recipe, len(self.epochs) + 1 if self.diverged else None)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """All that the future of a training depends on, alive.
+
+    Attributes:
+        course: the training's.
+        descent: its optimiser.
+        streams: what draws its batches and shifts, by purpose.
+    """
+
+    course: Course
+    descent: torch.optim.Optimizer
+    streams: Mapping[str, torch.Generator]
+
+
+class Keeper(Protocol):
+    """Keeps a training that may be interrupted (:class:`shiftscope.lab.checkpoints.Checkpoint` does, in a file)."""
+
+    def put_down(self, standing: Standing) -> None:
+        """Keep where the training stands after an epoch that is not its last."""
+        ...
+
+    def take_up(self, standing: Standing) -> None:
+        """Bring a training that has just begun to where it was put down, if it was."""
+        ...
 
 
 def evaluate(model: nn.Module, data: Labelled, *, place: Place) -> tuple[float, float]:
@@ -376,3 +415,16 @@ def deterministic(device: torch.device | str) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
         filling.fill_uninitialized_memory = before[2]
+
+
+@contextmanager
+def drawing(seed: int, device: torch.device | str) -> Iterator[torch.Generator]:
+    """PyTorch's own generator, from which layers draw, on the seed's stream; where it was afterwards."""
+    place = torch.device(device)
+    own = torch.cuda.default_generators[place.index or 0] if place.type == "cuda" else torch.default_generator
+    before = own.get_state()
+    own.manual_seed(stream(seed, "layers").initial_seed())
+    try:
+        yield own
+    finally:
+        own.set_state(before)

@@ -1,0 +1,103 @@
+"""A training that is interrupted goes on from its last kept epoch, and ends where it would have ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lab.test_training import CANVAS, SPEC, blobs
+from shiftscope.lab.checkpoints import Checkpoint
+from shiftscope.lab.networks import NetworkSpec, build
+from shiftscope.lab.training import Epoch, Recipe, Training, train
+
+LPS = NetworkSpec(channels=(4, 8), factor=4, input_size=12, classes=4, padding="circular", sampling="lps")
+
+
+class TrainingEndedError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def fit(
+    keeper: Checkpoint | None, *, spec: NetworkSpec = SPEC, end_after: int = 0, **settings: object
+) -> tuple[Training, nn.Module]:
+    model = build(spec, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe.model_validate({"learning_rate": 0.003, "max_epochs": 7, "patience": 9, **settings})
+
+    def report(event: object) -> None:
+        if isinstance(event, Epoch) and event.epoch == end_after:
+            raise TrainingEndedError
+
+    data = blobs(150, 0), blobs(60, 1)
+    return train(model, data, recipe, place=CANVAS.place, seed=3, report=report, keeper=keeper), model
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    ours: dict[str, Tensor] = one.state_dict()
+    return all(torch.equal(ours[name], each) for name, each in other.state_dict().items())
+
+
+def told(training: Training) -> list[tuple[object, ...]]:
+    """Every epoch but for its times."""
+    return [
+        (each.epoch, each.loss, each.train_accuracy, each.validation_accuracy, each.validation_loss) for each in training.epochs
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings"),
+    [
+        (SPEC, {}),
+        (SPEC, {"optimiser": "sgd", "learning_rate": 0.05, "learning_rate_decay": 0.9}),
+        (SPEC, {"precision": "bf16", "translate": 2}),
+        (LPS, {}),
+    ],
+    ids=["adam", "sgd, decaying", "bf16, shifted", "layers that draw"],
+)
+def test_an_interrupted_training_ends_as_if_it_had_not_been(
+    tmp_path: Path, spec: NetworkSpec, settings: dict[str, object]
+) -> None:
+    whole, expected = fit(None, spec=spec, **settings)
+    path = tmp_path / "checkpoint.safetensors"
+    for end_after in (3, 6):  # the epoch that ends it is lost: the next sitting does it again
+        with pytest.raises(TrainingEndedError):
+            fit(Checkpoint(path, seconds=0.0), spec=spec, end_after=end_after, **settings)
+    resumed, model = fit(Checkpoint(path, seconds=0.0), spec=spec, **settings)
+    assert resumed.taken_up == 5
+    assert whole.taken_up == 0
+    assert told(resumed) == told(whole)
+    assert (resumed.kept, resumed.sentence) == (whole.kept, whole.sentence)
+    assert same(model, expected)
+
+
+def test_other_random_numbers_drawn_meanwhile_change_nothing() -> None:
+    torch.manual_seed(1)
+    _, first = fit(None, spec=LPS)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    _, second = fit(None, spec=LPS)
+    assert same(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_short_training_is_not_written(tmp_path: Path) -> None:
+    fit(Checkpoint(tmp_path / "checkpoint.safetensors", seconds=1000.0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "of another recipe", "of another network", "of nothing"])
+def test_a_file_that_cannot_be_used_is_told_and_the_training_begins_anew(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    other = {"of another recipe": {"learning_rate_decay": 0.5}, "of another network": {"spec": LPS}}.get(damage, {})
+    with pytest.raises(TrainingEndedError):
+        fit(Checkpoint(path, seconds=0.0), end_after=3, **other)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "of nothing":
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"checkpoint.safetensors cannot be used \(.*\); the training begins anew"):
+        training, model = fit(Checkpoint(path, seconds=0.0))
+    assert training.taken_up == 0
+    assert same(model, fit(None)[1])
