@@ -11,7 +11,7 @@ from shiftscope import figures
 from shiftscope.errors import InputError
 from shiftscope.lab.files import write_whole
 from shiftscope.lab.holdings import Holdings, holdings
-from shiftscope.lab.summaries import short
+from shiftscope.lab.summaries import across_and_series, short
 from shiftscope.tables import Cell, Table
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ def _write(figure: Figure, path: Path) -> None:
 def _candidates(held: Holdings, table: Table) -> Iterator[tuple[str, Callable[[], Figure] | str]]:
     """Each figure's name, and how to draw it or why it cannot be drawn."""
     varied = [short(path) for path, values in held.study.axes().items() if len(values) > 1]
-    across = next((name for name in ("factor", *varied) if name in varied), None)
+    across, series = across_and_series(held.study)
     for measure in ("mcs", "mcs_centred", "test_accuracy"):
-        yield _curve(table, varied, across, measure)
+        yield _curve(table, across, series, measure)
         yield _grid(table, varied, measure)
     maps = {cell.name: values.float() for cell in held.cells if (values := cell.map("mcs")) is not None}
     yield (
@@ -130,13 +130,12 @@ def _alike(table: Table, across: str | None) -> Table:
     return Table(table.title, table.columns, rows)
 
 
-def _curve(table: Table, varied: list[str], across: str | None, measure: str) -> tuple[str, Callable[[], Figure] | str]:
+def _curve(table: Table, across: str | None, series: tuple[str, ...], measure: str) -> tuple[str, Callable[[], Figure] | str]:
     name = f"{measure}_curve"
     if across is None:
         return name, "no setting varies in this study."
     if not any(measure in row for row in table.rows):
         return name, f"no record holds {measure}."
-    series = tuple(each for each in varied if each != across)
     return name, lambda: figures.bands(table, across=across, measure=measure, label=LABELS[measure], series=series)
 
 

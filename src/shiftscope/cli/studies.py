@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +16,7 @@ from shiftscope.errors import InputError
 __all__ = ["compare", "figures", "open_report", "report", "study"]
 
 DEFAULT_OUT = Path("studies")
-#: What a study leaves; a figure where one setting varies.
+#: What a study leaves; a figure where a setting varies.
 MADE = ("table.md", "table.csv", "curves.csv", "layers.csv", "figure.png", "report.html", "runs/")
 
 
@@ -40,7 +42,7 @@ def study(
     ----------
     name:
         A study that comes with the package (digits, digits-all, mnist, cifar10, learned, antialias, gap, augmentation, pool,
-        homogeneity), or a TOML file of your own.
+        homogeneity, levels), or a TOML file of your own.
     data_dir:
         Local folder that holds the data set, instead of the Hugging Face hub; else SHIFTSCOPE_DATA.
     seeds:
@@ -76,18 +78,24 @@ def study(
     where = "cuda" if gpus else device_of(device)
     how = executor_of(executor, workers=workers, address=address, gpus=gpus, device=where)
     keep_freed_memory()
+    with _going_on(folder), reporting() as report:
+        table = run_study(chosen, out=folder, data_dir=data_dir, device=where, executor=how, together=together, report=report)
+    if as_json:
+        print_json(table.to_json())
+    else:
+        print_table(table)
+    with _going_on(folder), reporting() as report:
+        write_report(folder, data_dir=data_dir, device=device_of(device), progress=lambda *at: report(Loading(*at)))
+    if not as_json:
+        made = [name for name in MADE if (folder / name).exists()]
+        print(f"Saved in {folder}: {', '.join(made)}.")
+
+
+@contextmanager
+def _going_on(folder: Path) -> Iterator[None]:
+    """Say of a study that is stopped, or that cannot write, how to go on."""
     try:
-        with reporting() as report:
-            table = run_study(
-                chosen,
-                out=folder,
-                data_dir=data_dir,
-                device=where,
-                executor=how,
-                together=together,
-                report=report,
-            )
-            write_report(folder, data_dir=data_dir, device=device_of(device), progress=lambda *at: report(Loading(*at)))
+        yield
     except KeyboardInterrupt:
         print(f"Stopped. Finished runs are in {folder}; the same command goes on from there.", file=sys.stderr)
         raise
@@ -96,12 +104,6 @@ def study(
             f"the study in {folder} stopped ({error.strerror or error}). Finished runs are kept; make room or choose another "
             "folder with --out, and the same command goes on from there."
         ) from error
-    if as_json:
-        print_json(table.to_json())
-    else:
-        print_table(table)
-        made = [name for name in MADE if (folder / name).exists()]
-        print(f"Saved in {folder}: {', '.join(made)}.")
 
 
 @app.command

@@ -4,7 +4,7 @@ Every function takes a plain table (or maps over shifts) and gives a figure; :fu
 same table gives the same bytes.
 """
 
-from shiftscope.figures.curves import bands, estimates
+from shiftscope.figures.curves import bands
 from shiftscope.figures.grids import heat_maps, sensitivity_maps
 from shiftscope.figures.relations import before_after, causes, pareto, relation, through_layers
 from shiftscope.figures.style import COLUMN, PAGE, save
@@ -15,7 +15,6 @@ __all__ = [
     "bands",
     "before_after",
     "causes",
-    "estimates",
     "heat_maps",
     "pareto",
     "relation",

@@ -1,55 +1,18 @@
-"""A measure against a setting: one line with the source's numbers, or a line with its band for each kind of network."""
+"""A measure against a setting: a line with its band for each kind of network, the source's numbers beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from shiftscope.figures.style import COLOURS, COLUMN, MARKS, blank, key, named, ordered, reach, styled, tidy, value
-from shiftscope.measures import Estimate
 from shiftscope.tables import Cell, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["bands", "estimates"]
-
-OURS, SOURCE = COLOURS[:2]
-SCREEN_INCHES = (5.0, 3.2)
-TITLE_CHARACTERS = 60
-
-
-def estimates(table: Table, *, across: str, measure: str, label: str) -> Figure:
-    """One measure against one setting, each estimate with its interval, the source's numbers beside it.
-
-    Args:
-        table: rows with the columns ``across``, ``measure`` and, where the source printed it, ``source_`` + ``measure``.
-        across: the setting on the horizontal axis.
-        measure: the column of estimates.
-        label: what the measure is called on the axis.
-    """
-    from matplotlib.figure import Figure
-
-    rows = [row for row in table.rows if isinstance(row.get(measure), Estimate)]
-    found = [row[measure] for row in rows]
-    values = [cell.value for cell in found if isinstance(cell, Estimate)]
-    reach = [[cell.value - cell.low, cell.high - cell.value] for cell in found if isinstance(cell, Estimate)]
-    places = range(len(rows))
-    figure = Figure(figsize=SCREEN_INCHES, layout="constrained")
-    axes = figure.add_subplot()
-    axes.errorbar(places, values, yerr=list(zip(*reach, strict=True)), fmt="o-", color=OURS, capsize=4, label="measured, 95 %")
-    printed = [(place, row[f"source_{measure}"]) for place, row in zip(places, rows, strict=True) if row.get(f"source_{measure}")]
-    if printed:
-        axes.plot(*zip(*printed, strict=True), "s--", color=SOURCE, label=_source_label(table))
-        axes.legend(frameon=False)
-    axes.set_title(fill(table.title, TITLE_CHARACTERS), fontsize="medium", loc="left")
-    axes.set(xlabel=across, ylabel=label, xlim=(-0.4, len(rows) - 0.6))
-    axes.set_xticks(list(places), [str(row[across]) for row in rows])
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
-    return figure
+__all__ = ["bands"]
 
 
 @styled
@@ -109,8 +72,3 @@ def _band(
             markersize=4,
             label=None if held else name,
         )
-
-
-def _source_label(table: Table) -> str:
-    printed = [note.partition("as printed, ")[2].rstrip(".") for note in table.notes if note.startswith("source_")]
-    return printed[0] if printed else "source"

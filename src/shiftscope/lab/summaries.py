@@ -16,7 +16,9 @@ from shiftscope.measures import Estimate, crossed, interval, mean_over_seeds, re
 from shiftscope.tables import Table
 
 FACTOR = "network.factor"
-__all__ = ["curves", "gains", "layers", "short", "summarise", "table_of"]
+#: So many trainings that missed their target are named below a table.
+NAMED = 6
+__all__ = ["across_and_series", "curves", "gains", "layers", "short", "summarise", "table_of"]
 
 
 def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
@@ -155,9 +157,10 @@ def _others(settings: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _draw(study: Study, table: Table, out: Path) -> None:
-    """MCS against the setting a study varies; a study of several settings has more than one axis shows, and gets none."""
-    if len(study.axes()) == 1 and any("mcs" in row for row in table.rows):
-        figure = figures.estimates(table, across=short(next(iter(study.axes()))), measure="mcs", label="mean cosine similarity")
+    """MCS against what the study varies."""
+    across, series = across_and_series(study)
+    if across is not None and any("mcs" in row for row in table.rows):
+        figure = figures.bands(table, across=across, measure="mcs", label="mean cosine similarity", series=series)
         for suffix in ("png", "svg"):
             write_whole(out / f"figure.{suffix}", lambda path: figures.save(figure, path))
 
@@ -198,9 +201,18 @@ def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
         notes.append(
             f"The largest shifts exceed the margin of the canvas: they cut some content of {cut:.1%} of the test images."
         )
-    short = [record for record in every if record.training.status != "reached"]
-    notes += [f"Run {record.id} (seed {record.spec.seed}): {record.training.sentence}" for record in short]
+    missed = sorted((record for record in every if record.training.status != "reached"), key=_train_accuracy)
+    if more := missed[NAMED:]:
+        notes.append(
+            f"{len(missed)} of {len(every)} trainings missed their target. The worst are named here; the other {len(more)} came "
+            f"to {_train_accuracy(more[0]):.2%} of the training images and more, as their records tell."
+        )
+    notes += [f"Run {record.id} (seed {record.spec.seed}): {record.training.sentence}" for record in missed[:NAMED]]
     return tuple(notes)
+
+
+def _train_accuracy(record: Record) -> float:
+    return record.training.train_accuracy
 
 
 def _origin(every: list[Record]) -> dict[str, str]:
@@ -214,6 +226,13 @@ def _origin(every: list[Record]) -> dict[str, str]:
     origin["started"] = min(record.provenance["started"] for record in every)
     origin["seconds"] = f"{sum(float(record.provenance['seconds']) for record in every):.1f} over {len(every)} runs"
     return origin
+
+
+def across_and_series(study: Study) -> tuple[str | None, tuple[str, ...]]:
+    """Of the settings that vary, the one for a horizontal axis (the factor, else the last) and those that tell lines apart."""
+    varied = [short(path) for path, values in study.axes().items() if len(values) > 1]
+    across = "factor" if "factor" in varied else varied[-1] if varied else None
+    return across, tuple(name for name in varied if name != across)
 
 
 def short(path: str) -> str:

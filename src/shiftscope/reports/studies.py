@@ -13,7 +13,7 @@ from shiftscope.errors import InputError
 from shiftscope.gallery import Progress, galleries
 from shiftscope.lab.comparison import compare
 from shiftscope.lab.holdings import Holdings, holdings
-from shiftscope.lab.summaries import short
+from shiftscope.lab.summaries import across_and_series, short
 from shiftscope.measures import Estimate
 from shiftscope.report import Chart, Grid, Lesson, Maps, Missing, Page, Rows, Scatter, ShiftMap
 from shiftscope.report.content import Section, Signal
@@ -101,11 +101,10 @@ def _warning(held: Holdings) -> str:
 
 def _curves(held: Holdings, table: Table) -> list[Section]:
     """The main measures against the setting of most interest."""
-    axes = [short(path) for path in held.study.axes()]
-    if not axes:
+    across, series = across_and_series(held.study)
+    if across is None:
         return []
-    across = "factor" if "factor" in axes else axes[0]
-    series = tuple(name for name in axes if name != across and len({str(row.get(name)) for row in _shown(table)}) > 1)
+    series = tuple(name for name in series if len({str(row.get(name)) for row in _shown(table)}) > 1)
     note = "Points are means with 95 % intervals" + (
         "; hollow squares are the source's numbers." if _has(table, "source_mcs") else "."
     )
