@@ -55,14 +55,17 @@ def test_cells_stand_beside_the_source_and_claims_have_verdicts(folder: Path) ->
     assert row["difference_mcs"].low == pytest.approx(row["mcs"].low - 0.5)
     assert [claim["verdict"] for claim in claims.rows][1:] == ["holds", "not in this study"]
     first = claims.rows[0]["number"]
-    assert first.value == pytest.approx(cells.rows[1]["mcs"].value - _mcs(folder, 1))
+    assert first.value == pytest.approx(cells.rows[1]["mcs"].value - _mean(folder, 1, "mcs"))
     assert first.low < first.value < first.high
+    centred = claims.rows[0]["number_centred"]
+    assert centred.value == pytest.approx(_mean(folder, 4, "mcs_centred") - _mean(folder, 1, "mcs_centred"))
+    assert claims.rows[1]["verdict_centred"] == "holds"
     assert json.dumps(claims.to_json())
 
 
-def _mcs(folder: Path, factor: int) -> float:
+def _mean(folder: Path, factor: int, measure: str) -> float:
     records = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/record.json")]
-    return float(np.mean([each["results"]["mcs"]["value"] for each in records if each["spec"]["network"]["factor"] == factor]))
+    return float(np.mean([each["results"][measure]["value"] for each in records if each["spec"]["network"]["factor"] == factor]))
 
 
 def test_missing_runs_are_said_and_not_judged(folder: Path, tmp_path: Path) -> None:
@@ -94,10 +97,10 @@ def test_a_cells_estimate_is_that_of_the_study() -> None:
 def test_the_rank_correlation_is_scipys() -> None:
     means, printed = [0.3, 0.5, 0.4, 0.9, 0.8], [0.1, 0.2, 0.3, 0.4, 0.5]
     cells = [held(place, mean) for place, mean in enumerate(means, start=1)]
-    note = _ranks(cells, [{"mcs": number} for number in printed], "mcs")
+    note = _ranks(cells, [{"mcs": number} for number in printed], "mcs", "mcs")
     expected = stats.spearmanr(means, printed).statistic
     assert f"over 5 cells {expected:.3f} [{expected:.3f}, {expected:.3f}]" in note
-    assert _ranks(cells[:3], [{"mcs": 0.1}] * 3, "mcs") == ""
+    assert _ranks(cells[:3], [{"mcs": 0.1}] * 3, "mcs", "mcs") == ""
 
 
 def test_differences_of_cells_are_paired_over_images() -> None:
@@ -129,7 +132,12 @@ def test_a_range_is_the_largest_less_the_smallest() -> None:
     ],
 )
 def test_a_verdict_needs_the_whole_interval(expect: str, bound: float, low: float, high: float, verdict: str) -> None:
-    assert _verdict(Claim.model_validate({"text": "x", "expect": expect, "bound": bound}), low, high) == verdict
+    assert (
+        _verdict(
+            Claim.model_validate({"text": "x", "expect": expect, "bound": bound}), Estimate((low + high) / 2, low, high, count=9)
+        )
+        == verdict
+    )
 
 
 def test_what_cannot_be_compared_is_told_in_a_sentence(folder: Path, tmp_path: Path) -> None:

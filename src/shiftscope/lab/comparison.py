@@ -31,6 +31,8 @@ __all__ = ["compare", "study_of"]
 
 #: Fewer cells than this have no rank correlation worth the name.
 CELLS_FOR_RANKS = 4
+#: Claims about ``mcs`` are asked of this measure as well.
+CENTRED = "mcs_centred"
 
 
 @dataclass(frozen=True)
@@ -131,23 +133,24 @@ def _held(study: Study, folder: Path) -> list[Held]:
 
 def _cells(study: Study, source: Source, cells: list[Held]) -> Table:
     printed = [study.printed(cell.settings) for cell in cells]
-    names = list(dict.fromkeys(name for numbers in printed for name in numbers))
+    names = list(dict.fromkeys(name for numbers in printed for name in numbers)) or ["mcs"]
     rows = []
     for cell, numbers in zip(cells, printed, strict=True):
         row: dict[str, Any] = {path.rpartition(".")[2]: value for path, value in cell.settings.items()}
         row["seeds"] = len(next(iter(cell.values.values()))) if cell.values else 0
         for name in names:
             ours = cell.estimate(name)
-            row |= {name: ours, f"source_{name}": numbers.get(name)}
-            row[f"difference_{name}"] = _less(ours, numbers.get(name))
+            row |= {name: ours}
+            if any(name in each for each in printed):
+                row |= {f"source_{name}": numbers.get(name), f"difference_{name}": _less(ours, numbers.get(name))}
         rows.append(row)
-    columns = (
-        *(path.rpartition(".")[2] for path in study.axes()),
-        "seeds",
-        *(column for name in names for column in (name, f"source_{name}", f"difference_{name}")),
-    )
-    notes = [f"source_...: as printed, {source.title}. In brackets: 95 % intervals. {_counted(cells)}"]
-    notes += [note for name in names if (note := _ranks(cells, printed, name))]
+    axes = tuple(path.rpartition(".")[2] for path in study.axes())
+    compared = tuple(column for name in names for column in (name, f"source_{name}", f"difference_{name}") if column in rows[0])
+    columns = (*axes, "seeds", *compared)
+    origin = f"source_...: as printed, {source.title}. " if any(printed) else ""
+    notes = [f"{origin}In brackets: 95 % intervals. {_counted(cells)}"]
+    pairs = [(name, name) for name in names] + [(CENTRED, "mcs")] * ("mcs" in names)
+    notes += [note for ours, theirs in pairs if (note := _ranks(cells, printed, ours, theirs))]
     return Table(f"{study.title}: beside the source", columns, tuple(rows), tuple(notes))
 
 
@@ -157,10 +160,10 @@ def _less(ours: Estimate | None, printed: float | None) -> Estimate | None:
     return Estimate(ours.value - printed, ours.low - printed, ours.high - printed, ours.count, ours.seeds)
 
 
-def _ranks(cells: list[Held], printed: list[dict[str, float]], name: str) -> str:
-    """Spearman's rank correlation with the source over the cells that both have."""
+def _ranks(cells: list[Held], printed: list[dict[str, float]], name: str, source: str) -> str:
+    """Spearman's rank correlation of a measure with one of the source, over the cells that have both."""
     pairs = zip(cells, printed, strict=True)
-    both = [(cell, numbers[name]) for cell, numbers in pairs if name in numbers and name in cell.values]
+    both = [(cell, numbers[source]) for cell, numbers in pairs if source in numbers and name in cell.values]
     if len(both) < CELLS_FOR_RANKS:
         return ""
     theirs = rankdata([number for _, number in both])
@@ -168,7 +171,8 @@ def _ranks(cells: list[Held], printed: list[dict[str, float]], name: str) -> str
     drawn = rankdata(np.stack([cell.draws(name) for cell, _ in both]), axis=0)
     centred, aim = drawn - drawn.mean(axis=0), theirs - theirs.mean()
     low, high = measures.interval((centred * aim[:, None]).sum(axis=0) / (np.linalg.norm(centred, axis=0) * np.linalg.norm(aim)))
-    return f"{name}: Spearman's rank correlation with the source over {len(both)} cells {value:.3f} [{low:.3f}, {high:.3f}]."
+    beside = "the source" if name == source else f"the source's {source}"
+    return f"{name}: Spearman's rank correlation with {beside} over {len(both)} cells {value:.3f} [{low:.3f}, {high:.3f}]."
 
 
 def _claims(study: Study, source: Source, cells: list[Held]) -> Table:
@@ -183,20 +187,30 @@ def _claims(study: Study, source: Source, cells: list[Held]) -> Table:
         if missing:
             rows.append(row | {"verdict": f"not measured: {missing} of {len(of) + len(less)} cells are missing"})
             continue
-        value, draws = _statistic(claim, of, less)
-        row["number"] = number = of[0].counted(value, draws, claim.measure)
-        rows.append(row | {"verdict": _verdict(claim, number.low, number.high)})
-    notes = (
-        "holds: the whole 95 % interval lies on the side that was claimed; does not hold: on the other; undecided: on both. "
-        + _counted(cells),
-    )
-    return Table(f"{study.title}: claims", ("claim", "number", "expected", "verdict"), tuple(rows), notes)
+        number = _number(claim, of, less)
+        row |= {"number": number, "verdict": _verdict(claim, number)}
+        if claim.measure == "mcs" and all(CENTRED in cell.values for cell in (*of, *less)):
+            centred = claim.model_copy(update={"measure": CENTRED})
+            number = _number(centred, of, less)
+            row |= {"number_centred": number, "verdict_centred": _verdict(centred, number)}
+        rows.append(row)
+    columns = ["claim", "number", "expected", "verdict"]
+    notes = "holds: the whole 95 % interval lies on the side that was claimed; does not hold: on the other; undecided: on both. "
+    if any("number_centred" in row for row in rows):
+        columns += ["number_centred", "verdict_centred"]
+        notes += "centred: of outputs less their mean over classes, a part that the optimiser moves and the loss does not see. "
+    return Table(f"{study.title}: claims", tuple(columns), tuple(rows), (notes + _counted(cells),))
 
 
 def _selected(cells: list[Held], which: Mapping[str, tuple[Any, ...]] | None) -> list[Held]:
     if which is None:
         return []
     return [cell for cell in cells if all(cell.settings.get(path) in values for path, values in which.items())]
+
+
+def _number(claim: Claim, of: list[Held], less: list[Held]) -> Estimate:
+    value, draws = _statistic(claim, of, less)
+    return of[0].counted(value, draws, claim.measure)
 
 
 def _statistic(claim: Claim, of: list[Held], less: list[Held]) -> tuple[float, np.ndarray]:
@@ -210,7 +224,8 @@ def _statistic(claim: Claim, of: list[Held], less: list[Held]) -> tuple[float, n
     return float(values.mean() - np.mean([cell.mean(claim.measure) for cell in less])), draws.mean(axis=0) - other.mean(axis=0)
 
 
-def _verdict(claim: Claim, low: float, high: float) -> str:
+def _verdict(claim: Claim, number: Estimate) -> str:
+    low, high = number.low, number.high
     if claim.expect == "below":
         low, high = 2 * claim.bound - high, 2 * claim.bound - low
     return "holds" if low > claim.bound else "does not hold" if high < claim.bound else "undecided"

@@ -119,13 +119,13 @@ class Rows:
     Attributes:
         title, caption: above and below it.
         table: the rows.
-        verdicts: a column whose text is shown as a badge.
+        verdicts: columns whose text is shown as a badge.
     """
 
     title: str
     caption: str
     table: Table
-    verdicts: str = ""
+    verdicts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def _maps(maps: tuple[ShiftMap, ...]) -> dict[str, Any]:
     return {"maps": shown, "low": f"{low:.2f}", "high": f"{high:.2f}"}
 
 
-def _rows(table: Table, words: Mapping[str, str], verdicts: str) -> dict[str, Any]:
+def _rows(table: Table, words: Mapping[str, str], verdicts: tuple[str, ...]) -> dict[str, Any]:
     columns = [
         {
             "name": words.get(column, column.replace("_", " ")),
@@ -134,7 +134,7 @@ def _rows(table: Table, words: Mapping[str, str], verdicts: str) -> dict[str, An
         }
         for column in table.columns
     ]
-    body = [[_cell(row.get(column), badge=column == verdicts) for column in table.columns] for row in table.rows]
+    body = [[_cell(row.get(column), badge=column in verdicts) for column in table.columns] for row in table.rows]
     return {
         "columns": columns,
         "rows": body,

@@ -188,9 +188,9 @@ def _compared(folder: Path) -> tuple[list[Section], list[str]]:
         return [], [f"Nothing stands beside the source: {error}"]
     sections: list[Section] = []
     if claims.rows:
-        sections.append(
-            Rows("What the source claims", "Each claim as a number with its interval, and a verdict.", bare(claims), "verdict")
-        )
+        caption = "Each claim as a number with its interval, and a verdict."
+        badges = ("verdict", "verdict_centred")
+        sections.append(Rows("What the source claims", caption, bare(claims), badges))
     sections.append(Rows("Beside the source", "Ours, the printed numbers, and the difference.", bare(cells)))
     return sections, []
 
