@@ -9,8 +9,9 @@ For a network of factor 8 and one of factor 1 (channels 16-32-64, 40x40 canvas, 
 - ordinary: what a user would otherwise write: a ``DataLoader`` over a data set that pads, normalises and shifts image by
   image, default memory format.
 
-Printed: median images a second and, of each round, the ratio to that round's floor (median, least and greatest). Then what bf16
-gains, and what keeping freed memory gains (that one in processes of its own, because it cannot be undone in one).
+Printed: median images a second and, of each round, the ratio to that round's floor (median, least and greatest). Then what
+bf16 gains, what rectifying and pooling in one compiled pass gains, and what keeping freed memory gains (that one in processes
+of its own, because it cannot be undone in one).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -32,10 +34,11 @@ from interleaving import interleaved, ratios
 from shiftscope.lab.data import Canvas, DataSpec, load
 from shiftscope.lab.memory import keep_freed_memory
 from shiftscope.lab.networks import Network, NetworkSpec, build
+from shiftscope.lab.pools import quick_pools
 from shiftscope.lab.seeds import stream
 from shiftscope.lab.sources import Labelled
 from shiftscope.lab.stacking import train_together
-from shiftscope.lab.training import Recipe, step, train
+from shiftscope.lab.training import Recipe, optimiser, step, train
 
 BATCH = 128
 SHIFT = 6
@@ -148,6 +151,24 @@ def images(data_dir: Path | None, count: int) -> Labelled:
     )
 
 
+def pools(factor: int, data: Labelled, recipe: Recipe, *, quick: bool) -> Callable[[], float]:
+    """Steps on one batch in place, with PyTorch's pools or those that rectify and pool in one compiled pass."""
+    model = network(factor).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # known to torch, not to its types
+    descent = optimiser(model.parameters(), recipe)
+    batch = data[torch.arange(BATCH)]
+    images = Canvas(40, torch.zeros(1)).place(batch.images).contiguous(memory_format=torch.channels_last)
+
+    def run() -> float:
+        model.train()
+        with quick_pools(model) if quick else nullcontext():
+            started = perf_counter()
+            for _ in range(len(data) // BATCH):
+                step(model, descent, images, batch.labels, recipe)
+            return len(data) / (perf_counter() - started)
+
+    return run
+
+
 def memory(factor: int, data_dir: Path | None, rounds: int) -> None:
     """The loop with and without keeping freed memory, a process a measurement, interleaved."""
     found: dict[str, list[float]] = {"system's allocator": [], "freed memory kept": []}
@@ -188,6 +209,10 @@ def main() -> None:
         show(f"factor {factor}, fp32, epochs of {count} images", interleaved(ways, asked.rounds), "floor")
         precisions = {name: ours(factor, data, Recipe(batch_size=BATCH, precision=name)) for name in ("fp32", "bf16")}
         show(f"factor {factor}, precision", interleaved(precisions, asked.rounds), "fp32")
+        for precision in ("fp32", "bf16"):
+            recipe = Recipe(batch_size=BATCH, precision=precision)
+            ways = {name: pools(factor, data, recipe, quick=name == "one pass") for name in ("PyTorch's pools", "one pass")}
+            show(f"factor {factor}, {precision}, steps alone", interleaved(ways, asked.rounds), "PyTorch's pools")
         seeds = {name: three(factor, data, plain, stacked=name == "stacked") for name in ("in turn", "stacked")}
         show(f"factor {factor}, fp32, three seeds", interleaved(seeds, asked.rounds), "in turn")
         memory(factor, asked.data_dir, 3)

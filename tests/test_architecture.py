@@ -87,6 +87,7 @@ ORDER = [
     "lab.data",
     "lab.networks",
     "lab.selfcheck",
+    "lab.pools",
     "lab.training",
     "lab.checkpoints",
     "lab.stacking",

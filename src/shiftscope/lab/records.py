@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from errno import EIO
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -188,6 +189,7 @@ def provenance(device: torch.device | str) -> dict[str, str]:
         "shiftscope": version("shiftscope"),
         "commit": _commit(),
         "torch": torch.__version__,
+        **({"numba": version("numba")} if find_spec("numba") else {}),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -24,6 +24,7 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
+from shiftscope.lab.pools import quick_pools
 from shiftscope.lab.seeds import stream
 from shiftscope.lab.sources import Labelled
 from shiftscope.lab.specs import Spec
@@ -54,6 +55,8 @@ __all__ = [
 NEAR_TARGET = 0.01
 EVALUATION_BATCH = 512
 SECONDS_BETWEEN_STEPS_TOLD = 0.5
+#: Compiling takes a second or two: a training that goes through fewer images than this would not gain it back.
+IMAGES_WORTH_COMPILING = 20_000
 
 
 class Recipe(Spec):
@@ -179,7 +182,8 @@ def train(
     descent = optimiser(model.parameters(), recipe)
     order, shifts = stream(seed, "order"), stream(seed, "shifts", device)
     course = Course(model, (training, validation), recipe, place)
-    with deterministic(device), drawing(seed, device) as layers:
+    quick = quick_pools(model) if len(training) * recipe.max_epochs >= IMAGES_WORTH_COMPILING else nullcontext()
+    with deterministic(device), drawing(seed, device) as layers, quick:
         standing = Standing(course, descent, {"order": order, "shifts": shifts, "layers": layers})
         if keeper is not None:
             keeper.take_up(standing)
