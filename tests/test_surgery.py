@@ -16,7 +16,7 @@ from helpers import as_users_import_it
 from shiftscope.errors import InputError
 from shiftscope.lab.networks import NetworkSpec, build
 from shiftscope.layers import BlurPool2d, MaxBlurPool2d
-from shiftscope.surgery import antialias, circular, cost, fold, global_pool, make_equivariant
+from shiftscope.surgery import antialias, circular, cost, fold, global_pool, make_equivariant, operate
 from zoo import timm, torchvision_models
 
 
@@ -464,3 +464,12 @@ def test_a_pool_that_rounds_up_is_left_by_a_filter_and_harmless_on_a_torus() -> 
     model = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
     assert antialias(model).changes[0].why.startswith("unsupported: it rounds its size up")
     alike(make_equivariant(model).model)
+
+
+def test_operations_are_known_by_their_names() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2 * 9, 2))
+    changed = operate("blur", model, filter_size=3, image=(1, 8, 8)).model
+    assert any(type(module).__name__ == "MaxBlurPool2d" for module in changed.modules())
+    plain = as_users_import_it(importlib.import_module("shiftscope.surgery.kinds"))
+    with pytest.raises(InputError, match="`kind` must be one of blur, aps, lps, gap, circular, got 'gpa'"):
+        plain.operate("gpa", model)

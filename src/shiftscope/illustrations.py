@@ -11,7 +11,8 @@ from shiftscope import figures
 from shiftscope.errors import InputError
 from shiftscope.lab.files import write_whole
 from shiftscope.lab.holdings import Holdings, holdings
-from shiftscope.lab.summaries import across_and_series, short
+from shiftscope.lab.studies import short
+from shiftscope.lab.summaries import across_and_series
 from shiftscope.tables import Cell, Table
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _write(figure: Figure, path: Path) -> None:
 
 def _candidates(held: Holdings, table: Table) -> Iterator[tuple[str, Callable[[], Figure] | str]]:
     """Each figure's name, and how to draw it or why it cannot be drawn."""
-    varied = [short(path) for path, values in held.study.axes().items() if len(values) > 1]
+    varied = [short(path) for path in held.study.varied()]
     across, series = across_and_series(held.study)
     for measure in ("mcs", "mcs_centred", "test_accuracy"):
         yield _curve(table, across, series, measure)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lab.test_training import CANVAS, SPEC, blobs
@@ -46,6 +49,7 @@ def told(training: Training) -> list[tuple[object, ...]]:
     ]
 
 
+@pytest.mark.parametrize("quick", [False, True], ids=["PyTorch's pools", "compiled pools"])
 @pytest.mark.parametrize(
     ("spec", "settings"),
     [
@@ -57,8 +61,9 @@ def told(training: Training) -> list[tuple[object, ...]]:
     ids=["adam", "sgd, decaying", "bf16, shifted", "layers that draw"],
 )
 def test_an_interrupted_training_ends_as_if_it_had_not_been(
-    tmp_path: Path, spec: NetworkSpec, settings: dict[str, object]
+    tmp_path: Path, spec: NetworkSpec, settings: dict[str, object], quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("shiftscope.lab.training.IMAGES_WORTH_COMPILING", 0 if quick else 10**9)
     whole, expected = fit(None, spec=spec, **settings)
     path = tmp_path / "checkpoint.safetensors"
     for end_after in (3, 6):  # the epoch that ends it is lost: the next sitting does it again
@@ -72,7 +77,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
     assert same(model, expected)
 
 
-def test_other_random_numbers_drawn_meanwhile_change_nothing() -> None:
+def test_where_pytorchs_own_generator_stands_changes_nothing_and_is_not_changed() -> None:
     torch.manual_seed(1)
     _, first = fit(None, spec=LPS)
     torch.manual_seed(2)
@@ -101,3 +106,24 @@ def test_a_file_that_cannot_be_used_is_told_and_the_training_begins_anew(tmp_pat
         training, model = fit(Checkpoint(path, seconds=0.0))
     assert training.taken_up == 0
     assert same(model, fit(None)[1])
+
+
+def test_what_made_each_sitting_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    for machine in ("one", "two"):
+        with pytest.raises(TrainingEndedError):
+            fit(Checkpoint(path, made_by={"machine": machine}, seconds=0.0), end_after={"one": 3, "two": 6}[machine])
+    last = Checkpoint(path, seconds=0.0)
+    fit(last)
+    assert last.sittings == [{"machine": "one"}, {"machine": "two"}]
+
+
+def test_a_training_of_another_device_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(TrainingEndedError):
+        fit(Checkpoint(path, seconds=0.0), end_after=3)
+    with safe_open(path, framework="pt") as file:
+        told = json.loads(file.metadata()["standing"]) | {"device": "cuda"}
+    save_file(load_file(path), path, metadata={"standing": json.dumps(told)})
+    with pytest.warns(UserWarning, match=r"it was trained on cuda, and this is cpu\); the training begins anew"):
+        fit(Checkpoint(path, seconds=0.0))

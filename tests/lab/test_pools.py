@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,15 +93,27 @@ def test_it_works_in_pieces_and_in_several_threads(layout: torch.memory_format, 
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
+NOT_NUMBERS = {  # with and without the sign, as what an operation without a result leaves
+    torch.bfloat16: (torch.int16, 0x7FC0, 0xFFC0 - 2**16),
+    torch.float32: (torch.int32, 0x7FC00000, 0xFFC00000 - 2**32),
+}
+
+
+@pytest.mark.parametrize("sign", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_what_is_no_number_stays_none(sign: int, dtype: torch.dtype) -> None:
-    maps = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    maps[1, 2, 4, 4] = sign * torch.tensor(torch.nan)
+    integer, *patterns = NOT_NUMBERS[dtype]
+    bits = torch.tensor(patterns[sign], dtype=integer)
+    maps = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    maps.view(integer)[1, 2, 4, 4] = bits
     maps[0, 0, 0, 0] = -torch.inf
-    found = RectifiedMaxPool2d(2, 2)(maps.to(dtype))
-    assert found[1, 2, 2, 2].isnan()
-    assert torch.equal(RectifiedMaxPool2d(2, 2)(-torch.inf + torch.zeros(1, 1, 4, 4)), torch.zeros(1, 1, 2, 2))
+    assert maps[1, 2, 4, 4].isnan()
+    assert bool(torch.signbit(maps[1, 2, 4, 4])) == bool(sign)
+    assert RectifiedMaxPool2d(2, 2)(maps)[1, 2, 2, 2].isnan()
+
+
+def test_minus_infinity_is_a_number() -> None:
+    assert torch.equal(RectifiedMaxPool2d(2, 2)(torch.full((1, 1, 4, 4), -torch.inf)), torch.zeros(1, 1, 2, 2))
 
 
 def test_gradients_pass_the_numerical_check() -> None:
@@ -151,8 +166,35 @@ def test_a_training_takes_the_same_steps(settings: dict[str, object]) -> None:
         assert torch.equal(quick[name], weights) if exact else torch.allclose(quick[name], weights, atol=1e-5)
 
 
+def test_a_numba_that_cannot_work_here_is_said_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)  # importing it raises ImportError
+    monkeypatch.setattr(pools, "find_spec", lambda _: object())
+    monkeypatch.setattr(pools, "_numba", inspect.unwrap(pools._numba.__wrapped__))
+    model = nn.Sequential(nn.MaxPool2d(2), nn.ReLU())
+    with pytest.warns(UserWarning, match=r"Numba cannot be used \(.*\); trainings are slower without it"), quick_pools(model):
+        assert type(model[0]) is nn.MaxPool2d
+
+
+@pytest.mark.parametrize("kind", ["in place", "hooked", "a subclass"])
+def test_layers_that_others_may_look_into_are_left_alone(kind: str) -> None:
+    class Own(nn.Sequential):
+        pass
+
+    sequence = Own if kind == "a subclass" else nn.Sequential
+    model = sequence(nn.ReLU(inplace=kind == "in place"), nn.MaxPool2d(2))
+    if kind == "hooked":
+        model[0].register_forward_hook(lambda *_: None)
+    with quick_pools(model):
+        assert [type(module) for module in model] == [nn.ReLU, nn.MaxPool2d]
+
+
+def test_a_map_without_a_batch_is_pooled_too() -> None:
+    maps = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(RectifiedMaxPool2d(2, 2)(maps), reference(maps, 2, 2))
+
+
 def test_without_numba_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "find_spec", lambda _: None)
+    monkeypatch.setattr(pools, "_numba", lambda: None)
     model = nn.Sequential(nn.MaxPool2d(2), nn.ReLU())
     with quick_pools(model):
         assert [type(module) for module in model] == [nn.MaxPool2d, nn.ReLU]

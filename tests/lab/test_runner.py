@@ -180,6 +180,18 @@ def test_seeds_trained_together_give_the_same_study_but_for_rounding(tmp_path: P
         run_study(study, out=tmp_path / "together", together=0)
 
 
+def test_layers_that_draw_are_trained_alone(tmp_path: Path) -> None:
+    text = (
+        SMALL.replace("canvas = 22", "canvas = 24")
+        .replace("factor = [1, 4]", "factor = [4]")
+        .replace("max_epochs = 2", "max_epochs = 1")
+    )
+    study = small(tmp_path, text.replace("channels = [4, 8]", 'channels = [4, 8]\npadding = "circular"\nsampling = "lps"'))
+    table = run_study(study, out=tmp_path / "out", together=2)
+    assert table.rows[0]["seeds"] == 2
+    assert "trained_together" not in table.provenance
+
+
 def test_a_finished_study_is_found_and_gives_the_same_table(tmp_path: Path) -> None:
     study, out = small(tmp_path), tmp_path / "out"
     first = run_study(study, out=out)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from shiftscope.lab.data import Canvas
 from shiftscope.lab.networks import Network, NetworkSpec, build
+from shiftscope.lab.pools import RectifiedMaxPool2d, quick_pools
 from shiftscope.lab.sources import Labelled
 from shiftscope.lab.training import Epoch, Recipe, Step, evaluate, reaching, train
 
@@ -66,6 +70,25 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(precision: str, transl
     fit(other, seed=1, **settings)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
     assert not torch.equal(first.state_dict()["head.2.weight"], other.state_dict()["head.2.weight"])
+
+
+def test_compiled_pools_are_used_where_they_pay_and_lead_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, quick, swapped = fresh(), fresh(), []
+
+    @contextmanager
+    def noticed(model: nn.Module) -> Iterator[None]:
+        swapped.append(model)
+        with quick_pools(model):
+            assert any(isinstance(module, RectifiedMaxPool2d) for module in model.modules())
+            yield
+
+    monkeypatch.setattr("shiftscope.lab.training.quick_pools", noticed)
+    fit(plain, max_epochs=3)
+    assert swapped == []
+    monkeypatch.setattr("shiftscope.lab.training.IMAGES_WORTH_COMPILING", 600)
+    fit(quick, max_epochs=3)
+    assert swapped == [quick]
+    assert all(torch.equal(one, other) for one, other in zip(plain.parameters(), quick.parameters(), strict=True))
 
 
 def test_augmentation_shifts_every_image_anew_in_every_epoch() -> None:

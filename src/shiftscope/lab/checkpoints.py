@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -33,11 +34,16 @@ class Checkpoint:
 
     Args:
         path: of the file, ``.safetensors``.
+        made_by: code and machine of this sitting, by name.
         seconds: between two writings, at least.
+
+    Attributes:
+        sittings: what made the epochs that were taken up, in order.
     """
 
-    def __init__(self, path: Path, *, seconds: float = SECONDS_BETWEEN) -> None:
-        self.path, self.seconds = path, seconds
+    def __init__(self, path: Path, *, made_by: Mapping[str, str] | None = None, seconds: float = SECONDS_BETWEEN) -> None:
+        self.path, self.made_by, self.seconds = path, dict(made_by or {}), seconds
+        self.sittings: list[dict[str, str]] = []
         self._written = monotonic()
 
     def put_down(self, standing: Standing) -> None:
@@ -52,6 +58,8 @@ class Checkpoint:
         told = {
             "version": VERSION,
             "recipe": course.recipe.model_dump_json(),
+            "device": _device(standing),
+            "sittings": [*self.sittings, self.made_by],
             "epochs": [asdict(epoch) for epoch in course.epochs],
             "kept": course.kept,
             "best": course.best,
@@ -72,12 +80,15 @@ class Checkpoint:
             epochs = [Epoch(**epoch) for epoch in told["epochs"]]
             if told["version"] != VERSION or Recipe.model_validate_json(told["recipe"]) != standing.course.recipe:
                 raise ValueError("it is of another training")
+            if told["device"] != _device(standing):
+                raise ValueError(f"it was trained on {told['device']}, and this is {_device(standing)}")
             if not _fits(standing, tensors):
                 raise ValueError("it is of another network")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             warnings.warn(f"{self.path} cannot be used ({error}); the training begins anew.", stacklevel=2)
             return
         _restore(standing, tensors)
+        self.sittings = told["sittings"]
         course = standing.course
         course.epochs[:] = epochs
         course.kept, course.best = told["kept"], tuple(told["best"])
@@ -119,11 +130,18 @@ def _restore(standing: Standing, tensors: dict[str, Tensor]) -> None:
         place, _, what = name.partition(".")
         parameter = parameters[int(place)]
         # Like the parameter in memory too: fused optimisers go through both side by side.
-        standing.descent.state[parameter][what] = torch.empty_like(parameter).copy_(each) if each.ndim else each
+        standing.descent.state[parameter][what] = (
+            torch.empty_like(parameter).copy_(each) if each.ndim else each.to(parameter.device)
+        )
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+
+
+def _device(standing: Standing) -> str:
+    """The kind of device that a training is on."""
+    return _parameters(standing)[0].device.type
 
 
 def _parameters(standing: Standing) -> list[Tensor]:

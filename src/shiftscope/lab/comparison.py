@@ -23,7 +23,7 @@ from shiftscope.errors import InputError
 from shiftscope.lab import records
 from shiftscope.lab.records import Finished
 from shiftscope.lab.specs import mistakes
-from shiftscope.lab.studies import Claim, Source, Study, load_study, shipped_studies
+from shiftscope.lab.studies import Claim, Source, Study, load_study, shipped_studies, short
 from shiftscope.measures import Estimate
 from shiftscope.tables import Table
 
@@ -81,7 +81,7 @@ def compare(folder: Path) -> tuple[Table, Table]:
         a row a cell, with rank correlations in the notes; and a row a claim.
 
     Raises:
-        InputError: no study there, none of its runs finished, or a source that printed nothing.
+        InputError: no study there, one without a source, or none of its runs finished.
     """
     study = study_of(folder)
     source = study.source
@@ -136,7 +136,7 @@ def _cells(study: Study, source: Source, cells: list[Held]) -> Table:
     names = list(dict.fromkeys(name for numbers in printed for name in numbers)) or ["mcs"]
     rows = []
     for cell, numbers in zip(cells, printed, strict=True):
-        row: dict[str, Any] = {path.rpartition(".")[2]: value for path, value in cell.settings.items()}
+        row: dict[str, Any] = {short(path): value for path, value in cell.settings.items()}
         row["seeds"] = len(next(iter(cell.values.values()))) if cell.values else 0
         for name in names:
             ours = cell.estimate(name)
@@ -144,7 +144,7 @@ def _cells(study: Study, source: Source, cells: list[Held]) -> Table:
             if any(name in each for each in printed):
                 row |= {f"source_{name}": numbers.get(name), f"difference_{name}": _less(ours, numbers.get(name))}
         rows.append(row)
-    axes = tuple(path.rpartition(".")[2] for path in study.axes())
+    axes = tuple(short(path) for path in study.axes())
     compared = tuple(column for name in names for column in (name, f"source_{name}", f"difference_{name}") if column in rows[0])
     columns = (*axes, "seeds", *compared)
     origin = f"source_...: as printed, {source.title}. " if any(printed) else ""

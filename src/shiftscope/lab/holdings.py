@@ -19,8 +19,8 @@ from torch import Tensor
 from shiftscope.lab import records
 from shiftscope.lab.comparison import study_of
 from shiftscope.lab.records import Finished, Record
-from shiftscope.lab.studies import DERIVED, VARIANT, Run, Study
-from shiftscope.lab.summaries import curves, gains, layers, short, table_of
+from shiftscope.lab.studies import DERIVED, VARIANT, Run, Study, short
+from shiftscope.lab.summaries import curves, gains, layers, table_of
 from shiftscope.measures import Estimate
 from shiftscope.tables import Table
 
@@ -122,9 +122,7 @@ class Holdings:
 
     def _origin(self) -> dict[str, str]:
         """The provenance of older records, where there are no others."""
-        found = [record.provenance for cell in self.cells for record in cell.older]
-        names = dict.fromkeys(name for each in found for name in each)
-        return {name: "; ".join(dict.fromkeys(each.get(name, "-") for each in found)) for name in names}
+        return records.joined([record.provenance for cell in self.cells for record in cell.older])
 
 
 def holdings(folder: Path) -> Holdings:
@@ -197,7 +195,7 @@ def _older_record(path: Path) -> Record | None:
 
 def _name(study: Study, settings: Mapping[str, Any]) -> str:
     """A cell's settings in words, those left out that all cells share."""
-    varied = {path: settings[path] for path, values in study.axes().items() if len(values) > 1}
+    varied = {path: settings[path] for path in study.varied()}
     names = {path: PLAIN.get(short(path), short(path).replace("_", " ")) for path in varied}
     return (
         ", ".join(str(value) if path == VARIANT else f"{names[path]} {value}" for path, value in varied.items()) or "the network"

@@ -14,6 +14,7 @@ bit for bit, in half precision it is rounded once instead of at every addition.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from torch.nn import functional
 
 from shiftscope.layers import BlurPool2d, MaxBlurPool2d
 
-__all__ = ["RectifiedMaxPool2d", "quick_pools"]
+__all__ = ["RectifiedMaxPool2d", "quick_pools", "version"]
 
 #: Bits of a number as an integer, by the size of the number in bytes.
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -46,11 +47,11 @@ def quick_pools(model: nn.Module) -> Iterator[None]:
     The model's parameters and their names stay as they are. Without Numba nothing is changed.
 
     Args:
-        model: any; layers that pad, dilate or give indices are left alone.
+        model: any. Left alone are layers that pad, dilate, give indices, work in place or have hooks, and subclasses.
     """
     swapped: list[tuple[nn.Sequential, int, nn.Module]] = []
-    if find_spec("numba") is not None:
-        for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+    if _numba() is not None:
+        for sequence in [module for module in model.modules() if type(module) is nn.Sequential]:
             swapped += _swap(sequence)
     try:
         yield
@@ -73,6 +74,8 @@ def _swap(sequence: nn.Sequential) -> list[tuple[nn.Sequential, int, nn.Module]]
 
 def _quick(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     """Two layers that do the same as two layers in a row; None where there are none."""
+    if any(module._forward_hooks or module._forward_pre_hooks or getattr(module, "inplace", False) for module in (first, second)):
+        return None
     kinds = {type(first), type(second)}
     if kinds == {nn.ReLU, nn.MaxPool2d}:
         pool: Any = first if isinstance(first, nn.MaxPool2d) else second
@@ -85,6 +88,12 @@ def _quick(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module] |
             by = second.filter
             return RectifiedMaxPool2d(kernel, 1), BlurPool2d(1, by.stride, border=by.border, taps=by.taps, compat=second.compat)
     return None
+
+
+def version() -> str | None:
+    """Of Numba, where it can be used."""
+    found = _numba()
+    return None if found is None else str(found.__version__)
 
 
 def _alike(value: int | tuple[int, ...]) -> int | None:
@@ -108,7 +117,7 @@ class RectifiedMaxPool2d(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """The rectified maxima."""
         served = maps.device.type == "cpu" and maps.is_floating_point() and maps.numel() and self.kernel**2 < NONE
-        if not served or min(maps.shape[2:]) < self.kernel:
+        if not served or maps.ndim != 4 or min(maps.shape[2:]) < self.kernel:
             return functional.relu(functional.max_pool2d(maps, self.kernel, self.stride))
         found: Tensor = _Pooled.apply(maps, self.kernel, self.stride)
         return found
@@ -130,12 +139,12 @@ class _Pooled(torch.autograd.Function):
         bits = INTEGERS[maps.element_size()]
         lowest = torch.tensor(-torch.inf, dtype=maps.dtype).view(bits).item()
         inputs, outputs, places = rows.view(bits).numpy(), kept.view(bits).numpy(), index.numpy()
-        run = channels if last else 1
+        run, keep = channels if last else 1, _kernels()[0]
         strange = [False] * len(rows)
 
         def work(start: int, stop: int) -> None:
             part = slice(start, stop)
-            strange[start] = _kernels()[0](inputs[part], outputs[part], places[part], kernel, stride, run, lowest)
+            strange[start] = keep(inputs[part], outputs[part], places[part], kernel, stride, run, lowest)
 
         _in_parts(0, len(rows), work)
         if any(strange):  # not a number, with a sign: its bits say nothing
@@ -154,7 +163,7 @@ class _Pooled(torch.autograd.Function):
         found = torch.empty(shape, dtype=gradient.dtype, memory_format=form)
         whole, places = _rows(found, last), index.numpy()
         wide = torch.promote_types(gradient.dtype, torch.float32)
-        run = shape[1] if last else 1
+        run, give = shape[1] if last else 1, _kernels()[1]
         for start in range(0, len(rows), each := _at_once(whole)):
             part = slice(start, start + each)
             moved = rows[part].to(wide).numpy()
@@ -162,7 +171,7 @@ class _Pooled(torch.autograd.Function):
             summed = target.numpy()
 
             def work(one: int, other: int, start: int = start, moved: Any = moved, summed: Any = summed) -> None:
-                _kernels()[1](places[start:][one:other], moved[one:other], summed[one:other], kernel, stride, run)
+                give(places[start:][one:other], moved[one:other], summed[one:other], kernel, stride, run)
 
             _in_parts(0, len(summed), work)
             if target.dtype != found.dtype:
@@ -194,11 +203,21 @@ def _in_parts(start: int, stop: int, work: Callable[[int, int], None]) -> None:
 
 
 @lru_cache(maxsize=1)
+def _numba() -> Any:
+    """The package; None where it is missing, or where it says that it cannot work with the others here."""
+    try:
+        import numba
+    except ImportError as error:
+        if find_spec("numba") is not None:
+            warnings.warn(f"Numba cannot be used ({error}); trainings are slower without it.", stacklevel=2)
+        return None
+    return numba
+
+
+@lru_cache(maxsize=1)
 def _kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The two loops, compiled when they are first called. They let other threads run."""
-    from numba import njit
-
-    compiled = njit(nogil=True)
+    compiled = _numba().njit(nogil=True)
     return compiled(inspect.unwrap(_keep)), compiled(inspect.unwrap(_give))
 
 

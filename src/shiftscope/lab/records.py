@@ -13,11 +13,10 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from errno import EIO
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +25,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import shiftscope
+from shiftscope.lab import pools
 from shiftscope.lab.files import write_bytes, write_tensors, write_text
 from shiftscope.lab.measuring import LayerRecord
 from shiftscope.lab.specs import Spec
@@ -37,6 +37,7 @@ __all__ = [
     "Finished",
     "Outcome",
     "Record",
+    "joined",
     "kept_files",
     "provenance",
     "put_files",
@@ -183,13 +184,19 @@ def receive(folder: Path, files: Mapping[str, bytes]) -> Finished:
     return finished
 
 
+def joined(origins: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The provenance of what several made: name by name, each distinct value in its turn."""
+    names = dict.fromkeys(name for each in origins for name in each)
+    return {name: "; ".join(dict.fromkeys(each.get(name, "-") for each in origins)) for name in names}
+
+
 def provenance(device: torch.device | str) -> dict[str, str]:
     """What made the numbers: code and machine."""
     return {
         "shiftscope": version("shiftscope"),
         "commit": _commit(),
         "torch": torch.__version__,
-        **({"numba": version("numba")} if find_spec("numba") else {}),
+        "numba": pools.version() or "not used",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",

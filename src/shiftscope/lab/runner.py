@@ -1,7 +1,8 @@
 """Runs a study: what is finished is found, what is missing is done, then the table is made from the records alone.
 
-Killing it at any moment and starting it again loses at most the last epoch, or half a minute, of the runs in flight. A lock
-keeps a second command out of the folder while one is at work there.
+Killing it at any moment and starting it again loses, of the runs in flight, an epoch or two of a training (half a minute where
+they are short) or the measuring; trainings done together, or where the study's folder is not, are lost whole. A lock keeps a
+second command out of the folder while one is at work there.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from shiftscope.lab.files import locked, sweep, write_text
 from shiftscope.lab.measuring import Loading
 from shiftscope.lab.records import Finished, Record
 from shiftscope.lab.runs import Piece, execute
-from shiftscope.lab.studies import Cell, Run, Study
-from shiftscope.lab.summaries import short, summarise
+from shiftscope.lab.studies import Cell, Run, Study, short
+from shiftscope.lab.summaries import summarise
 from shiftscope.lab.training import Epoch, Step
 from shiftscope.tables import Table
 
@@ -163,7 +164,7 @@ def _done(jobs: list[_Job], executor: Executor | None, together: int, report: Re
         if kept is None:
             missing.append(job)
             continue
-        job.pieces[0].checkpoint.drop()  # a kill can fall between the record and the end of what it makes needless
+        job.pieces[0].checkpoint().drop()  # a kill can fall between the record and the end of what it makes needless
         report(started(job))
         finished[kept.record.id] = kept
         report(RunEnded(kept.record, found=True))
@@ -192,17 +193,21 @@ def _done_by(executor: Executor, missing: list[_Job], finished: dict[str, Finish
     for job, several in executor.run(work, missing, told):
         for piece, made in zip(job.pieces, several, strict=True):
             finished[piece.name] = records.receive(piece.folder, made) if executor.away else made
+            piece.checkpoint().drop()
             told(job, RunEnded(finished[piece.name].record, found=False))
 
 
 def _grouped(jobs: list[_Job], together: int) -> list[_Job]:
-    """Jobs that differ in their seeds only, so many in one; what has been trained already is measured alone."""
+    """Jobs that differ in their seeds only, so many in one.
+
+    What has been trained already is measured alone; layers that draw while training cannot be stacked.
+    """
     if together == 1:
         return jobs
     groups: dict[Any, list[_Job]] = {}
     for job in jobs:
         piece = job.pieces[0]
-        alone = records.read_training(piece.folder) is not None
+        alone = piece.run.network.sampling == "lps" or records.read_training(piece.folder) is not None
         groups.setdefault(piece.name if alone else piece.run.model_copy(update={"seed": 0}), []).append(job)
     grouped = []
     for alike in groups.values():
@@ -231,7 +236,7 @@ def _do(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> list[Fin
 def _do_away(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> list[dict[str, bytes]]:
     """A job's runs on a machine that need not see the study's folder: the files of each, to be written there."""
     with TemporaryDirectory() as place:
-        pieces = tuple(replace(piece, folder=Path(place) / piece.name) for piece in job.pieces)
+        pieces = tuple(replace(piece, folder=Path(place) / piece.name, lasting=False) for piece in job.pieces)
         for piece, files in zip(pieces, job.kept, strict=True):
             records.put_files(piece.folder, files)
         _do(replace(job, pieces=pieces), report)

@@ -6,7 +6,7 @@ long training is put down there on its way, and goes on from there when it was i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -33,16 +33,23 @@ Report = Callable[[Loading | Step | Epoch], None]
 
 @dataclass(frozen=True)
 class Piece:
-    """A run to be done: its specification, its content id, and the folder that is or becomes its own."""
+    """A run to be done.
+
+    Attributes:
+        run: its specification.
+        name: its content id.
+        folder: that is or becomes its own.
+        lasting: whether the folder outlives the process, so that a training on its way is worth keeping there.
+    """
 
     run: Run
     name: str
     folder: Path
+    lasting: bool = True
 
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """Where its training is kept on its way."""
-        return Checkpoint(self.folder / "checkpoint.safetensors")
+    def checkpoint(self, made_by: Mapping[str, str] | None = None) -> Checkpoint:
+        """Keeps its training on its way; ``made_by`` says what is at work."""
+        return Checkpoint(self.folder / "checkpoint.safetensors", made_by=made_by)
 
 
 def execute(
@@ -93,11 +100,11 @@ def _trained(
         return []
     started, clock = datetime.now(UTC), perf_counter()
     recipe, seeds, parts = pieces[0].run.training, [piece.run.seed for piece in pieces], (data.train, data.validation)
+    made_by = records.provenance(device)
+    keeper = pieces[0].checkpoint(made_by)
     if len(pieces) == 1:
-        keeper = pieces[0].checkpoint
-        one = train(
-            networks[0], parts, recipe, place=data.canvas.place, seed=seeds[0], device=device, report=report, keeper=keeper
-        )
+        kept = keeper if pieces[0].lasting else None
+        one = train(networks[0], parts, recipe, place=data.canvas.place, seed=seeds[0], device=device, report=report, keeper=kept)
         trainings = [one]
     else:
         trainings = train_together(networks, parts, recipe, place=data.canvas.place, seeds=seeds, device=device, report=report)
@@ -115,7 +122,7 @@ def _trained(
         records.write_training(piece.folder, training, network.state_dict())
     seconds = perf_counter() - clock + sum(epoch.seconds for each in trainings for epoch in each.epochs[: each.taken_up])
     origin = {
-        **records.provenance(device),
+        **records.joined([*keeper.sittings, made_by]),
         "data": data.origin,
         "data_sha256": data.checksum,
         "started": started.isoformat(timespec="seconds"),
@@ -146,7 +153,7 @@ def _finished(
     )
     finished = Finished(record, seen.values, seen.maps, seen.curves, seen.responses)
     records.write(piece.folder, finished)
-    piece.checkpoint.drop()
+    piece.checkpoint().drop()
     return finished
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
-from shiftscope.lab.seeds import stream
+from shiftscope.lab.seeds import deterministic, stream
 from shiftscope.lab.sources import Labelled
 from shiftscope.lab.training import (
     SECONDS_BETWEEN_STEPS_TOLD,
@@ -27,7 +27,6 @@ from shiftscope.lab.training import (
     Step,
     Training,
     batches,
-    deterministic,
     optimiser,
     set_rate,
 )

@@ -209,6 +209,10 @@ class Study(Spec):
         """What varies, and over which values: the variant where there are several, then the grid."""
         return ({VARIANT: tuple(self.variants)} if self.variants else {}) | self.grid
 
+    def varied(self) -> tuple[str, ...]:
+        """The paths of the settings that cells differ in."""
+        return tuple(path for path, values in self.axes().items() if len(values) > 1)
+
     def cells(self) -> tuple[Cell, ...]:
         """A cell for each combination.
 
@@ -342,3 +346,12 @@ def _check_path(path: str) -> None:
     kind = PARTS.get(part)
     if kind is None or setting not in kind.model_fields or setting in DERIVED:
         raise ValueError(f"{path!r} names no setting that can vary. Write it like `network.factor`.")
+
+
+def short(path: str) -> str:
+    """A setting's name without the part it belongs to.
+
+    >>> short("network.factor")
+    'factor'
+    """
+    return path.rpartition(".")[2]

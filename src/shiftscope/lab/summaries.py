@@ -10,15 +10,15 @@ import torch
 from shiftscope import figures
 from shiftscope.lab.files import write_text, write_whole
 from shiftscope.lab.measuring import CURVES, MEASURES, RESPONSES
-from shiftscope.lab.records import Finished, Record
-from shiftscope.lab.studies import Study
+from shiftscope.lab.records import Finished, Record, joined
+from shiftscope.lab.studies import Study, short
 from shiftscope.measures import Estimate, crossed, interval, mean_over_seeds, resampled
 from shiftscope.tables import Table
 
 FACTOR = "network.factor"
 #: So many trainings that missed their target are named below a table.
 NAMED = 6
-__all__ = ["across_and_series", "curves", "gains", "layers", "short", "summarise", "table_of"]
+__all__ = ["across_and_series", "curves", "gains", "layers", "summarise", "table_of"]
 
 
 def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
@@ -219,10 +219,7 @@ def _origin(every: list[Record]) -> dict[str, str]:
     """What made the table, from the records: each distinct value, and the time all runs took together."""
     if not every:
         return {}
-    names = [name for record in every for name in record.provenance if name not in ("seconds", "started")]
-    origin = {
-        name: "; ".join(dict.fromkeys(record.provenance.get(name, "-") for record in every)) for name in dict.fromkeys(names)
-    }
+    origin = joined([record.provenance for record in every])
     origin["started"] = min(record.provenance["started"] for record in every)
     origin["seconds"] = f"{sum(float(record.provenance['seconds']) for record in every):.1f} over {len(every)} runs"
     return origin
@@ -230,14 +227,9 @@ def _origin(every: list[Record]) -> dict[str, str]:
 
 def across_and_series(study: Study) -> tuple[str | None, tuple[str, ...]]:
     """Of the settings that vary, the one for a horizontal axis (the factor, else the last) and those that tell lines apart."""
-    varied = [short(path) for path, values in study.axes().items() if len(values) > 1]
+    varied = [short(path) for path in study.varied()]
     across = "factor" if "factor" in varied else varied[-1] if varied else None
     return across, tuple(name for name in varied if name != across)
-
-
-def short(path: str) -> str:
-    """A setting's name without the part it belongs to."""
-    return path.rpartition(".")[2]
 
 
 def _cell(value: Any) -> str | int | float:

@@ -4,20 +4,20 @@ The rule: train until every training image is right (or another target share), g
 the best epoch. *Best* ranks an epoch that reached the target above every one that did not, then by validation accuracy, then
 by validation loss. A run that never reaches its target, or whose loss is no longer a number, says so in its result.
 
-The same seed gives the same weights, bit for bit, on the same machine with the same number of threads: batch order,
-augmentation and what layers draw have streams of their own, and only deterministic algorithms are used.
+The same seed gives the same weights, bit for bit, on the same machine with the same number of threads and the same packages
+(Numba there or not: :mod:`shiftscope.lab.pools`): batch order, augmentation and what layers draw have streams of their own, and
+only deterministic algorithms are used.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import isfinite
 from time import perf_counter
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shiftscope.lab.pools import quick_pools
-from shiftscope.lab.seeds import stream
+from shiftscope.lab.seeds import deterministic, drawing, stream
 from shiftscope.lab.sources import Labelled
 from shiftscope.lab.specs import Spec
 from shiftscope.outputs import evaluating
@@ -42,7 +42,6 @@ __all__ = [
     "Step",
     "Training",
     "batches",
-    "deterministic",
     "evaluate",
     "optimiser",
     "reaching",
@@ -182,8 +181,8 @@ def train(
     descent = optimiser(model.parameters(), recipe)
     order, shifts = stream(seed, "order"), stream(seed, "shifts", device)
     course = Course(model, (training, validation), recipe, place)
-    quick = quick_pools(model) if len(training) * recipe.max_epochs >= IMAGES_WORTH_COMPILING else nullcontext()
-    with deterministic(device), drawing(seed, device) as layers, quick:
+    worthwhile = torch.device(device).type == "cpu" and len(training) * recipe.max_epochs >= IMAGES_WORTH_COMPILING
+    with deterministic(device), drawing(seed, device) as layers, quick_pools(model) if worthwhile else nullcontext():
         standing = Standing(course, descent, {"order": order, "shifts": shifts, "layers": layers})
         if keeper is not None:
             keeper.take_up(standing)
@@ -272,7 +271,7 @@ class Keeper(Protocol):
     """Keeps a training that may be interrupted (:class:`shiftscope.lab.checkpoints.Checkpoint` does, in a file)."""
 
     def put_down(self, standing: Standing) -> None:
-        """Keep where the training stands after an epoch that is not its last."""
+        """Keep where the training stands after an epoch that did not end it."""
         ...
 
     def take_up(self, standing: Standing) -> None:
@@ -401,34 +400,3 @@ def _ended(epochs: list[Epoch], kept: int, recipe: Recipe, diverged: int | None 
         history,
         f"Did not reach {target} in {len(epochs)} epochs (while training {best:.2%}); epoch {kept} is kept. Raise `max_epochs`.",
     )
-
-
-@contextmanager
-def deterministic(device: torch.device | str) -> Iterator[None]:
-    """Only deterministic algorithms; every global switch as it was afterwards."""
-    if torch.device(device).type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    filling: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
-    filling.fill_uninitialized_memory = False  # it would cost time and change nothing: no uninitialised memory is read
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
-        filling.fill_uninitialized_memory = before[2]
-
-
-@contextmanager
-def drawing(seed: int, device: torch.device | str) -> Iterator[torch.Generator]:
-    """PyTorch's own generator, from which layers draw, on the seed's stream; where it was afterwards."""
-    place = torch.device(device)
-    own = torch.cuda.default_generators[place.index or 0] if place.type == "cuda" else torch.default_generator
-    before = own.get_state()
-    own.manual_seed(stream(seed, "layers").initial_seed())
-    try:
-        yield own
-    finally:
-        own.set_state(before)

@@ -13,7 +13,8 @@ from shiftscope.errors import InputError
 from shiftscope.gallery import Progress, galleries
 from shiftscope.lab.comparison import compare
 from shiftscope.lab.holdings import Holdings, holdings
-from shiftscope.lab.summaries import across_and_series, short
+from shiftscope.lab.studies import short
+from shiftscope.lab.summaries import across_and_series
 from shiftscope.measures import Estimate
 from shiftscope.report import Chart, Grid, Lesson, Maps, Missing, Page, Rows, Scatter, ShiftMap
 from shiftscope.report.content import Section, Signal
@@ -248,7 +249,7 @@ def _setting(held: Holdings, row: Mapping[str, Any]) -> str:
 
 def _varied(held: Holdings) -> list[str]:
     """The settings that differ between cells."""
-    return [short(path) for path, values in held.study.axes().items() if len(values) > 1]
+    return [short(path) for path in held.study.varied()]
 
 
 def _rounded(row: Mapping[str, Any], name: str) -> str:

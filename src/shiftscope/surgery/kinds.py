@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
+from shiftscope.errors import InputError
 from shiftscope.surgery.equivariance import circular, make_equivariant
 from shiftscope.surgery.filters import antialias
 from shiftscope.surgery.heads import global_pool
@@ -28,8 +29,10 @@ def operate(kind: Kind, model: nn.Module, *, filter_size: int = 1, image: tuple[
         image: (channels, height, width), for the costs.
 
     Raises:
-        InputError: what the operation says.
+        InputError: there is no such operation; what the operation says.
     """
+    if kind not in get_args(Kind):
+        raise InputError(f"`kind` must be one of {', '.join(get_args(Kind))}, got {kind!r}.")
     if kind == "blur":
         return antialias(model, filter_size=filter_size, image=image)
     if kind in ("aps", "lps"):
