@@ -1,6 +1,6 @@
 """Images a second of the training loop, beside its floor and beside the ordinary loop.
 
-    python benchmarks/training.py [--data-dir DIR] [--rounds 7]
+    python benchmarks/training.py [--data-dir DIR] [--rounds 7] [--parts pools]
 
 For a network of factor 8 and one of factor 1 (channels 16-32-64, 40x40 canvas, batches of 128), interleaved, several rounds:
 
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--one", type=int, help="print the loop's images a second for this factor, and nothing else")
     parser.add_argument("--keep", type=int, default=1)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="measure these only")
     asked = parser.parse_args()
     if asked.keep:
         keep_freed_memory()
@@ -198,24 +199,47 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {asked.rounds} rounds, median and [least, greatest]")
     for factor, count in ((8, 40 * BATCH), (1, 8 * BATCH)):
         data = images(asked.data_dir, count)
-        plain, shifted = Recipe(batch_size=BATCH), Recipe(batch_size=BATCH, translate=SHIFT)
-        ways = {
-            "floor": floor(factor, data, plain),
-            "ours": ours(factor, data, plain),
-            "ours, random shifts": ours(factor, data, shifted),
-            "ordinary": ordinary(factor, data, plain),
-            "ordinary, random shifts": ordinary(factor, data, shifted),
-        }
-        show(f"factor {factor}, fp32, epochs of {count} images", interleaved(ways, asked.rounds), "floor")
-        precisions = {name: ours(factor, data, Recipe(batch_size=BATCH, precision=name)) for name in ("fp32", "bf16")}
-        show(f"factor {factor}, precision", interleaved(precisions, asked.rounds), "fp32")
-        for precision in ("fp32", "bf16"):
-            recipe = Recipe(batch_size=BATCH, precision=precision)
-            ways = {name: pools(factor, data, recipe, quick=name == "one pass") for name in ("PyTorch's pools", "one pass")}
-            show(f"factor {factor}, {precision}, steps alone", interleaved(ways, asked.rounds), "PyTorch's pools")
-        seeds = {name: three(factor, data, plain, stacked=name == "stacked") for name in ("in turn", "stacked")}
-        show(f"factor {factor}, fp32, three seeds", interleaved(seeds, asked.rounds), "in turn")
-        memory(factor, asked.data_dir, 3)
+        for part in asked.parts or PARTS:
+            PARTS[part](factor, data, asked)
+
+
+def _loops(factor: int, data: Labelled, asked: argparse.Namespace) -> None:
+    plain, shifted = Recipe(batch_size=BATCH), Recipe(batch_size=BATCH, translate=SHIFT)
+    ways = {
+        "floor": floor(factor, data, plain),
+        "ours": ours(factor, data, plain),
+        "ours, random shifts": ours(factor, data, shifted),
+        "ordinary": ordinary(factor, data, plain),
+        "ordinary, random shifts": ordinary(factor, data, shifted),
+    }
+    show(f"factor {factor}, fp32, epochs of {len(data)} images", interleaved(ways, asked.rounds), "floor")
+
+
+def _precisions(factor: int, data: Labelled, asked: argparse.Namespace) -> None:
+    ways = {name: ours(factor, data, Recipe(batch_size=BATCH, precision=name)) for name in ("fp32", "bf16")}
+    show(f"factor {factor}, precision", interleaved(ways, asked.rounds), "fp32")
+
+
+def _pools(factor: int, data: Labelled, asked: argparse.Namespace) -> None:
+    for precision in ("fp32", "bf16"):
+        recipe = Recipe(batch_size=BATCH, precision=precision)
+        ways = {name: pools(factor, data, recipe, quick=name == "one pass") for name in ("PyTorch's pools", "one pass")}
+        show(f"factor {factor}, {precision}, steps alone", interleaved(ways, asked.rounds), "PyTorch's pools")
+
+
+def _seeds(factor: int, data: Labelled, asked: argparse.Namespace) -> None:
+    ways = {name: three(factor, data, Recipe(batch_size=BATCH), stacked=name == "stacked") for name in ("in turn", "stacked")}
+    show(f"factor {factor}, fp32, three seeds", interleaved(ways, asked.rounds), "in turn")
+
+
+#: What is measured for each factor, in this order.
+PARTS: dict[str, Callable[[int, Labelled, argparse.Namespace], None]] = {
+    "loops": _loops,
+    "precisions": _precisions,
+    "pools": _pools,
+    "seeds": _seeds,
+    "memory": lambda factor, _, asked: memory(factor, asked.data_dir, 3),
+}
 
 
 if __name__ == "__main__":

@@ -192,6 +192,22 @@ def test_layers_that_draw_are_trained_alone(tmp_path: Path) -> None:
     assert "trained_together" not in table.provenance
 
 
+def test_runs_that_another_study_has_finished_are_taken_over(tmp_path: Path) -> None:
+    first = run_study(small(tmp_path), out=tmp_path / "studies" / "one")
+    more, told = small(tmp_path, SMALL.replace('title = "Small"', 'title = "Larger"').replace("[1, 4]", "[1, 2, 4]")), []
+    table = run_study(more, out=tmp_path / "two", reuse=tmp_path / "studies", report=told.append)
+    ended = [(each.found, each.record.spec.network.factor) for each in told if isinstance(each, RunEnded)]
+    assert sorted(ended) == [(False, 2)] * 2 + [(True, 1)] * 2 + [(True, 4)] * 2
+    assert [table.rows[0], table.rows[2]] == list(first.rows)
+    name = next((tmp_path / "studies" / "one" / "runs").iterdir()).name
+    ours, theirs = (tmp_path / part / "runs" / name for part in ("two", "studies/one"))
+    assert {each.name: each.read_bytes() for each in ours.iterdir()} == {
+        each.name: each.read_bytes() for each in theirs.iterdir()
+    }
+    with pytest.raises(InputError, match=r"`reuse` .*nowhere is no folder. Give a study.s folder"):
+        run_study(more, out=tmp_path / "three", reuse=tmp_path / "nowhere")
+
+
 def test_a_finished_study_is_found_and_gives_the_same_table(tmp_path: Path) -> None:
     study, out = small(tmp_path), tmp_path / "out"
     first = run_study(study, out=out)

@@ -34,6 +34,7 @@ def study(
     address: str | None = None,
     gpus: float = 0.0,
     together: int = 1,
+    reuse: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Train and measure the networks of a study; finished runs are kept, and running it again goes on where it stopped.
@@ -64,6 +65,8 @@ def study(
         Share of a GPU for each run on a Ray cluster, as 0.25.
     together:
         Seeds of a row to train at once, their weights stacked; quicker where a GPU is idle with one.
+    reuse:
+        Folder of a study, or of several, as studies: finished runs there that are the same are taken over, not trained again.
     as_json:
         Print the table as JSON instead.
     """
@@ -79,7 +82,16 @@ def study(
     how = executor_of(executor, workers=workers, address=address, gpus=gpus, device=where)
     keep_freed_memory()
     with _going_on(folder), reporting() as report:
-        table = run_study(chosen, out=folder, data_dir=data_dir, device=where, executor=how, together=together, report=report)
+        table = run_study(
+            chosen,
+            out=folder,
+            data_dir=data_dir,
+            device=where,
+            executor=how,
+            together=together,
+            reuse=reuse,
+            report=report,
+        )
     if as_json:
         print_json(table.to_json())
     else:

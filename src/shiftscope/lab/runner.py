@@ -107,6 +107,7 @@ def run_study(
     device: torch.device | str = "cpu",
     executor: Executor | None = None,
     together: int = 1,
+    reuse: Path | None = None,
     report: Report = lambda _: None,
 ) -> Table:
     """Run what is missing of a study and write its table.
@@ -119,19 +120,24 @@ def run_study(
         executor: what carries out several runs at once, each with one thread; None does them here, one after the other, with
             all threads. The last bits of results depend on the number of threads.
         together: so many seeds of a cell are trained at once, their weights stacked (see :mod:`shiftscope.lab.stacking`).
+        reuse: a study's folder, or one of several, whose finished runs are taken over where they are the same: same
+            specification, same data.
         report: told how it goes.
 
     Returns:
         a row a cell, every number an estimate over seeds and test images.
 
     Raises:
-        InputError: impossible data or shifts, told before anything is written; a folder that cannot be written, or that another
-            command is at work in; a run that memory is too small for; what does the runs dies again and again.
+        InputError: impossible data or shifts, told before anything is written; ``reuse`` is no folder; a folder that cannot be
+            written, or that another command is at work in; a run that memory is too small for; what does the runs dies again
+            and again.
         OSError: a file cannot be written; finished runs are kept.
     """
     cells = study.cells()
     # One seed of every cell before the next seed of any, so that a study stopped half-way has a whole table.
     runs = [(cell, cell.runs[place]) for place in range(len(study.seeds)) for cell in cells]
+    if reuse is not None and not reuse.is_dir():
+        raise InputError(f"`reuse` {reuse} is no folder. Give a study's folder, or one that holds several.")
     if together < 1:
         raise InputError(f"`together` must be 1 or more networks, got {together}.")
     specs = dict.fromkeys(run.data for _, run in runs)
@@ -145,9 +151,22 @@ def run_study(
     _make(out)
     with locked(out):
         _prepare(out, study)
+        if reuse is not None:
+            for job in jobs.values():
+                _take_over(job.pieces[0], reuse)
         finished = _done(list(jobs.values()), executor, together, report)
     by_cell = [[finished[run.content_id(data[run.data].checksum)] for run in cell.runs] for cell in cells]
     return summarise(study, by_cell, out)
+
+
+def _take_over(piece: Piece, reuse: Path) -> None:
+    """Copy a run that another study has finished, where there is one and this study has it not."""
+    if records.read(piece.folder) is not None:
+        return
+    for other in (reuse / "runs" / piece.name, *sorted(reuse.glob(f"*/runs/{piece.name}"))):
+        if records.read(other) is not None:
+            records.put_files(piece.folder, {path.name: path.read_bytes() for path in other.iterdir() if path.is_file()})
+            return
 
 
 def _done(jobs: list[_Job], executor: Executor | None, together: int, report: Report) -> dict[str, Finished]:
