@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +208,34 @@ def test_runs_that_another_study_has_finished_are_taken_over(tmp_path: Path) -> 
     }
     with pytest.raises(InputError, match=r"`reuse` .*nowhere is no folder. Give a study.s folder"):
         run_study(more, out=tmp_path / "three", reuse=tmp_path / "nowhere")
+
+
+def test_a_half_done_study_has_tables_of_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, out = small(tmp_path), tmp_path / "out"
+    run_study(study, out=out)
+    whole = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.suffix != ".json"}
+    assert holdings(out).write_tables()
+    assert {name: (out / name).read_bytes() for name in whole} == whole
+    one = next(path for path in (out / "runs").iterdir() if json.loads((path / "record.json").read_text())["spec"]["seed"] == 1)
+    shutil.rmtree(one)
+    assert holdings(out).write_tables()
+    rows = (out / "table.csv").read_text().splitlines()
+    assert sorted(row.split(",")[1] for row in rows[1:]) == ["1", "2"]
+    text = (out / "table.md").read_text()
+    assert "Half done: 1 of 4 runs are not finished." in text
+    assert "1 to 2 trained networks a row" in text
+    assert "One seed in some rows" in text
+    shutil.rmtree(out / "runs")
+    assert not holdings(out).write_tables()
+    monkeypatch.setattr("shiftscope.lab.holdings.summarise", _full)
+    run_study(study, out=out)
+    plain = holdings(out)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)\. Make room"):
+        plain.write_tables()
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_finished_study_is_found_and_gives_the_same_table(tmp_path: Path) -> None:

@@ -131,18 +131,23 @@ def report(
     Parameters
     ----------
     folder:
-        Of a study, which may be half done, and the page then says what is missing; or of an audit.
+        Of a study, which may be half done: the page says what is missing, and table, curves, layers and figure are written of
+        what there is. Or of an audit.
     out:
-        File to write; report.html in the folder by default.
+        File to write, and nothing else; report.html in the folder by default.
     data_dir:
         Local folder that holds the data set; else SHIFTSCOPE_DATA, else what was decoded before. Nothing is fetched.
     device:
         Where to compute what networks answer to a drag: cpu, cuda, or auto.
     """
+    from shiftscope.auditing import is_audit
     from shiftscope.console import reporting
+    from shiftscope.lab.holdings import holdings
     from shiftscope.lab.runner import Loading
     from shiftscope.reports import write_report
 
+    if out is None and not is_audit(folder):
+        holdings(folder).write_tables()
     with reporting() as tell:
         path = write_report(folder, out=out, data_dir=data_dir, device=device_of(device), progress=lambda *at: tell(Loading(*at)))
     print(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))

@@ -16,11 +16,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from shiftscope.errors import InputError
 from shiftscope.lab import records
 from shiftscope.lab.comparison import study_of
 from shiftscope.lab.records import Finished, Record
 from shiftscope.lab.studies import DERIVED, VARIANT, Run, Study, short
-from shiftscope.lab.summaries import curves, gains, layers, table_of
+from shiftscope.lab.summaries import curves, gains, layers, summarise, table_of
 from shiftscope.measures import Estimate
 from shiftscope.tables import Table
 
@@ -111,6 +112,22 @@ class Holdings:
     def gains(self) -> Table:
         """Homogeneity and what subsampling gains; see :func:`shiftscope.lab.summaries.gains`."""
         return gains(self.study, self._sound())
+
+    def write_tables(self) -> bool:
+        """Write the study's tables and figure from what there is, where that is not of an older form; whether it did.
+
+        Raises:
+            InputError: they cannot be written.
+        """
+        if not self.finished or any(cell.older for cell in self.cells):
+            return False
+        try:
+            summarise(self.study, [list(cell.found) for cell in self.cells], self.folder)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder} cannot be written ({error.strerror}). Make room, or write the page alone, elsewhere, with --out."
+            ) from error
+        return True
 
     def _sound(self) -> list[list[Finished]]:
         return [[run for run in cell.found if run.record.training.status != "diverged"] for cell in self.cells]

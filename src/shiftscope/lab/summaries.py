@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -182,25 +183,26 @@ def _numbers(runs: list[Finished]) -> dict[str, Any]:
 def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
     if not every:
         return ()
-    seeds, images = len(study.seeds), max((each.count for record in every for each in record.results.values()), default=0)
-    over = (
-        f"{seeds} trained networks a row and {images} test images"
-        if seeds > 1
-        else f"{images} test images, one trained network a row"
-    )
+    images = max((each.count for record in every for each in record.results.values()), default=0)
+    fewest, most = _networks_a_row(every)
+    seeds = f"{fewest} to {most}" if fewest < most else str(most)
+    over = f"{seeds} trained networks a row and {images} test images" if most > 1 else f"{images} test images, one network a row"
     notes = [
         f"In brackets: 95 % intervals over {over}. train_accuracy: of the worst network of the row. mcs and top1_change: each "
         "image under one random shift; mcs_centred: the same of outputs less their mean over classes; mcs_all_shifts: under "
         "every shift up to the largest; worst_case: right at every one."
     ]
-    if seeds == 1:
-        notes.append("One seed: the intervals say nothing about how much another training would differ.")
+    if fewest == 1:
+        where = "One seed" if most == 1 else "One seed in some rows"
+        notes.append(f"{where}: the intervals say nothing about how much another training would differ.")
     if study.source and study.source.cells:
         notes.append(f"source_...: as printed, {study.source.title}.")
     if cut := max(record.cut for record in every):
         notes.append(
             f"The largest shifts exceed the margin of the canvas: they cut some content of {cut:.1%} of the test images."
         )
+    if lacking := len(study.combinations()) * len(study.seeds) - len(every):
+        notes.append(f"Half done: {lacking} of {lacking + len(every)} runs are not finished.")
     missed = sorted((record for record in every if record.training.status != "reached"), key=_train_accuracy)
     if more := missed[NAMED:]:
         notes.append(
@@ -209,6 +211,12 @@ def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
         )
     notes += [f"Run {record.id} (seed {record.spec.seed}): {record.training.sentence}" for record in missed[:NAMED]]
     return tuple(notes)
+
+
+def _networks_a_row(every: list[Record]) -> tuple[int, int]:
+    """The least and the greatest number of networks that a row with any is known from."""
+    rows = Counter(record.spec.model_copy(update={"seed": 0}).model_dump_json() for record in every)
+    return min(rows.values()), max(rows.values())
 
 
 def _train_accuracy(record: Record) -> float:
