@@ -17,6 +17,7 @@ from shiftscope.figures import (
     before_after,
     causes,
     heat_maps,
+    listed,
     pareto,
     relation,
     save,
@@ -98,6 +99,23 @@ def test_bands_hold_every_series_in_order_with_its_interval_and_its_source() -> 
     band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (pytest.approx(0.02), pytest.approx(0.62))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kernel 2", "kernel 3", "the source"]
+
+
+def test_settings_of_words_are_listed_line_by_line() -> None:
+    rows = (
+        {"kind": "plain", "mcs": estimate(0.4), "centred": estimate(0.1)},
+        {"kind": "empty"},
+        {"kind": "filtered", "mcs": estimate(0.6)},
+    )
+    table = Table("kinds", ("kind", "mcs", "centred"), rows)
+    figure = listed(table, name=("kind",), measures={"mcs": "similarity", "centred": "of centred outputs", "other": "not there"})
+    (axes,) = figure.axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["plain", "filtered"]
+    assert [list(each.lines[0].get_xdata()) for each in axes.containers] == [[0.4, 0.6], [0.1]]
+    assert [list(each.lines[0].get_ydata()) for each in axes.containers] == [[0, 1], [0]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["similarity", "of centred outputs"]
+    with pytest.raises(InputError, match="no row of 'kinds' holds a number in other"):
+        listed(table, name=("kind",), measures={"other": "not there"})
 
 
 def test_heat_maps_show_ours_theirs_and_the_difference() -> None:

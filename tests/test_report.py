@@ -231,6 +231,18 @@ def test_figures_mark_every_number_of_their_table() -> None:
     assert "ours: factor 2, kernel 2\nnot measured" in wide
 
 
+def test_settings_of_words_have_points_without_a_line_and_names_that_do_not_overlap() -> None:
+    names = [f"a rather long name, number {number}" for number in range(8)]
+    rows = tuple({"variant": name, "mcs": Estimate(0.5, 0.4, 0.6, count=5)} for name in names)
+    words = render(pages.page_of(Chart("C", "", Table("T", ("variant", "mcs"), rows), "variant", "mcs")))
+    numbers = render(pages.page_of(Chart("C", "", TABLE, "factor", "mcs", ("kernel",))))
+    assert "<polyline" not in words
+    assert "<polyline" in numbers
+    for name in names:
+        assert re.search(rf"<text[^>]*rotate\(-30\)[^>]*>{name}<", words)
+    assert "rotate(-30)" not in numbers
+
+
 def test_sections_without_anything_to_draw_are_left_out() -> None:
     bare = Table("T", ("factor", "mcs"), ({"factor": 1}, {"factor": 2}))
     text = render(

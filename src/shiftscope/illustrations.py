@@ -12,7 +12,7 @@ from shiftscope.errors import InputError
 from shiftscope.lab.files import write_whole
 from shiftscope.lab.holdings import Holdings, holdings
 from shiftscope.lab.studies import short
-from shiftscope.lab.summaries import across_and_series
+from shiftscope.lab.summaries import across_and_series, curve
 from shiftscope.tables import Cell, Table
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _curve(table: Table, across: str | None, series: tuple[str, ...], measure: s
         return name, "no setting varies in this study."
     if not any(measure in row for row in table.rows):
         return name, f"no record holds {measure}."
-    return name, lambda: figures.bands(table, across=across, measure=measure, label=LABELS[measure], series=series)
+    return name, lambda: curve(table, across, series, {measure: LABELS[measure]})
 
 
 def _grid(table: Table, varied: list[str], measure: str) -> tuple[str, Callable[[], Figure] | str]:

@@ -6,7 +6,7 @@ same table gives the same bytes.
 
 from shiftscope.figures.curves import bands
 from shiftscope.figures.grids import heat_maps, sensitivity_maps
-from shiftscope.figures.relations import before_after, causes, pareto, relation, through_layers
+from shiftscope.figures.relations import before_after, causes, listed, pareto, relation, through_layers
 from shiftscope.figures.style import COLUMN, PAGE, save
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "before_after",
     "causes",
     "heat_maps",
+    "listed",
     "pareto",
     "relation",
     "save",

@@ -171,6 +171,43 @@ def before_after(table: Table, *, name: tuple[str, ...], before: str, after: str
 
 
 @styled
+def listed(table: Table, *, name: tuple[str, ...], measures: Mapping[str, str]) -> Figure:
+    """Estimates of measures on one scale, a line a row: for settings that are words, which no curve joins.
+
+    Args:
+        table: a row a network.
+        name: the columns that name it.
+        measures: columns of estimates, and what they are called; those that no row holds are left out.
+    """
+    held = {column: label for column, label in measures.items() if any(value(row.get(column)) is not None for row in table.rows)}
+    rows = [row for row in table.rows if any(value(row.get(column)) is not None for column in held)]
+    if not rows:
+        raise InputError(f"no row of {table.title!r} holds a number in {' or '.join(measures)}. Measure them first.")
+    figure, (axes,) = blank(COLUMN, 0.75 + 0.22 * len(rows))
+    for number, (column, label) in enumerate(held.items()):
+        places = [place for place, row in enumerate(rows) if value(row.get(column)) is not None]
+        ends = list(zip(*(reach(rows[place].get(column)) for place in places), strict=True))
+        axes.errorbar(
+            [_number(rows[place], column) for place in places],
+            places,
+            xerr=ends,
+            fmt=MARKS[number % len(MARKS)],
+            color=COLOURS[number % len(COLOURS)],
+            markersize=4,
+            capsize=2,
+            label=label,
+        )
+    axes.set_yticks(range(len(rows)), [named(row, name) for row in rows])
+    axes.invert_yaxis()
+    if len(held) == 1:
+        axes.set_xlabel(next(iter(held.values())))
+    else:
+        key(figure, axes)
+    tidy(axes, grid="x")
+    return figure
+
+
+@styled
 def causes(
     table: Table,
     *,

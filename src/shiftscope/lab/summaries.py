@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,10 +17,13 @@ from shiftscope.lab.studies import Study, short
 from shiftscope.measures import Estimate, crossed, interval, mean_over_seeds, resampled
 from shiftscope.tables import Table
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FACTOR = "network.factor"
 #: So many trainings that missed their target are named below a table.
 NAMED = 6
-__all__ = ["across_and_series", "curves", "gains", "layers", "summarise", "table_of"]
+__all__ = ["across_and_series", "curve", "curves", "gains", "layers", "summarise", "table_of"]
 
 
 def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
@@ -161,9 +165,24 @@ def _draw(study: Study, table: Table, out: Path) -> None:
     """MCS against what the study varies."""
     across, series = across_and_series(study)
     if across is not None and any("mcs" in row for row in table.rows):
-        figure = figures.bands(table, across=across, measure="mcs", label="mean cosine similarity", series=series)
+        figure = curve(table, across, series, {"mcs": "mean cosine similarity", "mcs_centred": "of centred outputs"})
         for suffix in ("png", "svg"):
             write_whole(out / f"figure.{suffix}", lambda path: figures.save(figure, path))
+
+
+def curve(table: Table, across: str, series: tuple[str, ...], measures: Mapping[str, str]) -> Figure:
+    """The first measure against a setting of numbers; all of them, line by line, where the setting is one of words.
+
+    Args:
+        table: a row a cell.
+        across: the setting.
+        series: the settings that tell lines apart.
+        measures: columns, and what they are called.
+    """
+    if any(isinstance(row.get(across), str) for row in table.rows):
+        return figures.listed(table, name=(*series, across), measures=measures)
+    measure, label = next(iter(measures.items()))
+    return figures.bands(table, across=across, measure=measure, label=label, series=series)
 
 
 def _numbers(runs: list[Finished]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ WIDE, NARROW = 720.0, 380.0
 HEIGHT = 360.0
 LEFT, RIGHT, TOP, BOTTOM = 76.0, 18.0, 14.0, 50.0
 SERIES = 6
+#: About what a character of a tick takes.
+CHARACTER = 7.5
 Words = Mapping[str, str]
 
 
@@ -36,7 +38,7 @@ class Drawn:
 
 
 def draw_chart(chart: Chart, words: Words, width: float = WIDE) -> Drawn | None:
-    """Lines with bands and points; None where no row holds the measure."""
+    """Lines with bands and points, points alone where the setting is one of words; None where no row holds the measure."""
     rows = [row for row in chart.table.rows if number(row.get(chart.measure)) is not None]
     if not rows:
         return None
@@ -50,7 +52,9 @@ def draw_chart(chart: Chart, words: Words, width: float = WIDE) -> Drawn | None:
     step = (width - LEFT - RIGHT) / len(places)
     across = {place: LEFT + step * (index + 0.5) for index, place in enumerate(places)}
     below = [(across[place], str(place)) for place in places]
-    marks = [_frame(axis, width, below, _word(chart.across, words), _word(chart.measure, words))]
+    longest = max(len(text) for _, text in below) * CHARACTER
+    turned = longest * 0.5 if longest > step else 0.0
+    marks = [_frame(axis, width, below, _word(chart.across, words), _word(chart.measure, words), turned=turned)]
     legend = []
     for index, (names, held) in enumerate(lines.items()):
         # Lines stand a little apart, so that equal values do not hide each other.
@@ -65,7 +69,7 @@ def draw_chart(chart: Chart, words: Words, width: float = WIDE) -> Drawn | None:
         marks.append(_sources(sources, chart, axis, across, list(lines), words))
         legend.append(("source", "the source's numbers"))
     title = f"{_word(chart.measure, words)} against {_word(chart.across, words)}"
-    return Drawn(_svg(title, width, HEIGHT, *marks), tuple(legend))
+    return Drawn(_svg(title, width, HEIGHT + turned, *marks), tuple(legend))
 
 
 def draw_grid(grid: Grid, words: Words, width: float = WIDE) -> Drawn | None:
@@ -217,9 +221,16 @@ class _Axis:
 
 
 def _frame(
-    axis: _Axis, width: float, below: Sequence[tuple[float, str]], across: str, up: str, *, upright: bool = False
+    axis: _Axis,
+    width: float,
+    below: Sequence[tuple[float, str]],
+    across: str,
+    up: str,
+    *,
+    upright: bool = False,
+    turned: float = 0.0,
 ) -> Markup:
-    """Grid lines, ticks and the axes' names."""
+    """Grid lines, ticks and the axes' names; long names below are turned, for which they get so much more room."""
     marks = []
     for tick in axis.ticks:
         marks.append(_tag("line", x1=LEFT, x2=width - RIGHT, y1=axis.at(tick), y2=axis.at(tick), class_="rule"))
@@ -227,8 +238,13 @@ def _frame(
     for place, text in below:
         if upright:
             marks.append(_tag("line", x1=place, x2=place, y1=TOP, y2=HEIGHT - BOTTOM, class_="rule"))
-        marks.append(_tag("text", text, x=place, y=HEIGHT - BOTTOM + 20, class_="tick", text_anchor="middle"))
-    marks.append(_tag("text", across, x=(LEFT + width - RIGHT) / 2, y=HEIGHT - 8, class_="label", text_anchor="middle"))
+        if turned:
+            how = {"transform": f"translate({place + 4:g} {HEIGHT - BOTTOM + 16:g}) rotate(-30)", "text_anchor": "end"}
+        else:
+            how = {"transform": f"translate({place:g} {HEIGHT - BOTTOM + 20:g})", "text_anchor": "middle"}
+        marks.append(_tag("text", text, class_="tick", **how))
+    middle, bottom = (LEFT + width - RIGHT) / 2, HEIGHT - 8 + turned
+    marks.append(_tag("text", across, x=middle, y=bottom, class_="label", text_anchor="middle"))
     marks.append(_turned(up, 14.0, (TOP + HEIGHT - BOTTOM) / 2))
     return _tag("g", *marks)
 
@@ -243,7 +259,7 @@ def _line(
     label: str,
     words: Words,
 ) -> Markup:
-    """One line: its band, its whiskers, its points."""
+    """One line: its band, its whiskers, its points; words have no line between them."""
     places = [across[row.get(chart.across)] + offset for row in rows]
     cells = [row.get(chart.measure) for row in rows]
     middles = [axis.at(_number(cell)) for cell in cells]
@@ -252,10 +268,10 @@ def _line(
         *zip(places, (low for low, _ in ends), strict=True),
         *reversed([*zip(places, (high for _, high in ends), strict=True)]),
     ]
-    marks = [
-        _tag("polygon", points=_path(band), class_=f"band {colour}"),
-        _tag("polyline", points=_path([*zip(places, middles, strict=True)]), class_=f"line {colour}"),
-    ]
+    marks = []
+    if not any(isinstance(row.get(chart.across), str) for row in rows):
+        marks.append(_tag("polygon", points=_path(band), class_=f"band {colour}"))
+        marks.append(_tag("polyline", points=_path([*zip(places, middles, strict=True)]), class_=f"line {colour}"))
     for row, place, middle, (low, high) in zip(rows, places, middles, ends, strict=True):
         where, found = _named(chart.across, row.get(chart.across), words), _shown(row.get(chart.measure))
         tip = f"{label}\n{where}\n{_word(chart.measure, words)} {found}"
