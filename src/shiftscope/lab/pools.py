@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -91,9 +92,10 @@ def _quick(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module] |
 
 
 def version() -> str | None:
-    """Of Numba, where it can be used."""
-    found = _numba()
-    return None if found is None else str(found.__version__)
+    """Of Numba, where it is there and has not turned out to be of no use. It is not imported for that: it takes a while."""
+    if find_spec("numba") is None or (_numba.cache_info().currsize and _numba() is None):
+        return None
+    return metadata.version("numba")
 
 
 def _alike(value: int | tuple[int, ...]) -> int | None:
