@@ -78,6 +78,7 @@ def audit(
         InputError: no image, integer images or values that are not finite; a model that fails on them or returns what cannot be
             measured, NaN among it; labels that do not fit; an unknown protocol, or one that cannot be measured here.
 
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     >>> found = audit(model.eval(), torch.rand(20, 1, 16, 16), protocols=["mouton2020", "chaman2021-circular"])
     >>> [(row.protocol, row.measure) for row in found.rows]
