@@ -66,19 +66,20 @@ def network(factor: int, *, normalise: bool = True) -> Network:
     return build(NetworkSpec(factor=factor, normalise=normalise), generator=stream(0, "weights"))
 
 
-def floor(factor: int, data: Labelled, recipe: Recipe) -> Callable[[], float]:
-    """Steps on one batch in place, as many as the data has batches."""
+def floor(factor: int, data: Labelled, recipe: Recipe, *, quick: bool = False) -> Callable[[], float]:
+    """Steps on one batch in place, as many as the data has batches; ``quick``: rectifying and pooling in one compiled pass."""
     model = network(factor).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # known to torch, not to its types
-    optimiser = torch.optim.Adam(model.parameters(), recipe.learning_rate, fused=True)
+    descent = optimiser(model.parameters(), recipe)
     batch = data[torch.arange(BATCH)]
     images = Canvas(40, torch.zeros(1)).place(batch.images).contiguous(memory_format=torch.channels_last)
 
     def run() -> float:
         model.train()
-        started = perf_counter()
-        for _ in range(len(data) // BATCH):
-            step(model, optimiser, images, batch.labels, recipe)
-        return len(data) / (perf_counter() - started)
+        with quick_pools(model) if quick else nullcontext():
+            started = perf_counter()
+            for _ in range(len(data) // BATCH):
+                step(model, descent, images, batch.labels, recipe)
+            return len(data) / (perf_counter() - started)
 
     return run
 
@@ -151,24 +152,6 @@ def images(data_dir: Path | None, count: int) -> Labelled:
     )
 
 
-def pools(factor: int, data: Labelled, recipe: Recipe, *, quick: bool) -> Callable[[], float]:
-    """Steps on one batch in place, with PyTorch's pools or those that rectify and pool in one compiled pass."""
-    model = network(factor).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # known to torch, not to its types
-    descent = optimiser(model.parameters(), recipe)
-    batch = data[torch.arange(BATCH)]
-    images = Canvas(40, torch.zeros(1)).place(batch.images).contiguous(memory_format=torch.channels_last)
-
-    def run() -> float:
-        model.train()
-        with quick_pools(model) if quick else nullcontext():
-            started = perf_counter()
-            for _ in range(len(data) // BATCH):
-                step(model, descent, images, batch.labels, recipe)
-            return len(data) / (perf_counter() - started)
-
-    return run
-
-
 def memory(factor: int, data_dir: Path | None, rounds: int) -> None:
     """The loop with and without keeping freed memory, a process a measurement, interleaved."""
     found: dict[str, list[float]] = {"system's allocator": [], "freed memory kept": []}
@@ -223,7 +206,7 @@ def _precisions(factor: int, data: Labelled, asked: argparse.Namespace) -> None:
 def _pools(factor: int, data: Labelled, asked: argparse.Namespace) -> None:
     for precision in ("fp32", "bf16"):
         recipe = Recipe(batch_size=BATCH, precision=precision)
-        ways = {name: pools(factor, data, recipe, quick=name == "one pass") for name in ("PyTorch's pools", "one pass")}
+        ways = {name: floor(factor, data, recipe, quick=name == "one pass") for name in ("PyTorch's pools", "one pass")}
         show(f"factor {factor}, {precision}, steps alone", interleaved(ways, asked.rounds), "PyTorch's pools")
 
 

@@ -27,13 +27,27 @@ def reference(maps: Tensor, kernel: int, stride: int) -> Tensor:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.integers(1, 4), st.integers(1, 5), st.integers(0, 6), st.integers(0, 6), st.integers(1, 5), st.integers(1, 4),
-    st.sampled_from(LAYOUTS), st.sampled_from((torch.float16, torch.bfloat16, torch.float32, torch.float64)), st.integers(0, 99),
-)  # fmt: skip
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(0, 6),
+    st.integers(0, 6),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.sampled_from(LAYOUTS),
+    st.sampled_from((torch.float16, torch.bfloat16, torch.float32, torch.float64)),
+    st.integers(0, 99),
+)
 def test_values_and_gradients_are_pytorchs_ties_included(
-    images: int, channels: int, more_high: int, more_wide: int, kernel: int, stride: int, layout: torch.memory_format,
-    dtype: torch.dtype, seed: int,
-) -> None:  # fmt: skip
+    images: int,
+    channels: int,
+    more_high: int,
+    more_wide: int,
+    kernel: int,
+    stride: int,
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     size = (images, channels, kernel + more_high, kernel + more_wide)
     # Small whole numbers: many ties, zeros and negatives, and sums that every precision holds exactly.

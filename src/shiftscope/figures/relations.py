@@ -5,7 +5,7 @@ The tables are plain: each function names the columns it reads, and whoever meas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shiftscope.errors import InputError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["before_after", "causes", "pareto", "relation", "through_layers"]
+__all__ = ["before_after", "causes", "listed", "pareto", "relation", "through_layers"]
 
 #: A line with more bars is too tall for a column.
 BAR_INCHES = 0.24
@@ -113,19 +113,8 @@ def through_layers(
         kinds.setdefault(named(row, series), []).append(row)
     for axes, column, label in ((above, similarity, "similarity"), (below, movement, f"movement, {unit}")):
         for place, (kind, held) in enumerate(kinds.items()):
-            at, middle = [names.index(str(row.get(layer))) for row in held], [_number(row, column) for row in held]
-            ends = list(zip(*(reach(row.get(column)) for row in held), strict=True))
-            axes.errorbar(
-                at,
-                middle,
-                yerr=ends,
-                color=COLOURS[place % len(COLOURS)],
-                marker=MARKS[place % len(MARKS)],
-                markersize=3.5,
-                linewidth=1.1,
-                capsize=2,
-                label=kind,
-            )
+            at = [names.index(str(row.get(layer))) for row in held]
+            _whiskers(axes, at, held, column, look=place, label=kind)
         axes.set_ylabel(label)
         tidy(axes)
     if series:
@@ -150,18 +139,8 @@ def before_after(table: Table, *, name: tuple[str, ...], before: str, after: str
     figure, (axes,) = blank(COLUMN, 0.75 + 0.3 * len(rows))
     for place, row in enumerate(rows):
         axes.plot([_number(row, before), _number(row, after)], [place, place], color="#aaaaaa", linewidth=1.2, zorder=1)
-        for column, colour, mark in ((before, COLOURS[1], MARKS[0]), (after, COLOURS[0], MARKS[1])):
-            low, high = reach(row.get(column))
-            axes.errorbar(
-                _number(row, column),
-                place,
-                xerr=[[low], [high]],
-                fmt=mark,
-                color=colour,
-                markersize=4,
-                capsize=2,
-                label=column.replace("_", " ") if place == 0 else None,
-            )
+    for look, column in ((1, before), (0, after)):
+        _whiskers(axes, range(len(rows)), rows, column, look=look, lying=True, label=column.replace("_", " "))
     axes.set_yticks(range(len(rows)), [named(row, name) for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel(label)
@@ -186,17 +165,7 @@ def listed(table: Table, *, name: tuple[str, ...], measures: Mapping[str, str]) 
     figure, (axes,) = blank(COLUMN, 0.75 + 0.22 * len(rows))
     for number, (column, label) in enumerate(held.items()):
         places = [place for place, row in enumerate(rows) if value(row.get(column)) is not None]
-        ends = list(zip(*(reach(rows[place].get(column)) for place in places), strict=True))
-        axes.errorbar(
-            [_number(rows[place], column) for place in places],
-            places,
-            xerr=ends,
-            fmt=MARKS[number % len(MARKS)],
-            color=COLOURS[number % len(COLOURS)],
-            markersize=4,
-            capsize=2,
-            label=label,
-        )
+        _whiskers(axes, places, [rows[place] for place in places], column, look=number, lying=True, label=label)
     axes.set_yticks(range(len(rows)), [named(row, name) for row in rows])
     axes.invert_yaxis()
     if len(held) == 1:
@@ -263,6 +232,34 @@ def _with(table: Table, *columns: str) -> list[Mapping[str, Cell]]:
 
 def _number(row: Mapping[str, Cell], column: str) -> float:
     return value(row.get(column)) or 0.0
+
+
+def _whiskers(
+    axes: Axes,
+    places: Sequence[int],
+    rows: Sequence[Mapping[str, Cell]],
+    column: str,
+    *,
+    look: int,
+    label: str,
+    lying: bool = False,
+) -> None:
+    """Estimates of a column with their intervals, one a place: upright and joined by a line, or lying."""
+    numbers = [_number(row, column) for row in rows]
+    reaches = list(zip(*(reach(row.get(column)) for row in rows), strict=True))
+    axes.errorbar(
+        numbers if lying else places,
+        places if lying else numbers,
+        xerr=reaches if lying else None,
+        yerr=None if lying else reaches,
+        linestyle="none" if lying else "-",
+        color=COLOURS[look % len(COLOURS)],
+        marker=MARKS[look % len(MARKS)],
+        markersize=4,
+        linewidth=1.1,
+        capsize=2,
+        label=label,
+    )
 
 
 def _crossed(axes: Axes, row: Mapping[str, Cell], columns: tuple[str, str], colour: str, mark: str = "o") -> None:

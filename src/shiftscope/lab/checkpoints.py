@@ -76,7 +76,7 @@ class Checkpoint:
         try:
             with safe_open(self.path, framework="pt") as file:
                 told = json.loads((file.metadata() or {})["standing"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
             epochs = [Epoch(**epoch) for epoch in told["epochs"]]
             if told["version"] != VERSION or Recipe.model_validate_json(told["recipe"]) != standing.course.recipe:
                 raise ValueError("it is of another training")

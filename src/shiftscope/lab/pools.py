@@ -235,7 +235,7 @@ def _keep(maps: Any, kept: Any, index: Any, kernel: int, stride: int, run: int, 
             best, where = kept[plane, row], index[plane, row]
             for place in range(best.shape[0]):
                 best[place] = 0
-                where[place] = 255
+                where[place] = NONE
             for down in range(kernel):
                 for across in range(kernel):
                     number = np.uint8(down * kernel + across)

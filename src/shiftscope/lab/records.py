@@ -25,7 +25,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import shiftscope
-from shiftscope.lab import pools
 from shiftscope.lab.files import write_bytes, write_tensors, write_text
 from shiftscope.lab.measuring import LayerRecord
 from shiftscope.lab.specs import Spec
@@ -196,7 +195,6 @@ def provenance(device: torch.device | str) -> dict[str, str]:
         "shiftscope": version("shiftscope"),
         "commit": _commit(),
         "torch": torch.__version__,
-        "numba": pools.version() or "not used",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",

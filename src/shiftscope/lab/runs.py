@@ -15,7 +15,7 @@ from time import perf_counter
 
 import torch
 
-from shiftscope.lab import records
+from shiftscope.lab import pools, records
 from shiftscope.lab.checkpoints import Checkpoint
 from shiftscope.lab.data import Dataset
 from shiftscope.lab.measuring import MEASURES, Loading, Measured, measured
@@ -24,7 +24,7 @@ from shiftscope.lab.records import Finished, Outcome, Record
 from shiftscope.lab.seeds import stream
 from shiftscope.lab.stacking import train_together
 from shiftscope.lab.studies import Run
-from shiftscope.lab.training import Epoch, Step, Training, evaluate, train
+from shiftscope.lab.training import Epoch, Step, Training, evaluate, train, worth_compiling
 
 __all__ = ["Piece", "Report", "execute"]
 
@@ -100,7 +100,8 @@ def _trained(
         return []
     started, clock = datetime.now(UTC), perf_counter()
     recipe, seeds, parts = pieces[0].run.training, [piece.run.seed for piece in pieces], (data.train, data.validation)
-    made_by = records.provenance(device)
+    compiled = len(pieces) == 1 and worth_compiling(recipe, len(data.train), device)
+    made_by = {**records.provenance(device), "numba": (pools.version() if compiled else None) or "not used"}
     keeper = pieces[0].checkpoint(made_by)
     if len(pieces) == 1:
         kept = keeper if pieces[0].lasting else None

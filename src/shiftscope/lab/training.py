@@ -48,6 +48,7 @@ __all__ = [
     "set_rate",
     "step",
     "train",
+    "worth_compiling",
 ]
 
 #: The exact accuracy on all training images is worth its forward passes only when the running one is this near the target.
@@ -181,8 +182,8 @@ def train(
     descent = optimiser(model.parameters(), recipe)
     order, shifts = stream(seed, "order"), stream(seed, "shifts", device)
     course = Course(model, (training, validation), recipe, place)
-    worthwhile = torch.device(device).type == "cpu" and len(training) * recipe.max_epochs >= IMAGES_WORTH_COMPILING
-    with deterministic(device), drawing(seed, device) as layers, quick_pools(model) if worthwhile else nullcontext():
+    pools = quick_pools(model) if worth_compiling(recipe, len(training), device) else nullcontext()
+    with deterministic(device), drawing(seed, device) as layers, pools:
         standing = Standing(course, descent, {"order": order, "shifts": shifts, "layers": layers})
         if keeper is not None:
             keeper.take_up(standing)
@@ -199,6 +200,11 @@ def train(
             if keeper is not None:
                 keeper.put_down(standing)
     return replace(course.end(), taken_up=taken_up)
+
+
+def worth_compiling(recipe: Recipe, images: int, device: torch.device | str) -> bool:
+    """Whether a training of so many images is long enough on this device for :mod:`shiftscope.lab.pools`, if Numba is there."""
+    return torch.device(device).type == "cpu" and images * recipe.max_epochs >= IMAGES_WORTH_COMPILING
 
 
 class Course:
