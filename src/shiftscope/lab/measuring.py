@@ -109,6 +109,7 @@ def measured(
     protocol = protocols.mouton2020(spec.max_shift, seed=spec.seed)
     shifts = protocol.draw(len(data.test))
     images, fill = data.canvas.place(data.test.images), data.canvas.colour
+    report(Loading("measuring one shift of each image", 0, len(images)))
     outputs = shift_outputs(network, images, shifts, mode=protocol.mode, fill=fill, device=device)
     blocks = stream_outputs(network, images.split(BLOCK), grid(spec.max_shift), mode=protocol.mode, fill=fill, device=device)
     counting = counted(blocks, lambda done: report(Loading("measuring every shift", done, len(images))))

@@ -22,6 +22,7 @@ from shiftscope.lab.measuring import MEASURES, Loading, Measured, measured
 from shiftscope.lab.networks import Network, Normalise, build
 from shiftscope.lab.records import Finished, Outcome, Record
 from shiftscope.lab.seeds import stream
+from shiftscope.lab.sources import Labelled
 from shiftscope.lab.stacking import train_together
 from shiftscope.lab.studies import Run
 from shiftscope.lab.training import Epoch, Step, Training, evaluate, train, worth_compiling
@@ -115,7 +116,7 @@ def _trained(
             sentence=training.sentence,
             kept=training.kept,
             epochs=len(training.epochs),
-            train_accuracy=_train_accuracy(network, data, training, device),
+            train_accuracy=_train_accuracy(network, data, training, device, report),
         )
         for network, training in zip(networks, trainings, strict=True)
     ]
@@ -168,11 +169,11 @@ def _network(run: Run, data: Dataset) -> Network:
     return network
 
 
-def _train_accuracy(network: Network, data: Dataset, training: Training, device: torch.device | str) -> float:
+def _train_accuracy(network: Network, data: Dataset, training: Training, device: torch.device | str, report: Report) -> float:
     """The kept network's, which the training has asked already where it reached its target."""
     known = next((epoch.train_accuracy for epoch in training.epochs if epoch.epoch == training.kept), None)
     if known is not None:
         return known
-    return evaluate(
-        network, type(data.train)(data.train.images.to(device), data.train.labels.to(device)), place=data.canvas.place
-    )[0]
+    report(Loading("asking for every training image", 0, len(data.train)))
+    images = Labelled(data.train.images.to(device), data.train.labels.to(device))
+    return evaluate(network, images, place=data.canvas.place)[0]
