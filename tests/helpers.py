@@ -43,6 +43,11 @@ def who_and_how(job: int, tell: Callable[[object], None]) -> tuple[int, int]:
     return os.getpid(), torch.get_num_threads()
 
 
+def many_tensors(job: int, tell: Callable[[object], None]) -> dict[str, torch.Tensor]:
+    """As many tensors as a run's record holds."""
+    return {f"t{number}": torch.full((3,), float(number + job)) for number in range(60)}
+
+
 def die_once(job: tuple[str, int], tell: Callable[[object], None]) -> int:
     """Is killed at the first try of one job."""
     mark = Path(job[0]) / f"tried{job[1]}"

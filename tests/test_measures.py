@@ -15,6 +15,7 @@ from shiftscope.measures import (
     correct,
     cosines,
     crossed,
+    doubt,
     mean,
     mean_over_seeds,
     proportion,
@@ -104,6 +105,16 @@ def test_the_interval_over_seeds_covers_the_truth_about_as_often_as_it_can() -> 
         found = mean_over_seeds(0.5 + networks + images + noise, bounds=(-9.0, 9.0))
         held += found.low <= 0.5 <= found.high
     assert 170 <= held <= 198
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 4, 5])
+def test_what_is_said_of_few_networks_is_what_their_intervals_cover(seeds: int) -> None:
+    networks = torch.randn(500, seeds, 1, generator=torch.Generator().manual_seed(seeds))
+    ends = [measures.interval(resampled(each.expand(-1, 2))) for each in networks]
+    held = sum(low <= 0 <= high for low, high in ends) / len(ends)
+    assert f"over {seeds} networks covers about {measures.COVERED[seeds]:.0%}".replace("%", " %") in doubt(seeds)
+    assert held == pytest.approx(measures.COVERED[seeds], abs=0.05)
+    assert doubt(1) == doubt(10) == ""
 
 
 def test_differing_networks_widen_the_interval() -> None:

@@ -15,9 +15,9 @@ from scipy import stats
 from helpers import as_users_import_it
 from lab.test_runner import SMALL
 from shiftscope.errors import InputError
-from shiftscope.lab.comparison import Held, _ranks, _statistic, _verdict, compare
+from shiftscope.lab.comparison import Held, _claims, _ranks, _statistic, _verdict, compare
 from shiftscope.lab.runner import run_study
-from shiftscope.lab.studies import Claim, load_study
+from shiftscope.lab.studies import Claim, Source, load_study
 from shiftscope.measures import Estimate, mean_over_seeds
 
 CLAIMS = """
@@ -53,7 +53,7 @@ def test_cells_stand_beside_the_source_and_claims_have_verdicts(folder: Path) ->
     assert (row["factor"], row["seeds"], row["source_mcs"]) == (4, 2, 0.5)
     assert row["difference_mcs"].value == pytest.approx(row["mcs"].value - 0.5)
     assert row["difference_mcs"].low == pytest.approx(row["mcs"].low - 0.5)
-    assert [claim["verdict"] for claim in claims.rows][1:] == ["holds", "not in this study"]
+    assert [claim["verdict"] for claim in claims.rows][1:] == ["holds", "not in this study: factor 8"]
     first = claims.rows[0]["number"]
     assert first.value == pytest.approx(cells.rows[1]["mcs"].value - _mean(folder, 1, "mcs"))
     assert first.low < first.value < first.high
@@ -86,12 +86,8 @@ def held(number: int, mean: float, **settings: object) -> Held:
 
 
 def test_a_cells_estimate_is_that_of_the_study() -> None:
-    """With one network exactly; with several, networks are resampled by a stream of the cell's own."""
-    one = Held({}, {"mcs": held(3, 0.5).values["mcs"][:1]}, 3)
-    assert one.estimate("mcs") == mean_over_seeds(one.values["mcs"], bounds=(-1.0, 1.0))
-    assert held(3, 0.5).estimate("mcs").value == pytest.approx(
-        mean_over_seeds(held(3, 0.5).values["mcs"], bounds=(-1.0, 1.0)).value
-    )
+    several = held(3, 0.995)
+    assert several.estimate("mcs") == mean_over_seeds(several.values["mcs"], bounds=(-1.0, 1.0))
 
 
 def test_the_rank_correlation_is_scipys() -> None:
@@ -101,6 +97,7 @@ def test_the_rank_correlation_is_scipys() -> None:
     expected = stats.spearmanr(means, printed).statistic
     assert f"over 5 cells {expected:.3f} [{expected:.3f}, {expected:.3f}]" in note
     assert _ranks(cells[:3], [{"mcs": 0.1}] * 3, "mcs", "mcs") == ""
+    assert _ranks(cells, [{"mcs": 0.1}] * 5, "mcs", "mcs") == "mcs: all cells are alike, so that there is no rank correlation."
 
 
 def test_differences_of_cells_are_paired_over_images() -> None:
@@ -118,6 +115,29 @@ def test_a_range_is_the_largest_less_the_smallest() -> None:
     value, draws = _statistic(Claim(text="x", kind="range"), cells, [])
     assert value == pytest.approx(max(cell.mean("mcs") for cell in cells) - min(cell.mean("mcs") for cell in cells))
     assert abs(float(np.median(draws)) - value) < 0.01
+
+
+def test_a_range_of_equal_cells_is_not_found_to_be_one() -> None:
+    """Four cells of the same mean, each of three networks that scatter: their range is below any bound, not above."""
+    verdicts = []
+    for trial in range(30):
+        generator = torch.Generator().manual_seed(trial)
+        scattered = [0.5 + 0.05 * torch.randn(3, 1, generator=generator).expand(3, 20) for _ in range(4)]
+        cells = [Held({}, {"mcs": values}, number) for number, values in enumerate(scattered, start=1)]
+        claim = Claim(text="x", kind="range", expect="above", bound=0.025)
+        value, draws = _statistic(claim, cells, [])
+        verdicts.append(_verdict(claim, cells[0].counted(value, draws, "mcs")))
+    assert verdicts.count("holds") <= 6
+
+
+def test_a_claim_is_not_judged_on_a_part_of_its_cells() -> None:
+    cells = [held(1, 0.3, **{"network.factor": 1}), held(2, 0.5, **{"network.factor": 2})]
+    source = Source(title="t", claims=(Claim.model_validate({"text": "x", "of": {"network.factor": [2, 4]}}),))
+    assert _claims(load_study("digits"), source, cells).rows[0]["verdict"] == "not in this study: factor 4"
+
+
+def test_one_image_decides_nothing() -> None:
+    assert _verdict(Claim(text="x"), Estimate(0.5, 0.5, 0.5, count=1)) == "undecided"
 
 
 @pytest.mark.parametrize(
@@ -156,4 +176,7 @@ def test_what_cannot_be_compared_is_told_in_a_sentence(folder: Path, tmp_path: P
         plain.compare(sourceless)
     (broken / "study.json").write_text('{"title": 3}')
     with pytest.raises(InputError, match="is not a study: "):
+        plain.compare(broken)
+    (broken / "study.json").write_text(json.dumps(document | {"network": {"colour": 3}}))
+    with pytest.raises(InputError, match=r"is not a study: network\.colour: is not a known setting"):
         plain.compare(broken)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import helpers
 from lab.test_runner import SMALL
@@ -59,6 +60,17 @@ def test_failures_arrive_as_what_they_are_and_no_process_stays(work, job, kind: 
     with pytest.raises(kind, match=told):
         list(Processes(2).run(work, [job], ignore))
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not show a process's open files")
+def test_results_that_are_tensors_leave_no_file_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    results = Processes(1).run(helpers.many_tensors, range(2), ignore)
+    held = [next(results)]
+    assert len(os.listdir("/proc/self/fd")) < before + 10
+    held += list(results)
+    assert sorted(job for job, _ in held) == [0, 1]
+    assert all(torch.equal(tensors["t7"], torch.full((3,), 7.0 + job)) for job, tensors in held)
 
 
 def test_as_many_workers_as_cores_and_memory_carry() -> None:

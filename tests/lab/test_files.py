@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from shiftscope.lab.files import sweep, write_text, write_whole
+from shiftscope.lab.files import LOCK, locked, sweep, write_tensors, write_text, write_whole
 
 
 def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -42,3 +45,20 @@ def test_sweeping_removes_a_dead_writers_file_and_keeps_a_living_ones(tmp_path: 
 def test_text_is_kept_as_it_is(tmp_path: Path) -> None:
     write_text(tmp_path / "t", "a\r\nü\n")
     assert (tmp_path / "t").read_bytes() == "a\r\nü\n".encode()
+
+
+@pytest.mark.parametrize("tensors", [{}, {"a": torch.arange(3)}])
+def test_tensors_come_back_as_they_were_none_among_them(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    write_tensors(tmp_path / "t.safetensors", tensors)
+    found = load_file(tmp_path / "t.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_file_system_without_locks_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path):
+        assert (tmp_path / LOCK).exists()

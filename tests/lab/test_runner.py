@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from shiftscope.lab.data import load
 from shiftscope.lab.executors import Processes
 from shiftscope.lab.holdings import holdings
 from shiftscope.lab.networks import Network
-from shiftscope.lab.runner import Loading, RunEnded, RunStarted, run_study
+from shiftscope.lab.runner import Loading, RunEnded, RunStarted, _begun, _do, _do_away, _grouped, _Job, run_study
+from shiftscope.lab.runs import Piece
 from shiftscope.lab.studies import Study, load_study
 from shiftscope.lab.training import Epoch
 from shiftscope.layerwise import layer_responses
@@ -312,7 +314,13 @@ def test_an_interrupted_run_goes_on_from_its_last_kept_epoch(tmp_path: Path, mon
 
     with pytest.raises(KeyboardInterrupt):
         run_study(study, out=out, report=interrupt)
-    assert len(list(out.rglob("checkpoint.safetensors"))) == 1
+    (begun,) = out.rglob("checkpoint.safetensors")
+    run = next(run for cell in study.cells() for run in cell.runs if run.content_id(load(run.data).checksum) == begun.parent.name)
+    piece = Piece(run, begun.parent.name, begun.parent)
+    alone = [_Job((replace(piece, name=name),), name, None, "cpu") for name in ("one", "other")]
+    assert _grouped(alone, together=2) == alone  # it goes on where it was
+    (files,) = _do_away(replace(alone[0], pieces=(piece,), kept=(_begun(piece),)), lambda _: None)  # there as well
+    assert json.loads(files["record.json"])["provenance"]["taken_up_after_epoch"] == "1"
     again = run_study(study, out=out)
     assert again.to_csv() == first.to_csv()
     assert again.provenance["taken_up_after_epoch"] == "-; 1"
@@ -326,6 +334,41 @@ def test_a_diverged_run_is_in_the_record_and_the_notes_and_not_in_the_numbers(tm
     assert "mcs" not in table.rows[0]
     assert sum("stopped being a number" in note for note in table.notes) == 4
     assert not (tmp_path / "out" / "figure.png").exists()
+    told: list[object] = []
+    again = run_study(small(tmp_path, text), out=tmp_path / "out", report=told.append)
+    assert [each.found for each in told if isinstance(each, RunEnded)] == [True] * 4
+    assert again == table
+
+
+def test_a_setting_may_be_a_list_and_share_its_name_with_a_layers_property(tmp_path: Path) -> None:
+    text = SMALL.replace("seeds = 2", "seeds = 1").replace("max_epochs = 2", "max_epochs = 1")
+    run_study(small(tmp_path, text.replace("[grid]", "[grid]\nnetwork.channels = [[4, 8], [2, 4]]")), out=tmp_path / "out")
+    held = holdings(tmp_path / "out")
+    assert [(row["channels"], row["factor"]) for row in held.gains().rows] == [("[4, 8]", 4), ("[2, 4]", 4)]
+    rows = held.layers().rows
+    assert {row["channels"] for row in rows if row["network.channels"] == "[2, 4]" and row["kind"] == "pool"} == {2, 4}
+
+
+def test_a_folder_holds_runs_on_one_version_of_the_images(tmp_path: Path) -> None:
+    study, out = (
+        small(tmp_path, SMALL.replace("seeds = 2", "seeds = 1").replace("max_epochs = 2", "max_epochs = 1")),
+        tmp_path / "out",
+    )
+    run_study(study, out=out)
+    path = next(out.rglob("record.json"))
+    record = json.loads(path.read_text())
+    record["provenance"]["data_sha256"] = "of other images"
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="holds runs on other images of 'digits' than there are now"):
+        run_study(study, out=out)
+
+
+def test_a_machine_with_other_images_does_no_run(tmp_path: Path) -> None:
+    run = small(tmp_path).cells()[0].runs[0]
+    job = _Job((Piece(run, run.content_id("of other images"), tmp_path / "run"),), "factor 1", None, "cpu")
+    with pytest.raises(InputError, match="was to see other images of 'digits' than are found where it is done"):
+        _do(job, lambda _: None)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

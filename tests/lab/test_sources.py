@@ -250,3 +250,29 @@ def test_cached_files_can_be_read_by_others(local: Path, empty_cache: Path) -> N
     mask = os.umask(0)
     os.umask(mask)
     assert kept.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_hidden_test_labels_make_way_for_the_validation_split(local: Path) -> None:
+    write_parquet(local / "pets" / "test.parquet", pixels(3, 6, 3, seed=1), [-1, -1, -1])
+    assert "test" not in get("pets", local).splits
+    write_parquet(local / "pets" / "validation-00000.parquet", pixels(2, 6, 3, seed=2), [1, 0])
+    source = get("pets", local)
+    assert [(name, len(split)) for name, split in source.splits.items()] == [("train", 5), ("test", 2)]
+    assert source.splits["test"].labels.tolist() == [1, 0]
+
+
+def test_training_images_without_labels_are_told(local: Path) -> None:
+    write_parquet(local / "pets" / "train.parquet", pixels(2, 6, 3), [0, -1])
+    with pytest.raises(InputError, match=r"images without a label \(-1\) in its split 'train'"):
+        get("pets", local)
+
+
+def test_grey_images_of_16_bits_keep_their_brightness(tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for label in ("a", "b"):
+        folder = tmp_path / "deep" / "train" / label
+        folder.mkdir(parents=True)
+        Image.fromarray(deep).save(folder / "x.png")
+    images = get(str(tmp_path / "deep")).splits["train"].images
+    assert images.shape == (2, 1, 8, 8)
+    assert (images[0, 0].double() - torch.from_numpy(deep / 257)).abs().max() <= 0.5

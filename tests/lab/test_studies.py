@@ -84,6 +84,12 @@ def test_printed_numbers_belong_to_their_combination(tmp_path: Path) -> None:
     assert study.printed({"network.factor": 1, "network.pool": "max"}) == {}
 
 
+def test_printed_numbers_may_name_settings_that_all_cells_share(tmp_path: Path) -> None:
+    printed = "[[source.cells]]\nnetwork.factor = {}\nmcs = {}\n"
+    text = 'title = "x"\n[network]\nfactor = 4\n[source]\ntitle = "t"\n' + printed.format(1, 0.25) + printed.format(4, 0.5)
+    assert load_study(write(tmp_path, text)).printed({}) == {"mcs": 0.5}
+
+
 def test_a_file_name_with_spaces_gives_a_name_without(tmp_path: Path) -> None:
     path = tmp_path / "my study.toml"
     path.write_text('title = "x"')
@@ -226,6 +232,13 @@ network.factor = [1, 3]
         ('title = "x"\n[measure]\nseed = 99999999999999999999999', "measure.seed: "),
         ('title = "x"\n[training]\nlearning_rate = inf', "training.learning_rate: "),
         ('title = "x"\n[source]\ntitle = "t"\n[[source.cells]]\nmcs = "abc"', "'mcs' must be a number, got 'abc'"),
+        ('title = "x"\n[source]\ntitle = "t"\n[[source.cells]]\nmcs = nan', "'mcs' must be a number, got nan"),
+        ('title = "x"\n[source]\ntitle = "t"\n[[source.cells]]\nmcs = true', "'mcs' must be a number, got True"),
+        ('title = "x"\n[source]\ntitle = "t"\n[[source.cells]]\nnetwork.fctor = 1', "'network.fctor' names no setting"),
+        (
+            'title = "x"\n[source]\ntitle = "t"\n[[source.claims]]\ntext = "c"\nof = { network.fctor = 1 }',
+            "'network.fctor' names",
+        ),
         ('title = "x"\ndata = 3', "data: "),
         ('title = "x"\nvariants = 3', "`variants` must be tables of settings, got 3"),
         ('title = "x"\n[variants.a]\ndata.canvass = 3', "'data.canvass' names no setting that can vary"),

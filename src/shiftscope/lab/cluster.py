@@ -56,7 +56,7 @@ class Ray:
         if not jobs:
             return
         with _session(self) as ray:
-            if self.gpus and ray.cluster_resources().get("GPU", 0) < self.gpus:
+            if self.gpus and all(node["Resources"].get("GPU", 0) < self.gpus for node in ray.nodes() if node["Alive"]):
                 raise InputError(f"no node of the Ray cluster has {self.gpus:g} GPU. Leave --gpus out, or add such a node.")
             board = ray.remote(num_cpus=0, resources=HEAD, max_restarts=-1, max_task_retries=-1)(_Board).remote()
             ray.get(board.take.remote())  # it is there before the first task tells something

@@ -21,9 +21,10 @@ from torch import Tensor
 from shiftscope import measures
 from shiftscope.errors import InputError
 from shiftscope.lab import records
+from shiftscope.lab.measuring import MEASURES
 from shiftscope.lab.records import Finished
 from shiftscope.lab.specs import mistakes
-from shiftscope.lab.studies import Claim, Source, Study, load_study, shipped_studies, short
+from shiftscope.lab.studies import Claim, Source, Study, short
 from shiftscope.measures import Estimate
 from shiftscope.tables import Table
 
@@ -61,7 +62,9 @@ class Held:
         return float(self.values[measure].double().mean())
 
     def estimate(self, measure: str) -> Estimate | None:
-        """A measure's mean with its interval; None where it was not measured."""
+        """A measure's mean with its interval, as the study's table has it; None where it was not measured."""
+        if measure in MEASURES and measure in self.values:
+            return MEASURES[measure].of_several(self.values[measure])
         return self.counted(self.mean(measure), self.draws(measure), measure) if measure in self.values else None
 
     def counted(self, value: float, draws: np.ndarray, measure: str) -> Estimate:
@@ -94,22 +97,21 @@ def compare(folder: Path) -> tuple[Table, Table]:
 
 
 def study_of(folder: Path) -> Study:
-    """The study of a folder; where it was written before its claims were, those that come with the package.
+    """The study of a folder.
 
     Args:
         folder: that holds ``study.json``.
 
     Raises:
-        InputError: there is none, or it is not a study.
+        InputError: there is none, or it is not a study of this version.
     """
     try:
         study = Study.model_validate_json((folder / "study.json").read_bytes())
+        study.cells()
     except OSError as error:
         raise InputError(f"{folder} is no study's folder: study.json cannot be read ({error.strerror}).") from error
     except ValidationError as error:
         raise InputError(f"{folder / 'study.json'} is not a study: {mistakes(error)[0]}") from error
-    if study.name in shipped_studies() and not (study.source and study.source.claims):
-        study = study.model_copy(update={"source": load_study(study.name).source})
     return study
 
 
@@ -167,10 +169,13 @@ def _ranks(cells: list[Held], printed: list[dict[str, float]], name: str, source
     if len(both) < CELLS_FOR_RANKS:
         return ""
     theirs = rankdata([number for _, number in both])
+    if np.ptp(theirs) == 0 or np.ptp([cell.mean(name) for cell, _ in both]) == 0:
+        return f"{name}: all cells are alike, so that there is no rank correlation."
     value = float(np.corrcoef(rankdata([cell.mean(name) for cell, _ in both]), theirs)[0, 1])
     drawn = rankdata(np.stack([cell.draws(name) for cell, _ in both]), axis=0)
     centred, aim = drawn - drawn.mean(axis=0), theirs - theirs.mean()
-    low, high = measures.interval((centred * aim[:, None]).sum(axis=0) / (np.linalg.norm(centred, axis=0) * np.linalg.norm(aim)))
+    norms = np.linalg.norm(centred, axis=0) * np.linalg.norm(aim)  # 0 where a draw has all cells alike, which is no correlation
+    low, high = measures.interval((centred * aim[:, None]).sum(axis=0) / np.where(norms > 0, norms, 1))
     beside = "the source" if name == source else f"the source's {source}"
     return f"{name}: Spearman's rank correlation with {beside} over {len(both)} cells {value:.3f} [{low:.3f}, {high:.3f}]."
 
@@ -181,8 +186,9 @@ def _claims(study: Study, source: Source, cells: list[Held]) -> Table:
         row: dict[str, Any] = {"claim": claim.text, "number": None, "expected": f"{claim.expect} {claim.bound:g}"}
         of, less = _selected(cells, claim.of), _selected(cells, claim.less)
         missing = sum(claim.measure not in cell.values for cell in (*of, *less))
-        if not of or (claim.less is not None and not less):
-            rows.append(row | {"verdict": "not in this study"})
+        absent = _absent(cells, claim.of) or _absent(cells, claim.less or {})
+        if absent or not of or (claim.less is not None and not less):
+            rows.append(row | {"verdict": f"not in this study{absent}"})
             continue
         if missing:
             rows.append(row | {"verdict": f"not measured: {missing} of {len(of) + len(less)} cells are missing"})
@@ -208,6 +214,15 @@ def _selected(cells: list[Held], which: Mapping[str, tuple[Any, ...]] | None) ->
     return [cell for cell in cells if all(cell.settings.get(path) in values for path, values in which.items())]
 
 
+def _absent(cells: list[Held], which: Mapping[str, tuple[Any, ...]]) -> str:
+    """What a claim is about and no cell is; a claim is not judged on a part of its cells."""
+    for path, values in which.items():
+        for value in values:
+            if all(cell.settings.get(path) != value for cell in cells):
+                return f": {short(path)} {value}"
+    return ""
+
+
 def _number(claim: Claim, of: list[Held], less: list[Held]) -> Estimate:
     value, draws = _statistic(claim, of, less)
     return of[0].counted(value, draws, claim.measure)
@@ -217,7 +232,9 @@ def _statistic(claim: Claim, of: list[Held], less: list[Held]) -> tuple[float, n
     """A claim's number and its bootstrap draws."""
     values, draws = np.array([cell.mean(claim.measure) for cell in of]), np.stack([cell.draws(claim.measure) for cell in of])
     if claim.kind == "range":
-        return float(np.ptp(values)), np.ptp(draws, axis=0)
+        # Draws spread wider than what they are drawn from, so that their ranges lie too high: they are reflected.
+        value = float(np.ptp(values))
+        return value, np.maximum(2 * value - np.ptp(draws, axis=0), 0.0)
     if not less:
         return float(values.mean()), draws.mean(axis=0)
     other = np.stack([cell.draws(claim.measure) for cell in less])
@@ -225,6 +242,8 @@ def _statistic(claim: Claim, of: list[Held], less: list[Held]) -> tuple[float, n
 
 
 def _verdict(claim: Claim, number: Estimate) -> str:
+    if number.count == 1:
+        return "undecided"
     low, high = number.low, number.high
     if claim.expect == "below":
         low, high = 2 * claim.bound - high, 2 * claim.bound - low
@@ -239,4 +258,6 @@ def _counted(cells: list[Held]) -> str:
     text = f"{span} trained network{'' if seeds[-1] == 1 else 's'} a cell."
     if seeds[0] == 1:
         text += " From one network nothing is known of how much another training would differ: its interval is over images only."
+    if told := measures.doubt(seeds[0]):
+        text += f" {told}"
     return text + (f" {missing} cells are not measured yet." if missing else "")

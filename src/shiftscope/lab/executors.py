@@ -10,12 +10,14 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -165,14 +167,15 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True)
-        self.process.start()
+        with _deaf_to_interrupts():  # so is the process from its first moment; see _serve
+            self.process.start()
         theirs.close()
         self.job: tuple[Any, int] | None = None
 
     def take(self, job: tuple[Any, int]) -> bool:
         """Begin a job; False where the process is dead."""
         try:
-            self.connection.send(job[0])
+            _send(self.connection, job[0])
         except OSError:
             return False
         self.job = job
@@ -187,6 +190,11 @@ class _Worker:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+
+
+def _send(connection: Connection, content: Any) -> None:
+    """Send values, tensors as well. ``Connection.send`` would lend the other process an open file for each tensor."""
+    connection.send_bytes(pickle.dumps(content))
 
 
 def _begin(crew: list[_Worker], number: int, waiting: deque[tuple[Any, int]], work: Work) -> None:
@@ -212,6 +220,19 @@ def _give_again(waiting: deque[tuple[Any, int]], dead: _Worker, job: Any, tries:
     waiting.appendleft((job, tries + 1))
 
 
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C for the duration, where this thread decides on it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _serve(work: Work, connection: Connection, parent: int) -> None:
     """A worker's life: one job after the other, until the other end is closed."""
     # Ctrl-C reaches every process of a terminal; the one that gave out the jobs answers it, for all.
@@ -221,7 +242,7 @@ def _serve(work: Work, connection: Connection, parent: int) -> None:
     with suppress(EOFError, BrokenPipeError):
         while True:
             job = connection.recv()
-            connection.send(attempt(work, job, lambda event: connection.send(("told", event))))
+            _send(connection, attempt(work, job, lambda event: _send(connection, ("told", event))))
 
 
 def _end_with(parent: int) -> None:

@@ -6,6 +6,7 @@ nor a power cut leaves half a file under the final name.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mappin
     from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(contiguous, metadata=dict(metadata or {})))
+    write_bytes(path, save(contiguous, metadata=dict(metadata) if metadata else None))
 
 
 @contextmanager
@@ -73,6 +74,9 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):  # such a file system has no locks
+                    yield
+                    return
                 handle.seek(0)
                 owner = handle.read().strip() or "it does not say which"
                 raise InputError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 from shiftscope.lab.seeds import stream
+from shiftscope.lab.sources import eight_bits
 
 __all__ = ["Folder", "listed"]
 
@@ -122,9 +123,7 @@ def _opened(file: Path, channels: int | None, size: int | None = None) -> np.nda
             with Image.open(file) as opened:
                 picture: Image.Image = ImageOps.exif_transpose(opened)
                 grey = picture.mode in ("1", "L", "LA", "I;16", "I", "F") if channels is None else channels == 1
-                if picture.mode.startswith("I"):
-                    picture = Image.fromarray((np.asarray(picture).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
-                picture = picture.convert("L" if grey else "RGB")
+                picture = eight_bits(picture).convert("L" if grey else "RGB")
                 if size is not None:
                     picture = ImageOps.fit(picture, (size, size), method=Image.Resampling.BILINEAR)
                 return np.asarray(picture, dtype=np.float32) / 255

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from errno import EIO
 from importlib.metadata import version
@@ -36,6 +36,7 @@ __all__ = [
     "Finished",
     "Outcome",
     "Record",
+    "heads",
     "joined",
     "kept_files",
     "provenance",
@@ -130,11 +131,24 @@ def read(folder: Path) -> Finished | None:
             raise ValueError("it belongs to another run")
         if record.schema_version != RECORD_VERSION:
             return None
-        return Finished(record, **_parts(load_file(folder / MEASURES)))
+        return Finished(record, **_parts(load_file(folder / MEASURES) if record.results else {}))
     except (ValidationError, ValueError, OSError, SafetensorError) as error:
         reason = "not a whole record" if isinstance(error, ValidationError) else str(error)
         warnings.warn(f"{folder / RECORD} is damaged ({reason}); the run is computed again.", stacklevel=2)
         return None
+
+
+def heads(runs: Path) -> Iterator[Record]:
+    """Every record in a folder of runs, of whatever form; damaged ones are left out.
+
+    Args:
+        runs: that holds a folder a run.
+    """
+    for path in sorted(runs.glob(f"*/{RECORD}")):
+        try:
+            yield Record.model_validate_json(path.read_bytes())
+        except (ValidationError, OSError):
+            continue
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -7,7 +7,7 @@ second command out of the folder while one is at work there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -150,6 +150,7 @@ def run_study(
         jobs[name] = _Job((Piece(run, name, out / "runs" / name),), _label(cell, run), data_dir, str(device))
     _make(out)
     with locked(out):
+        _refuse_other_images(out, data)
         _prepare(out, study)
         if reuse is not None:
             for job in jobs.values():
@@ -157,6 +158,17 @@ def run_study(
         finished = _done(list(jobs.values()), executor, together, report)
     by_cell = [[finished[run.content_id(data[run.data].checksum)] for run in cell.runs] for cell in cells]
     return summarise(study, by_cell, out)
+
+
+def _refuse_other_images(out: Path, data: Mapping[DataSpec, Dataset]) -> None:
+    """One folder holds runs on one version of each data set, so that no table mixes two."""
+    for record in records.heads(out / "runs"):
+        now = data.get(record.spec.data)
+        if now is not None and record.provenance.get("data_sha256") != now.checksum:
+            raise InputError(
+                f"{out} holds runs on other images of {record.spec.data.name!r} than there are now. Choose another folder with "
+                "--out, or remove the runs."
+            )
 
 
 def _take_over(piece: Piece, reuse: Path) -> None:
@@ -208,7 +220,7 @@ def _done_by(executor: Executor, missing: list[_Job], finished: dict[str, Finish
     work: Work = _do
     if executor.away:
         work = _do_away
-        missing = [replace(job, kept=tuple(records.kept_files(each.folder) for each in job.pieces)) for job in missing]
+        missing = [replace(job, kept=tuple(map(_begun, job.pieces))) for job in missing]
     for job, several in executor.run(work, missing, told):
         for piece, made in zip(job.pieces, several, strict=True):
             finished[piece.name] = records.receive(piece.folder, made) if executor.away else made
@@ -216,17 +228,23 @@ def _done_by(executor: Executor, missing: list[_Job], finished: dict[str, Finish
             told(job, RunEnded(finished[piece.name].record, found=False))
 
 
+def _begun(piece: Piece) -> dict[str, bytes]:
+    """The files of a run that was begun: what is measured anew, or a training on its way."""
+    checkpoint = piece.checkpoint().path
+    return records.kept_files(piece.folder) or ({checkpoint.name: checkpoint.read_bytes()} if checkpoint.exists() else {})
+
+
 def _grouped(jobs: list[_Job], together: int) -> list[_Job]:
     """Jobs that differ in their seeds only, so many in one.
 
-    What has been trained already is measured alone; layers that draw while training cannot be stacked.
+    What has been trained already, or in part, goes on alone; layers that draw while training cannot be stacked.
     """
     if together == 1:
         return jobs
     groups: dict[Any, list[_Job]] = {}
     for job in jobs:
         piece = job.pieces[0]
-        alone = piece.run.network.sampling == "lps" or records.read_training(piece.folder) is not None
+        alone = piece.run.network.sampling == "lps" or bool(_begun(piece))
         groups.setdefault(piece.name if alone else piece.run.model_copy(update={"seed": 0}), []).append(job)
     grouped = []
     for alike in groups.values():
@@ -241,6 +259,11 @@ def _grouped(jobs: list[_Job], together: int) -> list[_Job]:
 def _do(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> list[Finished]:
     """A job's runs, here or in another process of this machine."""
     data = _loaded(job.pieces[0].run.data, job.data_dir)
+    if any(piece.run.content_id(data.checksum) != piece.name for piece in job.pieces):
+        raise InputError(
+            f"the run `{job.label}` was to see other images of {job.pieces[0].run.data.name!r} than are found where it is done. "
+            "Bring the same files to every machine."
+        )
     try:
         return execute(job.pieces, data, job.device, report)
     except (MemoryError, RuntimeError) as error:
@@ -255,9 +278,12 @@ def _do(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> list[Fin
 def _do_away(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> list[dict[str, bytes]]:
     """A job's runs on a machine that need not see the study's folder: the files of each, to be written there."""
     with TemporaryDirectory() as place:
-        pieces = tuple(replace(piece, folder=Path(place) / piece.name, lasting=False) for piece in job.pieces)
-        for piece, files in zip(pieces, job.kept, strict=True):
-            records.put_files(piece.folder, files)
+        folders = [Path(place) / piece.name for piece in job.pieces]
+        for folder, files in zip(folders, job.kept, strict=True):
+            records.put_files(folder, files)
+        # A training that was put down is taken up from its file; for any other nothing is kept in a folder that will not last.
+        each = zip(job.pieces, folders, job.kept, strict=True)
+        pieces = tuple(replace(piece, folder=folder, lasting=bool(files)) for piece, folder, files in each)
         _do(replace(job, pieces=pieces), report)
         return [{path.name: path.read_bytes() for path in piece.folder.iterdir()} for piece in pieces]
 

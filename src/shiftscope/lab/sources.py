@@ -33,12 +33,15 @@ from shiftscope.lab.files import write_tensors
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Labelled", "Source", "is_image_folder", "offline_unless", "read"]
+__all__ = ["Labelled", "Source", "eight_bits", "is_image_folder", "offline_unless", "read"]
 
 #: Short names and where the hub keeps them.
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 HUB_WAIT_SECONDS = 1.5
+
+#: What splits that are not trained on are called, the one to be preferred first.
+HELD_OUT = ("test", "validation", "valid")
 
 Progress = Callable[[str, int, int], None]
 
@@ -62,7 +65,7 @@ class Source:
     """A data set as it came.
 
     Attributes:
-        splits: ``train`` and, where the source has one, ``test``.
+        splits: ``train`` and, where the source has one, ``test``: its validation split where the test labels are not public.
         classes: names, by label.
         origin: where it was read from, for the record.
         checksum: SHA-256 over the decoded images and labels of all splits, whatever their encoding on disk was.
@@ -162,7 +165,8 @@ def _from_folder(folder: Path, image_size: int | None, progress: Progress) -> So
         _check_parquet(path)
     groups: dict[str, list[str]] = {}
     for path in parquet:
-        groups.setdefault("test" if path.stem.startswith("test") else "train", []).append(str(path))
+        split = next((name for name in HELD_OUT if path.stem.startswith(name)), "train")
+        groups.setdefault(split, []).append(str(path))
     sums = ", ".join(f"{path.name} sha256 {sha256(path.read_bytes()).hexdigest()[:12]}" for path in parquet)
     origin = f"local {folder.name} ({sums})"
     return _decode("parquet", {"data_files": groups, "streaming": True}, origin, image_size, progress)
@@ -242,13 +246,19 @@ def _decode(builder: str, options: dict[str, Any], origin: str, image_size: int 
     progress(f"opening {origin}", 0, 0)
     try:
         opened = datasets.load_dataset(builder, **options)
-        names = _split_names(list(opened))
         image_column, label_column, classes = _columns(next(iter(opened.values())).features, origin)
-        splits = {}
-        for split, name in names.items():
+
+        def decoded(name: str) -> Labelled:
             rows = opened[name].select_columns([image_column, label_column])
-            splits[split] = _decode_rows(rows, (image_column, label_column), image_size, f"decoding {split} images", progress)
-        splits = _alike(splits)
+            return _decode_rows(rows, (image_column, label_column), image_size, f"decoding {name} images", progress)
+
+        name = "train" if "train" in opened else next(iter(opened))
+        splits = {"train": decoded(name)}
+        if (splits["train"].labels < 0).any():
+            raise InputError(f"{origin} has images without a label (-1) in its split {name!r}. Use a labelled data set.")
+        held_out = (decoded(other) for other in HELD_OUT if other in opened and other != name)
+        labelled = next((each for each in held_out if (each.labels >= 0).all()), None)
+        splits = _alike(splits if labelled is None else {**splits, "test": labelled})
     except InputError:
         raise
     except Exception as error:  # a damaged image can raise anything that a decoder raises
@@ -264,13 +274,6 @@ def _alike(splits: dict[str, Labelled]) -> dict[str, Labelled]:
         raise InputError(f"`data.image_size` must be given: training and test images differ in size ({sizes[0]} and {sizes[1]}).")
     colours = max(split.images.shape[1] for split in splits.values())
     return {name: Labelled(split.images.expand(-1, colours, -1, -1), split.labels) for name, split in splits.items()}
-
-
-def _split_names(names: list[str]) -> dict[str, str]:
-    """Our split -> the source's: its test split, or the validation split where the test labels are not public."""
-    found = {"train": "train" if "train" in names else names[0]}
-    held_out = [name for name in ("test", "validation", "valid") if name in names and name != found["train"]]
-    return {**found, "test": held_out[0]} if held_out else found
 
 
 def _columns(features: Any, origin: str) -> tuple[str, str, tuple[str, ...]]:
@@ -310,14 +313,24 @@ def _decode_rows(rows: Any, columns: tuple[str, str], image_size: int | None, me
 
 def _pixels(image: Image, image_size: int | None) -> np.ndarray:
     """Height, width, colour; one colour for grey images, three for all others."""
+    image = eight_bits(image)
     if image.mode not in ("L", "RGB"):
-        image = image.convert("L" if image.mode in ("1", "I;16") else "RGB")
+        image = image.convert("L" if image.mode == "1" else "RGB")
     if image_size and image.size != (image_size, image_size):
         from PIL import ImageOps
 
         image = ImageOps.fit(image, (image_size, image_size))
     pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def eight_bits(image: Image) -> Image:
+    """A grey image of 16 bits in 8, as bright as before; any other as it is."""
+    if not image.mode.startswith("I"):
+        return image
+    import PIL.Image
+
+    return PIL.Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
 
 
 def _checksum(splits: dict[str, Labelled]) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from importlib.resources import files
 from itertools import product
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +78,10 @@ class Claim(Spec):
     def _selected(cls, cells: Any) -> Any:
         if not isinstance(cells, Mapping):
             return cells
-        return {path: values if isinstance(values, list | tuple) else (values,) for path, values in flat(cells).items()}
+        paths = flat(cells)
+        for path in paths:
+            _check_path(path)
+        return {path: values if isinstance(values, list | tuple) else (values,) for path, values in paths.items()}
 
 
 class Source(Spec):
@@ -99,7 +103,9 @@ class Source(Spec):
         """A path is a setting, all else a measure, which is a number."""
         for cell in cells:
             for name, value in flat(cell).items():
-                if "." not in name and name != VARIANT and not isinstance(value, int | float):
+                if _is_path(name):
+                    _check_path(name)
+                elif isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
                     raise ValueError(f"{name!r} must be a number, got {value!r}.")
         return cells
 
@@ -112,6 +118,11 @@ class Run(Spec):
     training: Recipe = Recipe()
     measure: MeasureSpec = MeasureSpec()
     seed: int = 0
+
+    def at(self, path: str) -> Any:
+        """A setting's value; ``path``: ``network.factor``."""
+        part, _, setting = path.partition(".")
+        return getattr(getattr(self, part), setting)
 
     def content_id(self, checksum: str) -> str:
         """Twelve hexadecimal digits that change with the specification, the data's checksum or the code's SCHEMA.
@@ -236,9 +247,15 @@ class Study(Spec):
 
     def printed(self, settings: Mapping[str, Any]) -> dict[str, float]:
         """The source's numbers for a combination, by measure; empty where it has none."""
-        cells = [flat(cell) for cell in self.source.cells] if self.source else []
-        matching = [cell for cell in cells if all(cell.get(path) == value for path, value in settings.items())]
-        return {name: value for cell in matching for name, value in cell.items() if name not in settings}
+        if self.source is None:
+            return {}
+        run = self.run(settings, self.seeds[0])
+        numbers: dict[str, float] = {}
+        for cell in map(flat, self.source.cells):
+            shared = {path: run.at(path) for path in cell if _is_path(path) and path != VARIANT and path not in settings}
+            if all(cell.get(path) == value for path, value in {**shared, **settings}.items()):
+                numbers |= {name: value for name, value in cell.items() if not _is_path(name)}
+        return numbers
 
 
 def flat(nested: Any, prefix: str = "") -> dict[str, Any]:
@@ -341,7 +358,14 @@ def _validated(document: dict[str, Any], where: str) -> Study:
     return study
 
 
+def _is_path(name: str) -> bool:
+    """Whether a name in a source's cell is a setting's; else it is a measure's."""
+    return "." in name or name == VARIANT
+
+
 def _check_path(path: str) -> None:
+    if path == VARIANT:
+        return
     part, _, setting = path.partition(".")
     kind = PARTS.get(part)
     if kind is None or setting not in kind.model_fields or setting in DERIVED:

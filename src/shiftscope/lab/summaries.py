@@ -14,7 +14,7 @@ from shiftscope.lab.files import write_text, write_whole
 from shiftscope.lab.measuring import CURVES, MEASURES, RESPONSES
 from shiftscope.lab.records import Finished, Record, joined
 from shiftscope.lab.studies import Study, short
-from shiftscope.measures import Estimate, crossed, interval, mean_over_seeds, resampled
+from shiftscope.measures import Estimate, crossed, doubt, interval, mean_over_seeds, resampled
 from shiftscope.tables import Table
 
 if TYPE_CHECKING:
@@ -76,11 +76,12 @@ def curves(study: Study, cells: list[list[Finished]]) -> Table:
         study: whose cells these are, in its order.
         cells: the finished runs of each, without those that diverged.
     """
-    rows = []
+    own = ("max_shift", "seeds", *CURVES)
+    rows, names = [], _names(study, own)
     for settings, runs in zip(study.combinations(), cells, strict=True):
         found = {name: torch.stack([run.curves[name] for run in runs]) for name in runs[0].curves} if runs else {}
         for radius in range(len(found["mcs"][0]) if found else 0):
-            row: dict[str, Any] = {short(path): _cell(value) for path, value in settings.items()}
+            row: dict[str, Any] = {names[path]: _cell(value) for path, value in settings.items()}
             row |= {"max_shift": radius, "seeds": len(runs)}
             for name, bounds in CURVES.items():
                 draws = found[name][:, radius, None].double() + found[f"{name}.draws"][:, radius].double()
@@ -88,9 +89,13 @@ def curves(study: Study, cells: list[list[Finished]]) -> Table:
                 count = next(iter(runs[0].record.results.values())).count
                 row[name] = _estimate(float(found[name][:, radius].double().mean()), (low, high), count, len(runs))
             rows.append(row)
-    columns = (*(short(path) for path in study.axes()), "max_shift", "seeds", *CURVES)
     note = "Over all shifts up to the largest, of every test image. In brackets: 95 % intervals over networks and images."
-    return Table(f"{study.title}: against the largest shift", columns, tuple(rows), (note,))
+    return Table(f"{study.title}: against the largest shift", (*names.values(), *own), tuple(rows), (note,))
+
+
+def _names(study: Study, own: tuple[str, ...]) -> dict[str, str]:
+    """What the settings that cells have are called in a table with columns of its own, by path."""
+    return {path: path if short(path) in own else short(path) for path in study.axes()}
 
 
 def _estimate(value: float, ends: tuple[float, float], count: int, seeds: int) -> Estimate:
@@ -104,10 +109,11 @@ def layers(study: Study, cells: list[list[Finished]]) -> Table:
         study: whose cells these are, in its order.
         cells: the finished runs of each, without those that diverged.
     """
-    rows, images = [], 0
+    own = ("seeds", "layer", "kind", "channels", "size", "stride", "pixels", *RESPONSES)
+    rows, images, names = [], 0, _names(study, own)
     for settings, runs in zip(study.combinations(), cells, strict=True):
         for number, layer in enumerate(runs[0].record.layers if runs else ()):
-            row: dict[str, Any] = {short(path): _cell(value) for path, value in settings.items()}
+            row: dict[str, Any] = {names[path]: _cell(value) for path, value in settings.items()}
             row |= {"seeds": len(runs), "layer": layer.name, "kind": layer.kind, "channels": layer.channels}
             row |= {"size": "x".join(map(str, layer.size)) if layer.factor else "", "stride": layer.stride[0]}
             row["pixels"] = layer.factor[0] if layer.factor else None
@@ -116,15 +122,13 @@ def layers(study: Study, cells: list[list[Finished]]) -> Table:
                 row[name] = mean_over_seeds(torch.stack(values), bounds=bounds) if values else None
                 images = max(images, len(values[0]) if values else 0)
             rows.append(row)
-    axes = (short(path) for path in study.axes())
-    columns = (*axes, "seeds", "layer", "kind", "channels", "size", "stride", "pixels", *RESPONSES)
     notes = (
         f"Of the first {images} test images, each under its own shift. In brackets: 95 % intervals over networks and images.",
         "similarity: the largest cosine over all displacements of the map, less what an empty canvas gives; movement: where it "
         "is reached, in the map's positions and in pixels; in_place: the cosine without displacement; homogeneity: of the map in "
         "front of a subsampling, at its stride; homogeneity_pooled: of what its window makes of that map.",
     )
-    return Table(f"{study.title}: layer by layer", columns, tuple(rows), notes)
+    return Table(f"{study.title}: layer by layer", (*names.values(), *own), tuple(rows), notes)
 
 
 def gains(study: Study, cells: list[list[Finished]]) -> Table:
@@ -158,7 +162,7 @@ def gains(study: Study, cells: list[list[Finished]]) -> Table:
 
 def _others(settings: dict[str, Any]) -> tuple[Any, ...]:
     """All settings of a cell but its factor."""
-    return tuple(value for path, value in settings.items() if path != FACTOR)
+    return tuple(_cell(value) for path, value in settings.items() if path != FACTOR)
 
 
 def _draw(study: Study, table: Table, out: Path) -> None:
@@ -214,6 +218,8 @@ def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
     if fewest == 1:
         where = "One seed" if most == 1 else "One seed in some rows"
         notes.append(f"{where}: the intervals say nothing about how much another training would differ.")
+    if told := doubt(fewest):
+        notes.append(told)
     if study.source and study.source.cells:
         notes.append(f"source_...: as printed, {study.source.title}.")
     if cut := max(record.cut for record in every):
@@ -234,8 +240,9 @@ def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
 
 def _networks_a_row(every: list[Record]) -> tuple[int, int]:
     """The least and the greatest number of networks that a row with any is known from."""
-    rows = Counter(record.spec.model_copy(update={"seed": 0}).model_dump_json() for record in every)
-    return min(rows.values()), max(rows.values())
+    sound = [record.spec for record in every if record.training.status != "diverged"]
+    rows = Counter(spec.model_copy(update={"seed": 0}).model_dump_json() for spec in sound)
+    return min(rows.values(), default=0), max(rows.values(), default=0)
 
 
 def _train_accuracy(record: Record) -> float:
