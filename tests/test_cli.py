@@ -38,6 +38,15 @@ def test_theory_as_json_has_the_promised_form() -> None:
     }
 
 
+def test_a_reader_who_has_had_enough_ends_a_command_without_a_word() -> None:
+    command = [sys.executable, "-m", "shiftscope.cli", "theory", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, told = process.communicate(timeout=120)
+    assert (process.returncode, told) == (141, b"")
+
+
 def test_theory_prints_every_table_with_its_sentence() -> None:
     printed = shiftscope("theory").stdout
     for text in (
