@@ -5,17 +5,20 @@ shifts. Then an estimate over images, which are independent; shifts of one image
 
 Intervals cover 95 %:
 
-- a mean over images: bootstrap over images;
+- a mean over images: bootstrap;
 - a proportion of images: Wilson's score interval;
-- a mean over training seeds and images: bootstrap over both, crossed, because every seed sees the same images ("pigeonhole
-  bootstrap", Owen 2007). Weights are spread by sqrt(n / (n - 1)) (Rao and Wu 1988), without which three seeds would give an
-  interval 18 % too narrow. It still knows only the seeds it has seen, and of few it covers less than 95 % (:func:`doubt`).
+- a mean over trained networks and images: both vary, crossed, because every network sees the same images. Images are resampled
+  (Owen 2007; weights are spread by sqrt(n / (n - 1)), Rao and Wu 1988). Networks are few, and resampling two or three of them
+  would cover 60 or 80 %: they are drawn as normally distributed, and the interval is widened by Student's t with the degrees
+  of freedom of Satterthwaite (1946), which tell how much of the doubt rests on how few networks. Differences of such means
+  (Welch 1947) likewise: see :func:`around`.
 
 Resampling uses a fixed stream of its own: the same values always give the same interval.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -28,13 +31,14 @@ from shiftscope.outputs import Outputs
 
 __all__ = [
     "Estimate",
+    "Spread",
     "Z",
+    "around",
     "centred",
     "correct",
     "cosine",
     "cosines",
     "crossed",
-    "doubt",
     "interval",
     "mean",
     "mean_over_seeds",
@@ -42,6 +46,7 @@ __all__ = [
     "proportion",
     "proportion_over_seeds",
     "resampled",
+    "spread",
     "top1_changes",
 ]
 
@@ -49,8 +54,6 @@ RESAMPLES = 2000
 #: Resamples worked on at once.
 CHUNK = 50
 LEVEL = 0.95
-#: What an interval of that level over so few networks covers, where these are normally distributed and images add nothing.
-COVERED = {2: 0.61, 3: 0.80, 4: 0.85, 5: 0.88}
 #: The normal quantile of the level.
 Z = 1.959963984540054
 
@@ -146,60 +149,81 @@ def mean(values: Float[Tensor, " image"], *, bounds: tuple[float, float]) -> Est
 
 
 def mean_over_seeds(values: Float[Tensor, "seed image"], *, bounds: tuple[float, float]) -> Estimate:
-    """Mean over trained networks and images with a crossed bootstrap interval; from one network, over its images only."""
+    """Mean over trained networks and images with an interval over both; from one network, over its images only."""
     table = values.double().numpy()
     seeds, count = table.shape
     value = float(table.mean())
     if count == 1:
         return Estimate(value, *bounds, count=count, seeds=seeds)
-    low, high = interval(resampled(values)).clip(*bounds)
+    low, high = around(value, resampled(values), [spread(values)]).clip(*bounds)
     return Estimate(value, min(float(low), value), max(float(high), value), count=count, seeds=seeds)
 
 
 def resampled(values: Float[Tensor, "seed image"], *, cell: int = 0) -> Float[np.ndarray, " draw"]:
-    """The mean's bootstrap draws, over networks and images, crossed.
+    """The mean's draws, over networks and images, crossed.
 
     Args:
         values: of each network and image.
-        cell: a number for these networks. Cells of different numbers resample their networks apart, and cells of as many images
+        cell: a number for these networks. Cells of different numbers draw their networks apart, and cells of as many images
             resample these together, as images that both saw: differences of their draws are paired.
     """
     table = values.double().numpy()
     seeds, count = table.shape
     if seeds > 1:
-        draws: np.ndarray = ((_weights(seeds, "seeds", cell) @ table) * _weights(count, "images")).sum(axis=1)
+        draws: np.ndarray = ((_networks(seeds, cell) @ table) * _images(count)).sum(axis=1)
         return draws
     # A few resamples at a time, so that memory hardly grows with the images.
-    tallies = _tallies(count, "images")
+    tallies = _tallies(count)
     parts = [(table * _spread(tallies[start : start + CHUNK])).sum(axis=1) for start in range(0, RESAMPLES, CHUNK)]
     return np.concatenate(parts)
 
 
 def crossed(draws: Float[Tensor, "seed draw"]) -> Float[np.ndarray, " draw"]:
-    """The bootstrap draws of a mean over networks, from those that :func:`resampled` gave for each.
+    """The draws of a mean over networks, from those that :func:`resampled` gave for each.
 
     Images are resampled alike for every network of as many, so that these are the draws of all values together.
     """
-    several: np.ndarray = (_weights(len(draws), "seeds") * draws.double().numpy().T).sum(axis=1)
+    several: np.ndarray = (_networks(len(draws)) * draws.double().numpy().T).sum(axis=1)
     return several
 
 
+#: The variance of a mean that comes from its trained networks differing, and how many there are.
+Spread = tuple[float, int]
+
+
+def spread(values: Float[Tensor, "seed image"], share: float = 1.0) -> Spread:
+    """How much a mean over networks varies with them.
+
+    Args:
+        values: of each network and image, or of each network alone.
+        share: of this mean in what is estimated; -1 for one that is taken off.
+    """
+    seeds = len(values)
+    means = values.double().reshape(seeds, -1).mean(dim=1)
+    return (share**2 * float(means.var()) / seeds if seeds > 1 else 0.0), seeds
+
+
+def around(value: float, draws: Float[np.ndarray, " draw"], spreads: Sequence[Spread]) -> Float[np.ndarray, 2]:
+    """The 95 % interval of an estimate that rests on few trained networks.
+
+    Args:
+        value: the estimate.
+        draws: of it, over networks and images.
+        spreads: of each mean that it is made of.
+    """
+    from scipy.special import stdtrit
+
+    doubt = sum(variance**2 / (seeds - 1) for variance, seeds in spreads if seeds > 1)
+    freedom = float(draws.var()) ** 2 / doubt if doubt > 0 else np.inf
+    wider = stdtrit(freedom, (1 + LEVEL) / 2) / Z if np.isfinite(freedom) else 1.0
+    ends: np.ndarray = value + wider * (interval(draws) - value)
+    return ends
+
+
 def interval(draws: Float[np.ndarray, " draw"]) -> Float[np.ndarray, 2]:
-    """The middle 95 % of bootstrap draws."""
+    """The middle 95 % of draws."""
     bounds: np.ndarray = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return bounds
-
-
-def doubt(seeds: int) -> str:
-    """What an interval over so few trained networks covers, as a sentence; empty for one (whose interval is over images) or many.
-
-    >>> doubt(3)
-    'Where networks differ more than images do, a 95 % interval over 3 networks covers about 80 %: the doubt is greater.'
-    """
-    if seeds not in COVERED:
-        return ""
-    covered = f"a {LEVEL:.0%} interval over {seeds} networks covers about {COVERED[seeds]:.0%}".replace("%", " %")
-    return f"Where networks differ more than images do, {covered}: the doubt is greater."
 
 
 def proportion(successes: Bool[Tensor, " image"]) -> Estimate:
@@ -215,9 +239,9 @@ def proportion(successes: Bool[Tensor, " image"]) -> Estimate:
 
 
 def proportion_over_seeds(successes: Bool[Tensor, "seed image"]) -> Estimate:
-    """Share of images right, over trained networks, with a crossed bootstrap interval.
+    """Share of images right, over trained networks, with an interval over networks and images.
 
-    Where the bootstrap sees no spread (one network, or every answer equal) it is Wilson's interval on the images alone.
+    Where these show no spread (one network, or every answer equal) it is Wilson's interval on the images alone.
     """
     seeds, count = successes.shape
     if seeds > 1 and successes.any() and not successes.all():
@@ -227,22 +251,32 @@ def proportion_over_seeds(successes: Bool[Tensor, "seed image"]) -> Estimate:
 
 
 @lru_cache(maxsize=8)
-def _tallies(count: int, what: str, cell: int = 0) -> UInt8[np.ndarray, "draw {count}"]:
-    """How often each is picked, one row a resample; a stream for each axis."""
+def _networks(count: int, cell: int = 0) -> Float[np.ndarray, "draw {count}"]:
+    """Weights of networks, one row a draw, each summing to one; a mean varies with them by their variance over their number."""
+    if count == 1:
+        return np.ones((RESAMPLES, 1))
+    normal = np.random.default_rng([count, len("networks"), cell]).standard_normal((RESAMPLES, count))
+    weights: np.ndarray = 1 / count + (normal - normal.mean(axis=1, keepdims=True)) / (count * (count - 1)) ** 0.5
+    return weights
+
+
+def _images(count: int) -> Float[np.ndarray, "draw {count}"]:
+    """Bootstrap weights of images, one row a resample."""
+    return _spread(_tallies(count))
+
+
+@lru_cache(maxsize=8)
+def _tallies(count: int) -> UInt8[np.ndarray, "draw {count}"]:
+    """How often each image is picked, one row a resample."""
     if count == 1:
         return np.ones((RESAMPLES, 1), dtype=np.uint8)
-    generator = np.random.default_rng([count, len(what), *([cell] if cell else [])])
+    generator = np.random.default_rng([count, len("images")])
     tallies = np.empty((RESAMPLES, count), dtype=np.uint8)
     rows = np.arange(CHUNK)[:, None] * count
     for start in range(0, RESAMPLES, CHUNK):
         picks = generator.integers(count, size=(CHUNK, count))
         tallies[start : start + CHUNK] = np.bincount((picks + rows).ravel(), minlength=CHUNK * count).reshape(CHUNK, count)
     return tallies
-
-
-def _weights(count: int, what: str, cell: int = 0) -> Float[np.ndarray, "draw {count}"]:
-    """Bootstrap weights, one row a resample."""
-    return _spread(_tallies(count, what, cell))
 
 
 def _spread(tallies: UInt8[np.ndarray, "draw count"]) -> Float[np.ndarray, "draw count"]:

@@ -104,7 +104,7 @@ def test_differences_of_cells_are_paired_over_images() -> None:
     """Two cells that differ by a constant on the same images have a difference without spread; resampled apart they would not."""
     values = torch.rand(1, 300, generator=torch.Generator().manual_seed(0))
     of, less = Held({}, {"mcs": values + 0.1}, 1), Held({}, {"mcs": values}, 2)
-    value, draws = _statistic(Claim(text="x"), [of], [less])
+    value, draws, _ = _statistic(Claim(text="x"), [of], [less])
     assert value == pytest.approx(0.1)
     assert np.ptp(draws) < 1e-5
     assert np.ptp(of.draws("mcs")) > 0.01
@@ -112,9 +112,10 @@ def test_differences_of_cells_are_paired_over_images() -> None:
 
 def test_a_range_is_the_largest_less_the_smallest() -> None:
     cells = [held(1, 0.3), held(2, 0.7), held(3, 0.5)]
-    value, draws = _statistic(Claim(text="x", kind="range"), cells, [])
+    value, draws, spreads = _statistic(Claim(text="x", kind="range"), cells, [])
     assert value == pytest.approx(max(cell.mean("mcs") for cell in cells) - min(cell.mean("mcs") for cell in cells))
     assert abs(float(np.median(draws)) - value) < 0.01
+    assert spreads == [cells[1].spread("mcs"), cells[0].spread("mcs")]
 
 
 def test_a_range_of_equal_cells_is_not_found_to_be_one() -> None:
@@ -125,8 +126,7 @@ def test_a_range_of_equal_cells_is_not_found_to_be_one() -> None:
         scattered = [0.5 + 0.05 * torch.randn(3, 1, generator=generator).expand(3, 20) for _ in range(4)]
         cells = [Held({}, {"mcs": values}, number) for number, values in enumerate(scattered, start=1)]
         claim = Claim(text="x", kind="range", expect="above", bound=0.025)
-        value, draws = _statistic(claim, cells, [])
-        verdicts.append(_verdict(claim, cells[0].counted(value, draws, "mcs")))
+        verdicts.append(_verdict(claim, cells[0].counted(*_statistic(claim, cells, []), "mcs")))
     assert verdicts.count("holds") <= 6
 
 

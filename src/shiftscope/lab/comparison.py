@@ -1,13 +1,13 @@
 """A study's records beside the source's numbers: cell by cell, in rank, and claim by claim. It trains and measures nothing.
 
-Every statement has an interval, from bootstrap draws that resample the networks of each cell apart and the test images, which
-all cells of a data set share, together. A claim *holds* where the whole interval lies on the side that was claimed, *does not
+Every statement has an interval, from draws that take the networks of each cell apart and the test images, which all cells of a
+data set share, together (see ``measures``). A claim *holds* where the whole interval lies on the side that was claimed, *does not
 hold* where it lies on the other, and is *undecided* else: at this number of networks and images it cannot be told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from shiftscope.lab.measuring import MEASURES
 from shiftscope.lab.records import Finished
 from shiftscope.lab.specs import mistakes
 from shiftscope.lab.studies import Claim, Source, Study, short
-from shiftscope.measures import Estimate
+from shiftscope.measures import Estimate, Spread
 from shiftscope.tables import Table
 
 __all__ = ["compare", "study_of"]
@@ -65,11 +65,16 @@ class Held:
         """A measure's mean with its interval, as the study's table has it; None where it was not measured."""
         if measure in MEASURES and measure in self.values:
             return MEASURES[measure].of_several(self.values[measure])
-        return self.counted(self.mean(measure), self.draws(measure), measure) if measure in self.values else None
+        spreads = [self.spread(measure)] if measure in self.values else []
+        return self.counted(self.mean(measure), self.draws(measure), spreads, measure) if spreads else None
 
-    def counted(self, value: float, draws: np.ndarray, measure: str) -> Estimate:
+    def spread(self, measure: str, share: float = 1.0) -> Spread:
+        """How much a measure's mean varies with the networks, where it has such a share in an estimate."""
+        return measures.spread(self.values[measure], share)
+
+    def counted(self, value: float, draws: np.ndarray, spreads: Sequence[Spread], measure: str) -> Estimate:
         """A number that follows from this cell's and others' draws, with as many networks and images as this one has."""
-        low, high = measures.interval(draws)
+        low, high = measures.around(value, draws, spreads)
         seeds, count = self.values[measure].shape
         return Estimate(value, min(float(low), value), max(float(high), value), count=count, seeds=seeds)
 
@@ -224,21 +229,23 @@ def _absent(cells: list[Held], which: Mapping[str, tuple[Any, ...]]) -> str:
 
 
 def _number(claim: Claim, of: list[Held], less: list[Held]) -> Estimate:
-    value, draws = _statistic(claim, of, less)
-    return of[0].counted(value, draws, claim.measure)
+    return of[0].counted(*_statistic(claim, of, less), claim.measure)
 
 
-def _statistic(claim: Claim, of: list[Held], less: list[Held]) -> tuple[float, np.ndarray]:
-    """A claim's number and its bootstrap draws."""
-    values, draws = np.array([cell.mean(claim.measure) for cell in of]), np.stack([cell.draws(claim.measure) for cell in of])
+def _statistic(claim: Claim, of: list[Held], less: list[Held]) -> tuple[float, np.ndarray, list[Spread]]:
+    """A claim's number, its draws, and how much it varies with each cell's networks."""
+    name = claim.measure
+    values, draws = np.array([cell.mean(name) for cell in of]), np.stack([cell.draws(name) for cell in of])
     if claim.kind == "range":
         # Draws spread wider than what they are drawn from, so that their ranges lie too high: they are reflected.
         value = float(np.ptp(values))
-        return value, np.maximum(2 * value - np.ptp(draws, axis=0), 0.0)
+        ends = {cell.number: cell for cell in (of[int(values.argmax())], of[int(values.argmin())])}
+        return value, np.maximum(2 * value - np.ptp(draws, axis=0), 0.0), [cell.spread(name) for cell in ends.values()]
+    spreads = [cell.spread(name, 1 / len(cells)) for cells in (of, less) for cell in cells]
     if not less:
-        return float(values.mean()), draws.mean(axis=0)
-    other = np.stack([cell.draws(claim.measure) for cell in less])
-    return float(values.mean() - np.mean([cell.mean(claim.measure) for cell in less])), draws.mean(axis=0) - other.mean(axis=0)
+        return float(values.mean()), draws.mean(axis=0), spreads
+    other = np.stack([cell.draws(name) for cell in less]).mean(axis=0)
+    return float(values.mean() - np.mean([cell.mean(name) for cell in less])), draws.mean(axis=0) - other, spreads
 
 
 def _verdict(claim: Claim, number: Estimate) -> str:
@@ -258,6 +265,4 @@ def _counted(cells: list[Held]) -> str:
     text = f"{span} trained network{'' if seeds[-1] == 1 else 's'} a cell."
     if seeds[0] == 1:
         text += " From one network nothing is known of how much another training would differ: its interval is over images only."
-    if told := measures.doubt(seeds[0]):
-        text += f" {told}"
     return text + (f" {missing} cells are not measured yet." if missing else "")

@@ -14,7 +14,7 @@ from shiftscope.lab.files import write_text, write_whole
 from shiftscope.lab.measuring import CURVES, MEASURES, RESPONSES
 from shiftscope.lab.records import Finished, Record, joined
 from shiftscope.lab.studies import Study, short
-from shiftscope.measures import Estimate, crossed, doubt, interval, mean_over_seeds, resampled
+from shiftscope.measures import Estimate, around, crossed, mean_over_seeds, resampled, spread
 from shiftscope.tables import Table
 
 if TYPE_CHECKING:
@@ -85,9 +85,10 @@ def curves(study: Study, cells: list[list[Finished]]) -> Table:
             row |= {"max_shift": radius, "seeds": len(runs)}
             for name, bounds in CURVES.items():
                 draws = found[name][:, radius, None].double() + found[f"{name}.draws"][:, radius].double()
-                low, high = interval(crossed(draws)).clip(*bounds)
+                value, means = float(found[name][:, radius].double().mean()), found[name][:, radius, None]
+                low, high = around(value, crossed(draws), [spread(means)]).clip(*bounds)
                 count = next(iter(runs[0].record.results.values())).count
-                row[name] = _estimate(float(found[name][:, radius].double().mean()), (low, high), count, len(runs))
+                row[name] = _estimate(value, (low, high), count, len(runs))
             rows.append(row)
     note = "Over all shifts up to the largest, of every test image. In brackets: 95 % intervals over networks and images."
     return Table(f"{study.title}: against the largest shift", (*names.values(), *own), tuple(rows), (note,))
@@ -147,7 +148,8 @@ def gains(study: Study, cells: list[list[Finished]]) -> Table:
             continue
         ours, theirs = (torch.stack([run.values["mcs"] for run in several]) for several in (runs, cells[base]))
         value = float(ours.double().mean() - theirs.double().mean())
-        low, high = interval(resampled(ours, cell=number + 1) - resampled(theirs, cell=base + 1))
+        draws = resampled(ours, cell=number + 1) - resampled(theirs, cell=base + 1)
+        low, high = around(value, draws, [spread(ours), spread(theirs)])
         row: dict[str, Any] = {short(path): _cell(value) for path, value in each.items()}
         row["homogeneity"] = mean_over_seeds(torch.stack([run.values["homogeneity"] for run in runs]), bounds=(-1.0, 1.0))
         row["gain"] = _estimate(value, (low, high), ours.shape[1], len(runs))
@@ -218,8 +220,6 @@ def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
     if fewest == 1:
         where = "One seed" if most == 1 else "One seed in some rows"
         notes.append(f"{where}: the intervals say nothing about how much another training would differ.")
-    if told := doubt(fewest):
-        notes.append(told)
     if study.source and study.source.cells:
         notes.append(f"source_...: as printed, {study.source.title}.")
     if cut := max(record.cut for record in every):
