@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from shiftscope.errors import InputError
 from shiftscope.lab.networks import Normalise
 from shiftscope.models import load_model
 from shiftscope.models.batches import InBatches
+from shiftscope.models.exported import _is_size
 from shiftscope.surgery import antialias
 from test_models import FACTORY, Evil
 
@@ -155,6 +157,50 @@ def test_an_archive_with_a_pickle_is_refused_and_it_does_not_run(tmp_path: Path,
         with pytest.raises(InputError, match=r"holds a pickle .* which is not read, because it can run anything"):
             load_model(str(_rewritten(path, tmp_path / "evil.pt2", dict(change))))
     assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize("place", ["guards_code", "expr_str"])
+def test_code_in_an_archive_does_not_run(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, code = tmp_path / "model.pt2", "open('was_here', 'w')"
+    torch.export.save(_program(network(), None), path)
+    with zipfile.ZipFile(path) as archive:
+        told = json.loads(archive.read(next(name for name in archive.namelist() if name.endswith("models/model.json"))))
+    if place == "guards_code":
+        changed = json.dumps(told | {"guards_code": [code]})
+        loaded = load_model(str(_rewritten(path, tmp_path / "evil.pt2", {"model.json": changed.encode()})))
+        with torch.no_grad():
+            assert torch.allclose(loaded.model(images(3)), network()(images(3)), atol=1e-6)
+    else:
+        changed = re.sub(r'"expr_str": "[^"]*"', f'"expr_str": "{code}"', json.dumps(told))
+        assert code in changed
+        with pytest.raises(InputError, match=r"gives a size as .* which is not read, because it can run anything"):
+            load_model(str(_rewritten(path, tmp_path / "evil.pt2", {"model.json": changed.encode()})))
+    assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "is_size"),
+    [
+        ("Symbol('s31', positive=True, integer=True)", True),
+        ("Add(Integer(-1), Mul(Integer(8), Symbol('s0', integer=True)))", True),
+        ("(s0 // 2) + 1", True),
+        ("exit()", False),
+        ("Symbol('exit()')", False),
+        ("s0.__class__", False),
+        ("[s0 for s0 in s1]", False),
+        ("(", False),
+    ],
+)
+def test_sizes_are_told_from_code(text: str, is_size: bool) -> None:
+    assert _is_size(text) == is_size
+
+
+def test_a_program_in_training_mode_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(2 * 18 * 18, 3)).train()
+    torch.export.save(_program(model, 2), tmp_path / "model.pt2")
+    with pytest.raises(InputError, match=r"was exported in training mode \(`dropout`\). Call model.eval\(\)"):
+        load_model(str(tmp_path / "model.pt2"))
 
 
 def test_batches_of_one_size_are_filled_up_and_cut() -> None:
