@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -324,3 +325,25 @@ def test_an_audits_page_says_what_its_table_says(here: Path, capsys: pytest.Capt
     (here / "out" / "report.html").unlink()
     assert main(["report", "out"]) == 0
     assert (here / "out" / "report.html").read_text() == page
+
+
+def test_a_relative_path_and_a_damaged_part_are_no_hindrance_to_processes(here: Path, pics: Path) -> None:
+    spec = AuditSpec(model="audited_models:colour", data="pics", size=16, images=70, protocols=("mouton2020",))
+    first = run_shards(spec, Processes(1), shards=2, out=here / "out")
+    path = next((here / "out" / "parts").iterdir())
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.warns(UserWarning, match="is damaged"):
+        again = run_shards(spec, Processes(1), shards=2, out=here / "out")
+    assert again.table().rows == first.table().rows
+
+
+def test_a_changed_model_is_another_audit(here: Path) -> None:
+    spec = AuditSpec(model="audited_models:grey", data="digits", size=16, images=4, protocols=("mouton2020",))
+    run_audit(spec, out=here / "out")
+    job = AuditJob(spec, 1, 1, here / "elsewhere", model_sha256="of another")
+    with pytest.raises(InputError, match="the model audited_models:grey is another where shard 1/1 is done"):
+        run_shard(job, lambda _: None)
+    (here / "audited_models.py").write_text(FACTORY.replace("nn.ReLU", "nn.GELU"))
+    sys.modules.pop("audited_models")
+    with pytest.raises(InputError, match="holds another audit"):
+        run_audit(spec, out=here / "out")

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from shiftscope import layers
 from shiftscope.errors import InputError
+from shiftscope.explanations.guarantees import guarantee_of
 from shiftscope.geometry import geometry_of
 from shiftscope.surgery import make_equivariant
 from zoo import timm, torchvision_models
@@ -125,6 +126,54 @@ def test_operators_that_treat_positions_unlike_are_not_taken_for_stationary(does
         alike = torch.allclose(model(images), model(images.roll((3, 2), (2, 3))), atol=1e-6)
     assert found.head == "gap"
     assert (found.unknown == ()) == alike == (does == "nothing")
+
+
+class Through(nn.Module):
+    """A circular convolution, something done to its map, and a mean over positions; or heads beside each other."""
+
+    def __init__(self, does: object) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular")
+        self.pool, self.does, self.linear = nn.AdaptiveAvgPool2d(3), does, nn.Linear(256, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.convolution(images)
+        if self.does == "two heads":
+            return self.linear(maps.flatten(1)) + maps.mean((2, 3))
+        if self.does == "ellipsis":
+            maps = maps[..., :-3]
+        elif self.does == "channels only":
+            maps = torch.cat([maps, maps], 1)[:, 1:, ...]
+        elif self.does == "joined below":
+            maps = torch.cat([maps, maps.abs()], dim=2)
+        elif self.does == "windows of the map's size":
+            maps = self.pool(maps)
+        return maps.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("does", "status"),
+    [
+        ("nothing", "guaranteed"),
+        ("channels only", "guaranteed"),
+        ("ellipsis", "possible"),
+        ("joined below", "possible"),
+        ("windows of the map's size", "possible"),
+        ("two heads", "impossible"),
+    ],
+)
+def test_what_treats_positions_unlike_guarantees_nothing(does: str, status: str) -> None:
+    assert guarantee_of(Through(does)).status == status
+
+
+def test_slices_behind_an_ellipsis_and_pads_of_a_computed_size_are_read() -> None:
+    class Sliced(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            more = images.shape[2] % 2
+            maps = functional.avg_pool2d(functional.pad(images, (0, more, 0, more)), 2)
+            return maps[..., ::2].mean((2, 3))
+
+    assert geometry_of(Sliced()).factor == (2, 4)
 
 
 def test_an_untraceable_model_is_refused() -> None:

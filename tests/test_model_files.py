@@ -263,6 +263,11 @@ def test_weights_come_from_safetensors_and_state_dicts(factory: str, tmp_path: P
         assert all(torch.equal(value, weights[name]) for name, value in loaded.model[1].state_dict().items())
 
 
+def test_mean_and_deviation_must_be_numbers(factory: str) -> None:
+    with pytest.raises(InputError, match=r"`mean` and `std` must be numbers, got \(nan,\)"):
+        load_model(factory, mean=(float("nan"),), std=(1.0,))
+
+
 def test_bad_weights_are_told_in_a_sentence_and_no_pickle_runs(
     factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

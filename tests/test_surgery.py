@@ -247,6 +247,33 @@ def test_a_circular_copy_commutes_with_circular_shifts() -> None:
     assert changed(image).shape[2:] == (12, 12)
 
 
+class Functional(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.max_pool2d(maps, 2)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(1, 2, 5, padding=1, padding_mode="circular"),
+        nn.Conv2d(1, 2, 5, padding=1, padding_mode="reflect"),
+        nn.Conv2d(1, 2, 4, stride=2, padding=1, padding_mode="circular"),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        Functional(),
+    ],
+)
+def test_whatever_a_layer_pads_it_is_made_equivariant(layer: nn.Module) -> None:
+    network = nn.Sequential(layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
+    alike = make_equivariant(network).model
+    maps = torch.rand(2, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for shift in ((1, 0), (3, 5), (8, 7)):
+            assert torch.allclose(alike(maps.roll(shift, (2, 3))), alike(maps), atol=1e-12)
+        around = circular(nn.Sequential(layer)).model(maps)
+        stride = 16 // around.shape[2]
+        assert torch.allclose(circular(nn.Sequential(layer)).model(maps.roll((stride,) * 2, (2, 3))), around.roll((1, 1), (2, 3)))
+
+
 def test_networks_of_the_family_can_be_changed() -> None:
     spec = NetworkSpec(factor=4, padding="same")
     model = build(spec, generator=torch.Generator().manual_seed(0)).eval()

@@ -37,8 +37,8 @@ def fixed(loaded: Loaded, fixes: tuple[Fix, ...], *, image: tuple[int, int, int]
     """
     try:
         before = cost(loaded.model, image)
-    except RuntimeError as error:
-        reason = next(iter(str(error).splitlines()), "")
+    except Exception as error:  # whatever the model raises
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"the model does not take images of {image} ({reason}). Choose other --data or another --canvas."
         ) from error
@@ -66,7 +66,9 @@ def test_images(
         InputError: no such data, images larger than the canvas, or with another number of channels than the model takes.
     """
     known = loaded.origin.data or DataSpec(image_size=20, validation_images=1)
-    size = canvas or (loaded.image[1] if loaded.image else known.canvas)
+    if canvas is not None and canvas < 1:
+        raise InputError(f"`canvas` must be 1 or more pixels, got {canvas}.")
+    size = canvas if canvas is not None else loaded.image[1] if loaded.image else known.canvas
     if name is None or name == known.name:
         spec = known.model_copy(update={"canvas": size})
     else:
@@ -139,13 +141,15 @@ def compared(
         surgery: what was done to it.
         data: its test images are measured on.
         images: how many of them.
-        max_shift: every shift up to it, in pixels; None for 8 or, where that is less, what the canvas leaves around the image.
+        max_shift: every shift up to it, in pixels; None for 8 or, where that is less, what the canvas leaves around the image, or
+            an eighth of it, where it leaves nothing.
         progress: told how it goes.
 
     Raises:
         InputError: the model does not take such images; shifts that would push content off the canvas.
     """
-    margin = data.canvas.margin(data.test.images.shape[2:])
+    # Where the canvas leaves nothing around the image, any shift cuts some of it off.
+    margin = data.canvas.margin(data.test.images.shape[2:]) or max(1, data.canvas.size // 8)
     if images < 1:
         raise InputError(f"`images` must be 1 or more, got {images}.")
     if max_shift is None:

@@ -129,7 +129,7 @@ def _gallery(scene: Scene, scenes: int, data_dir: Path | None, device: torch.dev
     networks = []
     for done, (name, (cell, loaded)) in enumerate(list(scene.models.items())[:room]):
         progress("computing what networks answer to a drag", done, room)
-        outputs = shift_outputs(loaded.model, images, grid(scene.reach), fill=data.canvas.colour, device=device)
+        outputs = shift_outputs(loaded.model.to(device), images, grid(scene.reach), fill=data.canvas.colour, device=device)
         networks.append(Network(name, cell.factor, outputs))
     return Drag(
         title=f"Drag the image: {_title(scene)}" if scenes > 1 else "Drag the image",

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from shiftscope import layers
 from shiftscope.layers.polyphase import PolyphaseSampling, TakePhase
-from shiftscope.positions import BORDERS, Head, Layout, border_of, fits, head_kind, is_about_maps, is_still, order_of
+from shiftscope.positions import BORDERS, Head, Layout, border_of, fits, head_kind, is_about_maps, is_still, order_of, sliced
 from shiftscope.surgery.graph import Editor, Pair, Site
 
 __all__ = ["Geometry", "Head", "Place", "Subsampling", "as_maps", "call_name", "geometry_of", "placed", "shape_of"]
@@ -218,17 +218,17 @@ class _Walk:
         return _moved(place, (reach[0], reach[1]), stride)
 
     def _sliced(self, node: fx.Node, name: str, place: Place) -> Place:
-        parts: Any = node.args[1]
-        steps = [each.step or 1 if isinstance(each, slice) else 1 for each in parts][2:4]
-        stride = (int(steps[0]), int(steps[1]) if len(steps) > 1 else 1)
+        steps = [each.step or 1 if isinstance(each, slice) else 1 for each in sliced(node)]
+        down, right = (*steps, 1, 1, 1, 1)[2:4]
+        stride = (int(down), int(right))
         self.subsamplings.append(Subsampling(name, f"slicing, stride {stride[0]}", stride, polyphase=False))
         return _moved(place, (0, 0), stride)
 
     def _head(self) -> tuple[Place, Head, str]:
-        """The last place where positions are taken away for good: gates take them away for a factor only."""
+        """The last place where positions are taken away (gates do so for a factor only), or one that keeps them apart."""
         spatial = [place for place in self.found.values() if place.positions]
         if self.heads:
-            node, kind, place = self.heads[-1]
+            node, kind, place = next((head for head in self.heads if head[1] == "flatten"), self.heads[-1])
             return place, kind, node.name if node.op != "call_module" else str(node.target)
         return spatial[-1] if spatial else Place(), "other", ""
 

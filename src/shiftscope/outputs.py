@@ -205,6 +205,12 @@ def evaluating(model: Model) -> Iterator[None]:
             part.training = mode
 
 
+def check_labels(labels: Tensor | None) -> None:
+    """Labels are whole numbers, one an image."""
+    if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
+        raise InputError(f"`labels` must be whole numbers, one an image, got shape {tuple(labels.shape)} of {labels.dtype}.")
+
+
 def check_images(images: Tensor, world: World) -> None:
     if images.ndim != 4 or tuple(images.shape[2:]) != world.shape:
         raise InputError(f"`images` must be [image, channel, height, width], all of one size, got shape {tuple(images.shape)}.")

@@ -25,7 +25,7 @@ from shiftscope.graphs import (
 from shiftscope.layers.polyphase import NormChoice, PhaseLogits
 from shiftscope.surgery.graph import Editor, Site
 
-__all__ = ["BORDERS", "Head", "Layout", "border_of", "fits", "head_kind", "is_about_maps", "is_still", "order_of"]
+__all__ = ["BORDERS", "Head", "Layout", "border_of", "fits", "head_kind", "is_about_maps", "is_still", "order_of", "sliced"]
 
 Head = Literal["flatten", "gap", "other"]
 Layout = Literal["channels first", "channels last"]
@@ -40,9 +40,11 @@ PADS: dict[type[nn.Module], str] = {
     nn.ReflectionPad2d: "reflect",
     nn.ReplicationPad2d: "replicate",
 }
+#: Axes of a map: image, channel, height, width.
+RANK = 4
 BORDERS = {"constant": "zeros", "zero": "zeros", "circular": "circular", "reflect": "reflect", "replicate": "replicate"}
 OTHERS = (nn.PReLU, layers.AliasFreeActivation, NormChoice, PhaseLogits)
-#: To several positions they leave maps of the size that a model was made for as they are.
+#: To one position they are a head; to several they take means of windows that depend on the map's size.
 MEANS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 MEAN_FUNCTIONS = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d)
 #: Functions that leave factor, field and layout alone.
@@ -53,7 +55,6 @@ STILL: tuple[Any, ...] = (
     *QUOTIENTS,
     *IDLE_FUNCTIONS,
     *POINTWISE_FUNCTIONS,
-    *MEAN_FUNCTIONS,
     torch.cat,
     functional.pad,
     functional.layer_norm,
@@ -115,6 +116,8 @@ def fits(editor: Editor, site: Site) -> bool:
     elif isinstance(source, fx.Node) and source.target is functional.pad:
         margins = source.args[1] if len(source.args) > 1 else source.kwargs["pad"]
     left, right, up, down = (*margins, 0, 0, 0, 0)[:4]
+    if not all(isinstance(margin, int) for margin in (left, right, up, down)):
+        return False  # computed from the map
     padded = (up + down + 2 * site.padding[0], left + right + 2 * site.padding[1])
     return all(1 - step <= pad - reach <= 0 for pad, reach, step in zip(padded, site.reach, site.stride, strict=True))
 
@@ -141,18 +144,36 @@ def is_still(editor: Editor, node: fx.Node, layout: Layout) -> bool:
     if isinstance(part, nn.LayerNorm):
         return len(part.normalized_shape) == 1 and layout == "channels last"
     if part is not None:
-        return isinstance(part, (*POINTWISE_MODULES, *IDLE_MODULES, *NORMS, *MEANS, *OTHERS))
+        return isinstance(part, (*POINTWISE_MODULES, *IDLE_MODULES, *NORMS, *OTHERS))
     if getattr(node.target, "__name__", "") == "stochastic_depth":  # torchvision's; idle in evaluation
         return True
     if node.target is operator.getitem and _cuts(node):
+        return False
+    if node.target is torch.cat and _joined_along(node) != ("channels first", "channels last").index(layout) * 2 + 1:
         return False
     return node.target in (STILL if node.op == "call_function" else STILL_METHODS) and not _adds_positions(editor, node)
 
 
 def _cuts(node: fx.Node) -> bool:
     """Whether a part of a map is taken along height or width."""
-    parts: Any = node.args[1]
-    return isinstance(parts, tuple) and any(part not in (slice(None), Ellipsis, None) for part in parts[2:])
+    return any(part not in (slice(None), None) for part in sliced(node)[2:])
+
+
+def sliced(node: fx.Node) -> tuple[Any, ...]:
+    """What a node takes along each axis of a map; empty where it takes no part of one."""
+    parts: Any = node.args[1] if node.target is operator.getitem else ()
+    if not isinstance(parts, tuple):
+        return ()
+    places = [place for place, part in enumerate(parts) if part is Ellipsis]
+    if not places:
+        return parts
+    return (*parts[: places[0]], *[slice(None)] * (RANK + 1 - len(parts)), *parts[places[0] + 1 :])
+
+
+def _joined_along(node: fx.Node) -> int:
+    """The axis along which maps are joined, from the front."""
+    axis: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    return axis % RANK if isinstance(axis, int) else -1
 
 
 def _adds_positions(editor: Editor, node: fx.Node) -> bool:

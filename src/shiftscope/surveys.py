@@ -26,7 +26,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 from shiftscope.measures import Estimate, Z, mean, per_shift_cosines, proportion
-from shiftscope.outputs import Outputs
+from shiftscope.outputs import Outputs, check_labels
 from shiftscope.tables import Table
 
 __all__ = ["MEASURES", "Survey", "summed", "survey"]
@@ -118,6 +118,7 @@ def survey(blocks: Iterable[Outputs], *, labels: Int[Tensor, " image"] | None = 
     >>> survey([outputs], labels=torch.tensor([0])).estimate("mcs").value
     0.5
     """
+    check_labels(labels)
     tally: _Tally | None = None
     for block in blocks:
         tally = tally or _Tally(block.shifts, factor)

@@ -26,6 +26,7 @@ from shiftscope.errors import InputError
 from shiftscope.lab.executors import Executor
 from shiftscope.lab.files import sweep, write_bytes, write_tensors, write_text
 from shiftscope.lab.records import provenance
+from shiftscope.lab.sources import is_image_folder
 from shiftscope.lab.specs import Spec
 from shiftscope.models import Loaded, load_model
 from shiftscope.protocols import Protocol, named
@@ -124,6 +125,7 @@ class AuditJob:
         shards: how many there are.
         out: the folder.
         known: blocks that are there already, where the folder itself cannot be seen.
+        model_sha256: the plan's; a process that finds another model under the name does nothing.
     """
 
     spec: AuditSpec
@@ -131,6 +133,7 @@ class AuditJob:
     shards: int
     out: Path
     known: frozenset[int] = frozenset()
+    model_sha256: str = ""
 
     def __str__(self) -> str:
         return f"shard {self.shard}/{self.shards}"
@@ -164,6 +167,8 @@ def run_shard(job: AuditJob, tell: Tell) -> list[Path]:
     if not 1 <= job.shard <= job.shards:
         raise InputError(f"`shard` must be I/N with I from 1 to N, got {job.shard}/{job.shards}.")
     session, pictures, plan = _begun(job.spec, tell)
+    if job.model_sha256 not in ("", plan.model_sha256):
+        raise InputError(f"the model {job.spec.model} is another where {job} is done. Bring the same files to every machine.")
     _prepare(job.out, plan)
     numbers = range((job.shard - 1) * plan.blocks // job.shards, job.shard * plan.blocks // job.shards)
     files = [_file(job.out, number) for number in numbers]
@@ -197,12 +202,12 @@ def run_shards(
     if out is None:
         with TemporaryDirectory() as place:
             return run_shards(spec, executor, shards=shards, out=Path(place), tell=tell)
+    spec = _anchored(spec)
     _, _, plan = _begun(spec, tell)
     _prepare(out, plan)
-    missing = _missing(out, plan)
-    known = frozenset(range(plan.blocks)) - frozenset(missing)
-    done = plan.blocks - len(missing)
-    jobs = [AuditJob(_anchored(spec), number, shards, out, known) for number in range(1, shards + 1)]
+    known = frozenset(number for number in range(plan.blocks) if _read(_file(out, number)) is not None)
+    done = len(known)
+    jobs = [AuditJob(spec, number, shards, out, known, plan.model_sha256) for number in range(1, shards + 1)]
     for _, made in executor.run(_away if executor.away else _here, jobs, lambda *_: None):
         for name, content in made.items():
             if content is not None:
@@ -213,11 +218,11 @@ def run_shards(
 
 
 def _anchored(spec: AuditSpec) -> AuditSpec:
-    """With whole paths, for a process that may run in another folder."""
-    named = {name: getattr(spec, name) for name in ("model", "weights", "data", "data_dir")}
-    return spec.model_copy(
-        update={name: str(Path(value).resolve()) for name, value in named.items() if value is not None and Path(value).exists()}
-    )
+    """With whole paths, for a process that may run in another folder; data sets' own names stay."""
+    paths = {name: value for name in ("model", "weights", "data_dir") if (value := getattr(spec, name)) and Path(value).exists()}
+    if spec.data is not None and is_image_folder(spec.data):
+        paths["data"] = spec.data
+    return spec.model_copy(update={name: str(Path(value).resolve()) for name, value in paths.items()})
 
 
 def _here(job: AuditJob, _: Callable[[object], None]) -> dict[str, bytes | None]:
@@ -342,7 +347,7 @@ def _measured(session: Session, pictures: Pictures, plan: AuditPlan, number: int
     part: Part = {}
     if len(block.images):
         part = session.part(block.images, block.labels, numbers=block.numbers)
-    names = "".join(f"{name}\n" for name in block.damaged).encode()
+    names = "".join(f"{name}\n" for name in block.damaged).encode(errors="replace")
     part["each/damaged"] = torch.tensor(list(names), dtype=torch.uint8)
     tell(("measuring images", stop, plan.count))
     return part
@@ -367,9 +372,11 @@ def _result(plan: AuditPlan, whole: Part) -> Audit:
 
 
 def _fingerprint(name: str, model: nn.Module) -> str:
-    """SHA-256 over the model's file, or over its weights."""
+    """SHA-256 over the model's files, its layers and its weights."""
     path = Path(name)
-    digest = sha256(path.read_bytes() if path.is_file() else b"")
+    digest = sha256(repr(model).encode())
+    for file in (path, path.with_name(f"{path.name}.data")):  # where ONNX keeps large weights
+        digest.update(file.read_bytes() if file.is_file() else b"")
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

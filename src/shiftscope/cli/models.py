@@ -105,8 +105,11 @@ def audit(
     as_json:
         Print JSON instead.
     """
+    from pydantic import ValidationError
+
     from shiftscope.auditing import AuditSpec, merged
     from shiftscope.console import print_table
+    from shiftscope.lab.specs import mistakes
     from shiftscope.reports import REPORT, audit_page, write_page
 
     if (model is None) == (merge is None):
@@ -115,23 +118,26 @@ def audit(
     if merge is not None:
         found = merged(merge)
     else:
-        spec = AuditSpec(
-            model=str(model),
-            weights=None if weights is None else str(weights),
-            size=size,
-            mean=mean,
-            std=std,
-            output=output,
-            embedding=embedding,
-            data=data,
-            data_dir=None if data_dir is None else str(data_dir),
-            images=images,
-            protocols=protocols or None,
-            max_shift=max_shift,
-            seed=seed,
-            batch_size=batch_size,
-            device="cuda" if gpus else device_of(device),
-        )
+        try:
+            spec = AuditSpec(
+                model=str(model),
+                weights=None if weights is None else str(weights),
+                size=size,
+                mean=mean,
+                std=std,
+                output=output,
+                embedding=embedding,
+                data=data,
+                data_dir=None if data_dir is None else str(data_dir),
+                images=images,
+                protocols=protocols or None,
+                max_shift=max_shift,
+                seed=seed,
+                batch_size=batch_size,
+                device="cuda" if gpus else device_of(device),
+            )
+        except ValidationError as error:
+            raise InputError(mistakes(error)[0]) from error
         at_once = 1 if workers is None and executor == "processes" else workers
         how = executor_of(executor, workers=None if address else at_once, address=address, gpus=gpus, device=spec.device)
         found = _audited(spec, shard, out) if how is None else _in_shards(spec, how, shard, workers or PARTS, out)
@@ -343,7 +349,10 @@ def fix(
                 )
             )
     if out is not None and not plan:
-        save_model(out, surgery.model, loaded.origin.model_copy(update={"fixes": (*loaded.origin.fixes, *fixes)}))
+        try:
+            save_model(out, surgery.model, loaded.origin.model_copy(update={"fixes": (*loaded.origin.fixes, *fixes)}))
+        except OSError as error:
+            raise InputError(f"`out` {out} cannot be written ({error.strerror or error}). Choose another file.") from error
     if as_json:
         print_json({"tables": [table.to_json() for table in tables]})
         return

@@ -19,7 +19,7 @@ from shiftscope.explanations.remedies import Remedies, remedies_of
 from shiftscope.explanations.worlds import Progress, Trial, drawn
 from shiftscope.layerwise import BATCH, Layers, layer_responses
 from shiftscope.measures import Estimate, mean
-from shiftscope.outputs import check_images, evaluating
+from shiftscope.outputs import check_images, check_labels, evaluating
 from shiftscope.signals import Mode
 from shiftscope.tables import Table
 
@@ -213,6 +213,7 @@ def _checked(model: object, images: Tensor, labels: Tensor | None, options: tupl
     if len(images) < 2:
         raise InputError(f"`images` must hold at least two images, of which intervals can be made, got {len(images) or 'none'}.")
     check_images(images, World("zero", None, 0.0, tuple(images.shape[2:])))
+    check_labels(labels)
     if labels is not None and len(labels) != len(images):
         raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {len(images)} images.")
     if mode not in get_args(Mode):

@@ -6,6 +6,7 @@ filtering) so that its shorter side has the size asked for, and its centre cut o
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from hashlib import sha256
@@ -49,7 +50,7 @@ class Folder:
         digest = sha256()
         for file in self.files:
             status = file.stat()
-            digest.update(f"{file.relative_to(self.path)}/{status.st_size}/{status.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(file.relative_to(self.path)) + f"/{status.st_size}/{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
     def first(self) -> tuple[int, int, int]:

@@ -122,9 +122,9 @@ def _is_size(text: str) -> bool:
     called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
     for node in nodes:
         if isinstance(node, ast.Name):
-            known = SIZES.fullmatch(node.id) or (id(node) not in called and SIZE.fullmatch(node.id))
+            known = bool(SIZES.fullmatch(node.id) or (id(node) not in called and SIZE.fullmatch(node.id)))
         elif isinstance(node, ast.Constant):
-            known = isinstance(node.value, bool | int | float) or (isinstance(node.value, str) and SIZE.fullmatch(node.value))
+            known = isinstance(node.value, bool | int | float) or bool(SIZE.fullmatch(str(node.value)))
         else:
             known = isinstance(node, (*SYNTAX, ast.operator, ast.unaryop, ast.cmpop))
         if not known:

@@ -27,10 +27,10 @@ def made(factory: str) -> nn.Module:
         make: Any = importlib.import_module(module_name)
         for part in function.split("."):
             make = getattr(make, part)
-    except (ImportError, ValueError, SyntaxError) as error:
-        raise InputError(f"the module of {factory!r} cannot be imported ({error}).") from error
     except AttributeError as error:
         raise InputError(f"{factory!r}: {error}.") from error
+    except Exception as error:  # whatever a user's module raises
+        raise InputError(f"the module of {factory!r} cannot be imported ({type(error).__name__}: {error}).") from error
     try:
         model = make() if not isinstance(make, nn.Module) else make
     except Exception as error:  # whatever a user's function raises

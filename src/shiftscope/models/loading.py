@@ -12,8 +12,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -60,6 +62,9 @@ def load_model(
     Raises:
         InputError: there is none, its file is damaged or a pickle, the factory gives no module, or the weights do not fit.
     """
+    for values in (mean, std):
+        if values is not None and not all(map(isfinite, values)):
+            raise InputError(f"`mean` and `std` must be numbers, got {values}.")
     path = Path(name)
     if path.is_dir():
         loaded = _from_run(path)
@@ -73,9 +78,18 @@ def load_model(
         return _sized(_by_name(name, weights, mean, std), size)
     if weights is not None:
         raise InputError(f"`weights` belong to a model that is made by name; {name} brings its own.")
-    if mean is not None and loaded.mean != mean:
-        raise InputError(f"`mean` and `std` are known of {name}. Leave them out.")
+    if path.is_dir() or (path.is_file() and path.suffix not in (".onnx", ".pt2")):
+        known = next(
+            ((part.mean, part.deviation) for part in loaded.model.modules() if isinstance(part, Normalise)), (None, None)
+        )
+        if not all(asked is None or _alike(asked, own) for asked, own in zip((mean, std), known, strict=True)):
+            raise InputError(f"`mean` and `std` are known of {name}. Leave them out.")
     return _sized(loaded, size)
+
+
+def _alike(asked: Colours, known: Tensor | None) -> bool:
+    """Whether values are those that a model has, up to single precision."""
+    return known is not None and len(asked) == known.numel() and torch.allclose(torch.tensor(asked), known.cpu().reshape(-1))
 
 
 def save_model(path: Path, model: nn.Module, origin: Origin) -> None:

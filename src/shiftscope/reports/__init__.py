@@ -9,7 +9,7 @@ import torch
 from shiftscope.auditing import is_audit, merged
 from shiftscope.errors import InputError
 from shiftscope.gallery import Progress
-from shiftscope.lab.files import write_text
+from shiftscope.lab.files import write_bytes
 from shiftscope.report import Page, render
 from shiftscope.reports.audits import audit_page
 from shiftscope.reports.studies import study_page
@@ -57,7 +57,7 @@ def write_page(page: Page, path: Path) -> Path:
         InputError: the file cannot be written.
     """
     try:
-        write_text(path, render(page))
+        write_bytes(path, render(page).encode(errors="replace"))  # names of files may hold what no text can
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror}). Make room, or choose another place with --out."

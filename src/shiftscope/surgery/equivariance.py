@@ -153,7 +153,9 @@ def _sampled(
 def _around(editor: Editor, site: Site, *, keep_every_position: bool = False) -> None:
     """Let a site continue its map at the other end, so that its window finds every position once."""
     margins = _margins(editor, site)
-    was_circular = isinstance(site.module, nn.Conv2d) and site.module.padding_mode == "circular"
+    # Narrower than the window reads, a circular pad does not let it find every position.
+    fitting = all(sum(pair) == 2 * pad for pair, pad in zip(margins, site.padding, strict=True))
+    was_circular = isinstance(site.module, nn.Conv2d) and site.module.padding_mode == "circular" and fitting
     if keep_every_position:
         unstride(site)
     if was_circular or not any(map(any, margins)):
@@ -200,10 +202,13 @@ def _follows_pad(editor: Editor, site: Site) -> bool:
 
 
 def _unpad(site: Site) -> None:
-    if site.module is not None:
-        site.module.padding = (0, 0) if site.kind == "convolution" else 0  # type: ignore[assignment]  # torch types it as a parameter
+    """Let a site pad nothing itself, in no mode, and let no window of a pool hang over the border."""
+    if isinstance(site.module, nn.Conv2d):
+        site.module.padding, site.module.padding_mode = (0, 0), "zeros"
+    elif site.module is not None:
+        site.module.padding, site.module.ceil_mode = 0, False  # type: ignore[assignment]  # torch types them as parameters
     else:
-        site.node.args, site.node.kwargs = site.node.args[:1], {**pool_options(site.node), "padding": 0}
+        site.node.args, site.node.kwargs = site.node.args[:1], {**pool_options(site.node), "padding": 0, "ceil_mode": False}
 
 
 def _prepare(editor: Editor, *, split: bool) -> None:

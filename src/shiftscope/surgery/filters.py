@@ -173,7 +173,7 @@ def fold(convolution: nn.Conv2d, blur: layers.BlurPool2d) -> nn.Conv2d:
     ).to(weight)
     folded.weight.data.copy_(wide)
     if convolution.bias is not None and folded.bias is not None:
-        folded.bias.data.copy_(convolution.bias.detach())
+        folded.bias.data.copy_(convolution.bias.detach() * taps.sum())
     for name, parameter in folded.named_parameters():
         parameter.requires_grad_(getattr(convolution, name).requires_grad)
     return folded

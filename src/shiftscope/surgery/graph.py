@@ -34,7 +34,7 @@ Kind = Literal["convolution", "max", "average"]
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 FUNCTIONAL = (functional.conv2d, torch.conv2d, functional.adaptive_max_pool2d)
-POOLS: dict[Any, Kind] = {functional.max_pool2d: "max", functional.avg_pool2d: "average"}
+POOLS: dict[Any, Kind] = {functional.max_pool2d: "max", torch.max_pool2d: "max", functional.avg_pool2d: "average"}
 
 
 @dataclass(frozen=True)
@@ -326,7 +326,7 @@ def source_of(node: fx.Node) -> fx.Node:
 def pool_options(node: fx.Node) -> dict[str, Any]:
     """The arguments of a pool that is called as a function, by name, its map apart."""
     last = ("dilation", "ceil_mode", "return_indices")
-    last = last if node.target is functional.max_pool2d else ("ceil_mode", "count_include_pad", "divisor_override")
+    last = last if POOLS[node.target] == "max" else ("ceil_mode", "count_include_pad", "divisor_override")
     names = ("kernel_size", "stride", "padding", *last)
     return dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
 
