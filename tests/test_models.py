@@ -43,6 +43,13 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "my_models:small"
 
 
+def test_a_file_names_no_function_to_be_called_without_being_trusted(factory: str, tmp_path: Path) -> None:
+    path = tmp_path / "fixed.safetensors"
+    save_model(path, load_model(factory).model, Origin(factory="os:getcwd"))
+    with pytest.raises(InputError, match=r"is of a model that `os:getcwd` makes, .* say so with --trust"):
+        load_model(str(path))
+
+
 def test_a_factory_a_run_and_a_fixed_file_are_loaded(factory: str, run: Path, tmp_path: Path) -> None:
     assert isinstance(load_model(factory).model, nn.Sequential)
     loaded = load_model(str(run))
@@ -55,7 +62,7 @@ def test_a_factory_a_run_and_a_fixed_file_are_loaded(factory: str, run: Path, tm
                 surgery = fixed(start, fixes, image=(1, 20, 20))
                 path = tmp_path / "fixed.safetensors"
                 save_model(path, surgery.model, start.origin.model_copy(update={"fixes": fixes}))
-                again = load_model(str(path))
+                again = load_model(str(path), trust=start is not loaded)
                 images = torch.rand(3, 1, 20, 20)
                 with torch.no_grad():
                     assert torch.equal(again.model(images), surgery.model.eval()(images))

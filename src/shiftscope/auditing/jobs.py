@@ -57,6 +57,7 @@ class AuditSpec(Spec):
         seed: of the draws.
         batch_size: images a forward pass.
         device: where to compute.
+        trust: a file of ``shiftscope fix`` may name a function to be called.
     """
 
     model: str
@@ -74,6 +75,7 @@ class AuditSpec(Spec):
     seed: int = 0
     batch_size: int | None = None
     device: str = "cpu"
+    trust: bool = False
 
 
 class AuditPlan(Spec):
@@ -288,6 +290,7 @@ def _begun(spec: AuditSpec, tell: Tell) -> tuple[Session, Pictures, AuditPlan]:
         size=spec.size,
         mean=spec.mean,
         std=spec.std,
+        trust=spec.trust,
     )
     pictures = opened(
         loaded,

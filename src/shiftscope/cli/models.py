@@ -47,6 +47,7 @@ def audit(
     gpus: float = 0.0,
     out: Path | None = None,
     merge: Path | None = None,
+    trust: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Measure how stable a model is under shifts, by the literature's protocols, in one pass over the images.
@@ -102,6 +103,8 @@ def audit(
         Folder for audit.json, table.csv, table.md, maps.safetensors, report.html and, while it works, parts to go on from.
     merge:
         Folder whose parts are all there: put them together.
+    trust:
+        Let a file of `shiftscope fix` name the function of your own that made its model, to be called.
     as_json:
         Print JSON instead.
     """
@@ -135,6 +138,7 @@ def audit(
                 seed=seed,
                 batch_size=batch_size,
                 device="cuda" if gpus else device_of(device),
+                trust=trust,
             )
         except ValidationError as error:
             raise InputError(mistakes(error)[0]) from error
@@ -217,6 +221,7 @@ def explain(
     mean: Annotated[tuple[float, ...] | None, Parameter(negative="")] = None,
     std: Annotated[tuple[float, ...] | None, Parameter(negative="")] = None,
     out: Path | None = None,
+    trust: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Say where a model's invariance to shifts is lost, by cause and by layer, and which fix to try first.
@@ -248,6 +253,8 @@ def explain(
         What they are divided by after that.
     out:
         Folder for explanation.json, and for each table as Markdown and CSV; without it nothing is written.
+    trust:
+        Let a file of `shiftscope fix` name the function of your own that made its model, to be called.
     as_json:
         Print JSON instead.
     """
@@ -256,7 +263,7 @@ def explain(
     from shiftscope.lab.runner import Loading
     from shiftscope.models import load_model
 
-    loaded = load_model(model, weights=weights, size=size, mean=mean, std=std)
+    loaded = load_model(model, weights=weights, size=size, mean=mean, std=std, trust=trust)
     with reporting() as report:
         dataset = test_images(loaded, name=data, canvas=canvas, data_dir=data_dir, progress=lambda *at: report(Loading(*at)))
         found = explained(
@@ -292,6 +299,7 @@ def fix(
     canvas: int | None = None,
     images: int = 256,
     max_shift: int | None = None,
+    trust: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Put a fix into a copy of a model, and measure whether it worked.
@@ -319,6 +327,8 @@ def fix(
         How many test images.
     max_shift:
         Largest shift, pixels; 8 or, where it is less, the canvas's margin by default.
+    trust:
+        Let a file of `shiftscope fix` name the function of your own that made its model, to be called.
     as_json:
         Print JSON instead.
     """
@@ -331,7 +341,7 @@ def fix(
         raise InputError(f"`out` must be a .safetensors file, got {out}.")
     if not 1 <= filter_size <= 7:
         raise InputError(f"`filter_size` must be 1 to 7, got {filter_size}.")
-    loaded = load_model(model)
+    loaded = load_model(model, trust=trust)
     fixes = tuple(Fix(kind=kind, filter_size=filter_size if kind == "blur" else 1) for kind in kinds)
     with reporting() as report:
         dataset = test_images(loaded, name=data, canvas=canvas, data_dir=data_dir, progress=lambda *at: report(Loading(*at)))

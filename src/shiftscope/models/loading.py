@@ -47,6 +47,7 @@ def load_model(
     size: int | None = None,
     mean: Colours | None = None,
     std: Colours | None = None,
+    trust: bool = False,
 ) -> Loaded:
     """A model from a name or a file.
 
@@ -58,9 +59,11 @@ def load_model(
         mean: to take from the images, a value a channel; else as the model tells. Not for networks of a study, which
             normalise themselves.
         std: to divide by after that.
+        trust: whether a file of ``shiftscope fix`` may name the function of your own that made its model, to be called.
 
     Raises:
-        InputError: there is none, its file is damaged or a pickle, the factory gives no module, or the weights do not fit.
+        InputError: there is none, its file is damaged, a pickle or not trusted, the factory gives no module, or the weights do
+            not fit.
     """
     for values in (mean, std):
         if values is not None and not all(map(isfinite, values)):
@@ -73,7 +76,7 @@ def load_model(
     elif path.suffix == ".pt2":
         loaded = _with(*read_exported(path), mean, std)
     elif path.suffix == ".safetensors" or path.is_file():
-        loaded = _from_file(path)
+        loaded = _from_file(path, trust=trust)
     else:
         return _sized(_by_name(name, weights, mean, std), size)
     if weights is not None:
@@ -168,7 +171,7 @@ def _from_run(folder: Path) -> Loaded:
     return _ready(Origin(network=record.spec.network, data=record.spec.data), weights, str(folder / MODEL))
 
 
-def _from_file(path: Path) -> Loaded:
+def _from_file(path: Path, *, trust: bool) -> Loaded:
     weights, metadata = read_safetensors(path)
     if KEY not in metadata:
         raise InputError(
@@ -179,6 +182,11 @@ def _from_file(path: Path) -> Loaded:
         origin = Origin.model_validate_json(metadata[KEY])
     except ValidationError as error:
         raise InputError(f"{path} does not say of which model it is: {mistakes(error)[0]}") from error
+    if origin.factory is not None and origin.factory.partition(":")[0] not in LIBRARIES and not trust:
+        raise InputError(
+            f"{path} is of a model that `{origin.factory}` makes, and whoever wrote the file chose what to call. Where you know "
+            "both, say so with --trust (`trust=True`)."
+        )
     return _ready(origin, weights, str(path))
 
 
