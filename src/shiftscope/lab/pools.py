@@ -2,7 +2,8 @@
 
 PyTorch's max pooling on a CPU stores an index of eight bytes for every value it keeps, in loops that use little of the
 processor, and rectifies in a pass of its own: in the family's networks of factor 1 that takes more time than the
-convolutions. Here both are one pass (``benchmarks/training.py``). The bits of floating point numbers that are not negative
+convolutions. Here both are one pass (``benchmarks/training.py``), which gains where one thread does the work: several share
+PyTorch's loops better. The bits of floating point numbers that are not negative
 are in the order of the numbers, so that the maximum is one of integers, whatever the precision, and what is stored is one
 byte.
 

@@ -203,8 +203,9 @@ def train(
 
 
 def worth_compiling(recipe: Recipe, images: int, device: torch.device | str) -> bool:
-    """Whether a training of so many images is long enough on this device for :mod:`shiftscope.lab.pools`, if Numba is there."""
-    return torch.device(device).type == "cpu" and images * recipe.max_epochs >= IMAGES_WORTH_COMPILING
+    """Whether a training of so many images gains by :mod:`shiftscope.lab.pools` here, with Numba: by one thread it does."""
+    alone = torch.device(device).type == "cpu" and torch.get_num_threads() == 1
+    return alone and images * recipe.max_epochs >= IMAGES_WORTH_COMPILING
 
 
 class Course:
