@@ -329,6 +329,7 @@ def test_an_audits_page_says_what_its_table_says(here: Path, capsys: pytest.Capt
 
 def test_a_relative_path_and_a_damaged_part_are_no_hindrance_to_processes(here: Path, pics: Path) -> None:
     spec = AuditSpec(model="audited_models:colour", data="pics", size=16, images=70, protocols=("mouton2020",))
+    run_shard(AuditJob(spec, 1, 2, here / "out"), lambda _: None)  # one here, and the other there
     first = run_shards(spec, Processes(1), shards=2, out=here / "out")
     path = next((here / "out" / "parts").iterdir())
     path.write_bytes(path.read_bytes()[:-10])

@@ -149,7 +149,7 @@ def is_still(editor: Editor, node: fx.Node, layout: Layout) -> bool:
         return True
     if node.target is operator.getitem and _cuts(node):
         return False
-    if node.target is torch.cat and _joined_along(node) != ("channels first", "channels last").index(layout) * 2 + 1:
+    if node.target is torch.cat and _joined_along(node) != (1 if layout == "channels first" else 3):
         return False
     return node.target in (STILL if node.op == "call_function" else STILL_METHODS) and not _adds_positions(editor, node)
 

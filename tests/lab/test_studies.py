@@ -222,6 +222,7 @@ network.factor = [1, 3]
         ('title = "x"\nseeds = [1, 1]', "seeds: `seeds` must be one or more different numbers"),
         ('title = "x"\nname = "a/b"', "name: "),
         ('title = "x"\n[grid]\nnetwork.colour = [1]', "'network.colour' names no setting that can vary"),
+        ('title = "x"\n[grid]\nvariant = ["a"]', "'variant' names no setting that can vary"),
         ('title = "x"\n[grid]\nnetwork.factor = 4', "'network.factor' must be a list of one or more values, got 4"),
         ('title = "x"\n[grid]\nnetwork.factor = []', "must be a list of one or more values"),
         ('title = "x"\n[network]\nclasses = 3', "classes follow from the data. Leave them out"),

@@ -8,6 +8,7 @@ goes on; shards put together equal one run exactly, because blocks are the same 
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -113,8 +114,9 @@ class AuditPlan(Spec):
         return -(-self.count // self.block)
 
     def same(self, other: AuditPlan) -> bool:
-        """Whether parts of both may be put together."""
-        return self.model_copy(update={"provenance": {}}) == other.model_copy(update={"provenance": {}})
+        """Whether parts of both may be put together; it does not matter from which folder their files were named."""
+        one, two = (each.model_copy(update={"provenance": {}, "spec": _anchored(each.spec)}) for each in (self, other))
+        return one == two
 
 
 @dataclass(frozen=True)
@@ -204,12 +206,12 @@ def run_shards(
     if out is None:
         with TemporaryDirectory() as place:
             return run_shards(spec, executor, shards=shards, out=Path(place), tell=tell)
-    spec = _anchored(spec)
     _, _, plan = _begun(spec, tell)
     _prepare(out, plan)
     known = frozenset(number for number in range(plan.blocks) if _read(_file(out, number)) is not None)
     done = len(known)
-    jobs = [AuditJob(spec, number, shards, out, known, plan.model_sha256) for number in range(1, shards + 1)]
+    anchored = _anchored(spec)
+    jobs = [AuditJob(anchored, number, shards, out, known, plan.model_sha256) for number in range(1, shards + 1)]
     for _, made in executor.run(_away if executor.away else _here, jobs, lambda *_: None):
         for name, content in made.items():
             if content is not None:
@@ -377,7 +379,7 @@ def _result(plan: AuditPlan, whole: Part) -> Audit:
 def _fingerprint(name: str, model: nn.Module) -> str:
     """SHA-256 over the model's files, its layers and its weights."""
     path = Path(name)
-    digest = sha256(repr(model).encode())
+    digest = sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())  # where a function lies differs from process to process
     for file in (path, path.with_name(f"{path.name}.data")):  # where ONNX keeps large weights
         digest.update(file.read_bytes() if file.is_file() else b"")
     for key, value in sorted(model.state_dict().items()):

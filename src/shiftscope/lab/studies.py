@@ -80,7 +80,8 @@ class Claim(Spec):
             return cells
         paths = flat(cells)
         for path in paths:
-            _check_path(path)
+            if path != VARIANT:
+                _check_path(path)
         return {path: values if isinstance(values, list | tuple) else (values,) for path, values in paths.items()}
 
 
@@ -103,8 +104,10 @@ class Source(Spec):
         """A path is a setting, all else a measure, which is a number."""
         for cell in cells:
             for name, value in flat(cell).items():
-                if _is_path(name):
+                if "." in name:
                     _check_path(name)
+                elif name == VARIANT:
+                    continue
                 elif isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
                     raise ValueError(f"{name!r} must be a number, got {value!r}.")
         return cells
@@ -364,8 +367,6 @@ def _is_path(name: str) -> bool:
 
 
 def _check_path(path: str) -> None:
-    if path == VARIANT:
-        return
     part, _, setting = path.partition(".")
     kind = PARTS.get(part)
     if kind is None or setting not in kind.model_fields or setting in DERIVED:
