@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 REAL_DATA = os.environ.get("SHIFTSCOPE_DATA")
 SOURCES = Path(__file__).parent / "src"
 #: These are also run on stand-ins for tensors, when a graph is traced, compiled or exported.
-TRACED = ("shiftscope.lab.networks", "shiftscope.layers.")
+TRACED = ("shiftscope.models.family", "shiftscope.layers.")
 MODULES = [".".join(path.relative_to(SOURCES).with_suffix("").parts) for path in SOURCES.rglob("*.py") if path.stem != "__init__"]
 install_import_hook([module for module in MODULES if not module.startswith(TRACED)], "beartype.beartype")
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from interleaving import interleaved, ratios
 from shiftscope.audits import audit
-from shiftscope.lab.memory import keep_freed_memory
-from shiftscope.lab.networks import NetworkSpec, build
+from shiftscope.models.family import NetworkSpec, build
+from shiftscope.runtime.memory import keep_freed_memory
 
 PROTOCOLS = (
     "mouton2020",

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from interleaving import interleaved, ratios, seconds
-from shiftscope.lab.data import DataSpec, load
-from shiftscope.lab.memory import keep_freed_memory
-from shiftscope.lab.networks import NetworkSpec, build
-from shiftscope.lab.seeds import stream
-from shiftscope.outputs import shift_outputs, stream_outputs
+from shiftscope.datasets.dataset import DataSpec, load
+from shiftscope.engine.outputs import shift_outputs, stream_outputs
+from shiftscope.models.family import NetworkSpec, build
+from shiftscope.runtime.memory import keep_freed_memory
+from shiftscope.runtime.seeds import stream
 from shiftscope.shifts import grid
 from shiftscope.signals import Mode
 from shiftscope.surveys import survey

@@ -32,15 +32,14 @@ from torch import Tensor, nn
 
 from exhaustive import circular_resnet, colours, digits, family
 from interleaving import interleaved, ratios
-from shiftscope import probes
-from shiftscope.explanations import explain
-from shiftscope.lab.data import DataSpec, load
-from shiftscope.lab.memory import keep_freed_memory
-from shiftscope.lab.networks import NetworkSpec, build
-from shiftscope.lab.seeds import stream
-from shiftscope.lab.training import Recipe, train
-from shiftscope.layerwise import BATCH, layer_responses
+from shiftscope.datasets.dataset import DataSpec, load
+from shiftscope.explanations import explain, probes
+from shiftscope.explanations.layers import BATCH, layer_responses
+from shiftscope.models.family import NetworkSpec, build
+from shiftscope.runtime.memory import keep_freed_memory
+from shiftscope.runtime.seeds import stream
 from shiftscope.shifts import sample, translate
+from shiftscope.training.loop import Recipe, train
 
 KNOWN: dict[str, dict[str, Any]] = {
     "stride 1, circular, mean over positions": {"factor": 1, "padding": "circular", "head": "gap"},

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from shiftscope.outputs import Outputs
+from shiftscope.engine.outputs import Outputs
 from shiftscope.report import Drag, Network, Page, render
 from shiftscope.shifts import grid
 

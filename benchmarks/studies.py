@@ -19,9 +19,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from shiftscope.lab import runner
-from shiftscope.lab.memory import keep_freed_memory
-from shiftscope.lab.studies import load_study
+from shiftscope.runtime.memory import keep_freed_memory
+from shiftscope.studies import runner
+from shiftscope.studies.spec import load_study
 
 
 def overhead(seeds: int) -> float:

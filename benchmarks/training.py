@@ -31,14 +31,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from interleaving import interleaved, ratios
-from shiftscope.lab.data import Canvas, DataSpec, load
-from shiftscope.lab.memory import keep_freed_memory
-from shiftscope.lab.networks import Network, NetworkSpec, build
-from shiftscope.lab.pools import quick_pools
-from shiftscope.lab.seeds import stream
-from shiftscope.lab.sources import Labelled
-from shiftscope.lab.stacking import train_together
-from shiftscope.lab.training import Recipe, optimiser, step, train
+from shiftscope.datasets.dataset import Canvas, DataSpec, load
+from shiftscope.datasets.sources import Labelled
+from shiftscope.models.family import Network, NetworkSpec, build
+from shiftscope.runtime.memory import keep_freed_memory
+from shiftscope.runtime.seeds import stream
+from shiftscope.training.loop import Recipe, optimiser, step, train
+from shiftscope.training.pools import quick_pools
+from shiftscope.training.stacking import train_together
 
 BATCH = 128
 SHIFT = 6

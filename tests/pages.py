@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from lab.test_runner import SMALL
-from shiftscope.lab.runner import run_study
-from shiftscope.lab.studies import load_study
-from shiftscope.outputs import Outputs
+from shiftscope.engine.outputs import Outputs
 from shiftscope.report import Drag, Lesson, Network, Page
 from shiftscope.report.content import Signal
 from shiftscope.shifts import grid
+from shiftscope.studies.runner import run_study
+from shiftscope.studies.spec import load_study
+from studies.test_runner import SMALL
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 

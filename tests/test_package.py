@@ -30,12 +30,12 @@ def test_the_wheel_holds_the_studies_and_runs_outside_the_checkout(tmp_path: Pat
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
         names = archive.namelist()
-    assert {"shiftscope/lab/paper/digits.toml", "shiftscope/lab/paper/mnist.toml"} <= set(names)
+    assert {"shiftscope/studies/paper/digits.toml", "shiftscope/studies/paper/mnist.toml"} <= set(names)
     assert {f"shiftscope/report/{name}" for name in ("page.html", "style.css", "report.js", "drag.js", "lesson.js")} <= set(names)
     assert not [name for name in names if "test" in name]
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "import shiftscope; from shiftscope.lab.studies import load_study\n"
+        "import shiftscope; from shiftscope.studies.spec import load_study\n"
         "assert 'site' in shiftscope.__file__, shiftscope.__file__\n"
         "print(len(load_study('digits').cells()))"
     )

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from shiftscope.engine.outputs import Outputs
 from shiftscope.errors import InputError
-from shiftscope.outputs import Outputs
 from shiftscope.shifts import grid
 from shiftscope.surveys import MEASURES, survey
 

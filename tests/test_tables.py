@@ -6,7 +6,7 @@ import csv
 import io
 import json
 
-from shiftscope.measures import Estimate
+from shiftscope.estimates import Estimate
 from shiftscope.tables import Table
 
 TABLE = Table(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shiftscope.audits import Audit, audit
+    from shiftscope.engine.outputs import Outputs, shift_outputs, stream_outputs
     from shiftscope.errors import InputError
-    from shiftscope.explanations.whole import Explanation, explain
-    from shiftscope.measures import Estimate
-    from shiftscope.outputs import Outputs, shift_outputs, stream_outputs
+    from shiftscope.estimates import Estimate
+    from shiftscope.explanations.explanation import Explanation, explain
     from shiftscope.shifts import grid
     from shiftscope.surveys import Survey, survey
     from shiftscope.tables import Table
@@ -36,17 +36,17 @@ __all__ = [
 
 _HOMES = {
     "Audit": "audits",
-    "Estimate": "measures",
-    "Explanation": "explanations.whole",
+    "Estimate": "estimates",
+    "Explanation": "explanations.explanation",
     "InputError": "errors",
-    "Outputs": "outputs",
+    "Outputs": "engine.outputs",
     "Survey": "surveys",
     "Table": "tables",
     "audit": "audits",
-    "explain": "explanations.whole",
+    "explain": "explanations.explanation",
     "grid": "shifts",
-    "shift_outputs": "outputs",
-    "stream_outputs": "outputs",
+    "shift_outputs": "engine.outputs",
+    "stream_outputs": "engine.outputs",
     "survey": "surveys",
 }
 

@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from shiftscope.engine.outputs import Outputs, check_labels
 from shiftscope.errors import InputError
-from shiftscope.measures import Estimate, Z, mean, per_shift_cosines, proportion
-from shiftscope.outputs import Outputs, check_labels
+from shiftscope.estimates import Estimate, Z, mean, per_shift_cosines, proportion
 from shiftscope.tables import Table
 
 __all__ = ["MEASURES", "Survey", "summed", "survey"]
@@ -107,7 +107,7 @@ def survey(blocks: Iterable[Outputs], *, labels: Int[Tensor, " image"] | None = 
     """Read blocks of outputs into a survey.
 
     Args:
-        blocks: outputs of successive images under shared shifts, as :func:`shiftscope.outputs.stream_outputs` yields them.
+        blocks: outputs of successive images under shared shifts, as :func:`shiftscope.engine.outputs.stream_outputs` yields them.
         labels: of all images, in order.
         factor: the model's subsampling factor, for the lattice.
 

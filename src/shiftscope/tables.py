@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from shiftscope.measures import Estimate
+from shiftscope.estimates import Estimate
 
 __all__ = ["Cell", "Table"]
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from shiftscope.audits.parts import Part, folded
 from shiftscope.audits.results import Audit, Changed, Cost, Row
-from shiftscope.audits.sessions import Session, audit, block_size
+from shiftscope.audits.session import Session, audit, block_size
 
 __all__ = ["Audit", "Changed", "Cost", "Part", "Row", "Session", "audit", "block_size", "folded"]

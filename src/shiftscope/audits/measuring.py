@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shiftscope.audits.answers import Asked
+from shiftscope.audits.model import Asked
 from shiftscope.audits.parts import Part, most_changed
+from shiftscope.audits.scores import SCORES, Answers, MapAnswers, pixel_agreements
 from shiftscope.audits.spread import spread_sums
+from shiftscope.audits.values import Protocol
 from shiftscope.audits.views import BORDERS, Plan, Scene, planned
+from shiftscope.engine.outputs import Outputs, evaluating, stream_outputs
 from shiftscope.errors import InputError
-from shiftscope.measures import cosine
-from shiftscope.outputs import Outputs, evaluating, stream_outputs
-from shiftscope.protocols import SCORES, Answers, MapAnswers, Protocol
-from shiftscope.protocols.scores import pixel_agreements
+from shiftscope.estimates import cosine
 from shiftscope.shifts import grid
 from shiftscope.signals import Mode
 from shiftscope.surveys import survey

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from shiftscope.audits.measuring import applicable, grid_name
 from shiftscope.audits.parts import Part
+from shiftscope.audits.scores import SCORES
 from shiftscope.audits.spread import normalised_variance
+from shiftscope.audits.values import Protocol
 from shiftscope.audits.views import BORDERS
 from shiftscope.errors import InputError
-from shiftscope.measures import Estimate, proportion
-from shiftscope.protocols import SCORES, Protocol
+from shiftscope.estimates import Estimate, proportion
 from shiftscope.shifts import grid
 from shiftscope.surveys import Survey, summed
 from shiftscope.tables import Table

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shiftscope.measures import Estimate
+from shiftscope.estimates import Estimate
 
 __all__ = ["GROUPS", "normalised_variance", "spread_sums"]
 

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from shiftscope.audits.values import Border, Protocol
 from shiftscope.errors import InputError
-from shiftscope.protocols import Border, Protocol
 from shiftscope.shifts import translate, translate_by_parts
 from shiftscope.signals import Mode
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from shiftscope.cli.common import app, device_of, executor_of, print_json, write_tables
+from shiftscope.cli.app import app, device_of, executor_of, print_json, write_tables
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
-    from shiftscope.auditing import AuditSpec
     from shiftscope.audits import Audit
-    from shiftscope.lab.executors import Executor
+    from shiftscope.audits.job import AuditSpec
+    from shiftscope.runtime.processes import Executor
 
 __all__ = ["audit", "explain", "fix"]
 
@@ -110,10 +110,10 @@ def audit(
     """
     from pydantic import ValidationError
 
-    from shiftscope.auditing import AuditSpec, merged
-    from shiftscope.console import print_table
-    from shiftscope.lab.specs import mistakes
-    from shiftscope.reports import REPORT, audit_page, write_page
+    from shiftscope.audits.job import AuditSpec, merged
+    from shiftscope.cli.progress import print_table
+    from shiftscope.report.write import REPORT, audit_page, write_page
+    from shiftscope.runtime.settings import mistakes
 
     if (model is None) == (merge is None):
         raise InputError("`audit` needs a model, or a folder to --merge.")
@@ -160,9 +160,9 @@ def audit(
 
 def _audited(spec: AuditSpec, shard: str | None, out: Path | None) -> Audit | None:
     """The audit; None where other shards are missing."""
-    from shiftscope.auditing import AuditJob, complete, merged, run_audit, run_shard
-    from shiftscope.console import reporting
-    from shiftscope.lab.runner import Loading
+    from shiftscope.audits.job import AuditJob, complete, merged, run_audit, run_shard
+    from shiftscope.cli.progress import reporting
+    from shiftscope.studies.runner import Loading
 
     number, shards = _shard(shard)
     if shard is not None and out is None:
@@ -181,9 +181,9 @@ def _audited(spec: AuditSpec, shard: str | None, out: Path | None) -> Audit | No
 
 def _in_shards(spec: AuditSpec, how: Executor, shard: str | None, shards: int, out: Path | None) -> Audit:
     """The whole audit, so many parts at once."""
-    from shiftscope.auditing import run_shards
-    from shiftscope.console import reporting
-    from shiftscope.lab.measuring import Loading
+    from shiftscope.audits.job import run_shards
+    from shiftscope.cli.progress import reporting
+    from shiftscope.studies.measuring import Loading
 
     if shard is not None:
         raise InputError("`--shard` is one part of several commands, `--workers` are the parts of one. Give one of them.")
@@ -258,10 +258,10 @@ def explain(
     as_json:
         Print JSON instead.
     """
-    from shiftscope.console import print_table, reporting
-    from shiftscope.fixes import explained, test_images
-    from shiftscope.lab.runner import Loading
+    from shiftscope.cli.progress import print_table, reporting
     from shiftscope.models import load_model
+    from shiftscope.studies.runner import Loading
+    from shiftscope.surgery.compare import explained, test_images
 
     loaded = load_model(model, weights=weights, size=size, mean=mean, std=std, trust=trust)
     with reporting() as report:
@@ -332,10 +332,10 @@ def fix(
     as_json:
         Print JSON instead.
     """
-    from shiftscope.console import print_table, reporting
-    from shiftscope.fixes import compared, fixed, test_images
-    from shiftscope.lab.runner import Loading
+    from shiftscope.cli.progress import print_table, reporting
     from shiftscope.models import Fix, load_model, save_model
+    from shiftscope.studies.runner import Loading
+    from shiftscope.surgery.compare import compared, fixed, test_images
 
     if out is not None and out.suffix != ".safetensors":
         raise InputError(f"`out` must be a .safetensors file, got {out}.")

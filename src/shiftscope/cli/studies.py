@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from shiftscope.cli.common import app, device_of, executor_of, print_json, settings
+from shiftscope.cli.app import app, device_of, executor_of, print_json, settings
 from shiftscope.errors import InputError
 
 __all__ = ["compare", "figures", "open_report", "report", "study"]
@@ -70,11 +70,11 @@ def study(
     as_json:
         Print the table as JSON instead.
     """
-    from shiftscope.console import print_table, reporting
-    from shiftscope.lab.memory import keep_freed_memory
-    from shiftscope.lab.runner import Loading, run_study
-    from shiftscope.lab.studies import load_study
-    from shiftscope.reports import write_report
+    from shiftscope.cli.progress import print_table, reporting
+    from shiftscope.report.write import write_report
+    from shiftscope.runtime.memory import keep_freed_memory
+    from shiftscope.studies.runner import Loading, run_study
+    from shiftscope.studies.spec import load_study
 
     chosen = load_study(name, seeds=seeds, changes=settings(changes))
     folder = out or DEFAULT_OUT / chosen.name
@@ -140,11 +140,11 @@ def report(
     device:
         Where to compute what networks answer to a drag: cpu, cuda, or auto.
     """
-    from shiftscope.auditing import is_audit
-    from shiftscope.console import reporting
-    from shiftscope.lab.holdings import holdings
-    from shiftscope.lab.runner import Loading
-    from shiftscope.reports import write_report
+    from shiftscope.audits.job import is_audit
+    from shiftscope.cli.progress import reporting
+    from shiftscope.report.write import write_report
+    from shiftscope.studies.folder import holdings
+    from shiftscope.studies.runner import Loading
 
     if out is None and not is_audit(folder):
         holdings(folder).write_tables()
@@ -171,7 +171,7 @@ def figures(
     formats:
         pdf, svg or png; may be given again. All three by default.
     """
-    from shiftscope.illustrations import write_figures
+    from shiftscope.figures.study import write_figures
 
     target = out or folder / "figures"
     written, left_out = write_figures(folder, out=target, formats=formats)
@@ -209,8 +209,8 @@ def compare(folder: Path, *, as_json: Annotated[bool, Parameter(name="--json", n
     as_json:
         Print JSON instead.
     """
-    from shiftscope.console import print_table
-    from shiftscope.lab.comparison import compare as beside
+    from shiftscope.cli.progress import print_table
+    from shiftscope.studies.claims import compare as beside
 
     tables = beside(folder)
     if as_json:

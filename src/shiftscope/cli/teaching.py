@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shiftscope.cli.common import app, print_json
+from shiftscope.cli.app import app, print_json
 
 __all__ = ["selfcheck", "theory"]
 
@@ -26,7 +26,7 @@ def theory(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = 
     if as_json:
         print_json({"tables": [table.to_json() for table in tables]})
         return
-    from shiftscope.console import print_worked
+    from shiftscope.cli.progress import print_worked
 
     for table in tables:
         print_worked(table)
@@ -41,8 +41,8 @@ def selfcheck(*, as_json: Annotated[bool, Parameter(name="--json", negative="")]
     as_json:
         Print the table as JSON instead.
     """
-    from shiftscope.console import print_table
-    from shiftscope.lab.selfcheck import run_checks
+    from shiftscope.audits.selfcheck import run_checks
+    from shiftscope.cli.progress import print_table
 
     table, passed = run_checks()
     if as_json:

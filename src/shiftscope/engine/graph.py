@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from shiftscope.engine.heads import Spectra
 from shiftscope.engine.operators import Rules
 from shiftscope.engine.sheets import BatchSize, Flat, Layout, NotDenseError, Pair, Sheet, Vectors
-from shiftscope.graphs import IDLE_FUNCTIONS, IDLE_METHODS, IDLE_MODULES, traced
+from shiftscope.graphs.operators import IDLE_FUNCTIONS, IDLE_METHODS, IDLE_MODULES, traced
 
 __all__ = ["Tracer", "trace"]
 

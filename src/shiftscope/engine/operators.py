@@ -28,7 +28,7 @@ from shiftscope.engine.sheets import (
     times,
     weighted,
 )
-from shiftscope.graphs import (
+from shiftscope.graphs.operators import (
     ADDITIONS,
     IDLE_FUNCTIONS,
     IDLE_METHODS,

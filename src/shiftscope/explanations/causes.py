@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from shiftscope import layers
 from shiftscope.errors import InputError
-from shiftscope.explanations.worlds import Trial, between
-from shiftscope.geometry import Geometry
-from shiftscope.graphs import POINTWISE_FUNCTIONS, POINTWISE_METHODS, POINTWISE_MODULES
-from shiftscope.measures import Estimate, interval, mean, resampled
+from shiftscope.estimates import Estimate, interval, mean, resampled
+from shiftscope.explanations.trial import Trial, between
+from shiftscope.graphs.geometry import Geometry
+from shiftscope.graphs.operators import POINTWISE_FUNCTIONS, POINTWISE_METHODS, POINTWISE_MODULES
 from shiftscope.surgery import Surgery, circular, global_pool, make_equivariant
-from shiftscope.surgery.heads import ALONE
+from shiftscope.surgery.head import ALONE
 from shiftscope.tables import Cell, Table
 
 __all__ = ["Cause", "Causes", "causes_of", "share"]

@@ -11,7 +11,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from shiftscope.measures import Estimate
+from shiftscope.estimates import Estimate
 from shiftscope.tables import Cell, Table
 
 if TYPE_CHECKING:

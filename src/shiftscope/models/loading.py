@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,22 +21,23 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
-from shiftscope.lab.files import write_tensors
-from shiftscope.lab.networks import Normalise, build
-from shiftscope.lab.records import MODEL, RECORD, Record
-from shiftscope.lab.seeds import stream
-from shiftscope.lab.specs import mistakes
-from shiftscope.models.exported import read_exported
 from shiftscope.models.factories import made
+from shiftscope.models.family import Normalise, build
+from shiftscope.models.files import read_exported
+from shiftscope.models.libraries import LIBRARIES, PRETRAINED, exhibit, library_of
 from shiftscope.models.onnx import read_onnx
 from shiftscope.models.origins import Loaded, Origin
 from shiftscope.models.weights import fill, normalised, read_safetensors, read_weights
-from shiftscope.models.zoo import LIBRARIES, PRETRAINED, exhibit, library_of
+from shiftscope.runtime.files import write_tensors
+from shiftscope.runtime.seeds import stream
+from shiftscope.runtime.settings import mistakes
 
 __all__ = ["load_model", "save_model"]
 
 #: Where a file's metadata keep the model's origin.
 KEY = "shiftscope"
+#: The files of a study's run that hold its weights and its specification.
+MODEL, RECORD = "model.safetensors", "record.json"
 
 Colours = tuple[float, ...]
 
@@ -162,13 +164,16 @@ def _from_run(folder: Path) -> Loaded:
         listed = ", ".join(f"{folder}/runs/{run}" for run in runs) or "none yet"
         raise InputError(f"{folder} is a study. Choose one of its runs: {listed}.")
     try:
-        record = Record.model_validate_json((folder / RECORD).read_bytes())
+        record = json.loads((folder / RECORD).read_bytes())
+        origin = Origin(network=record["spec"]["network"], data=record["spec"]["data"])
     except OSError as error:
         raise InputError(f"{folder} holds no run: {RECORD} cannot be read ({error.strerror}).") from error
     except ValidationError as error:
         raise InputError(f"{folder / RECORD} is not a whole record: {mistakes(error)[0]}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / RECORD} is not a whole record: it names no network and no data.") from error
     weights, _ = read_safetensors(folder / MODEL)
-    return _ready(Origin(network=record.spec.network, data=record.spec.data), weights, str(folder / MODEL))
+    return _ready(origin, weights, str(folder / MODEL))
 
 
 def _from_file(path: Path, *, trust: bool) -> Loaded:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pydantic import Field
 from torch import nn
 
-from shiftscope.lab.data import DataSpec
-from shiftscope.lab.networks import NetworkSpec
-from shiftscope.lab.specs import Spec
+from shiftscope.datasets.dataset import DataSpec
+from shiftscope.models.family import NetworkSpec
+from shiftscope.runtime.settings import Spec
 from shiftscope.surgery import Kind, Surgery, operate
 
 __all__ = ["Fix", "Loaded", "Origin"]

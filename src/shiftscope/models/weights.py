@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
-from shiftscope.lab.networks import Normalise
+from shiftscope.models.family import Normalise
 
 __all__ = ["fill", "normalised", "read_safetensors", "read_weights"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from shiftscope.measures import Estimate
+from shiftscope.estimates import Estimate
 from shiftscope.report.colours import DIVERGING, SEQUENTIAL, hexadecimal, ink, mixed
 from shiftscope.report.content import Chart, Grid, Scatter
 from shiftscope.tables import Cell

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from shiftscope.outputs import Outputs
+from shiftscope.engine.outputs import Outputs
 from shiftscope.tables import Table
 
 __all__ = [

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from shiftscope.engine.outputs import Outputs
 from shiftscope.errors import InputError
-from shiftscope.measures import per_shift_cosines
-from shiftscope.outputs import Outputs
+from shiftscope.estimates import per_shift_cosines
 from shiftscope.report.colours import SEQUENTIAL, mixed
 from shiftscope.report.content import Drag, Network, ShiftMap
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shiftscope.measures import Estimate
+from shiftscope.estimates import Estimate
 from shiftscope.report.charts import NARROW, WIDE, Drawn, draw_chart, draw_grid, draw_scatter, number
 from shiftscope.report.colours import SEQUENTIAL
 from shiftscope.report.content import Chart, Drag, Grid, Lesson, Maps, Missing, Page, Rows, Scatter, Section, ShiftMap

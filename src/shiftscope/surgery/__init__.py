@@ -9,11 +9,11 @@
 Works on any model whose graph ``torch.fx`` can trace. What they return can be changed further.
 """
 
+from shiftscope.surgery.antialias import antialias, fold
 from shiftscope.surgery.equivariance import circular, make_equivariant
-from shiftscope.surgery.filters import antialias, fold
-from shiftscope.surgery.heads import global_pool
+from shiftscope.surgery.head import global_pool
 from shiftscope.surgery.kinds import Kind, operate
-from shiftscope.surgery.plans import Change, Cost, Surgery, cost
+from shiftscope.surgery.plan import Change, Cost, Surgery, cost
 
 __all__ = [
     "Change",

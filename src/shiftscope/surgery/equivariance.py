@@ -12,10 +12,10 @@ from torch.nn import functional
 from shiftscope import layers
 from shiftscope.errors import InputError
 from shiftscope.layers.polyphase import NormChoice, PhaseLogits, TakePhase
-from shiftscope.surgery.filters import unstride
-from shiftscope.surgery.graph import Editor, Pair, Site, pool_options
-from shiftscope.surgery.heads import channels_of
-from shiftscope.surgery.plans import Surgery
+from shiftscope.surgery.antialias import unstride
+from shiftscope.surgery.editor import Editor, Pair, Site, pool_options
+from shiftscope.surgery.head import channels_of
+from shiftscope.surgery.plan import Surgery
 
 __all__ = ["Polyphase", "circular", "make_equivariant"]
 

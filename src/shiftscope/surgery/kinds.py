@@ -7,10 +7,10 @@ from typing import Literal, get_args
 from torch import nn
 
 from shiftscope.errors import InputError
+from shiftscope.surgery.antialias import antialias
 from shiftscope.surgery.equivariance import circular, make_equivariant
-from shiftscope.surgery.filters import antialias
-from shiftscope.surgery.heads import global_pool
-from shiftscope.surgery.plans import Surgery
+from shiftscope.surgery.head import global_pool
+from shiftscope.surgery.plan import Surgery
 
 __all__ = ["Kind", "operate"]
 

@@ -1,0 +1,1 @@
+"""A model's graph, read and never changed."""

@@ -1,1 +1,0 @@
-"""Experiments: data, networks, training and studies. Nothing outside it, the command line apart, imports it."""

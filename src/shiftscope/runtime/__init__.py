@@ -1,0 +1,1 @@
+"""Running things: settings, seeds, files, processes. It knows no study."""

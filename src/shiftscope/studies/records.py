@@ -1,0 +1,243 @@
+"""A finished run on disk: one folder named by its content id.
+
+``record.json`` is written last, whole or not at all, and is the sign that the run is finished; ``model.safetensors`` (the kept
+weights), ``history.json`` (every epoch) and ``measures.safetensors`` (the value of every test image, and maps over shifts) lie
+beside it. A record of an older form still tells how the training ended, so that its weights can be measured anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from errno import EIO
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+import shiftscope
+from shiftscope.runtime.files import write_bytes, write_tensors, write_text
+from shiftscope.studies.measuring import LayerRecord
+from shiftscope.runtime.settings import Spec
+from shiftscope.studies.spec import Run
+from shiftscope.training.loop import Training
+from shiftscope.estimates import Estimate
+
+__all__ = [
+    "Finished",
+    "Outcome",
+    "Record",
+    "heads",
+    "joined",
+    "kept_files",
+    "provenance",
+    "put_files",
+    "read",
+    "read_training",
+    "receive",
+    "write",
+    "write_training",
+]
+
+#: The form of a record and what is measured for it.
+RECORD_VERSION = 5
+RECORD, MODEL, HISTORY, MEASURES = "record.json", "model.safetensors", "history.json", "measures.safetensors"
+#: What tensors of each part are called in the file; what has no such name is a value of each image.
+PARTS = {"maps": "map.", "curves": "curve.", "responses": "layer."}
+
+
+class Outcome(Spec):
+    """How the training ended (see ``training.Training``), and the kept network's accuracy on all training images."""
+
+    status: Literal["reached", "not reached", "diverged"]
+    sentence: str
+    kept: int
+    epochs: int
+    train_accuracy: float
+
+
+class Record(Spec):
+    """What is known of a finished run.
+
+    Attributes:
+        schema_version: of this form.
+        id: the run's content id.
+        spec: all it depends on, the data's content apart.
+        training: how that ended.
+        results: by measure, each with its interval over images; empty where the training diverged.
+        cut: share of the test images of which the shifts cut content.
+        layers: those whose responses are kept.
+        provenance: code, machine, data, time of the training, and the code that measured where that is another.
+    """
+
+    schema_version: int
+    id: str
+    spec: Run
+    training: Outcome
+    results: dict[str, Estimate]
+    cut: float
+    layers: tuple[LayerRecord, ...] = ()
+    provenance: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A record and what its estimates come from.
+
+    Attributes:
+        record: the record.
+        values, maps, curves, responses: as in :class:`shiftscope.studies.measuring.Measured`.
+    """
+
+    record: Record
+    values: Mapping[str, Tensor]
+    maps: Mapping[str, Tensor]
+    curves: Mapping[str, Tensor]
+    responses: Mapping[str, Tensor]
+
+
+def write_training(folder: Path, training: Training, weights: Mapping[str, Tensor]) -> None:
+    """Put the kept weights and every epoch into a run's folder."""
+    write_tensors(folder / MODEL, weights)
+    write_text(folder / HISTORY, json.dumps([asdict(epoch) for epoch in training.epochs], indent=1) + "\n")
+
+
+def write(folder: Path, finished: Finished) -> None:
+    """Put measures and, last, the record into a run's folder."""
+    named = {f"{prefix}{name}": each for part, prefix in PARTS.items() for name, each in getattr(finished, part).items()}
+    write_tensors(folder / MEASURES, {**finished.values, **named})
+    write_text(folder / RECORD, finished.record.model_dump_json(indent=2) + "\n")
+
+
+def read(folder: Path) -> Finished | None:
+    """The finished run in a folder; None where there is none of this form, or, said as a warning, where it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (folder / RECORD).exists():
+        return None
+    try:
+        record = Record.model_validate_json((folder / RECORD).read_bytes())
+        if record.id != folder.name:
+            raise ValueError("it belongs to another run")
+        if record.schema_version != RECORD_VERSION:
+            return None
+        return Finished(record, **_parts(load_file(folder / MEASURES) if record.results else {}))
+    except (ValidationError, ValueError, OSError, SafetensorError) as error:
+        reason = "not a whole record" if isinstance(error, ValidationError) else str(error)
+        warnings.warn(f"{folder / RECORD} is damaged ({reason}); the run is computed again.", stacklevel=2)
+        return None
+
+
+def heads(runs: Path) -> Iterator[Record]:
+    """Every record in a folder of runs, of whatever form; damaged ones are left out.
+
+    Args:
+        runs: that holds a folder a run.
+    """
+    for path in sorted(runs.glob(f"*/{RECORD}")):
+        try:
+            yield Record.model_validate_json(path.read_bytes())
+        except (ValidationError, OSError):
+            continue
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a file, by the part of a finished run that they belong to."""
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("values", *PARTS)}
+    for name, values in tensors.items():
+        part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "values")
+        parts[part][name.removeprefix(PARTS.get(part, ""))] = values
+    return parts
+
+
+def read_training(folder: Path) -> tuple[Record, dict[str, Tensor]] | None:
+    """The record of an older form and the kept weights, where both are whole; to be measured anew, not trained again."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        record = Record.model_validate_json((folder / RECORD).read_bytes())
+        weights = load_file(folder / MODEL)
+    except (ValueError, OSError, SafetensorError):
+        return None
+    return (record, weights) if record.id == folder.name and record.schema_version < RECORD_VERSION else None
+
+
+def kept_files(folder: Path) -> dict[str, bytes]:
+    """The files of a run that is to be measured anew, by name; none where it is to be trained."""
+    return {} if read_training(folder) is None else {name: (folder / name).read_bytes() for name in (MODEL, HISTORY, RECORD)}
+
+
+def put_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a run's files as they came from elsewhere; the record last, like always."""
+    for name in sorted(files, key=lambda name: name == RECORD):
+        write_bytes(folder / name, files[name])
+
+
+def receive(folder: Path, files: Mapping[str, bytes]) -> Finished:
+    """Write what another machine finished, and read it.
+
+    Raises:
+        OSError: it cannot be written, or not be read again.
+    """
+    put_files(folder, files)
+    finished = read(folder)
+    if finished is None:
+        raise OSError(EIO, f"{folder} holds no whole record after it was written")
+    return finished
+
+
+def joined(origins: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The provenance of what several made: name by name, each distinct value in its turn."""
+    names = dict.fromkeys(name for each in origins for name in each)
+    return {name: "; ".join(dict.fromkeys(each.get(name, "-") for each in origins)) for name in names}
+
+
+def provenance(device: torch.device | str) -> dict[str, str]:
+    """What made the numbers: code and machine."""
+    return {
+        "shiftscope": version("shiftscope"),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device),
+    }
+
+
+def _commit() -> str:
+    """The checkout's commit, with ``+changes`` where files differ from it; for an installed package, that it is one."""
+    source = Path(shiftscope.__file__)
+    if not _git(source.parent, "ls-files", source.name):
+        return "installed package"
+    return (_git(source.parent, "rev-parse", "HEAD") or "none")[:12] + (
+        "+changes" if _git(source.parent, "status", "--porcelain", ".") else ""
+    )
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

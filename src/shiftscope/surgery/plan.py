@@ -1,0 +1,120 @@
+"""What an operation did: the changed copy, a line for every layer, and the cost before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shiftscope.engine.outputs import evaluating
+from shiftscope.layers.blur import BlurPool
+from shiftscope.layers.polyphase import TakePhase
+from shiftscope.tables import Table
+
+__all__ = ["Change", "Cost", "Surgery", "cost"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One layer of the model.
+
+    Attributes:
+        layer: its name, or the function's where it is one.
+        was: what it is.
+        becomes: what stands there now; empty where it was left alone.
+        why: where the new part goes and for what reason, or why nothing was done.
+    """
+
+    layer: str
+    was: str
+    becomes: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one image: multiply-adds of convolutions, fully connected layers and filters; and the model's parameters."""
+
+    multiply_adds: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """A changed copy of a model and the account of it.
+
+    Attributes:
+        model: the copy; the original is as it was.
+        changes: every convolution, pool and head in the order they are used.
+        before, after: costs, where the image's shape was given.
+    """
+
+    model: nn.Module
+    changes: tuple[Change, ...]
+    before: Cost | None = None
+    after: Cost | None = None
+
+    @property
+    def changed(self) -> int:
+        """How many layers were changed."""
+        return sum(bool(change.becomes) for change in self.changes)
+
+    def table(self) -> Table:
+        """A row for each layer; costs and the count of changes in the notes."""
+        rows = tuple(
+            {"layer": each.layer, "was": each.was, "becomes": each.becomes or "-", "why": each.why} for each in self.changes
+        )
+        notes = [f"{self.changed} of {len(rows)} layers changed." if self.changed else "Nothing was changed."]
+        if self.before and self.after:
+            ratio = self.after.multiply_adds / self.before.multiply_adds if self.before.multiply_adds else 1.0
+            notes.append(
+                f"Multiply-adds of one image: {self.before.multiply_adds:,} before, {self.after.multiply_adds:,} after "
+                f"({ratio:.2f} times); parameters: {self.before.parameters:,} before, {self.after.parameters:,} after."
+            )
+        return Table("What was changed", ("layer", "was", "becomes", "why"), rows, tuple(notes))
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as JSON."""
+        return self.table().to_json()
+
+
+def cost(model: nn.Module, image: tuple[int, int, int]) -> Cost:
+    """Multiply-adds of one image, counted while one passes, and parameters.
+
+    Args:
+        model: with modules for its layers; what functions compute is not counted.
+        image: its (channels, height, width).
+    """
+    counted = 0
+
+    def count(module: nn.Module, _: Any, output: Any) -> None:
+        nonlocal counted
+        counted += _multiply_adds(module, output)
+
+    handles = [part.register_forward_hook(count) for part in model.modules() if isinstance(part, COUNTED)]
+    parameter = next(model.parameters(), torch.zeros(()))
+    try:
+        with evaluating(model), torch.no_grad():
+            model(torch.zeros(1, *image, dtype=parameter.dtype, device=parameter.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Cost(counted, sum(parameter.numel() for parameter in model.parameters()))
+
+
+COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, BlurPool, TakePhase)
+
+
+def _multiply_adds(module: nn.Module, output: Tensor) -> int:
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return output.numel() * module.in_channels // module.groups * prod(module.kernel_size)
+    if isinstance(module, nn.Linear):
+        return output.numel() * module.in_features
+    if isinstance(module, TakePhase):
+        # The filter works at every position, of which one in stride * stride is kept.
+        kept = prod(module.stride) * len(module.filter.weights)
+        return output.numel() * kept if len(module.filter.weights) > 1 else 0
+    return output.numel() * len(module.filter.weights) if isinstance(module, BlurPool) else 0

@@ -1,0 +1,350 @@
+"""An audit on disk stops and goes on, its shards put together are the whole to the last bit, and the command speaks plainly."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from pictures import pixels, write_parquet
+from shiftscope import InputError, audit
+from shiftscope.audits.job import AuditJob, AuditPlan, AuditSpec, complete, merged, run_audit, run_shard, run_shards
+from shiftscope.cli import main
+from shiftscope.datasets.images import opened
+from shiftscope.models import Loaded, Origin, load_model
+from shiftscope.runtime.processes import Processes
+
+FACTORY = """
+import torch
+from torch import nn
+
+def grey():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 7, 10))
+
+def colour():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 7, 2))
+
+def segments():
+    torch.manual_seed(0)
+    return nn.Conv2d(3, 4, 3, padding=1)
+
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+"""
+PROTOCOLS = ("mouton2020", "chaman2021-circular", "every-shift", "tmeasures", "gruver2023")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "audited_models.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def pics(here: Path) -> Path:
+    """Two classes of noise, one file of them damaged."""
+    generator = np.random.default_rng(0)
+    for number in range(70):
+        folder = here / "pics" / ("cat" if number % 2 else "ant")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (20, 24, 3), np.uint8)).save(folder / f"{number:02d}.png")
+    (here / "pics" / "ant" / "05.png").write_bytes(b"no image")
+    return here / "pics"
+
+
+def spec(**options: object) -> AuditSpec:
+    given = {"model": "audited_models:grey", "data": "digits", "size": 16, "images": 200, "protocols": PROTOCOLS, "max_shift": 2}
+    return AuditSpec(**(given | options))
+
+
+def quiet(_: object) -> None:
+    pass
+
+
+def test_shards_put_together_are_the_whole_to_the_last_bit(here: Path) -> None:
+    whole = run_audit(spec())
+    for shard in (3, 1, 2):
+        assert not complete(here / "out")
+        run_shard(AuditJob(spec(), shard, 3, here / "out"), quiet)
+    found = merged(here / "out")
+    assert found.rows == whole.rows
+    assert found.changed == whole.changed
+    for name, values in whole.maps().items():
+        assert torch.equal(found.maps()[name], values)
+    assert torch.equal(found.units["tmeasures"], whole.units["tmeasures"])
+    assert (found.cost.forward, found.cost.distinct) == (whole.cost.forward, whole.cost.distinct)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_shards_in_several_processes_are_the_whole_to_the_last_bit(here: Path, kept: bool) -> None:
+    whole = run_shards(spec(), Processes(1), shards=1)
+    out = here / "several" if kept else None
+    if out is not None:
+        run_shard(AuditJob(spec(), 2, 3, out), quiet)
+    told: list[tuple[str, int, int]] = []
+    several = run_shards(spec(), Processes(2), shards=3, out=out, tell=told.append)
+    assert several.table().rows == whole.table().rows
+    assert told[-1] == ("measuring images", 200, 200)
+    with pytest.raises(InputError, match="`shards` must be 1 or more, got 0"):
+        run_shards(spec(), Processes(2), shards=0)
+
+
+def test_an_audit_from_disk_is_that_of_the_images_in_memory(here: Path) -> None:
+    found = run_audit(spec())
+    loaded = load_model("audited_models:grey", size=16)
+    pictures = opened(loaded, data="digits", data_dir=None, images=200, size=16, max_shift=2)
+    block = pictures.read(0, 200)
+    plain = audit(loaded.model, block.images, block.labels, protocols=PROTOCOLS, max_shift=2)
+    assert found.rows == plain.rows
+
+
+def test_a_second_start_goes_on_and_measures_nothing_twice(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, int, int]] = []
+
+    def stop_after_two(at: tuple[str, int, int]) -> None:
+        heard.append(at)
+        if at[1] == 128:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(spec(), out=here / "out", tell=stop_after_two)
+    left = {file: file.stat().st_mtime_ns for file in (here / "out" / "parts").iterdir()}
+    assert len(left) == 1
+    heard.clear()
+    found = run_audit(spec(), out=here / "out", tell=heard.append)
+    assert [at[1] for at in heard if at[0] == "measuring images"] == [128, 192, 200]
+    assert all(file.stat().st_mtime_ns == time for file, time in left.items())
+    assert found.rows == run_audit(spec()).rows
+
+
+def test_a_damaged_part_is_measured_again(here: Path) -> None:
+    first = run_audit(spec(), out=here / "out")
+    part = here / "out" / "parts" / "000001.safetensors"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"is damaged"), pytest.raises(InputError, match=r"is damaged. Run the audit again"):
+        merged(here / "out")
+    with pytest.warns(UserWarning, match=r"its images are measured again"):
+        assert run_audit(spec(), out=here / "out").rows == first.rows
+
+
+def test_the_folder_holds_table_maps_and_all_of_it_as_json(here: Path) -> None:
+    found = run_audit(spec(), out=here / "out")
+    told = json.loads((here / "out" / "audit.json").read_text())
+    assert told["rows"][1]["estimate"]["value"] == found.rows[1].estimate.value
+    assert told["provenance"]["model"] == "audited_models:grey"
+    with (here / "out" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[1]["estimate"]) == found.rows[1].estimate.value
+    maps = load_file(here / "out" / "maps.safetensors")
+    assert maps["zero 2/mcs"].shape == (5, 5)
+    assert maps["units/tmeasures"].shape == (10,)
+    assert "# Stability under shifts" in (here / "out" / "table.md").read_text()
+
+
+def test_a_plan_comes_back_as_it_was_written(here: Path) -> None:
+    run_shard(AuditJob(spec(), 1, 2, here / "out"), quiet)
+    plan = AuditPlan.model_validate_json((here / "out" / "plan.json").read_bytes())
+    assert AuditPlan.model_validate_json(plan.model_dump_json()) == plan
+    assert [protocol.name for protocol in plan.protocols] == list(PROTOCOLS)
+    assert plan.blocks == 4
+
+
+def test_another_audits_folder_is_refused(here: Path) -> None:
+    run_shard(AuditJob(spec(), 1, 2, here / "out"), quiet)
+    for changed in ({"seed": 1}, {"images": 100}, {"model": "audited_models:linear"}, {"max_shift": 1}):
+        with pytest.raises(InputError, match=r"holds another audit .audited_models:grey on scikit-learn load_digits"):
+            run_shard(AuditJob(spec(**changed), 1, 2, here / "out"), quiet)
+
+
+def test_what_is_missing_or_cannot_be_is_told(here: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no audit: plan.json is missing"):
+        merged(here)
+    run_shard(AuditJob(spec(), 1, 2, here / "out"), quiet)
+    with pytest.raises(InputError, match=r"is not complete: 2 of 4 blocks of images are missing"):
+        merged(here / "out")
+    with pytest.raises(InputError, match=r"`shard` must be I/N with I from 1 to N, got 3/2"):
+        run_shard(AuditJob(spec(), 3, 2, here / "out"), quiet)
+    with pytest.raises(InputError, match=r"`images` must be 1 or more, got 0"):
+        run_audit(spec(images=0))
+    (here / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be"):
+        run_audit(spec(), out=here / "file" / "out")
+    (here / "out" / "plan.json").write_text("{}")
+    with pytest.raises(InputError, match=r"plan.json cannot be read \(it is not a whole plan\)"):
+        merged(here / "out")
+
+
+def test_images_of_a_folder_keep_their_draws_when_one_is_damaged(pics: Path) -> None:
+    """The damaged file is left out; every other image has the shifts of its own place."""
+    loaded = load_model("audited_models:colour", size=16)
+    found = run_audit(spec(model="audited_models:colour", data=str(pics), images=500, protocols=("zhang2019",)))
+    assert found.damaged == ("ant/05.png",)
+    assert found.cost.images == 70
+    pictures = opened(loaded, data=str(pics), data_dir=None, images=500, size=16, max_shift=2)
+    assert (pictures.count, pictures.whole, pictures.classes) == (71, (3, 20, 20), 2)
+    block = pictures.read(0, 71)
+    steps = torch.randint(-2, 3, (71, 2, 2), generator=torch.Generator().manual_seed(0))
+    agree = []
+    for image, number in zip(block.images, block.numbers.tolist(), strict=True):
+        views = [image[:, 2 - dy : 18 - dy, 2 - dx : 18 - dx] for dy, dx in steps[number].tolist()]
+        one, two = (int(loaded.model(view[None]).argmax()) for view in views)
+        agree.append(float(one == two))
+    assert found.estimate("zhang2019", "all_agree").value == pytest.approx(sum(agree) / len(agree), abs=1e-6)
+    notes = " ".join(found.notes)
+    assert "1 images cannot be read and are left out: ant/05.png." in notes
+    assert "holds 71 images, 500 were asked for; all of them are taken." in notes
+    assert 0 < found.estimate("unshifted", "accuracy").value < 1
+
+
+def test_folders_without_labels_with_one_class_or_with_other_classes_are_told(pics: Path, here: Path) -> None:
+    flat = run_audit(spec(model="audited_models:colour", data=str(pics / "cat"), images=10))
+    assert "has no subfolders, so there are no labels" in " ".join(flat.notes)
+    (here / "one").mkdir()
+    (pics / "cat").rename(here / "one" / "cat")
+    one = run_audit(spec(model="audited_models:colour", data=str(here / "one"), images=10))
+    assert "has one class only (cat): accuracy says little" in " ".join(one.notes)
+    assert "Labels are left out: the model has 2 classes, the data 1." in " ".join(one.notes)
+    bad = here / "bad"
+    bad.mkdir()
+    (bad / "a.png").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"holds no image that can be read"):
+        run_audit(spec(model="audited_models:colour", data=str(bad)))
+
+
+def test_the_size_follows_the_rules(here: Path, pics: Path) -> None:
+    grey = load_model("audited_models:grey")
+    small = opened(
+        load_model("audited_models:colour", size=28), data=str(pics), data_dir=None, images=3, size=None, max_shift=None
+    )
+    assert small.whole == (3, 32, 32)
+    digits = opened(grey, data=None, data_dir=None, images=3, size=None, max_shift=None)
+    assert digits.whole == (1, 40, 40)
+    with pytest.raises(InputError, match=r"`size` must be given: .* the images are 20x24"):
+        opened(grey, data=str(pics), data_dir=None, images=3, size=None, max_shift=None)
+    four = Loaded(grey.model, Origin(), (4, 16, 16))
+    with pytest.raises(InputError, match=r"the model wants images of 4 channels, which a folder does not hold"):
+        opened(four, data=str(pics), data_dir=None, images=3, size=None, max_shift=None)
+    with pytest.raises(InputError, match=r"`data` must be given: the model wants images of 4x16x16"):
+        opened(four, data=None, data_dir=None, images=3, size=None, max_shift=None)
+    with pytest.raises(InputError, match=r"the model wants images of 4 channels, those of digits have 1"):
+        opened(four, data="digits", data_dir=None, images=3, size=None, max_shift=None)
+
+
+def test_a_known_set_is_scaled_to_the_input_a_block_at_a_time(here: Path) -> None:
+    (here / "cifar10").mkdir()
+    for name in ("train", "test"):
+        write_parquet(here / "cifar10" / f"{name}.parquet", pixels(9, 32, 3), [0, 1] * 4 + [0])
+    loaded = load_model("audited_models:colour", size=48)
+    pictures = opened(loaded, data="cifar10", data_dir=here, images=5, size=None, max_shift=None)
+    assert pictures.read(1, 4).images.shape == (3, 3, 48, 48)
+    assert pictures.source.images.shape == (5, 3, 32, 32)
+    other = opened(load_model("audited_models:colour"), data="cifar10", data_dir=here, images=50, size=None, max_shift=None)
+    assert other.whole == (3, 32, 32)
+    assert other.notes == ("The data holds 9 test images, 50 were asked for; all of them are taken.",)
+
+
+def test_the_command_prints_a_table_and_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["audit", "audited_models:grey", "--size", "16", "--images", "70", "--max-shift", "2"]
+    assert main([*common, "--protocol", "mouton2020", "--protocol", "zhang2019"]) == 0
+    printed = capsys.readouterr()
+    assert "mouton2020" in printed.out
+    assert "70 images." in printed.out
+    assert "measuring images: 64 of 70" in printed.err
+    assert main([*common, "--protocol", "mouton2020", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["measure"] for row in told["rows"]] == ["accuracy", "mcs", "top1_change"]
+
+
+def test_the_command_does_shards_and_merges(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["audit", "audited_models:grey", "--size", "16", "--images", "130", "--protocol", "mouton2020", "--out", "out"]
+    assert main([*common, "--shard", "2/2"]) == 0
+    assert "Shard 2/2 is in out. Run the others" in capsys.readouterr().err
+    assert main([*common, "--shard", "1/2"]) == 0
+    first = capsys.readouterr().out
+    assert "Saved in out: audit.json" in first
+    assert main(["audit", "--merge", "out"]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_bad_commands_are_answered_with_a_sentence(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"a": torch.zeros(2)}, here / "w.safetensors")
+    grey = "audited_models:grey"
+    for arguments, told in {
+        (): "`audit` needs a model, or a folder to --merge",
+        (grey, "--merge", "x"): "`audit` needs a model, or a folder to --merge",
+        (grey, "--shard", "1/2"): "`shard` needs a folder for its parts",
+        (grey, "--shard", "one", "--out", "x"): "`shard` must be I/N, like 1/4, got 'one'",
+        (grey, "--protocol", "zhang"): "there is no protocol 'zhang'",
+        (grey, "--size", "16", "--max-shift", "0"): "`max_shift` must be 1 or more",
+        (grey,): "The model does not tell the size of its input: give `size`",
+        ("audited_models:colour", "--size", "16"): "`data` must be given: the model wants images of 3x16x16, which the digits",
+        (grey, "--weights", "w.safetensors"): "do not fit the model",
+        (grey, "--data", "no/where/at/all"): "neither digits, mnist, cifar10",
+        ("audited_models:segments", "--data", ".", "--size", "16"): "holds no image",
+    }.items():
+        assert main(["audit", *arguments]) == 2, arguments
+        said = capsys.readouterr().err
+        assert told in said, said
+        assert "Traceback" not in said
+
+
+def test_ctrl_c_says_how_to_go_on(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from shiftscope.audits import job as auditing
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(auditing, "run_shard", stopped)
+    with pytest.raises(SystemExit, match="130"):
+        main(["audit", "audited_models:grey", "--size", "16", "--out", "out"])
+    assert "Stopped. Finished blocks are in out; the same command goes on from there." in capsys.readouterr().err
+
+
+def test_an_audits_page_says_what_its_table_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["audit", "audited_models:grey", "--size", "16", "--images", "40", "--out", "out", "--max-shift", "2"]
+    assert main([*command, "--protocol", "every-shift", "--protocol", "mouton2020"]) == 0
+    assert "report.html" in capsys.readouterr().out
+    page = (here / "out" / "report.html").read_text()
+    found = json.loads((here / "out" / "audit.json").read_text())
+    assert "How stable is audited_models:grey under shifts?" in page
+    mcs = next(row["estimate"]["value"] for row in found["rows"] if (row["protocol"], row["measure"]) == ("mouton2020", "mcs"))
+    assert f"{mcs:.3f}" in page
+    for title in ("Every measure", "Sensitivity map, zero 2", "Images that change most", "How similarity falls"):
+        assert title in page
+    (here / "out" / "report.html").unlink()
+    assert main(["report", "out"]) == 0
+    assert (here / "out" / "report.html").read_text() == page
+
+
+def test_a_relative_path_and_a_damaged_part_are_no_hindrance_to_processes(here: Path, pics: Path) -> None:
+    spec = AuditSpec(model="audited_models:colour", data="pics", size=16, images=70, protocols=("mouton2020",))
+    run_shard(AuditJob(spec, 1, 2, here / "out"), lambda _: None)  # one here, and the other there
+    first = run_shards(spec, Processes(1), shards=2, out=here / "out")
+    path = next((here / "out" / "parts").iterdir())
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.warns(UserWarning, match="is damaged"):
+        again = run_shards(spec, Processes(1), shards=2, out=here / "out")
+    assert again.table().rows == first.table().rows
+
+
+def test_a_changed_model_is_another_audit(here: Path) -> None:
+    spec = AuditSpec(model="audited_models:grey", data="digits", size=16, images=4, protocols=("mouton2020",))
+    run_audit(spec, out=here / "out")
+    job = AuditJob(spec, 1, 1, here / "elsewhere", model_sha256="of another")
+    with pytest.raises(InputError, match="the model audited_models:grey is another where shard 1/1 is done"):
+        run_shard(job, lambda _: None)
+    (here / "audited_models.py").write_text(FACTORY.replace("nn.ReLU", "nn.GELU"))
+    sys.modules.pop("audited_models")
+    with pytest.raises(InputError, match="holds another audit"):
+        run_audit(spec, out=here / "out")

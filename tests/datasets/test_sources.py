@@ -1,0 +1,258 @@
+"""Images come out of parquet files and image folders exactly, once decoded they stay decoded, and damage is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from loopback_hub import serving
+from pictures import pixels, png, write_parquet
+from shiftscope.datasets import sources
+from shiftscope.datasets.dataset import DataSpec, load
+from shiftscope.datasets.sources import Source, read
+from shiftscope.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SHIFTSCOPE_CACHE", str(folder))
+    return folder
+
+
+def get(name: str, data_dir: Path | None = None, image_size: int | None = None) -> Source:
+    return read(name, image_size=image_size, data_dir=data_dir, progress=lambda *_: None)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    folder = tmp_path / "data" / "pets"
+    folder.mkdir(parents=True)
+    write_parquet(folder / "train.parquet", pixels(5, 6, 3), [0, 1, 0, 1, 1])
+    write_parquet(folder / "test.parquet", pixels(3, 6, 3, seed=1), [1, 0, 0])
+    return folder.parent
+
+
+def test_parquet_files_give_their_very_pixels_labels_and_names(local: Path) -> None:
+    source = get("pets", local)
+    assert source.classes == ("cat", "dog")
+    assert torch.equal(source.splits["train"].images, torch.from_numpy(pixels(5, 6, 3)).permute(0, 3, 1, 2))
+    assert source.splits["test"].labels.tolist() == [1, 0, 0]
+    assert "train.parquet sha256" in source.origin
+    assert str(local) not in source.origin
+
+
+def test_what_was_decoded_is_read_from_the_cache_until_the_files_change(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = get("pets", local)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_decode", lambda *_: pytest.fail("decoded again"))
+        second = get("pets", local)
+    assert second.checksum == first.checksum
+    assert torch.equal(second.splits["train"].images, first.splits["train"].images)
+    write_parquet(local / "pets" / "train.parquet", pixels(5, 6, 3, seed=7), [0, 1, 0, 1, 1])
+    assert get("pets", local).checksum != first.checksum
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_cache_is_told_and_decoded_again(local: Path, empty_cache: Path, damage: str) -> None:
+    first = get("pets", local)
+    (kept,) = empty_cache.glob("*.safetensors")
+    content = bytearray(kept.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[-1] ^= 1
+    kept.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert get("pets", local).checksum == first.checksum
+
+
+def test_an_unwritable_cache_is_told_and_nothing_is_lost(local: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("SHIFTSCOPE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match="the decoded images are not kept"):
+        assert len(get("pets", local).splits["train"]) == 5
+
+
+def test_an_image_folder_gives_a_class_for_each_subfolder_and_grey_and_colour_mix(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("test", 2)):
+        for label, colours in (("apple", 1), ("pear", 3)):
+            folder = tmp_path / "fruit" / split / label
+            folder.mkdir(parents=True)
+            for number, array in enumerate(pixels(count, 8, colours, seed=count)):
+                (folder / f"{number}.png").write_bytes(png(array))
+    source = get(str(tmp_path / "fruit"))
+    assert source.classes == ("apple", "pear")
+    assert source.splits["train"].images.shape == (8, 3, 8, 8)
+    grey = source.splits["test"].images[source.splits["test"].labels == 0]
+    assert torch.equal(grey[:, 0], grey[:, 2])
+    assert sorted(grey[:, 0].sum((1, 2)).tolist()) == sorted(pixels(2, 8, 1, seed=2).sum((1, 2)).tolist())
+
+
+def test_images_of_several_sizes_need_one_and_get_it(tmp_path: Path) -> None:
+    for number, size in enumerate((6, 9)):
+        folder = tmp_path / "mixed" / "train" / f"class{number}"
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(png(pixels(1, size, 1)[0]))
+    with pytest.raises(InputError, match=r"`data.image_size` must be given: the images differ in size"):
+        get(str(tmp_path / "mixed"))
+    assert get(str(tmp_path / "mixed"), image_size=5).splits["train"].images.shape == (2, 1, 5, 5)
+
+
+def test_a_truncated_parquet_file_is_named(local: Path) -> None:
+    path = local / "pets" / "test.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"test.parquet is not a whole parquet file .* Copy it again"):
+        get("pets", local)
+
+
+def test_a_parquet_file_damaged_in_the_middle_is_told(local: Path) -> None:
+    path = local / "pets" / "train.parquet"
+    content = bytearray(path.read_bytes())
+    content[40:200] = bytes(160)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read as labelled images"):
+        get("pets", local)
+
+
+def test_a_damaged_image_is_told(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        folder = tmp_path / "pets" / "train" / label
+        folder.mkdir(parents=True)
+        content = bytearray(png(pixels(1, 30, 1)[0]))
+        content[50:90] = bytes(40)
+        (folder / "x.png").write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read as labelled images"):
+        get(str(tmp_path / "pets"))
+
+
+def test_training_and_test_images_may_differ_in_colours_and_not_in_size(tmp_path: Path) -> None:
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    write_parquet(folder / "train.parquet", pixels(2, 6, 3), [0, 1])
+    write_parquet(folder / "test.parquet", pixels(2, 6, 1), [0, 1])
+    assert get("pets", tmp_path).splits["test"].images.shape == (2, 3, 6, 6)
+    write_parquet(folder / "test.parquet", pixels(2, 7, 3), [0, 1])
+    with pytest.raises(InputError, match="training and test images differ in size"):
+        get("pets", tmp_path)
+
+
+def test_a_local_folder_goes_before_the_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: Path) -> None:
+    monkeypatch.setenv("SHIFTSCOPE_DATA", str(tmp_path / "elsewhere"))
+    spec = DataSpec(name=str(local / "pets"), validation_images=1)
+    assert load(spec).classes == ("cat", "dog")
+
+
+def test_a_table_without_images_is_told(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "plain" / "train.parquet")
+    with pytest.raises(InputError, match=r"must have an image column and a label column, got \['x'\]"):
+        get("plain", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "text"),
+    [
+        ("nonsense", None, "neither digits, mnist, cifar10, a Hugging Face id"),
+        ("mnist", "missing", "`data_dir` must be an existing folder"),
+        ("mnist", ".", "holds no folder 'mnist'"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_told(name: str, folder: str | None, text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=text):
+        get(name, tmp_path / folder if folder else None)
+
+
+def test_an_unreachable_hub_is_told_at_once_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("SHIFTSCOPE_DATA", raising=False)
+    with pytest.raises(
+        InputError, match=r"not cached and the Hugging Face hub cannot be reached. Give a local copy with --data-dir"
+    ):
+        load(DataSpec(name="mnist"))
+
+
+def test_a_hub_data_set_is_loaded_by_the_real_client_and_then_needs_no_hub(local: Path, tmp_path: Path) -> None:
+    code = (
+        "from shiftscope.datasets.sources import read\n"
+        "source = read('someone/pets', image_size=None, data_dir=None, progress=lambda *_: None)\n"
+        "print(source.origin, source.classes, source.splits['test'].images.sum().item())"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
+    environment = {name: value for name, value in environment.items() if name.lower() not in ("https_proxy", "hf_hub_offline")}
+    total = pixels(3, 6, 3, seed=1).astype(int).sum()
+    expected = f"Hugging Face hub someone/pets ('cat', 'dog') {total}\n"
+    with serving(local / "pets", "someone/pets") as address:
+        environment["HF_ENDPOINT"] = address
+        first = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert first.stdout == expected
+    again = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert again.stdout == expected
+    environment["SHIFTSCOPE_CACHE"] = str(tmp_path / "another")  # only the hub client's own cache is left
+    offline = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert offline.stdout == expected
+
+
+def test_digits_are_scikit_learns_scaled_to_bytes() -> None:
+    from sklearn.datasets import load_digits
+
+    source = get("digits")
+    expected = np.round(load_digits().images / 16 * 255).astype(np.uint8)
+    assert np.array_equal(source.splits["train"].images[:, 0].numpy(), expected)
+
+
+def test_real_mnist_is_what_it_is_known_to_be(real_data: Path) -> None:
+    source = get("mnist", real_data)
+    assert {name: tuple(split.images.shape) for name, split in source.splits.items()} == {
+        "train": (60_000, 1, 28, 28),
+        "test": (10_000, 1, 28, 28),
+    }
+    assert torch.bincount(source.splits["test"].labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert source.splits["train"].images.double().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)
+
+
+def test_cached_files_can_be_read_by_others(local: Path, empty_cache: Path) -> None:
+    get("pets", local)
+    (kept,) = empty_cache.glob("*.safetensors")
+    mask = os.umask(0)
+    os.umask(mask)
+    assert kept.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_hidden_test_labels_make_way_for_the_validation_split(local: Path) -> None:
+    write_parquet(local / "pets" / "test.parquet", pixels(3, 6, 3, seed=1), [-1, -1, -1])
+    assert "test" not in get("pets", local).splits
+    write_parquet(local / "pets" / "validation-00000.parquet", pixels(2, 6, 3, seed=2), [1, 0])
+    source = get("pets", local)
+    assert [(name, len(split)) for name, split in source.splits.items()] == [("train", 5), ("test", 2)]
+    assert source.splits["test"].labels.tolist() == [1, 0]
+
+
+def test_training_images_without_labels_are_told(local: Path) -> None:
+    write_parquet(local / "pets" / "train.parquet", pixels(2, 6, 3), [0, -1])
+    with pytest.raises(InputError, match=r"images without a label \(-1\) in its split 'train'"):
+        get("pets", local)
+
+
+def test_grey_images_of_16_bits_keep_their_brightness(tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for label in ("a", "b"):
+        folder = tmp_path / "deep" / "train" / label
+        folder.mkdir(parents=True)
+        Image.fromarray(deep).save(folder / "x.png")
+    images = get(str(tmp_path / "deep")).splits["train"].images
+    assert images.shape == (2, 1, 8, 8)
+    assert (images[0, 0].double() - torch.from_numpy(deep / 257)).abs().max() <= 0.5

@@ -1,0 +1,395 @@
+"""Every layer's numbers are those of the theory on its maps, whatever the batches, and the model is left as it was."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from helpers import as_users_import_it
+from shiftscope import layers
+from shiftscope.errors import InputError
+from shiftscope.explanations import layers as layerwise
+from shiftscope.explanations.layers import layer_responses
+from shiftscope.explanations.probes import _at_stride_one
+from shiftscope.shifts import translate
+from shiftscope.signals import homogeneity, respond
+from zoo import timm, torchvision_models
+
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES = torch.rand(5, 2, 16, 16, generator=GENERATOR)
+EACH = torch.tensor([[[1, 0], [2, -3]], [[0, 0], [4, 1]], [[-1, -1], [0, 2]], [[3, 3], [-2, 0]], [[0, 1], [1, 1]]])
+
+
+def small() -> nn.Sequential:
+    """Works in place, and uses one activation twice."""
+    torch.manual_seed(0)
+    active = nn.ReLU(inplace=True)
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3), active, nn.MaxPool2d(3, 2), nn.Conv2d(3, 4, 2, (2, 1)), active, nn.Flatten(), nn.Linear(60, 3)
+    ).eval()
+
+
+@torch.no_grad()
+def maps_of(model: nn.Sequential, images: Tensor) -> dict[str, Tensor]:
+    """Each layer's output, by running them one by one."""
+    found, seen = {"canvas": images}, images
+    for number, part in enumerate(model):
+        seen = part(seen.clone())
+        found[str(number)] = seen.clone()
+    return found
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_every_layers_numbers_are_the_theorys_on_its_maps(keep: bool) -> None:
+    """On the maps, or on what they differ by from an empty canvas's; the output as it is."""
+    model = small()
+    found = layer_responses(model, IMAGES, EACH, fill=0.3, keep_background=keep)
+    empty = maps_of(model, torch.full_like(IMAGES[:1], 0.3))
+    names = ["canvas", "0", "1", "2", "3", "1, call 2", "output"]
+    assert [layer.name for layer in found.layers] == names
+    before = maps_of(model, IMAGES)
+    for number in range(2):
+        after = maps_of(model, translate(IMAGES, EACH[:, number], fill=0.3))
+        for layer, place in zip(found.layers, ["canvas", "0", "1", "2", "3", "4", "6"], strict=True):
+            for image in range(5):
+                one, other = before[place][image], after[place][image]
+                axes = 2 if one.ndim == 3 else None
+                if axes and not keep:
+                    one, other = one - empty[place][0], other - empty[place][0]
+                expected = respond(one, other, axes=2) if axes else None
+                in_place = functional.cosine_similarity(one.double().flatten(), other.double().flatten(), dim=0)
+                assert layer.in_place[image, number].item() == pytest.approx(in_place.item(), abs=1e-5)
+                if expected is not None:
+                    assert layer.similarity[image, number].item() == pytest.approx(expected.similarity, abs=1e-5)
+                    assert tuple(layer.displacement[image, number].tolist()) == expected.displacement
+                    assert layer.movement[image, number].item() == pytest.approx(expected.movement)
+
+
+def test_homogeneity_is_that_of_the_map_in_front_of_each_subsampling_at_its_stride() -> None:
+    model = small()
+    found = layer_responses(model, IMAGES, EACH, keep_background=True)
+    before = maps_of(model, IMAGES)
+    pool = found.layer("2")
+    assert pool.homogeneity is not None
+    assert pool.homogeneity_pooled is not None
+    assert pool.homogeneity.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in before["1"]], abs=1e-6)
+    dense = functional.max_pool2d(before["1"], 3, 1)
+    assert torch.equal(dense[:, :, ::2, ::2], before["2"])
+    assert pool.homogeneity_pooled.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in dense], abs=1e-6)
+    strided = found.layer("3")
+    assert strided.homogeneity is not None
+    along = [homogeneity(each.transpose(1, 2), 2, axes=1) for each in before["2"]]
+    assert strided.homogeneity.tolist() == pytest.approx(along, abs=1e-6)
+    assert strided.homogeneity_pooled is None
+    assert [layer.name for layer in found.layers if layer.homogeneity is not None] == ["2", "3"]
+    less = layer_responses(model, IMAGES, EACH).layer("2")
+    empty = maps_of(model, torch.zeros(1, 2, 16, 16))["1"]
+    assert less.homogeneity is not None
+    assert less.homogeneity_pooled is not None
+    assert less.homogeneity.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in before["1"] - empty], abs=1e-6)
+    dense = dense - functional.max_pool2d(empty, 3, 1)
+    assert less.homogeneity_pooled.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in dense], abs=1e-6)
+
+
+POOLS = (nn.AvgPool2d(3, 2, padding=1), nn.MaxPool2d(2, 2, dilation=2), layers.BlurPool2d(3, 2), layers.MaxBlurPool2d(2, 3, 2))
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=lambda pool: type(pool).__name__)
+def test_what_is_subsampled_is_what_the_window_makes_at_stride_one(pool: nn.Module) -> None:
+    found = layer_responses(nn.Sequential(pool, nn.Flatten()), IMAGES, EACH).layer("0")
+    made = _at_stride_one(pool, IMAGES)
+    assert made is not None
+    assert found.homogeneity_pooled is not None
+    whole = pool(IMAGES)
+    assert torch.allclose(made[:, :, ::2, ::2][:, :, : whole.shape[2], : whole.shape[3]], whole, atol=1e-6)
+    moved = pool(translate(IMAGES, torch.tensor([[-1, 0]]).expand(5, 2)))
+    assert torch.allclose(made[:, :, 3:9:2, 2:10:2], moved[:, :, 1:4, 1:5], atol=1e-6)
+    assert found.homogeneity_pooled.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in made], abs=1e-6)
+
+
+def test_a_map_that_only_moves_has_similarity_one_and_moves_by_the_shift() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 3, 3), nn.Flatten())
+    images = torch.zeros(3, 1, 40, 40)
+    images[:, :, 14:26, 14:26] = torch.rand(3, 1, 12, 12, generator=GENERATOR)
+    found = layer_responses(model, images, torch.tensor([[4, 0], [-2, 4]]))
+    for layer in found.layers[:-1]:
+        assert layer.movement_in_pixels is not None
+        assert layer.similarity.sub(1).abs().max() < 1e-6
+        assert layer.movement_in_pixels.tolist() == [pytest.approx([4.0, 20**0.5])] * 3
+        assert layer.factor is not None
+        assert (layer.movement * layer.factor[0]).allclose(layer.movement_in_pixels)
+
+
+def test_batches_blocks_and_shifts_taken_apart_give_what_they_give_together() -> None:
+    model = small()
+    together = layer_responses(model, IMAGES, EACH)
+    for apart in (
+        layer_responses(model, IMAGES, EACH, batch_size=2),
+        layer_responses(model, IMAGES, EACH, batch_size=5),
+        layer_responses(model, IMAGES.split(2), EACH),
+    ):
+        for one, other in zip(together.layers, apart.layers, strict=True):
+            assert torch.allclose(one.similarity, other.similarity, atol=1e-6)
+            assert torch.equal(one.displacement, other.displacement)
+            assert (one.homogeneity is None) == (other.homogeneity is None)
+    shared = layer_responses(model, IMAGES, EACH[1])
+    assert torch.equal(shared.layers[-1].in_place[1], together.layers[-1].in_place[1])
+
+
+def test_the_same_call_gives_the_same_numbers() -> None:
+    one, other = (layer_responses(small(), IMAGES, EACH) for _ in range(2))
+    assert all(torch.equal(a.similarity, b.similarity) for a, b in zip(one.layers, other.layers, strict=True))
+
+
+def test_parts_of_pixels_are_shifts_too() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = layer_responses(model, IMAGES, torch.tensor([[0.5, 0.25], [0.0, 0.0]]), mode="circular")
+    assert found.layer("canvas").similarity[:, 0].max() < 1
+    assert found.layer("canvas").similarity[:, 1].min() > 1 - 1e-6
+    assert found.layer("output").similarity.min() > 1 - 1e-6
+
+
+def test_each_image_passes_once_unshifted_and_once_for_each_shift() -> None:
+    passed = []
+
+    class Counts(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            passed.append(len(images))
+            return images
+
+    layer_responses(nn.Sequential(Counts(), small()), IMAGES, EACH)
+    assert passed[:2] == [1, 1], "the example and the empty canvas"
+    assert sum(passed[2:]) == 5 * 3
+    assert passed[0] == 1
+
+
+def test_images_are_held_one_batch_at_a_time() -> None:
+    held: list[weakref.ref[Tensor]] = []
+
+    def batches() -> Iterator[Tensor]:
+        for _ in range(6):
+            batch = IMAGES.clone()
+            held.append(weakref.ref(batch))
+            yield batch
+            del batch
+            assert sum(each() is not None for each in held) <= 2
+
+    found = layer_responses(small(), batches(), EACH[0])
+    assert found.layers[0].similarity.shape == (30, 2)
+    assert len(held) == 6
+
+
+def test_hooks_and_modes_are_as_they_were_also_after_a_failure() -> None:
+    model = small().train()
+    model[3].eval()
+    seen = []
+
+    class Fails(nn.Module):
+        def forward(self, maps: Tensor) -> Tensor:
+            if maps.shape[0] > 1:
+                raise RuntimeError("enough")
+            seen.append(sum(len(part._forward_hooks) for part in model.modules()))
+            return maps
+
+    with pytest.raises(InputError, match=r"`model` fails on images of shape .*enough"):
+        layer_responses(nn.Sequential(model, Fails()), IMAGES, EACH)
+    assert seen[0] > 0
+    assert not any(part._forward_hooks for part in model.modules())
+    assert [part.training for part in model] == [True, True, True, False, True, True, True]
+
+
+def test_residual_blocks_name_each_call_and_the_heads_vector() -> None:
+    torch.manual_seed(0)
+    model = torchvision_models().resnet18(num_classes=4).eval()
+    found = layer_responses(model, torch.rand(2, 3, 64, 64, generator=GENERATOR), torch.tensor([[0, 1]]))
+    names = [layer.name for layer in found.layers]
+    assert {"layer1.0.relu", "layer1.0.relu, call 2", "layer4.1.conv2", "fc, input"} <= set(names)
+    assert found.layer("layer2.0.downsample.0").factor == (8, 8)
+    assert found.layer("fc, input").factor is None
+    assert found.from_graph
+
+
+def test_maps_whose_channels_come_last_are_read_as_such() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 64, 64, generator=GENERATOR)
+    sizes = []
+    for option in (True, False):
+        model = timm().create_model("convnext_atto", num_classes=4, conv_mlp=option).eval()
+        found = layer_responses(model, images, torch.tensor([[0, 1]]))
+        sizes.append([(layer.channels, layer.size, layer.factor) for layer in found.layers if layer.kind == "activation"])
+        assert found.layers[-3].name.endswith("pool, input")
+    assert sizes[0] == sizes[1]
+    assert sizes[0][0] == (160, (16, 16), (4, 4))
+
+
+class Gated(nn.Module):
+    """A gate works on single positions, between two convolutions; asked for, it cannot be traced."""
+
+    def __init__(self, traceable: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.traceable = nn.Conv2d(2, 4, 3, 2), nn.Conv2d(4, 4, 3), traceable
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1), nn.Sigmoid())
+        self.swapped = nn.GELU()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images)
+        maps = self.second(maps * self.gate(maps))
+        if not self.traceable and images.sum() > 1e9:
+            maps = -maps
+        maps = self.swapped(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(maps.mean((2, 3)))
+
+
+def test_gates_are_no_part_of_the_spatial_part() -> None:
+    found = layer_responses(Gated(True), IMAGES, EACH)
+    assert [layer.name for layer in found.layers] == ["canvas", "first", "second", "swapped", "head, input", "output"]
+
+
+def test_without_a_graph_factors_come_from_sizes_and_unreadable_maps_are_left_out() -> None:
+    found = layer_responses(Gated(False), IMAGES, EACH)
+    assert [layer.name for layer in found.layers] == ["canvas", "first", "second", "head, input", "output"]
+    assert found.layer("first").factor == (2, 2)
+    assert found.left_out == (("swapped", "the axes of its maps (5, 5, 4) are not known"),)
+    assert not found.from_graph
+    assert any("cannot be traced" in note for note in found.table().notes)
+
+
+def test_behind_an_operator_without_a_rule_the_factor_comes_from_the_size() -> None:
+    def halved(maps: Tensor) -> Tensor:
+        return functional.interpolate(maps, scale_factor=0.5)
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.second(halved(halved(self.first(images)))).mean((2, 3))
+
+    found = layer_responses(Halves(), IMAGES, EACH)
+    assert [layer.factor for layer in found.layers if layer.kind == "convolution"] == [(1, 1), (4, 4)]
+
+
+def test_layers_on_what_a_pool_left_are_told_without_factor() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Flatten(), nn.Linear(5, 2)
+    )
+    found = layer_responses(model.eval(), IMAGES, EACH)
+    assert [(layer.name, layer.factor) for layer in found.layers] == [
+        ("canvas", (1, 1)),
+        ("0", (1, 1)),
+        ("2", None),
+        ("3", None),
+        ("5, input", None),
+        ("output", None),
+    ]
+
+
+def test_chosen_layers_are_looked_at_whatever_they_are() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert [layer.name for layer in layer_responses(model, IMAGES, EACH, layers=["1"]).layers] == [
+        "canvas",
+        "1",
+        "3, input",
+        "output",
+    ]
+
+
+def test_a_chosen_layer_without_a_map_is_told() -> None:
+    found = layer_responses(small(), IMAGES, EACH, layers=["0", "6"])
+    assert [layer.name for layer in found.layers] == ["canvas", "0", "5, input", "output"]
+    assert found.left_out == (("6", "it gives no map of positions"),)
+
+
+def test_memory_that_runs_out_asks_for_smaller_batches() -> None:
+    class Large(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            if images.shape[0] > 4:
+                raise MemoryError
+            return images.mean((2, 3))
+
+    with pytest.raises(InputError, match=r"memory ran out in a pass of 15 images. Choose a smaller `batch_size`"):
+        layer_responses(nn.Sequential(Large()), IMAGES, EACH)
+    assert layer_responses(nn.Sequential(Large()), IMAGES, EACH, batch_size=4).layers[-1].name == "output"
+
+
+def test_the_table_has_a_row_a_layer_and_intervals_over_images() -> None:
+    table = layer_responses(small(), IMAGES, EACH).table()
+    assert len(table.rows) == 7
+    similarity = table.rows[1]["similarity"]
+    assert isinstance(similarity, layerwise.Estimate)
+    assert similarity.low < similarity.value < similarity.high
+    assert similarity.count == 5
+    assert table.rows[-1]["movement_in_pixels"] is None
+    one = layer_responses(small(), IMAGES[:1], EACH[:1]).table().rows[1]["similarity"]
+    assert isinstance(one, layerwise.Estimate)
+    assert (one.low, one.high) == (-1.0, 1.0)
+
+
+def test_progress_is_told_after_every_pass() -> None:
+    told: list[tuple[int, int | None]] = []
+    layer_responses(small(), IMAGES, EACH, batch_size=6, progress=lambda *at: told.append(at))
+    assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+WRONG = {
+    "`model` must be a torch.nn.Module to be looked into, got function": {"model": lambda images: images.mean((2, 3))},
+    "`images` must hold at least one image, got none": {"images": IMAGES[:0]},
+    "`images` must be floating point": {"images": (IMAGES * 255).byte()},
+    "`images` must be finite": {"images": IMAGES / 0},
+    "`mode` must be 'zero' or 'circular', got 'crop'": {"mode": "crop"},
+    "`shifts` must hold a list for each of 5 images, got 2": {"shifts": EACH[:2]},
+    "`fill` must be one value or one for each of 2 channels": {"fill": torch.zeros(3)},
+    "`batch_size` must be 2 or more images, one of them unshifted, got 1": {"batch_size": 1},
+    "the model has no layer '7'. Similar names: ": {"layers": ["7"]},
+    "`model` fails on images of shape (1, 3, 16, 16): ": {"images": torch.rand(2, 3, 16, 16), "shifts": EACH[:2]},
+    "`model` must return one vector for each of 1 images": {"model": nn.Conv2d(2, 2, 1)},
+    "not finite": {"model": nn.Sequential(small(), nn.BatchNorm1d(3, eps=float("nan"))).eval()},
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_bad_input_is_answered_in_a_sentence(text: str) -> None:
+    call = {"model": small(), "images": IMAGES, "shifts": EACH} | WRONG[text]
+    with pytest.raises(InputError) as raised:
+        as_users_import_it(layerwise).layer_responses(call.pop("model"), call.pop("images"), call.pop("shifts"), **call)
+    assert text in str(raised.value)
+
+
+def test_too_few_or_too_many_lists_of_shifts_for_batches_are_refused() -> None:
+    with pytest.raises(InputError, match="`shifts` must hold a list for each image, got 3 for 4 or more"):
+        layer_responses(small(), IMAGES.split(2), EACH[:3])
+    with pytest.raises(InputError, match="`shifts` must hold a list for each of 4 images, got 5"):
+        layer_responses(small(), IMAGES[:4].split(2), EACH)
+
+
+def test_a_layer_that_is_not_called_every_time_or_looks_at_the_batch_is_named() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maybe = nn.Conv2d(2, 2, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return (self.maybe(images) if len(images) == 1 else images).mean((2, 3))
+
+    with pytest.raises(InputError, match="layer 'maybe' was not called in every pass"):
+        layer_responses(Sometimes(), IMAGES, EACH)
+
+    class Together(Sometimes):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3)) + self.maybe(images.mean(0, keepdim=True)).mean((2, 3))
+
+    with pytest.raises(InputError, match="layer 'maybe' gives maps that depend on the batch"):
+        layer_responses(Together(), IMAGES, EACH)
+
+
+def test_there_is_no_layer_of_another_name() -> None:
+    with pytest.raises(InputError, match=r"there is no layer 'x' here. There are: canvas, 0"):
+        layer_responses(small(), IMAGES, EACH).layer("x")

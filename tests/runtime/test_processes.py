@@ -1,0 +1,170 @@
+"""Jobs are all done once whatever happens to the processes that do them; a study in processes is the study done here."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import helpers
+from shiftscope.errors import InputError
+from shiftscope.runtime.files import LOCK, locked
+from shiftscope.runtime.processes import Processes, sensible_workers
+from shiftscope.studies.runner import RunEnded, Told, run_study
+from shiftscope.studies.spec import load_study
+from studies.test_runner import SMALL
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_job_is_done_once_and_what_it_tells_arrives(workers: int) -> None:
+    heard: list[tuple[int, object]] = []
+    done = Processes(workers).run(helpers.square, range(5), lambda job, event: heard.append((job, event)))
+    assert sorted(done) == [(job, job * job) for job in range(5)]
+    assert sorted(heard) == sorted((job, (part, job)) for job in range(5) for part in ("half", "whole"))
+
+
+def test_workers_are_processes_with_one_thread_each() -> None:
+    found = [result for _, result in Processes(2).run(helpers.who_and_how, range(4), ignore)]
+    assert len({process for process, _ in found}) == 2
+    assert os.getpid() not in {process for process, _ in found}
+    assert {threads for _, threads in found} == {1}
+
+
+def test_the_job_of_a_killed_process_is_done_by_another(tmp_path: Path) -> None:
+    jobs = [(str(tmp_path), number) for number in range(4)]
+    done = list(Processes(2).run(helpers.die_once, jobs, ignore))
+    assert sorted(result for _, result in done) == [0, 1, 2, 3]
+    assert (tmp_path / "tried1").exists()
+
+
+@pytest.mark.parametrize(
+    ("work", "job", "kind", "told"),
+    [
+        (helpers.die, 7, InputError, "ended by signal 9 at the same job 3 times \\(7\\)"),
+        (helpers.fail, "input", InputError, "do otherwise"),
+        (helpers.fail, "disk", OSError, "No space left"),
+        (helpers.fail, "bug", RuntimeError, "ZeroDivisionError: bug"),
+    ],
+)
+def test_failures_arrive_as_what_they_are_and_no_process_stays(work, job, kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind, match=told):
+        list(Processes(2).run(work, [job], ignore))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not show a process's open files")
+def test_results_that_are_tensors_leave_no_file_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    results = Processes(1).run(helpers.many_tensors, range(2), ignore)
+    held = [next(results)]
+    assert len(os.listdir("/proc/self/fd")) < before + 10
+    held += list(results)
+    assert sorted(job for job, _ in held) == [0, 1]
+    assert all(torch.equal(tensors["t7"], torch.full((3,), 7.0 + job)) for job, tensors in held)
+
+
+def test_as_many_workers_as_cores_and_memory_carry() -> None:
+    assert sensible_workers(1 << 62) == 1
+    assert 1 <= sensible_workers(1) <= (os.cpu_count() or 1)
+
+
+def rows(out: Path) -> list[str]:
+    return (out / "table.csv").read_text().splitlines()
+
+
+def test_a_study_in_processes_is_the_same_and_goes_on_in_either_way(tmp_path: Path) -> None:
+    """Every number as with one thread here, bit for bit; half of it there, the other half here."""
+    (tmp_path / "small.toml").write_text(SMALL)
+    study = load_study(str(tmp_path / "small.toml"))
+    command = [sys.executable, "-m", "shiftscope.cli", "study", "small.toml", "--out", "alone"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    events: list[object] = []
+    run_study(study, out=tmp_path / "together", executor=Processes(2), report=events.append)
+    assert rows(tmp_path / "together") == rows(tmp_path / "alone")
+    ends = [event for event in events if isinstance(event, Told) and isinstance(event.event, RunEnded)]
+    assert [(end.done, end.of) for end in ends] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    again: list[object] = []
+    run_study(study, out=tmp_path / "together", report=again.append)
+    assert [event.found for event in again if isinstance(event, RunEnded)] == [True] * 4
+
+
+def test_a_killed_worker_costs_a_study_nothing_but_time(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(SMALL.replace("max_epochs = 2", "max_epochs = 12"))
+    study = load_study(str(tmp_path / "small.toml"))
+    run_study(study, out=tmp_path / "calm", executor=Processes(2))
+    killed: list[int] = []
+
+    def kill(event: object) -> None:
+        children = [child for child in multiprocessing.active_children() if child.pid not in killed]
+        if isinstance(event, Told) and len(killed) < 2 and children:
+            killed.append(children[0].pid or 0)
+            children[0].kill()
+            time.sleep(0.1)
+
+    run_study(study, out=tmp_path / "disturbed", executor=Processes(2), report=kill)
+    assert len(killed) == 2
+    assert rows(tmp_path / "disturbed") == rows(tmp_path / "calm")
+    names = {path.name for path in (tmp_path / "disturbed").rglob("*")}
+    assert not [name for name in names if ".tmp" in name or name == LOCK]
+
+
+def test_a_folder_at_work_refuses_a_second_command_and_says_whose_it_is(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from shiftscope.runtime.files import locked\nwith locked(Path({str(tmp_path)!r})): pass"
+    with locked(tmp_path):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert f"another command is at work in {tmp_path} (process {os.getpid()})" in done.stderr
+    assert not (tmp_path / LOCK).exists()
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
+    code = "import os, sys, pathlib\nfrom shiftscope.runtime.files import locked\n"
+    code += "with locked(pathlib.Path(sys.argv[1])): os._exit(1)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert (tmp_path / LOCK).exists()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_number_of_workers_below_one_is_refused() -> None:
+    with pytest.raises(InputError, match="`workers` must be 1 or more, got 0"):
+        Processes(0)
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there and not merely waiting to be buried."""
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_workers_end_with_the_process_that_made_them(tmp_path: Path) -> None:
+    """Killed outright, it leaves no orphan that would write beside a command that goes on."""
+    code = (
+        "import helpers, sys\nfrom shiftscope.runtime.processes import Processes\n"
+        "if __name__ == '__main__':\n"
+        "    for _ in Processes(2).run(helpers.sleep, sys.argv[1:], lambda job, event: print(event, flush=True)): pass"
+    )
+    (tmp_path / "parent.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(helpers.__file__).parent), *sys.path])}
+    parent = subprocess.Popen(
+        [sys.executable, "parent.py", "1", "2"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert parent.stdout is not None
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 30
+    while any(map(runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(runs, workers))

@@ -1,0 +1,167 @@
+"""On a real Ray cluster of two nodes: jobs, their failures, and a study that loses a worker and a node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import helpers
+from shiftscope.audits.job import AuditSpec, run_shards
+from shiftscope.errors import InputError
+from shiftscope.runtime.processes import Processes
+from shiftscope.runtime.ray import Ray
+from shiftscope.studies.runner import RunEnded, Told, run_study
+from shiftscope.studies.spec import load_study
+from studies.test_runner import SMALL
+
+pytest.importorskip("ray", reason="the extra `ray` is not installed")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc"),
+    pytest.mark.filterwarnings("default"),  # Ray's own
+]
+MEMORY = {"object_store_memory": 100 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes of one core each on this machine, and this process connected to them."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    tests = str(Path(helpers.__file__).parent)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([tests, *filter(None, [before])])
+    import ray
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **MEMORY})
+    nodes.second = nodes.add_node(num_cpus=1, **MEMORY)
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+def test_every_job_is_done_once_and_what_it_tells_arrives(cluster: Any) -> None:
+    heard: list[tuple[int, object]] = []
+    done = list(Ray().run(helpers.square, range(5), lambda job, event: heard.append((job, event))))
+    assert sorted(done) == [(job, job * job) for job in range(5)]
+    assert sorted(heard) == sorted((job, (part, job)) for job in range(5) for part in ("half", "whole"))
+
+
+@pytest.mark.parametrize(
+    ("work", "job", "kind", "told"),
+    [
+        (helpers.die, 7, InputError, "the Ray cluster lost the same job 3 times \\(7\\)"),
+        (helpers.fail, "input", InputError, "do otherwise"),
+        (helpers.fail, "disk", OSError, "No space left"),
+        (helpers.fail, "bug", RuntimeError, "ZeroDivisionError: bug"),
+    ],
+)
+def test_failures_arrive_as_what_they_are(cluster: Any, work: Any, job: object, kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind, match=told):
+        list(Ray().run(work, [job], lambda *_: None))
+
+
+def test_a_gpu_that_no_node_has_is_refused(cluster: Any) -> None:
+    with pytest.raises(InputError, match=r"no node of the Ray cluster has 0\.25 GPU"):
+        list(Ray(gpus=0.25).run(helpers.square, [1], lambda *_: None))
+
+
+def tasks() -> list[int]:
+    """Processes that are at work on a task."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdecimal() and (folder / "cmdline").read_bytes().startswith(b"ray::_task"):
+                found.append(int(folder.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+def test_a_study_that_loses_a_worker_and_a_node_ends_in_the_undisturbed_table(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(SMALL.replace("max_epochs = 2", "max_epochs = 40"))
+    study = load_study(str(tmp_path / "small.toml"))
+    run_study(study, out=tmp_path / "calm", executor=Processes(2))
+    lost: list[str] = []
+
+    def disturb(event: object) -> None:
+        if not isinstance(event, Told):
+            return
+        if not lost and (at_work := tasks()):
+            os.kill(at_work[0], signal.SIGKILL)
+            lost.append("worker")
+        elif lost == ["worker"] and event.done:
+            cluster.remove_node(cluster.second, allow_graceful=False)
+            lost.append("node")
+
+    run_study(study, out=tmp_path / "disturbed", executor=Ray(), report=disturb)
+    assert lost == ["worker", "node"]
+    assert (tmp_path / "disturbed" / "table.csv").read_text() == (tmp_path / "calm" / "table.csv").read_text()
+    calm, disturbed = (
+        {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")} for name in ("calm", "disturbed")
+    )
+    assert disturbed == calm
+
+
+def test_what_is_kept_is_measured_anew_and_not_trained_again(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(SMALL.replace("seeds = 2", "seeds = 1"))
+    study = load_study(str(tmp_path / "small.toml"))
+    first = run_study(study, out=tmp_path / "out", executor=Processes(1))
+    for record in (tmp_path / "out").rglob("record.json"):
+        record.write_text(record.read_text().replace('"schema_version": ', '"schema_version": -'))
+    events: list[Any] = []
+    again = run_study(study, out=tmp_path / "out", executor=Ray(), report=events.append)
+    assert again.to_csv() == first.to_csv()
+    told = [event.event for event in events if isinstance(event, Told)]
+    assert sum(isinstance(event, RunEnded) for event in told) == 2
+    assert "Epoch" not in {type(event).__name__ for event in told}
+
+
+def test_shards_of_an_audit_add_up_to_the_whole_on_the_cluster(cluster: Any, tmp_path: Path) -> None:
+    spec = AuditSpec(model="helpers:network", size=20, images=150, protocols=("mouton2020", "every-shift"), max_shift=2)
+    whole = run_shards(spec, Processes(1), shards=1)
+    several = run_shards(spec, Ray(), shards=3, out=tmp_path / "out")
+    assert several.table().rows == whole.table().rows
+    assert (tmp_path / "out" / "audit.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Ray(workers=0), "`workers` must be 1 or more, got 0"),
+        (lambda: Ray(address="127.0.0.1:1", workers=2), "`workers` sizes a cluster that is started here"),
+        (lambda: Ray(gpus=-1.0), "`gpus` must be a share from 0 to 1, or whole GPUs, got -1"),
+        (lambda: Ray(gpus=1.5), "`gpus` must be a share from 0 to 1, or whole GPUs, got 1.5"),
+    ],
+)
+def test_impossible_numbers_are_refused(make: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        make()
+
+
+def test_the_command_starts_a_cluster_of_its_own_and_ends_it(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(SMALL.replace("seeds = 2", "seeds = 1").replace("[1, 4]", "[4]"))
+    command = [sys.executable, "-m", "shiftscope.cli", "study", "small.toml", "--executor", "ray", "--workers", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1/1 done" in done.stderr
+    assert (tmp_path / "studies" / "small" / "table.csv").exists()
+    elsewhere = [*command[:-2], "--address", "127.0.0.1:1", "--out", "other"]
+    wrong = subprocess.run(elsewhere, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "the Ray cluster at 127.0.0.1:1 cannot be used" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    time.sleep(1)
+    assert not tasks()

@@ -1,0 +1,129 @@
+"""A training that is interrupted goes on from its last kept epoch, and ends where it would have ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shiftscope.models.family import NetworkSpec, build
+from shiftscope.training.checkpoint import Checkpoint
+from shiftscope.training.loop import Epoch, Recipe, Training, train
+from training.test_loop import CANVAS, SPEC, blobs
+
+LPS = NetworkSpec(channels=(4, 8), factor=4, input_size=12, classes=4, padding="circular", sampling="lps")
+
+
+class TrainingEndedError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def fit(
+    keeper: Checkpoint | None, *, spec: NetworkSpec = SPEC, end_after: int = 0, **settings: object
+) -> tuple[Training, nn.Module]:
+    model = build(spec, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe.model_validate({"learning_rate": 0.003, "max_epochs": 7, "patience": 9, **settings})
+
+    def report(event: object) -> None:
+        if isinstance(event, Epoch) and event.epoch == end_after:
+            raise TrainingEndedError
+
+    data = blobs(150, 0), blobs(60, 1)
+    return train(model, data, recipe, place=CANVAS.place, seed=3, report=report, keeper=keeper), model
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    ours: dict[str, Tensor] = one.state_dict()
+    return all(torch.equal(ours[name], each) for name, each in other.state_dict().items())
+
+
+def told(training: Training) -> list[tuple[object, ...]]:
+    """Every epoch but for its times."""
+    return [
+        (each.epoch, each.loss, each.train_accuracy, each.validation_accuracy, each.validation_loss) for each in training.epochs
+    ]
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["PyTorch's pools", "compiled pools"])
+@pytest.mark.parametrize(
+    ("spec", "settings"),
+    [
+        (SPEC, {}),
+        (SPEC, {"optimiser": "sgd", "learning_rate": 0.05, "learning_rate_decay": 0.9}),
+        (SPEC, {"precision": "bf16", "translate": 2}),
+        (LPS, {}),
+    ],
+    ids=["adam", "sgd, decaying", "bf16, shifted", "layers that draw"],
+)
+def test_an_interrupted_training_ends_as_if_it_had_not_been(
+    tmp_path: Path, spec: NetworkSpec, settings: dict[str, object], quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shiftscope.training.loop.IMAGES_WORTH_COMPILING", 0 if quick else 10**9)
+    whole, expected = fit(None, spec=spec, **settings)
+    path = tmp_path / "checkpoint.safetensors"
+    for end_after in (3, 6):  # the epoch that ends it is lost: the next sitting does it again
+        with pytest.raises(TrainingEndedError):
+            fit(Checkpoint(path, seconds=0.0), spec=spec, end_after=end_after, **settings)
+    resumed, model = fit(Checkpoint(path, seconds=0.0), spec=spec, **settings)
+    assert resumed.taken_up == 5
+    assert whole.taken_up == 0
+    assert told(resumed) == told(whole)
+    assert (resumed.kept, resumed.sentence) == (whole.kept, whole.sentence)
+    assert same(model, expected)
+
+
+def test_where_pytorchs_own_generator_stands_changes_nothing_and_is_not_changed() -> None:
+    torch.manual_seed(1)
+    _, first = fit(None, spec=LPS)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    _, second = fit(None, spec=LPS)
+    assert same(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_short_training_is_not_written(tmp_path: Path) -> None:
+    fit(Checkpoint(tmp_path / "checkpoint.safetensors", seconds=1000.0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "of another recipe", "of another network", "of nothing"])
+def test_a_file_that_cannot_be_used_is_told_and_the_training_begins_anew(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    other = {"of another recipe": {"learning_rate_decay": 0.5}, "of another network": {"spec": LPS}}.get(damage, {})
+    with pytest.raises(TrainingEndedError):
+        fit(Checkpoint(path, seconds=0.0), end_after=3, **other)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "of nothing":
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"checkpoint.safetensors cannot be used \(.*\); the training begins anew"):
+        training, model = fit(Checkpoint(path, seconds=0.0))
+    assert training.taken_up == 0
+    assert same(model, fit(None)[1])
+
+
+def test_what_made_each_sitting_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    for machine in ("one", "two"):
+        with pytest.raises(TrainingEndedError):
+            fit(Checkpoint(path, made_by={"machine": machine}, seconds=0.0), end_after={"one": 3, "two": 6}[machine])
+    last = Checkpoint(path, seconds=0.0)
+    fit(last)
+    assert last.sittings == [{"machine": "one"}, {"machine": "two"}]
+
+
+def test_a_training_of_another_device_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(TrainingEndedError):
+        fit(Checkpoint(path, seconds=0.0), end_after=3)
+    with safe_open(path, framework="pt") as file:
+        told = json.loads(file.metadata()["standing"]) | {"device": "cuda"}
+    save_file(load_file(path), path, metadata={"standing": json.dumps(told)})
+    with pytest.warns(UserWarning, match=r"it was trained on cuda, and this is cpu\); the training begins anew"):
+        fit(Checkpoint(path, seconds=0.0))

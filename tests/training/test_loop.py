@@ -1,0 +1,182 @@
+"""Training reaches its target, keeps the best epoch, repeats itself bit for bit, and never ends silently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shiftscope.datasets.dataset import Canvas
+from shiftscope.datasets.sources import Labelled
+from shiftscope.models.family import Network, NetworkSpec, build
+from shiftscope.training.loop import Epoch, Recipe, Step, evaluate, reaching, train
+from shiftscope.training.pools import RectifiedMaxPool2d, quick_pools
+
+SPEC = NetworkSpec(channels=(4, 8), factor=4, input_size=12, classes=4)
+CANVAS = Canvas(12, torch.zeros(1))
+
+
+def blobs(count: int, seed: int) -> Labelled:
+    """Four classes by which quarter of an 8x8 image is bright."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (count,), generator=generator)
+    images = torch.randint(0, 60, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, 4 * (label // 2) :, 4 * (label % 2) :][:, :4, :4] += 150
+    return Labelled(images, labels)
+
+
+def fresh(seed: int = 0) -> Network:
+    return build(SPEC, generator=torch.Generator().manual_seed(seed))
+
+
+def fit(model: nn.Module, *, seed: int = 0, report=lambda _: None, **settings: object):
+    recipe = Recipe(**{"learning_rate": 0.01, "max_epochs": 30, "patience": 1, **settings})
+    return train(model, (blobs(200, 0), blobs(60, 1)), recipe, place=CANVAS.place, seed=seed, report=report)
+
+
+def test_a_learnable_task_reaches_every_training_image_and_says_so() -> None:
+    model = fresh()
+    training = fit(model)
+    assert training.status == "reached"
+    assert evaluate(model, blobs(200, 0), place=CANVAS.place)[0] == 1.0
+    kept = training.epochs[training.kept - 1]
+    assert kept.train_accuracy == 1.0
+    assert "Reached 100 % train accuracy" in training.sentence
+
+
+def test_the_kept_epoch_is_the_best_on_validation_of_those_that_reached_the_target() -> None:
+    model = fresh()
+    training = fit(model, patience=4)
+    reached = [epoch for epoch in training.epochs if epoch.train_accuracy == 1.0]
+    best = max(reached, key=lambda epoch: (epoch.validation_accuracy, -epoch.validation_loss))
+    assert training.kept == best.epoch
+    assert len(training.epochs) == min(training.kept + 4, 30)
+    accuracy, loss = evaluate(model, blobs(60, 1), place=CANVAS.place)
+    assert (accuracy, loss) == pytest.approx((best.validation_accuracy, best.validation_loss))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("translate", [0, 2])
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(precision: str, translate: int) -> None:
+    first, second, other = fresh(), fresh(), fresh()
+    settings = {"precision": precision, "translate": translate, "max_epochs": 3}
+    fit(first, **settings)
+    torch.rand(5)  # the global stream must not matter
+    fit(second, **settings)
+    fit(other, seed=1, **settings)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert not torch.equal(first.state_dict()["head.2.weight"], other.state_dict()["head.2.weight"])
+
+
+def test_compiled_pools_are_used_where_they_pay_and_lead_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, quick, swapped = fresh(), fresh(), []
+
+    @contextmanager
+    def noticed(model: nn.Module) -> Iterator[None]:
+        swapped.append(model)
+        with quick_pools(model):
+            assert any(isinstance(module, RectifiedMaxPool2d) for module in model.modules())
+            yield
+
+    monkeypatch.setattr("shiftscope.training.loop.quick_pools", noticed)
+    fit(plain, max_epochs=3)
+    assert swapped == []
+    monkeypatch.setattr("shiftscope.training.loop.IMAGES_WORTH_COMPILING", 600)
+    fit(quick, max_epochs=3)
+    assert swapped == [quick]
+    assert all(torch.equal(one, other) for one, other in zip(plain.parameters(), quick.parameters(), strict=True))
+
+
+def test_augmentation_shifts_every_image_anew_in_every_epoch() -> None:
+    seen: list[Tensor] = []
+
+    def place(images: Tensor, shifts: Tensor | None = None) -> Tensor:
+        if shifts is not None:
+            seen.append(shifts)
+        return CANVAS.place(images, shifts)
+
+    train(fresh(), (blobs(100, 0), blobs(10, 1)), Recipe(translate=2, max_epochs=2, batch_size=50), place=place, seed=0)
+    assert [len(shifts) for shifts in seen] == [50] * 4
+    assert len({tuple(shifts.flatten().tolist()) for shifts in seen}) == 4
+    assert torch.stack(seen).abs().max() == 2
+
+
+def test_missing_the_target_is_said_and_the_best_epoch_kept() -> None:
+    training = fit(fresh(), max_epochs=1, learning_rate=1e-6)
+    assert training.status == "not reached"
+    assert "Did not reach 100 % train accuracy in 1 epochs" in training.sentence
+    assert training.kept == 1
+
+
+def test_a_diverging_loss_ends_the_run_and_says_in_which_epoch() -> None:
+    model = fresh()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = fit(model, learning_rate=1e30, optimiser="sgd")
+    assert training.status == "diverged"
+    assert "stopped being a number in epoch 1" in training.sentence
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_weights_that_blow_up_in_the_last_step_are_noticed() -> None:
+    """One step an epoch: its loss is from before it, and is fine."""
+    training = fit(fresh(), learning_rate=1e38, batch_size=200, max_epochs=1)
+    assert training.status == "diverged"
+
+
+def test_global_switches_are_as_before_even_after_a_failure() -> None:
+    def broken(images: Tensor, shifts: Tensor | None = None) -> Tensor:
+        raise RuntimeError("no canvas")
+
+    with pytest.raises(RuntimeError, match="no canvas"):
+        train(fresh(), (blobs(10, 0), blobs(10, 1)), Recipe(), place=broken, seed=0)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_progress_tells_every_epoch_in_order() -> None:
+    told: list[Step | Epoch] = []
+    training = fit(fresh(), report=told.append, max_epochs=3)
+    assert [event for event in told if isinstance(event, Epoch)] == list(training.epochs)
+
+
+def test_the_learning_rate_decays_by_epoch() -> None:
+    rates: list[float] = []
+
+    class Watching(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    original = torch.optim.SGD
+    torch.optim.SGD = Watching
+    try:
+        fit(fresh(), optimiser="sgd", learning_rate=0.1, learning_rate_decay=0.5, max_epochs=2, batch_size=100)
+    finally:
+        torch.optim.SGD = original
+    assert rates == pytest.approx([0.1, 0.1, 0.05, 0.05])
+
+
+def test_evaluation_counts_every_image_once() -> None:
+    data = blobs(1100, 3)
+    model = fresh()
+    outputs = model(CANVAS.place(data.images))
+    accuracy, loss = evaluate(model, data, place=CANVAS.place)
+    assert accuracy == pytest.approx((outputs.argmax(1) == data.labels).double().mean().item())
+    assert loss == pytest.approx(nn.functional.cross_entropy(outputs, data.labels).item(), rel=1e-5)
+
+
+def test_accuracy_is_asked_to_the_end_only_where_the_target_is_reached() -> None:
+    model, data = fresh(), blobs(2000, 0)
+    fit(model)
+    asked: list[int] = []
+    model.register_forward_hook(lambda *call: asked.append(len(call[1][0])))
+    accuracy = evaluate(model, data, place=CANVAS.place)[0]
+    assert accuracy > 0.9
+    assert reaching(model, data, accuracy, place=CANVAS.place) == pytest.approx(accuracy)
+    data.labels[3] = (data.labels[3] + 1) % 4
+    asked.clear()
+    assert reaching(model, data, 1.0, place=CANVAS.place) is None
+    assert asked == [512]

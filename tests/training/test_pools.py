@@ -1,0 +1,214 @@
+"""Rectifying and pooling in one compiled pass gives what PyTorch's two layers give, forward and backward."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shiftscope.layers import MaxBlurPool2d
+from shiftscope.models.family import NetworkSpec, build
+from shiftscope.training import pools
+from shiftscope.training.loop import Recipe, optimiser, step
+from shiftscope.training.pools import RectifiedMaxPool2d, quick_pools
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def reference(maps: Tensor, kernel: int, stride: int) -> Tensor:
+    return functional.relu(functional.max_pool2d(maps, kernel, stride))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(0, 6),
+    st.integers(0, 6),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.sampled_from(LAYOUTS),
+    st.sampled_from((torch.float16, torch.bfloat16, torch.float32, torch.float64)),
+    st.integers(0, 99),
+)
+def test_values_and_gradients_are_pytorchs_ties_included(
+    images: int,
+    channels: int,
+    more_high: int,
+    more_wide: int,
+    kernel: int,
+    stride: int,
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    size = (images, channels, kernel + more_high, kernel + more_wide)
+    # Small whole numbers: many ties, zeros and negatives, and sums that every precision holds exactly.
+    maps = torch.randint(-3, 4, size, generator=generator).to(dtype).contiguous(memory_format=layout)
+    one, other = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+    expected, found = reference(one, kernel, stride), RectifiedMaxPool2d(kernel, stride)(other)
+    assert torch.equal(found, expected)
+    weights = torch.randint(-3, 4, found.shape, generator=generator).to(dtype)
+    expected.backward(weights)
+    found.backward(weights)
+    assert torch.equal(other.grad, one.grad)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_overlapping_gradients_are_added_in_pytorchs_order(layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(3, 6, 17, 19, generator=generator).contiguous(memory_format=layout)
+    one, other = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+    expected, found = reference(one, 4, 1), RectifiedMaxPool2d(4, 1)(other)
+    weights = torch.randn(found.shape, generator=generator)
+    expected.backward(weights)
+    found.backward(weights)
+    assert torch.equal(other.grad, one.grad)
+
+
+def test_half_precision_is_nearer_to_the_exact_gradient_than_pytorchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 8, 24, 24, generator=generator).bfloat16()
+    leaves = [maps.double().requires_grad_(), maps.clone().requires_grad_(), maps.clone().requires_grad_()]
+    weights = torch.randn(2, 8, 21, 21, generator=generator).bfloat16()
+    for leaf, pool in zip(leaves, (reference, reference, _quick), strict=True):
+        pool(leaf, 4, 1).backward(weights.to(leaf.dtype))
+    exact, theirs, ours = (leaf.grad.double() for leaf in leaves)
+    assert (ours - exact).abs().max() <= 2**-8 * exact.abs().max()
+    assert (ours - exact).abs().mean() < (theirs - exact).abs().mean()
+
+
+def _quick(maps: Tensor, kernel: int, stride: int) -> Tensor:
+    found: Tensor = RectifiedMaxPool2d(kernel, stride)(maps)
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_works_in_pieces_and_in_several_threads(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "AT_ONCE", 500)
+    maps = torch.randn(7, 5, 12, 12, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        one, other = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+        expected, found = reference(one, 3, 2), RectifiedMaxPool2d(3, 2)(other)
+        assert torch.equal(found, expected)
+        expected.square().sum().backward()
+        found.square().sum().backward()
+        assert torch.equal(other.grad, one.grad)
+    finally:
+        torch.set_num_threads(threads)
+
+
+NOT_NUMBERS = {  # with and without the sign, as what an operation without a result leaves
+    torch.bfloat16: (torch.int16, 0x7FC0, 0xFFC0 - 2**16),
+    torch.float32: (torch.int32, 0x7FC00000, 0xFFC00000 - 2**32),
+}
+
+
+@pytest.mark.parametrize("sign", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_is_no_number_stays_none(sign: int, dtype: torch.dtype) -> None:
+    integer, *patterns = NOT_NUMBERS[dtype]
+    bits = torch.tensor(patterns[sign], dtype=integer)
+    maps = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    maps.view(integer)[1, 2, 4, 4] = bits
+    maps[0, 0, 0, 0] = -torch.inf
+    assert maps[1, 2, 4, 4].isnan()
+    assert bool(torch.signbit(maps[1, 2, 4, 4])) == bool(sign)
+    assert RectifiedMaxPool2d(2, 2)(maps)[1, 2, 2, 2].isnan()
+
+
+def test_minus_infinity_is_a_number() -> None:
+    assert torch.equal(RectifiedMaxPool2d(2, 2)(torch.full((1, 1, 4, 4), -torch.inf)), torch.zeros(1, 1, 2, 2))
+
+
+def test_gradients_pass_the_numerical_check() -> None:
+    maps = torch.randn(2, 3, 7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(RectifiedMaxPool2d(3, 2), maps)
+
+
+def test_a_model_is_as_before_afterwards_and_its_weights_keep_their_names() -> None:
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.MaxPool2d(3, 1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, padding=1),
+        nn.ReLU(),
+        MaxBlurPool2d(2, 3),
+    )
+    before, names = [*model.modules()], [*model.state_dict()]
+    images = torch.randn(2, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    expected = model(images)
+    with pytest.raises(ZeroDivisionError), quick_pools(model):
+        kinds = [type(module).__name__ for module in model.modules()]
+        assert kinds.count("RectifiedMaxPool2d") == 3
+        assert kinds.count("MaxPool2d") == 1  # it pads
+        assert [*model.state_dict()] == names
+        assert torch.allclose(model(images), expected, atol=1e-6)
+        raise ZeroDivisionError
+    assert all(one is other for one, other in zip(before, model.modules(), strict=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"pool_kernel": 3, "factor": 2}, {"antialias": 3}, {"padding": "circular"}])
+def test_a_training_takes_the_same_steps(settings: dict[str, object]) -> None:
+    spec = NetworkSpec.model_validate({"channels": (4, 8), "input_size": 16, "classes": 4, **settings})
+    images = torch.rand(20, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 4
+
+    def trained(quick: bool) -> nn.Module:
+        model = build(spec, generator=torch.Generator().manual_seed(0))
+        descent = optimiser(model.parameters(), Recipe())
+        for _ in range(5):
+            if quick:
+                with quick_pools(model):
+                    step(model, descent, images, labels, Recipe())
+            else:
+                step(model, descent, images, labels, Recipe())
+        return model
+
+    plain, quick = trained(False).state_dict(), trained(True).state_dict()
+    exact = spec.antialias == 1  # a filter's backward pass goes another way
+    for name, weights in plain.items():
+        assert torch.equal(quick[name], weights) if exact else torch.allclose(quick[name], weights, atol=1e-5)
+
+
+def test_a_numba_that_cannot_work_here_is_said_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)  # importing it raises ImportError
+    monkeypatch.setattr(pools, "find_spec", lambda _: object())
+    monkeypatch.setattr(pools, "_numba", inspect.unwrap(pools._numba.__wrapped__))
+    model = nn.Sequential(nn.MaxPool2d(2), nn.ReLU())
+    with pytest.warns(UserWarning, match=r"Numba cannot be used \(.*\); trainings are slower without it"), quick_pools(model):
+        assert type(model[0]) is nn.MaxPool2d
+
+
+@pytest.mark.parametrize("kind", ["in place", "hooked", "a subclass"])
+def test_layers_that_others_may_look_into_are_left_alone(kind: str) -> None:
+    class Own(nn.Sequential):
+        pass
+
+    sequence = Own if kind == "a subclass" else nn.Sequential
+    model = sequence(nn.ReLU(inplace=kind == "in place"), nn.MaxPool2d(2))
+    if kind == "hooked":
+        model[0].register_forward_hook(lambda *_: None)
+    with quick_pools(model):
+        assert [type(module) for module in model] == [nn.ReLU, nn.MaxPool2d]
+
+
+def test_a_map_without_a_batch_is_pooled_too() -> None:
+    maps = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(RectifiedMaxPool2d(2, 2)(maps), reference(maps, 2, 2))
+
+
+def test_without_numba_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "_numba", lambda: None)
+    model = nn.Sequential(nn.MaxPool2d(2), nn.ReLU())
+    with quick_pools(model):
+        assert [type(module) for module in model] == [nn.MaxPool2d, nn.ReLU]
