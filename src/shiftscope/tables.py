@@ -12,11 +12,34 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from shiftscope.estimates import Estimate
+from shiftscope.estimates import MEASURES, Estimate
 
-__all__ = ["Cell", "Table"]
+__all__ = ["HEADINGS", "Cell", "Table", "heading"]
 
 Cell = str | int | float | Estimate | None
+
+#: Column headings of settings and counts; those of measures come from :data:`shiftscope.estimates.MEASURES`.
+HEADINGS = {
+    "factor": "subsampling factor",
+    "pool_kernel": "pooling kernel",
+    "antialias": "filter size",
+    "seeds": "networks",
+    "max_shift": "largest shift",
+}
+
+
+def heading(column: str) -> str:
+    """Return the words for a column: ``mcs`` is a mean cosine similarity.
+
+    >>> heading("source_mcs"), heading("pool_kernel"), heading("multiply_adds")
+    ('source: mean cosine similarity', 'pooling kernel', 'multiply adds')
+    """
+    prefix, _, rest = column.partition("_")
+    if prefix in ("source", "difference") and rest:
+        return f"{prefix}: {heading(rest)}"
+    if column in MEASURES:
+        return MEASURES[column].label
+    return HEADINGS.get(column, column.replace("_", " "))
 
 
 @dataclass(frozen=True)
