@@ -18,7 +18,7 @@ from shiftscope import InputError, audit
 from shiftscope.audits.job import AuditJob, AuditPlan, AuditSpec, complete, merged, run_audit, run_shard, run_shards
 from shiftscope.cli import main
 from shiftscope.datasets.images import opened
-from shiftscope.models import Loaded, Origin, load_model
+from shiftscope.models import LoadedModel, ModelSpec, load_model
 from shiftscope.runtime.processes import Processes
 
 FACTORY = """
@@ -232,7 +232,7 @@ def test_the_size_follows_the_rules(here: Path, pics: Path) -> None:
     assert digits.whole == (1, 40, 40)
     with pytest.raises(InputError, match=r"`size` must be given: .* the images are 20x24"):
         opened(grey, data=str(pics), data_dir=None, images=3, size=None, max_shift=None)
-    four = Loaded(grey.model, Origin(), (4, 16, 16))
+    four = LoadedModel(grey.model, ModelSpec(), (4, 16, 16))
     with pytest.raises(InputError, match=r"the model wants images of 4 channels, which a folder does not hold"):
         opened(four, data=str(pics), data_dir=None, images=3, size=None, max_shift=None)
     with pytest.raises(InputError, match=r"`data` must be given: the model wants images of 4x16x16"):

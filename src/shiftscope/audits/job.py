@@ -27,7 +27,7 @@ from shiftscope.audits.values import Protocol
 from shiftscope.datasets.images import Pictures, opened
 from shiftscope.datasets.sources import is_image_folder
 from shiftscope.errors import InputError
-from shiftscope.models import Loaded, load_model
+from shiftscope.models import LoadedModel, load_model
 from shiftscope.runtime.files import sweep, write_bytes, write_tensors, write_text
 from shiftscope.runtime.processes import Executor
 from shiftscope.runtime.settings import Spec
@@ -322,7 +322,7 @@ def _begun(spec: AuditSpec, tell: Tell) -> tuple[Session, Pictures, AuditPlan]:
     return session, pictures, plan
 
 
-def _session(spec: AuditSpec, loaded: Loaded, pictures: Pictures) -> Session:
+def _session(spec: AuditSpec, loaded: LoadedModel, pictures: Pictures) -> Session:
     try:
         return Session.begun(
             loaded.model.to(spec.device),

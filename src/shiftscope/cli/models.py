@@ -360,7 +360,7 @@ def fix(
             )
     if out is not None and not plan:
         try:
-            save_model(out, surgery.model, loaded.origin.model_copy(update={"fixes": (*loaded.origin.fixes, *fixes)}))
+            save_model(out, surgery.model, loaded.spec.model_copy(update={"fixes": (*loaded.spec.fixes, *fixes)}))
         except OSError as error:
             raise InputError(f"`out` {out} cannot be written ({error.strerror or error}). Choose another file.") from error
     if as_json:

@@ -20,7 +20,7 @@ from shiftscope.datasets.dataset import Canvas, Dataset, DataSpec, load
 from shiftscope.datasets.folders import Folder, listed
 from shiftscope.datasets.sources import HUB_NAMES, Labelled, Progress, is_image_folder, read
 from shiftscope.errors import InputError
-from shiftscope.models import Loaded
+from shiftscope.models import LoadedModel
 from shiftscope.runtime.seeds import stream
 
 __all__ = ["Block", "Pictures", "opened"]
@@ -97,7 +97,7 @@ class Pictures:
 
 
 def opened(
-    loaded: Loaded,
+    loaded: LoadedModel,
     *,
     data: str | None,
     data_dir: Path | None,
@@ -163,7 +163,7 @@ def _from_folder(
 
 
 def _from_set(
-    loaded: Loaded,
+    loaded: LoadedModel,
     name: str | None,
     data_dir: Path | None,
     images: int,
@@ -171,7 +171,7 @@ def _from_set(
     channels: int | None,
     progress: Progress,
 ) -> Pictures:
-    if name is None and loaded.origin.data is None and channels not in (None, 1):
+    if name is None and loaded.spec.data is None and channels not in (None, 1):
         shape = f"{channels}x{size}x{size}" if size else f"{channels} channels"
         raise InputError(f"`data` must be given: the model wants images of {shape}, which the digits taken by default are not.")
     dataset = load(_spec(loaded, name, data_dir, size, progress), data_dir=data_dir, progress=progress)
@@ -197,15 +197,15 @@ def _from_set(
     )
 
 
-def _spec(loaded: Loaded, name: str | None, data_dir: Path | None, size: int | None, progress: Progress) -> DataSpec:
+def _spec(loaded: LoadedModel, name: str | None, data_dir: Path | None, size: int | None, progress: Progress) -> DataSpec:
     """Which images, and on what canvas."""
-    known = loaded.origin.data
+    known = loaded.spec.data
     if known is not None and name in (None, known.name):
         return known.model_copy(update={"canvas": size or known.canvas})
     if name in (None, "digits"):
         canvas = size or 40
         return DataSpec(image_size=max(1, canvas // 2), canvas=canvas, validation_images=1)
-    if loaded.origin.network is not None and size is not None:
+    if loaded.spec.network is not None and size is not None:
         return DataSpec(name=name, canvas=size, validation_images=1)
     if size is not None and name not in HUB_NAMES:
         return DataSpec(name=name, image_size=size, canvas=size, validation_images=1)

@@ -1,8 +1,7 @@
-"""Models from names and files."""
+"""Load a model from a name or a file, and save one."""
 
 from __future__ import annotations
 
-from shiftscope.models.loading import load_model, save_model
-from shiftscope.models.origins import Fix, Loaded, Origin
+from shiftscope.models.loading import Fix, LoadedModel, ModelSpec, load_model, save_model
 
-__all__ = ["Fix", "Loaded", "Origin", "load_model", "save_model"]
+__all__ = ["Fix", "LoadedModel", "ModelSpec", "load_model", "save_model"]

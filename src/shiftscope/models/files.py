@@ -1,146 +1,174 @@
-"""A model that ``torch.export`` wrote (.pt2).
+"""Models from files that hold a graph: ONNX, and ``.pt2`` archives of ``torch.export``.
 
-Such an archive may hold pickles, which its own reader would run, checks of its inputs as Python code, and sizes as expressions,
-which the reader evaluates. So it is looked through first: only what is plain (raw weights, text without code) or loads as bare
-tensors is handed on, in an archive made anew.
+A graph may take batches of one fixed size only; :class:`FixedBatches` lets it take any number of images.
 """
 
 from __future__ import annotations
 
-import ast
-import io
-import json
-import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 from shiftscope.errors import InputError
-from shiftscope.models.batches import InBatches
 
-__all__ = ["read_exported"]
+__all__ = ["FixedBatches", "read_exported", "read_onnx"]
 
-#: Raw data and text by the last part of their names.
-PLAIN = re.compile(
-    r"(weight_\d+|tensor_\d+|.*\.json|archive_format|archive_version|version|byteorder|serialization_id|\.format_version)"
-)
-#: What an expression of sizes is made of: these functions, their settings, names of sizes, numbers.
-SIZES = re.compile(
-    r"Symbol|Integer|Float|Rational|Add|Mul|Pow|Max|Min|Abs|Mod|PythonMod|FloorDiv|ModularIndexing|CleanDiv|"
-    r"CeilDiv|CeilToInt|FloorToInt|RoundToInt|TruncToInt|IntTrueDiv|FloatTrueDiv|PowByNatural|ToFloat|Where|"
-    r"Identity|floor|ceiling|Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|Eq|Ne|Lt|"
-    r"Le|Gt|Ge|And|Or|Not|true|false|True|False"
-)
-SIZE = re.compile(r"[A-Za-z_]+\d+|[-+\d.e]+")
-SYNTAX = (ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare)
-#: Layers that ask whether they are in training, and the place of the answer among their arguments.
-MODES = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5}
+#: (channels, height, width).
+Shape = tuple[int, int, int]
+
+#: ONNX input types and the NumPy types of their arrays.
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+#: Operators that behave differently in training, and the position of the argument that says so.
+TRAINING_ARGUMENT = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5}
 
 
-def read_exported(path: Path) -> tuple[nn.Module, tuple[int, int, int] | None]:
-    """The model in an archive, and (channels, height, width) of its input where they are fixed.
+class FixedBatches(nn.Module):
+    """Run a callable in batches of one size; pad the last batch with copies of its last image and drop their outputs.
+
+    Args:
+        run: images -> a tensor, a tuple of tensors or tensors by name, each with one entry per image.
+        batch: images per batch; None if ``run`` takes any number.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Any], batch: int | None) -> None:
+        super().__init__()
+        # In a tuple, so that it does not register as a submodule: an exported graph refuses train() and eval().
+        self._run = (run,)
+        self.batch = batch
+
+    def forward(self, images: Tensor | fx.Proxy) -> Any:
+        """Return the outputs of all images."""
+        if isinstance(images, fx.Proxy):
+            raise TypeError("its layers are in a file that can only be run")
+        if self.batch is None:
+            return self._run[0](images)
+        pieces = [self._padded(part, self.batch) for part in images.split(self.batch)]
+        if isinstance(pieces[0], dict):
+            return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        if isinstance(pieces[0], list | tuple):
+            return tuple(torch.cat(list(each)) for each in zip(*pieces, strict=True))
+        return torch.cat(pieces)
+
+    def _padded(self, images: Tensor, batch: int) -> Any:
+        count = len(images)
+        if count < batch:
+            images = torch.cat([images, images[-1:].expand(batch - count, -1, -1, -1)])
+        raw = self._run[0](images)
+        if isinstance(raw, dict):
+            return {name: value[:count] for name, value in raw.items()}
+        return tuple(value[:count] for value in raw) if isinstance(raw, list | tuple) else raw[:count]
+
+
+def read_exported(path: Path, *, trust: bool) -> tuple[nn.Module, Shape | None]:
+    """Return the model in a ``.pt2`` archive that ``torch.export.save`` wrote, and the shape of its images.
+
+    Args:
+        path: the archive.
+        trust: whether to read it. An archive may hold pickles and Python expressions, which ``torch.export.load`` runs.
+
+    Returns:
+        The model, and (channels, height, width) of its images; None where these are not fixed.
 
     Raises:
-        InputError: it is no such archive, holds a pickle or code, takes more than one tensor of images, or was exported in
-            training mode.
+        InputError: the archive is not trusted, does not exist, is damaged, takes anything but one tensor of images, or was
+            exported in training mode.
     """
-    content = _vetted(path)
-    try:
-        program = torch.export.load(content)
-    except Exception as error:  # whatever the reader raises
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{path} cannot be read by torch.export ({reason}). Export it again with this PyTorch.") from error
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.", "Check the path.")
+    if not trust:
+        raise InputError(
+            f"{path} is not trusted, and reading a .pt2 archive can run code that it holds.",
+            "Give the model as ONNX, or as `module:factory` with safetensors as its `weights`. If you trust whoever wrote the "
+            "archive, pass --trust (`trust=True`).",
+        )
+    program = _program(path)
     for node in program.graph.nodes:
-        asked = MODES.get(getattr(node.target, "__name__", "").partition(".")[0])
-        if asked is not None and len(node.args) > asked and node.args[asked] is True:
-            raise InputError(f"{path} was exported in training mode (`{node.name}`). Call model.eval() and export it again.")
+        argument = TRAINING_ARGUMENT.get(getattr(node.target, "__name__", "").partition(".")[0])
+        if argument is not None and len(node.args) > argument and node.args[argument] is True:
+            raise InputError(f"{path} was exported in training mode (`{node.name}`).", "Call model.eval() and export it again.")
     names = set(program.graph_signature.user_inputs)
     inputs = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
-    if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor) or inputs[0].ndim != 4:
-        raise InputError(f"{path} must take one tensor of images [image, channel, height, width], got {len(inputs)} inputs.")
-    batch, *rest = (size if isinstance(size, int) else None for size in inputs[0].shape)
-    image = None if None in rest else (rest[0], rest[1], rest[2])
-    module, place = program.module(), next((value.device for value in program.state_dict.values()), torch.device("cpu"))
-    return InBatches(lambda images: module(images.to(place)), batch), image
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 4:
+        raise _wrong_inputs(path, f"{len(inputs)} inputs")
+    batch, image = _fixed(inputs[0].shape)
+    module, device = program.module(), next((value.device for value in program.state_dict.values()), torch.device("cpu"))
+    return FixedBatches(lambda images: module(images.to(device)), batch), image
 
 
-def _vetted(path: Path) -> io.BytesIO:
-    """The archive made anew, without anything that could run."""
-    clean = io.BytesIO()
+def _program(path: Path) -> torch.export.ExportedProgram:
+    remedy = "Export the model again with this PyTorch and torch.export.save."
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is not a complete torch.export archive.", remedy)
     try:
-        with zipfile.ZipFile(path) as given, zipfile.ZipFile(clean, "w", zipfile.ZIP_STORED) as target:
-            for name in given.namelist():
-                data = given.read(name)
-                target.writestr(name, _checked(path, name.rpartition("/")[2], data))
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not a whole torch.export archive ({error}). Write it with torch.export.save.") from error
-    clean.seek(0)
-    return clean
+        return torch.export.load(path)
+    except Exception as error:  # torch.export raises anything
+        raise InputError(f"torch.export cannot read {path} ({_first_line(error)}).", remedy) from error
 
 
-def _checked(path: Path, name: str, data: bytes) -> bytes:
-    """A file of the archive, without its checks of inputs in Python."""
-    if name.endswith(".json"):
-        content = json.loads(data)
-        if _pickled(content):
-            raise _refused(path, name)
-        if odd := next((text for text in _expressions(content) if not _is_size(text)), None):
-            raise InputError(f"{path} gives a size as {odd!r}, which is not read, because it can run anything. Export it again.")
-        if isinstance(content, dict) and content.pop("guards_code", None):
-            data = json.dumps({**content, "guards_code": []}).encode()
-    elif name.endswith(".pt") and data:
-        try:
-            torch.load(io.BytesIO(data), weights_only=True)
-        except Exception as error:  # whatever the unpickler raises
-            raise _refused(path, name) from error
-    elif data and not PLAIN.fullmatch(name):
-        raise _refused(path, name)
-    return data
+def read_onnx(path: Path) -> tuple[nn.Module, Shape | None]:
+    """Return the model in an ONNX file, run by onnxruntime on the CPU (extra ``onnx``), and the shape of its images.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The model, which returns a tensor if the file has one output, else tensors by the outputs' names; and (channels, height,
+        width) of its images, None where these are not fixed.
+
+    Raises:
+        InputError: onnxruntime is not installed or cannot read the file, or the model takes anything but one tensor of images.
+    """
+    session = _onnx_session(path)
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in DTYPES:
+        raise _wrong_inputs(path, ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs))
+    batch, image = _fixed(inputs[0].shape)
+    names, dtype = [each.name for each in session.get_outputs()], DTYPES[inputs[0].type]
+
+    def run(images: Tensor) -> Any:
+        arrays = session.run(names, {inputs[0].name: images.detach().cpu().numpy().astype(dtype)})
+        tensors = [torch.from_numpy(np.array(each)) for each in arrays]
+        return tensors[0] if len(tensors) == 1 else dict(zip(names, tensors, strict=True))
+
+    return FixedBatches(run, batch), image
 
 
-def _expressions(content: Any) -> Iterator[str]:
-    """All that the reader evaluates."""
-    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
-    if isinstance(content, dict) and "expr_str" in content:
-        yield str(content["expr_str"])
-    for part in parts:
-        yield from _expressions(part)
-
-
-def _is_size(text: str) -> bool:
-    """Whether an expression says nothing but how sizes follow from sizes."""
+def _onnx_session(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.", "Check the path.")
     try:
-        nodes = list(ast.walk(ast.parse(text, mode="eval")))
-    except SyntaxError:
-        return False
-    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
-    for node in nodes:
-        if isinstance(node, ast.Name):
-            known = bool(SIZES.fullmatch(node.id) or (id(node) not in called and SIZE.fullmatch(node.id)))
-        elif isinstance(node, ast.Constant):
-            known = isinstance(node.value, bool | int | float) or bool(SIZE.fullmatch(str(node.value)))
-        else:
-            known = isinstance(node, (*SYNTAX, ast.operator, ast.unaryop, ast.cmpop))
-        if not known:
-            return False
-    return True
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f"{path} needs onnxruntime.", "Install it with: pip install 'shiftscope[onnx]'.") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised, no need to print them too
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common class
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"onnxruntime {onnxruntime.__version__} cannot run {path} ({reason}).",
+            "Export the model again, with an opset that this version knows.",
+        ) from error
 
 
-def _pickled(content: Any) -> bool:
-    """Whether a description of weights says that any is a pickle."""
-    if isinstance(content, dict):
-        return bool(content.get("use_pickle")) or any(_pickled(value) for value in content.values())
-    return isinstance(content, list) and any(_pickled(value) for value in content)
+def _fixed(shape: Any) -> tuple[int | None, Shape | None]:
+    """Return the batch size and the images' shape, each None where a size is symbolic."""
+    batch, *image = (size if isinstance(size, int) and size > 0 else None for size in shape)
+    channels, height, width = image
+    return batch, None if channels is None or height is None or width is None else (channels, height, width)
 
 
-def _refused(path: Path, name: str) -> InputError:
+def _wrong_inputs(path: Path, inputs: str) -> InputError:
     return InputError(
-        f"{path} holds a pickle ({name}), which is not read, because it can run anything. Export the model with plain "
-        "tensors only."
+        f"{path} must take one tensor of images [image, channel, height, width], got {inputs}.", "Export a model that does."
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

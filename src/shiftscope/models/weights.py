@@ -1,4 +1,4 @@
-"""Weights from files, without a pickle that could run anything; and their normalisation."""
+"""Read weights from files, without unpickling anything, and put them and a normalisation into a model."""
 
 from __future__ import annotations
 
@@ -12,88 +12,104 @@ from torch import Tensor, nn
 from shiftscope.errors import InputError
 from shiftscope.models.family import Normalise
 
-__all__ = ["fill", "normalised", "read_safetensors", "read_weights"]
+__all__ = ["load_weights", "read_safetensors", "read_weights", "with_normalisation"]
 
-#: Where checkpoints keep the weights beside other things.
-INSIDE = ("state_dict", "model_state_dict", "model", "state_dict_ema")
-#: What wrappers put before every name.
-WRAPPERS = ("module.", "_orig_mod.")
+#: Keys under which checkpoints hold the state dict, next to other things.
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema")
+#: Prefixes that DataParallel and torch.compile put before every name.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """The tensors of a safetensors file and its metadata.
+    """Return the tensors in a safetensors file, by name, and the file's metadata.
 
     Raises:
-        InputError: there is none, or it is something else.
+        InputError: the file does not exist, or is not a safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise InputError(f"{path} does not exist. Where a study's results came without weights, run the study again.")
+        raise InputError(
+            f"{path} does not exist.", "Check the path. If a study's results came without weights, run the study again."
+        )
     try:
-        with safe_open(path, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118 - no dict
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path} is not a safetensors file ({error}). Pickled models are not read, because a pickle can run anything: save "
-            "the weights with safetensors.torch.save_file, and give the model as `module:factory`."
+            f"{path} is not a safetensors file ({error}); pickled models are not read, because a pickle can run any code.",
+            "Save the weights with safetensors.torch.save_file and give the model as `module:factory`.",
         ) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Weights from safetensors, or from a state dict that torch.save wrote.
+    """Return the tensors in a safetensors file, or in a state dict that ``torch.save`` wrote, by name.
 
     Raises:
-        InputError: there is no such file, it holds more than tensors, or none.
+        InputError: the file does not exist, is damaged, or holds anything but tensors by name.
     """
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     if not path.is_file():
-        raise InputError(f"`weights` {path} does not exist. Check the path.")
+        raise InputError(f"`weights` {path} does not exist.", "Check the path.")
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the archive and the unpickler raise
+    except Exception as error:  # the archive's reader and the unpickler raise anything
         raise InputError(
-            f"`weights` {path} holds more than tensors, or is damaged. A pickled model is not read, because a pickle can run "
-            "anything: where you trust it, load it yourself and save its weights with safetensors.torch.save_file("
-            "model.state_dict(), FILE)."
+            f"`weights` {path} holds more than tensors, or is damaged; a pickled model is not read, because a pickle can run any "
+            "code.",
+            "If you trust it, load it yourself and save its weights with safetensors.torch.save_file(model.state_dict(), FILE).",
         ) from error
-    for name in INSIDE:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
+    for key in STATE_DICT_KEYS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise InputError(f"`weights` {path} is not a state dict: tensors by name. Save model.state_dict().")
+        raise InputError(f"`weights` {path} is not a state dict, which holds tensors by name.", "Save model.state_dict().")
     return {str(name): value for name, value in found.items()}
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Put weights into a model.
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load weights into a model, after removing the prefixes of wrappers.
+
+    Args:
+        model: the model, changed in place.
+        weights: tensors by name, all that the model has.
+        source: where they come from, for the error.
 
     Raises:
-        InputError: they do not fit.
+        InputError: names or shapes differ from the model's.
     """
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in weights):
-            weights = {name.removeprefix(wrapper): value for name, value in weights.items()}
+    for prefix in WRAPPER_PREFIXES:
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"the weights in {where} do not fit the model: {str(error).splitlines()[-1].strip()}") from error
+        raise InputError(
+            f"the weights in {source} do not fit the model: {str(error).splitlines()[-1].strip()}",
+            "Give the weights of this very architecture.",
+        ) from error
 
 
-def normalised(model: nn.Module, mean: tuple[float, ...] | None, deviation: tuple[float, ...] | None) -> nn.Module:
-    """The model with (images - mean) / deviation before it; the model itself without them.
+def with_normalisation(model: nn.Module, mean: tuple[float, ...] | None, deviation: tuple[float, ...] | None) -> nn.Module:
+    """Return the model with (images - mean) / deviation in front; the model itself if both are None.
+
+    Args:
+        model: takes normalised images.
+        mean: one value per channel.
+        deviation: one positive value per channel.
 
     Raises:
-        InputError: only one of them, of different lengths, or a deviation that is not positive.
+        InputError: only one of the two is given, their lengths differ, or a deviation is not positive.
     """
     if mean is None and deviation is None:
         return model
     if mean is None or deviation is None or len(mean) != len(deviation) or min(deviation) <= 0:
         raise InputError(
-            f"`mean` and `std` must be given together, a value a channel, `std` positive, got {mean} and {deviation}."
+            f"`mean` and `std` must be given together, one value per channel, `std` positive, got {mean} and {deviation}.",
+            "Give both, or neither to take the model's own.",
         )
-    before = Normalise(len(mean))
-    before.mean.copy_(torch.tensor(mean))
-    before.deviation.copy_(torch.tensor(deviation))
-    return nn.Sequential(before, model)
+    normalise = Normalise(len(mean))
+    normalise.mean.copy_(torch.tensor(mean))
+    normalise.deviation.copy_(torch.tensor(deviation))
+    return nn.Sequential(normalise, model)

@@ -17,7 +17,7 @@ from shiftscope.datasets.dataset import Dataset, DataSpec, load
 from shiftscope.datasets.sources import offline_unless
 from shiftscope.engine.outputs import shift_outputs
 from shiftscope.errors import InputError
-from shiftscope.models import Loaded, load_model
+from shiftscope.models import LoadedModel, load_model
 from shiftscope.report import Drag, Network
 from shiftscope.shifts import grid
 from shiftscope.studies import records
@@ -51,7 +51,7 @@ class Scene:
 
     data: DataSpec
     reach: int
-    models: dict[str, tuple[Holding, Loaded]]
+    models: dict[str, tuple[Holding, LoadedModel]]
     checksum: str
 
 

@@ -14,7 +14,7 @@ from shiftscope.engine.outputs import counted, stream_outputs
 from shiftscope.errors import InputError
 from shiftscope.estimates import proportion
 from shiftscope.explanations import Explanation, explain
-from shiftscope.models import Fix, Loaded
+from shiftscope.models import Fix, LoadedModel
 from shiftscope.shifts import grid
 from shiftscope.signals import Mode
 from shiftscope.surgery import Change, Surgery, cost
@@ -29,7 +29,7 @@ BLOCK = 64
 MEASURED = ("mcs", "pair_consistency", "all_agree", "worst_case")
 
 
-def fixed(loaded: Loaded, fixes: tuple[Fix, ...], *, image: tuple[int, int, int]) -> Surgery:
+def fixed(loaded: LoadedModel, fixes: tuple[Fix, ...], *, image: tuple[int, int, int]) -> Surgery:
     """A model with fixes in it, one after the other, and one account of all.
 
     Raises:
@@ -51,7 +51,7 @@ def fixed(loaded: Loaded, fixes: tuple[Fix, ...], *, image: tuple[int, int, int]
 
 
 def test_images(
-    loaded: Loaded, *, name: str | None, canvas: int | None, data_dir: Path | None, progress: Progress = lambda *_: None
+    loaded: LoadedModel, *, name: str | None, canvas: int | None, data_dir: Path | None, progress: Progress = lambda *_: None
 ) -> Dataset:
     """What a model is measured on: the data named, else what a study trained it on, else the digits.
 
@@ -65,7 +65,7 @@ def test_images(
     Raises:
         InputError: no such data, images larger than the canvas, or with another number of channels than the model takes.
     """
-    known = loaded.origin.data or DataSpec(image_size=20, validation_images=1)
+    known = loaded.spec.data or DataSpec(image_size=20, validation_images=1)
     if canvas is not None and canvas < 1:
         raise InputError(f"`canvas` must be 1 or more pixels, got {canvas}.")
     size = canvas if canvas is not None else loaded.image[1] if loaded.image else known.canvas
@@ -84,7 +84,7 @@ def test_images(
 
 
 def explained(
-    loaded: Loaded,
+    loaded: LoadedModel,
     data: Dataset,
     *,
     name: str,
