@@ -18,8 +18,7 @@ lint: .venv/ready  ## format, lint, types
 
 check: lint test
 
-docs: .venv/ready  ## the reference pages anew, and the site in build/site
-	$(BIN)/python docs/reference.py
+docs: .venv/ready  ## the site in build/site, with the reference of commands and Python
 	$(BIN)/python docs/build.py
 
 clean:

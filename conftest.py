@@ -16,9 +16,6 @@ TRACED = ("shiftscope.models.family", "shiftscope.layers.")
 MODULES = [".".join(path.relative_to(SOURCES).with_suffix("").parts) for path in SOURCES.rglob("*.py") if path.stem != "__init__"]
 install_import_hook([module for module in MODULES if not module.startswith(TRACED)], "beartype.beartype")
 
-#: Its examples are those of the docstrings, and run there.
-collect_ignore = ["docs/python.md"]
-
 
 @pytest.fixture(scope="session", autouse=True)
 def scratch_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from reference import commands, python
 from shiftscope.report import Lesson, Page, render
 from shiftscope.report.content import Signal
 from shiftscope.theory import HOMOGENEOUS, KERNEL, SIGNAL
@@ -48,7 +49,8 @@ def assemble(target: Path) -> None:
         place.write_text(_with_links(source, text))
     for name in ("style.css", "worker.js"):
         shutil.copyfile(ROOT / "docs" / name, target / name)
-    (target / "lesson.html").write_text(lesson(), encoding="utf-8")
+    for name, text in {"lesson.html": lesson(), "commands.md": commands(), "python.md": python()}.items():
+        (target / name).write_text(text, encoding="utf-8")
 
 
 def lesson() -> str:

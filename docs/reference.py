@@ -1,275 +1,153 @@
-"""Writes the two reference pages, so that they say what the code says: ``python docs/reference.py``.
+"""Write the site's two reference pages: `commands.md` from the command line, `python.md` from the source.
 
-``commands.md`` is the command line's own help. ``python.md`` is the public names of the modules a user imports, with their
-signatures and docstrings, read from the source without importing it. Modules come in the order of architecture.md; what is
-merged appears by itself. A test compares both with what is committed.
+cyclopts writes the first from the help of every command. griffe reads the source for the second, without importing it; this
+module turns what griffe finds into Markdown. Both pages go into the site only, so a change of the code never leaves them behind.
 """
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
-from inspect import cleandoc
 from pathlib import Path
+from typing import cast
 
-from cyclopts import App
+import griffe
 
 from shiftscope.cli import app
 
-DOCS = Path(__file__).parent
-PACKAGE = DOCS.parent / "src" / "shiftscope"
-#: Not for import by users: what serves the command line, what has a public way in elsewhere, and experiments.
-INTERNAL = {
-    "engine", "graphs", "positions", "probes", "fixes", "gallery", "reports", "illustrations", "console", "cli", "lab"
-}  # fmt: skip
-SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Shape|Yields):$")
-CODE_OR_EMPHASIS = re.compile(r"(`[^`]*`|(?<![\w*])\*{1,2}\w(?:[^*`\n]*\w)?\*{1,2}(?![\w*]))")
-ENTRY = re.compile(r"(\*{0,2}\w[\w, ()\[\]|.]*): (.*)$")
+SOURCES = Path(__file__).parent.parent / "src"
+#: Packages that serve others: their public names are reached through `shiftscope` itself or through the command line.
+INTERNAL = {"cli", "datasets", "engine", "figures", "graphs", "runtime", "studies", "training"}
+PYTHON = """# Python
 
-Definition = ast.FunctionDef | ast.ClassDef
+The public names of every package that is made to be imported, with their signatures and docstrings. Sizes in brackets name
+axes, as in `[image, channel, height, width]`. Shifts are (dy, dx) in pixels; positive ones move the content down and right.
+
+Invalid input raises `InputError`, a `ValueError` whose two sentences name the problem and the remedy.
+"""
+CODE_OR_EMPHASIS = re.compile(r"(`[^`]*`|(?<![\w*])\*{1,2}\w(?:[^*`\n]*\w)?\*{1,2}(?![\w*]))")
+WIDTH = 100
 
 
 def commands() -> str:
-    """The page of all commands."""
-    names = [name for name in app.resolved_commands() if not name.startswith("-")]
-    parts = [
-        "# Commands",
-        "Made from the command line's own help by `docs/reference.py`; `shiftscope COMMAND --help` says the same.",
-        "\n".join(f"- [`{name}`](#{name}): {_first_line(app[name])}" for name in names),
-        "Exit codes: 0 done; 1 a failure of ours, or a check that did not hold; 2 bad input, told in one sentence; 130 stopped "
-        "by Ctrl-C. Tables go to standard output, progress to standard error, so that `--json` can be piped.",
-    ]
-    return "\n\n".join([*parts, *(_command(name, app[name]) for name in names)]) + "\n"
+    """Return the page of all commands, as cyclopts writes it from their help."""
+    return app.generate_docs() + "\n"
 
 
 def python() -> str:
-    """The page of all public names."""
-    parts = [
-        "# Python",
-        "Made from the source by `docs/reference.py`: signatures and docstrings of the modules that are there to be imported. "
-        "Sizes in brackets name axes, as in `[image, channel, height, width]`; shifts are (dy, dx) in pixels, and content moves "
-        "down and right when they are positive. The examples are run in the tests, with their module's names at hand.",
-        "Bad input raises a `ValueError`, mostly its subclass `InputError`: what, where, the rule and the remedy, in a sentence. "
-        "`shiftscope.lab` holds the experiments behind `shiftscope study`, and is used through the command line.",
-        _shortcuts(),
-    ]
-    return "\n\n".join([*parts, *(_module(name) for name in _modules())]) + "\n"
+    """Return the page of all public names."""
+    package = cast(griffe.Module, griffe.load("shiftscope", search_paths=[SOURCES], docstring_parser="google"))
+    modules = [module for name, module in sorted(package.modules.items()) if name not in INTERNAL and module.exports]
+    anchors: dict[str, str] = {}
+    sections = [_module(module, anchors) for module in modules]
+    return "\n\n".join([PYTHON, _module(package, anchors), *sections]) + "\n"
 
 
-def _first_line(command: App) -> str:
-    return command.help.split("\n\n")[0].strip()
+def _module(module: griffe.Module, anchors: dict[str, str]) -> str:
+    """Return a module's heading, docstring and public names, and add their places; a name that has a place is a link to it."""
+    parts = [f"## {module.path} {{#{module.path}}}", _docstring(module)]
+    links = []
+    for name in map(str, module.exports or ()):
+        found = module.members[name]
+        if isinstance(found, griffe.Module):  # a package hands on the function that its module is named after
+            found = found.members[name]
+        definition = found.final_target if isinstance(found, griffe.Alias) else found
+        if definition.path in anchors:
+            links.append(f"- [`{name}`](#{anchors[definition.path]}): {_summary(definition)}")
+            continue
+        anchors[definition.path] = f"{module.path}.{name}"
+        parts += [f"### `{name}` {{#{module.path}.{name}}}", _definition(definition)]
+    return "\n\n".join(part for part in (*parts[:2], "\n".join(links), *parts[2:]) if part)
 
 
-def _command(name: str, command: App) -> str:
-    """A command's heading, usage and options."""
-    arguments = command.assemble_argument_collection(parse_docstring=True)
-    usage, lines = [f"shiftscope {name}"], []
-    for argument in arguments:
-        field, shown = argument.field_info, argument.name
-        positional = field.is_positional
-        placeholder = shown.lstrip("-").upper() if positional else _placeholder(argument.hint, argument.get_choices())
-        called = placeholder if positional else f"{shown} {placeholder}".rstrip()
-        usage += [called if argument.required else f"[{called}]"] if positional or argument.required else []
-        default = "" if argument.required or field.default in (None, False, (), "") else f" Default: `{_plain(field.default)}`."
-        lines.append(f"- `{called}`: {_prose(' '.join((argument.parameter.help or '').split()))}{default}")
-    optional = any(not (argument.required or argument.field_info.is_positional) for argument in arguments)
-    shown_usage = " ".join([*usage, "[OPTIONS]"] if optional else usage)
-    return "\n\n".join([f"## {name}", _prose(_first_line(command)), f"```\n{shown_usage}\n```", "\n".join(lines)])
+def _summary(found: griffe.Object) -> str:
+    return _prose(found.docstring.value.partition("\n\n")[0].replace("\n", " ")) if found.docstring else ""
 
 
-def _placeholder(hint: object, choices: tuple[str, ...] | None) -> str:
-    """What stands for an option's value."""
-    if choices:
-        return "|".join(choices)
-    kinds = {"bool": "", "int": "N", "float": "X", "Path": "PATH", "str": "TEXT"}
-    return next(text for kind, text in kinds.items() if kind in str(hint))
+def _definition(found: griffe.Object) -> str:
+    """Return signature, docstring and methods of a function, class or constant."""
+    if isinstance(found, griffe.Attribute):
+        return "\n\n".join([_fenced(str(found.source).strip()), _comment_above(found)])
+    if not isinstance(found, griffe.Class):
+        return "\n\n".join([_fenced(_signature(found)), _docstring(found)])
+    bases = "".join(f"\n\nA kind of `{base}`." for base in found.bases[:1] if str(base) != "nn.Module")
+    parts = [_fenced(_signature(found)), _docstring(found) + bases]
+    public = (each for each in found.members.values() if each.docstring and not each.name.startswith("_"))
+    return "\n\n".join([*parts, *(_member(each) for each in public if not isinstance(each, griffe.Alias))])
 
 
-def _plain(default: object) -> str:
-    return ", ".join(default) if isinstance(default, tuple) else str(default)
+def _member(found: griffe.Object) -> str:
+    """Return a method or property of a class."""
+    shown = [_fenced(_signature(found))] if isinstance(found, griffe.Function) else []
+    return "\n\n".join([f"**`{found.parent.name if found.parent else ''}.{found.name}`**", *shown, _docstring(found)])
 
 
-def _modules() -> list[str]:
-    """Public modules and packages, in the order in which the architecture names them, others at the end."""
-    found = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    order = list(dict.fromkeys(re.findall(r"`(\w+)[\w.]*`", (DOCS / "architecture.md").read_text().split("## Words")[0])))
-    known = [name for name in order if name in found]
-    rest = sorted(found - set(known) - {"__init__"})
-    return [name for name in (*known, *rest) if name not in INTERNAL]
+def _signature(found: griffe.Object) -> str:
+    """Return the signature of a function or class, with one parameter a line where it is long."""
+    signature = str(cast(griffe.Function, found).signature()).replace("(self, ", "(").replace("(self)", "()").replace("' ", "'")
+    head, _, rest = signature.partition("(")
+    head = f"class {found.name}" if isinstance(found, griffe.Class) else found.name
+    if len(signature) <= WIDTH:
+        return f"{head}({rest}"
+    inside, _, returned = rest.rpartition(")")
+    return f"{head}(\n" + "".join(f"    {parameter},\n" for parameter in _split(inside)) + f"){returned}"
 
 
-def _tree(module: str) -> ast.Module:
-    return ast.parse(_path(module).read_text())
+def _split(parameters: str) -> list[str]:
+    """Split at the commas outside all brackets."""
+    depth, pieces = 0, [""]
+    for letter in parameters:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return [piece.strip() for piece in pieces]
 
 
-def _path(module: str) -> Path:
-    base = PACKAGE / module.replace(".", "/") if module else PACKAGE
-    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+def _comment_above(found: griffe.Attribute) -> str:
+    """Return the `#:` comment above a constant."""
+    above: list[str] = []
+    for line in reversed(found.lines_collection[found.filepath][: (found.lineno or 1) - 1]):  # type: ignore[index]
+        if not line.startswith("#:"):
+            break
+        above.insert(0, line.removeprefix("#:").strip())
+    return _prose(" ".join(above))
 
 
-def _public(tree: ast.Module) -> list[str]:
-    """The names of ``__all__``."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return list(ast.literal_eval(node.value))
-    return []
+def _docstring(found: griffe.Object) -> str:
+    """Return a docstring as Markdown."""
+    return "\n\n".join(_section(section) for section in found.docstring.parsed) if found.docstring else ""
 
 
-def _shortcuts() -> str:
-    """What the package itself hands out."""
-    tree = _tree("")
-    homes = next(
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES"
-    )
-    packages = {name: home.partition(".")[0] for name, home in homes.items()}
-    lines = [f"- [`{name}`](#{_anchor(packages[name], name)}), of `shiftscope.{packages[name]}`" for name in _public(tree)]
-    return "\n\n".join(["## shiftscope", "These are imported from `shiftscope` itself:", "\n".join(lines)])
+def _section(section: griffe.DocstringSection) -> str:
+    """Return a part of a docstring: text and examples, or a titled list of arguments, errors or results."""
+    if isinstance(section, griffe.DocstringSectionText):
+        blocks = re.split(r"\n\n+", section.value)
+        return "\n\n".join(_fenced(block, "pycon") if block.startswith(">>>") else _prose(block) for block in blocks)
+    if isinstance(section, griffe.DocstringSectionAdmonition):
+        return f"*{section.title}*: {_prose(section.value.description)}"
+    title = {"parameters": "Arguments"}.get(section.kind.value, section.kind.value.title())
+    return f"*{title}*\n\n" + "\n".join(_entry(entry) for entry in section.value)
 
 
-def _anchor(module: str, name: str) -> str:
-    kind = "class-" if isinstance(_find(module, name)[1], ast.ClassDef) else ""
-    return kind + re.sub(r"[^\w-]", "", f"{module}.{name}").lower()
-
-
-def _module(name: str) -> str:
-    """A module's heading, docstring and names."""
-    tree = _tree(name)
-    parts = [f"## shiftscope.{name}", _docstring(ast.get_docstring(tree) or "")]
-    for public in _public(tree):
-        where, node = _find(name, public)
-        kind = "class " if isinstance(node, ast.ClassDef) else ""
-        parts.append("\n\n".join([f"### {kind}`{name}.{public}`", _definition(where, node)]))
-    return "\n\n".join(parts)
-
-
-def _find(module: str, name: str) -> tuple[str, ast.stmt]:
-    """Where a public name is defined, and its definition; packages hand on those of their modules."""
-    for node in _tree(module).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-            return module, node
-        if isinstance(node, ast.Assign | ast.AnnAssign) and name in re.findall(r"\w+", ast.unparse(_target(node))):
-            return module, node
-        if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
-            alias = next(alias for alias in node.names if (alias.asname or alias.name) == name)
-            return _find(str(node.module).removeprefix("shiftscope."), alias.name)
-    raise LookupError(f"shiftscope.{module} hands out {name}, which it does not define.")
-
-
-def _target(node: ast.Assign | ast.AnnAssign) -> ast.expr:
-    return node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-
-
-def _definition(module: str, node: ast.stmt) -> str:
-    """Signature and docstring of a function, class or constant."""
-    lines = _path(module).read_text().splitlines()
-    if isinstance(node, ast.FunctionDef):
-        return "\n\n".join([_fenced(_header(node, lines).removesuffix(":")), _docstring(ast.get_docstring(node) or "")])
-    if isinstance(node, ast.ClassDef):
-        return _class(module, node, lines)
-    above = node.lineno - 1
-    while above and lines[above - 1].startswith("#:"):
-        above -= 1
-    comment = " ".join(line.removeprefix("#:").strip() for line in lines[above : node.lineno - 1])
-    return "\n\n".join([_fenced("\n".join(lines[node.lineno - 1 : node.end_lineno])), *([_prose(comment)] if comment else [])])
-
-
-def _class(module: str, node: ast.ClassDef, lines: list[str]) -> str:
-    """A class with its fields or constructor, its docstring and its public methods."""
-    fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and "ClassVar" not in ast.unparse(each.annotation)]
-    members = ["\n".join(lines[each.lineno - 1 : each.end_lineno]) for each in fields]
-    if not members and (maker := _constructor(module, node)) is not None:
-        members = [f"    {line}" for line in _header(maker, lines).removesuffix(":").splitlines()]
-    frozen = ["@dataclass(frozen=True)"] if any("frozen=True" in ast.unparse(each) for each in node.decorator_list) else []
-    parts = [
-        _fenced("\n".join([*frozen, _header(node, lines), *members]).removesuffix(":")),
-        _docstring(ast.get_docstring(node) or ""),
-    ]
-    methods = (each for each in node.body if isinstance(each, ast.FunctionDef) and not each.name.startswith("_"))
-    return "\n\n".join([*parts, *(_method(method, lines) for method in methods if ast.get_docstring(method))])
-
-
-def _method(node: ast.FunctionDef, lines: list[str]) -> str:
-    """A method of a class; what a module is called with goes without a signature, as it is the same for all."""
-    is_property = any("property" in ast.unparse(each) for each in node.decorator_list)
-    shown = [] if is_property or node.name == "forward" else [_fenced(_header(node, lines).removesuffix(":"))]
-    called = f"**`{node.name}`**" + (", a property" if is_property else "")
-    return "\n\n".join([called, *shown, _docstring(ast.get_docstring(node) or "")])
-
-
-def _constructor(module: str, node: ast.ClassDef) -> ast.FunctionDef | None:
-    """``__init__`` of a class or of the first of its bases in the same module that has one."""
-    for each in node.body:
-        if isinstance(each, ast.FunctionDef) and each.name == "__init__":
-            return each
-    classes = {each.name: each for each in _tree(module).body if isinstance(each, ast.ClassDef)}
-    bases = [classes[ast.unparse(base)] for base in node.bases if ast.unparse(base) in classes]
-    return next((maker for base in bases if (maker := _constructor(module, base)) is not None), None)
-
-
-def _header(node: Definition, lines: list[str]) -> str:
-    """The source of a definition up to its body, as it is formatted there."""
-    return cleandoc("\n" + "\n".join(lines[node.lineno - 1 : node.body[0].lineno - 1])).rstrip()
+def _entry(entry: griffe.DocstringElement) -> str:
+    """Return one argument, attribute, error or result."""
+    name = getattr(entry, "name", "") or entry.annotation
+    name = f"{name} {entry.annotation}" if str(name).endswith(",") else name  # "low, high: ..." names two
+    text = _prose(" ".join(entry.description.split()))
+    return f"- `{name}`: {text}" if name else f"- {text}"
 
 
 def _fenced(code: str, language: str = "python") -> str:
     return f"```{language}\n{code}\n```"
 
 
-def _docstring(text: str) -> str:
-    """A docstring as Markdown."""
-    return "\n\n".join(_block(block) for block in _blocks(text))
-
-
-def _blocks(text: str) -> Iterator[str]:
-    """Paragraphs; a section's entries and an example stay whole."""
-    for block in re.split(r"\n\n+", text):
-        if block.strip():
-            yield block
-
-
-def _block(block: str) -> str:
-    lines = block.splitlines()
-    if lines[0].startswith(">>>"):
-        return _fenced(block, "pycon")
-    heading = SECTION.match(lines[0])
-    if heading is None:
-        return _prose(block)
-    return f"*{heading[1]}*\n\n{_entries(cleandoc(chr(10).join(lines[1:])))}"
-
-
-def _entries(text: str) -> str:
-    """``name: what it is`` as a list; text without names as it is."""
-    entries: list[str] = []
-    for line in text.splitlines():
-        entry = None if line.startswith(" ") else ENTRY.match(line)
-        if entry is not None:
-            entries.append(f"- `{entry[1]}`: {_prose(entry[2])}")
-        elif entries:
-            entries[-1] += f"\n  {_prose(line.strip())}"
-        else:
-            return _prose(text)
-    return "\n".join(entries)
-
-
 def _prose(text: str) -> str:
-    """Text of a docstring as Markdown: code in single backticks, names without roles, and nothing else that means something."""
+    """Return a docstring's text as Markdown: single backticks, no roles, and no letter that Markdown would read as markup."""
     text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text).replace("``", "`")
     pieces = CODE_OR_EMPHASIS.split(text)
-    return "".join(piece if number % 2 else _plain_text(piece) for number, piece in enumerate(pieces))
+    return "".join(piece if number % 2 else _escaped(piece) for number, piece in enumerate(pieces))
 
 
-def _plain_text(text: str) -> str:
+def _escaped(text: str) -> str:
     return re.sub(r"([*_\\])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
-
-
-def main() -> None:
-    """Write both pages."""
-    (DOCS / "commands.md").write_text(commands())
-    (DOCS / "python.md").write_text(python())
-
-
-if __name__ == "__main__":
-    main()

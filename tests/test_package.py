@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+#: Pages of the site that `make docs` makes from the code.
+GENERATED = {"commands.md", "python.md"}
 
 
 def test_the_wheel_holds_the_studies_and_runs_outside_the_checkout(tmp_path: Path) -> None:
@@ -43,16 +45,10 @@ def test_the_wheel_holds_the_studies_and_runs_outside_the_checkout(tmp_path: Pat
     assert done.stdout == "4\n"
 
 
-def test_the_readmes_tree_names_every_module() -> None:
-    readme = (ROOT / "README.md").read_text()
-    modules = {path.name for path in (ROOT / "src" / "shiftscope").rglob("*.py") if path.name != "__init__.py"}
-    assert {name for name in modules if not re.search(rf"\b{re.escape(name)}\b", readme)} == set()
-
-
 def test_links_in_the_pages_lead_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+            assert link in GENERATED or (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
 def test_the_test_command_is_the_one_ci_runs() -> None:

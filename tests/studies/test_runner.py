@@ -18,20 +18,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shiftscope.errors import InputError
-from shiftscope.training.checkpoint import Checkpoint
-from shiftscope.datasets.dataset import load
-from shiftscope.runtime.processes import Processes
-from shiftscope.studies.folder import holdings
-from shiftscope.models.family import Network
-from shiftscope.studies.runner import Loading, RunEnded, RunStarted, _begun, _do, _do_away, _grouped, _Job, run_study
-from shiftscope.studies.run import Piece
-from shiftscope.studies.spec import Study, load_study
-from shiftscope.training.loop import Epoch
-from shiftscope.explanations.layers import layer_responses
-from shiftscope.estimates import Estimate
 from shiftscope.audits.protocols import mouton2020
+from shiftscope.datasets.dataset import load
+from shiftscope.errors import InputError
+from shiftscope.estimates import Estimate
+from shiftscope.explanations.layers import layer_responses
+from shiftscope.models.family import Network
+from shiftscope.runtime.processes import Processes
 from shiftscope.shifts import grid, translate
+from shiftscope.studies.folder import holdings
+from shiftscope.studies.run import Piece
+from shiftscope.studies.runner import Loading, RunEnded, RunStarted, _begun, _do, _do_away, _grouped, _Job, run_study
+from shiftscope.studies.spec import Study, load_study
+from shiftscope.training.checkpoint import Checkpoint
+from shiftscope.training.loop import Epoch
 
 SMALL = """
 title = "Small"

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from shiftscope import estimates as measures
 from shiftscope.errors import InputError
+from shiftscope.estimates import Estimate, Spread
+from shiftscope.runtime.settings import mistakes
 from shiftscope.studies import records
 from shiftscope.studies.measuring import MEASURES
 from shiftscope.studies.records import Finished
-from shiftscope.runtime.settings import mistakes
 from shiftscope.studies.spec import Claim, Source, Study, short
-from shiftscope.estimates import Estimate, Spread
 from shiftscope.tables import Table
 
 __all__ = ["compare", "study_of"]

@@ -17,12 +17,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from shiftscope.errors import InputError
+from shiftscope.estimates import Estimate
 from shiftscope.studies import records
 from shiftscope.studies.claims import study_of
 from shiftscope.studies.records import Finished, Record
 from shiftscope.studies.spec import DERIVED, VARIANT, Run, Study, short
 from shiftscope.studies.tables import curves, gains, layers, summarise, table_of
-from shiftscope.estimates import Estimate
 from shiftscope.tables import Table
 
 __all__ = ["Holding", "Holdings", "holdings"]

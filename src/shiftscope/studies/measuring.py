@@ -15,12 +15,12 @@ from torch import Tensor
 from shiftscope import estimates as measures
 from shiftscope.audits import protocols
 from shiftscope.datasets.dataset import Dataset
+from shiftscope.engine.outputs import counted, shift_outputs, stream_outputs
+from shiftscope.explanations.layers import Layer, layer_responses
 from shiftscope.models.family import Network
 from shiftscope.runtime.settings import Spec
-from shiftscope.studies.spec import MeasureSpec
-from shiftscope.explanations.layers import Layer, layer_responses
-from shiftscope.engine.outputs import counted, shift_outputs, stream_outputs
 from shiftscope.shifts import grid, translate
+from shiftscope.studies.spec import MeasureSpec
 from shiftscope.surveys import Survey, survey
 
 __all__ = ["CURVES", "MEASURES", "RESPONSES", "LayerRecord", "Loading", "Measure", "Measured", "measured"]
@@ -31,7 +31,7 @@ BLOCK = 512
 LAYER_IMAGES = 200
 #: What is followed over the largest shift.
 CURVES = {"mcs": (-1.0, 1.0), "top1_change": (0.0, 1.0)}
-#: What is kept of every layer; see :class:`shiftscope.explanations.layers.Layer`. The second is the least and the greatest it can be.
+#: What is kept of every layer, see :class:`shiftscope.explanations.layers.Layer`, with its least and greatest value.
 RESPONSES: dict[str, tuple[float, float]] = {
     "similarity": (-1.0, 1.0),
     "movement": (0.0, float("inf")),

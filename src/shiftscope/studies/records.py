@@ -25,12 +25,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import shiftscope
+from shiftscope.estimates import Estimate
 from shiftscope.runtime.files import write_bytes, write_tensors, write_text
-from shiftscope.studies.measuring import LayerRecord
 from shiftscope.runtime.settings import Spec
+from shiftscope.studies.measuring import LayerRecord
 from shiftscope.studies.spec import Run
 from shiftscope.training.loop import Training
-from shiftscope.estimates import Estimate
 
 __all__ = [
     "Finished",

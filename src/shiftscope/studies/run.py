@@ -15,18 +15,18 @@ from time import perf_counter
 
 import torch
 
-from shiftscope.training import pools
-from shiftscope.studies import records
-from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.datasets.dataset import Dataset
-from shiftscope.studies.measuring import MEASURES, Loading, Measured, measured
-from shiftscope.models.family import Network, Normalise, build
-from shiftscope.studies.records import Finished, Outcome, Record
-from shiftscope.runtime.seeds import stream
 from shiftscope.datasets.sources import Labelled
-from shiftscope.training.stacking import train_together
+from shiftscope.models.family import Network, Normalise, build
+from shiftscope.runtime.seeds import stream
+from shiftscope.studies import records
+from shiftscope.studies.measuring import MEASURES, Loading, Measured, measured
+from shiftscope.studies.records import Finished, Outcome, Record
 from shiftscope.studies.spec import Run
+from shiftscope.training import pools
+from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.training.loop import Epoch, Step, Training, evaluate, train, worth_compiling
+from shiftscope.training.stacking import train_together
 
 __all__ = ["Piece", "Report", "execute"]
 

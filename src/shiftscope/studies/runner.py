@@ -16,19 +16,19 @@ from typing import Any
 
 import torch
 
+from shiftscope.datasets.dataset import Dataset, DataSpec, load
 from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.errors import InputError
-from shiftscope.studies import records
-from shiftscope.datasets.dataset import Dataset, DataSpec, load
-from shiftscope.runtime.processes import Executor, Work
 from shiftscope.runtime.files import locked, sweep, write_text
+from shiftscope.runtime.processes import Executor, Work
+from shiftscope.studies import records
 from shiftscope.studies.measuring import Loading
 from shiftscope.studies.records import Finished, Record
 from shiftscope.studies.run import Piece, execute
 from shiftscope.studies.spec import Cell, Run, Study, short
 from shiftscope.studies.tables import summarise
-from shiftscope.training.loop import Epoch, Step
 from shiftscope.tables import Table
+from shiftscope.training.loop import Epoch, Step
 
 __all__ = ["Event", "Loading", "Report", "RunEnded", "RunStarted", "Told", "run_study"]
 

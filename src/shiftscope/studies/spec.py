@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from shiftscope.errors import InputError
 from shiftscope.datasets.dataset import DataSpec
+from shiftscope.errors import InputError
 from shiftscope.models.family import NetworkSpec
 from shiftscope.runtime.settings import Spec, mistakes
 from shiftscope.training.loop import Recipe

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shiftscope import figures
+from shiftscope.estimates import Estimate, around, crossed, mean_over_seeds, resampled, spread
 from shiftscope.runtime.files import write_text, write_whole
 from shiftscope.studies.measuring import CURVES, MEASURES, RESPONSES
 from shiftscope.studies.records import Finished, Record, joined
 from shiftscope.studies.spec import Study, short
-from shiftscope.estimates import Estimate, around, crossed, mean_over_seeds, resampled, spread
 from shiftscope.tables import Table
 
 if TYPE_CHECKING:
