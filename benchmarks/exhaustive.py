@@ -39,8 +39,7 @@ from shiftscope.engine.outputs import shift_outputs, stream_outputs
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.runtime.memory import keep_freed_memory
 from shiftscope.runtime.seeds import stream
-from shiftscope.shifts import grid
-from shiftscope.signals import Mode
+from shiftscope.shifts import Mode, grid
 from shiftscope.surveys import survey
 
 

@@ -11,20 +11,8 @@ from scipy import stats
 
 from shiftscope import estimates as measures
 from shiftscope.engine.outputs import Outputs
-from shiftscope.estimates import (
-    around,
-    centred,
-    correct,
-    cosines,
-    crossed,
-    mean,
-    mean_over_seeds,
-    proportion,
-    proportion_over_seeds,
-    resampled,
-    spread,
-    top1_changes,
-)
+from shiftscope.estimates import around, crossed, mean, mean_over_seeds, proportion, proportion_over_seeds, resampled, spread
+from shiftscope.surveys import centred, correct, cosines, top1_changes
 
 
 def outputs(reference: list[list[float]], values: list[list[list[float]]]) -> Outputs:

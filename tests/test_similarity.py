@@ -12,8 +12,8 @@ from torch import Tensor
 
 from shiftscope import similarity as module
 from shiftscope.shifts import translate
-from shiftscope.signals import homogeneity, respond
 from shiftscope.similarity import homogeneities, responses
+from shiftscope.theory import homogeneity, respond
 
 
 def maps(*shape: int, seed: int = 0) -> Tensor:

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from shiftscope.engine.outputs import Outputs
 from shiftscope.errors import InputError
+from shiftscope.measures import MEASURES
 from shiftscope.shifts import grid
-from shiftscope.surveys import MEASURES, survey
+from shiftscope.surveys import survey
 
 SHIFTS = grid(2)
+SURVEYED = ("mcs", "top1_change", "probability_change", "pair_consistency", "all_agree", "worst_case")
 
 
 def outputs(count: int, seed: int, shifts: Tensor = SHIFTS) -> Outputs:
@@ -63,10 +65,10 @@ def test_every_measure_over_every_part_equals_its_definition(count: int, seed: i
         "off lattice": [i for i, (dy, dx) in enumerate(steps) if dy % factor or dx % factor],
     }
     parts = {name: keep for name, keep in parts.items() if keep}
-    assert set(found.values) == {(measure, over) for measure in MEASURES for over in parts}
+    assert set(found.values) == {(measure, over) for measure in SURVEYED for over in parts}
     for over, keep in parts.items():
         expected = [slow(whole, labels, keep, image) for image in range(count)]
-        for measure in MEASURES:
+        for measure in SURVEYED:
             assert found.values[measure, over].tolist() == pytest.approx([each[measure] for each in expected], abs=1e-5)
     assert found.right.tolist() == (whole.reference.argmax(1) == labels).tolist()
 
@@ -114,7 +116,7 @@ def test_yes_or_no_measures_have_wilsons_interval_and_means_stay_in_their_bounds
     assert (agree.value, agree.high) == (1.0, 1.0)
     assert agree.low < 1
     for measure in ("mcs", "top1_change", "probability_change", "pair_consistency"):
-        estimate, bounds = found.estimate(measure), MEASURES[measure]
+        estimate, bounds = found.estimate(measure), MEASURES[measure].bounds
         assert bounds[0] <= estimate.low <= estimate.value <= estimate.high <= bounds[1]
 
 

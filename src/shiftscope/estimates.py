@@ -19,39 +19,26 @@ Resampling uses a fixed stream of its own: the same values always give the same 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from math import inf
-from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from shiftscope.engine.outputs import Outputs
-
 __all__ = [
-    "MEASURES",
     "Estimate",
-    "Measure",
     "Spread",
     "Z",
     "around",
-    "centred",
-    "correct",
-    "cosine",
-    "cosines",
     "crossed",
     "interval",
     "mean",
     "mean_over_seeds",
-    "per_shift_cosines",
     "proportion",
     "proportion_over_seeds",
     "resampled",
     "spread",
-    "top1_changes",
 ]
 
 RESAMPLES = 2000
@@ -81,64 +68,6 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def cosines(outputs: Outputs) -> Float[Tensor, " image"]:
-    """Cosine between each image's output and its outputs under shifts, averaged over its shifts.
-
-    The mean over images is the mean cosine similarity, MCS (Mouton, Myburgh and Davel 2020).
-    """
-    return per_shift_cosines(outputs).mean(dim=1)
-
-
-def centred(outputs: Outputs) -> Outputs:
-    """Outputs less their mean over classes: what is left decides the softmax, and only that.
-
-    A cosine of raw outputs also counts the part that all classes share. Training leaves that part where the optimiser happens to
-    drive it (near 0 by SGD, far from it by Adam), so that networks which answer alike differ in MCS. Of centred outputs they do
-    not. This measure is ours.
-
-    >>> raw = Outputs(torch.tensor([[[3.0, 5.0]]]), torch.tensor([[7.0, 9.0]]), torch.zeros(1, 2))
-    >>> centred(raw).values.tolist(), centred(raw).reference.tolist()
-    ([[[-1.0, 1.0]]], [[-1.0, 1.0]])
-    """
-    values, reference = (each - each.mean(-1, keepdim=True) for each in (outputs.values, outputs.reference))
-    return replace(outputs, values=values, reference=reference)
-
-
-def per_shift_cosines(outputs: Outputs) -> Float[Tensor, "image shift"]:
-    """Cosine between each image's output and each of its outputs under shifts.
-
-    Two zero outputs are alike (1), a zero output is like no other (0).
-    """
-    return cosine(outputs.reference[:, None, :], outputs.values).float()
-
-
-def cosine(one: Float[Tensor, "*each class"], other: Float[Tensor, "*others class"]) -> Float[Tensor, "*both"]:
-    """Cosine along the last axis, in double precision; two zero vectors are alike (1), a zero vector is like no other (0).
-
-    >>> cosine(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2)).tolist()
-    [0.0, 1.0]
-    """
-    one, other = one.double(), other.double()
-    norms = (one.square().sum(-1) * other.square().sum(-1)).sqrt()
-    similar = ((one * other).sum(-1) / norms).clamp(-1, 1)
-    both_zero = (one == 0).all(-1) & (other == 0).all(-1)
-    return torch.where(norms > 0, similar, both_zero.double())
-
-
-def top1_changes(outputs: Outputs) -> Float[Tensor, " image"]:
-    """Share of each image's shifts under which its top class differs from the unshifted one.
-
-    Of equal outputs the lowest class is the top one, before and after.
-    """
-    changed = outputs.values.argmax(-1) != outputs.reference.argmax(-1)[:, None]
-    return changed.float().mean(dim=1)
-
-
-def correct(reference: Float[Tensor, "image class"], labels: Int[Tensor, " image"]) -> Bool[Tensor, " image"]:
-    """Whether each image's top class is its label."""
-    return reference.argmax(-1) == labels
 
 
 def mean(values: Float[Tensor, " image"], *, bounds: tuple[float, float]) -> Estimate:
@@ -252,133 +181,6 @@ def proportion_over_seeds(successes: Bool[Tensor, "seed image"]) -> Estimate:
         return mean_over_seeds(successes.float(), bounds=(0.0, 1.0))
     wilson = proportion(successes[0])
     return Estimate(wilson.value, wilson.low, wilson.high, count=count, seeds=seeds)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One number per image, how it is named, and how its values become an estimate.
-
-    Attributes:
-        name: short, as in CSV, JSON and specifications (``mcs``).
-        label: a few words, as in column headings and figures.
-        sentence: one sentence that defines it.
-        bounds: the least and the greatest value of an image; infinite where it has no bound.
-        better: whether a network that cares less where the object is has ``more`` or ``less`` of it; None where neither.
-        share: whether each image's value is yes or no, so that the estimate is a share of images.
-    """
-
-    name: str
-    label: str
-    sentence: str
-    bounds: tuple[float, float] = (0.0, 1.0)
-    better: Literal["more", "less"] | None = "more"
-    share: bool = False
-
-    def estimate(self, values: Float[Tensor, " image"] | Bool[Tensor, " image"]) -> Estimate:
-        """Return the estimate from one network's images."""
-        return proportion(values.bool()) if self.share else mean(values.float(), bounds=self.bounds)
-
-    def estimate_over_seeds(self, values: Float[Tensor, "seed image"] | Bool[Tensor, "seed image"]) -> Estimate:
-        """Return the estimate from the same images of several trained networks."""
-        if self.share:
-            return proportion_over_seeds(values.bool())
-        return mean_over_seeds(values.float(), bounds=self.bounds)
-
-
-#: Every measure, by its short name. Tables, pages, figures, claims, JSON and the command line read from here.
-MEASURES: dict[str, Measure] = {
-    measure.name: measure
-    for measure in (
-        Measure("mcs", "mean cosine similarity", "Cosine of the outputs before and after a shift.", (-1.0, 1.0)),
-        Measure(
-            "mcs_centred",
-            "centred cosine similarity",
-            "Cosine of the outputs before and after a shift, after subtracting their mean over classes.",
-            (-1.0, 1.0),
-        ),
-        Measure("mcs_all_shifts", "cosine similarity, every shift", "Mean cosine similarity over every shift.", (-1.0, 1.0)),
-        Measure("top1_change", "top-1 change", "Share of shifts that change the top class.", better="less"),
-        Measure(
-            "probability_change",
-            "change of probability",
-            "Mean absolute change of the top class's probability under a shift.",
-            better="less",
-        ),
-        Measure("pair_consistency", "pair consistency", "Share of pairs of shifts that agree on the top class."),
-        Measure("pairs_agree", "pairs that agree", "Share of pairs of views of an image that agree on the top class."),
-        Measure(
-            "all_agree", "same class at every shift", "Share of images with one top class under all their shifts.", share=True
-        ),
-        Measure("worst_case", "correct at every shift", "Share of images classified correctly at every shift.", share=True),
-        Measure(
-            "test_accuracy", "test accuracy", "Share of unshifted test images classified correctly.", better=None, share=True
-        ),
-        Measure("train_accuracy", "train accuracy", "Share of training images classified correctly.", better=None, share=True),
-        Measure("accuracy", "accuracy under shifts", "Share of shifted images classified correctly.", better=None),
-        Measure("true_probability", "probability of the label", "Mean probability of the true class under shifts.", better=None),
-        Measure(
-            "neighbour_change",
-            "top-1 change per pixel",
-            "Share of neighbouring one-pixel shifts between which the top class changes.",
-            better="less",
-        ),
-        Measure(
-            "neighbour_probability_change",
-            "change of probability per pixel",
-            "Mean absolute change of the top class's probability between neighbouring one-pixel shifts.",
-            better="less",
-        ),
-        Measure(
-            "consistency_whole", "consistency, whole pixels", "Share of images whose top class survives the shift.", share=True
-        ),
-        Measure(
-            "consistency_half", "consistency, half pixels", "Share of images whose top class survives the shift.", share=True
-        ),
-        Measure(
-            "probability_change_whole",
-            "change of probability, whole pixels",
-            "Mean absolute change of the top class's probability under a shift by whole pixels.",
-            better="less",
-        ),
-        Measure(
-            "probability_change_half",
-            "change of probability, half pixels",
-            "Mean absolute change of the top class's probability under a shift by half pixels.",
-            better="less",
-        ),
-        *(
-            Measure(
-                f"{power}_derivative_{axis}",
-                f"{power} derivative along {axis}",
-                f"Mean over classes of the {power} derivative of the softmax along {axis}.",
-                (0.0, inf),
-                better="less",
-            )
-            for power in ("squared", "absolute")
-            for axis in ("y", "x")
-        ),
-        Measure("mASSC", "mean pixel agreement", "Share of pixels that keep their class when the shift is undone."),
-        Measure(
-            "similarity",
-            "similarity",
-            "Largest cosine between a feature map and its shifted counterpart, over all displacements.",
-            (-1.0, 1.0),
-        ),
-        Measure(
-            "movement", "movement", "Displacement at which that cosine is largest, in the map's positions.", (0.0, inf), None
-        ),
-        Measure("movement_in_pixels", "movement, pixels", "The same displacement in pixels of the image.", (0.0, inf), None),
-        Measure("in_place", "similarity in place", "Cosine between the two maps without displacement.", (-1.0, 1.0)),
-        Measure("homogeneity", "local homogeneity", "Similarity of neighbouring positions, at the stride.", (-1.0, 1.0), None),
-        Measure(
-            "homogeneity_pooled",
-            "local homogeneity after pooling",
-            "Similarity of neighbouring positions after the pooling window, at the stride.",
-            (-1.0, 1.0),
-            None,
-        ),
-    )
-}
 
 
 @lru_cache(maxsize=8)

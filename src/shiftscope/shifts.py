@@ -6,13 +6,15 @@ A *shift* is (dy, dx) in whole pixels; the content moves down and right when the
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Complex, Float, Int, Shaped
 from torch import Tensor
 
-from shiftscope.signals import Mode
+__all__ = ["Mode", "grid", "sample", "translate", "translate_by_parts"]
 
-__all__ = ["grid", "sample", "translate", "translate_by_parts"]
+Mode = Literal["zero", "circular"]
 
 
 def grid(max_shift: int) -> Int[Tensor, "shift 2"]:

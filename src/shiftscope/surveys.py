@@ -17,7 +17,7 @@ because it is accurate.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -26,20 +26,12 @@ from torch import Tensor
 
 from shiftscope.engine.outputs import Outputs, check_labels
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, Z, mean, per_shift_cosines, proportion
+from shiftscope.estimates import Estimate, Z
+from shiftscope.measures import MEASURES
+from shiftscope.similarity import cosine
 from shiftscope.tables import Table
 
-__all__ = ["MEASURES", "Survey", "summed", "survey"]
-
-#: The least and the greatest each measure can be; None where it is a yes or no of each image.
-MEASURES: dict[str, tuple[float, float] | None] = {
-    "mcs": (-1.0, 1.0),
-    "top1_change": (0.0, 1.0),
-    "probability_change": (0.0, 1.0),
-    "pair_consistency": (0.0, 1.0),
-    "all_agree": None,
-    "worst_case": None,
-}
+__all__ = ["Survey", "centred", "correct", "cosines", "per_shift_cosines", "summed", "survey", "top1_changes"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +77,7 @@ class Survey:
             values = values[self.right]
         if len(values) == 0:
             return None
-        bounds = MEASURES[measure]
-        return proportion(values > 0.5) if bounds is None else mean(values, bounds=bounds)
+        return MEASURES[measure].estimate(values)
 
     def table(self) -> Table:
         """A row for each measure and part of the shifts."""
@@ -101,6 +92,51 @@ class Survey:
             f"In brackets: 95 % intervals over {len(next(iter(self.values.values())))} images; {len(self.shifts)} shifts of each."
         )
         return Table("Every shift of every image", columns, tuple(rows), (note,))
+
+
+def cosines(outputs: Outputs) -> Float[Tensor, " image"]:
+    """Cosine between each image's output and its outputs under shifts, averaged over its shifts.
+
+    The mean over images is the mean cosine similarity, MCS (Mouton, Myburgh and Davel 2020).
+    """
+    return per_shift_cosines(outputs).mean(dim=1)
+
+
+def centred(outputs: Outputs) -> Outputs:
+    """Outputs less their mean over classes: what is left decides the softmax, and only that.
+
+    A cosine of raw outputs also counts the part that all classes share. Training leaves that part where the optimiser happens to
+    drive it (near 0 by SGD, far from it by Adam), so that networks which answer alike differ in MCS. Of centred outputs they do
+    not. This measure is ours.
+
+    >>> raw = Outputs(torch.tensor([[[3.0, 5.0]]]), torch.tensor([[7.0, 9.0]]), torch.zeros(1, 2))
+    >>> centred(raw).values.tolist(), centred(raw).reference.tolist()
+    ([[[-1.0, 1.0]]], [[-1.0, 1.0]])
+    """
+    values, reference = (each - each.mean(-1, keepdim=True) for each in (outputs.values, outputs.reference))
+    return replace(outputs, values=values, reference=reference)
+
+
+def per_shift_cosines(outputs: Outputs) -> Float[Tensor, "image shift"]:
+    """Cosine between each image's output and each of its outputs under shifts.
+
+    Two zero outputs are alike (1), a zero output is like no other (0).
+    """
+    return cosine(outputs.reference[:, None, :], outputs.values).float()
+
+
+def top1_changes(outputs: Outputs) -> Float[Tensor, " image"]:
+    """Share of each image's shifts under which its top class differs from the unshifted one.
+
+    Of equal outputs the lowest class is the top one, before and after.
+    """
+    changed = outputs.values.argmax(-1) != outputs.reference.argmax(-1)[:, None]
+    return changed.float().mean(dim=1)
+
+
+def correct(reference: Float[Tensor, "image class"], labels: Int[Tensor, " image"]) -> Bool[Tensor, " image"]:
+    """Whether each image's top class is its label."""
+    return reference.argmax(-1) == labels
 
 
 def survey(blocks: Iterable[Outputs], *, labels: Int[Tensor, " image"] | None = None, factor: int | None = None) -> Survey:
@@ -201,7 +237,7 @@ def summed(
 
 def _interval(name: str, sums: Tensor, squares: Tensor, count: int) -> Float[Tensor, "shift 2"]:
     """Mean -+ 1.96 s / sqrt(n), no further than the measure goes; the measure's whole range from a single image."""
-    low, high = MEASURES[name] or (0.0, 1.0)
+    low, high = MEASURES[name].bounds
     if count == 1:
         return torch.tensor([low, high]).expand(len(sums), 2)
     middle = sums / count

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from shiftscope.estimates import MEASURES, Estimate
+from shiftscope.estimates import Estimate
+from shiftscope.measures import MEASURES
 
 __all__ = ["HEADINGS", "Cell", "Table", "heading"]
 
 Cell = str | int | float | Estimate | None
 
-#: Column headings of settings and counts; those of measures come from :data:`shiftscope.estimates.MEASURES`.
+#: Column headings of settings and counts; those of measures come from :data:`shiftscope.measures.MEASURES`.
 HEADINGS = {
     "factor": "subsampling factor",
     "pool_kernel": "pooling kernel",

@@ -17,7 +17,7 @@ from shiftscope.explanations import layers as layerwise
 from shiftscope.explanations.layers import layer_responses
 from shiftscope.explanations.probes import _at_stride_one
 from shiftscope.shifts import translate
-from shiftscope.signals import homogeneity, respond
+from shiftscope.theory import homogeneity, respond
 from zoo import timm, torchvision_models
 
 GENERATOR = torch.Generator().manual_seed(0)

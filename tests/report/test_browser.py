@@ -19,10 +19,9 @@ from shiftscope.report import render
 from shiftscope.report.gallery import spread_over_classes
 from shiftscope.report.write import write_report
 from shiftscope.shifts import grid, translate
-from shiftscope.signals import correlate, homogeneity, respond, subsample
-from shiftscope.signals import translate as translate_signal
 from shiftscope.studies.folder import holdings
-from shiftscope.theory import worked_tables
+from shiftscope.theory import correlate, homogeneity, respond, subsample, worked_tables
+from shiftscope.theory import translate as translate_signal
 
 AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
 

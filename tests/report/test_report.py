@@ -17,7 +17,7 @@ import torch
 import pages
 from shiftscope.cli import main
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, per_shift_cosines
+from shiftscope.estimates import Estimate
 from shiftscope.figures.study import write_figures
 from shiftscope.report import Chart, Grid, Maps, Missing, Rows, Scatter, ShiftMap, render
 from shiftscope.report.colours import SEQUENTIAL, ink
@@ -29,6 +29,7 @@ from shiftscope.studies import records
 from shiftscope.studies.folder import holdings
 from shiftscope.studies.runner import run_study
 from shiftscope.studies.spec import load_study
+from shiftscope.surveys import per_shift_cosines
 from shiftscope.tables import Table
 from studies.test_runner import SMALL
 

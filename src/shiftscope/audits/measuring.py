@@ -21,9 +21,8 @@ from shiftscope.audits.values import Protocol
 from shiftscope.audits.views import BORDERS, Plan, Scene, planned
 from shiftscope.engine.outputs import Outputs, evaluating, stream_outputs
 from shiftscope.errors import InputError
-from shiftscope.estimates import cosine
-from shiftscope.shifts import grid
-from shiftscope.signals import Mode
+from shiftscope.shifts import Mode, grid
+from shiftscope.similarity import cosine
 from shiftscope.surveys import survey
 
 __all__ = ["Grid", "Measurer", "applicable", "grid_name"]

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from shiftscope.engine.outputs import Outputs
-from shiftscope.estimates import Estimate, cosines, mean, proportion, top1_changes
+from shiftscope.estimates import Estimate, mean, proportion
+from shiftscope.surveys import cosines, top1_changes
 
 __all__ = ["SCORES", "Answers", "MapAnswers", "Score", "pixel_agreements"]
 

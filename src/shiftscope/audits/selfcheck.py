@@ -18,8 +18,7 @@ from shiftscope.audits.protocols import mouton2020
 from shiftscope.engine.outputs import Method, Model, Outputs, shift_outputs
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.runtime.seeds import stream
-from shiftscope.shifts import grid, translate
-from shiftscope.signals import Mode
+from shiftscope.shifts import Mode, grid, translate
 from shiftscope.surveys import survey
 from shiftscope.tables import Table
 

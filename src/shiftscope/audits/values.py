@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from shiftscope.shifts import sample
-from shiftscope.signals import Mode
+from shiftscope.shifts import Mode, sample
 
 __all__ = ["Border", "Protocol"]
 

@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from shiftscope.audits.values import Border, Protocol
 from shiftscope.errors import InputError
-from shiftscope.shifts import translate, translate_by_parts
-from shiftscope.signals import Mode
+from shiftscope.shifts import Mode, translate, translate_by_parts
 
 __all__ = ["BORDERS", "Plan", "Scene", "planned"]
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from shiftscope.engine.dense import Method, choose
 from shiftscope.engine.direct import Direct, Model, World
 from shiftscope.errors import InputError
-from shiftscope.signals import Mode
+from shiftscope.shifts import Mode
 
 __all__ = ["Method", "Model", "Outputs", "counted", "evaluating", "shift_outputs", "stream_outputs"]
 

@@ -20,7 +20,7 @@ from shiftscope.explanations.fixes import Remedies, remedies_of
 from shiftscope.explanations.guarantee import Guarantee, described, guarantee_of
 from shiftscope.explanations.layers import BATCH, Layers, layer_responses
 from shiftscope.explanations.trial import Progress, Trial, drawn
-from shiftscope.signals import Mode
+from shiftscope.shifts import Mode
 from shiftscope.tables import Table
 
 __all__ = ["Explanation", "explain"]

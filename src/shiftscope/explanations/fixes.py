@@ -16,11 +16,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, correct, mean, proportion
+from shiftscope.estimates import Estimate, mean, proportion
 from shiftscope.explanations.causes import share
 from shiftscope.explanations.trial import Trial, between
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.surgery import Kind, Surgery, cost, operate
+from shiftscope.surveys import correct
 from shiftscope.tables import Table
 
 __all__ = ["Remedies", "Remedy", "remedies_of"]

@@ -26,7 +26,7 @@ from shiftscope.engine.outputs import check_fill, check_images, check_shifts, de
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.probes import Kind, Probe, Probes
-from shiftscope.signals import Mode
+from shiftscope.shifts import Mode
 from shiftscope.tables import Cell, Table
 
 __all__ = ["Layer", "Layers", "layer_responses"]

@@ -21,8 +21,7 @@ from shiftscope.graphs.operators import POINTWISE_MODULES
 from shiftscope.layers.maxima import max_filtered
 from shiftscope.layers.polyphase import PhaseLogits, PolyphaseSampling, TakePhase
 from shiftscope.layers.resampling import Filter, filtered
-from shiftscope.shifts import translate, translate_by_parts
-from shiftscope.signals import Mode
+from shiftscope.shifts import Mode, translate, translate_by_parts
 from shiftscope.similarity import homogeneities, responses
 
 __all__ = ["Kind", "Probe", "Probes"]

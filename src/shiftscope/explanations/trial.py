@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shiftscope.engine.outputs import shift_outputs
-from shiftscope.estimates import per_shift_cosines
-from shiftscope.shifts import sample
-from shiftscope.signals import Mode
+from shiftscope.shifts import Mode, sample
+from shiftscope.surveys import per_shift_cosines
 
 __all__ = ["Progress", "Trial", "between", "drawn"]
 

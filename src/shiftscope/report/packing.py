@@ -18,9 +18,9 @@ from torch import Tensor
 
 from shiftscope.engine.outputs import Outputs
 from shiftscope.errors import InputError
-from shiftscope.estimates import per_shift_cosines
 from shiftscope.report.colours import SEQUENTIAL, mixed
 from shiftscope.report.content import Drag, Network, ShiftMap
+from shiftscope.surveys import per_shift_cosines
 
 __all__ = ["COSINE_STEPS", "PROBABILITY_STEPS", "drag_data", "map_picture", "spread"]
 

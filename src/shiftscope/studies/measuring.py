@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shiftscope import estimates as measures
+from shiftscope import surveys
 from shiftscope.audits import protocols
 from shiftscope.datasets.dataset import Dataset
 from shiftscope.engine.outputs import counted, shift_outputs, stream_outputs
@@ -125,11 +126,11 @@ def measured(
         progress=lambda done, of: report(Loading("comparing every layer's maps", done, of or 0)),
     ).layers
     values = {
-        "test_accuracy": measures.correct(outputs.reference, data.test.labels),
-        "mcs": measures.cosines(outputs),
-        "mcs_centred": measures.cosines(measures.centred(outputs)),
+        "test_accuracy": surveys.correct(outputs.reference, data.test.labels),
+        "mcs": surveys.cosines(outputs),
+        "mcs_centred": surveys.cosines(surveys.centred(outputs)),
         "mcs_all_shifts": found.values["mcs", "all"],
-        "top1_change": measures.top1_changes(outputs),
+        "top1_change": surveys.top1_changes(outputs),
         "worst_case": found.values["worst_case", "all"] > 0,
         **_of_layers(layers),
     }

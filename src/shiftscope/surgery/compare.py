@@ -15,8 +15,7 @@ from shiftscope.errors import InputError
 from shiftscope.estimates import proportion
 from shiftscope.explanations import Explanation, explain
 from shiftscope.models import Fix, LoadedModel
-from shiftscope.shifts import grid
-from shiftscope.signals import Mode
+from shiftscope.shifts import Mode, grid
 from shiftscope.surgery import Change, Surgery, cost
 from shiftscope.surveys import survey
 from shiftscope.tables import Table
