@@ -34,7 +34,7 @@ from interleaving import interleaved, ratios
 from shiftscope.datasets.dataset import Canvas, DataSpec, load
 from shiftscope.datasets.sources import Labelled
 from shiftscope.models.family import Network, NetworkSpec, build
-from shiftscope.runtime.memory import keep_freed_memory
+from shiftscope.runtime.processes import keep_freed_memory
 from shiftscope.runtime.seeds import stream
 from shiftscope.training.loop import Recipe, optimiser, step, train
 from shiftscope.training.pools import quick_pools

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from shiftscope.cli import progress as console
 from shiftscope.estimates import Estimate
-from shiftscope.studies.runner import Loading
+from shiftscope.runtime.progress import Stage
 from shiftscope.tables import Table
 
 COLUMNS = ("factor", *(f"measure_{number}" for number in range(6)))
@@ -35,6 +35,6 @@ def test_what_takes_longer_than_a_moment_tells_the_time_left(monkeypatch: pytest
     said = []
     for second, done in ((0, 10), (0.5, 15), (4, 50), (9, 100)):
         now[0] = second
-        said.append(words.of(Loading("measuring", done, 100)).removeprefix("measuring: "))
+        said.append(words.of(Stage("measuring", done, 100)).removeprefix("measuring: "))
     assert said == ["10 of 100", "15 of 100", "50 of 100  about 5 s left", "100 of 100"]
-    assert words.of(Loading("reading", 3, 0)) == "reading: 3"
+    assert words.of(Stage("reading", 3, 0)) == "reading: 3"

@@ -16,7 +16,8 @@ import helpers
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import LOCK, locked
 from shiftscope.runtime.processes import Processes, sensible_workers
-from shiftscope.studies.runner import RunEnded, Told, run_study
+from shiftscope.runtime.progress import JobEvent
+from shiftscope.studies.runner import RunEnded, run_study
 from shiftscope.studies.spec import load_study
 from studies.test_runner import SMALL
 
@@ -91,7 +92,7 @@ def test_a_study_in_processes_is_the_same_and_goes_on_in_either_way(tmp_path: Pa
     events: list[object] = []
     run_study(study, out=tmp_path / "together", executor=Processes(2), report=events.append)
     assert rows(tmp_path / "together") == rows(tmp_path / "alone")
-    ends = [event for event in events if isinstance(event, Told) and isinstance(event.event, RunEnded)]
+    ends = [event for event in events if isinstance(event, JobEvent) and isinstance(event.event, RunEnded)]
     assert [(end.done, end.of) for end in ends] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     again: list[object] = []
     run_study(study, out=tmp_path / "together", report=again.append)
@@ -106,7 +107,7 @@ def test_a_killed_worker_costs_a_study_nothing_but_time(tmp_path: Path) -> None:
 
     def kill(event: object) -> None:
         children = [child for child in multiprocessing.active_children() if child.pid not in killed]
-        if isinstance(event, Told) and len(killed) < 2 and children:
+        if isinstance(event, JobEvent) and len(killed) < 2 and children:
             killed.append(children[0].pid or 0)
             children[0].kill()
             time.sleep(0.1)

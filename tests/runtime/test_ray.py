@@ -17,8 +17,9 @@ import helpers
 from shiftscope.audits.job import AuditSpec, run_shards
 from shiftscope.errors import InputError
 from shiftscope.runtime.processes import Processes
+from shiftscope.runtime.progress import JobEvent
 from shiftscope.runtime.ray import Ray
-from shiftscope.studies.runner import RunEnded, Told, run_study
+from shiftscope.studies.runner import RunEnded, run_study
 from shiftscope.studies.spec import load_study
 from studies.test_runner import SMALL
 
@@ -97,7 +98,7 @@ def test_a_study_that_loses_a_worker_and_a_node_ends_in_the_undisturbed_table(cl
     lost: list[str] = []
 
     def disturb(event: object) -> None:
-        if not isinstance(event, Told):
+        if not isinstance(event, JobEvent):
             return
         if not lost and (at_work := tasks()):
             os.kill(at_work[0], signal.SIGKILL)
@@ -124,7 +125,7 @@ def test_what_is_kept_is_measured_anew_and_not_trained_again(cluster: Any, tmp_p
     events: list[Any] = []
     again = run_study(study, out=tmp_path / "out", executor=Ray(), report=events.append)
     assert again.to_csv() == first.to_csv()
-    told = [event.event for event in events if isinstance(event, Told)]
+    told = [event.event for event in events if isinstance(event, JobEvent)]
     assert sum(isinstance(event, RunEnded) for event in told) == 2
     assert "Epoch" not in {type(event).__name__ for event in told}
 

@@ -25,10 +25,11 @@ from shiftscope.estimates import Estimate
 from shiftscope.explanations.layers import layer_responses
 from shiftscope.models.family import Network
 from shiftscope.runtime.processes import Processes
+from shiftscope.runtime.progress import Stage
 from shiftscope.shifts import grid, translate
 from shiftscope.studies.folder import holdings
 from shiftscope.studies.run import Piece
-from shiftscope.studies.runner import Loading, RunEnded, RunStarted, _begun, _do, _do_away, _grouped, _Job, run_study
+from shiftscope.studies.runner import RunEnded, RunStarted, _begun, _do, _do_away, _grouped, _Job, run_study
 from shiftscope.studies.spec import Study, load_study
 from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.training.loop import Epoch
@@ -248,7 +249,7 @@ def test_a_finished_study_is_found_and_gives_the_same_table(tmp_path: Path) -> N
     assert again == first
     assert [event.found for event in events if isinstance(event, RunEnded)] == [True] * 4
     assert [event.label for event in events if isinstance(event, RunStarted)][:2] == ["factor 1, seed 0", "factor 4, seed 0"]
-    assert all(isinstance(event, Loading | RunStarted | RunEnded) for event in events)
+    assert all(isinstance(event, Stage | RunStarted | RunEnded) for event in events)
 
 
 @pytest.mark.parametrize("damage", ["record cut", "record of another run", "measures missing"])

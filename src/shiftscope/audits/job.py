@@ -30,15 +30,15 @@ from shiftscope.errors import InputError
 from shiftscope.models import LoadedModel, load_model
 from shiftscope.runtime.files import sweep, write_bytes, write_tensors, write_text
 from shiftscope.runtime.processes import Executor
+from shiftscope.runtime.provenance import provenance
 from shiftscope.runtime.settings import Spec
-from shiftscope.studies.records import provenance
 
 __all__ = ["AuditJob", "AuditPlan", "AuditSpec", "complete", "is_audit", "merged", "run_audit", "run_shard", "run_shards"]
 
 #: So many damaged files are told by name.
 TOLD = 10
 PLAN, PARTS = "plan.json", "parts"
-#: Told what is going on, and how many of how many images are done.
+#: Called with what is going on, and how many of how many images are done.
 Tell = Callable[[tuple[str, int, int]], None]
 
 

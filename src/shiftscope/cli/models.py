@@ -162,7 +162,7 @@ def _audited(spec: AuditSpec, shard: str | None, out: Path | None) -> Audit | No
     """The audit; None where other shards are missing."""
     from shiftscope.audits.job import AuditJob, complete, merged, run_audit, run_shard
     from shiftscope.cli.progress import reporting
-    from shiftscope.studies.runner import Loading
+    from shiftscope.runtime.progress import Stage
 
     number, shards = _shard(shard)
     if shard is not None and out is None:
@@ -170,8 +170,8 @@ def _audited(spec: AuditSpec, shard: str | None, out: Path | None) -> Audit | No
     try:
         with reporting() as report:
             if out is None:
-                return run_audit(spec, tell=lambda at: report(Loading(*at)))
-            run_shard(AuditJob(spec, number, shards, out), lambda at: report(Loading(*at)))
+                return run_audit(spec, tell=lambda at: report(Stage(*at)))
+            run_shard(AuditJob(spec, number, shards, out), lambda at: report(Stage(*at)))
     except KeyboardInterrupt:
         if out is not None:
             print(f"Stopped. Finished blocks are in {out}; the same command goes on from there.", file=sys.stderr)
@@ -183,13 +183,13 @@ def _in_shards(spec: AuditSpec, how: Executor, shard: str | None, shards: int, o
     """The whole audit, so many parts at once."""
     from shiftscope.audits.job import run_shards
     from shiftscope.cli.progress import reporting
-    from shiftscope.studies.measuring import Loading
+    from shiftscope.runtime.progress import Stage
 
     if shard is not None:
         raise InputError("`--shard` is one part of several commands, `--workers` are the parts of one. Give one of them.")
     try:
         with reporting() as report:
-            return run_shards(spec, how, shards=shards, out=out, tell=lambda at: report(Loading(*at)))
+            return run_shards(spec, how, shards=shards, out=out, tell=lambda at: report(Stage(*at)))
     except KeyboardInterrupt:
         if out is not None:
             print(f"Stopped. Finished blocks are in {out}; the same command goes on from there.", file=sys.stderr)
@@ -260,12 +260,12 @@ def explain(
     """
     from shiftscope.cli.progress import print_table, reporting
     from shiftscope.models import load_model
-    from shiftscope.studies.runner import Loading
+    from shiftscope.runtime.progress import Stage
     from shiftscope.surgery.compare import explained, test_images
 
     loaded = load_model(model, weights=weights, size=size, mean=mean, std=std, trust=trust)
     with reporting() as report:
-        dataset = test_images(loaded, name=data, canvas=canvas, data_dir=data_dir, progress=lambda *at: report(Loading(*at)))
+        dataset = test_images(loaded, name=data, canvas=canvas, data_dir=data_dir, progress=lambda *at: report(Stage(*at)))
         found = explained(
             loaded,
             dataset,
@@ -273,7 +273,7 @@ def explain(
             images=images,
             max_shift=max_shift,
             mode=mode,
-            progress=lambda what, done, of: report(Loading(what, done, of if done else 0)),
+            progress=lambda what, done, of: report(Stage(what, done, of if done else 0)),
         )
     if out is not None:
         write_tables(out, dict(zip(("causes", "layers", "fixes"), found.tables(), strict=True)), found.to_json())
@@ -334,7 +334,7 @@ def fix(
     """
     from shiftscope.cli.progress import print_table, reporting
     from shiftscope.models import Fix, load_model, save_model
-    from shiftscope.studies.runner import Loading
+    from shiftscope.runtime.progress import Stage
     from shiftscope.surgery.compare import compared, fixed, test_images
 
     if out is not None and out.suffix != ".safetensors":
@@ -344,7 +344,7 @@ def fix(
     loaded = load_model(model, trust=trust)
     fixes = tuple(Fix(kind=kind, filter_size=filter_size if kind == "blur" else 1) for kind in kinds)
     with reporting() as report:
-        dataset = test_images(loaded, name=data, canvas=canvas, data_dir=data_dir, progress=lambda *at: report(Loading(*at)))
+        dataset = test_images(loaded, name=data, canvas=canvas, data_dir=data_dir, progress=lambda *at: report(Stage(*at)))
         surgery = fixed(loaded, fixes, image=(dataset.test.images.shape[1], dataset.canvas.size, dataset.canvas.size))
         tables = [surgery.table()]
         if not plan:
@@ -355,7 +355,7 @@ def fix(
                     dataset,
                     images=images,
                     max_shift=max_shift,
-                    progress=lambda *at: report(Loading(*at)),
+                    progress=lambda *at: report(Stage(*at)),
                 )
             )
     if out is not None and not plan:

@@ -12,7 +12,8 @@ from rich.status import Status
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from shiftscope.studies.runner import Event, Loading, Report, RunEnded, RunStarted, Told
+from shiftscope.runtime.progress import Event, JobEvent, Report, Stage
+from shiftscope.studies.runner import RunEnded, RunStarted
 from shiftscope.tables import Table
 from shiftscope.theory import WorkedTable
 from shiftscope.training.loop import Epoch, Step
@@ -83,7 +84,7 @@ class _Words:
 
     def of(self, event: Event) -> str:
         match event:
-            case Loading(sentence, done, of):
+            case Stage(sentence, done, of):
                 return f"{sentence}{f': {done:,}' if done else ''}{f' of {of:,}' if of else ''}{self._loading(event)}"
             case RunStarted(number, of, label, epochs):
                 self.run, self.expected, self.last = f"run {number}/{of}  {label}", epochs, None
@@ -97,10 +98,11 @@ class _Words:
                 return f"{self.run}  {self._epoch(event)}"
             case Step():
                 return f"{self.run}  {self._step(event)}"
-            case Told():
+            case JobEvent():
                 return self._told(event)
+        return str(event)
 
-    def _loading(self, loading: Loading) -> str:
+    def _loading(self, loading: Stage) -> str:
         """Time left, as long as what is done of the same took, once that is known."""
         if self.loading[0] != loading.sentence or loading.done <= self.loading[2]:
             self.loading = (loading.sentence, monotonic(), loading.done)
@@ -110,7 +112,7 @@ class _Words:
             return ""
         return f"  about {_duration((monotonic() - began) / (loading.done - before) * (loading.of - loading.done))} left"
 
-    def _told(self, told: Told) -> str:
+    def _told(self, told: JobEvent) -> str:
         """One of several runs at once; what is left follows from what finished runs took."""
         self.run, self.expected, self.last = told.label, None, None
         text = self.of(told.event)
@@ -172,7 +174,7 @@ class _Lines(_Words):
 
 
 def _is_end(event: Event) -> bool:
-    return isinstance(event.event if isinstance(event, Told) else event, RunEnded)
+    return isinstance(event.event if isinstance(event, JobEvent) else event, RunEnded)
 
 
 def _duration(seconds: float) -> str:

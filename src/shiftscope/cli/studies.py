@@ -72,8 +72,9 @@ def study(
     """
     from shiftscope.cli.progress import print_table, reporting
     from shiftscope.report.write import write_report
-    from shiftscope.runtime.memory import keep_freed_memory
-    from shiftscope.studies.runner import Loading, run_study
+    from shiftscope.runtime.processes import keep_freed_memory
+    from shiftscope.runtime.progress import Stage
+    from shiftscope.studies.runner import run_study
     from shiftscope.studies.spec import load_study
 
     chosen = load_study(name, seeds=seeds, changes=settings(changes))
@@ -97,7 +98,7 @@ def study(
     else:
         print_table(table)
     with _going_on(folder), reporting() as report:
-        write_report(folder, data_dir=data_dir, device=device_of(device), progress=lambda *at: report(Loading(*at)))
+        write_report(folder, data_dir=data_dir, device=device_of(device), progress=lambda *at: report(Stage(*at)))
     if not as_json:
         made = [name for name in MADE if (folder / name).exists()]
         print(f"Saved in {folder}: {', '.join(made)}.")
@@ -143,13 +144,13 @@ def report(
     from shiftscope.audits.job import is_audit
     from shiftscope.cli.progress import reporting
     from shiftscope.report.write import write_report
+    from shiftscope.runtime.progress import Stage
     from shiftscope.studies.folder import holdings
-    from shiftscope.studies.runner import Loading
 
     if out is None and not is_audit(folder):
         holdings(folder).write_tables()
     with reporting() as tell:
-        path = write_report(folder, out=out, data_dir=data_dir, device=device_of(device), progress=lambda *at: tell(Loading(*at)))
+        path = write_report(folder, out=out, data_dir=data_dir, device=device_of(device), progress=lambda *at: tell(Stage(*at)))
     print(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))
 
 

@@ -16,7 +16,7 @@ from shiftscope.surveys import per_shift_cosines
 
 __all__ = ["Progress", "Trial", "between", "drawn"]
 
-#: Told what is going on, how many images are done, and of how many.
+#: Called with what is going on, how many images are done, and of how many.
 Progress = Callable[[str, int, int], None]
 #: Images between two reports.
 BLOCK = 16

@@ -11,6 +11,7 @@ import ctypes
 import multiprocessing
 import os
 import pickle
+import platform
 import signal
 import sys
 import threading
@@ -25,15 +26,30 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from shiftscope.errors import InputError
 
-__all__ = ["RETRIES", "Answer", "Executor", "Processes", "Report", "Work", "attempt", "content_of", "sensible_workers", "settle"]
+__all__ = [
+    "RETRIES",
+    "Answer",
+    "Executor",
+    "Processes",
+    "Report",
+    "Work",
+    "attempt",
+    "content_of",
+    "keep_freed_memory",
+    "sensible_workers",
+    "settle",
+]
 
 #: Does a job; told events go to its second argument. A function of a module, so that another process finds it.
 Work = Callable[[Any, Callable[[Any], None]], Any]
-#: Told the job and what it tells.
+#: Called with the job and what it tells.
 Report = Callable[[Any, Any], None]
 #: A job whose process died is given out again so many times.
 RETRIES = 2
 SECONDS_TO_END = 5.0
+# Names of the GNU C library's malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+TOP_PAD_BYTES = 256 * 2**20
 
 
 @runtime_checkable
@@ -93,11 +109,22 @@ def content_of(answer: Answer) -> Any:
     return content
 
 
+def keep_freed_memory() -> bool:
+    """Let the process keep what it frees, for the rest of its life; whether the system's allocator can be told so.
+
+    A training step on the CPU frees tensors of tens of megabytes and asks for them again at once. By default the GNU C
+    library gives such blocks back to the system, which clears every page of the next one: a third of the time of a step of a
+    factor 1 network (``benchmarks/training.py``). It is a setting of the whole process, so a program chooses it, not a library.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_TOP_PAD, TOP_PAD_BYTES)])
+
+
 def settle() -> None:
     """Ready a process of its own for jobs: one thread, and freed memory kept."""
     import torch
-
-    from shiftscope.runtime.memory import keep_freed_memory
 
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
+from shiftscope.runtime.provenance import joined
 from shiftscope.studies import records
 from shiftscope.studies.claims import study_of
 from shiftscope.studies.records import Finished, Record
@@ -139,7 +140,7 @@ class Holdings:
 
     def _origin(self) -> dict[str, str]:
         """The provenance of older records, where there are no others."""
-        return records.joined([record.provenance for cell in self.cells for record in cell.older])
+        return joined([record.provenance for cell in self.cells for record in cell.older])
 
 
 def holdings(folder: Path) -> Holdings:

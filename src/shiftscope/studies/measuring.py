@@ -19,12 +19,13 @@ from shiftscope.datasets.dataset import Dataset
 from shiftscope.engine.outputs import counted, shift_outputs, stream_outputs
 from shiftscope.explanations.layers import Layer, layer_responses
 from shiftscope.models.family import Network
+from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.settings import Spec
 from shiftscope.shifts import grid, translate
 from shiftscope.studies.spec import MeasureSpec
 from shiftscope.surveys import Survey, survey
 
-__all__ = ["CURVES", "MEASURES", "RESPONSES", "LayerRecord", "Loading", "Measure", "Measured", "measured"]
+__all__ = ["CURVES", "MEASURES", "RESPONSES", "LayerRecord", "Measure", "Measured", "measured"]
 
 #: Images whose canvases are handed to the engine at once.
 BLOCK = 512
@@ -41,15 +42,6 @@ RESPONSES: dict[str, tuple[float, float]] = {
     "homogeneity": (-1.0, 1.0),
     "homogeneity_pooled": (-1.0, 1.0),
 }
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Data being read or images being measured: what is going on, and how many of how many images are done (0 where unknown)."""
-
-    sentence: str
-    done: int
-    of: int
 
 
 class LayerRecord(Spec):
@@ -95,7 +87,7 @@ class Measured:
 
 
 def measured(
-    spec: MeasureSpec, network: Network, data: Dataset, *, device: torch.device | str, report: Callable[[Loading], None]
+    spec: MeasureSpec, network: Network, data: Dataset, *, device: torch.device | str, report: Report = silent
 ) -> Measured:
     """Measure a network once as the protocol says, each image under its own shift, once under every shift, and layer by layer.
 
@@ -111,10 +103,10 @@ def measured(
     protocol = protocols.mouton2020(spec.max_shift, seed=spec.seed)
     shifts = protocol.draw(len(data.test))
     images, fill = data.canvas.place(data.test.images), data.canvas.colour
-    report(Loading("measuring one shift of each image", 0, len(images)))
+    report(Stage("measuring one shift of each image", 0, len(images)))
     outputs = shift_outputs(network, images, shifts, mode=protocol.mode, fill=fill, device=device)
     blocks = stream_outputs(network, images.split(BLOCK), grid(spec.max_shift), mode=protocol.mode, fill=fill, device=device)
-    counting = counted(blocks, lambda done: report(Loading("measuring every shift", done, len(images))))
+    counting = counted(blocks, lambda done: report(Stage("measuring every shift", done, len(images))))
     found = survey(counting, labels=data.test.labels)
     some = min(LAYER_IMAGES, len(images))
     layers = layer_responses(
@@ -123,7 +115,7 @@ def measured(
         shifts[:some],
         fill=fill,
         device=device,
-        progress=lambda done, of: report(Loading("comparing every layer's maps", done, of or 0)),
+        progress=lambda done, of: report(Stage("comparing every layer's maps", done, of or 0)),
     ).layers
     values = {
         "test_accuracy": surveys.correct(outputs.reference, data.test.labels),

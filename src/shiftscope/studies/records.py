@@ -8,23 +8,16 @@ beside it. A record of an older form still tells how the training ended, so that
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from errno import EIO
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-import shiftscope
 from shiftscope.estimates import Estimate
 from shiftscope.runtime.files import write_bytes, write_tensors, write_text
 from shiftscope.runtime.settings import Spec
@@ -37,9 +30,7 @@ __all__ = [
     "Outcome",
     "Record",
     "heads",
-    "joined",
     "kept_files",
-    "provenance",
     "put_files",
     "read",
     "read_training",
@@ -195,49 +186,3 @@ def receive(folder: Path, files: Mapping[str, bytes]) -> Finished:
     if finished is None:
         raise OSError(EIO, f"{folder} holds no whole record after it was written")
     return finished
-
-
-def joined(origins: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """The provenance of what several made: name by name, each distinct value in its turn."""
-    names = dict.fromkeys(name for each in origins for name in each)
-    return {name: "; ".join(dict.fromkeys(each.get(name, "-") for each in origins)) for name in names}
-
-
-def provenance(device: torch.device | str) -> dict[str, str]:
-    """What made the numbers: code and machine."""
-    return {
-        "shiftscope": version("shiftscope"),
-        "commit": _commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device),
-    }
-
-
-def _commit() -> str:
-    """The checkout's commit, with ``+changes`` where files differ from it; for an installed package, that it is one."""
-    source = Path(shiftscope.__file__)
-    if not _git(source.parent, "ls-files", source.name):
-        return "installed package"
-    return (_git(source.parent, "rev-parse", "HEAD") or "none")[:12] + (
-        "+changes" if _git(source.parent, "status", "--porcelain", ".") else ""
-    )
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells it."""
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -6,7 +6,7 @@ long training is put down there on its way, and goes on from there when it was i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,19 +18,19 @@ import torch
 from shiftscope.datasets.dataset import Dataset
 from shiftscope.datasets.sources import Labelled
 from shiftscope.models.family import Network, Normalise, build
+from shiftscope.runtime.progress import Report, Stage, silent
+from shiftscope.runtime.provenance import joined, provenance
 from shiftscope.runtime.seeds import stream
 from shiftscope.studies import records
-from shiftscope.studies.measuring import MEASURES, Loading, Measured, measured
+from shiftscope.studies.measuring import MEASURES, Measured, measured
 from shiftscope.studies.records import Finished, Outcome, Record
 from shiftscope.studies.spec import Run
 from shiftscope.training import pools
 from shiftscope.training.checkpoint import Checkpoint
-from shiftscope.training.loop import Epoch, Step, Training, evaluate, train, worth_compiling
+from shiftscope.training.loop import Training, evaluate, train, worth_compiling
 from shiftscope.training.stacking import train_together
 
-__all__ = ["Piece", "Report", "execute"]
-
-Report = Callable[[Loading | Step | Epoch], None]
+__all__ = ["Piece", "execute"]
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,14 @@ class Piece:
         return Checkpoint(self.folder / "checkpoint.safetensors", made_by=made_by)
 
 
-def execute(
-    pieces: Sequence[Piece], data: Dataset, device: torch.device | str, report: Report = lambda _: None
-) -> list[Finished]:
+def execute(pieces: Sequence[Piece], data: Dataset, device: torch.device | str, report: Report = silent) -> list[Finished]:
     """Train, measure and write runs; or measure what records of an older form have trained.
 
     Args:
         pieces: one run, or several that differ in their seeds only, which are then trained together.
         data: their images.
         device: where to compute.
-        report: told how it goes.
+        report: called with each event.
     """
     networks = [_network(piece.run, data) for piece in pieces]
     known = [_known(piece, network, device) for piece, network in zip(pieces, networks, strict=True)]
@@ -90,7 +88,7 @@ def _known(piece: Piece, network: Network, device: torch.device | str) -> Origin
     older, weights = kept
     network.load_state_dict(weights)
     network.to(device)
-    code = f"{version('shiftscope')} at {records.provenance(device)['commit']}"
+    code = f"{version('shiftscope')} at {provenance(device)['commit']}"
     return older.training, {**older.provenance, "measured_with": code}
 
 
@@ -103,7 +101,7 @@ def _trained(
     started, clock = datetime.now(UTC), perf_counter()
     recipe, seeds, parts = pieces[0].run.training, [piece.run.seed for piece in pieces], (data.train, data.validation)
     compiled = len(pieces) == 1 and worth_compiling(recipe, len(data.train), device)
-    made_by = {**records.provenance(device), "numba": (pools.version() if compiled else None) or "not used"}
+    made_by = {**provenance(device), "numba": (pools.version() if compiled else None) or "not used"}
     keeper = pieces[0].checkpoint(made_by)
     if len(pieces) == 1:
         kept = keeper if pieces[0].lasting else None
@@ -125,7 +123,7 @@ def _trained(
         records.write_training(piece.folder, training, network.state_dict())
     seconds = perf_counter() - clock + sum(epoch.seconds for each in trainings for epoch in each.epochs[: each.taken_up])
     origin = {
-        **records.joined([*keeper.sittings, made_by]),
+        **joined([*keeper.sittings, made_by]),
         "data": data.origin,
         "data_sha256": data.checksum,
         "started": started.isoformat(timespec="seconds"),
@@ -175,6 +173,6 @@ def _train_accuracy(network: Network, data: Dataset, training: Training, device:
     known = next((epoch.train_accuracy for epoch in training.epochs if epoch.epoch == training.kept), None)
     if known is not None:
         return known
-    report(Loading("asking for every training image", 0, len(data.train)))
+    report(Stage("asking for every training image", 0, len(data.train)))
     images = Labelled(data.train.images.to(device), data.train.labels.to(device))
     return evaluate(network, images, place=data.canvas.place)[0]

@@ -7,7 +7,7 @@ second command out of the folder while one is at work there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,20 +21,19 @@ from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import locked, sweep, write_text
 from shiftscope.runtime.processes import Executor, Work
+from shiftscope.runtime.progress import Event, JobEvent, Report, Stage, silent
 from shiftscope.studies import records
-from shiftscope.studies.measuring import Loading
 from shiftscope.studies.records import Finished, Record
 from shiftscope.studies.run import Piece, execute
 from shiftscope.studies.spec import Cell, Run, Study, short
 from shiftscope.studies.tables import summarise
 from shiftscope.tables import Table
-from shiftscope.training.loop import Epoch, Step
 
-__all__ = ["Event", "Loading", "Report", "RunEnded", "RunStarted", "Told", "run_study"]
+__all__ = ["RunEnded", "RunStarted", "run_study"]
 
 
 @dataclass(frozen=True)
-class RunStarted:
+class RunStarted(Event):
     """A run begins, or was found finished.
 
     Attributes:
@@ -50,31 +49,11 @@ class RunStarted:
 
 
 @dataclass(frozen=True)
-class RunEnded:
+class RunEnded(Event):
     """A run is on disk; ``found`` says that it was there before."""
 
     record: Record
     found: bool
-
-
-@dataclass(frozen=True)
-class Told:
-    """What one of several runs at once tells.
-
-    Attributes:
-        label: of the run.
-        done, of: how many runs are finished, of how many.
-        event: what it tells.
-    """
-
-    label: str
-    done: int
-    of: int
-    event: Loading | RunEnded | Step | Epoch
-
-
-Event = Loading | RunStarted | RunEnded | Step | Epoch | Told
-Report = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +87,7 @@ def run_study(
     executor: Executor | None = None,
     together: int = 1,
     reuse: Path | None = None,
-    report: Report = lambda _: None,
+    report: Report = silent,
 ) -> Table:
     """Run what is missing of a study and write its table.
 
@@ -122,7 +101,7 @@ def run_study(
         together: so many seeds of a cell are trained at once, their weights stacked (see :mod:`shiftscope.training.stacking`).
         reuse: a study's folder, or one of several, whose finished runs are taken over where they are the same: same
             specification, same data.
-        report: told how it goes.
+        report: called with each event.
 
     Returns:
         a row a cell, every number an estimate over seeds and test images.
@@ -141,7 +120,7 @@ def run_study(
     if together < 1:
         raise InputError(f"`together` must be 1 or more networks, got {together}.")
     specs = dict.fromkeys(run.data for _, run in runs)
-    data = {spec: load(spec, data_dir=data_dir, progress=lambda *at: report(Loading(*at))) for spec in specs}
+    data = {spec: load(spec, data_dir=data_dir, progress=lambda *at: report(Stage(*at))) for spec in specs}
     for _, run in runs:
         _check_margin(run, data[run.data])
     jobs = {}
@@ -214,8 +193,8 @@ def _done(jobs: list[_Job], executor: Executor | None, together: int, report: Re
 def _done_by(executor: Executor, missing: list[_Job], finished: dict[str, Finished], of: int, report: Report) -> None:
     """Let an executor do what is missing, and put it to what is finished."""
 
-    def told(job: _Job, event: Loading | RunEnded | Step | Epoch) -> None:
-        report(Told(job.label, len(finished), of, event))
+    def told(job: _Job, event: Event) -> None:
+        report(JobEvent(job.label, len(finished), of, event))
 
     work: Work = _do
     if executor.away:
@@ -256,7 +235,7 @@ def _grouped(jobs: list[_Job], together: int) -> list[_Job]:
     return grouped
 
 
-def _do(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> list[Finished]:
+def _do(job: _Job, report: Report) -> list[Finished]:
     """A job's runs, here or in another process of this machine."""
     data = _loaded(job.pieces[0].run.data, job.data_dir)
     if any(piece.run.content_id(data.checksum) != piece.name for piece in job.pieces):
@@ -275,7 +254,7 @@ def _do(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> list[Fin
         ) from error
 
 
-def _do_away(job: _Job, report: Callable[[Loading | Step | Epoch], None]) -> list[dict[str, bytes]]:
+def _do_away(job: _Job, report: Report) -> list[dict[str, bytes]]:
     """A job's runs on a machine that need not see the study's folder: the files of each, to be written there."""
     with TemporaryDirectory() as place:
         folders = [Path(place) / piece.name for piece in job.pieces]

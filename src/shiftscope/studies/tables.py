@@ -12,8 +12,9 @@ import torch
 from shiftscope import figures
 from shiftscope.estimates import Estimate, around, crossed, mean_over_seeds, resampled, spread
 from shiftscope.runtime.files import write_text, write_whole
+from shiftscope.runtime.provenance import joined
 from shiftscope.studies.measuring import CURVES, MEASURES, RESPONSES
-from shiftscope.studies.records import Finished, Record, joined
+from shiftscope.studies.records import Finished, Record
 from shiftscope.studies.spec import Study, short
 from shiftscope.tables import Table
 

@@ -22,7 +22,7 @@ from shiftscope.tables import Table
 
 __all__ = ["Progress", "compared", "explained", "fixed", "test_images"]
 
-#: Told how many of how many images were measured, and on which model.
+#: Called with how many of how many images were measured, and on which model.
 Progress = Callable[[str, int, int], None]
 BLOCK = 64
 MEASURED = ("mcs", "pair_consistency", "all_agree", "worst_case")

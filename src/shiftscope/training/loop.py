@@ -11,7 +11,7 @@ streams, and only deterministic algorithms are used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from shiftscope.datasets.sources import Labelled
 from shiftscope.engine.outputs import evaluating
+from shiftscope.runtime.progress import Event, Report, silent
 from shiftscope.runtime.seeds import deterministic, drawing, stream
 from shiftscope.runtime.settings import Spec
 from shiftscope.shifts import sample
@@ -97,7 +98,7 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True)
-class Epoch:
+class Epoch(Event):
     """One pass over the training images.
 
     Attributes:
@@ -121,7 +122,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Event):
     """Where a running epoch stands, told every half second."""
 
     epoch: int
@@ -159,7 +160,7 @@ def train(
     place: Place,
     seed: int,
     device: torch.device | str = "cpu",
-    report: Callable[[Step | Epoch], None] = lambda _: None,
+    report: Report = silent,
     keeper: Keeper | None = None,
 ) -> Training:
     """Train a model in place and leave the best epoch's weights in it.
@@ -345,7 +346,7 @@ def _one_epoch(
     recipe: Recipe,
     number: int,
     count: int,
-    report: Callable[[Step | Epoch], None],
+    report: Report,
 ) -> tuple[float, float, float]:
     """Mean loss (NaN as soon as it is not finite), running accuracy and images a second.
 

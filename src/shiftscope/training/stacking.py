@@ -7,7 +7,7 @@ than one; on a CPU it gains nothing (``benchmarks/training.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from time import perf_counter
 
@@ -17,11 +17,11 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
 from shiftscope.datasets.sources import Labelled
+from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.seeds import deterministic, stream
 from shiftscope.training.loop import (
     SECONDS_BETWEEN_STEPS_TOLD,
     Course,
-    Epoch,
     Place,
     Recipe,
     Step,
@@ -42,7 +42,7 @@ def train_together(
     place: Place,
     seeds: Sequence[int],
     device: torch.device | str = "cpu",
-    report: Callable[[Step | Epoch], None] = lambda _: None,
+    report: Report = silent,
 ) -> list[Training]:
     """Train models of one form in place, each with its own seed, and leave the best epoch's weights in each.
 
@@ -93,9 +93,7 @@ class _Stack:
         self.form = deepcopy(models[0]).to("meta").train()
         self.descent = optimiser(self.weights.values(), recipe)
 
-    def epoch(
-        self, pieces: Sequence[object], number: int, count: int, report: Callable[[Step], None]
-    ) -> tuple[list[float], list[float], float]:
+    def epoch(self, pieces: Sequence[object], number: int, count: int, report: Report) -> tuple[list[float], list[float], float]:
         """Each model's mean loss and share right, and images a second of all."""
         set_rate(self.descent, self.recipe, number)
         losses: Tensor | float = 0.0
