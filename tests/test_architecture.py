@@ -42,7 +42,6 @@ ORDER = [
     "engine.dense",
     "engine.outputs",
     "surveys",
-    "audits.values",
     "audits.scores",
     "audits.protocols",
     "audits.views",

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from shiftscope import audit
 from shiftscope.audits import protocols
-from shiftscope.audits.protocols import GROUPS, PUBLISHED, named
+from shiftscope.audits.protocols import GROUPS, PUBLISHED, Protocol, find_protocols
 from shiftscope.audits.scores import SCORES
-from shiftscope.audits.values import Protocol
 from shiftscope.errors import InputError
 
 COUNT, LARGE, SIZE, MARGIN = 6, 24, 16, 4
@@ -353,7 +352,7 @@ def test_several_passes_are_pairs_of_their_own() -> None:
 @given(name=st.sampled_from(sorted(PUBLISHED)), first=st.integers(0, 50), count=st.integers(1, 20), seed=st.integers(0, 5))
 @settings(deadline=None, max_examples=30)
 def test_the_shifts_of_an_image_do_not_depend_on_the_portion(name: str, first: int, count: int, seed: int) -> None:
-    (protocol,) = named(name, seed=seed)
+    (protocol,) = find_protocols(name, seed=seed)
     if protocol.scores:
         assert torch.equal(protocol.draw(80)[first : first + count], protocol.draw(count, first=first))
 
@@ -366,7 +365,7 @@ def test_the_draw_of_mouton2020_stays_as_it_was() -> None:
 
 def test_shifts_are_symmetric_and_within_reach() -> None:
     for name in PUBLISHED:
-        (protocol,) = named(name, max_shift=2)
+        (protocol,) = find_protocols(name, max_shift=2)
         if protocol.drawn and protocol.scores:
             steps = protocol.draw(3000)[:, ::1].double()
             whole = steps[(steps == steps.round()).all(-1)]
@@ -376,22 +375,22 @@ def test_shifts_are_symmetric_and_within_reach() -> None:
 
 
 def test_names_lead_to_protocols_that_fit_the_input() -> None:
-    assert named("zhang2019")[0].max_shift == 16
-    assert named("zhang2019", size=32)[0].max_shift == 8
-    assert named("zhang2019", size=32, max_shift=20)[0].max_shift == 20
-    assert [each.name for each in named("rojas2022")] == list(GROUPS["rojas2022"])
-    assert named("tmeasures", size=20)[0].max_shift == 2
+    assert find_protocols("zhang2019")[0].max_shift == 16
+    assert find_protocols("zhang2019", size=32)[0].max_shift == 8
+    assert find_protocols("zhang2019", size=32, max_shift=20)[0].max_shift == 20
+    assert [each.name for each in find_protocols("rojas2022")] == list(GROUPS["rojas2022"])
+    assert find_protocols("tmeasures", size=20)[0].max_shift == 2
     for name in PUBLISHED:
-        (protocol,) = named(name)
+        (protocol,) = find_protocols(name)
         assert protocol.name == name
         assert all(score in SCORES or score == "normalised_variance" for score in protocol.scores)
 
 
 def test_what_cannot_be_is_told() -> None:
-    with pytest.raises(InputError, match=r"there is no protocol 'zhang2018'\. There are mouton2020, myburgh2021"):
-        named("zhang2018")
+    with pytest.raises(InputError, match=r"there is no protocol 'zhang2018'\. Choose from mouton2020, myburgh2021"):
+        find_protocols("zhang2018")
     with pytest.raises(InputError, match="`max_shift` must be 1 or more pixels, got 0"):
-        named("zhang2019", max_shift=0)
+        find_protocols("zhang2019", max_shift=0)
     with pytest.raises(InputError, match="`passes` must be 1 or more, got 0"):
         protocols.zhang2019(passes=0)
     with pytest.raises(InputError, match="`samples` must be 1 or more, got 0"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shiftscope import audit, grid, shift_outputs, survey
 from shiftscope.audits.parts import folded
-from shiftscope.audits.protocols import PUBLISHED, mouton2020, named, rojas2022_circular
+from shiftscope.audits.protocols import PUBLISHED, find_protocols, mouton2020, rojas2022_circular
 from shiftscope.audits.spread import normalised_variance, spread_sums
 from shiftscope.errors import InputError
 
@@ -323,7 +323,7 @@ def test_a_model_in_training_mode_is_handed_back_so() -> None:
 def test_by_default_crops_keep_within_the_margin() -> None:
     found = audit(small(size=8), images(), size=8, protocols=["zhang2019", "azulay2018"])
     assert {(row.border, row.max_shift) for row in found.rows} == {("crop", 2)}
-    assert named("zhang2019", size=100, margin=4)[0].max_shift == 4
+    assert find_protocols("zhang2019", size=100, margin=4)[0].max_shift == 4
 
 
 def test_the_normalised_variance_knows_its_limits() -> None:

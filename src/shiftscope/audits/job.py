@@ -21,9 +21,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from shiftscope.audits import Audit, Part, Session, block_size, folded
-from shiftscope.audits.protocols import named
+from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import assembled
-from shiftscope.audits.values import Protocol
 from shiftscope.datasets.images import Pictures, opened
 from shiftscope.datasets.sources import is_image_folder
 from shiftscope.errors import InputError
@@ -286,7 +285,7 @@ def merged(out: Path) -> Audit:
 def _begun(spec: AuditSpec, tell: Tell) -> tuple[Session, Pictures, AuditPlan]:
     """The model, its images, and what is to be measured."""
     for name in spec.protocols or ():
-        named(name, max_shift=spec.max_shift)  # tells what is wrong before anything is read
+        find_protocols(name, max_shift=spec.max_shift)  # tells what is wrong before anything is read
     loaded = load_model(
         spec.model,
         weights=None if spec.weights is None else Path(spec.weights),

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from shiftscope.audits.model import Asked
 from shiftscope.audits.parts import Part, most_changed
+from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, Answers, MapAnswers, pixel_agreements
 from shiftscope.audits.spread import spread_sums
-from shiftscope.audits.values import Protocol
 from shiftscope.audits.views import BORDERS, Plan, Scene, planned
 from shiftscope.engine.outputs import Outputs, evaluating, stream_outputs
 from shiftscope.errors import InputError

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from shiftscope.audits.measuring import applicable, grid_name
 from shiftscope.audits.parts import Part
+from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES
 from shiftscope.audits.spread import normalised_variance
-from shiftscope.audits.values import Protocol
 from shiftscope.audits.views import BORDERS
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, proportion

@@ -14,9 +14,8 @@ from torch import Tensor
 from shiftscope.audits.measuring import Measurer
 from shiftscope.audits.model import Asked
 from shiftscope.audits.parts import Part, folded
-from shiftscope.audits.protocols import named
+from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import Audit, assembled
-from shiftscope.audits.values import Protocol
 from shiftscope.audits.views import Scene
 from shiftscope.engine.outputs import device_of, evaluating
 from shiftscope.errors import InputError
@@ -264,7 +263,9 @@ def _chosen(
     found: dict[str, Protocol] = {}
     for each in asked:
         for protocol in (
-            (each,) if isinstance(each, Protocol) else named(each, max_shift=max_shift, size=size, margin=margin, seed=seed)
+            (each,)
+            if isinstance(each, Protocol)
+            else find_protocols(each, max_shift=max_shift, size=size, margin=margin, seed=seed)
         ):
             if found.setdefault(protocol.name, protocol) != protocol:
                 raise InputError(f"`protocols` holds two different {protocol.name}. Give one of them another name.")

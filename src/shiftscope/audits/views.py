@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from shiftscope.audits.values import Border, Protocol
+from shiftscope.audits.protocols import Border, Protocol
 from shiftscope.errors import InputError
 from shiftscope.shifts import Mode, translate, translate_by_parts
 
