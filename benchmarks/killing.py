@@ -28,7 +28,7 @@ def main() -> None:
     moments = random.Random(0)  # noqa: S311  # moments to kill at, no secrets
     with tempfile.TemporaryDirectory() as place:
         calm, killed = Path(place) / "calm", Path(place) / "killed"
-        command = [sys.executable, "-m", "shiftscope.cli", "study", "digits", "--seeds", str(options.seeds)]
+        command = [sys.executable, "-m", "shiftscope", "study", "digits", "--seeds", str(options.seeds)]
         command += ["--workers", str(options.workers), "--out"]
         subprocess.run([*command, str(calm)], check=True, capture_output=True)
         kills = early = 0

@@ -50,7 +50,7 @@ def overhead(seeds: int) -> float:
 def wall(workers: int, seeds: int) -> float:
     """Seconds of the command on a fresh folder, each process with one thread."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "shiftscope.cli", "study", "digits", "--seeds", str(seeds)]
+        command = [sys.executable, "-m", "shiftscope", "study", "digits", "--seeds", str(seeds)]
         started = perf_counter()
         subprocess.run(
             [*command, "--workers", str(workers), "--out", folder],

@@ -54,3 +54,19 @@ def test_links_in_the_pages_lead_somewhere() -> None:
 def test_the_test_command_is_the_one_ci_runs() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_submodules_load_when_first_used() -> None:
+    code = (
+        "import sys, shiftscope as ss\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert {'layers', 'errors', 'audit', 'BlurPool2d'} & set(dir(ss)) == {'layers', 'errors', 'audit'}\n"
+        "print(ss.layers.BlurPool2d.__name__, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "True"
+
+
+def test_module_runs_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "shiftscope", "--version"], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", done.stdout)

@@ -1,11 +1,12 @@
 """Measure, explain and fix how a vision model responds to shifted images.
 
-The public names are loaded when they are first used, so that the command line answers without waiting for PyTorch.
+Modules and public names load when they are first used, so that the command line answers without waiting for PyTorch.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "survey",
 ]
 
+#: The module that defines each public name.
 _HOMES = {
     "Audit": "audits",
     "Estimate": "estimates",
@@ -54,4 +56,14 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"shiftscope.{_HOMES[name]}"), name)
+    if name in _submodules():
+        return import_module(f"shiftscope.{name}")
     raise AttributeError(f"module 'shiftscope' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_submodules()})
+
+
+def _submodules() -> set[str]:
+    return {module.name for module in iter_modules(__path__) if not module.name.startswith("_")}

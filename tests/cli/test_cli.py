@@ -20,7 +20,7 @@ TINY = SMALL.replace("seeds = 2", "seeds = 1").replace("[1, 4]", "[4]")
 
 def shiftscope(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "shiftscope.cli", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120, check=False
+        [sys.executable, "-m", "shiftscope", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120, check=False
     )
 
 
@@ -39,7 +39,7 @@ def test_theory_as_json_has_the_promised_form() -> None:
 
 
 def test_a_reader_who_has_had_enough_ends_a_command_without_a_word() -> None:
-    command = [sys.executable, "-m", "shiftscope.cli", "theory", "--json"]
+    command = [sys.executable, "-m", "shiftscope", "theory", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -101,7 +101,7 @@ def test_a_full_disk_is_told_and_finished_runs_are_kept(tmp_path: Path) -> None:
 def test_ctrl_c_says_how_to_go_on_and_leaves_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "long.toml").write_text(TINY.replace("max_epochs = 2", "max_epochs = 5000\npatience = 5000"))
     running = subprocess.Popen(
-        [sys.executable, "-m", "shiftscope.cli", "study", "long.toml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "shiftscope", "study", "long.toml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     begun, deadline = tmp_path / "studies" / "long" / "study.json", time.monotonic() + 150
     while not begun.exists() and time.monotonic() < deadline:

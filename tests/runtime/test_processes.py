@@ -87,7 +87,7 @@ def test_a_study_in_processes_is_the_same_and_goes_on_in_either_way(tmp_path: Pa
     """Every number as with one thread here, bit for bit; half of it there, the other half here."""
     (tmp_path / "small.toml").write_text(SMALL)
     study = load_study(str(tmp_path / "small.toml"))
-    command = [sys.executable, "-m", "shiftscope.cli", "study", "small.toml", "--out", "alone"]
+    command = [sys.executable, "-m", "shiftscope", "study", "small.toml", "--out", "alone"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     events: list[object] = []
     run_study(study, out=tmp_path / "together", executor=Processes(2), report=events.append)

@@ -154,7 +154,7 @@ def test_impossible_numbers_are_refused(make: Any, told: str) -> None:
 
 def test_the_command_starts_a_cluster_of_its_own_and_ends_it(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL.replace("seeds = 2", "seeds = 1").replace("[1, 4]", "[4]"))
-    command = [sys.executable, "-m", "shiftscope.cli", "study", "small.toml", "--executor", "ray", "--workers", "1"]
+    command = [sys.executable, "-m", "shiftscope", "study", "small.toml", "--executor", "ray", "--workers", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "1/1 done" in done.stderr

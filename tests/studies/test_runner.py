@@ -286,7 +286,7 @@ def test_a_record_of_an_older_form_is_measured_anew_without_training(tmp_path: P
 
 def test_killing_it_at_any_moment_and_starting_again_ends_in_the_undisturbed_table(tmp_path: Path) -> None:
     run_study(small(tmp_path), out=tmp_path / "undisturbed", executor=Processes(1))
-    command = [sys.executable, "-m", "shiftscope.cli", "study", str(tmp_path / "small.toml"), "--out", str(tmp_path / "killed")]
+    command = [sys.executable, "-m", "shiftscope", "study", str(tmp_path / "small.toml"), "--out", str(tmp_path / "killed")]
     for moment in (0.3, 1.0, 2.0):
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60

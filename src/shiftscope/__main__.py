@@ -1,4 +1,4 @@
-"""``python -m shiftscope.cli``."""
+"""Run the command line: ``python -m shiftscope``."""
 
 import sys
 
