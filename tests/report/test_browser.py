@@ -19,7 +19,7 @@ from shiftscope.report import render
 from shiftscope.report.gallery import spread_over_classes
 from shiftscope.report.write import write_report
 from shiftscope.shifts import grid, translate
-from shiftscope.studies.folder import holdings
+from shiftscope.studies.folder import read_folder
 from shiftscope.theory import correlate, homogeneity, respond, subsample, worked_tables
 from shiftscope.theory import translate as translate_signal
 
@@ -81,8 +81,8 @@ def write(folder: Path, *sections: Any, title: str = "A page") -> Path:
 @lru_cache
 def network_and_canvas(study: Path, cell: int, image: int) -> tuple[torch.nn.Module, torch.Tensor]:
     """A cell's first network, and an image of the page on its canvas."""
-    held = holdings(study).cells[cell]
-    data = load(held.wanted[0].data)
+    held = read_folder(study).cells[cell]
+    data = load(held.planned[0].data)
     place = int(spread_over_classes(data.test.labels, image + 1)[image])
     return load_model(str(held.folders[0])).model, data.canvas.place(data.test.images[place : place + 1])
 
@@ -122,7 +122,7 @@ def test_a_page_opens_from_disk_without_network_and_without_complaint(study: Pat
 def test_the_numbers_in_the_page_are_those_of_the_records(study: Path, show: Callable[..., Opened]) -> None:
     opened = show(study / "report.html")
     section = opened.page.locator("section.rows", has_text="All measured numbers")
-    table = holdings(study).table()
+    table = read_folder(study).table()
     for row, expected in zip(section.locator("tbody tr").all(), table.rows, strict=True):
         cells = [re.sub(r"\s+", " ", text).strip() for text in row.locator("td").all_inner_texts()]
         printed = [
@@ -226,7 +226,7 @@ def test_the_map_marks_the_shift_and_can_be_pressed(study: Path, show: Callable[
 def test_tables_sort_by_number_and_empty_cells_stay_last(study: Path, show: Callable[..., Opened]) -> None:
     opened = show(study / "report.html")
     section = opened.page.locator("section.rows", has_text="All measured numbers")
-    place = list(holdings(study).table().columns).index("source_mcs") + 1
+    place = list(read_folder(study).table().columns).index("source_mcs") + 1
     button = section.locator(f"th:nth-child({place}) button")
     for direction in ("ascending", "descending"):
         button.click()
@@ -242,7 +242,7 @@ def test_a_saved_table_is_the_tables_csv(study: Path, show: Callable[..., Opened
     with opened.page.expect_download() as waiting:
         opened.page.locator("section.rows", has_text="All measured numbers").locator(".save").click()
     assert waiting.value.suggested_filename == "small.csv"
-    assert Path(waiting.value.path()).read_text() == holdings(study).table().to_csv()
+    assert Path(waiting.value.path()).read_text() == read_folder(study).table().to_csv()
 
 
 def test_dark_follows_the_system_and_the_button(study: Path, show: Callable[..., Opened]) -> None:
@@ -259,7 +259,7 @@ def test_dark_follows_the_system_and_the_button(study: Path, show: Callable[...,
 def test_tips_tell_the_numbers(study: Path, show: Callable[..., Opened]) -> None:
     opened = show(study / "report.html")
     opened.page.locator(".wide .point").first.hover()
-    table = holdings(study).table()
+    table = read_folder(study).table()
     assert str(table.rows[0]["mcs"]) in opened.text(".tip")
     opened.page.locator(".shiftmap").first.hover()
     assert opened.text(".tip").split() == ["not", "shifted", "1.000"]

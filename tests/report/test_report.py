@@ -26,7 +26,7 @@ from shiftscope.report.packing import COSINE_STEPS, PROBABILITY_STEPS, drag_data
 from shiftscope.report.write import study_page, write_report
 from shiftscope.shifts import grid
 from shiftscope.studies import records
-from shiftscope.studies.folder import holdings
+from shiftscope.studies.folder import read_folder
 from shiftscope.studies.runner import run_study
 from shiftscope.studies.spec import load_study
 from shiftscope.surveys import per_shift_cosines
@@ -86,7 +86,7 @@ def test_outputs_of_other_shifts_are_refused() -> None:
 
 
 def test_a_networks_answers_in_the_page_are_the_engines_for_every_shift(study: Path) -> None:
-    drags, missing = galleries(holdings(study))
+    drags, missing = galleries(read_folder(study))
     assert missing == []
     (shown,) = drags
     assert [network.name for network in shown.networks] == ["factor 1", "factor 4"]
@@ -107,7 +107,7 @@ def test_without_its_images_the_page_says_how_to_give_them(study: Path, tmp_path
         record = json.loads(path.read_text())
         record["provenance"]["data_sha256"] = "0" * 64
         path.write_text(json.dumps(record))
-    _, missing = galleries(holdings(copy))
+    _, missing = galleries(read_folder(copy))
     assert "trained on other images (sha256 000000000000" in missing[0]
     assert "--data-dir" in missing[0]
 
@@ -115,8 +115,8 @@ def test_without_its_images_the_page_says_how_to_give_them(study: Path, tmp_path
 def test_records_of_an_older_form_are_shown_as_they_stand(study: Path, tmp_path: Path) -> None:
     copy = pages.without(study, "record.json", 2, tmp_path / "older")
     change_records(copy, schema_version=records.RECORD_VERSION - 1)
-    held = holdings(copy)
-    assert (held.finished, held.wanted) == (0, 4)
+    held = read_folder(copy)
+    assert (held.runs_finished, held.runs_planned) == (0, 4)
     text = render(study_page(copy))
     assert "0 of 4 runs are finished, 2 more are known from records of an older form." in text
     assert f"has a record of form {records.RECORD_VERSION - 1}; this is form {records.RECORD_VERSION}" in text
@@ -130,7 +130,7 @@ def test_a_measure_that_no_record_holds_is_left_out(study: Path, tmp_path: Path)
         save_file({name: values for name, values in load_file(path).items() if "centred" not in name and name != "map.mcs"}, path)
     page = study_page(copy)
     titles = [section.title for section in page.sections]
-    assert "mcs_centred" not in holdings(copy).table().columns
+    assert "mcs_centred" not in read_folder(copy).table().columns
     assert "Sensitivity maps" not in titles
     assert "What of it decides the answer" not in titles
     assert render(page)
@@ -140,8 +140,8 @@ def test_a_damaged_record_is_left_out_and_named(study: Path, tmp_path: Path) -> 
     copy = copied(study, tmp_path)
     damaged = sorted(copy.glob("runs/*/record.json"))[0]
     damaged.write_text("{")
-    held = holdings(copy)
-    assert held.finished == 3
+    held = read_folder(copy)
+    assert held.runs_finished == 3
     assert f"{damaged} is damaged (not a whole record); the run is left out." in held.missing
 
 
@@ -152,7 +152,7 @@ def test_an_empty_study_gives_a_page(study: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no study's folder: study\.json cannot be read"):
+    with pytest.raises(InputError, match=r"study\.json cannot be read"):
         write_report(tmp_path)
 
 
@@ -169,10 +169,10 @@ def test_what_cannot_be_written_is_told(study: Path, tmp_path: Path) -> None:
 def test_a_page_has_room_for_fewer_images_and_then_for_fewer_networks(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = 13 * 13 * 14
     monkeypatch.setattr("shiftscope.report.gallery.BUDGET", 6 * (2 * answers + 100))
-    ((shown,), _) = galleries(holdings(study))
+    ((shown,), _) = galleries(read_folder(study))
     assert (len(shown.images), len(shown.networks)) == (6, 2)
     monkeypatch.setattr("shiftscope.report.gallery.BUDGET", 5 * (answers + 100))
-    ((shown,), _) = galleries(holdings(study))
+    ((shown,), _) = galleries(read_folder(study))
     assert (len(shown.images), len(shown.networks)) == (5, 1)
     assert "room for 1 of 2 networks" in shown.caption
 
@@ -182,7 +182,7 @@ def test_variants_have_a_gallery_each_and_share_the_room(tmp_path: Path) -> None
     text = SMALL.partition("[grid]")[0].replace("seeds = 2", "seeds = 1").replace("canvas = 22\n", "") + variants
     (tmp_path / "variants.toml").write_text(text)
     run_study(load_study(str(tmp_path / "variants.toml")), out=tmp_path / "study")
-    drags, missing = galleries(holdings(tmp_path / "study"))
+    drags, missing = galleries(read_folder(tmp_path / "study"))
     assert missing == []
     assert [(shown.title, shown.canvas) for shown in drags] == [("Drag the image: <small>", 22), ("Drag the image: large", 26)]
     page = study_page(tmp_path / "study")
@@ -191,7 +191,7 @@ def test_variants_have_a_gallery_each_and_share_the_room(tmp_path: Path) -> None
 
 
 def test_the_answer_names_the_least_and_the_most(study: Path) -> None:
-    rows = {row["factor"]: row["mcs"].value for row in holdings(study).table().rows}
+    rows = {row["factor"]: row["mcs"].value for row in read_folder(study).table().rows}
     answer = study_page(study).answer
     least, most = min(rows, key=rows.__getitem__), max(rows, key=rows.__getitem__)
     assert f"{rows[least]:.2f} at subsampling factor {least} and of {rows[most]:.2f} at subsampling factor {most}" in answer

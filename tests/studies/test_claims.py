@@ -162,7 +162,7 @@ def test_a_verdict_needs_the_whole_interval(expect: str, bound: float, low: floa
 
 def test_what_cannot_be_compared_is_told_in_a_sentence(folder: Path, tmp_path: Path) -> None:
     plain = as_users_import_it(importlib.import_module("shiftscope.studies.claims"))
-    with pytest.raises(InputError, match=r"is no study.s folder: study\.json cannot be read"):
+    with pytest.raises(InputError, match=r"study\.json cannot be read"):
         plain.compare(tmp_path)
     empty, sourceless, broken = tmp_path / "empty", tmp_path / "sourceless", tmp_path / "broken"
     for path in (empty, sourceless, broken):

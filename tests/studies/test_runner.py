@@ -27,7 +27,7 @@ from shiftscope.models.family import Network
 from shiftscope.runtime.processes import Processes
 from shiftscope.runtime.progress import Stage
 from shiftscope.shifts import grid, translate
-from shiftscope.studies.folder import holdings
+from shiftscope.studies.folder import read_folder
 from shiftscope.studies.run import Piece
 from shiftscope.studies.runner import RunEnded, RunStarted, _begun, _do, _do_away, _grouped, _Job, run_study
 from shiftscope.studies.spec import Study, load_study
@@ -157,7 +157,7 @@ def test_curves_and_layers_follow_from_the_weights_too(tmp_path: Path) -> None:
 
 def test_gains_stand_beside_the_homogeneity_of_what_is_subsampled(tmp_path: Path) -> None:
     table = run_study(small(tmp_path), out=tmp_path / "out")
-    gained = holdings(tmp_path / "out").gains()
+    gained = read_folder(tmp_path / "out").gains()
     assert [row["factor"] for row in gained.rows] == [4]
     values = [row["mcs"] for row in table.rows]
     assert gained.rows[0]["gain"].value == pytest.approx(values[1].value - values[0].value, abs=1e-6)
@@ -217,11 +217,11 @@ def test_a_half_done_study_has_tables_of_what_there_is(tmp_path: Path, monkeypat
     study, out = small(tmp_path), tmp_path / "out"
     run_study(study, out=out)
     whole = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.suffix != ".json"}
-    assert holdings(out).write_tables()
+    assert read_folder(out).write_tables()
     assert {name: (out / name).read_bytes() for name in whole} == whole
     one = next(path for path in (out / "runs").iterdir() if json.loads((path / "record.json").read_text())["spec"]["seed"] == 1)
     shutil.rmtree(one)
-    assert holdings(out).write_tables()
+    assert read_folder(out).write_tables()
     rows = (out / "table.csv").read_text().splitlines()
     assert sorted(row.split(",")[1] for row in rows[1:]) == ["1", "2"]
     text = (out / "table.md").read_text()
@@ -229,10 +229,10 @@ def test_a_half_done_study_has_tables_of_what_there_is(tmp_path: Path, monkeypat
     assert "1 to 2 trained networks a row" in text
     assert "One seed in some rows" in text
     shutil.rmtree(out / "runs")
-    assert not holdings(out).write_tables()
+    assert not read_folder(out).write_tables()
     monkeypatch.setattr("shiftscope.studies.folder.summarise", _full)
     run_study(study, out=out)
-    plain = holdings(out)
+    plain = read_folder(out)
     with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)\. Make room"):
         plain.write_tables()
 
@@ -344,7 +344,7 @@ def test_a_diverged_run_is_in_the_record_and_the_notes_and_not_in_the_numbers(tm
 def test_a_setting_may_be_a_list_and_share_its_name_with_a_layers_property(tmp_path: Path) -> None:
     text = SMALL.replace("seeds = 2", "seeds = 1").replace("max_epochs = 2", "max_epochs = 1")
     run_study(small(tmp_path, text.replace("[grid]", "[grid]\nnetwork.channels = [[4, 8], [2, 4]]")), out=tmp_path / "out")
-    held = holdings(tmp_path / "out")
+    held = read_folder(tmp_path / "out")
     assert [(row["channels"], row["factor"]) for row in held.gains().rows] == [("[4, 8]", 4), ("[2, 4]", 4)]
     rows = held.layers().rows
     assert {row["channels"] for row in rows if row["network.channels"] == "[2, 4]" and row["kind"] == "pool"} == {2, 4}

@@ -145,10 +145,10 @@ def report(
     from shiftscope.cli.progress import reporting
     from shiftscope.report.write import write_report
     from shiftscope.runtime.progress import Stage
-    from shiftscope.studies.folder import holdings
+    from shiftscope.studies.folder import read_folder
 
     if out is None and not is_audit(folder):
-        holdings(folder).write_tables()
+        read_folder(folder).write_tables()
     with reporting() as tell:
         path = write_report(folder, out=out, data_dir=data_dir, device=device_of(device), progress=lambda *at: tell(Stage(*at)))
     print(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))

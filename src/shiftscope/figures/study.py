@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shiftscope import figures
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import write_whole
-from shiftscope.studies.folder import Holdings, holdings
+from shiftscope.studies.folder import StudyFolder, read_folder
 from shiftscope.studies.spec import short
 from shiftscope.studies.tables import across_and_series, curve
 from shiftscope.tables import Cell, Table
@@ -42,7 +42,7 @@ def write_figures(folder: Path, *, out: Path, formats: tuple[str, ...] = ("pdf",
     Raises:
         InputError: the folder holds no study or no finished run, or the files cannot be written.
     """
-    held = holdings(folder)
+    held = read_folder(folder)
     table = held.table()
     if not any("mcs" in row for row in table.rows):
         raise InputError(f"{folder} holds no finished run. Run `shiftscope study` with --out {folder} first.")
@@ -66,7 +66,7 @@ def _write(figure: Figure, path: Path) -> None:
         ) from error
 
 
-def _candidates(held: Holdings, table: Table) -> Iterator[tuple[str, Callable[[], Figure] | str]]:
+def _candidates(held: StudyFolder, table: Table) -> Iterator[tuple[str, Callable[[], Figure] | str]]:
     """Each figure's name, and how to draw it or why it cannot be drawn."""
     varied = [short(path) for path in held.study.varied()]
     across, series = across_and_series(held.study)
@@ -103,7 +103,7 @@ def _candidates(held: Holdings, table: Table) -> Iterator[tuple[str, Callable[[]
     yield "causes", "it needs a breakdown by cause, which `shiftscope explain` makes of one model."
 
 
-def _of_shifts(held: Holdings, across: str | None) -> Iterator[tuple[str, Callable[[], Figure] | str]]:
+def _of_shifts(held: StudyFolder, across: str | None) -> Iterator[tuple[str, Callable[[], Figure] | str]]:
     """Measures against the largest shift, a line for each value of the main setting."""
     table, series = _alike(held.curves(), across), (across,) if across else ()
     for measure in ("mcs", "top1_change"):
@@ -115,7 +115,7 @@ def _of_shifts(held: Holdings, across: str | None) -> Iterator[tuple[str, Callab
         )
 
 
-def _of_layers(held: Holdings, across: str | None) -> tuple[str, Callable[[], Figure] | str]:
+def _of_layers(held: StudyFolder, across: str | None) -> tuple[str, Callable[[], Figure] | str]:
     table = _alike(held.layers(), across)
     maps = Table(table.title, table.columns, tuple(row for row in table.rows if row.get("pixels")))
     if not maps.rows:

@@ -21,7 +21,7 @@ from shiftscope.models import LoadedModel, load_model
 from shiftscope.report import Drag, Network
 from shiftscope.shifts import grid
 from shiftscope.studies import records
-from shiftscope.studies.folder import Holding, Holdings
+from shiftscope.studies.folder import CellRuns, StudyFolder
 from shiftscope.studies.spec import VARIANT
 
 __all__ = ["IMAGES", "Progress", "Scene", "galleries", "spread_over_classes"]
@@ -51,12 +51,12 @@ class Scene:
 
     data: DataSpec
     reach: int
-    models: dict[str, tuple[Holding, LoadedModel]]
+    models: dict[str, tuple[CellRuns, LoadedModel]]
     checksum: str
 
 
 def galleries(
-    held: Holdings, *, data_dir: Path | None = None, device: torch.device | str = "cpu", progress: Progress = lambda *_: None
+    held: StudyFolder, *, data_dir: Path | None = None, device: torch.device | str = "cpu", progress: Progress = lambda *_: None
 ) -> tuple[list[Drag], list[str]]:
     """A gallery for each data set of a study whose networks and images are there, and what is missing of others.
 
@@ -91,7 +91,7 @@ def spread_over_classes(labels: Int[Tensor, " image"], count: int) -> Int[Tensor
     return torch.tensor([place for _, _, place in sorted(keys)[:count]], dtype=torch.long)
 
 
-def _scenes(held: Holdings) -> tuple[list[Scene], list[str]]:
+def _scenes(held: StudyFolder) -> tuple[list[Scene], list[str]]:
     """The kept networks by their images: the first of each cell that has its weights."""
     scenes: dict[tuple[DataSpec, int, str], Scene] = {}
     missing = []
@@ -106,7 +106,7 @@ def _scenes(held: Holdings) -> tuple[list[Scene], list[str]]:
         except InputError as error:
             missing.append(f"{cell.name}: {error}")
             continue
-        run = cell.wanted[0]
+        run = cell.planned[0]
         checksum = cell.records[cell.folders.index(kept)].provenance.get("data_sha256", "")
         scene = scenes.setdefault(
             (run.data, run.measure.max_shift, checksum), Scene(run.data, run.measure.max_shift, {}, checksum)

@@ -16,7 +16,7 @@ from shiftscope.report.content import Section, Signal
 from shiftscope.report.gallery import Progress, galleries
 from shiftscope.report.words import WORDS, bare
 from shiftscope.studies.claims import compare
-from shiftscope.studies.folder import Holdings, holdings
+from shiftscope.studies.folder import StudyFolder, read_folder
 from shiftscope.studies.spec import short
 from shiftscope.studies.tables import across_and_series
 from shiftscope.tables import Cell, Table
@@ -32,7 +32,7 @@ def study_page(
     folder: Path, *, data_dir: Path | None = None, device: torch.device | str = "cpu", progress: Progress = lambda *_: None
 ) -> Page:
     """A study's page, not rendered yet; arguments and errors as in :func:`shiftscope.report.write.write_report`."""
-    held = holdings(folder)
+    held = read_folder(folder)
     table = held.table()
     drags, lacking = galleries(held, data_dir=data_dir, device=device, progress=progress)
     beside, told = _compared(folder) if held.study.source else ([], [])
@@ -55,13 +55,13 @@ def study_page(
     )
 
 
-def _answer(held: Holdings, table: Table) -> str:
+def _answer(held: StudyFolder, table: Table) -> str:
     """The result in one sentence."""
     rows = [row for row in table.rows if isinstance(row.get("mcs"), Estimate)]
     if not rows:
-        why = "every training diverged" if held.finished else "no run of this study is finished"
+        why = "every training diverged" if held.runs_finished else "no run of this study is finished"
         return f"Nothing has been measured yet: {why}."
-    reach = held.cells[0].wanted[0].measure.max_shift
+    reach = held.cells[0].planned[0].measure.max_shift
     least, most = (chosen(rows, key=lambda row: _value(row, "mcs")) for chosen in (min, max))
     shift = f"a shift of up to {reach} pixel{'' if reach == 1 else 's'}"
     if len(rows) == 1:
@@ -79,28 +79,28 @@ def _answer(held: Holdings, table: Table) -> str:
     return f"{sentence}."
 
 
-def _facts(held: Holdings, table: Table) -> tuple[str, ...]:
+def _facts(held: StudyFolder, table: Table) -> tuple[str, ...]:
     counts = [cell.count for row in table.rows for cell in row.values() if isinstance(cell, Estimate)]
-    run = held.cells[0].wanted[0]
-    known = held.finished + sum(len(cell.older) for cell in held.cells)
-    facts = [f"{known} of {held.wanted} networks trained and measured"]
+    run = held.cells[0].planned[0]
+    known = held.runs_finished + sum(len(cell.older) for cell in held.cells)
+    facts = [f"{known} of {held.runs_planned} networks trained and measured"]
     if counts:
         facts.append(f"{max(counts):,} test images")
     facts.append(f"{(2 * run.measure.max_shift + 1) ** 2} shifts of each")
-    facts.append(", ".join(dict.fromkeys(cell.wanted[0].data.name for cell in held.cells)))
+    facts.append(", ".join(dict.fromkeys(cell.planned[0].data.name for cell in held.cells)))
     return tuple(facts)
 
 
-def _warning(held: Holdings) -> str:
-    if held.finished == held.wanted:
+def _warning(held: StudyFolder) -> str:
+    if held.runs_finished == held.runs_planned:
         return ""
     older = sum(len(cell.older) for cell in held.cells)
-    text = f"Not whole: {held.finished} of {held.wanted} runs are finished"
+    text = f"Not whole: {held.runs_finished} of {held.runs_planned} runs are finished"
     text += f", {older} more are known from records of an older form." if older else "."
     return f"{text} The last section says what is missing."
 
 
-def _curves(held: Holdings, table: Table) -> list[Section]:
+def _curves(held: StudyFolder, table: Table) -> list[Section]:
     """The main measures against the setting of most interest."""
     across, series = across_and_series(held.study)
     if across is None:
@@ -119,7 +119,7 @@ def _curves(held: Holdings, table: Table) -> list[Section]:
     return curves
 
 
-def _grids(held: Holdings, table: Table) -> list[Section]:
+def _grids(held: StudyFolder, table: Table) -> list[Section]:
     """Ours, the source's and their difference over the two settings of a grid."""
     axes = [short(path) for path in held.study.axes()]
     if len(axes) != 2 or "variant" in axes:
@@ -135,7 +135,7 @@ def _grids(held: Holdings, table: Table) -> list[Section]:
     return grids
 
 
-def _maps(held: Holdings) -> list[Section]:
+def _maps(held: StudyFolder) -> list[Section]:
     """Sensitivity maps: the mean cosine at every shift."""
     maps = [(cell, values) for cell in held.cells if (values := cell.map("mcs")) is not None]
     if not maps:
@@ -147,7 +147,7 @@ def _maps(held: Holdings) -> list[Section]:
     return [Maps("Sensitivity maps", caption, tuple(ShiftMap(cell.name, values.float(), cell.factor) for cell, values in maps))]
 
 
-def _shifts(held: Holdings) -> list[Section]:
+def _shifts(held: StudyFolder) -> list[Section]:
     """The main measure against the largest shift."""
     table, series = held.curves(), tuple(_varied(held))
     if not table.rows:
@@ -156,7 +156,7 @@ def _shifts(held: Holdings) -> list[Section]:
     return [Chart("How similarity falls with the largest shift", caption, table, "max_shift", "mcs", series)]
 
 
-def _layers(held: Holdings) -> list[Section]:
+def _layers(held: StudyFolder) -> list[Section]:
     """What shifts do to every layer, and what homogeneity has to do with it."""
     table, gained = held.layers(), held.gains()
     sections: list[Section] = []
@@ -173,7 +173,7 @@ def _layers(held: Holdings) -> list[Section]:
     return sections
 
 
-def _scatter(held: Holdings, table: Table) -> list[Section]:
+def _scatter(held: StudyFolder, table: Table) -> list[Section]:
     names = tuple(_varied(held))
     caption = "Right is more invariant, up is more accurate. Blue are the networks that no other beats on both."
     return [Scatter("Accuracy against invariance", caption, table, "mcs", "test_accuracy", names)]
@@ -241,13 +241,13 @@ def _difference(row: Mapping[str, Cell], name: str) -> Estimate | None:
     return Estimate(ours.value - theirs, ours.low - theirs, ours.high - theirs, ours.count, ours.seeds)
 
 
-def _setting(held: Holdings, row: Mapping[str, Any]) -> str:
+def _setting(held: StudyFolder, row: Mapping[str, Any]) -> str:
     """A row's settings in words."""
     names = _varied(held)
     return ", ".join(f"{WORDS.get(name, name.replace('_', ' '))} {row[name]}" for name in names) or "its settings"
 
 
-def _varied(held: Holdings) -> list[str]:
+def _varied(held: StudyFolder) -> list[str]:
     """The settings that differ between cells."""
     return [short(path) for path in held.study.varied()]
 

@@ -14,21 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from scipy.stats import rankdata
 from torch import Tensor
 
 from shiftscope import estimates as measures
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, Spread
-from shiftscope.runtime.settings import mistakes
 from shiftscope.studies import records
 from shiftscope.studies.measuring import MEASURES
 from shiftscope.studies.records import Finished
-from shiftscope.studies.spec import Claim, Source, Study, short
+from shiftscope.studies.spec import Claim, Source, Study, read_study, short
 from shiftscope.tables import Table
 
-__all__ = ["compare", "study_of"]
+__all__ = ["compare"]
 
 #: Fewer cells than this have no rank correlation worth the name.
 CELLS_FOR_RANKS = 4
@@ -91,7 +89,7 @@ def compare(folder: Path) -> tuple[Table, Table]:
     Raises:
         InputError: no study there, one without a source, or none of its runs finished.
     """
-    study = study_of(folder)
+    study = read_study(folder)
     source = study.source
     if source is None:
         raise InputError(f"{folder} has no source to compare with. Add a [source] table with cells or claims to the study.")
@@ -99,25 +97,6 @@ def compare(folder: Path) -> tuple[Table, Table]:
     if not any(cell.values for cell in cells):
         raise InputError(f"{folder} holds no finished run of this form. Run `shiftscope study` with --out {folder} first.")
     return _cells(study, source, cells), _claims(study, source, cells)
-
-
-def study_of(folder: Path) -> Study:
-    """The study of a folder.
-
-    Args:
-        folder: that holds ``study.json``.
-
-    Raises:
-        InputError: there is none, or it is not a study of this version.
-    """
-    try:
-        study = Study.model_validate_json((folder / "study.json").read_bytes())
-        study.cells()
-    except OSError as error:
-        raise InputError(f"{folder} is no study's folder: study.json cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise InputError(f"{folder / 'study.json'} is not a study: {mistakes(error)[0]}") from error
-    return study
 
 
 def _held(study: Study, folder: Path) -> list[Held]:

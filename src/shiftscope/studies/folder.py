@@ -20,56 +20,55 @@ from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
 from shiftscope.runtime.provenance import joined
 from shiftscope.studies import records
-from shiftscope.studies.claims import study_of
 from shiftscope.studies.records import Finished, Record
-from shiftscope.studies.spec import DERIVED, VARIANT, Run, Study, short
+from shiftscope.studies.spec import DERIVED, VARIANT, Run, Study, read_study, short
 from shiftscope.studies.tables import curves, gains, layers, summarise, table_of
 from shiftscope.tables import Table
 
-__all__ = ["Holding", "Holdings", "holdings"]
+__all__ = ["CellRuns", "StudyFolder", "read_folder"]
 
 #: Settings whose names say less than a few words.
 PLAIN = {"antialias": "filter size", "pool_kernel": "pooling kernel"}
 
 
 @dataclass(frozen=True)
-class Holding:
+class CellRuns:
     """A cell and what there is of it.
 
     Attributes:
         name: the settings that vary, in words.
         settings: of the cell, path to value.
-        wanted: the runs it consists of, one a seed.
-        found: the finished ones, of this form.
+        planned: the runs it consists of, one a seed.
+        finished: the finished ones, of this form.
         older: records of an older form.
         folders: of the finished runs and then of the older records.
     """
 
     name: str
     settings: Mapping[str, Any]
-    wanted: tuple[Run, ...]
-    found: tuple[Finished, ...]
+    planned: tuple[Run, ...]
+    finished: tuple[Finished, ...]
     older: tuple[Record, ...]
     folders: tuple[Path, ...]
 
     @property
     def records(self) -> tuple[Record, ...]:
         """The records in the order of ``folders``."""
-        return (*(run.record for run in self.found), *self.older)
+        return (*(run.record for run in self.finished), *self.older)
 
     @property
     def factor(self) -> int:
         """The subsampling factor of its networks."""
-        return self.wanted[0].network.factor
+        return self.planned[0].network.factor
 
     def map(self, measure: str) -> Tensor | None:
         """The mean of each shift over its networks, [shift]; None where no record holds it."""
-        maps = [run.maps[measure] for run in self.found if measure in run.maps]
+        maps = [run.maps[measure] for run in self.finished if measure in run.maps]
         return torch.stack(maps).mean(dim=0) if maps else None
 
 
 @dataclass(frozen=True)
-class Holdings:
+class StudyFolder:
     """A study and what there is of it.
 
     Attributes:
@@ -81,23 +80,23 @@ class Holdings:
 
     folder: Path
     study: Study
-    cells: tuple[Holding, ...]
+    cells: tuple[CellRuns, ...]
     missing: tuple[str, ...]
 
     @property
-    def finished(self) -> int:
+    def runs_finished(self) -> int:
         """How many runs are finished and of this form."""
-        return sum(len(cell.found) for cell in self.cells)
+        return sum(len(cell.finished) for cell in self.cells)
 
     @property
-    def wanted(self) -> int:
+    def runs_planned(self) -> int:
         """How many runs the study consists of."""
-        return sum(len(cell.wanted) for cell in self.cells)
+        return sum(len(cell.planned) for cell in self.cells)
 
     def table(self) -> Table:
         """A row a cell. A cell known from one record of an older form alone has that record's numbers."""
-        table = table_of(self.study, [list(cell.found) for cell in self.cells])
-        rows = [{**row, **_older(cell)} if not cell.found else row for row, cell in zip(table.rows, self.cells, strict=True)]
+        table = table_of(self.study, [list(cell.finished) for cell in self.cells])
+        rows = [{**row, **_older(cell)} if not cell.finished else row for row, cell in zip(table.rows, self.cells, strict=True)]
         empty = {name for name in table.columns if all(row.get(name) is None for row in rows)}
         kept = tuple(name for name in table.columns if name not in empty)
         return Table(table.title, kept, tuple(rows), (*table.notes, *self._told_older()), table.provenance or self._origin())
@@ -120,10 +119,10 @@ class Holdings:
         Raises:
             InputError: they cannot be written.
         """
-        if not self.finished or any(cell.older for cell in self.cells):
+        if not self.runs_finished or any(cell.older for cell in self.cells):
             return False
         try:
-            summarise(self.study, [list(cell.found) for cell in self.cells], self.folder)
+            summarise(self.study, [list(cell.finished) for cell in self.cells], self.folder)
         except OSError as error:
             raise InputError(
                 f"{self.folder} cannot be written ({error.strerror}). Make room, or write the page alone, elsewhere, with --out."
@@ -131,11 +130,11 @@ class Holdings:
         return True
 
     def _sound(self) -> list[list[Finished]]:
-        return [[run for run in cell.found if run.record.training.status != "diverged"] for cell in self.cells]
+        return [[run for run in cell.finished if run.record.training.status != "diverged"] for cell in self.cells]
 
     def _told_older(self) -> tuple[str, ...]:
         """That some numbers come from records of an older form."""
-        names = [cell.name for cell in self.cells if not cell.found and len(cell.older) == 1]
+        names = [cell.name for cell in self.cells if not cell.finished and len(cell.older) == 1]
         return (f"From records of an older form, one network each: {'; '.join(names)}.",) if names else ()
 
     def _origin(self) -> dict[str, str]:
@@ -143,7 +142,7 @@ class Holdings:
         return joined([record.provenance for cell in self.cells for record in cell.older])
 
 
-def holdings(folder: Path) -> Holdings:
+def read_folder(folder: Path) -> StudyFolder:
     """What there is of a study.
 
     Args:
@@ -152,7 +151,7 @@ def holdings(folder: Path) -> Holdings:
     Raises:
         InputError: it holds no study.
     """
-    study = study_of(folder)
+    study = read_study(folder)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         found, older, reasons = _records(folder)
@@ -162,17 +161,17 @@ def holdings(folder: Path) -> Holdings:
         before = {run.seed: path for run in cell.runs for path, each in older.items() if _same(run, each.spec)}
         outdated = [path for seed, path in before.items() if seed not in current]
         cells.append(
-            Holding(
+            CellRuns(
                 name=_name(study, cell.settings),
                 settings=cell.settings,
-                wanted=cell.runs,
-                found=tuple(found[path] for path in current.values()),
+                planned=cell.runs,
+                finished=tuple(found[path] for path in current.values()),
                 older=tuple(older[path] for path in outdated),
                 folders=(*current.values(), *outdated),
             )
         )
     missing = [*(str(each.message).replace("is computed again", "is left out") for each in told), *reasons, *_gaps(cells)]
-    return Holdings(folder, study, tuple(cells), tuple(missing))
+    return StudyFolder(folder, study, tuple(cells), tuple(missing))
 
 
 def _records(folder: Path) -> tuple[dict[Path, Finished], dict[Path, Record], list[str]]:
@@ -226,22 +225,22 @@ def _same(run: Run, recorded: Run) -> bool:
     return run.model_copy(update={"network": run.network.model_copy(update=derived)}) == recorded
 
 
-def _gaps(cells: list[Holding]) -> list[str]:
+def _gaps(cells: list[CellRuns]) -> list[str]:
     """What is missing of each cell."""
     told = []
     for cell in cells:
-        lacking = len(cell.wanted) - len(cell.found) - len(cell.older)
-        if lacking and lacking == len(cell.wanted):
-            told.append(f"{cell.name}: none of {len(cell.wanted)} runs is finished.")
+        lacking = len(cell.planned) - len(cell.finished) - len(cell.older)
+        if lacking and lacking == len(cell.planned):
+            told.append(f"{cell.name}: none of {len(cell.planned)} runs is finished.")
         elif lacking:
-            told.append(f"{cell.name}: {len(cell.found)} of {len(cell.wanted)} runs are finished.")
-        for run in cell.found:
+            told.append(f"{cell.name}: {len(cell.finished)} of {len(cell.planned)} runs are finished.")
+        for run in cell.finished:
             if run.record.training.status == "diverged":
                 told.append(f"{cell.name}, seed {run.record.spec.seed}: the training diverged, so nothing was measured.")
     return told
 
 
-def _older(cell: Holding) -> dict[str, int | float | Estimate]:
+def _older(cell: CellRuns) -> dict[str, int | float | Estimate]:
     """The numbers of a cell's only record of an older form, as they stand there."""
     if len(cell.older) != 1:
         return {}

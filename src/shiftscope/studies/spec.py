@@ -28,7 +28,7 @@ from shiftscope.models.family import NetworkSpec
 from shiftscope.runtime.settings import Spec, mistakes
 from shiftscope.training.loop import Recipe
 
-__all__ = ["Cell", "Claim", "MeasureSpec", "Run", "Source", "Study", "load_study", "shipped_studies"]
+__all__ = ["Cell", "Claim", "MeasureSpec", "Run", "Source", "Study", "load_study", "read_study", "shipped_studies"]
 
 #: Changes whenever the same specification would train another network, or a setting's default changes.
 SCHEMA = 2
@@ -306,6 +306,29 @@ def load_study(name: str, *, seeds: int | None = None, changes: Mapping[str, Any
     for setting, value in (changes or {}).items():
         _change(document, setting, value)
     return _validated(document, str(path))
+
+
+def read_study(folder: Path) -> Study:
+    """Return the study that a study's folder holds.
+
+    Args:
+        folder: of a study that `shiftscope study` has begun; its ``study.json`` is read.
+
+    Raises:
+        InputError: there is no ``study.json``, or it is not a study of this version.
+    """
+    path = folder / "study.json"
+    try:
+        study = Study.model_validate_json(path.read_bytes())
+        study.cells()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}), so {folder} is not the folder of a study.",
+            "Give the folder that `shiftscope study` wrote, such as studies/digits.",
+        ) from error
+    except ValidationError as error:
+        raise InputError(f"{path} is not a study: {mistakes(error)[0]}") from error
+    return study
 
 
 def _change(document: dict[str, Any], path: str, value: Any) -> None:
