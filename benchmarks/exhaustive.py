@@ -145,17 +145,17 @@ def compare(title: str, model: nn.Module, images: Tensor, shifts: Tensor, *, mod
 def _dense_pass(model: nn.Module, images: Tensor, shifts: Tensor, mode: Mode) -> Callable[[], object]:
     """The dense arithmetic of all images, without the check against direct and without the unshifted pass."""
     from shiftscope.engine.dense import Dense, choose
-    from shiftscope.engine.direct import Direct, World
+    from shiftscope.engine.direct import Canvas, Direct
 
-    world = World(mode, None, 0.0, (images.shape[2], images.shape[3]))
-    direct = Direct(model, world, torch.device("cpu"), None, "fp32")
+    canvas = Canvas(mode, 0.0, (images.shape[2], images.shape[3]))
+    direct = Direct(model, canvas, torch.device("cpu"))
     with torch.inference_mode():
-        dense, reason = choose(model, images, shifts, world, torch.device("cpu"), "dense", direct, None)
+        dense, reason = choose(direct, images, shifts, method="dense", batch_size=None)
     assert isinstance(dense, Dense), reason
 
     def run() -> None:
         with torch.no_grad():
-            for part in images.split(dense.block):
+            for part in images.split(dense.batch_size):
                 dense(part)
 
     return run

@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from shiftscope.engine.outputs import Outputs, check_labels
+from shiftscope.engine.checks import check_labels
+from shiftscope.engine.outputs import Outputs
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, Z
 from shiftscope.measures import MEASURES

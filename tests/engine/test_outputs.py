@@ -142,14 +142,6 @@ def test_a_model_that_works_on_its_input_in_place_changes_nothing_else() -> None
     assert torch.equal(given, images())
 
 
-def test_mixed_precision_is_near_single_precision() -> None:
-    model = small_model().eval()
-    full, mixed = (shift_outputs(model, images(), SHIFTS[0], precision=name) for name in ("fp32", "bf16"))
-    assert mixed.method == "direct"
-    torch.testing.assert_close(mixed.values, full.values, rtol=0.05, atol=0.05)
-    assert not torch.equal(mixed.values, full.values)
-
-
 @pytest.mark.parametrize(
     ("model", "given", "options", "text"),
     [
@@ -170,7 +162,7 @@ def test_mixed_precision_is_near_single_precision() -> None:
             lambda batch: batch.mean((2, 3)),
             images(),
             {"mode": "mirror"},
-            "`mode` must be 'zero', 'circular' or 'crop', got 'mirror'",
+            "`mode` must be 'zero' or 'circular', got 'mirror'",
         ),
         (
             lambda batch: batch.mean((2, 3)),
@@ -178,14 +170,9 @@ def test_mixed_precision_is_near_single_precision() -> None:
             {"method": "Dense"},
             "`method` must be 'auto', 'direct' or 'dense', got 'Dense'",
         ),
-        (lambda batch: batch.mean((2, 3)), images(), {"precision": "fp16"}, "`precision` must be 'fp32' or 'bf16', got 'fp16'"),
         (lambda batch: batch.mean((2, 3)), images(), {"batch_size": -1}, "`batch_size` must be 1 or more images, got -1"),
         (lambda batch: batch.mean((2, 3)), images(), {"fill": torch.zeros(3)}, "`fill` must be one value or one for each of 2"),
         (lambda batch: [][0], images(), {}, "`model` fails on images of shape .* list index out of range"),
-        (lambda batch: batch.mean((2, 3)), images(), {"mode": "crop"}, "belongs to that mode only"),
-        (lambda batch: batch.mean((2, 3)), images(), {"crop": 4}, "belongs to that mode only"),
-        (lambda batch: batch.mean((2, 3)), images(), {"mode": "crop", "crop": 4}, "exceed the margin"),
-        (lambda batch: batch.mean((2, 3)), images(), {"mode": "crop", "crop": 8}, "exceed the margin"),
         (
             small_model().eval(),
             images(),

@@ -25,7 +25,7 @@ from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import assembled
 from shiftscope.datasets.images import Pictures, opened
 from shiftscope.datasets.sources import is_image_folder
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, ModelFailsError
 from shiftscope.models import LoadedModel, load_model
 from shiftscope.runtime.files import sweep, write_bytes, write_tensors, write_text
 from shiftscope.runtime.processes import Executor
@@ -339,9 +339,10 @@ def _session(spec: AuditSpec, loaded: LoadedModel, pictures: Pictures) -> Sessio
             batch_size=spec.batch_size,
             device=spec.device,
         )
-    except InputError as error:
-        if loaded.image is None and "the model fails on images" in str(error):
-            raise InputError(f"{error} The model does not tell the size of its input: give `size`.") from error
+    except ModelFailsError as error:
+        if loaded.image is None:
+            remedy = f"{error.remedy} The model does not tell the size of its input: give `size`.".lstrip()
+            raise ModelFailsError(error.problem, remedy) from error
         raise
 
 

@@ -19,8 +19,9 @@ from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, Answers, MapAnswers, pixel_agreements
 from shiftscope.audits.spread import spread_sums
 from shiftscope.audits.views import BORDERS, Plan, Scene, planned
-from shiftscope.engine.outputs import Outputs, evaluating, stream_outputs
-from shiftscope.errors import InputError
+from shiftscope.engine.checks import evaluating
+from shiftscope.engine.outputs import Outputs, stream_outputs
+from shiftscope.errors import InputError, NotFiniteError
 from shiftscope.shifts import Mode, grid
 from shiftscope.similarity import cosine
 from shiftscope.surveys import survey
@@ -145,10 +146,9 @@ class Measurer:
     def _surveyed(self, every: _Exhaustive, images: Tensor) -> Outputs:
         try:
             return every(self.scene.centre(images))
-        except InputError as error:
-            if "not finite" in str(error):
-                for batch in self.scene.centre(images).split(self.batch_size):
-                    self.asked(batch)  # tells how many
+        except NotFiniteError:
+            for batch in self.scene.centre(images).split(self.batch_size):
+                self.asked(batch)  # raises an error that counts the images
             raise
 
     def _answers(self, plan: Plan, images: Tensor, surveyed: dict[Grid, Outputs]) -> tuple[Tensor, int]:

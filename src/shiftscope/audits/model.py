@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.engine.outputs import Model
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, ModelFailsError, NotFiniteError
 
 __all__ = ["Asked", "pick"]
 
@@ -98,7 +98,7 @@ class Asked:
             )
         bad = int((~found.flatten(1).isfinite().all(dim=1)).sum())
         if bad:
-            raise InputError(
+            raise NotFiniteError(
                 f"the model returned NaN or infinity for {bad} of {len(images)} images. Check its weights and the range of its "
                 "input, which is [0, 1]."
             )
@@ -118,7 +118,9 @@ class Asked:
                 raise InputError(
                     f"memory runs out on batches of {len(images)} images of {_size(images)}. Lower `batch_size`."
                 ) from error
-            raise InputError(f"the model fails on images of {_size(images)}: {_reason(error)}.{self._wants(images)}") from error
+            raise ModelFailsError(
+                f"the model fails on images of {_size(images)}: {_reason(error)}.{self._wants(images)}"
+            ) from error
         self.plain = isinstance(raw, Tensor) and raw.ndim == 2
         return pick(raw, self.output)
 

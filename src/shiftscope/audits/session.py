@@ -17,7 +17,7 @@ from shiftscope.audits.parts import Part, folded
 from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import Audit, assembled
 from shiftscope.audits.views import Scene
-from shiftscope.engine.outputs import device_of, evaluating
+from shiftscope.engine.checks import device_of, evaluating
 from shiftscope.errors import InputError
 
 __all__ = ["Session", "audit", "block_size"]

@@ -1,4 +1,4 @@
-"""The dense way: from images and shifts to the sheet, through the traced model, and back to one output for each shift."""
+"""The dense method: from images and shifts to a sheet, through the traced model, and back to one output for each shift."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from shiftscope.engine.direct import Direct, Model, World, finite
+from shiftscope.engine.checks import Model
+from shiftscope.engine.direct import Canvas, Direct, finite
 from shiftscope.engine.graph import Tracer, trace
 from shiftscope.engine.sheets import Layout, NotDenseError
 from shiftscope.errors import InputError
@@ -17,42 +18,51 @@ __all__ = ["Dense", "Method", "choose"]
 
 Method = Literal["auto", "direct", "dense"]
 
-#: Values that the widest map of a dense pass may hold, so that it stays near the processor.
+#: Values that the widest map of a dense pass may hold, so that it fits the processor's cache.
 DENSE_VALUES = 4_000_000
 DENSE_BATCH = 32
-#: With so few shifts, running the model on each copy costs less than dense's larger maps.
+#: With fewer shifts, running the model on each copy costs less than dense's larger maps.
 FEWEST_DENSE_SHIFTS = 6
 CHECKED_IMAGES, CHECKED_SHIFTS = 2, 5
-#: Largest difference of dense to direct relative to the output's norm; single precision leaves about 1e-6.
+#: Largest difference of dense to direct relative to the output's norm; single precision rounds to about 1e-6.
 TOLERANCE = 1e-3
-#: Outputs smaller than this share of the images' norm count as so large.
+#: Outputs smaller than this share of the images' norm are compared relative to that share.
 LEAST_SCALE = 1e-4
 
 
 @dataclass
 class Dense:
-    """The traced model, run once on what all shifts see."""
+    """The traced model, run once for all shifts.
+
+    Attributes:
+        tracer: the model's graph.
+        canvas: what surrounds the images.
+        device: where to compute.
+        layout: where the windows of all shifts start.
+        starts: for each shift, the index of its window's row and column among the layout's.
+        batch_size: images a pass.
+    """
 
     tracer: Tracer
-    world: World
+    canvas: Canvas
     device: torch.device
     layout: Layout
-    picks: tuple[Tensor, Tensor]
-    block: int
+    starts: tuple[Tensor, Tensor]
+    batch_size: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Outputs [image, shift, class]."""
+        """Return outputs [image, shift, class]."""
         images = images.to(self.device)
         maps, background, corner = self._box(images)
         outputs = self.tracer(maps.contiguous(memory_format=torch.channels_last), background, corner, self.layout)
-        rows, columns = self.picks
+        rows, columns = self.starts
         return finite(outputs[:, rows, columns]).float().cpu()
 
     def _box(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """The images less the background, on a box that holds all that differs from it, and where that begins in P."""
-        if self.world.mode != "zero":
+        """Return the images less the background, cut to the box where any of them differs from it, and the box's corner."""
+        if self.canvas.mode != "zero":
             return images, torch.zeros(images.shape[1], device=images.device), (0, 0)
-        background = self.world.background(images)
+        background = self.canvas.background(images)
         rest = images - background[:, None, None]
         content = (rest != 0).any(dim=0).any(dim=0)
         rows, columns = (content.any(dim=axis).nonzero().flatten() for axis in (1, 0))
@@ -62,70 +72,74 @@ class Dense:
         return rest[:, :, top:bottom, left:right], background, (top, left)
 
 
-def choose(
-    model: Model,
-    images: Tensor,
-    shifts: Tensor,
-    world: World,
-    device: torch.device,
-    method: Method,
-    direct: Direct,
-    batch_size: int | None,
-) -> tuple[Dense | None, str]:
-    """Dense where it is exact and pays, and why not elsewhere."""
+def choose(direct: Direct, images: Tensor, shifts: Tensor, *, method: Method, batch_size: int | None) -> tuple[Dense | None, str]:
+    """Return the dense method where it is exact and pays, otherwise None; and the reason.
+
+    Args:
+        direct: the model and where it runs.
+        images: the first batch, on which dense is compared with direct.
+        shifts: [shift, 2] or [image, shift, 2].
+        method: what the caller wants.
+        batch_size: images a dense pass; chosen by the size of the maps if None.
+
+    Raises:
+        InputError: `method` is ``dense``, but dense is not exact.
+        RuntimeError: dense and direct disagree.
+    """
     if method == "direct":
         return None, "Direct was asked for."
     try:
-        if shifts.is_floating_point():
-            raise NotDenseError("shifts in parts of pixels are interpolated")
-        if shifts.ndim == 3:
-            raise NotDenseError("each image has shifts of its own")
-        if direct.precision != "fp32":
-            raise NotDenseError("mixed precision was asked for")
-        if not _is_single(model, images):
-            raise NotDenseError("its weights or images are not in single precision")
-        if method == "auto" and len(shifts) < FEWEST_DENSE_SHIFTS:
+        if method == "auto" and len(shifts) < FEWEST_DENSE_SHIFTS and shifts.ndim == 2 and not shifts.is_floating_point():
             raise NotDenseError(f"{len(shifts)} shifts are too few for it to pay")
-        layout, picks = _layout(shifts, world, device)
-        extent = [starts[-1] - starts[0] + size for starts, size in zip(layout.starts, layout.size, strict=True)]
-        block = batch_size or max(1, min(DENSE_BATCH, DENSE_VALUES // (16 * extent[0] * extent[1])))
-        dense = Dense(trace(model), world, device, layout, picks, block)
-        _compare(dense, direct, images, shifts)
+        dense = _dense(direct, images, shifts, batch_size)
     except NotDenseError as reason:
         if method == "dense":
-            raise InputError(f"`method` 'dense' is not exact here: {reason}. Use 'auto' or 'direct'.") from None
+            raise InputError(f"`method` 'dense' is not exact here: {reason}.", "Use 'auto' or 'direct'.") from None
         return None, f"Direct, because {reason}."
     return dense, "Dense, because every operator before the head is stationary, which the traced graph shows."
 
 
-def _layout(shifts: Tensor, world: World, device: torch.device) -> tuple[Layout, tuple[Tensor, Tensor]]:
-    """Where the windows start, in the images' own coordinates, and which start each shift means."""
-    starts = torch.tensor(world.corner) - shifts.cpu()
-    torus = None
-    if world.mode == "circular":
-        torus = world.size
-        starts = starts % torch.tensor(torus)
+def _dense(direct: Direct, images: Tensor, shifts: Tensor, batch_size: int | None) -> Dense:
+    """Return the dense method, compared with direct; raise NotDenseError with the reason where it is not exact."""
+    if shifts.is_floating_point():
+        raise NotDenseError("shifts in parts of pixels are interpolated")
+    if shifts.ndim == 3:
+        raise NotDenseError("each image has shifts of its own")
+    if not _is_single(direct.model, images):
+        raise NotDenseError("its weights or images are not in single precision")
+    layout, starts = _layout(shifts, direct.canvas, direct.device)
+    extent = [each[-1] - each[0] + size for each, size in zip(layout.starts, layout.size, strict=True)]
+    fitting = max(1, min(DENSE_BATCH, DENSE_VALUES // (16 * extent[0] * extent[1])))
+    dense = Dense(trace(direct.model), direct.canvas, direct.device, layout, starts, batch_size or fitting)
+    _compare(dense, direct, images, shifts)
+    return dense
+
+
+def _layout(shifts: Tensor, canvas: Canvas, device: torch.device) -> tuple[Layout, tuple[Tensor, Tensor]]:
+    """Return where the windows start, in the images' coordinates, and each shift's index among these starts."""
+    torus = canvas.size if canvas.mode == "circular" else None
+    starts = -shifts.cpu() if torus is None else -shifts.cpu() % torch.tensor(torus)
     rows, row_of = starts[:, 0].unique(return_inverse=True)
     columns, column_of = starts[:, 1].unique(return_inverse=True)
-    layout = Layout(world.size, tuple(rows.tolist()), tuple(columns.tolist()), torus)
+    layout = Layout(canvas.size, tuple(rows.tolist()), tuple(columns.tolist()), torus)
     return layout, (row_of.to(device), column_of.to(device))
 
 
 def _is_single(model: Model, images: Tensor) -> bool:
-    """Whether images and weights are in single precision, the one the rules are written for."""
+    """Return whether images and weights are in single precision, for which the rules are written."""
     weights = model.parameters() if isinstance(model, nn.Module) else iter(())
     return images.dtype == torch.float32 and all(weight.dtype == torch.float32 for weight in weights)
 
 
 def _compare(dense: Dense, direct: Direct, images: Tensor, shifts: Tensor) -> None:
-    """Hold dense against direct on a sample."""
+    """Compare dense with direct on a few shifts of the images with the largest variance."""
     fullest = images.flatten(1).var(dim=1).topk(min(CHECKED_IMAGES, len(images))).indices
     images = images[fullest]
     generator = torch.Generator().manual_seed(len(shifts))
     picked = torch.randperm(len(shifts), generator=generator)[:CHECKED_SHIFTS]
     expected = direct(images, shifts[picked])
     found = dense(images)[:, picked]
-    # Outputs that cancel to nothing are compared with what went in, of which rounding is a share.
+    # Where outputs cancel to almost nothing, what is left is rounding: relative to the images, not to the outputs.
     least = LEAST_SCALE * float(images.norm())
     scale = expected.norm(dim=-1).clamp_min(max(least, torch.finfo(torch.float32).tiny))
     apart = float(((found - expected).norm(dim=-1) / scale).max())

@@ -1,4 +1,7 @@
-"""A model's traced graph, walked with a rule for each operator."""
+"""A model's traced graph, walked with a rule for each operator.
+
+Apart from :mod:`shiftscope.engine.operators`, so that each stays a file to read in a sitting.
+"""
 
 from __future__ import annotations
 
@@ -9,45 +12,44 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from shiftscope.engine.heads import Spectra
+from shiftscope.engine.checks import first_line
 from shiftscope.engine.operators import Rules
-from shiftscope.engine.sheets import BatchSize, Flat, Layout, NotDenseError, Pair, Sheet, Vectors
+from shiftscope.engine.sheets import BatchSize, Flat, Layout, NotDenseError, Pair, Sheet, Spectra, Vectors
 from shiftscope.graphs.operators import IDLE_FUNCTIONS, IDLE_METHODS, IDLE_MODULES, traced
 
 __all__ = ["Tracer", "trace"]
 
 
 class Tracer:
-    """A model's graph, ready to be run on all windows at once.
+    """A model's graph, which runs on all windows at once.
 
     Args:
         model: in evaluation mode.
 
     Raises:
-        NotDenseError: it cannot be traced, or overwrites what it uses again.
+        NotDenseError: the model cannot be traced, carries hooks, or overwrites values that it uses again.
     """
 
     def __init__(self, model: nn.Module) -> None:
         hooked = [name for name, part in model.named_modules() if part._forward_hooks or part._forward_pre_hooks]
         if hooked:
-            raise NotDenseError(f"`{hooked[0] or 'the model'}` carries a forward hook, which may change what it gives")
+            raise NotDenseError(f"`{hooked[0] or 'the model'}` carries a forward hook, which may change its output")
         try:
             self.traced = traced(model)
-        except Exception as error:  # whatever a model's Python code raises under tracing
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise NotDenseError(f"its graph cannot be traced ({reason})") from error
+        except Exception as error:  # a model's code may raise anything under tracing
+            raise NotDenseError(f"its graph cannot be traced ({first_line(error)})") from error
         for node in self.traced.graph.nodes:
             _refuse_overwriting(self.traced, node)
         self.spectra: Spectra = {}
 
     def __call__(self, maps: Tensor, background: Tensor, corner: Pair, layout: Layout) -> Tensor:
-        """Outputs [image, row, column, class] for every window of the layout.
+        """Return outputs [image, row, column, class] for every window of the layout.
 
         Args:
             maps: [image, channel, height, width], the images less the background, on a box that holds all that differs from it.
-            background: [channel].
+            background: [channel], the colour outside the box.
             corner: where the box begins in P.
-            layout: the windows.
+            layout: where the windows lie.
 
         Raises:
             NotDenseError: an operator has no exact rule.
@@ -72,29 +74,28 @@ class Tracer:
         raise NotDenseError("its graph has no output")
 
     def _ruled(self, rules: Rules, node: fx.Node, arguments: Any, options: Any) -> Any:
-        """What a node's rule gives; a call that no rule can read has none."""
+        """Apply a node's rule; raise NotDenseError for a call whose arguments no rule expects."""
         try:
             if node.op == "call_module":
                 return rules.module(str(node.target), self.traced.get_submodule(str(node.target)), *arguments, **options)
             if node.op == "call_method":
                 return rules.method(str(node.target), *arguments, **options)
             return rules.function(node.target, *arguments, **options)  # type: ignore[arg-type]  # fx types it as text or callable
-        except torch.cuda.OutOfMemoryError:
+        except torch.OutOfMemoryError:
             raise
         except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise NotDenseError(f"`{node.name}` is called in a way that has no rule ({reason})") from error
+            raise NotDenseError(f"`{node.name}` is called in a way that has no rule ({first_line(error)})") from error
 
 
 def trace(model: Callable[[Tensor], Tensor]) -> Tracer:
-    """The traced model, or :class:`NotDenseError` for a callable that is no module."""
+    """Return the traced model; raise NotDenseError for a callable that is no module."""
     if not isinstance(model, nn.Module):
         raise NotDenseError("the model is a plain callable, whose graph cannot be seen")
     return Tracer(model)
 
 
 def _refuse_overwriting(graph: fx.GraphModule, node: fx.Node) -> None:
-    """An operator that works in place must be the last to use what it overwrites: the rules here leave it as it was."""
+    """Raise NotDenseError if a node overwrites in place what a later node uses: the rules do not work in place."""
     part = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
     in_place = getattr(part, "inplace", False) or node.kwargs.get("inplace") is True
     in_place = in_place or (node.op == "call_method" and str(node.target).endswith("_"))
@@ -107,7 +108,7 @@ def _refuse_overwriting(graph: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _aliases(graph: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
-    """All nodes that may share the memory of one: what it is a view of, and the views of that."""
+    """Return all nodes that may share memory with one: what it is a view of, and the views of that."""
     while _is_view(graph, node) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     group, fresh = {node}, [node]
@@ -127,14 +128,14 @@ def _is_view(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _has_data(arguments: Any, options: Any) -> bool:
-    """Whether any argument comes from the images."""
+    """Return whether any argument comes from the images."""
     found: list[Any] = []
     fx.node.map_aggregate((arguments, options), lambda value: found.append(isinstance(value, Sheet | Flat | Vectors | BatchSize)))
     return any(found)
 
 
 def _constant(graph: fx.GraphModule, node: fx.Node, arguments: Any, options: Any) -> Any:
-    """A node that depends on weights alone."""
+    """Return the value of a node that depends on weights alone."""
     if node.op == "call_function":
         return node.target(*arguments, **options)  # type: ignore[operator]  # fx types a target as text or callable
     if node.op == "call_method":
@@ -143,6 +144,6 @@ def _constant(graph: fx.GraphModule, node: fx.Node, arguments: Any, options: Any
 
 
 def _result(value: Any) -> Tensor:
-    if not isinstance(value, Vectors) or value.kept:
+    if not isinstance(value, Vectors) or value.trailing:
         raise NotDenseError("its output is not one vector for each image")
     return value.values

@@ -1,4 +1,4 @@
-"""One exact rule an operator: what it does to a sheet, so that every window's map comes out as the model would make it."""
+"""One exact rule an operator: how it changes a sheet, so that every window's map is the one the model computes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shiftscope.engine import heads
 from shiftscope.engine.sheets import (
     BatchSize,
     Flat,
@@ -19,14 +18,17 @@ from shiftscope.engine.sheets import (
     NotDenseError,
     Pair,
     Sheet,
+    Spectra,
     Vectors,
-    after,
     combined,
-    continued,
+    correlate,
+    global_average,
+    multiplied,
     pair,
     region,
-    times,
+    size_after,
     weighted,
+    wrapped,
 )
 from shiftscope.graphs.operators import (
     ADDITIONS,
@@ -46,22 +48,18 @@ __all__ = ["Rules"]
 
 
 class Rules:
-    """The rules, for one layout of windows.
+    """The rules for one layout of windows. Every rule raises NotDenseError, with the reason, where it is not exact.
 
     Args:
         layout: where the windows lie.
-        spectra: transformed weights, kept from one block of images to the next.
+        spectra: transformed weights, cached from one block of images to the next.
     """
 
-    def __init__(self, layout: Layout, spectra: heads.Spectra) -> None:
+    def __init__(self, layout: Layout, spectra: Spectra) -> None:
         self.layout, self.spectra = layout, spectra
 
     def module(self, name: str, part: nn.Module, value: Any, *rest: Any, **options: Any) -> Any:
-        """What a module of torch.nn makes of a value.
-
-        Raises:
-            NotDenseError: it has no exact rule.
-        """
+        """Apply a module, called ``name`` in the model, to a value."""
         if rest or options:
             raise NotDenseError(f"`{name}` takes more than one input")
         if isinstance(part, IDLE_MODULES):
@@ -74,11 +72,7 @@ class Rules:
         raise NotDenseError(f"`{name}` ({type(part).__name__}) has no exact rule")
 
     def function(self, target: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """What a function makes of values.
-
-        Raises:
-            NotDenseError: it has no exact rule.
-        """
+        """Apply a function to values."""
         first, *rest = arguments or (None,)
         if target in IDLE_FUNCTIONS:
             return _idle(options, first)
@@ -96,11 +90,7 @@ class Rules:
         raise NotDenseError(f"`{getattr(target, '__name__', target)}` has no exact rule")
 
     def method(self, name: str, value: Any, *arguments: Any, **options: Any) -> Any:
-        """What a tensor's method makes of it.
-
-        Raises:
-            NotDenseError: it has no exact rule.
-        """
+        """Apply a tensor's method to a value."""
         if name in IDLE_METHODS:
             return value
         if name in POINTWISE_METHODS:
@@ -116,7 +106,7 @@ class Rules:
         raise NotDenseError(f"`{name}` has no exact rule")
 
     def pointwise(self, apply: Callable[[Tensor], Tensor], value: Any) -> Any:
-        """f(values): on a sheet, less f(background)."""
+        """Apply f to each value; a sheet's maps become f(values) - f(background)."""
         if isinstance(value, Flat):
             return Flat(self.pointwise(apply, value.sheet))
         if isinstance(value, Vectors):
@@ -126,19 +116,19 @@ class Rules:
         return replace(value, maps=maps.sub_(background[:, None, None]) if background.any() else maps, background=background)
 
     def batch_norm(self, name: str, part: nn.BatchNorm1d | nn.BatchNorm2d, value: Any) -> Any:
-        """An affine map of each channel, once its statistics are fixed."""
+        """Apply batch normalisation with running statistics, an affine map of each channel."""
         if part.running_mean is None or part.running_var is None:
             raise NotDenseError(f"`{name}` takes its statistics from the batch")
         scale = (part.running_var + part.eps).rsqrt() * (1 if part.weight is None else part.weight)
         shift = (0 if part.bias is None else part.bias) - part.running_mean * scale
-        if isinstance(value, Vectors) and not value.kept:
+        if isinstance(value, Vectors) and not value.trailing:
             return replace(value, values=value.values * scale + shift)
         if not isinstance(value, Sheet):
             raise NotDenseError(f"`{name}` follows a flattened map")
         return replace(value, maps=value.maps * scale[:, None, None], background=value.background * scale + shift)
 
     def convolution(self, name: str, part: nn.Conv2d, sheet: Any) -> Sheet:
-        """Convolution as a module, its padding included."""
+        """Apply a convolution module, padding included."""
         if not isinstance(sheet, Sheet):
             raise NotDenseError(f"`{name}` (Conv2d) has no exact rule after the spatial part")
         padding = (0, 0) if part.padding == "valid" else part.padding
@@ -166,7 +156,7 @@ class Rules:
         dilation: Any = 1,
         groups: int = 1,
     ) -> Sheet:
-        """Convolution as a function of constant weights."""
+        """Apply ``functional.conv2d`` with constant weights."""
         if not isinstance(weight, Tensor) or not isinstance(sheet, Sheet):
             raise NotDenseError("`conv2d` has weights that depend on the data")
         if padding not in (0, (0, 0), [0, 0], "valid"):
@@ -174,7 +164,7 @@ class Rules:
         return self.convolve(sheet, weight, bias, pair(stride), pair(dilation), groups)
 
     def convolve(self, sheet: Sheet, weight: Tensor, bias: Tensor | None, stride: Pair, dilation: Pair, groups: int) -> Sheet:
-        """The convolution, dilated by the sheet's factor, on differences; and on the background alone."""
+        """Convolve the differences, dilated by the sheet's factor, and the background alone."""
         kernel = (weight.shape[2], weight.shape[3])
         constant = sheet.background[None, :, None, None].expand(1, -1, *kernel)
         background = functional.conv2d(constant, weight, bias, groups=groups)[0, :, 0, 0]
@@ -186,29 +176,29 @@ class Rules:
     def windowed(
         self, sheet: Sheet, kernel: Pair, stride: Pair, dilation: Pair, apply: Callable[[Tensor, Pair], Tensor]
     ) -> Sheet:
-        """An operator on windows: on the box it reads, its window's positions the sheet's factor apart; the background as it is.
+        """Apply an operator on windows to the box it reads, a window's positions the sheet's factor apart; keep the background.
 
         Args:
             sheet: the map.
-            kernel: positions of a window.
+            kernel: (height, width) of a window.
             stride: from one window to the next.
             dilation: from one position of a window to the next.
-            apply: the operator at every position, of maps and the distance between a window's positions.
+            apply: the operator at every position; takes the maps and the distance between a window's positions.
         """
-        taps, factor = times(sheet.factor, dilation), times(sheet.factor, stride)
-        size = after(sheet.size, kernel, stride, dilation)
+        taps, factor = multiplied(sheet.factor, dilation), multiplied(sheet.factor, stride)
+        size = size_after(sheet.size, kernel, stride, dilation)
         reach = (taps[0] * (kernel[0] - 1), taps[1] * (kernel[1] - 1))
         grown, corner = self.grown(sheet, reach, factor, size)
         return Sheet(apply(grown, taps), sheet.background, corner, factor, size, sheet.origin)
 
     def max_pool(self, name: str, part: nn.MaxPool2d, sheet: Any) -> Sheet:
-        """The largest of each window; the background's is the background."""
+        """Take the largest value of each window; the background's is the background."""
         if part.return_indices:
             raise NotDenseError(f"`{name}` returns positions")
         return self.pool(name, part, sheet, pair(part.dilation), torch.maximum)
 
     def average_pool(self, name: str, part: nn.AvgPool2d, sheet: Any) -> Sheet:
-        """The mean of each window: a sum, divided."""
+        """Average each window: a sum, divided."""
         height, width = pair(part.kernel_size)
         divisor = part.divisor_override or height * width
         sums = self.pool(name, part, sheet, (1, 1), torch.add)
@@ -234,7 +224,7 @@ class Rules:
         return self.windowed(sheet, kernel, stride, dilation, lambda maps, taps: combined(maps, kernel, taps, combine))
 
     def blur(self, name: str, part: BlurPool2d | MaxBlurPool2d, sheet: Any) -> Sheet:
-        """A filter's weighted sum along each axis; a border that goes round, or none."""
+        """Filter along each axis; the border must be circular, or the filter stay inside."""
         if not isinstance(sheet, Sheet):
             raise NotDenseError(f"`{name}` has no exact rule after the spatial part")
         by = part.filter
@@ -247,18 +237,18 @@ class Rules:
         return replace(found, background=sheet.background * (sum(by.taps[0]) * sum(by.taps[1])))
 
     def max_blur(self, name: str, part: MaxBlurPool2d, sheet: Any) -> Sheet:
-        """A maximum at every position, then the filter."""
+        """Take a maximum at every position, then filter."""
         kernel, padding, dilation = (pair(value) for value in (part.kernel_size, part.padding, part.dilation))
         return self.blur(name, part, self.max_pool(name, nn.MaxPool2d(kernel, 1, padding, dilation), sheet))
 
     def grown(self, sheet: Sheet, reach: Pair, factor: Pair, size: Pair) -> tuple[Tensor, Pair]:
-        """The box an operator of this reach reads, so that without padding it gives every position that can differ.
+        """Return the box that an operator of this reach reads, and its corner, so that every output that can differ is on it.
 
-        On a torus that is the torus, continued to the right and below by the reach. Elsewhere it is the box grown by the reach on
-        all sides, but no further than any window goes.
+        On a torus that is the torus, wrapped below and to the right by the reach. Otherwise it is the box, grown by the reach on
+        all sides but no further than any window extends.
         """
         if self.layout.torus:
-            return continued(sheet.maps, reach), (0, 0)
+            return wrapped(sheet.maps, reach), (0, 0)
         corner, lengths = [], []
         for axis, starts in enumerate(self.layout.starts):
             begin, length = sheet.corner[axis], sheet.maps.shape[2 + axis]
@@ -271,30 +261,30 @@ class Rules:
         return grown, (corner[0], corner[1])
 
     def circular_pad(self, name: str, sheet: Any, vertical: Pair, horizontal: Pair) -> Any:
-        """Circular padding moves the origin; the torus holds what it continues."""
+        """Pad circularly: only the origin moves, because the torus holds what comes in."""
         if not any((*vertical, *horizontal)):
             return sheet
         torus = self.layout.torus
         if torus is None:
             raise NotDenseError(f"`{name}` pads circularly, which is exact under circular shifts only")
-        if not isinstance(sheet, Sheet) or times(sheet.size, sheet.factor) != torus:
+        if not isinstance(sheet, Sheet) or multiplied(sheet.size, sheet.factor) != torus:
             raise NotDenseError(f"`{name}` pads a map that does not cover the torus once")
         size = (sheet.size[0] + sum(vertical), sheet.size[1] + sum(horizontal))
         origin = (sheet.origin[0] - sheet.factor[0] * vertical[0], sheet.origin[1] - sheet.factor[1] * horizontal[0])
         return replace(sheet, size=size, origin=origin)
 
     def pad(self, sheet: Any, margins: Any, mode: str = "constant", value: float | None = None) -> Any:
-        """torch.nn.functional.pad; only circular padding has a rule."""
+        """Apply ``functional.pad``; only circular padding has a rule."""
         del value
         if mode != "circular" or len(margins) != 4:
-            raise NotDenseError(f"`pad` with mode {mode!r} fills in what a shift of the image does not move")
+            raise NotDenseError(f"`pad` with mode {mode!r} fills in values that a shift of the image does not move")
         left, right, top, bottom = margins
         return self.circular_pad("pad", sheet, (top, bottom), (left, right))
 
     def arithmetic(self, target: Callable[..., Any], left: Any, right: Any) -> Any:
-        """Sums and differences of aligned values; constants of one value a channel."""
+        """Add or subtract aligned values, or combine a value with a constant of one value a channel."""
         if isinstance(left, Vectors) and isinstance(right, Vectors):
-            if target in ADDITIONS | SUBTRACTIONS and left.kept == right.kept:
+            if target in ADDITIONS | SUBTRACTIONS and left.trailing == right.trailing:
                 return replace(left, values=target(left.values, right.values))
         elif isinstance(left, Sheet) and isinstance(right, Sheet):
             if target in ADDITIONS | SUBTRACTIONS:
@@ -309,7 +299,7 @@ class Rules:
         raise NotDenseError(f"`{getattr(target, '__name__', target)}` has no exact rule for these operands")
 
     def with_constant(self, target: Callable[..., Any], left: Any, right: Any) -> Sheet:
-        """A sheet and a constant: sums move the background, products scale both."""
+        """Combine a sheet and a constant: sums move the background, products scale maps and background."""
         sheet, other = (left, right) if isinstance(left, Sheet) else (right, left)
         constant = _per_channel(other, len(sheet.background), sheet.maps)
         if target in ADDITIONS or (target in SUBTRACTIONS and sheet is left):
@@ -319,7 +309,7 @@ class Rules:
         raise NotDenseError(f"`{getattr(target, '__name__', target)}` of a constant by a map has no exact rule")
 
     def aligned(self, left: Sheet, right: Sheet) -> tuple[Tensor, Tensor, Pair]:
-        """Two sheets' boxes on their common box."""
+        """Return two sheets' maps on their common box, and its corner."""
         if self.layout.torus and left.origin != right.origin:
             turn = (left.origin[0] - right.origin[0], left.origin[1] - right.origin[1])
             right = replace(right, maps=right.maps.roll(turn, (2, 3)), origin=left.origin)
@@ -331,7 +321,7 @@ class Rules:
         return region(left, corner, lengths), region(right, corner, lengths), corner
 
     def cat(self, values: Any, dim: int = 0) -> Any:
-        """Channels of aligned sheets, one after the other."""
+        """Concatenate the channels of aligned sheets."""
         if dim not in (1, -3) or not all(isinstance(value, Sheet) for value in values):
             raise NotDenseError("`cat` has an exact rule for channels of maps only")
         joined: Sheet = values[0]
@@ -345,27 +335,27 @@ class Rules:
         """Flatten all but the image axis."""
         if start_dim != 1 or end_dim not in (-1, 3):
             raise NotDenseError("`flatten` has an exact rule for all axes but the first only")
-        return Flat(value) if isinstance(value, Sheet) else replace(value, kept=0) if isinstance(value, Vectors) else value
+        return Flat(value) if isinstance(value, Sheet) else replace(value, trailing=0) if isinstance(value, Vectors) else value
 
     def mean(self, value: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        """The mean over both positions."""
+        """Average over both position axes."""
         if not isinstance(value, Sheet) or dim is None or sorted(axis % 4 for axis in _listed(dim)) != [2, 3]:
             raise NotDenseError("`mean` has an exact rule over both axes of a map only")
-        return replace(self.global_average(value, 1), kept=2 if keepdim else 0)
+        return replace(self.global_average(value, 1), trailing=2 if keepdim else 0)
 
     def global_average(self, value: Any, output_size: Any) -> Vectors:
-        """Adaptive average pooling to one position."""
+        """Apply adaptive average pooling to one position."""
         if not isinstance(value, Sheet) or output_size is None or pair(output_size) != (1, 1):
             raise NotDenseError("adaptive pooling to more than one position is not stationary")
-        return heads.global_average(value, self.layout)
+        return global_average(value, self.layout)
 
     def linear(self, name: str, value: Any, weight: Tensor, bias: Tensor | None = None) -> Vectors:
-        """A fully connected layer: on vectors as it is, on flattened maps as a correlation."""
-        if isinstance(value, Vectors) and not value.kept:
+        """Apply a fully connected layer: to vectors directly, to flattened maps as a correlation."""
+        if isinstance(value, Vectors) and not value.trailing:
             return replace(value, values=functional.linear(value.values, weight, bias))
         if not isinstance(value, Flat):
             raise NotDenseError(f"`{name}` acts along the last axis of a map")
-        return heads.correlate(value, self.layout, weight, bias, self.spectra)
+        return correlate(value, self.layout, weight, bias, self.spectra)
 
 
 def _circular_module(rules: Rules, name: str, part: nn.CircularPad2d, value: Any) -> Any:
@@ -379,7 +369,7 @@ def _zero_module(_: Rules, name: str, part: nn.ZeroPad2d, value: Any) -> Any:
     return value
 
 
-#: What each kind of module does, for those that are not pointwise.
+#: The rule of each kind of module that is not pointwise.
 MODULE_RULES: dict[Any, Callable[..., Any]] = {
     nn.Conv2d: Rules.convolution,
     MaxBlurPool2d: Rules.max_blur,
@@ -394,7 +384,7 @@ MODULE_RULES: dict[Any, Callable[..., Any]] = {
     nn.CircularPad2d: _circular_module,
     nn.ZeroPad2d: _zero_module,
 }
-#: What each function does, likewise.
+#: The rule of each function that is not pointwise.
 FUNCTION_RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.cat: Rules.cat,
     torch.flatten: Rules.flatten,
@@ -409,14 +399,14 @@ FUNCTION_RULES: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def _idle(options: dict[str, Any], value: Any) -> Any:
-    """Dropout as a function works whatever mode the model is in, unless it is told."""
+    """Return the value; functional dropout also drops in evaluation mode, unless ``training`` is False."""
     if options.get("training", True) is not False:
-        raise NotDenseError("`dropout` is told to drop in evaluation too")
+        raise NotDenseError("`dropout` drops in evaluation mode too")
     return value
 
 
 def _per_channel(value: Any, channels: int, like: Tensor) -> Tensor:
-    """A constant as one value a channel."""
+    """Return a constant as one value a channel."""
     if isinstance(value, int | float):
         return torch.full((channels,), float(value)).to(like)
     if not isinstance(value, Tensor):
@@ -428,7 +418,7 @@ def _per_channel(value: Any, channels: int, like: Tensor) -> Tensor:
 
 
 def _out_of_place(part: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A pointwise module that leaves its input alone."""
+    """Return a pointwise module that does not change its input in place."""
     if not getattr(part, "inplace", False):
         return part
     copy = type(part).__new__(type(part))

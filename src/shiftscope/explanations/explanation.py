@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shiftscope.engine.direct import World
-from shiftscope.engine.outputs import check_images, check_labels, evaluating
+from shiftscope.engine.checks import check_images, check_labels, evaluating
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.causes import Causes, causes_of
@@ -212,7 +211,7 @@ def _checked(model: object, images: Tensor, labels: Tensor | None, options: tupl
         raise InputError(f"`model` must be a torch.nn.Module to be looked into, got {type(model).__name__}. Wrap it in one.")
     if len(images) < 2:
         raise InputError(f"`images` must hold at least two images, of which intervals can be made, got {len(images) or 'none'}.")
-    check_images(images, World("zero", None, 0.0, tuple(images.shape[2:])))
+    check_images(images)
     check_labels(labels)
     if labels is not None and len(labels) != len(images):
         raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {len(images)} images.")

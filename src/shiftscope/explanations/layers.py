@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from shiftscope.engine.direct import World
-from shiftscope.engine.outputs import check_fill, check_images, check_shifts, device_of, evaluating
+from shiftscope.engine.checks import check_fill, check_images, check_shifts, device_of, evaluating
+from shiftscope.engine.direct import Canvas
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.probes import Kind, Probe, Probes
@@ -202,20 +202,20 @@ def layer_responses(
         raise InputError("`images` must hold at least one image, got none.")
     if batch_size < 2:
         raise InputError(f"`batch_size` must be 2 or more images, one of them unshifted, got {batch_size}.")
-    world = World(mode, None, fill, tuple(first.shape[2:]) if first.ndim == 4 else ())
-    check_images(first, world)
+    check_images(first)
     if mode not in ("zero", "circular"):
         raise InputError(f"`mode` must be 'zero' or 'circular', got {mode!r}.")
     if isinstance(images, Tensor) or shifts.ndim != 3:
-        check_shifts(first, shifts, world)
-    check_fill(first, world)
+        check_shifts(first, shifts)
+    check_fill(first, fill)
+    canvas = Canvas(mode, fill, (first.shape[2], first.shape[3]))
     place = torch.device(device) if device else device_of(model)
     whole = len(images) if isinstance(images, Tensor) else None
     with evaluating(model), torch.inference_mode():
-        probes = Probes(model, first[:1].to(place), world, layers, batch_size, keep_background=keep_background)
+        probes = Probes(model, first[:1].to(place), canvas, layers, batch_size, keep_background=keep_background)
         used: list[Tensor] = []
         for batch in chain([first], batches):
-            check_images(batch, world)
+            check_images(batch, canvas.size)
             used.append(_shifts_of(batch, shifts, sum(map(len, used))))
             for done in probes.compare(batch, used[-1], place):
                 progress(sum(map(len, used[:-1])) + done, whole)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shiftscope import layers as ours
-from shiftscope.engine.direct import Direct, World, ran_out_of_memory
+from shiftscope.engine.direct import Canvas, Direct, ran_out_of_memory
 from shiftscope.errors import InputError
 from shiftscope.graphs.geometry import Geometry, Place, as_maps, call_name, geometry_of, placed, shape_of
 from shiftscope.graphs.operators import POINTWISE_MODULES
 from shiftscope.layers.maxima import max_filtered
 from shiftscope.layers.polyphase import PhaseLogits, PolyphaseSampling, TakePhase
 from shiftscope.layers.resampling import Filter, filtered
-from shiftscope.shifts import Mode, translate, translate_by_parts
+from shiftscope.shifts import translate, translate_by_parts
 from shiftscope.similarity import homogeneities, responses
 
 __all__ = ["Kind", "Probe", "Probes"]
@@ -107,7 +107,7 @@ class Probes:
     Args:
         model: in evaluation mode.
         example: one image, where the model is.
-        world: what surrounds the images.
+        surroundings: what surrounds the images.
         layers: names of modules to look at, None for all of known kinds.
         batch_size: images a pass.
         keep_background: leave in maps what an empty canvas gives.
@@ -120,14 +120,14 @@ class Probes:
         self,
         model: nn.Module,
         example: Tensor,
-        world: World,
+        surroundings: Canvas,
         layers: Sequence[str] | None,
         batch_size: int,
         *,
         keep_background: bool = False,
     ) -> None:
-        self.model, self.world, self.batch_size = model, world, batch_size
-        self.mode: Mode = "circular" if world.mode == "circular" else "zero"
+        self.model, self.surroundings, self.batch_size = model, surroundings, batch_size
+        self.mode = surroundings.mode
         self.left_out: list[tuple[str, str]] = []
         try:
             self.geometry: Geometry | None = geometry_of(model)
@@ -143,7 +143,7 @@ class Probes:
         self.left_out += [(name, "it gives no map of positions") for name in layers or () if name not in told]
         self.names = sorted({probe.call[0] for probe in self.probes[1:-1]})
         if not keep_background:
-            self._take_off(self.world.background(example).reshape(1, -1, 1, 1).expand_as(example))
+            self._take_off(self.surroundings.background(example).reshape(1, -1, 1, 1).expand_as(example))
 
     def _take_off(self, canvas: Tensor) -> None:
         """Remember what an empty canvas gives, for every place with positions; vectors stay as the head sees them."""
@@ -212,13 +212,13 @@ class Probes:
 
     def _moved(self, images: Tensor, steps: Tensor) -> Tensor:
         move = translate_by_parts if steps.is_floating_point() else translate
-        return move(images, steps, mode=self.mode, fill=self.world.background(images))
+        return move(images, steps, mode=self.mode, fill=self.surroundings.background(images))
 
     def _run(self, batch: Tensor) -> Tensor:
         """The outputs, checked; in one pass, because a hook has to see all of it together."""
         try:
-            return Direct(self.model, self.world, batch.device, None, "fp32").once(batch)
-        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            return Direct(self.model, self.surroundings, batch.device).once(batch)
+        except (MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):
                 raise
             raise InputError(f"memory ran out in a pass of {len(batch)} images. Choose a smaller `batch_size`.") from error

@@ -16,7 +16,7 @@ from shiftscope import estimates as measures
 from shiftscope import surveys
 from shiftscope.audits import protocols
 from shiftscope.datasets.dataset import Dataset
-from shiftscope.engine.outputs import counted, shift_outputs, stream_outputs
+from shiftscope.engine.outputs import shift_outputs, stream_outputs, track
 from shiftscope.explanations.layers import Layer, layer_responses
 from shiftscope.models.family import Network
 from shiftscope.runtime.progress import Report, Stage, silent
@@ -106,7 +106,7 @@ def measured(
     report(Stage("measuring one shift of each image", 0, len(images)))
     outputs = shift_outputs(network, images, shifts, mode=protocol.mode, fill=fill, device=device)
     blocks = stream_outputs(network, images.split(BLOCK), grid(spec.max_shift), mode=protocol.mode, fill=fill, device=device)
-    counting = counted(blocks, lambda done: report(Stage("measuring every shift", done, len(images))))
+    counting = track(blocks, lambda done: report(Stage("measuring every shift", done, len(images))))
     found = survey(counting, labels=data.test.labels)
     some = min(LAYER_IMAGES, len(images))
     layers = layer_responses(

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from shiftscope.datasets.dataset import Dataset, DataSpec, load
-from shiftscope.engine.outputs import counted, stream_outputs
+from shiftscope.engine.outputs import stream_outputs, track
 from shiftscope.errors import InputError
 from shiftscope.estimates import proportion
 from shiftscope.explanations import Explanation, explain
@@ -164,7 +164,7 @@ def compared(
     for (name, model), price in zip((("before", before), ("after", surgery.model)), costs, strict=True):
         for mode in modes:
             blocks = stream_outputs(model, canvases.split(BLOCK), shifts, mode=mode, fill=data.canvas.colour)
-            found = survey(counted(blocks, partial(_tell, progress, f"{name}, {mode}", len(canvases))), labels=labels)
+            found = survey(track(blocks, partial(_tell, progress, f"{name}, {mode}", len(canvases))), labels=labels)
             rows.append(
                 {
                     "model": name,

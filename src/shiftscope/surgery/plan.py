@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shiftscope.engine.outputs import evaluating
+from shiftscope.engine.checks import evaluating
 from shiftscope.layers.blur import BlurPool
 from shiftscope.layers.polyphase import TakePhase
 from shiftscope.tables import Table

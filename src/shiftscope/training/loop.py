@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shiftscope.datasets.sources import Labelled
-from shiftscope.engine.outputs import evaluating
+from shiftscope.engine.checks import evaluating
 from shiftscope.runtime.progress import Event, Report, silent
 from shiftscope.runtime.seeds import deterministic, drawing, stream
 from shiftscope.runtime.settings import Spec

@@ -1,0 +1,94 @@
+"""Checks of a model's input, with errors that say what to do, and the model's mode and device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from shiftscope.errors import InputError
+
+__all__ = [
+    "Model",
+    "check_fill",
+    "check_images",
+    "check_labels",
+    "check_options",
+    "check_shifts",
+    "device_of",
+    "evaluating",
+    "first_line",
+]
+
+#: Any callable from images [image, channel, height, width] to outputs [image, class].
+Model = Callable[[Tensor], Tensor]
+
+
+def check_images(images: Tensor, size: tuple[int, ...] | None = None) -> None:
+    """Raise InputError unless the images are finite floating point, [image, channel, height, width], of the given size."""
+    if images.ndim != 4 or (size is not None and tuple(images.shape[2:]) != size):
+        raise InputError(f"`images` must be [image, channel, height, width], all of one size, got shape {tuple(images.shape)}.")
+    if not images.is_floating_point():
+        raise InputError(f"`images` must be floating point in [0, 1], got {images.dtype}.", "Divide by 255 first.")
+    if not images.isfinite().all():
+        raise InputError("`images` must be finite, got NaN or infinity.")
+
+
+def check_labels(labels: Tensor | None) -> None:
+    """Raise InputError unless the labels are whole numbers along one axis."""
+    if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
+        raise InputError(f"`labels` must be whole numbers, one an image, got shape {tuple(labels.shape)} of {labels.dtype}.")
+
+
+def check_fill(images: Tensor, fill: Tensor | float) -> None:
+    """Raise InputError unless the fill is one value or one a channel."""
+    shape = torch.as_tensor(fill).shape
+    if len(shape) > 1 or shape.numel() not in (1, images.shape[1]):
+        raise InputError(f"`fill` must be one value or one for each of {images.shape[1]} channels, got shape {tuple(shape)}.")
+
+
+def check_shifts(images: Tensor, shifts: Tensor) -> None:
+    """Raise InputError unless the shifts are finite pairs, one list for all images or one for each."""
+    if shifts.ndim not in (2, 3) or shifts.shape[-1] != 2 or 0 in shifts.shape:
+        raise InputError(f"`shifts` must be [shift, 2] or [image, shift, 2], at least one, got shape {tuple(shifts.shape)}.")
+    if shifts.ndim == 3 and len(shifts) != len(images):
+        raise InputError(f"`shifts` must hold a list for each of {len(images)} images, got {len(shifts)}.")
+    if shifts.is_floating_point() and not shifts.isfinite().all():
+        raise InputError("`shifts` must be finite, got NaN or infinity.")
+
+
+def check_options(mode: str, method: str, batch_size: int | None) -> None:
+    """Raise InputError for a mode, method or batch size that does not exist."""
+    if mode not in ("zero", "circular"):
+        raise InputError(f"`mode` must be 'zero' or 'circular', got {mode!r}.")
+    if method not in ("auto", "direct", "dense"):
+        raise InputError(f"`method` must be 'auto', 'direct' or 'dense', got {method!r}.")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"`batch_size` must be 1 or more images, got {batch_size}.")
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Switch every part of a module to evaluation mode, and back to its own mode afterwards; leave other callables alone."""
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
+
+
+def device_of(model: object) -> torch.device:
+    """Return the device of a module's first parameter; the CPU if there is none."""
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text, or its class's name if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
