@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["InputError", "ModelFailsError", "NotFiniteError", "UntraceableError"]
+__all__ = ["InputError", "ModelFailsError", "NotFiniteError", "UntraceableError", "first_line"]
 
 
 class InputError(ValueError):
@@ -37,3 +37,8 @@ class ModelFailsError(InputError):
 
 class UntraceableError(InputError):
     """``torch.fx`` cannot trace a model, so that its graph is unknown; ``problem`` says why."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text, or its class's name if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -145,9 +145,11 @@ def test_a_head_that_cannot_be_replaced_is_said_and_no_fix_is_made_of_it() -> No
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2), nn.Flatten(), nn.Linear(2 * 28 * 28, 3)).eval()
     found = explain(model, IMAGES, max_shift=2)
     assert found.causes.causes[0].lost is None
-    assert found.causes.causes[0].reason == "how many channels its map has does not follow from the graph"
+    assert found.causes.causes[0].reason == "the number of its map's channels does not follow from the graph"
     tried = {each.kinds: each.reason for each in found.remedies.remedies}
-    assert "the head sees the mean over positions: nothing to change (unsupported: how many channels" in tried["gap",]
+    assert "nothing to change (unsupported: the number of its map's channels" in tried["gap",]
+        "the head sees the mean over positions: nothing to change (unsupported: the number of its map's channels" in tried["gap",]
+    )
 
 
 def test_a_canvas_is_continued_to_multiples_of_the_factor() -> None:

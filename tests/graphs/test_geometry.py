@@ -37,7 +37,7 @@ SPATIAL = {
 def test_the_receptive_field_is_where_the_gradient_is(name: str) -> None:
     spatial = nn.Sequential(*SPATIAL[name])
     found = geometry_of(nn.Sequential(spatial, nn.Flatten(), nn.LazyLinear(2)))
-    assert found.last.field == seen_by(spatial, 61)
+    assert found.last.receptive_field == seen_by(spatial, 61)
     assert found.head == "flatten"
 
 
@@ -73,7 +73,7 @@ class Branches(nn.Module):
 def test_branches_gates_slices_and_functions_are_followed() -> None:
     found = geometry_of(Branches())
     assert found.factor == (8, 8)
-    assert found.last.field == (7, 7)
+    assert found.last.receptive_field == (7, 7)
     assert (found.head, found.head_name) == ("gap", "mean")
     assert [each.stride for each in found.subsamplings] == [(2, 2)] * 4
     assert found.borders == {"main": "reflect"}
@@ -181,7 +181,7 @@ def test_an_untraceable_model_is_refused() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return images.flatten(1) if images.sum() > 0 else -images.flatten(1)
 
-    with pytest.raises(InputError, match="the graph of Asks cannot be traced"):
+    with pytest.raises(InputError, match="The graph of Asks cannot be traced"):
         geometry_of(Asks())
 
 
@@ -198,4 +198,4 @@ def test_an_adaptive_pool_to_several_positions_is_no_head() -> None:
 
 def test_channels_that_come_last_are_told() -> None:
     found = geometry_of(timm().create_model("convnext_atto", conv_mlp=False, num_classes=2).eval())
-    assert {place.layout for place in found.places.values() if place.positions} == {"channels first", "channels last"}
+    assert {place.layout for place in found.maps.values() if place.has_positions} == {"channels first", "channels last"}

@@ -15,7 +15,7 @@ from shiftscope import audit
 from shiftscope.errors import InputError
 from shiftscope.models import Fix, load_model, save_model
 from shiftscope.models.family import Normalise
-from shiftscope.surgery.compare import fixed
+from shiftscope.surgery.compare import fix
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_convnext"])
@@ -59,7 +59,7 @@ def test_fixed_timm_model_is_saved_and_loaded(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"random weights"):
         loaded = load_model("timm:resnet18", size=32)
     fixes = (Fix(kind="blur", filter_size=3),)
-    surgery = fixed(loaded, fixes, image=(3, 32, 32))
+    surgery = fix(loaded.model, [("blur", 3)], image=(3, 32, 32))
     save_model(tmp_path / "f.safetensors", surgery.model, loaded.spec.model_copy(update={"fixes": fixes}))
     again = load_model(str(tmp_path / "f.safetensors"))
     with torch.no_grad():

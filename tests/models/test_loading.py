@@ -16,8 +16,7 @@ from models.conftest import Malicious, images
 from shiftscope.errors import InputError
 from shiftscope.models import Fix, ModelSpec, load_model, save_model
 from shiftscope.models.family import NetworkSpec
-from shiftscope.surgery.compare import compared, fixed
-from shiftscope.surgery.compare import test_images as images_for
+from shiftscope.surgery.compare import fix
 
 BLUR = (Fix(kind="blur", filter_size=3),)
 POLYPHASE = (Fix(kind="gap"), Fix(kind="aps"))
@@ -72,7 +71,7 @@ def test_metadata_keeps_its_field_names(factory: str) -> None:
 )
 def test_fixed_model_is_saved_and_loaded(source: str, fixes: tuple[Fix, ...], factory: str, run: Path, tmp_path: Path) -> None:
     loaded = load_model(str(run) if source == "run" else factory)
-    surgery = fixed(loaded, fixes, image=(1, 20, 20))
+    surgery = fix(loaded.model, [(each.kind, each.filter_size) for each in fixes], image=(1, 20, 20))
     save_model(tmp_path / "fixed.safetensors", surgery.model, loaded.spec.model_copy(update={"fixes": fixes}))
     again = load_model(str(tmp_path / "fixed.safetensors"), trust=source == "factory")
     with torch.no_grad():
@@ -84,34 +83,6 @@ def test_file_calls_no_factory_without_trust(factory: str, tmp_path: Path) -> No
     save_model(tmp_path / "fixed.safetensors", load_model(factory).model, ModelSpec(factory="os:getcwd"))
     with pytest.raises(InputError, match=r"is not trusted, and loading it would call `os:getcwd`, .* pass --trust"):
         load_model(str(tmp_path / "fixed.safetensors"))
-
-
-def test_fix_is_measured_before_and_after(run: Path) -> None:
-    loaded = load_model(str(run))
-    data = images_for(loaded, name=None, canvas=None, data_dir=None)
-    surgery = fixed(loaded, POLYPHASE, image=(1, 20, 20))
-    progress: list[tuple[str, int, int]] = []
-    table = compared(loaded.model, surgery, data, images=20, max_shift=None, progress=lambda *at: progress.append(at))
-    rows = {(row["model"], row["shifts"]): row for row in table.rows}
-    assert list(rows) == [("before", "zero"), ("before", "circular"), ("after", "zero"), ("after", "circular")]
-    assert rows["after", "circular"]["all_agree"].value == 1
-    assert rows["after", "circular"]["mcs"].value == pytest.approx(1, abs=1e-5)
-    assert rows["before", "circular"]["mcs"].value < 1
-    assert rows["after", "zero"]["parameters"] < rows["before", "zero"]["parameters"]
-    assert progress[-1] == ("measuring after, circular shifts", 20, 20)
-
-
-def test_fix_on_images_that_do_not_fit_is_refused(run: Path) -> None:
-    loaded = load_model(str(run))
-    data = images_for(loaded, name=None, canvas=None, data_dir=None)
-    surgery = fixed(loaded, BLUR, image=(1, 20, 20))
-    with pytest.raises(InputError, match="`max_shift` must be 0 to 5, the margin of the canvas around the image, got 9"):
-        compared(loaded.model, surgery, data, images=4, max_shift=9)
-    with pytest.raises(InputError, match="`images` must be 1 or more, got 0"):
-        compared(loaded.model, surgery, data, images=0, max_shift=None)
-    larger = images_for(loaded, name=None, canvas=30, data_dir=None)
-    with pytest.raises(InputError, match=r"fails on images of shape"):
-        compared(loaded.model, surgery, larger, images=4, max_shift=None)
 
 
 @pytest.mark.parametrize(

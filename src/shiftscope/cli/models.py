@@ -258,23 +258,37 @@ def explain(
     as_json:
         Print JSON instead.
     """
+    from dataclasses import replace
+
     from shiftscope.cli.progress import print_table, reporting
+    from shiftscope.datasets.images import dataset_for, largest_shift
+    from shiftscope.explanations import explain as explain_model
     from shiftscope.models import load_model
     from shiftscope.runtime.progress import Stage
-    from shiftscope.surgery.compare import explained, test_images
 
+    if images < 2:
+        raise InputError(f"`images` must be 2 or more, so that intervals can be computed, got {images}.")
     loaded = load_model(model, weights=weights, size=size, mean=mean, std=std, trust=trust)
     with reporting() as report:
-        dataset = test_images(loaded, name=data, canvas=canvas, data_dir=data_dir, progress=lambda *at: report(Stage(*at)))
-        found = explained(
-            loaded,
-            dataset,
-            name=model,
-            images=images,
-            max_shift=max_shift,
+        dataset = dataset_for(
+            loaded.image,
+            loaded.spec.data,
+            name=data,
+            canvas=canvas,
+            data_dir=data_dir,
+            progress=lambda *at: report(Stage(*at)),
+        )
+        found = explain_model(
+            loaded.model,
+            dataset.canvas.place(dataset.test.images[:images]),
+            dataset.test.labels[:images],
+            max_shift=largest_shift(dataset, None) if max_shift is None else max_shift,
             mode=mode,
+            fill=dataset.canvas.colour,
+            name=model,
             progress=lambda what, done, of: report(Stage(what, done, of if done else 0)),
         )
+        found = replace(found, settings={**found.settings, "data": dataset.origin, "data_sha256": dataset.checksum})
     if out is not None:
         write_tables(out, dict(zip(("causes", "layers", "fixes"), found.tables(), strict=True)), found.to_json())
     if as_json:
@@ -333,29 +347,42 @@ def fix(
         Print JSON instead.
     """
     from shiftscope.cli.progress import print_table, reporting
+    from shiftscope.datasets.images import dataset_for, largest_shift
     from shiftscope.models import Fix, load_model, save_model
     from shiftscope.runtime.progress import Stage
-    from shiftscope.surgery.compare import compared, fixed, test_images
+    from shiftscope.surgery import compare
 
     if out is not None and out.suffix != ".safetensors":
         raise InputError(f"`out` must be a .safetensors file, got {out}.")
     if not 1 <= filter_size <= 7:
         raise InputError(f"`filter_size` must be 1 to 7, got {filter_size}.")
+    if images < 1:
+        raise InputError(f"`images` must be 1 or more, got {images}.")
     loaded = load_model(model, trust=trust)
     fixes = tuple(Fix(kind=kind, filter_size=filter_size if kind == "blur" else 1) for kind in kinds)
     with reporting() as report:
-        dataset = test_images(loaded, name=data, canvas=canvas, data_dir=data_dir, progress=lambda *at: report(Stage(*at)))
-        surgery = fixed(loaded, fixes, image=(dataset.test.images.shape[1], dataset.canvas.size, dataset.canvas.size))
+        dataset = dataset_for(
+            loaded.image,
+            loaded.spec.data,
+            name=data,
+            canvas=canvas,
+            data_dir=data_dir,
+            progress=lambda *at: report(Stage(*at)),
+        )
+        shape = (dataset.test.images.shape[1], dataset.canvas.size, dataset.canvas.size)
+        surgery = compare.fix(loaded.model, [(each.kind, each.filter_size) for each in fixes], image=shape)
         tables = [surgery.table()]
         if not plan:
             tables.append(
-                compared(
+                compare.compare(
                     loaded.model,
                     surgery,
-                    dataset,
-                    images=images,
-                    max_shift=max_shift,
-                    progress=lambda *at: report(Stage(*at)),
+                    dataset.canvas.place(dataset.test.images[:images]),
+                    dataset.test.labels[:images],
+                    max_shift=largest_shift(dataset, max_shift),
+                    fill=dataset.canvas.colour,
+                    provenance={"data": dataset.origin, "data_sha256": dataset.checksum},
+                    report=report,
                 )
             )
     if out is not None and not plan:

@@ -23,7 +23,7 @@ from shiftscope.errors import InputError
 from shiftscope.models import LoadedModel
 from shiftscope.runtime.seeds import stream
 
-__all__ = ["Block", "Pictures", "opened"]
+__all__ = ["Block", "Pictures", "dataset_for", "largest_shift", "opened"]
 
 #: The margin around the model's input on each side is one over so much of it.
 MARGIN_PART = 14
@@ -127,6 +127,65 @@ def opened(
     if data is not None and is_image_folder(data) and not any(Path(data).rglob("*.parquet")):
         return _from_folder(Path(data), images, wanted, channels, max_shift, loaded.mean)
     return _from_set(loaded, data, data_dir, images, wanted, channels, progress)
+
+
+def dataset_for(
+    image: tuple[int, int, int] | None,
+    trained_on: DataSpec | None,
+    *,
+    name: str | None = None,
+    canvas: int | None = None,
+    data_dir: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> Dataset:
+    """Return the data set that a model is explained and fixed on: the named one, else what it was trained on, else the digits.
+
+    Args:
+        image: (channels, height, width) that the model takes; None where that is unknown.
+        trained_on: what a study trained the model on; None for other models.
+        name: of a data set, or the path of an image folder.
+        canvas: height and width of the canvas, pixels; by default the height that the model takes.
+        data_dir: a local folder that holds the data set.
+        progress: called with what is going on, how much is done, and of how much.
+
+    Raises:
+        InputError: there is no such data set, its images are larger than the canvas, or the model takes other channels.
+    """
+    if canvas is not None and canvas < 1:
+        raise InputError(f"`canvas` must be 1 or more pixels, got {canvas}.")
+    known = trained_on or DataSpec(image_size=20, validation_images=1)
+    size = canvas if canvas is not None else image[1] if image else known.canvas
+    if name is None or name == known.name:
+        spec = known.model_copy(update={"canvas": size})
+    else:
+        spec = DataSpec(name=name, canvas=size, validation_images=1)
+    data = load(spec, data_dir=data_dir, progress=progress)
+    channels = data.test.images.shape[1]
+    if image and image[0] != channels:
+        raise InputError(
+            f"The model takes images of {image[0]} channels, but those of {spec.name} have {channels}.",
+            "Choose other images with --data.",
+        )
+    return data
+
+
+def largest_shift(data: Dataset, max_shift: int | None) -> int:
+    """Return the largest shift to measure on a data set's canvas, pixels.
+
+    Args:
+        data: images and their canvas.
+        max_shift: the largest shift asked for. By default 8 or, if that is less, the margin of the canvas around the image;
+            without a margin, where every shift cuts content off, an eighth of the canvas.
+
+    Raises:
+        InputError: the shift is larger than the margin.
+    """
+    margin = data.canvas.margin(data.test.images.shape[2:]) or max(1, data.canvas.size // 8)
+    if max_shift is None:
+        return min(8, margin)
+    if not 0 <= max_shift <= margin:
+        raise InputError(f"`max_shift` must be 0 to {margin}, the margin of the canvas around the image, got {max_shift}.")
+    return max_shift
 
 
 def _from_folder(

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, first_line
 from shiftscope.runtime.files import write_tensors
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _check_parquet(path: Path) -> None:
     try:
         pq.ParquetFile(path).close()
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a whole parquet file ({_first_line(error)}). Copy it again.") from error
+        raise InputError(f"{path} is not a whole parquet file ({first_line(error)}). Copy it again.") from error
 
 
 def _from_hub(name: str, image_size: int | None, progress: Progress) -> Source:
@@ -263,7 +263,7 @@ def _decode(builder: str, options: dict[str, Any], origin: str, image_size: int 
     except InputError:
         raise
     except Exception as error:  # a damaged image can raise anything that a decoder raises
-        raise InputError(f"{origin} cannot be read as labelled images: {_first_line(error.__cause__ or error)}") from error
+        raise InputError(f"{origin} cannot be read as labelled images: {first_line(error.__cause__ or error)}") from error
     classes = classes or tuple(str(label) for label in range(int(splits["train"].labels.max()) + 1))
     return Source(splits, classes, origin, _checksum(splits))
 
@@ -375,9 +375,5 @@ def _from_cache(path: Path) -> Source | None:
             raise ValueError("its checksum does not fit its content")
         return Source(splits, tuple(json.loads(metadata["classes"])), metadata["origin"], metadata["checksum"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        warnings.warn(f"the decoded images in {path} are damaged ({_first_line(error)}); decoding again.", stacklevel=2)
+        warnings.warn(f"the decoded images in {path} are damaged ({first_line(error)}); decoding again.", stacklevel=2)
         return None
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

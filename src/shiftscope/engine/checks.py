@@ -19,7 +19,6 @@ __all__ = [
     "check_shifts",
     "device_of",
     "evaluating",
-    "first_line",
 ]
 
 #: Any callable from images [image, channel, height, width] to outputs [image, class].
@@ -87,8 +86,3 @@ def device_of(model: object) -> torch.device:
     """Return the device of a module's first parameter; the CPU if there is none."""
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, or its class's name if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shiftscope.engine.checks import Model, first_line
-from shiftscope.errors import InputError, ModelFailsError, NotFiniteError
+from shiftscope.engine.checks import Model
+from shiftscope.errors import InputError, ModelFailsError, NotFiniteError, first_line
 from shiftscope.shifts import Mode, translate, translate_by_parts
 
 __all__ = ["DIRECT_BATCH", "Canvas", "Direct", "finite", "ran_out_of_memory"]

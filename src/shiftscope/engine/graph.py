@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from shiftscope.engine.checks import first_line
 from shiftscope.engine.operators import Rules
 from shiftscope.engine.sheets import BatchSize, Flat, Layout, NotDenseError, Pair, Sheet, Spectra, Vectors
-from shiftscope.graphs.operators import IDLE_FUNCTIONS, IDLE_METHODS, IDLE_MODULES, traced
+from shiftscope.errors import UntraceableError, first_line
+from shiftscope.graphs.operators import IDLE
+from shiftscope.graphs.tracing import trace as trace_graph
 
 __all__ = ["Tracer", "trace"]
 
@@ -35,9 +36,9 @@ class Tracer:
         if hooked:
             raise NotDenseError(f"`{hooked[0] or 'the model'}` carries a forward hook, which may change its output")
         try:
-            self.traced = traced(model)
-        except Exception as error:  # a model's code may raise anything under tracing
-            raise NotDenseError(f"its graph cannot be traced ({first_line(error)})") from error
+            self.traced = trace_graph(model)
+        except UntraceableError as error:
+            raise NotDenseError(error.problem.rstrip(".")) from error
         for node in self.traced.graph.nodes:
             _refuse_overwriting(self.traced, node)
         self.spectra: Spectra = {}
@@ -121,10 +122,10 @@ def _aliases(graph: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
 
 def _is_view(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return isinstance(graph.get_submodule(str(node.target)), (*IDLE_MODULES, nn.Flatten))
+        return isinstance(graph.get_submodule(str(node.target)), (*IDLE.modules, nn.Flatten))
     if node.op == "call_function":
-        return node.target in IDLE_FUNCTIONS or node.target is torch.flatten
-    return node.op == "call_method" and node.target in {*IDLE_METHODS, "view", "reshape", "flatten"}
+        return node.target in IDLE.functions or node.target is torch.flatten
+    return node.op == "call_method" and node.target in {*IDLE.methods, "view", "reshape", "flatten"}
 
 
 def _has_data(arguments: Any, options: Any) -> bool:

@@ -30,18 +30,7 @@ from shiftscope.engine.sheets import (
     weighted,
     wrapped,
 )
-from shiftscope.graphs.operators import (
-    ADDITIONS,
-    IDLE_FUNCTIONS,
-    IDLE_METHODS,
-    IDLE_MODULES,
-    POINTWISE_FUNCTIONS,
-    POINTWISE_METHODS,
-    POINTWISE_MODULES,
-    PRODUCTS,
-    QUOTIENTS,
-    SUBTRACTIONS,
-)
+from shiftscope.graphs.operators import ADDITIONS, IDLE, POINTWISE, PRODUCTS, QUOTIENTS, SUBTRACTIONS
 from shiftscope.layers import BlurPool2d, MaxBlurPool2d
 
 __all__ = ["Rules"]
@@ -62,9 +51,9 @@ class Rules:
         """Apply a module, called ``name`` in the model, to a value."""
         if rest or options:
             raise NotDenseError(f"`{name}` takes more than one input")
-        if isinstance(part, IDLE_MODULES):
+        if isinstance(part, IDLE.modules):
             return value
-        if isinstance(part, POINTWISE_MODULES):
+        if isinstance(part, POINTWISE.modules):
             return self.pointwise(_out_of_place(part), value)
         for kind, rule in MODULE_RULES.items():
             if isinstance(part, kind):
@@ -74,9 +63,9 @@ class Rules:
     def function(self, target: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Apply a function to values."""
         first, *rest = arguments or (None,)
-        if target in IDLE_FUNCTIONS:
+        if target in IDLE.functions:
             return _idle(options, first)
-        if target in POINTWISE_FUNCTIONS:
+        if target in POINTWISE.functions:
             options = {**options, "inplace": False} if "inplace" in options else options
             return self.pointwise(lambda values: target(values, *rest, **options), first)
         if target in ADDITIONS | SUBTRACTIONS | PRODUCTS | QUOTIENTS and not options:
@@ -91,9 +80,9 @@ class Rules:
 
     def method(self, name: str, value: Any, *arguments: Any, **options: Any) -> Any:
         """Apply a tensor's method to a value."""
-        if name in IDLE_METHODS:
+        if name in IDLE.methods:
             return value
-        if name in POINTWISE_METHODS:
+        if name in POINTWISE.methods:
             return self.pointwise(getattr(torch, name.rstrip("_")), value)
         if name == "size" and arguments == (0,):
             return BatchSize()

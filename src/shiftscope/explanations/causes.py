@@ -35,9 +35,9 @@ from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, interval, mean, resampled
 from shiftscope.explanations.trial import Trial, between
 from shiftscope.graphs.geometry import Geometry
-from shiftscope.graphs.operators import POINTWISE_FUNCTIONS, POINTWISE_METHODS, POINTWISE_MODULES
+from shiftscope.graphs.operators import POINTWISE
 from shiftscope.surgery import Surgery, circular, global_pool, make_equivariant
-from shiftscope.surgery.head import ALONE
+from shiftscope.surgery.head import ONE_POSITION
 from shiftscope.tables import Cell, Table
 
 __all__ = ["Cause", "Causes", "causes_of", "share"]
@@ -223,7 +223,7 @@ class _Steps:
             known = torch.zeros_like(self.whole) if self.geometry.head == "gap" else None
             return _cause("head", known, self.whole, why)
         left = [change.why for change in global_pool(self.model).changes if not change.becomes]
-        if left and left[0] == ALONE:
+        if left and left[0] == ONE_POSITION:
             return _cause("head", torch.zeros_like(self.whole), self.whole, left[0])
         if left:
             return _cause("head", None, self.whole, left[0].removeprefix("unsupported: "))
@@ -305,11 +305,11 @@ def _low_passed(model: nn.Module, geometry: Geometry) -> tuple[nn.Module | None,
     copy = deepcopy(model)
     graph = getattr(copy, "graph", None)
     nodes = graph.nodes if graph is not None else ()
-    functions = [node for node in nodes if node.target in (*POINTWISE_FUNCTIONS, *POINTWISE_METHODS)]
+    functions = [node for node in nodes if node.target in (*POINTWISE.functions, *POINTWISE.methods)]
     if functions:
         return None, f"activations are called as functions (`{functions[0].name}`), where no layer can be put"
-    found = [name for name, part in copy.named_modules() if isinstance(part, POINTWISE_MODULES)]
-    turned = [name for name in found if (place := geometry.places.get(name)) and place.layout == "channels last"]
+    found = [name for name, part in copy.named_modules() if isinstance(part, POINTWISE.modules)]
+    turned = [name for name in found if (place := geometry.maps.get(name)) and place.layout == "channels last"]
     if turned:
         return None, f"`{turned[0]}` works on maps whose channels come last"
     if not found:

@@ -75,7 +75,7 @@ class Explanation:
         if geometry is not None:
             graph |= {
                 "factor": list(geometry.factor),
-                "receptive_field": list(geometry.last.field),
+                "receptive_field": list(geometry.last.receptive_field),
                 "head": geometry.head,
                 "borders": geometry.borders,
                 "subsamplings": [asdict(each) for each in geometry.subsamplings],

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import nn
 
-from shiftscope.errors import InputError
+from shiftscope.errors import UntraceableError
 from shiftscope.graphs.geometry import Geometry, geometry_of
 
 __all__ = ["Guarantee", "described", "guarantee_of"]
@@ -43,7 +43,7 @@ class Guarantee:
 
 def described(geometry: Geometry) -> str:
     """Factor, receptive field, borders and head, in a sentence."""
-    (down, right), (tall, wide) = geometry.factor, geometry.last.field
+    (down, right), (tall, wide) = geometry.factor, geometry.last.receptive_field
     factor = str(down) if down == right else f"{down} down, {right} across"
     kinds = Counter(geometry.borders.values())
     borders = ", ".join(f"{count} pad with {kind}" for kind, count in sorted(kinds.items())) or "none pads"
@@ -62,9 +62,8 @@ def guarantee_of(model: nn.Module) -> Guarantee:
     """
     try:
         geometry = geometry_of(model)
-    except InputError as error:
-        reason = f"{str(error).split(', so that')[0]}. Only the measured part is available."
-        return Guarantee("unknown", reason[0].upper() + reason[1:], "", None)
+    except UntraceableError as error:
+        return Guarantee("unknown", f"{error.problem} Only the measured part is available.", "", None)
     status, sentence = _promise(geometry)
     return Guarantee(status, sentence, _exact_at(geometry), geometry)
 
@@ -102,7 +101,7 @@ def _samples(geometry: Geometry) -> list[str]:
 def _edges(geometry: Geometry) -> list[str]:
     """What keeps maps from being tori."""
     leaking = [name for name, border in geometry.borders.items() if border != "circular"]
-    inside = [name for name in geometry.unfitting if name not in leaking]
+    inside = [name for name in geometry.misfits if name not in leaking]
     kinds = "/".join(sorted({geometry.borders[name] for name in leaking}))
     found = [f"{_listed(leaking)} pad with {kinds}, which the shift does not move"] if leaking else []
     if inside:
@@ -127,7 +126,7 @@ def _exact_at(geometry: Geometry) -> str:
         return f"The spatial part is exactly equivariant to {where}, circular{sides}."
     if any(follows):
         return "The spatial part is not exactly equivariant: polyphase sampling is so on circular maps only."
-    down, right = geometry.last.field
+    down, right = geometry.last.receptive_field
     return (
         f"The spatial part is exactly equivariant to {where}, as long as what differs from the background stays as far from "
         f"every edge as a position sees (its receptive field is {down}x{right} pixels)."

@@ -244,7 +244,7 @@ def _layer(probe: Probe) -> Layer:
         kind=probe.kind,
         size=(shape[1], shape[2]),
         channels=shape[0],
-        factor=place.factor if place.positions else None,
+        factor=place.factor if place.has_positions else None,
         stride=probe.stride,
         similarity=similarity,
         displacement=displacement,

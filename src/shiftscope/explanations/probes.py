@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -16,8 +16,8 @@ from torch.nn import functional
 from shiftscope import layers as ours
 from shiftscope.engine.direct import Canvas, Direct, ran_out_of_memory
 from shiftscope.errors import InputError
-from shiftscope.graphs.geometry import Geometry, Place, as_maps, call_name, geometry_of, placed, shape_of
-from shiftscope.graphs.operators import POINTWISE_MODULES
+from shiftscope.graphs.geometry import Geometry, MapGeometry, call_name, geometry_of
+from shiftscope.graphs.operators import POINTWISE
 from shiftscope.layers.maxima import max_filtered
 from shiftscope.layers.polyphase import PhaseLogits, PolyphaseSampling, TakePhase
 from shiftscope.layers.resampling import Filter, filtered
@@ -34,9 +34,9 @@ KINDS: tuple[tuple[tuple[type[nn.Module], ...], Kind], ...] = (
     ((nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d), "pool"),
     ((ours.BlurPool2d, ours.MaxBlurPool2d), "filter"),
     ((PolyphaseSampling, TakePhase), "polyphase sampling"),
-    ((*POINTWISE_MODULES, nn.PReLU, ours.AliasFreeActivation), "activation"),
+    ((*POINTWISE.modules, nn.PReLU, ours.AliasFreeActivation), "activation"),
 )
-ACTIVATIONS = {*(kind.__name__ for kind in POINTWISE_MODULES), "Swish", "HardSwish", "HardSigmoid", "QuickGELU", "GELUTanh"}
+ACTIVATIONS = {*(kind.__name__ for kind in POINTWISE.modules), "Swish", "HardSwish", "HardSigmoid", "QuickGELU", "GELUTanh"}
 #: What a head begins with; of those that still get a map the last is the head.
 HEADS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)
 
@@ -64,7 +64,7 @@ class Probe:
     kind: Kind
     call: tuple[str, int]
     side: Literal["in", "out"]
-    place: Place
+    place: MapGeometry
     shape: tuple[int, int, int]
     stride: Pair = (1, 1)
     empty: Tensor | None = None
@@ -136,8 +136,8 @@ class Probes:
         chosen = _chosen(model, layers)
         calls, output = self._first_pass(chosen, example)
         size = (example.shape[2], example.shape[3])
-        canvas = Probe("canvas", "canvas", ("", 0), "in", Place(), (example.shape[1], *size))
-        last = Probe("output", "output", ("", 0), "out", Place(positions=False), (output.shape[1], 1, 1))
+        canvas = Probe("canvas", "canvas", ("", 0), "in", MapGeometry(), (example.shape[1], *size))
+        last = Probe("output", "output", ("", 0), "out", MapGeometry(has_positions=False), (output.shape[1], 1, 1))
         self.probes = [canvas, *self._layers(calls, size), *self._head(calls, size), last]
         told = {*(probe.call[0] for probe in self.probes), *(name for name, _ in self.left_out)}
         self.left_out += [(name, "it gives no map of positions") for name in layers or () if name not in told]
@@ -150,7 +150,7 @@ class Probes:
 
         def see(layer: str, number: int, _: nn.Module, into: Tensor, out: Any) -> None:
             for probe in self.probes[1:-1]:
-                if probe.call == (layer, number) and probe.place.positions:
+                if probe.call == (layer, number) and probe.place.has_positions:
                     probe.empty = _finite(as_maps(into if probe.side == "in" else out, probe.place))
                     probe.empty_before = _finite(into) if probe.stride != (1, 1) else None
 
@@ -265,13 +265,13 @@ class Probes:
         for call in calls[order + 1 :]:
             if isinstance(call.module, nn.Linear) and len(call.into) == 2:
                 if call.gets.numel() != held.numel():
-                    place = Place(positions=False)
+                    place = MapGeometry(has_positions=False)
                     shape = (call.into[1], 1, 1)
                     yield Probe(f"{call.layer}, input", "head input", (call.layer, call.number), "in", place, shape)
                 return
 
-    def _place(self, call: _Call, size: Pair) -> Place | None:
-        places = self.geometry.places if self.geometry else {}
+    def _place(self, call: _Call, size: Pair) -> MapGeometry | None:
+        places = self.geometry.maps if self.geometry else {}
         return placed(places.get(call_name(call.layer, call.number), places.get(call.layer)), call.out, size)
 
 
@@ -377,3 +377,45 @@ def _two(value: Any) -> Pair:
 
 def _is_map(shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and shape[2] * shape[3] > 1
+
+
+def as_maps(value: Any, place: MapGeometry) -> Tensor:
+    """[image, channel, height, width]; a vector has one position."""
+    if not isinstance(value, Tensor):
+        return torch.empty(0, 0, 0, 0)
+    if value.ndim == 2:
+        return value[:, :, None, None]
+    return value.permute(0, 3, 1, 2) if place.layout == "channels last" else value
+
+
+def shape_of(shape: tuple[int, ...], place: MapGeometry) -> tuple[int, int, int]:
+    """Channels, height and width of maps of a shape, whichever way they lie."""
+    return (shape[3], shape[1], shape[2]) if place.layout == "channels last" else (shape[1], shape[2], shape[3])
+
+
+def placed(known: MapGeometry | None, shape: tuple[int, ...], size: Pair) -> MapGeometry | None:
+    """Where the positions of a map lie: as the graph says, or by the map's size where it does not, or cannot be right."""
+    if known is None or (not known.has_positions and shape[2] * shape[3] > 1):
+        return _by_size(shape, size)
+    if not known.has_positions:
+        return known
+    channels, height, width = shape_of(shape, known)
+    if _agrees(known, (height, width), size):
+        return known
+    found = _by_size((1, channels, height, width), size)  # behind an operator that the graph does not explain
+    return None if found is None else replace(found, layout=known.layout)
+
+
+def _agrees(place: MapGeometry, found: Pair, size: Pair) -> bool:
+    """Whether a map is as large as its factor says: no smaller than without padding, no larger than with as much as it sees."""
+    each = zip(found, size, place.factor, place.receptive_field, strict=True)
+    return all((whole - seen) // step + 1 <= part <= (whole + seen) // step + 1 for part, whole, step, seen in each)
+
+
+def _by_size(shape: tuple[int, ...], size: Pair) -> MapGeometry | None:
+    """Where positions lie, as far as the map's size tells; None where height and width do not shrink alike."""
+    tall, wide = (whole / max(part, 1) for whole, part in zip(size, shape[2:4], strict=True))
+    apart = 1.0 if size[0] == size[1] else 1.5
+    if max(tall, wide) > apart * min(tall, wide):
+        return None
+    return MapGeometry((max(1, round(tall)), max(1, round(wide))))

@@ -1,4 +1,4 @@
-"""What single operators of a graph do to positions: take them away, pad around them, or leave them where they are."""
+"""What single nodes of a graph do to a map's positions: take them away, pad, reorder axes, or treat all positions alike."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from shiftscope import layers
-from shiftscope.graphs.operators import (
-    ADDITIONS,
-    IDLE_FUNCTIONS,
-    IDLE_METHODS,
-    IDLE_MODULES,
-    POINTWISE_FUNCTIONS,
-    POINTWISE_METHODS,
-    POINTWISE_MODULES,
-    PRODUCTS,
-    QUOTIENTS,
-    SUBTRACTIONS,
-)
+from shiftscope.graphs.operators import ADDITIONS, IDLE, POINTWISE, PRODUCTS, QUOTIENTS, SUBTRACTIONS
+from shiftscope.graphs.sites import Site, TracedModel
 from shiftscope.layers.polyphase import NormChoice, PhaseLogits
-from shiftscope.surgery.editor import Editor, Site
 
-__all__ = ["BORDERS", "Head", "Layout", "border_of", "fits", "head_kind", "is_about_maps", "is_still", "order_of", "sliced"]
+__all__ = [
+    "BORDERS",
+    "PADS",
+    "Head",
+    "Layout",
+    "axis_order",
+    "border_of",
+    "head_kind",
+    "is_flattening",
+    "is_metadata",
+    "is_stationary",
+    "pads_to_fit",
+    "slices_of",
+]
 
 Head = Literal["flatten", "gap", "other"]
 Layout = Literal["channels first", "channels last"]
 
-#: Norms whose statistics are fixed or taken over channels or over the whole map: none sees a position.
+#: Norms whose statistics are fixed, or taken over channels or over the complete map, so that they treat positions alike.
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
-#: Layers that only pad, and how they continue a map.
+#: Layers that only pad, and the padding mode of a convolution that does the same.
 PADS: dict[type[nn.Module], str] = {
     nn.ZeroPad2d: "zeros",
     nn.ConstantPad2d: "zeros",
@@ -42,19 +44,21 @@ PADS: dict[type[nn.Module], str] = {
 }
 #: Axes of a map: image, channel, height, width.
 RANK = 4
+#: Names of border modes in torch.nn.functional.pad and in our filters, and the padding mode of a convolution that does the same.
 BORDERS = {"constant": "zeros", "zero": "zeros", "circular": "circular", "reflect": "reflect", "replicate": "replicate"}
+#: Other layers that treat positions alike.
 OTHERS = (nn.PReLU, layers.AliasFreeActivation, NormChoice, PhaseLogits)
-#: To one position they are a head; to several they take means of windows that depend on the map's size.
-MEANS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-MEAN_FUNCTIONS = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d)
-#: Functions that leave factor, field and layout alone.
-STILL: tuple[Any, ...] = (
+#: With one output position these are a head; with several they average windows that depend on the map's size.
+ADAPTIVE_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+ADAPTIVE_POOL_FUNCTIONS = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d)
+#: Functions and methods that keep factor, receptive field and layout.
+STATIONARY_FUNCTIONS: tuple[Any, ...] = (
     *ADDITIONS,
     *SUBTRACTIONS,
     *PRODUCTS,
     *QUOTIENTS,
-    *IDLE_FUNCTIONS,
-    *POINTWISE_FUNCTIONS,
+    *IDLE.functions,
+    *POINTWISE.functions,
     torch.cat,
     functional.pad,
     functional.layer_norm,
@@ -64,29 +68,30 @@ STILL: tuple[Any, ...] = (
     operator.getitem,
     operator.neg,
 )
-STILL_METHODS = (*IDLE_METHODS, *POINTWISE_METHODS, "add", "sub", "mul", "div", "add_", "mul_", "to", "type")
+STATIONARY_METHODS = (*IDLE.methods, *POINTWISE.methods, "add", "sub", "mul", "div", "add_", "mul_", "to", "type")
 
 
-def head_kind(editor: Editor, node: fx.Node, layout: Layout) -> Head | None:
-    """How a node takes positions away; None where it does not."""
-    part = editor.part(node)
-    if isinstance(part, MEANS) or node.target in MEAN_FUNCTIONS:
+def head_kind(traced: TracedModel, node: fx.Node, layout: Layout) -> Head | None:
+    """Return how a node takes positions away; None where it keeps them."""
+    part = traced.part(node)
+    if isinstance(part, ADAPTIVE_POOLS) or node.target in ADAPTIVE_POOL_FUNCTIONS:
         size = part.output_size if part is not None else next(iter([*node.args[1:], *node.kwargs.values()]), 1)
         return "gap" if size in (1, (1, 1), [1, 1]) else None
-    if isinstance(part, nn.Flatten) or node.target in (torch.flatten, "flatten", "view", "reshape"):
-        return "flatten" if _is_flattening(node, part) else None
+    if is_flattening(node, part):
+        return "flatten"
     if node.target in (torch.mean, "mean", torch.amax, "amax"):
         return "gap" if {axis % 4 for axis in _axes(node)} == ({2, 3} if layout == "channels first" else {1, 2}) else None
     return None
 
 
-def _is_flattening(node: fx.Node, part: nn.Module | None) -> bool:
+def is_flattening(node: fx.Node, part: nn.Module | None) -> bool:
+    """Return whether a node flattens all axes but the first; ``part`` is the module that it calls, if it calls one."""
     if isinstance(part, nn.Flatten):
         return bool(part.start_dim == 1)
     if node.target in (torch.flatten, "flatten"):
         start = node.kwargs.get("start_dim", node.args[1] if len(node.args) > 1 else 0)
         return bool(start == 1)
-    return len(node.args) == 3 and bool(node.args[2] == -1)
+    return node.target in ("view", "reshape") and len(node.args) == 3 and bool(node.args[2] == -1)
 
 
 def _axes(node: fx.Node) -> set[int]:
@@ -94,8 +99,8 @@ def _axes(node: fx.Node) -> set[int]:
     return set(given) if isinstance(given, list | tuple) else {given}
 
 
-def order_of(node: fx.Node) -> tuple[int, ...] | None:
-    """The order of axes that a node makes, where it reorders."""
+def axis_order(node: fx.Node) -> tuple[int, ...] | None:
+    """Return the order of axes after a permutation between channels first and channels last; None for other nodes."""
     if node.target not in (torch.permute, "permute"):
         return None
     given: Any = node.args[1] if len(node.args) == 2 else node.args[1:]
@@ -103,16 +108,18 @@ def order_of(node: fx.Node) -> tuple[int, ...] | None:
     return order if order in ((0, 2, 3, 1), (0, 3, 1, 2)) else None
 
 
-def fits(editor: Editor, site: Site) -> bool:
-    """Whether a padded map has size / stride windows, which on a torus meet each position alike.
+def pads_to_fit(traced: TracedModel, site: Site) -> bool:
+    """Return whether a site has size / stride windows on its padded map, so that on a torus they meet every position alike.
 
     With padding P in all, reach r and stride s there are floor((n + P - r - 1) / s) + 1 windows: n / s for 1 - s <= P - r <= 0.
     """
+    if isinstance(site.module, nn.Conv2d) and site.module.padding == "same":
+        return True
     source = site.node.args[0]
-    part: Any = editor.part(source) if isinstance(source, fx.Node) else None
+    part: Any = traced.part(source) if isinstance(source, fx.Node) else None
     margins: Any = (0, 0, 0, 0)
-    if any(isinstance(part, kind) for kind in PADS):
-        margins = part.padding
+    if isinstance(part, tuple(PADS)):
+        margins = vars(part)["padding"]
     elif isinstance(source, fx.Node) and source.target is functional.pad:
         margins = source.args[1] if len(source.args) > 1 else source.kwargs["pad"]
     left, right, up, down = (*margins, 0, 0, 0, 0)[:4]
@@ -123,44 +130,40 @@ def fits(editor: Editor, site: Site) -> bool:
 
 
 def border_of(node: fx.Node, part: nn.Module | None) -> str | None:
-    """How a pad of its own continues a map; None where a node is none."""
+    """Return the padding mode of a node that only pads; None for other nodes."""
     if node.target is functional.pad:
         return BORDERS[str(node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant"))]
     return next((border for kind, border in PADS.items() if isinstance(part, kind)), None)
 
 
-def is_about_maps(node: fx.Node) -> bool:
-    """Whether a node's value is not a map but something about one: its shape, its type, where it is."""
+def is_metadata(node: fx.Node) -> bool:
+    """Return whether a node's value is no map but describes one: its shape, its type, its device."""
     if node.target is getattr:
         return node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda")
     return node.op == "call_method" and node.target in ("size", "dim", "numel")
 
 
-def is_still(editor: Editor, node: fx.Node, layout: Layout) -> bool:
-    """Whether a node acts on each position alone and alike, or at least leaves factor and field as they are."""
-    part = editor.part(node)
+def is_stationary(traced: TracedModel, node: fx.Node, layout: Layout) -> bool:
+    """Return whether a node treats all positions alike and keeps factor and receptive field."""
+    part = traced.part(node)
     if isinstance(part, nn.Linear):
         return layout == "channels last"
     if isinstance(part, nn.LayerNorm):
         return len(part.normalized_shape) == 1 and layout == "channels last"
     if part is not None:
-        return isinstance(part, (*POINTWISE_MODULES, *IDLE_MODULES, *NORMS, *OTHERS))
-    if getattr(node.target, "__name__", "") == "stochastic_depth":  # torchvision's; idle in evaluation
+        return isinstance(part, (*POINTWISE.modules, *IDLE.modules, *NORMS, *OTHERS))
+    if getattr(node.target, "__name__", "") == "stochastic_depth":  # torchvision's; idle in evaluation mode
         return True
-    if node.target is operator.getitem and _cuts(node):
+    if node.target is operator.getitem and any(each not in (slice(None), None) for each in slices_of(node)[2:]):
+        return False  # a part of the map's height or width
+    if node.target is torch.cat and _concatenation_axis(node) != (1 if layout == "channels first" else 3):
         return False
-    if node.target is torch.cat and _joined_along(node) != (1 if layout == "channels first" else 3):
-        return False
-    return node.target in (STILL if node.op == "call_function" else STILL_METHODS) and not _adds_positions(editor, node)
+    known = STATIONARY_FUNCTIONS if node.op == "call_function" else STATIONARY_METHODS
+    return node.target in known and not _adds_positions(traced, node)
 
 
-def _cuts(node: fx.Node) -> bool:
-    """Whether a part of a map is taken along height or width."""
-    return any(part not in (slice(None), None) for part in sliced(node)[2:])
-
-
-def sliced(node: fx.Node) -> tuple[Any, ...]:
-    """What a node takes along each axis of a map; empty where it takes no part of one."""
+def slices_of(node: fx.Node) -> tuple[Any, ...]:
+    """Return the index or slice that a node takes along each axis of a map; empty where it does not index one."""
     parts: Any = node.args[1] if node.target is operator.getitem else ()
     if not isinstance(parts, tuple):
         return ()
@@ -170,24 +173,23 @@ def sliced(node: fx.Node) -> tuple[Any, ...]:
     return (*parts[: places[0]], *[slice(None)] * (RANK + 1 - len(parts)), *parts[places[0] + 1 :])
 
 
-def _joined_along(node: fx.Node) -> int:
-    """The axis along which maps are joined, from the front."""
+def _concatenation_axis(node: fx.Node) -> int:
+    """Return the axis along which maps are concatenated, counted from the front; -1 where the graph does not say."""
     axis: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     return axis % RANK if isinstance(axis, int) else -1
 
 
-def _adds_positions(editor: Editor, node: fx.Node) -> bool:
-    """Whether a weight with a value for each position enters here: one that varies along more than one axis."""
+def _adds_positions(traced: TracedModel, node: fx.Node) -> bool:
+    """Return whether a node combines a map with a weight for each position: one that varies along more than one axis."""
     waiting, weights = list(node.all_input_nodes), list[Tensor]()
     while waiting:
         other = waiting.pop()
         if other.op == "get_attr":
-            weights.append(operator.attrgetter(str(other.target))(editor.traced))
-        elif other.op != "call_module" and not _has_images(other):
+            weights.append(operator.attrgetter(str(other.target))(traced.module))
+        elif other.op != "call_module" and not _depends_on_images(other):
             waiting += other.all_input_nodes
     return any(sum(size > 1 for size in weight.shape) > 1 for weight in weights)
 
 
-def _has_images(node: fx.Node) -> bool:
-    """Whether a node's value comes from the images."""
-    return node.op == "placeholder" or any(_has_images(other) for other in node.all_input_nodes)
+def _depends_on_images(node: fx.Node) -> bool:
+    return node.op == "placeholder" or any(_depends_on_images(other) for other in node.all_input_nodes)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, first_line
 
 __all__ = ["FixedBatches", "read_exported", "read_onnx"]
 
@@ -107,7 +107,7 @@ def _program(path: Path) -> torch.export.ExportedProgram:
     try:
         return torch.export.load(path)
     except Exception as error:  # torch.export raises anything
-        raise InputError(f"torch.export cannot read {path} ({_first_line(error)}).", remedy) from error
+        raise InputError(f"torch.export cannot read {path} ({first_line(error)}).", remedy) from error
 
 
 def read_onnx(path: Path) -> tuple[nn.Module, Shape | None]:
@@ -168,7 +168,3 @@ def _wrong_inputs(path: Path, inputs: str) -> InputError:
     return InputError(
         f"{path} must take one tensor of images [image, channel, height, width], got {inputs}.", "Export a model that does."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Making a model equivariant: maps become tori, and every subsampling moves with the image."""
+"""Make a model equivariant: maps become circular, and every subsampling moves with the image."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from torch.nn import functional
 
 from shiftscope import layers
 from shiftscope.errors import InputError
+from shiftscope.graphs.positions import PADS
+from shiftscope.graphs.sites import Pair, Site, pool_arguments
 from shiftscope.layers.polyphase import NormChoice, PhaseLogits, TakePhase
 from shiftscope.surgery.antialias import unstride
-from shiftscope.surgery.editor import Editor, Pair, Site, pool_options
+from shiftscope.surgery.editor import Editor
 from shiftscope.surgery.head import channels_of
 from shiftscope.surgery.plan import Surgery
 
 __all__ = ["Polyphase", "circular", "make_equivariant"]
 
 Polyphase = Literal["aps", "lps"]
-AROUND = "what lies beyond the border comes from the opposite one"
-#: What takes positions away, as modules and as calls.
+CIRCULAR = "what lies beyond the border comes from the opposite one"
+#: Functions, methods and modules that take positions away.
 POINTS: tuple[Any, ...] = (
     torch.flatten,
     torch.mean,
@@ -32,7 +34,8 @@ POINTS: tuple[Any, ...] = (
     "reshape",
 )
 POINT_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Linear)
-PADS = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
+#: Layers that pad in another way.
+OTHER_PADS = tuple(pad for pad in PADS if pad is not nn.CircularPad2d)
 
 
 def circular(
@@ -42,29 +45,30 @@ def circular(
     skip: Sequence[str] = (),
     image: tuple[int, int, int] | None = None,
 ) -> Surgery:
-    """A copy of a model whose maps continue at their other end: nothing is special about a border any more.
+    """Return a copy of a model with circular padding everywhere, so that a border is like any other place.
 
-    Convolutions and pools read what lies beyond the border from the opposite one, and keep the size of their map but for their
-    stride. Weights are kept. A model that shrinks its maps (``valid`` convolutions) gets larger ones; where its head flattens
-    them, that is told, and :func:`global_pool` first is the remedy.
+    Convolutions and pools read what lies beyond a border from the opposite one, and keep the size of their map except for their
+    stride. Weights are kept. In a model that shrinks its maps (convolutions without padding) maps become larger; a head that
+    flattens them then no longer fits, and needs :func:`global_pool` first.
 
     Args:
-        model: whose graph ``torch.fx`` can trace. It is left as it is.
+        model: a model that ``torch.fx`` can trace; it is not changed.
         only: names of the layers to change; all by default.
-        skip: names of layers to leave alone.
-        image: (channels, height, width), for the costs.
+        skip: names of layers that stay as they are.
+        image: (channels, height, width), to count costs and to check that the changed model runs.
 
     Returns:
         the copy, what became of each layer and why, and the costs.
 
     Raises:
-        InputError: an untraceable model, an unknown name, a head that does not fit any more.
+        UntraceableError: ``torch.fx`` cannot trace the model.
+        InputError: the model has no layer of such a name, or its head no longer fits its maps.
     """
     editor = Editor(model, image=image, only=only, skip=skip)
-    _prepare(editor, split=False)
+    _make_pads_circular(editor, split=False)
     for site in editor.sites():
         if _choose(editor, site):
-            _around(editor, site)
+            _make_circular(editor, site)
     return editor.finish()
 
 
@@ -77,105 +81,123 @@ def make_equivariant(
     skip: Sequence[str] = (),
     image: tuple[int, int, int] | None = None,
 ) -> Surgery:
-    """A copy of a model that is exactly equivariant to circular shifts: circular maps, and polyphase sampling for every stride.
+    """Return a copy of a model that is exactly equivariant to circular shifts.
 
-    Branches that meet again (a residual block and its shortcut) subsample by one choice, made on the one that comes first; else
-    they would no longer lie on top of each other. With a head that sees positions (flatten) the outputs still change;
-    :func:`global_pool` takes that away, and then they are the same at every circular shift, before any training. Weights are
-    kept; the small networks of ``lps`` are new and untrained.
+    Maps become circular, and polyphase sampling replaces every stride. Branches that meet again (a residual block and its
+    shortcut) keep the same phase, chosen in the branch that comes first, so that their maps stay aligned. With a head that sees
+    positions (flatten) the outputs still change; after :func:`global_pool` they are the same at every circular shift, before any
+    training. Weights are kept; the small networks of ``lps`` are new and untrained.
 
     Args:
-        model: whose graph ``torch.fx`` can trace. It is left as it is.
+        model: a model that ``torch.fx`` can trace; it is not changed.
         method: adaptive (``aps``: the phase of the largest norm) or learned (``lps``) polyphase sampling.
-        filter_size: of a binomial filter before each choice; 1 does not filter.
-        only: names of the layers to change; all by default. Layers that are left out break the exactness.
-        skip: names of layers to leave alone.
-        image: (channels, height, width), for the costs; height and width must be multiples of the model's subsampling factor.
+        filter_size: width of a binomial filter before each choice, positions; 1 does not filter.
+        only: names of the layers to change; all by default. Every other layer that subsamples or pads breaks the exactness.
+        skip: names of layers that stay as they are.
+        image: (channels, height, width), to count costs and to check that the changed model runs; height and width must be
+            multiples of the model's subsampling factor.
 
     Returns:
         the copy, what became of each layer and why, and the costs.
 
     Raises:
-        InputError: an untraceable model, an unknown name or method, branches that meet with different strides behind them.
+        UntraceableError: ``torch.fx`` cannot trace the model.
+        InputError: the model has no layer of such a name, there is no such method, or branches meet after different strides.
 
-    Source: Chaman and Dokmanic 2021; Rojas-Gomez et al. 2022; there the networks are written anew by hand.
+    Sources: Chaman and Dokmanic 2021; Rojas-Gomez et al. 2022. There the networks are rewritten by hand.
     """
     if method not in get_args(Polyphase):
         raise InputError(f"`method` must be 'aps' or 'lps', got {method!r}.")
     editor = Editor(model, image=image, only=only, skip=skip)
-    _prepare(editor, split=True)
-    groups = _groups(editor)
-    chosen: dict[int, tuple[Site, fx.Node]] = {}
+    _make_pads_circular(editor, split=True)
+    groups = _phase_groups(editor)
+    leaders: dict[int, tuple[Site, fx.Node]] = {}
     for site in editor.sites():
         if not _choose(editor, site):
             continue
-        if not site.is_strided:
-            _around(editor, site)
-            continue
-        _around(editor, site, keep_every_position=True)
-        _sampled(editor, site, groups[site.node], chosen, method, filter_size)
+        if site.is_strided:
+            _make_circular(editor, site, unstrided=True)
+            _sample(editor, site, groups[site.node], leaders, method, filter_size)
+        else:
+            _make_circular(editor, site)
     for node in editor.slices():
-        editor.leave(node.name, "subsampling by slicing", "unsupported: use TakePhase in the model's code")
+        editor.keep(node.name, "subsampling by slicing", "unsupported: use TakePhase in the model's code")
     return editor.finish()
 
 
-def _sampled(
-    editor: Editor, site: Site, group: int, chosen: dict[int, tuple[Site, fx.Node]], method: Polyphase, filter_size: int
+def _sample(
+    editor: Editor, site: Site, group: int, leaders: dict[int, tuple[Site, fx.Node]], method: Polyphase, filter_size: int
 ) -> None:
-    """Subsample by the group's choice, which the first of the group makes."""
+    """Subsample at a site by the phase that the first site of its group chooses.
+
+    Args:
+        editor: the graph.
+        site: a site whose stride was set to 1; its ``stride`` is what it had.
+        group: number of the group of sites that keep the same phase.
+        leaders: the first site of each group and the node of its choice; extended here.
+        method: ``aps`` or ``lps``.
+        filter_size: width of the filter before the choice, positions.
+    """
     last, _ = editor.end_of_chain(site.node) if site.kind == "convolution" else (site.node, False)
-    first = group not in chosen
+    first = group not in leaders
     if first:
-        choice = NormChoice(site.stride, filter_size)
-        module: nn.Module = choice
-        if method == "lps":
-            channels = channels_of(editor, last)
-            if channels is None:
-                raise InputError(
-                    f"`{site.name}`: how many channels its map has does not follow from the graph. Use method 'aps'."
-                )
-            module = PhaseLogits(channels, site.stride, filter_size=filter_size)
-        chosen[group] = site, editor.call(module, "choice", last)
-    leader, node = chosen[group]
+        leaders[group] = site, editor.call(_phase_choice(editor, site, last, method, filter_size), "choice", last)
+    leader, choice = leaders[group]
     take = TakePhase(site.stride, filter_size)
     if not first and site.kernel == (1, 1):
-        editor.before_node(site.node, take, "phase", node)
+        editor.insert_before(site.node, take, "phase", choice)
         where = "before it"
     else:
-        taken = editor.after(last, take, "phase", node)
-        node.replace_input_with(taken, last)  # the choice itself is made on what is not yet subsampled
+        taken = editor.insert_after(last, take, "phase", choice)
+        choice.replace_input_with(taken, last)  # the choice itself is made before subsampling
         where = "after its nonlinearity" if last is not site.node else "after it"
     rule = "of the largest norm" if method == "aps" else "that a learned network points to"
     why = f"keeps the phase {rule}, {where}" if first else f"keeps the phase that `{leader.name}` chose, {where}: they meet again"
-    editor.note(site.name, site.title, f"stride 1, circular, {method.upper()}", why)
+    editor.record(site.name, site.title, f"stride 1, circular, {method.upper()}", why)
 
 
-def _around(editor: Editor, site: Site, *, keep_every_position: bool = False) -> None:
-    """Let a site continue its map at the other end, so that its window finds every position once."""
+def _phase_choice(editor: Editor, site: Site, last: fx.Node, method: Polyphase, filter_size: int) -> nn.Module:
+    """Return a module that chooses the phase of a node's map."""
+    if method == "aps":
+        return NormChoice(site.stride, filter_size)
+    channels = channels_of(editor, last)
+    if channels is None:
+        raise InputError(f"The number of channels at `{site.name}` does not follow from the graph.", "Use method 'aps'.")
+    return PhaseLogits(channels, site.stride, filter_size=filter_size)
+
+
+def _make_circular(editor: Editor, site: Site, *, unstrided: bool = False) -> None:
+    """Let a site continue its map circularly, so that its window meets every position once.
+
+    Args:
+        editor: the graph.
+        site: a convolution or pool.
+        unstrided: set its stride to 1 and record nothing, because the caller records what replaces the stride.
+    """
     margins = _margins(editor, site)
-    # Narrower than the window reads, a circular pad does not let it find every position.
+    # A circular pad narrower than the window reads does not let it meet every position.
     fitting = all(sum(pair) == 2 * pad for pair, pad in zip(margins, site.padding, strict=True))
     was_circular = isinstance(site.module, nn.Conv2d) and site.module.padding_mode == "circular" and fitting
-    if keep_every_position:
+    if unstrided:
         unstride(site)
     if was_circular or not any(map(any, margins)):
         if not was_circular and any(site.padding):
             _unpad(site)
-        if not keep_every_position:
-            editor.leave(site.name, site.title, "circular already" if was_circular else "it reads nothing beyond the border")
+        if not unstrided:
+            editor.keep(site.name, site.title, "circular already" if was_circular else "it reads nothing beyond the border")
         return
     (top, bottom), (left, right) = margins
     if isinstance(site.module, nn.Conv2d) and top == bottom == site.padding[0] and left == right == site.padding[1]:
         site.module.padding_mode = "circular"
     else:
-        editor.before_node(site.node, nn.CircularPad2d((left, right, top, bottom)), "around")
+        editor.insert_before(site.node, nn.CircularPad2d((left, right, top, bottom)), "around")
         _unpad(site)
-    if not keep_every_position:
-        editor.note(site.name, site.title, "circular padding", AROUND)
+    if not unstrided:
+        editor.record(site.name, site.title, "circular padding", CIRCULAR)
 
 
 def _margins(editor: Editor, site: Site) -> tuple[Pair, Pair]:
-    """What to continue the map by, before and after, along height and width; nothing behind a pad that does it already."""
+    """Return how far to pad a site's map, before and after, along height and width; nothing after a pad of its own."""
     if _follows_pad(editor, site):
         return (0, 0), (0, 0)
     (high, wide), (up, side) = site.reach, site.padding
@@ -183,11 +205,11 @@ def _margins(editor: Editor, site: Site) -> tuple[Pair, Pair]:
 
 
 def _choose(editor: Editor, site: Site) -> bool:
-    """Whether a site is to be changed; if not, says so."""
+    """Return whether to change a site; record the reason where not."""
     if not editor.choose(site):
         return False
     if _pads_twice(editor, site):
-        editor.leave(site.name, site.title, "unsupported: a pad stands before a layer that pads itself")
+        editor.keep(site.name, site.title, "unsupported: a pad stands before a layer that pads itself")
         return False
     return True
 
@@ -202,90 +224,89 @@ def _follows_pad(editor: Editor, site: Site) -> bool:
 
 
 def _unpad(site: Site) -> None:
-    """Let a site pad nothing itself, in no mode, and let no window of a pool hang over the border."""
+    """Set a site's own padding to 0, and let no window of a pool extend beyond the border."""
     if isinstance(site.module, nn.Conv2d):
         site.module.padding, site.module.padding_mode = (0, 0), "zeros"
     elif site.module is not None:
         site.module.padding, site.module.ceil_mode = 0, False  # type: ignore[assignment]  # torch types them as parameters
     else:
-        site.node.args, site.node.kwargs = site.node.args[:1], {**pool_options(site.node), "padding": 0, "ceil_mode": False}
+        arguments = {**pool_arguments(site.node), "padding": 0, "ceil_mode": False}
+        site.node.args, site.node.kwargs = site.node.args[:1], arguments
 
 
-def _prepare(editor: Editor, *, split: bool) -> None:
-    """Pads of their own become circular, and filters too; ``split`` lets a filter keep every position, before a bare stride."""
+def _make_pads_circular(editor: Editor, *, split: bool) -> None:
+    """Make layers that only pad, and filters, circular.
+
+    Args:
+        editor: the graph.
+        split: let filters keep every position, and put their stride after them as a pool of one position, which then counts as
+            a site like any other.
+    """
     for node in list(editor.graph.nodes):
         part, name = editor.part(node), str(node.target) if node.op == "call_module" else node.name
         if not editor.wants(name):
             continue
-        if isinstance(part, PADS):
-            node.target = editor.add(node, nn.CircularPad2d(part.padding), "around")
-            editor.note(name, type(part).__name__, "CircularPad2d", AROUND)
+        if isinstance(part, OTHER_PADS):
+            node.target = editor.add(node, nn.CircularPad2d(vars(part)["padding"]), "around")
+            editor.record(name, type(part).__name__, "CircularPad2d", CIRCULAR)
         elif node.target is functional.pad:
-            _circular_pad(editor, node)
+            _make_pad_circular(editor, node)
         elif isinstance(part, layers.BlurPool2d | layers.MaxBlurPool2d):
-            _circular_filter(editor, node, part, split=split)
-            editor.note(name, type(part).__name__, "circular border", AROUND)
+            _make_filter_circular(editor, node, part, split=split)
+            editor.record(name, type(part).__name__, "circular border", CIRCULAR)
 
 
-def _circular_pad(editor: Editor, node: fx.Node) -> None:
+def _make_pad_circular(editor: Editor, node: fx.Node) -> None:
     margins = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
     if not isinstance(margins, list | tuple) or len(margins) > 4:
-        editor.leave(node.name, "pad", "unsupported: it pads more than height and width")
+        editor.keep(node.name, "pad", "unsupported: it pads more than height and width")
         return
     margins = (*margins, *([0] * (4 - len(margins))))
     node.args, node.kwargs = (node.args[0], margins), {"mode": "circular"}
-    editor.note(node.name, "pad", "circular pad", AROUND)
+    editor.record(node.name, "pad", "circular pad", CIRCULAR)
 
 
-def _circular_filter(editor: Editor, node: fx.Node, part: layers.BlurPool2d | layers.MaxBlurPool2d, *, split: bool) -> None:
-    """A filter on a torus, taken apart: the maximum and the bare stride become places that are changed like any other."""
+def _make_filter_circular(editor: Editor, node: fx.Node, part: layers.BlurPool2d | layers.MaxBlurPool2d, *, split: bool) -> None:
     taps, stride = part.filter.taps, part.filter.stride
     blur = layers.BlurPool2d(stride=1 if split else stride, taps=taps, border="circular")
     if isinstance(part, layers.MaxBlurPool2d):
         node.target = editor.add(node, nn.MaxPool2d(part.kernel_size, 1, part.padding, part.dilation), "maximum")
-        node = editor.after(node, blur, "around")
+        node = editor.insert_after(node, blur, "around")
     else:
         node.target = editor.add(node, blur, "around")
     if split and stride != (1, 1):
-        editor.after(node, nn.MaxPool2d(1, stride), "stride")
+        editor.insert_after(node, nn.MaxPool2d(1, stride), "stride")
 
 
-def _groups(editor: Editor) -> dict[fx.Node, int]:
-    """For each strided site the number of its choice; sites whose maps meet again share one.
+def _phase_groups(editor: Editor) -> dict[fx.Node, int]:
+    """Return the number of each strided site's group; sites whose maps meet again are in one group and keep the same phase.
 
-    Each map carries the choices made on its way. Where maps meet, their choices must be as many, of the same strides, and become
-    the same one by one.
+    Each map carries the list of sites that it was subsampled by. Where maps meet, these lists must have the same strides, and
+    their sites are joined one by one.
     """
-    parents: list[int] = []
-    strides: list[Pair] = []
+    # Loaded here, because it takes longer than the rest of this package.
+    from scipy.cluster.hierarchy import DisjointSet
+
     strided = [site for site in editor.sites() if site.is_strided and editor.wants(site.name)]
     sites = {site.node: site for site in strided if not site.refusal and not _pads_twice(editor, site)}
-    own: dict[fx.Node, int] = {}
-    ways: dict[fx.Node, tuple[int, ...]] = {}
-
-    def root(number: int) -> int:
-        while parents[number] != number:
-            number = parents[number]
-        return number
-
+    groups = DisjointSet(sites)
+    paths: dict[fx.Node, tuple[fx.Node, ...]] = {}
     for node in editor.graph.nodes:
         if node.op == "output" or isinstance(editor.part(node), POINT_MODULES) or node.target in POINTS:
-            continue  # what follows has no positions that must lie on top of each other
-        met = [ways[other] for other in node.all_input_nodes if ways.get(other)]
-        way = met[0] if met else ()
-        for other in met[1:]:
-            if [strides[each] for each in way] != [strides[each] for each in other]:
-                raise InputError(
-                    f"at `{node.name}` branches meet that were subsampled differently ({[strides[each] for each in way]} and "
-                    f"{[strides[each] for each in other]}), so that no common choice of phases exists. Leave one out with `skip`."
-                )
-            for one, two in zip(way, other, strict=True):
-                low, high = sorted((root(one), root(two)))
-                parents[high] = low
-        if node in sites:
-            own[node] = len(parents)
-            parents.append(len(parents))
-            strides.append(sites[node].stride)
-            way = (*way, own[node])
-        ways[node] = way
-    return {node: root(number) for node, number in own.items()}
+            continue  # maps without positions need not be aligned
+        path, *others = [paths[source] for source in node.all_input_nodes if paths.get(source)] or [()]
+        for other in others:
+            _check_strides(node, [sites[each].stride for each in path], [sites[each].stride for each in other])
+            for one, two in zip(path, other, strict=True):
+                groups.merge(one, two)
+        paths[node] = (*path, node) if node in sites else path
+    numbers = {node: number for number, group in enumerate(groups.subsets()) for node in group}
+    return {node: numbers[node] for node in sites}
+
+
+def _check_strides(node: fx.Node, one: list[Pair], other: list[Pair]) -> None:
+    if one != other:
+        raise InputError(
+            f"At `{node.name}` branches meet after different strides ({one} and {other}), so that they cannot keep one phase.",
+            "Leave one out with `skip`.",
+        )

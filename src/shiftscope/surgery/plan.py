@@ -1,4 +1,4 @@
-"""What an operation did: the changed copy, a line for every layer, and the cost before and after."""
+"""The result of a fix: the changed copy, a line for every layer, and the cost before and after."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Change", "Cost", "Surgery", "cost"]
 
 @dataclass(frozen=True)
 class Change:
-    """One layer of the model.
+    """What a fix did to one layer.
 
     Attributes:
-        layer: its name, or the function's where it is one.
-        was: what it is.
-        becomes: what stands there now; empty where it was left alone.
-        why: where the new part goes and for what reason, or why nothing was done.
+        layer: the layer's name, or the node's where it is called as a function.
+        was: what the layer was.
+        becomes: what it is now; empty where it was left as it was.
+        why: where the new part goes and for what reason, or why nothing was changed.
     """
 
     layer: str
@@ -36,7 +36,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image: multiply-adds of convolutions, fully connected layers and filters; and the model's parameters."""
+    """What a model costs.
+
+    Attributes:
+        multiply_adds: of one image: those of convolutions, fully connected layers and filters.
+        parameters: of the model.
+    """
 
     multiply_adds: int
     parameters: int
@@ -44,12 +49,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Surgery:
-    """A changed copy of a model and the account of it.
+    """A changed copy of a model, and what was changed.
 
     Attributes:
-        model: the copy; the original is as it was.
-        changes: every convolution, pool and head in the order they are used.
-        before, after: costs, where the image's shape was given.
+        model: the copy; the original is not changed.
+        changes: every convolution, pool and head, in the order they are used.
+        before, after: costs; None where the image's shape was not given.
     """
 
     model: nn.Module
@@ -59,11 +64,11 @@ class Surgery:
 
     @property
     def changed(self) -> int:
-        """How many layers were changed."""
+        """Number of changed layers."""
         return sum(bool(change.becomes) for change in self.changes)
 
     def table(self) -> Table:
-        """A row for each layer; costs and the count of changes in the notes."""
+        """Return a row for each layer, with the number of changes and the costs in the notes."""
         rows = tuple(
             {"layer": each.layer, "was": each.was, "becomes": each.becomes or "-", "why": each.why} for each in self.changes
         )
@@ -77,16 +82,16 @@ class Surgery:
         return Table("What was changed", ("layer", "was", "becomes", "why"), rows, tuple(notes))
 
     def to_json(self) -> dict[str, Any]:
-        """The table as JSON."""
+        """Return the table as plain data."""
         return self.table().to_json()
 
 
 def cost(model: nn.Module, image: tuple[int, int, int]) -> Cost:
-    """Multiply-adds of one image, counted while one passes, and parameters.
+    """Count the multiply-adds of one image, in a forward pass, and the parameters of a model.
 
     Args:
-        model: with modules for its layers; what functions compute is not counted.
-        image: its (channels, height, width).
+        model: a model whose layers are modules; what functions compute is not counted.
+        image: (channels, height, width).
     """
     counted = 0
 
@@ -114,7 +119,7 @@ def _multiply_adds(module: nn.Module, output: Tensor) -> int:
     if isinstance(module, nn.Linear):
         return output.numel() * module.in_features
     if isinstance(module, TakePhase):
-        # The filter works at every position, of which one in stride * stride is kept.
-        kept = prod(module.stride) * len(module.filter.weights)
-        return output.numel() * kept if len(module.filter.weights) > 1 else 0
+        # The filter works at every position, and one in stride * stride is kept.
+        taps = len(module.filter.weights)
+        return output.numel() * prod(module.stride) * taps if taps > 1 else 0
     return output.numel() * len(module.filter.weights) if isinstance(module, BlurPool) else 0
