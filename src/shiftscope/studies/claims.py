@@ -20,8 +20,9 @@ from torch import Tensor
 from shiftscope import estimates as measures
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, Spread
+from shiftscope.measures import MEASURES
 from shiftscope.studies import records
-from shiftscope.studies.measuring import MEASURES
+from shiftscope.studies.measuring import MEASURES as OF_OUTPUTS
 from shiftscope.studies.records import Finished
 from shiftscope.studies.spec import Claim, Source, Study, read_study, short
 from shiftscope.tables import Table
@@ -61,8 +62,8 @@ class Held:
 
     def estimate(self, measure: str) -> Estimate | None:
         """A measure's mean with its interval, as the study's table has it; None where it was not measured."""
-        if measure in MEASURES and measure in self.values:
-            return MEASURES[measure].of_several(self.values[measure])
+        if measure in OF_OUTPUTS and measure in self.values:
+            return MEASURES[measure].estimate_over_seeds(self.values[measure])
         spreads = [self.spread(measure)] if measure in self.values else []
         return self.counted(self.mean(measure), self.draws(measure), spreads, measure) if spreads else None
 

@@ -25,7 +25,7 @@ from shiftscope.shifts import grid, translate
 from shiftscope.studies.spec import MeasureSpec
 from shiftscope.surveys import Survey, survey
 
-__all__ = ["CURVES", "MEASURES", "RESPONSES", "LayerRecord", "Measure", "Measured", "measured"]
+__all__ = ["CURVES", "MEASURES", "RESPONSES", "Curve", "LayerRecord", "Measure", "Measured", "measured"]
 
 #: Images whose canvases are handed to the engine at once.
 BLOCK = 512
@@ -65,25 +65,37 @@ class LayerRecord(Spec):
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A measure's mean over all test images and all shifts up to each largest one.
+
+    Attributes:
+        means: one for each largest shift from 0 on.
+        deviations: of bootstrap draws from that mean, in half precision, which is plenty for an interval.
+    """
+
+    means: Float[Tensor, " radius"]
+    deviations: Float[Tensor, "radius draw"]
+
+
+@dataclass(frozen=True)
 class Measured:
     """All that is kept.
 
     Attributes:
         values: by measure, one of each test image; some of the layers' measures of the first images only.
         maps: by measure, the mean of each shift.
-        curves: by measure, [largest shift], the mean up to each largest shift from 0 on; by ``measure.draws``, [largest shift,
-            draw], how far its bootstrap draws lie from it, in half precision, which is plenty for an interval.
+        curves: by measure, how its mean grows with the largest shift.
         cut: share of the test images of which the shifts cut content.
         layers: those whose responses are kept.
-        responses: "number of the layer.response" -> one of each of the first images.
+        responses: for each of ``layers``, by response, one value for each of the first images.
     """
 
     values: Mapping[str, Tensor] = field(default_factory=dict)
     maps: Mapping[str, Tensor] = field(default_factory=dict)
-    curves: Mapping[str, Tensor] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
     cut: float = 0.0
     layers: tuple[LayerRecord, ...] = ()
-    responses: Mapping[str, Tensor] = field(default_factory=dict)
+    responses: tuple[Mapping[str, Tensor], ...] = ()
 
 
 def measured(
@@ -132,12 +144,7 @@ def measured(
         curves=_curves(found, spec.max_shift),
         cut=1 - float(_kept(images, fill, shifts[:, 0]).double().mean()),
         layers=tuple(map(_record, layers)),
-        responses={
-            f"{number}.{name}": response
-            for number, layer in enumerate(layers)
-            for name in RESPONSES
-            if (response := _response(layer, name)) is not None
-        },
+        responses=tuple(map(_responses, layers)),
     )
 
 
@@ -167,15 +174,20 @@ def _response(layer: Layer, name: str) -> Float[Tensor, " image"] | None:
     return (values if values.ndim == 1 else values.mean(dim=1)).float()
 
 
+def _responses(layer: Layer) -> dict[str, Float[Tensor, " image"]]:
+    """A layer's responses by name, those that it has."""
+    return {name: response for name in RESPONSES if (response := _response(layer, name)) is not None}
+
+
 def _record(layer: Layer) -> LayerRecord:
     return LayerRecord(
         name=layer.name, kind=layer.kind, size=layer.size, channels=layer.channels, factor=layer.factor, stride=layer.stride
     )
 
 
-def _curves(found: Survey, max_shift: int) -> dict[str, Tensor]:
+def _curves(found: Survey, max_shift: int) -> dict[str, Curve]:
     """The mean over all shifts up to each largest one, from the rings of every shift: nothing is evaluated anew."""
-    curves: dict[str, Tensor] = {}
+    curves: dict[str, Curve] = {}
     for name in CURVES:
         means, draws, total, shifts = [], [], torch.zeros(()), 0
         for radius in range(max_shift + 1):
@@ -183,7 +195,7 @@ def _curves(found: Survey, max_shift: int) -> dict[str, Tensor]:
             total, shifts = total + ring * found.values[name, f"radius {radius}"].double(), shifts + ring
             means.append((total / shifts).mean())
             draws.append(torch.from_numpy(measures.resampled((total / shifts)[None])) - means[-1])
-        curves |= {name: torch.stack(means).float(), f"{name}.draws": torch.stack(draws).half()}
+        curves[name] = Curve(torch.stack(means).float(), torch.stack(draws).half())
     return curves
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from errno import EIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from shiftscope.estimates import Estimate
 from shiftscope.runtime.files import write_bytes, write_tensors, write_text
 from shiftscope.runtime.settings import Spec
-from shiftscope.studies.measuring import LayerRecord
+from shiftscope.studies.measuring import Curve, LayerRecord
 from shiftscope.studies.spec import Run
 from shiftscope.training.loop import Training
 
@@ -42,8 +42,9 @@ __all__ = [
 #: The form of a record and what is measured for it.
 RECORD_VERSION = 5
 RECORD, MODEL, HISTORY, MEASURES = "record.json", "model.safetensors", "history.json", "measures.safetensors"
-#: What tensors of each part are called in the file; what has no such name is a value of each image.
-PARTS = {"maps": "map.", "curves": "curve.", "responses": "layer."}
+#: What the names of tensors begin with in the file: a map over shifts, a curve and its draws, a response of layer 3 as
+#: ``layer.3.similarity``; a tensor without such a name has a value of each image.
+MAP, CURVE, DEVIATIONS, LAYER = "map.", "curve.", ".draws", "layer."
 
 
 class Outcome(Spec):
@@ -92,8 +93,8 @@ class Finished:
     record: Record
     values: Mapping[str, Tensor]
     maps: Mapping[str, Tensor]
-    curves: Mapping[str, Tensor]
-    responses: Mapping[str, Tensor]
+    curves: Mapping[str, Curve]
+    responses: tuple[Mapping[str, Tensor], ...]
 
 
 def write_training(folder: Path, training: Training, weights: Mapping[str, Tensor]) -> None:
@@ -104,8 +105,7 @@ def write_training(folder: Path, training: Training, weights: Mapping[str, Tenso
 
 def write(folder: Path, finished: Finished) -> None:
     """Put measures and, last, the record into a run's folder."""
-    named = {f"{prefix}{name}": each for part, prefix in PARTS.items() for name, each in getattr(finished, part).items()}
-    write_tensors(folder / MEASURES, {**finished.values, **named})
+    write_tensors(folder / MEASURES, _named(finished))
     write_text(folder / RECORD, finished.record.model_dump_json(indent=2) + "\n")
 
 
@@ -122,7 +122,7 @@ def read(folder: Path) -> Finished | None:
             raise ValueError("it belongs to another run")
         if record.schema_version != RECORD_VERSION:
             return None
-        return Finished(record, **_parts(load_file(folder / MEASURES) if record.results else {}))
+        return Finished(record, **_parts(load_file(folder / MEASURES) if record.results else {}, len(record.layers)))
     except (ValidationError, ValueError, OSError, SafetensorError) as error:
         reason = "not a whole record" if isinstance(error, ValidationError) else str(error)
         warnings.warn(f"{folder / RECORD} is damaged ({reason}); the run is computed again.", stacklevel=2)
@@ -142,13 +142,31 @@ def heads(runs: Path) -> Iterator[Record]:
             continue
 
 
-def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a file, by the part of a finished run that they belong to."""
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("values", *PARTS)}
-    for name, values in tensors.items():
-        part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "values")
-        parts[part][name.removeprefix(PARTS.get(part, ""))] = values
-    return parts
+def _named(finished: Finished) -> dict[str, Tensor]:
+    """Return a run's tensors by their names in the file."""
+    tensors = {**finished.values, **{f"{MAP}{name}": values for name, values in finished.maps.items()}}
+    for name, curve in finished.curves.items():
+        tensors |= {f"{CURVE}{name}": curve.means, f"{CURVE}{name}{DEVIATIONS}": curve.deviations}
+    for number, responses in enumerate(finished.responses):
+        tensors |= {f"{LAYER}{number}.{name}": values for name, values in responses.items()}
+    return tensors
+
+
+def _parts(tensors: Mapping[str, Tensor], layers: int) -> dict[str, Any]:
+    """Return the fields of a finished run from the tensors of its file; the inverse of :func:`_named`."""
+    values, maps, curves = {}, {}, {}
+    responses: tuple[dict[str, Tensor], ...] = tuple({} for _ in range(layers))
+    for name, tensor in tensors.items():
+        if name.startswith(MAP):
+            maps[name.removeprefix(MAP)] = tensor
+        elif name.startswith(LAYER):
+            number, _, response = name.removeprefix(LAYER).partition(".")
+            responses[int(number)][response] = tensor
+        elif not name.startswith(CURVE):
+            values[name] = tensor
+        elif not name.endswith(DEVIATIONS):
+            curves[name.removeprefix(CURVE)] = Curve(tensor, tensors[f"{name}{DEVIATIONS}"])
+    return {"values": values, "maps": maps, "curves": curves, "responses": responses}
 
 
 def read_training(folder: Path) -> tuple[Record, dict[str, Tensor]] | None:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shiftscope import figures
-from shiftscope.estimates import Estimate, around, crossed, mean_over_seeds, resampled, spread
+from shiftscope.estimates import Estimate, around, crossed, resampled, spread
+from shiftscope.measures import MEASURES
 from shiftscope.runtime.files import write_text, write_whole
 from shiftscope.runtime.provenance import joined
-from shiftscope.studies.measuring import CURVES, MEASURES, RESPONSES
+from shiftscope.studies.measuring import CURVES, RESPONSES
+from shiftscope.studies.measuring import MEASURES as OF_OUTPUTS
 from shiftscope.studies.records import Finished, Record
 from shiftscope.studies.spec import Study, short
 from shiftscope.tables import Table
@@ -65,7 +67,7 @@ def table_of(study: Study, cells: list[list[Finished]]) -> Table:
         }
         for combination, runs, numbers in zip(settings, cells, printed, strict=True)
     ]
-    columns = (*(short(path) for path in study.axes()), "seeds", "train_accuracy", *MEASURES, *extra)
+    columns = (*(short(path) for path in study.axes()), "seeds", "train_accuracy", *OF_OUTPUTS, *extra)
     every = [run.record for runs in cells for run in runs]
     return Table(study.title, columns, tuple(rows), _notes(study, every), _origin(every))
 
@@ -80,14 +82,15 @@ def curves(study: Study, cells: list[list[Finished]]) -> Table:
     own = ("max_shift", "seeds", *CURVES)
     rows, names = [], _names(study, own)
     for settings, runs in zip(study.combinations(), cells, strict=True):
-        found = {name: torch.stack([run.curves[name] for run in runs]) for name in runs[0].curves} if runs else {}
+        found = {name: torch.stack([run.curves[name].means for run in runs]) for name in CURVES} if runs else {}
+        draws = {name: torch.stack([run.curves[name].deviations for run in runs]) for name in found}
         for radius in range(len(found["mcs"][0]) if found else 0):
             row: dict[str, Any] = {names[path]: _cell(value) for path, value in settings.items()}
             row |= {"max_shift": radius, "seeds": len(runs)}
-            for name, bounds in CURVES.items():
-                draws = found[name][:, radius, None].double() + found[f"{name}.draws"][:, radius].double()
-                value, means = float(found[name][:, radius].double().mean()), found[name][:, radius, None]
-                low, high = around(value, crossed(draws), [spread(means)]).clip(*bounds)
+            for name in CURVES:
+                means = found[name][:, radius, None]
+                value, drawn = float(means.double().mean()), means.double() + draws[name][:, radius].double()
+                low, high = around(value, crossed(drawn), [spread(means)]).clip(*MEASURES[name].bounds)
                 count = next(iter(runs[0].record.results.values())).count
                 row[name] = _estimate(value, (low, high), count, len(runs))
             rows.append(row)
@@ -119,9 +122,9 @@ def layers(study: Study, cells: list[list[Finished]]) -> Table:
             row |= {"seeds": len(runs), "layer": layer.name, "kind": layer.kind, "channels": layer.channels}
             row |= {"size": "x".join(map(str, layer.size)) if layer.factor else "", "stride": layer.stride[0]}
             row["pixels"] = layer.factor[0] if layer.factor else None
-            for name, bounds in RESPONSES.items():
-                values = [run.responses[key] for run in runs if (key := f"{number}.{name}") in run.responses]
-                row[name] = mean_over_seeds(torch.stack(values), bounds=bounds) if values else None
+            for name in RESPONSES:
+                values = [run.responses[number][name] for run in runs if name in run.responses[number]]
+                row[name] = MEASURES[name].estimate_over_seeds(torch.stack(values)) if values else None
                 images = max(images, len(values[0]) if values else 0)
             rows.append(row)
     notes = (
@@ -152,7 +155,7 @@ def gains(study: Study, cells: list[list[Finished]]) -> Table:
         draws = resampled(ours, cell=number + 1) - resampled(theirs, cell=base + 1)
         low, high = around(value, draws, [spread(ours), spread(theirs)])
         row: dict[str, Any] = {short(path): _cell(value) for path, value in each.items()}
-        row["homogeneity"] = mean_over_seeds(torch.stack([run.values["homogeneity"] for run in runs]), bounds=(-1.0, 1.0))
+        row["homogeneity"] = MEASURES["homogeneity"].estimate_over_seeds(torch.stack([run.values["homogeneity"] for run in runs]))
         row["gain"] = _estimate(value, (low, high), ours.shape[1], len(runs))
         rows.append(row)
     note = (
@@ -199,10 +202,9 @@ def _numbers(runs: list[Finished]) -> dict[str, Any]:
     if sound:
         numbers["train_accuracy"] = min(run.record.training.train_accuracy for run in sound)
         held = set.intersection(*(set(run.values) for run in sound))
-        for name, measure in MEASURES.items():
-            if name not in held:
-                continue
-            numbers[name] = measure.of_several(torch.stack([run.values[name] for run in sound]))
+        for name in OF_OUTPUTS:
+            if name in held:
+                numbers[name] = MEASURES[name].estimate_over_seeds(torch.stack([run.values[name] for run in sound]))
     return numbers
 
 
