@@ -17,8 +17,8 @@ from pictures import pixels, write_parquet
 from shiftscope import InputError, audit
 from shiftscope.audits.job import AuditJob, AuditPlan, AuditSpec, complete, merged, run_audit, run_shard, run_shards
 from shiftscope.cli import main
-from shiftscope.datasets.images import opened
-from shiftscope.models import LoadedModel, ModelSpec, load_model
+from shiftscope.datasets.images import open_images
+from shiftscope.models import load_model
 from shiftscope.runtime.processes import Processes
 
 FACTORY = """
@@ -103,7 +103,7 @@ def test_shards_in_several_processes_are_the_whole_to_the_last_bit(here: Path, k
 def test_an_audit_from_disk_is_that_of_the_images_in_memory(here: Path) -> None:
     found = run_audit(spec())
     loaded = load_model("audited_models:grey", size=16)
-    pictures = opened(loaded, data="digits", data_dir=None, images=200, size=16, max_shift=2)
+    pictures = open_images("digits", count=200, image=loaded.image, size=16, max_shift=2)
     block = pictures.read(0, 200)
     plain = audit(loaded.model, block.images, block.labels, protocols=PROTOCOLS, max_shift=2)
     assert found.rows == plain.rows
@@ -191,8 +191,8 @@ def test_images_of_a_folder_keep_their_draws_when_one_is_damaged(pics: Path) -> 
     found = run_audit(spec(model="audited_models:colour", data=str(pics), images=500, protocols=("zhang2019",)))
     assert found.damaged == ("ant/05.png",)
     assert found.cost.images == 70
-    pictures = opened(loaded, data=str(pics), data_dir=None, images=500, size=16, max_shift=2)
-    assert (pictures.count, pictures.whole, pictures.classes) == (71, (3, 20, 20), 2)
+    pictures = open_images(str(pics), count=500, image=loaded.image, size=16, max_shift=2)
+    assert (pictures.count, pictures.shape, pictures.classes) == (71, (3, 20, 20), 2)
     block = pictures.read(0, 71)
     steps = torch.randint(-2, 3, (71, 2, 2), generator=torch.Generator().manual_seed(0))
     agree = []
@@ -203,7 +203,7 @@ def test_images_of_a_folder_keep_their_draws_when_one_is_damaged(pics: Path) -> 
     assert found.estimate("zhang2019", "all_agree").value == pytest.approx(sum(agree) / len(agree), abs=1e-6)
     notes = " ".join(found.notes)
     assert "1 images cannot be read and are left out: ant/05.png." in notes
-    assert "holds 71 images, 500 were asked for; all of them are taken." in notes
+    assert "holds 71 images, fewer than the 500 requested; all are used." in notes
     assert 0 < found.estimate("unshifted", "accuracy").value < 1
 
 
@@ -224,34 +224,30 @@ def test_folders_without_labels_with_one_class_or_with_other_classes_are_told(pi
 
 def test_the_size_follows_the_rules(here: Path, pics: Path) -> None:
     grey = load_model("audited_models:grey")
-    small = opened(
-        load_model("audited_models:colour", size=28), data=str(pics), data_dir=None, images=3, size=None, max_shift=None
-    )
-    assert small.whole == (3, 32, 32)
-    digits = opened(grey, data=None, data_dir=None, images=3, size=None, max_shift=None)
-    assert digits.whole == (1, 40, 40)
+    small = open_images(str(pics), count=3, image=(3, 28, 28))
+    assert small.shape == (3, 32, 32)
+    digits = open_images(count=3, image=grey.image)
+    assert digits.shape == (1, 40, 40)
     with pytest.raises(InputError, match=r"`size` must be given: .* the images are 20x24"):
-        opened(grey, data=str(pics), data_dir=None, images=3, size=None, max_shift=None)
-    four = LoadedModel(grey.model, ModelSpec(), (4, 16, 16))
-    with pytest.raises(InputError, match=r"the model wants images of 4 channels, which a folder does not hold"):
-        opened(four, data=str(pics), data_dir=None, images=3, size=None, max_shift=None)
-    with pytest.raises(InputError, match=r"`data` must be given: the model wants images of 4x16x16"):
-        opened(four, data=None, data_dir=None, images=3, size=None, max_shift=None)
-    with pytest.raises(InputError, match=r"the model wants images of 4 channels, those of digits have 1"):
-        opened(four, data="digits", data_dir=None, images=3, size=None, max_shift=None)
+        open_images(str(pics), count=3, image=grey.image)
+    with pytest.raises(InputError, match=r"the model takes images of 4 channels, and those of a folder have 1 or 3"):
+        open_images(str(pics), count=3, image=(4, 16, 16))
+    with pytest.raises(InputError, match=r"`data` must be given: the model takes images of 4x16x16"):
+        open_images(count=3, image=(4, 16, 16))
+    with pytest.raises(InputError, match=r"the model takes images of 4 channels, but those of digits have 1"):
+        open_images("digits", count=3, image=(4, 16, 16))
 
 
 def test_a_known_set_is_scaled_to_the_input_a_block_at_a_time(here: Path) -> None:
     (here / "cifar10").mkdir()
     for name in ("train", "test"):
         write_parquet(here / "cifar10" / f"{name}.parquet", pixels(9, 32, 3), [0, 1] * 4 + [0])
-    loaded = load_model("audited_models:colour", size=48)
-    pictures = opened(loaded, data="cifar10", data_dir=here, images=5, size=None, max_shift=None)
+    pictures = open_images("cifar10", count=5, image=(3, 48, 48), data_dir=here)
     assert pictures.read(1, 4).images.shape == (3, 3, 48, 48)
     assert pictures.source.images.shape == (5, 3, 32, 32)
-    other = opened(load_model("audited_models:colour"), data="cifar10", data_dir=here, images=50, size=None, max_shift=None)
-    assert other.whole == (3, 32, 32)
-    assert other.notes == ("The data holds 9 test images, 50 were asked for; all of them are taken.",)
+    other = open_images("cifar10", count=50, data_dir=here)
+    assert other.shape == (3, 32, 32)
+    assert other.notes == ("The data holds 9 test images, fewer than the 50 requested; all are used.",)
 
 
 def test_the_command_prints_a_table_and_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,7 +284,7 @@ def test_bad_commands_are_answered_with_a_sentence(here: Path, capsys: pytest.Ca
         (grey, "--protocol", "zhang"): "there is no protocol 'zhang'",
         (grey, "--size", "16", "--max-shift", "0"): "`max_shift` must be 1 or more",
         (grey,): "The model does not tell the size of its input: give `size`",
-        ("audited_models:colour", "--size", "16"): "`data` must be given: the model wants images of 3x16x16, which the digits",
+        ("audited_models:colour", "--size", "16"): "`data` must be given: the model takes images of 3x16x16, which the digits",
         (grey, "--weights", "w.safetensors"): "do not fit the model",
         (grey, "--data", "no/where/at/all"): "neither digits, mnist, cifar10",
         ("audited_models:segments", "--data", ".", "--size", "16"): "holds no image",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shiftscope.datasets.folders import listed
+from shiftscope.datasets.folders import list_images
 from shiftscope.errors import InputError
 
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_subfolders_are_classes_and_loose_files_are_left_out(folder: Path) -> None:
-    found = listed(folder)
+    found = list_images(folder)
     assert found.classes == ("ant", "cat")
     assert [file.name for file in found.files] == ["0.png", "2.png", "4.png", "1.png", "3.png", "5.png", "bad.jpg"]
     assert found.labels == (0, 0, 0, 1, 1, 1, 1)
@@ -38,19 +38,19 @@ def test_subfolders_are_classes_and_loose_files_are_left_out(folder: Path) -> No
 def test_without_subfolders_there_are_no_labels(tmp_path: Path) -> None:
     for number in range(3):
         picture(tmp_path / f"{number}.png", number)
-    assert listed(tmp_path).labels is None
-    assert listed(tmp_path).classes == ()
+    assert list_images(tmp_path).labels is None
+    assert list_images(tmp_path).classes == ()
 
 
 def test_damaged_files_are_left_out_and_named(folder: Path) -> None:
     half = (folder / "cat" / "5.png").read_bytes()
     (folder / "cat" / "5.png").write_bytes(half[: len(half) // 2])
-    images, places, damaged = listed(folder).read(2, 99, size=10, channels=3)
+    images, places, damaged = list_images(folder).read(2, 99, size=10, channels=3)
     assert places == [2, 3, 4]
     assert damaged == ["cat/5.png", "cat/bad.jpg"]
     assert images.shape == (3, 3, 10, 10)
     assert [round(float(image.mean()) * 255) for image in images] == [40, 10, 30]
-    nothing, _, _ = listed(folder).read(6, 7, size=10, channels=3)
+    nothing, _, _ = list_images(folder).read(6, 7, size=10, channels=3)
     assert nothing.shape == (0, 3, 10, 10)
 
 
@@ -58,25 +58,25 @@ def test_the_shorter_side_is_scaled_and_the_centre_cut(tmp_path: Path) -> None:
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = 200  # the centre square
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    images, _, _ = listed(tmp_path).read(0, 1, size=10, channels=3)
+    images, _, _ = list_images(tmp_path).read(0, 1, size=10, channels=3)
     assert float(images[..., 1:9].min()) == pytest.approx(200 / 255, abs=0.01)
-    assert listed(tmp_path).first() == (3, 20, 40)
+    assert list_images(tmp_path).image_shape() == (3, 20, 40)
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("L", "png"), ("P", "png"), ("RGBA", "png"), ("1", "png"), ("CMYK", "jpg")])
 def test_any_kind_of_colour_becomes_the_models(mode: str, suffix: str, tmp_path: Path) -> None:
     picture(tmp_path / f"a.{suffix}", 255, mode=mode)
     for channels in (1, 3):
-        images, _, damaged = listed(tmp_path).read(0, 1, size=8, channels=channels)
+        images, _, damaged = list_images(tmp_path).read(0, 1, size=8, channels=channels)
         assert not damaged
         assert images.shape == (1, channels, 8, 8)
         assert float(images.min()) > 0.95
-    assert listed(tmp_path).first()[0] == (1 if mode in ("L", "1") else 3)
+    assert list_images(tmp_path).image_shape()[0] == (1 if mode in ("L", "1") else 3)
 
 
 def test_sixteen_bits_keep_their_range(tmp_path: Path) -> None:
     Image.fromarray(np.full((6, 6), 32896, np.uint16)).save(tmp_path / "a.png")
-    images, _, _ = listed(tmp_path).read(0, 1, size=6, channels=1)
+    images, _, _ = list_images(tmp_path).read(0, 1, size=6, channels=1)
     assert torch.allclose(images, torch.full((1, 1, 6, 6), 128 / 255))
 
 
@@ -85,24 +85,24 @@ def test_images_are_turned_upright(tmp_path: Path) -> None:
     exif = tall.getexif()
     exif[0x0112] = 6  # to be turned by a quarter
     tall.save(tmp_path / "a.jpg", exif=exif)
-    assert listed(tmp_path).first() == (3, 10, 30)
+    assert list_images(tmp_path).image_shape() == (3, 10, 30)
 
 
 def test_some_images_are_picked_with_a_fixed_seed_and_kept_in_order(folder: Path) -> None:
-    one, two = listed(folder, images=4), listed(folder, images=4)
+    one, two = list_images(folder, count=4), list_images(folder, count=4)
     assert one == two
     assert len(one.files) == 4
     assert list(one.files) == sorted(one.files)
     assert one.found == 7
-    assert len(listed(folder, images=100).files) == 7
-    assert one.checksum != listed(folder).checksum
+    assert len(list_images(folder, count=100).files) == 7
+    assert one.checksum != list_images(folder).checksum
 
 
 def test_a_folder_without_images_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the image folder .* holds no image"):
-        listed(tmp_path)
+        list_images(tmp_path)
     with pytest.raises(InputError, match=r"the image folder .*none does not exist"):
-        listed(tmp_path / "none")
+        list_images(tmp_path / "none")
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"holds no image that can be read"):
-        listed(tmp_path).first()
+        list_images(tmp_path).image_shape()

@@ -30,7 +30,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def get(name: str, data_dir: Path | None = None, image_size: int | None = None) -> Source:
-    return read(name, image_size=image_size, data_dir=data_dir, progress=lambda *_: None)
+    return read(name, image_size=image_size, data_dir=data_dir)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_damaged_cache_is_told_and_decoded_again(local: Path, empty_cache: Pat
 def test_an_unwritable_cache_is_told_and_nothing_is_lost(local: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("SHIFTSCOPE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.warns(UserWarning, match="the decoded images are not kept"):
+    with pytest.warns(UserWarning, match="the decoded images cannot be cached"):
         assert len(get("pets", local).splits["train"]) == 5
 
 
@@ -188,7 +188,7 @@ def test_an_unreachable_hub_is_told_at_once_with_what_to_do(monkeypatch: pytest.
 def test_a_hub_data_set_is_loaded_by_the_real_client_and_then_needs_no_hub(local: Path, tmp_path: Path) -> None:
     code = (
         "from shiftscope.datasets.sources import read\n"
-        "source = read('someone/pets', image_size=None, data_dir=None, progress=lambda *_: None)\n"
+        "source = read('someone/pets')\n"
         "print(source.origin, source.classes, source.splits['test'].images.sum().item())"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}

@@ -148,8 +148,6 @@ def test_a_head_that_cannot_be_replaced_is_said_and_no_fix_is_made_of_it() -> No
     assert found.causes.causes[0].reason == "the number of its map's channels does not follow from the graph"
     tried = {each.kinds: each.reason for each in found.remedies.remedies}
     assert "nothing to change (unsupported: the number of its map's channels" in tried["gap",]
-        "the head sees the mean over positions: nothing to change (unsupported: the number of its map's channels" in tried["gap",]
-    )
 
 
 def test_a_canvas_is_continued_to_multiples_of_the_factor() -> None:

@@ -69,7 +69,9 @@ def test_trained_network_is_measured_on_its_own_data_and_canvas(run: Path) -> No
 
 
 def test_data_with_other_channels_is_refused() -> None:
-    with pytest.raises(InputError, match="The model takes images of 3 channels, but those of digits have 1"):
+    with pytest.raises(InputError, match="the model takes images of 3 channels, but those of digits have 1"):
+        dataset_for((3, 40, 40), None, name="digits")
+    with pytest.raises(InputError, match="`data` must be given: the model takes images of 3x40x40"):
         dataset_for((3, 40, 40), None)
     with pytest.raises(InputError, match="`canvas` must be 1 or more pixels, got 0"):
         dataset_for(None, None, canvas=0)

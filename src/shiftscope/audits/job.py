@@ -23,12 +23,13 @@ from torch import nn
 from shiftscope.audits import Audit, Part, Session, block_size, folded
 from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import assembled
-from shiftscope.datasets.images import Pictures, opened
-from shiftscope.datasets.sources import is_image_folder
+from shiftscope.datasets.images import ImageBlocks, open_images
+from shiftscope.datasets.sources import is_folder
 from shiftscope.errors import InputError, ModelFailsError
 from shiftscope.models import LoadedModel, load_model
 from shiftscope.runtime.files import sweep, write_bytes, write_tensors, write_text
 from shiftscope.runtime.processes import Executor
+from shiftscope.runtime.progress import Stage
 from shiftscope.runtime.provenance import provenance
 from shiftscope.runtime.settings import Spec
 
@@ -224,7 +225,7 @@ def run_shards(
 def _anchored(spec: AuditSpec) -> AuditSpec:
     """With whole paths, for a process that may run in another folder; data sets' own names stay."""
     paths = {name: value for name in ("model", "weights", "data_dir") if (value := getattr(spec, name)) and Path(value).exists()}
-    if spec.data is not None and is_image_folder(spec.data):
+    if spec.data is not None and is_folder(spec.data):
         paths["data"] = spec.data
     return spec.model_copy(update={name: str(Path(value).resolve()) for name, value in paths.items()})
 
@@ -282,7 +283,7 @@ def merged(out: Path) -> Audit:
     return found
 
 
-def _begun(spec: AuditSpec, tell: Tell) -> tuple[Session, Pictures, AuditPlan]:
+def _begun(spec: AuditSpec, tell: Tell) -> tuple[Session, ImageBlocks, AuditPlan]:
     """The model, its images, and what is to be measured."""
     for name in spec.protocols or ():
         find_protocols(name, max_shift=spec.max_shift)  # tells what is wrong before anything is read
@@ -294,14 +295,16 @@ def _begun(spec: AuditSpec, tell: Tell) -> tuple[Session, Pictures, AuditPlan]:
         std=spec.std,
         trust=spec.trust,
     )
-    pictures = opened(
-        loaded,
-        data=spec.data,
-        data_dir=None if spec.data_dir is None else Path(spec.data_dir),
-        images=spec.images,
+    pictures = open_images(
+        spec.data,
+        count=spec.images,
+        image=loaded.image,
+        mean=loaded.mean,
+        trained_on=loaded.spec.data,
         size=spec.size,
         max_shift=spec.max_shift,
-        progress=lambda *at: tell(at),
+        data_dir=None if spec.data_dir is None else Path(spec.data_dir),
+        report=lambda event: tell((event.sentence, event.done, event.of)) if isinstance(event, Stage) else None,
     )
     session = _session(spec, loaded, pictures)
     protocols = session.measurer.protocols
@@ -321,7 +324,7 @@ def _begun(spec: AuditSpec, tell: Tell) -> tuple[Session, Pictures, AuditPlan]:
     return session, pictures, plan
 
 
-def _session(spec: AuditSpec, loaded: LoadedModel, pictures: Pictures) -> Session:
+def _session(spec: AuditSpec, loaded: LoadedModel, pictures: ImageBlocks) -> Session:
     try:
         return Session.begun(
             loaded.model.to(spec.device),
@@ -346,7 +349,7 @@ def _session(spec: AuditSpec, loaded: LoadedModel, pictures: Pictures) -> Sessio
         raise
 
 
-def _measured(session: Session, pictures: Pictures, plan: AuditPlan, number: int, tell: Tell) -> Part:
+def _measured(session: Session, pictures: ImageBlocks, plan: AuditPlan, number: int, tell: Tell) -> Part:
     """One block of images."""
     start, stop = number * plan.block, min((number + 1) * plan.block, plan.count)
     block = pictures.read(start, stop)

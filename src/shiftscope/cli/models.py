@@ -276,7 +276,7 @@ def explain(
             name=data,
             canvas=canvas,
             data_dir=data_dir,
-            progress=lambda *at: report(Stage(*at)),
+            report=report,
         )
         found = explain_model(
             loaded.model,
@@ -349,7 +349,6 @@ def fix(
     from shiftscope.cli.progress import print_table, reporting
     from shiftscope.datasets.images import dataset_for, largest_shift
     from shiftscope.models import Fix, load_model, save_model
-    from shiftscope.runtime.progress import Stage
     from shiftscope.surgery import compare
 
     if out is not None and out.suffix != ".safetensors":
@@ -367,7 +366,7 @@ def fix(
             name=data,
             canvas=canvas,
             data_dir=data_dir,
-            progress=lambda *at: report(Stage(*at)),
+            report=report,
         )
         shape = (dataset.test.images.shape[1], dataset.canvas.size, dataset.canvas.size)
         surgery = compare.fix(loaded.model, [(each.kind, each.filter_size) for each in fixes], image=shape)

@@ -1,1 +1,8 @@
-"""Images: where they come from, how they are read, and which of them suit a model."""
+"""Images: where they come from, how they are read, and which of them suit a model.
+
+- ``folders``: read image files and parquet files of a folder.
+- ``hub``: download a data set from the Hugging Face hub (extra ``hub``).
+- ``sources``: decode a data set once, from memory, a folder or the hub, and cache it.
+- ``dataset``: split it into training, validation and test images, on a canvas.
+- ``images``: choose images that suit a model, and read them a block at a time.
+"""

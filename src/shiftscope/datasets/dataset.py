@@ -1,7 +1,7 @@
-"""What a study trains and measures on: splits of a source, and the canvas the images are put on.
+"""Split a source into training, validation and test images, and place images on a canvas.
 
-The validation split is drawn once with a seed of its own, so that every network and every training seed sees the same one.
-A source without a test split gives up a share of its images for one, in the same way.
+The validation split is drawn once with its own seed, so that every network and every training seed sees the same one. If the
+source has no test split, one is drawn in the same way.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from shiftscope.datasets.sources import Labelled, Progress, Source, is_image_folder, read
+from shiftscope.datasets.sources import Labelled, Source, is_folder, read
 from shiftscope.errors import InputError
+from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.seeds import stream
 from shiftscope.runtime.settings import Spec
 from shiftscope.shifts import translate
@@ -31,16 +32,16 @@ class DataSpec(Spec):
 
     Attributes:
         name: ``digits``, ``mnist``, ``cifar10``, a Hugging Face id (owner/name), or the path of an image folder.
-        image_size: height and width to bring every image to, pixels; left out keeps the images' own.
-        canvas: height and width of the canvas, pixels. Half of what is left around the image is the largest possible shift.
-        background: the canvas's colour: ``black`` (0 before normalisation) or ``mean`` (the training images' mean colour, 0
-            after it).
-        allow_cut: accept shifts larger than the margin, which push an image's edge off the canvas; the record then says for
-            what share of the test images content was cut.
-        train_images: use so many training images only, picked with ``split_seed``.
-        validation_images: how many training images are held out to stop early by.
-        test_images: use so many test images only; of a source without a test split, hold out so many (a fifth by default).
-        split_seed: draws the splits.
+        image_size: height and width to bring every image to, pixels; by default the images' own.
+        canvas: height and width of the canvas, pixels. The margin around the image is the largest possible shift.
+        background: colour of the canvas: ``black`` (0 before normalisation) or ``mean`` (the mean colour of the training images,
+            0 after normalisation).
+        allow_cut: accept shifts larger than the margin, which push an image's edge off the canvas; the record then gives the
+            share of test images whose content was cut.
+        train_images: number of training images, picked with ``split_seed``; by default all.
+        validation_images: number of training images to hold out for early stopping.
+        test_images: number of test images; by default all, or a fifth of a source without a test split.
+        split_seed: seed of the splits.
     """
 
     name: str = "digits"
@@ -60,7 +61,7 @@ class Canvas:
 
     Attributes:
         size: height and width, pixels.
-        colour: of the background, one value in [0, 1] for each colour of the image.
+        colour: of the background, one value in [0, 1] per channel.
     """
 
     size: int
@@ -69,7 +70,15 @@ class Canvas:
     def place(
         self, images: UInt8[Tensor, "image channel height width"], shifts: Int[Tensor, "image 2"] | None = None
     ) -> Float[Tensor, "image channel size size"]:
-        """Images in [0, 1] on the canvas, each moved by its own (dy, dx); on the images' device."""
+        """Place images on the canvas.
+
+        Args:
+            images: of at most the canvas's size.
+            shifts: (dy, dx) of each image from the centre, pixels; None for no shift.
+
+        Returns:
+            the canvases in [0, 1], on the images' device.
+        """
         background = self.colour.mul(255).round().to(images.device, images.dtype)
         if shifts is not None:
             return translate(images, shifts, size=(self.size, self.size), fill=background).float().div_(255)
@@ -80,7 +89,7 @@ class Canvas:
         return canvas.div_(255)
 
     def margin(self, image_size: Sequence[int]) -> int:
-        """The largest shift that cuts nothing of an image of (height, width), pixels."""
+        """Return the largest shift, in pixels, that keeps an image of (height, width) on the canvas."""
         return (self.size - max(image_size)) // 2
 
 
@@ -89,12 +98,13 @@ class Dataset:
     """Three disjoint splits on a canvas.
 
     Attributes:
-        train, validation, test: images as they came, without canvas.
+        train, validation, test: images and labels, without canvas.
         classes: names, by label.
-        canvas: what to put the images on.
-        mean, deviation: of the training images' pixels in [0, 1], colour by colour, without canvas.
+        canvas: to place the images on.
+        mean: of the training images' pixels in [0, 1], per channel, without canvas.
+        deviation: standard deviation of the same.
         origin: where the images came from.
-        checksum: of the whole decoded source.
+        checksum: SHA-256 of the decoded source, all splits.
     """
 
     train: Labelled
@@ -108,40 +118,42 @@ class Dataset:
     checksum: str
 
 
-def load(spec: DataSpec, *, data_dir: Path | None = None, progress: Progress = lambda *_: None) -> Dataset:
-    """Read, split and describe the images of a specification.
+def load(spec: DataSpec, *, data_dir: Path | None = None, online: bool = True, report: Report = silent) -> Dataset:
+    """Read and split the images of a specification.
 
     Args:
         spec: which images.
-        data_dir: a local folder that holds the data set; else the environment's ``SHIFTSCOPE_DATA``; else the hub.
-        progress: told what is going on (sentence, done, of how many).
+        data_dir: a local folder that holds the data set; by default the environment's ``SHIFTSCOPE_DATA``, else the hub.
+        online: whether to use the network.
+        report: called with each progress event.
 
     Raises:
-        InputError: what ``sources.read`` says, an image larger than the canvas, or too few images for the splits.
+        InputError: :func:`shiftscope.datasets.sources.read` fails, images are larger than the canvas, or too few for the splits.
 
     >>> data = load(DataSpec(image_size=20, validation_images=100))
     >>> len(data.train), len(data.validation), len(data.test), data.canvas.margin((20, 20))
     (1338, 100, 359, 10)
     """
-    chosen, known = data_dir, os.environ.get("SHIFTSCOPE_DATA")
-    if chosen is None and known and not is_image_folder(spec.name):
-        chosen = Path(known)
-    source = read(spec.name, image_size=spec.image_size, data_dir=chosen, progress=progress)
+    known = os.environ.get("SHIFTSCOPE_DATA")
+    if data_dir is None and known and not is_folder(spec.name):
+        data_dir = Path(known)
+    source = read(spec.name, image_size=spec.image_size, data_dir=data_dir, online=online, report=report)
     height, width = source.splits["train"].images.shape[2:]
     if max(height, width) > spec.canvas:
         raise InputError(
-            f"`data.canvas` must be at least as large as the image, got {spec.canvas} for images of {height}x{width}. "
-            "Use a larger canvas or a smaller `data.image_size`."
+            f"`data.canvas` must be at least as large as the image, got {spec.canvas} for images of {height}x{width}.",
+            "Use a larger canvas or a smaller `data.image_size`.",
         )
     train, validation, test = _splits(source, spec)
     mean, deviation = _statistics(train.images)
-    # The nearest colour that a pixel can have, so that what a shift brings in is what the canvas is made of.
+    # The nearest colour of 8 bits, so that a shift fills with the canvas's colour exactly.
     colour = mean.mul(255).round().div(255) if spec.background == "mean" else torch.zeros_like(mean)
     canvas = Canvas(spec.canvas, colour)
     return Dataset(train, validation, test, source.classes, canvas, mean, deviation, source.origin, source.checksum)
 
 
 def _splits(source: Source, spec: DataSpec) -> tuple[Labelled, Labelled, Labelled]:
+    """Return training, validation and test images."""
     pool = source.splits["train"]
     order = torch.randperm(len(pool), generator=stream(spec.split_seed, "splits"))
     if "test" in source.splits:
@@ -158,13 +170,14 @@ def _splits(source: Source, spec: DataSpec) -> tuple[Labelled, Labelled, Labelle
         if len(split) < wanted[name]:
             raise InputError(
                 f"`data.{name}_images` asks for {wanted[name]} images, but only {len(split)} of {len(pool)} are left beside "
-                f"{spec.validation_images} for validation. Lower one of them."
+                f"{spec.validation_images} for validation.",
+                "Lower one of them.",
             )
     return train, validation, test
 
 
 def _statistics(images: UInt8[Tensor, "image channel height width"]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each colour, from exact counts of the 256 values."""
+    """Return mean and standard deviation of each channel, from exact counts of the 256 values."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.stack([torch.bincount(colour.flatten(), minlength=256) for colour in images.unbind(1)]).double()
     shares = counts / counts.sum(dim=1, keepdim=True)

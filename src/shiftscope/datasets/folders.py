@@ -1,41 +1,91 @@
-"""Images in a folder, read a few at a time: subfolders are classes; without any there are no labels.
+"""Read images from a folder: image files, or parquet files in the Hugging Face image schema.
 
-How an image comes to the model's size: turned upright as its EXIF says, brought to the model's colours, scaled (bilinear, with
-filtering) so that its shorter side has the size asked for, and its centre cut out as a square.
+Subfolders are classes. :func:`list_images` lists the files of a folder, to be read a few at a time for a model.
+:func:`open_splits` opens the labelled splits of a data set, to be decoded once.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import re
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shiftscope.datasets.sources import eight_bits
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, first_line
 from shiftscope.runtime.seeds import stream
 
-__all__ = ["Folder", "listed"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = [
+    "HELD_OUT",
+    "ImageFolder",
+    "Rows",
+    "Split",
+    "eight_bits",
+    "list_images",
+    "open_splits",
+    "parquet_files",
+    "pixels",
+    "read_columns",
+]
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+#: Splits that are not trained on, in order of preference as the test split.
+HELD_OUT = ("test", "validation", "valid")
+#: The words in a folder's or file's name that put images into a split; a word is delimited by one of the characters before it.
+SPLIT_WORDS = {
+    "train": "train|training",
+    "validation": "validation|valid|dev|val",
+    "test": "test|testing|eval|evaluation",
+}
+SPLIT_PATTERNS = {name: re.compile(rf"(?:^|[-._ 0-9])(?:{words})(?:$|[-._ 0-9])") for name, words in SPLIT_WORDS.items()}
+#: Label columns of integers whose schema does not name classes.
+PLAIN_LABELS = ("label", "labels", "fine_label")
+ROWS_AT_ONCE = 500
+EXIF_ORIENTATION = 0x0112
+
+#: A labelled image: an upright image and its label.
+Rows = Iterator[tuple["Image", int]]
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Files of images.
+class Split:
+    """The labelled images of one split of a data set, decoded one after the other.
+
+    Attributes:
+        count: number of images.
+        classes: names, by label; empty where the source has none.
+        rows: starts a pass over the images.
+    """
+
+    count: int
+    classes: tuple[str, ...]
+    rows: Callable[[], Rows]
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The image files of a folder, read a few at a time.
 
     Attributes:
         path: of the folder.
         files: in order.
-        labels: of each file, the place of its subfolder among ``classes``; None where there are no subfolders.
+        labels: of each file, the index of its subfolder in ``classes``; None where there are no subfolders.
         classes: names of the subfolders, in order.
-        found: how many files there are altogether.
+        found: number of files in the folder, of which ``files`` may be a sample.
     """
 
     path: Path
@@ -46,87 +96,250 @@ class Folder:
 
     @property
     def checksum(self) -> str:
-        """Changes with the names, sizes and times of the files."""
+        """SHA-256 over the names, sizes and modification times of the files."""
         digest = sha256()
         for file in self.files:
             status = file.stat()
             digest.update(os.fsencode(file.relative_to(self.path)) + f"/{status.st_size}/{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
-    def first(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the first image that can be read, upright: one channel where it is grey.
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return (channels, height, width) of the first readable image: 1 channel if it is grey, 3 otherwise.
 
         Raises:
-            InputError: none can be read.
+            InputError: no image is readable.
         """
         for file in self.files:
-            picture = _opened(file, None)
-            if picture is not None:
-                return (1 if picture.ndim == 2 else 3, *picture.shape[:2])
-        raise InputError(f"{self.path} holds no image that can be read.")
+            image = _readable(file)
+            if image is not None:
+                return (1 if image.mode in ("1", "L") else 3, image.height, image.width)
+        raise InputError(f"{self.path} holds no image that can be read.", "Check its files.")
 
     def read(
         self, start: int, stop: int, *, size: int, channels: int
     ) -> tuple[Float[Tensor, "image channel size size"], list[int], list[str]]:
-        """Images in [0, 1], their places among the files, and the names of files that cannot be read.
+        """Decode some of the files.
+
+        Each image is turned upright as its EXIF data says, converted to the number of channels, scaled (bilinear, antialiased)
+        so that its shorter side has the size, and cropped to the central square.
 
         Args:
-            start: the first file.
-            stop: one past the last.
+            start: index of the first file.
+            stop: index after the last one.
             size: height and width of the square, pixels.
             channels: 1 or 3.
+
+        Returns:
+            the images in [0, 1], their indices among the files, and the names of files that cannot be read.
         """
         images, places, damaged = [], list[int](), list[str]()
         for place in range(start, min(stop, len(self.files))):
-            picture = _opened(self.files[place], channels, size)
-            if picture is None:
+            image = _readable(self.files[place], size=size, mode="L" if channels == 1 else "RGB")
+            if image is None:
                 damaged.append(str(self.files[place].relative_to(self.path)))
                 continue
             places.append(place)
-            images.append(torch.from_numpy(picture.reshape(size, size, channels)).permute(2, 0, 1))
-        whole = torch.stack(images) if images else torch.zeros(0, channels, size, size)
-        return whole, places, damaged
+            values = np.asarray(image, dtype=np.float32) / 255
+            images.append(torch.from_numpy(values.reshape(size, size, channels)).permute(2, 0, 1))
+        return torch.stack(images) if images else torch.zeros(0, channels, size, size), places, damaged
 
 
-def listed(path: Path, *, images: int | None = None) -> Folder:
-    """The files of a folder; so many of them, picked at random with a fixed seed and kept in order.
+def list_images(path: Path, *, count: int | None = None) -> ImageFolder:
+    """List the image files of a folder. Its subfolders are the classes; files beside subfolders are left out.
+
+    Args:
+        path: of the folder.
+        count: number of files to pick at random, with a fixed seed, and keep in order; None keeps all.
 
     Raises:
-        InputError: it holds no image.
-
+        InputError: there is no such folder, or it holds no image file.
     """
     if not path.is_dir():
-        raise InputError(f"the image folder {path} does not exist. Check the path.")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        raise InputError(f"the image folder {path} does not exist.", "Check the path.")
+    files = _image_files(path)
     inside = [file for file in files if file.parent != path]
     files = inside or files
     if not files:
-        raise InputError(f"the image folder {path} holds no image ({', '.join(sorted(SUFFIXES))}). Check the path.")
+        raise InputError(f"the image folder {path} holds no image ({', '.join(sorted(SUFFIXES))}).", "Check the path.")
     found = len(files)
-    if images is not None and images < found:
-        picked = torch.randperm(found, generator=stream(0, "images"))[:images].sort().values
+    if count is not None and count < found:
+        picked = torch.randperm(found, generator=stream(0, "images"))[:count].sort().values
         files = [files[place] for place in picked.tolist()]
     if not inside:
-        return Folder(path, tuple(files), None, (), found)
+        return ImageFolder(path, tuple(files), None, (), found)
     classes = tuple(sorted({file.relative_to(path).parts[0] for file in inside}))
-    number = {name: place for place, name in enumerate(classes)}
-    labels = tuple(number[file.relative_to(path).parts[0]] for file in files)
-    return Folder(path, tuple(files), labels, classes, found)
+    labels = tuple(classes.index(file.relative_to(path).parts[0]) for file in files)
+    return ImageFolder(path, tuple(files), labels, classes, found)
 
 
-def _opened(file: Path, channels: int | None, size: int | None = None) -> np.ndarray | None:
-    """Pixels in [0, 1], [height, width] or [height, width, 3]; None where the file is damaged."""
-    from PIL import Image, ImageOps
+def open_splits(folder: Path) -> dict[str, Split]:
+    """Open the labelled splits of a data set in a folder: of its parquet files if it has any, else of its image files.
+
+    The name of a parquet file says its split: ``test...``, ``validation...`` or ``valid...``, else ``train``. Image files belong
+    to the split that a folder above them names, else their own name, else to ``train``; the folder they lie in is their class.
+
+    Args:
+        folder: an existing one.
+
+    Raises:
+        InputError: a parquet file is damaged or lacks an image or label column; image files are not in subfolders of one level.
+    """
+    parquet = parquet_files(folder)
+    return _parquet_splits(parquet, folder) if parquet else _image_splits(folder)
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """Return the parquet files of a folder and its subfolders, in order."""
+    return sorted(path for path in folder.rglob("*.parquet") if path.is_file())
+
+
+def _open_image(source: Path | io.BytesIO) -> Image:
+    """Decode an image and turn it upright as its EXIF data says; 16-bit grey becomes 8-bit grey.
+
+    Args:
+        source: a file or its bytes.
+
+    Raises:
+        Exception: whatever a decoder raises on a damaged image.
+    """
+    import PIL.Image
+    from PIL import ImageOps
+
+    with PIL.Image.open(source) as opened:
+        opened.load()
+        # Where no turn is called for, a copy would cost time.
+        image: Image = ImageOps.exif_transpose(opened) if opened.getexif().get(EXIF_ORIENTATION) else opened
+        return eight_bits(image)
+
+
+def eight_bits(image: Image) -> Image:
+    """Return a 16-bit grey image as 8-bit grey of the same brightness, and any other image as it is."""
+    if not image.mode.startswith("I"):
+        return image
+    import PIL.Image
+
+    return PIL.Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+
+
+def pixels(image: Image, size: int | None) -> np.ndarray:
+    """Return the uint8 values [height, width, channel] of an image: 1 channel if it is grey, 3 otherwise.
+
+    Args:
+        image: of at most 8 bits a channel.
+        size: height and width to scale (bicubic) and crop it to; None keeps its own.
+    """
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    if size and image.size != (size, size):
+        from PIL import ImageOps
+
+        image = ImageOps.fit(image, (size, size))
+    values = np.asarray(image)
+    return values if values.ndim == 3 else values[:, :, None]
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Return the image files of a folder and its subfolders, without hidden ones, in order."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    return [file for file in files if not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)]
+
+
+def _readable(file: Path, *, size: int | None = None, mode: str | None = None) -> Image | None:
+    """Return an image, scaled and cropped to a square and converted if asked to; None where the file is damaged."""
+    import PIL.Image
+    from PIL import ImageOps
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata
-            with Image.open(file) as opened:
-                picture: Image.Image = ImageOps.exif_transpose(opened)
-                grey = picture.mode in ("1", "L", "LA", "I;16", "I", "F") if channels is None else channels == 1
-                picture = eight_bits(picture).convert("L" if grey else "RGB")
-                if size is not None:
-                    picture = ImageOps.fit(picture, (size, size), method=Image.Resampling.BILINEAR)
-                return np.asarray(picture, dtype=np.float32) / 255
+            image = _open_image(file)
+            image = image if mode is None else image.convert(mode)
+            return image if size is None else ImageOps.fit(image, (size, size), method=PIL.Image.Resampling.BILINEAR)
     except Exception:  # a damaged image can raise anything that a decoder raises
         return None
+
+
+def _image_splits(folder: Path) -> dict[str, Split]:
+    """Open the splits of image files."""
+    files = _image_files(folder)
+    by_folder = {file: _split_of(file.relative_to(folder).parts[:-1]) for file in files}
+    by_name = {file: _split_of([file.name]) for file in files}
+    named = next((each for each in (by_folder, by_name) if any(each.values())), dict.fromkeys(files, "train"))
+    files = [file for file in files if named[file]]
+    classes = tuple(sorted({file.parent.name for file in files}))
+    if len(classes) < 2 or len({len(file.parts) for file in files}) > 1:
+        raise InputError(
+            f"the image folder {folder} must hold two or more subfolders with images, one for each class and all at the same "
+            f"depth, got {', '.join(classes) or 'no image'}.",
+            "Move the images into such folders.",
+        )
+    labels = {name: label for label, name in enumerate(classes)}
+
+    def split(name: str) -> Split:
+        ours = [file for file in files if named[file] == name]
+        return Split(len(ours), classes, lambda: ((_open_image(file), labels[file.parent.name]) for file in ours))
+
+    return {name: split(name) for name in SPLIT_WORDS if name in named.values()}
+
+
+def _split_of(names: tuple[str, ...] | list[str]) -> str | None:
+    """Return the split that the first of several names means, outermost folder first; None if none does."""
+    found = (split for name in names for split, pattern in SPLIT_PATTERNS.items() if pattern.search(name))
+    return next(found, None)
+
+
+def _parquet_splits(files: list[Path], folder: Path) -> dict[str, Split]:
+    """Open the splits of parquet files."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    groups: dict[str, list[Path]] = {}
+    counts: dict[str, int] = {}
+    features: dict[str, Any] = {}
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as opened:
+                rows, metadata = opened.metadata.num_rows, opened.schema_arrow.metadata or {}
+                names = opened.schema_arrow.names
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{file} is not a whole parquet file ({first_line(error)}).", "Copy it again.") from error
+        name = next((split for split in HELD_OUT if file.stem.startswith(split)), "train")
+        groups.setdefault(name, []).append(file)
+        counts[name] = counts.get(name, 0) + rows
+        known = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        features = features or {**{name: {} for name in names}, **known}
+    image, label, classes = read_columns(features, str(folder))
+    return {name: Split(counts[name], classes, partial(_rows, group, image, label)) for name, group in groups.items()}
+
+
+def read_columns(features: dict[str, Any], origin: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return the image column, the label column and the class names of a schema.
+
+    Args:
+        features: column -> its description in the Hugging Face schema, such as ``{"_type": "Image"}``.
+        origin: of the data, for the error.
+
+    Raises:
+        InputError: a column is missing.
+    """
+    kinds = {name: kind.get("_type") if isinstance(kind, dict) else None for name, kind in features.items()}
+    images = [name for name, kind in kinds.items() if kind == "Image"]
+    labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+    plain = [name for name in features if name in PLAIN_LABELS]
+    if not images or not (labels or plain):
+        raise InputError(
+            f"{origin} must have an image column and a label column, got {sorted(features)}.",
+            "Write them in the Hugging Face image schema.",
+        )
+    return images[0], (labels or plain)[0], tuple(features[labels[0]]["names"]) if labels else ()
+
+
+def _rows(files: list[Path], image: str, label: str) -> Rows:
+    """Read the rows of parquet files a few at a time."""
+    import pyarrow.parquet as pq
+
+    for file in files:
+        with pq.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, columns=[image, label]):
+                for row in batch.to_pylist():
+                    yield _open_image(io.BytesIO(row[image]["bytes"])), row[label]

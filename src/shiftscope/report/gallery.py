@@ -14,11 +14,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from shiftscope.datasets.dataset import Dataset, DataSpec, load
-from shiftscope.datasets.sources import offline_unless
 from shiftscope.engine.outputs import shift_outputs
 from shiftscope.errors import InputError
 from shiftscope.models import LoadedModel, load_model
 from shiftscope.report import Drag, Network
+from shiftscope.runtime.progress import Event, Stage
 from shiftscope.shifts import grid
 from shiftscope.studies import records
 from shiftscope.studies.folder import CellRuns, StudyFolder
@@ -116,8 +116,11 @@ def _scenes(held: StudyFolder) -> tuple[list[Scene], list[str]]:
 
 
 def _gallery(scene: Scene, scenes: int, data_dir: Path | None, device: torch.device | str, progress: Progress) -> Drag:
-    with offline_unless(False):
-        data = load(scene.data, data_dir=data_dir, progress=progress)
+    def report(event: Event) -> None:
+        if isinstance(event, Stage):
+            progress(event.sentence, event.done, event.of)
+
+    data = load(scene.data, data_dir=data_dir, online=False, report=report)
     if data.checksum != scene.checksum:
         raise InputError(
             f"the networks were trained on other images (sha256 {scene.checksum[:12]}, here {data.checksum[:12]}). Give the "

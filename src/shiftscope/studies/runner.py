@@ -21,7 +21,7 @@ from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import locked, sweep, write_text
 from shiftscope.runtime.processes import Executor, Work
-from shiftscope.runtime.progress import Event, JobEvent, Report, Stage, silent
+from shiftscope.runtime.progress import Event, JobEvent, Report, silent
 from shiftscope.studies import records
 from shiftscope.studies.records import Finished, Record
 from shiftscope.studies.run import Piece, execute
@@ -120,7 +120,7 @@ def run_study(
     if together < 1:
         raise InputError(f"`together` must be 1 or more networks, got {together}.")
     specs = dict.fromkeys(run.data for _, run in runs)
-    data = {spec: load(spec, data_dir=data_dir, progress=lambda *at: report(Stage(*at))) for spec in specs}
+    data = {spec: load(spec, data_dir=data_dir, report=report) for spec in specs}
     for _, run in runs:
         _check_margin(run, data[run.data])
     jobs = {}
