@@ -1,6 +1,7 @@
-"""The registry of measures: what each is called, what it means, and how its values become an estimate.
+"""The registry of measures: what each is called, what it means, and how its values per image become an estimate.
 
-Tables, pages, figures, claims, JSON and the command line read names, labels, bounds and estimators from here.
+Tables, pages, figures, claims, JSON and the command line read names, labels, bounds and estimators from here. A new measure is
+one entry here and one function that computes it.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ __all__ = ["MEASURES", "Measure"]
 
 @dataclass(frozen=True)
 class Measure:
-    """One number per image, how it is named, and how its values become an estimate.
+    """One number per image, its names, and how its values become an estimate.
 
     Attributes:
         name: short, as in CSV, JSON and specifications (``mcs``).
         label: a few words, as in column headings and figures.
-        sentence: one sentence that defines it.
-        bounds: the least and the greatest value of an image; infinite where it has no bound.
-        better: whether a network that cares less where the object is has ``more`` or ``less`` of it; None where neither.
+        sentence: a definition.
+        bounds: the smallest and largest possible value of an image; infinite where there is none.
+        better: whether a network that ignores shifts has ``more`` or ``less`` of it; None where neither.
         share: whether each image's value is yes or no, so that the estimate is a share of images.
     """
 
@@ -38,7 +39,12 @@ class Measure:
     share: bool = False
 
     def estimate(self, values: Float[Tensor, " image"] | Bool[Tensor, " image"]) -> Estimate:
-        """Return the estimate from one network's images."""
+        """Return the estimate from one network's images.
+
+        >>> import torch
+        >>> print(MEASURES["worst_case"].estimate(torch.tensor([1.0, 0.0, 1.0, 1.0])))
+        0.750 [0.301, 0.954]
+        """
         return proportion(values.bool()) if self.share else mean(values.float(), bounds=self.bounds)
 
     def estimate_over_seeds(self, values: Float[Tensor, "seed image"] | Bool[Tensor, "seed image"]) -> Estimate:
@@ -48,97 +54,131 @@ class Measure:
         return mean_over_seeds(values.float(), bounds=self.bounds)
 
 
-#: Every measure, by its short name. Tables, pages, figures, claims, JSON and the command line read from here.
-MEASURES: dict[str, Measure] = {
-    measure.name: measure
-    for measure in (
-        Measure("mcs", "mean cosine similarity", "Cosine of the outputs before and after a shift.", (-1.0, 1.0)),
-        Measure(
-            "mcs_centred",
-            "centred cosine similarity",
-            "Cosine of the outputs before and after a shift, after subtracting their mean over classes.",
-            (-1.0, 1.0),
-        ),
-        Measure("mcs_all_shifts", "cosine similarity, every shift", "Mean cosine similarity over every shift.", (-1.0, 1.0)),
-        Measure("top1_change", "top-1 change", "Share of shifts that change the top class.", better="less"),
-        Measure(
-            "probability_change",
-            "change of probability",
-            "Mean absolute change of the top class's probability under a shift.",
-            better="less",
-        ),
-        Measure("pair_consistency", "pair consistency", "Share of pairs of shifts that agree on the top class."),
-        Measure("pairs_agree", "pairs that agree", "Share of pairs of views of an image that agree on the top class."),
-        Measure(
-            "all_agree", "same class at every shift", "Share of images with one top class under all their shifts.", share=True
-        ),
-        Measure("worst_case", "correct at every shift", "Share of images classified correctly at every shift.", share=True),
-        Measure(
-            "test_accuracy", "test accuracy", "Share of unshifted test images classified correctly.", better=None, share=True
-        ),
-        Measure("train_accuracy", "train accuracy", "Share of training images classified correctly.", better=None, share=True),
-        Measure("accuracy", "accuracy under shifts", "Share of shifted images classified correctly.", better=None),
-        Measure("true_probability", "probability of the label", "Mean probability of the true class under shifts.", better=None),
-        Measure(
-            "neighbour_change",
-            "top-1 change per pixel",
-            "Share of neighbouring one-pixel shifts between which the top class changes.",
-            better="less",
-        ),
-        Measure(
-            "neighbour_probability_change",
-            "change of probability per pixel",
-            "Mean absolute change of the top class's probability between neighbouring one-pixel shifts.",
-            better="less",
-        ),
-        Measure(
-            "consistency_whole", "consistency, whole pixels", "Share of images whose top class survives the shift.", share=True
-        ),
-        Measure(
-            "consistency_half", "consistency, half pixels", "Share of images whose top class survives the shift.", share=True
-        ),
-        Measure(
-            "probability_change_whole",
-            "change of probability, whole pixels",
-            "Mean absolute change of the top class's probability under a shift by whole pixels.",
-            better="less",
-        ),
-        Measure(
-            "probability_change_half",
-            "change of probability, half pixels",
-            "Mean absolute change of the top class's probability under a shift by half pixels.",
-            better="less",
-        ),
-        *(
+COSINE = (-1.0, 1.0)
+LENGTH = (0.0, inf)
+_MEASURES = (
+    # Outputs before and after a shift.
+    Measure("mcs", "mean cosine similarity", "Cosine of the outputs before and after a shift.", COSINE),
+    Measure(
+        "mcs_centred",
+        "centred cosine similarity",
+        "Cosine of the outputs before and after a shift, each less its mean over classes.",
+        COSINE,
+    ),
+    Measure("mcs_all_shifts", "cosine similarity, every shift", "Mean cosine similarity over every shift of a grid.", COSINE),
+    Measure("top1_change", "top-1 change", "Share of shifts that change the top class.", better="less"),
+    Measure(
+        "probability_change",
+        "probability change",
+        "Mean absolute change under a shift of the probability of the unshifted image's top class.",
+        better="less",
+    ),
+    Measure("pair_consistency", "pair consistency", "Share of pairs of different shifts of an image with the same top class."),
+    Measure("pairs_agree", "agreement of pairs", "Share of random pairs of shifts of an image with the same top class."),
+    Measure("all_agree", "same class at every shift", "Share of images with the same top class at every shift.", share=True),
+    Measure("worst_case", "correct at every shift", "Share of images classified correctly at every shift.", share=True),
+    # Accuracy.
+    Measure("test_accuracy", "test accuracy", "Share of unshifted test images classified correctly.", better=None, share=True),
+    Measure("train_accuracy", "train accuracy", "Share of training images classified correctly.", better=None, share=True),
+    Measure("accuracy", "accuracy under shifts", "Share of an image's shifts at which it is classified correctly.", better=None),
+    Measure("true_probability", "probability of the label", "Mean probability of the label under shifts.", better=None),
+    # Along a path of shifts.
+    Measure(
+        "neighbour_change",
+        "top-1 change per step",
+        "Share of neighbouring shifts along a path, one pixel apart, between which the top class changes.",
+        better="less",
+    ),
+    Measure(
+        "neighbour_probability_change",
+        "probability change per step",
+        "Mean absolute change of the top class's probability between neighbouring shifts along a path, one pixel apart.",
+        better="less",
+    ),
+    # Whole and half pixels.
+    *(
+        measure
+        for name, what in (("whole", "whole pixels"), ("half", "whole pixels and a half"))
+        for measure in (
             Measure(
-                f"{power}_derivative_{axis}",
-                f"{power} derivative along {axis}",
-                f"Mean over classes of the {power} derivative of the softmax along {axis}.",
-                (0.0, inf),
+                f"consistency_{name}",
+                f"consistency, {name} pixels",
+                f"Share of images whose top class stays the same after a shift by {what}.",
+                share=True,
+            ),
+            Measure(
+                f"probability_change_{name}",
+                f"probability change, {name} pixels",
+                f"Absolute change of the probability of the unshifted image's top class after a shift by {what}.",
                 better="less",
-            )
-            for power in ("squared", "absolute")
-            for axis in ("y", "x")
-        ),
-        Measure("mASSC", "mean pixel agreement", "Share of pixels that keep their class when the shift is undone."),
+            ),
+        )
+    ),
+    # Infinitesimal shifts.
+    *(
         Measure(
-            "similarity",
-            "similarity",
-            "Largest cosine between a feature map and its shifted counterpart, over all displacements.",
-            (-1.0, 1.0),
-        ),
-        Measure(
-            "movement", "movement", "Displacement at which that cosine is largest, in the map's positions.", (0.0, inf), None
-        ),
-        Measure("movement_in_pixels", "movement, pixels", "The same displacement in pixels of the image.", (0.0, inf), None),
-        Measure("in_place", "similarity in place", "Cosine between the two maps without displacement.", (-1.0, 1.0)),
-        Measure("homogeneity", "local homogeneity", "Similarity of neighbouring positions, at the stride.", (-1.0, 1.0), None),
-        Measure(
-            "homogeneity_pooled",
-            "local homogeneity after pooling",
-            "Similarity of neighbouring positions after the pooling window, at the stride.",
-            (-1.0, 1.0),
-            None,
-        ),
-    )
-}
+            f"{power}_derivative_{axis}",
+            f"{power} derivative along {axis}",
+            f"Mean over classes of the {power} derivative of the probabilities with respect to a shift along {axis}.",
+            LENGTH,
+            better="less",
+        )
+        for power in ("squared", "absolute")
+        for axis in ("y", "x")
+    ),
+    Measure(
+        "normalised_variance",
+        "normalised variance",
+        "Spread of an output over shifts relative to its spread over images, a mean over outputs.",
+        LENGTH,
+        better="less",
+    ),
+    # Segmentation.
+    Measure("mASSC", "mean pixel agreement", "Share of pixels that keep their class when the shift is undone."),
+    # Feature maps.
+    *(
+        measure
+        for prefix, label, what in (("", "", "a feature map"), ("head_", " before the head", "the last feature map"))
+        for measure in (
+            Measure(
+                f"{prefix}similarity",
+                f"similarity{label}",
+                f"Largest cosine over all displacements between {what} before and after a shift.",
+                COSINE,
+            ),
+            Measure(
+                f"{prefix}in_place",
+                f"similarity in place{label}",
+                f"Cosine between {what} before and after a shift, without displacement.",
+                COSINE,
+            ),
+        )
+    ),
+    Measure(
+        "movement", "movement", "Length of the displacement of largest cosine, in positions of the feature map.", LENGTH, None
+    ),
+    Measure("movement_in_pixels", "movement, pixels", "Length of the displacement of largest cosine, in pixels.", LENGTH, None),
+    Measure(
+        "head_movement",
+        "movement before the head, pixels",
+        "Length of the displacement of largest cosine of the last feature map, in pixels.",
+        LENGTH,
+        None,
+    ),
+    Measure(
+        "homogeneity",
+        "local homogeneity",
+        "Mean cosine between the positions that subsampling keeps of a map and of its shifts by less than the stride.",
+        COSINE,
+        None,
+    ),
+    Measure(
+        "homogeneity_pooled",
+        "local homogeneity after pooling",
+        "Local homogeneity of the map after the layer's pool or filter at stride 1.",
+        COSINE,
+        None,
+    ),
+)
+#: Every measure, by its short name.
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in _MEASURES}

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from shiftscope import layers
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, interval, mean, resampled
+from shiftscope.estimates import Estimate, bootstrap, mean, percentile_interval
 from shiftscope.explanations.trial import Trial, between
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.operators import POINTWISE
@@ -295,8 +295,8 @@ def share(part: Float[Tensor, " image"], whole: Float[Tensor, " image"]) -> Esti
     if float(whole.mean()) < ROUNDING:
         return None
     value = float(part.double().mean() / whole.double().mean())
-    above, below = resampled(part[None]), resampled(whole[None])
-    low, high = interval(above[below > 0] / below[below > 0])
+    above, below = bootstrap(part[None]), bootstrap(whole[None])
+    low, high = percentile_interval(above[below > 0] / below[below > 0])
     return Estimate(value, min(float(low), value), max(float(high), value), count=len(whole))
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shiftscope import estimates as measures
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, Spread
+from shiftscope.estimates import Estimate, VarianceComponent
 from shiftscope.measures import MEASURES
 from shiftscope.studies import records
 from shiftscope.studies.measuring import MEASURES as OF_OUTPUTS
@@ -53,7 +53,7 @@ class Held:
     def draws(self, measure: str) -> np.ndarray:
         """Bootstrap draws of a measure's mean; made once."""
         if measure not in self._drawn:
-            self._drawn[measure] = measures.resampled(self.values[measure], cell=self.number)
+            self._drawn[measure] = measures.bootstrap(self.values[measure], group=self.number)
         return self._drawn[measure]
 
     def mean(self, measure: str) -> float:
@@ -67,13 +67,13 @@ class Held:
         spreads = [self.spread(measure)] if measure in self.values else []
         return self.counted(self.mean(measure), self.draws(measure), spreads, measure) if spreads else None
 
-    def spread(self, measure: str, share: float = 1.0) -> Spread:
+    def spread(self, measure: str, share: float = 1.0) -> VarianceComponent:
         """How much a measure's mean varies with the networks, where it has such a share in an estimate."""
-        return measures.spread(self.values[measure], share)
+        return measures.variance_component(self.values[measure], share)
 
-    def counted(self, value: float, draws: np.ndarray, spreads: Sequence[Spread], measure: str) -> Estimate:
+    def counted(self, value: float, draws: np.ndarray, spreads: Sequence[VarianceComponent], measure: str) -> Estimate:
         """A number that follows from this cell's and others' draws, with as many networks and images as this one has."""
-        low, high = measures.around(value, draws, spreads)
+        low, high = measures.confidence_interval(value, draws, spreads)
         seeds, count = self.values[measure].shape
         return Estimate(value, min(float(low), value), max(float(high), value), count=count, seeds=seeds)
 
@@ -160,7 +160,7 @@ def _ranks(cells: list[Held], printed: list[dict[str, float]], name: str, source
     drawn = rankdata(np.stack([cell.draws(name) for cell, _ in both]), axis=0)
     centred, aim = drawn - drawn.mean(axis=0), theirs - theirs.mean()
     norms = np.linalg.norm(centred, axis=0) * np.linalg.norm(aim)  # 0 where a draw has all cells alike, which is no correlation
-    low, high = measures.interval((centred * aim[:, None]).sum(axis=0) / np.where(norms > 0, norms, 1))
+    low, high = measures.percentile_interval((centred * aim[:, None]).sum(axis=0) / np.where(norms > 0, norms, 1))
     beside = "the source" if name == source else f"the source's {source}"
     return f"{name}: Spearman's rank correlation with {beside} over {len(both)} cells {value:.3f} [{low:.3f}, {high:.3f}]."
 
@@ -212,7 +212,7 @@ def _number(claim: Claim, of: list[Held], less: list[Held]) -> Estimate:
     return of[0].counted(*_statistic(claim, of, less), claim.measure)
 
 
-def _statistic(claim: Claim, of: list[Held], less: list[Held]) -> tuple[float, np.ndarray, list[Spread]]:
+def _statistic(claim: Claim, of: list[Held], less: list[Held]) -> tuple[float, np.ndarray, list[VarianceComponent]]:
     """A claim's number, its draws, and how much it varies with each cell's networks."""
     name = claim.measure
     values, draws = np.array([cell.mean(name) for cell in of]), np.stack([cell.draws(name) for cell in of])

@@ -194,7 +194,7 @@ def _curves(found: Survey, max_shift: int) -> dict[str, Curve]:
             ring = 8 * radius or 1
             total, shifts = total + ring * found.values[name, f"radius {radius}"].double(), shifts + ring
             means.append((total / shifts).mean())
-            draws.append(torch.from_numpy(measures.resampled((total / shifts)[None])) - means[-1])
+            draws.append(torch.from_numpy(measures.bootstrap((total / shifts)[None])) - means[-1])
         curves[name] = Curve(torch.stack(means).float(), torch.stack(draws).half())
     return curves
 

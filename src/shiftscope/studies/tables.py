@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shiftscope import figures
-from shiftscope.estimates import Estimate, around, crossed, resampled, spread
+from shiftscope.estimates import Estimate, confidence_interval, combine_draws, bootstrap, variance_component
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.files import write_text, write_whole
 from shiftscope.runtime.provenance import joined
@@ -90,7 +90,7 @@ def curves(study: Study, cells: list[list[Finished]]) -> Table:
             for name in CURVES:
                 means = found[name][:, radius, None]
                 value, drawn = float(means.double().mean()), means.double() + draws[name][:, radius].double()
-                low, high = around(value, crossed(drawn), [spread(means)]).clip(*MEASURES[name].bounds)
+                low, high = confidence_interval(value, combine_draws(drawn), [variance_component(means)]).clip(*MEASURES[name].bounds)
                 count = next(iter(runs[0].record.results.values())).count
                 row[name] = _estimate(value, (low, high), count, len(runs))
             rows.append(row)
@@ -152,8 +152,8 @@ def gains(study: Study, cells: list[list[Finished]]) -> Table:
             continue
         ours, theirs = (torch.stack([run.values["mcs"] for run in several]) for several in (runs, cells[base]))
         value = float(ours.double().mean() - theirs.double().mean())
-        draws = resampled(ours, cell=number + 1) - resampled(theirs, cell=base + 1)
-        low, high = around(value, draws, [spread(ours), spread(theirs)])
+        draws = bootstrap(ours, group=number + 1) - bootstrap(theirs, group=base + 1)
+        low, high = confidence_interval(value, draws, [variance_component(ours), variance_component(theirs)])
         row: dict[str, Any] = {short(path): _cell(value) for path, value in each.items()}
         row["homogeneity"] = MEASURES["homogeneity"].estimate_over_seeds(torch.stack([run.values["homogeneity"] for run in runs]))
         row["gain"] = _estimate(value, (low, high), ours.shape[1], len(runs))
