@@ -1,4 +1,4 @@
-"""One table, three forms, the same numbers in each."""
+"""One table, several forms, the same numbers in each."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import csv
 import io
 import json
 
+import pytest
+
 from shiftscope.estimates import Estimate
-from shiftscope.tables import Table
+from shiftscope.measures import MEASURES
+from shiftscope.tables import Table, heading
 
 TABLE = Table(
     title="A | B",
@@ -18,27 +21,38 @@ TABLE = Table(
 )
 
 
-def test_csv_holds_the_full_precision_and_an_estimates_interval_in_columns_of_its_own() -> None:
+def test_csv_has_full_precision_and_columns_for_interval() -> None:
     rows = list(csv.DictReader(io.StringIO(TABLE.to_csv())))
     assert rows[0] == {"factor": "1", "mcs": str(1 / 3), "mcs_low": "0.25", "mcs_high": "0.5", "source_mcs": "0.25"}
     assert rows[1] == {"factor": "2", "mcs": "", "mcs_low": "", "mcs_high": "", "source_mcs": ""}
 
 
-def test_markdown_shows_title_cells_notes_and_provenance() -> None:
+def test_markdown_shows_title_headings_cells_notes_and_provenance() -> None:
     page = TABLE.to_markdown()
-    assert page.startswith("# A | B\n\n| factor | mcs | source_mcs |\n|")
+    assert page.startswith("# A | B\n\n| subsampling factor | mean cosine similarity | source: mean cosine similarity |\n|")
     assert "| 1 | 0.333 [0.250, 0.500] | 0.250 |" in page
     assert "| 2 |  |  |" in page
     assert "\nSmall.\n" in page
     assert page.endswith("| commit | abc |\n")
 
 
-def test_json_keeps_estimates_as_objects_and_survives_a_round_trip() -> None:
+def test_json_has_short_names_and_estimates_as_objects() -> None:
     plain = json.loads(json.dumps(TABLE.to_json()))
+    assert plain["columns"] == ["factor", "mcs", "source_mcs"]
     assert plain["rows"][0]["mcs"] == {"value": 1 / 3, "low": 0.25, "high": 0.5, "count": 9, "seeds": 2}
     assert plain["rows"][1]["mcs"] is None
 
 
-def test_text_from_outside_cannot_break_the_markdown_table() -> None:
+def test_markdown_escapes_cells() -> None:
     page = Table("t", ("name",), ({"name": "a|b\nc"},)).to_markdown()
     assert "| a\\|b c |" in page
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_heading_of_measure_is_its_label(name: str) -> None:
+    label = MEASURES[name].label
+    assert (heading(name), heading(f"source_{name}"), heading(f"difference_{name}")) == (
+        label,
+        f"source: {label}",
+        f"difference: {label}",
+    )

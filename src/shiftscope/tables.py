@@ -1,7 +1,7 @@
-"""Tidy tables: the only border between measuring and showing. A table knows no model and no measure, only rows.
+"""Tables: the one border between measuring and showing. A table knows no model, only rows, and what their columns are called.
 
-A cell is text, a number, an :class:`Estimate` or nothing. The same table is printed, written as CSV (one estimate becomes
-three columns) or Markdown, and serialised as JSON.
+A cell is text, a number, an :class:`Estimate` or empty. The same table is printed and written as Markdown with headings in words,
+and as CSV and JSON with the short names of its columns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from shiftscope.estimates import Estimate
 from shiftscope.measures import MEASURES
 
-__all__ = ["HEADINGS", "Cell", "Table", "heading"]
+__all__ = ["Cell", "Table", "heading"]
 
 Cell = str | int | float | Estimate | None
 
@@ -26,14 +26,15 @@ HEADINGS = {
     "antialias": "filter size",
     "seeds": "networks",
     "max_shift": "largest shift",
+    "given_right": "of images classified correctly",
 }
 
 
 def heading(column: str) -> str:
-    """Return the words for a column: ``mcs`` is a mean cosine similarity.
+    """Return the words for a column.
 
-    >>> heading("source_mcs"), heading("pool_kernel"), heading("multiply_adds")
-    ('source: mean cosine similarity', 'pooling kernel', 'multiply adds')
+    >>> heading("mcs"), heading("source_mcs"), heading("pool_kernel"), heading("multiply_adds")
+    ('mean cosine similarity', 'source: mean cosine similarity', 'pooling kernel', 'multiply adds')
     """
     prefix, _, rest = column.partition("_")
     if prefix in ("source", "difference") and rest:
@@ -45,14 +46,23 @@ def heading(column: str) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Named columns, rows of cells, and where they come from.
+    """Rows with the same columns.
 
     Attributes:
-        title: what the table shows.
-        columns: names, in order.
-        rows: one mapping a row; a missing or empty cell is None.
-        notes: sentences a reader needs, each on its own.
-        provenance: how the numbers were made, name to value.
+        title: one line.
+        columns: short names, in order.
+        rows: column -> cell; a missing cell is empty.
+        notes: sentences that a reader needs, each on its own.
+        provenance: how the numbers were made, name -> value.
+
+    >>> table = Table("Two networks", ("factor", "mcs"), ({"factor": 1, "mcs": 0.5},))
+    >>> print(table.to_markdown())
+    # Two networks
+    <BLANKLINE>
+    | subsampling factor | mean cosine similarity |
+    | --- | --- |
+    | 1 | 0.500 |
+    <BLANKLINE>
     """
 
     title: str
@@ -61,24 +71,27 @@ class Table:
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
 
+    def headings(self) -> list[str]:
+        """Return the words for the columns."""
+        return [heading(column) for column in self.columns]
+
     def texts(self) -> list[list[str]]:
-        """The cells as they are printed, row by row."""
+        """Return the cells as they are printed, row by row."""
         return [[_text(row.get(column)) for column in self.columns] for row in self.rows]
 
     def to_csv(self) -> str:
-        """Comma-separated values in full precision; an estimate gives ``name``, ``name_low`` and ``name_high``."""
+        """Return comma-separated values in full precision; an estimate fills ``name``, ``name_low`` and ``name_high``."""
         wide = {column: any(isinstance(row.get(column), Estimate) for row in self.rows) for column in self.columns}
-        names = [name for column in self.columns for name in _names(column, wide[column])]
         target = io.StringIO()
         writer = csv.writer(target, lineterminator="\n")
-        writer.writerow(names)
+        writer.writerow([name for column in self.columns for name in _names(column, wide[column])])
         for row in self.rows:
             writer.writerow([value for column in self.columns for value in _values(row.get(column), wide[column])])
         return target.getvalue()
 
     def to_markdown(self) -> str:
-        """A Markdown page: title, table, notes, provenance."""
-        lines = [f"# {self.title}", "", _line(self.columns), _line(["---"] * len(self.columns))]
+        """Return a Markdown page: title, table, notes, provenance."""
+        lines = [f"# {self.title}", "", _line(self.headings()), _line(["---"] * len(self.columns))]
         lines += [_line(row) for row in self.texts()]
         lines += [line for note in self.notes for line in ("", note)]
         if self.provenance:
@@ -87,7 +100,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        """The table as plain data; estimates as objects."""
+        """Return the table as plain data, estimates as objects."""
         return {
             "title": self.title,
             "columns": list(self.columns),
@@ -117,5 +130,5 @@ def _values(cell: Cell, wide: bool) -> list[Cell]:
     return [cell, None, None] if wide else [cell]
 
 
-def _line(cells: list[str] | tuple[str, ...]) -> str:
+def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

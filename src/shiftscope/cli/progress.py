@@ -39,7 +39,7 @@ def reporting() -> Iterator[Report]:
 def print_table(table: Table) -> None:
     """Title, table and notes on standard output; where the table is wider than the terminal, its rows one below the other."""
     console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
-    names, rows = [column.replace("_", " ") for column in table.columns], table.texts()
+    names, rows = table.headings(), table.texts()
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     console.print(Text(table.title), soft_wrap=True)
     if sum(widths) + 3 * len(widths) + 1 <= console.width:
