@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shiftscope import figures
-from shiftscope.estimates import Estimate, confidence_interval, combine_draws, bootstrap, variance_component
+from shiftscope.estimates import Estimate, bootstrap, combine_draws, confidence_interval, variance_component
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.files import write_text, write_whole
 from shiftscope.runtime.provenance import joined
@@ -90,7 +90,9 @@ def curves(study: Study, cells: list[list[Finished]]) -> Table:
             for name in CURVES:
                 means = found[name][:, radius, None]
                 value, drawn = float(means.double().mean()), means.double() + draws[name][:, radius].double()
-                low, high = confidence_interval(value, combine_draws(drawn), [variance_component(means)]).clip(*MEASURES[name].bounds)
+                low, high = confidence_interval(value, combine_draws(drawn), [variance_component(means)]).clip(
+                    *MEASURES[name].bounds
+                )
                 count = next(iter(runs[0].record.results.values())).count
                 row[name] = _estimate(value, (low, high), count, len(runs))
             rows.append(row)
