@@ -21,7 +21,7 @@ from typing import Any
 
 from shiftscope.runtime.processes import keep_freed_memory
 from shiftscope.studies import runner
-from shiftscope.studies.spec import load_study
+from shiftscope.studies.loading import load_study
 
 
 def overhead(seeds: int) -> float:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import run_study
-from shiftscope.studies.spec import load_study
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from shiftscope.engine.outputs import Outputs
 from shiftscope.report import Drag, Lesson, Network, Page
 from shiftscope.report.content import Signal
 from shiftscope.shifts import grid
+from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import run_study
-from shiftscope.studies.spec import load_study
 from studies.test_runner import SMALL
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -98,6 +98,7 @@ ORDER = [
     "training.checkpoint",
     "training.stacking",
     "studies.spec",
+    "studies.loading",
     "studies.measuring",
     "studies.records",
     "studies.run",

@@ -37,7 +37,7 @@ def test_the_wheel_holds_the_studies_and_runs_outside_the_checkout(tmp_path: Pat
     assert not [name for name in names if "test" in name]
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "import shiftscope; from shiftscope.studies.spec import load_study\n"
+        "import shiftscope; from shiftscope.studies.loading import load_study\n"
         "assert 'site' in shiftscope.__file__, shiftscope.__file__\n"
         "print(len(load_study('digits').cells()))"
     )

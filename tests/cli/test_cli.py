@@ -123,7 +123,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_traceback(tmp_path: Path) -> Non
         (("study", "tiny.toml", "--seeds", "0"), "`seeds` must be one or more"),
         (("study", "tiny.toml", "--seeds", "many"), "many"),
         (("study", "tiny.toml", "--set", "data.canvas"), "`--set` must be PATH=VALUE"),
-        (("study", "tiny.toml", "--set", "data.canvass=3"), "'data.canvass' names no setting"),
+        (("study", "tiny.toml", "--set", "data.canvass=3"), "'data.canvass' is not a setting"),
         (("study", "tiny.toml", "--device", "tpu"), "`device` must be auto, cpu or an available cuda device, got 'tpu'"),
         (("study", "mnist", "--data-dir", "nowhere"), "`data_dir` must be an existing folder, got nowhere"),
         (("study", "small_canvas.toml"), "`data.canvas` must be at least as large as the image"),

@@ -27,8 +27,8 @@ from shiftscope.report.write import study_page, write_report
 from shiftscope.shifts import grid
 from shiftscope.studies import records
 from shiftscope.studies.folder import read_folder
+from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import run_study
-from shiftscope.studies.spec import load_study
 from shiftscope.surveys import per_shift_cosines
 from shiftscope.tables import Table
 from studies.test_runner import SMALL

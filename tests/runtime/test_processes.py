@@ -17,8 +17,8 @@ from shiftscope.errors import InputError
 from shiftscope.runtime.files import LOCK, locked
 from shiftscope.runtime.processes import Processes, sensible_workers
 from shiftscope.runtime.progress import JobEvent
+from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import RunEnded, run_study
-from shiftscope.studies.spec import load_study
 from studies.test_runner import SMALL
 
 

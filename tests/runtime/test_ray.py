@@ -19,8 +19,8 @@ from shiftscope.errors import InputError
 from shiftscope.runtime.processes import Processes
 from shiftscope.runtime.progress import JobEvent
 from shiftscope.runtime.ray import Ray
+from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import RunEnded, run_study
-from shiftscope.studies.spec import load_study
 from studies.test_runner import SMALL
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")

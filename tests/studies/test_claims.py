@@ -16,8 +16,9 @@ from helpers import as_users_import_it
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean_over_seeds
 from shiftscope.studies.claims import Held, _claims, _ranks, _statistic, _verdict, compare
+from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import run_study
-from shiftscope.studies.spec import Claim, Source, load_study
+from shiftscope.studies.spec import Claim, Source
 from studies.test_runner import SMALL
 
 CLAIMS = """

@@ -28,9 +28,10 @@ from shiftscope.runtime.processes import Processes
 from shiftscope.runtime.progress import Stage
 from shiftscope.shifts import grid, translate
 from shiftscope.studies.folder import read_folder
+from shiftscope.studies.loading import load_study
 from shiftscope.studies.run import Piece
 from shiftscope.studies.runner import RunEnded, RunStarted, _begun, _do, _do_away, _grouped, _Job, run_study
-from shiftscope.studies.spec import Study, load_study
+from shiftscope.studies.spec import Study
 from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.training.loop import Epoch
 

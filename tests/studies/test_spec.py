@@ -1,4 +1,4 @@
-"""Studies are read whole or refused with every mistake at once; a run's id follows its content and nothing else."""
+"""Studies: expansion into cells and runs, content ids, settings changed from outside, and errors that name every mistake."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from shiftscope.errors import InputError
-from shiftscope.studies.spec import SCHEMA, Run, flat, load_study, shipped_studies
+from shiftscope.studies.loading import load_study, shipped_studies
+from shiftscope.studies.spec import SCHEMA, Run, flatten
 
 GOOD = """
 title = "Two factors"
@@ -69,7 +70,7 @@ def write(tmp_path: Path, text: str) -> str:
     return str(path)
 
 
-def test_a_study_expands_into_cells_and_runs_in_the_order_written(tmp_path: Path) -> None:
+def test_cells_follow_order_of_grid(tmp_path: Path) -> None:
     study = load_study(write(tmp_path, GOOD))
     cells = study.cells()
     assert [tuple(cell.settings.values()) for cell in cells] == [(1, "max"), (1, "average"), (4, "max"), (4, "average")]
@@ -78,34 +79,34 @@ def test_a_study_expands_into_cells_and_runs_in_the_order_written(tmp_path: Path
     assert study.name == "mine"
 
 
-def test_printed_numbers_belong_to_their_combination(tmp_path: Path) -> None:
+def test_source_numbers_belong_to_their_cell(tmp_path: Path) -> None:
     study = load_study(write(tmp_path, GOOD))
-    assert study.printed({"network.factor": 4, "network.pool": "max"}) == {"mcs": 0.5}
-    assert study.printed({"network.factor": 1, "network.pool": "max"}) == {}
+    assert study.source_numbers({"network.factor": 4, "network.pool": "max"}) == {"mcs": 0.5}
+    assert study.source_numbers({"network.factor": 1, "network.pool": "max"}) == {}
 
 
-def test_printed_numbers_may_name_settings_that_all_cells_share(tmp_path: Path) -> None:
+def test_source_cell_may_name_shared_settings(tmp_path: Path) -> None:
     printed = "[[source.cells]]\nnetwork.factor = {}\nmcs = {}\n"
     text = 'title = "x"\n[network]\nfactor = 4\n[source]\ntitle = "t"\n' + printed.format(1, 0.25) + printed.format(4, 0.5)
-    assert load_study(write(tmp_path, text)).printed({}) == {"mcs": 0.5}
+    assert load_study(write(tmp_path, text)).source_numbers({}) == {"mcs": 0.5}
 
 
-def test_a_file_name_with_spaces_gives_a_name_without(tmp_path: Path) -> None:
+def test_name_from_file_name_has_no_spaces(tmp_path: Path) -> None:
     path = tmp_path / "my study.toml"
     path.write_text('title = "x"')
     assert load_study(str(path)).name == "my-study"
 
 
-def test_quoted_paths_mean_the_same(tmp_path: Path) -> None:
+def test_quoted_setting_paths_equal_dotted_ones(tmp_path: Path) -> None:
     quoted = GOOD.replace("network.factor =", '"network.factor" =')
     assert load_study(write(tmp_path, quoted)).cells() == load_study(write(tmp_path, GOOD)).cells()
 
 
-def test_the_number_of_seeds_can_be_given(tmp_path: Path) -> None:
+def test_load_study_seeds_replaces_seeds(tmp_path: Path) -> None:
     assert load_study(write(tmp_path, GOOD), seeds=3).seeds == (0, 1, 2)
 
 
-def test_an_id_follows_specification_and_data_and_not_the_way_it_is_written(tmp_path: Path) -> None:
+def test_content_id_depends_on_specification_and_data_only(tmp_path: Path) -> None:
     run = load_study(write(tmp_path, GOOD)).cells()[0].runs[0]
     same = load_study(write(tmp_path, GOOD + "[measure]\nmax_shift = 8\n")).cells()[0].runs[0]
     other = load_study(write(tmp_path, GOOD + "[measure]\nmax_shift = 7\n")).cells()[0].runs[0]
@@ -113,14 +114,14 @@ def test_an_id_follows_specification_and_data_and_not_the_way_it_is_written(tmp_
     assert len({run.content_id("a"), run.content_id("b"), other.content_id("a")}) == 3
 
 
-def test_a_setting_added_later_leaves_ids_as_they_are_and_a_default_that_changes_is_noticed() -> None:
-    """Where this fails, either the id's form or a default has changed: raise SCHEMA, write the new ones here, measure anew."""
+def test_content_id_and_defaults_are_unchanged() -> None:
+    """If this fails, the form of ids or a default has changed: raise SCHEMA, write the new values here and measure again."""
     assert (SCHEMA, Run().content_id("checksum")) == (2, "fc560f0fa243")
-    found = flat(Run().model_dump(mode="json"))
+    found = flatten(Run().model_dump(mode="json"))
     assert {path: found[path] for path in DEFAULTS} == DEFAULTS
 
 
-def test_variants_bundle_settings_and_are_the_first_axis(tmp_path: Path) -> None:
+def test_variants_are_first_axis(tmp_path: Path) -> None:
     text = """
 title = "Two sets"
 [variants.small]
@@ -141,11 +142,11 @@ mcs = 0.5
     cells = study.cells()
     assert [tuple(cell.settings.values()) for cell in cells] == [("small", 1), ("small", 4), ("large", 1), ("large", 4)]
     assert [cell.runs[0].network.input_size for cell in cells] == [30, 30, 40, 40]
-    assert [study.printed(cell.settings) for cell in cells] == [{}, {}, {}, {"mcs": 0.5}]
+    assert [study.source_numbers(cell.settings) for cell in cells] == [{}, {}, {}, {"mcs": 0.5}]
     assert load_study(write(tmp_path, text), changes={"variant": "large"}).cells() == cells[2:]
 
 
-def test_settings_can_be_changed_from_outside(tmp_path: Path) -> None:
+def test_load_study_changes_replace_settings_and_grid(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     changed = load_study(path, changes={"data.canvas": 34, "network.factor": 4, "network.pool": ["max"]})
     assert [tuple(cell.settings.values()) for cell in changed.cells()] == [(4, "max")]
@@ -153,40 +154,40 @@ def test_settings_can_be_changed_from_outside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"data.canvass": 3}, "'data.canvass' names no setting that can vary. Write it like `network.factor`"),
-        ({"variant": "mars"}, "'mars' is no variant of this study. Choose one of none"),
+        ({"data.canvass": 3}, "'data.canvass' is not a setting that can vary. Did you mean `data.canvas`?"),
+        ({"variant": "mars"}, "'mars' is not a variant of this study. This study has no variants."),
         ({"network.factor": 3}, "`factor` must be 1, 2, 4 or 8, got 3"),
     ],
 )
-def test_a_wrong_change_is_told(tmp_path: Path, change: dict[str, object], told: str) -> None:
+def test_load_study_wrong_change_raises(tmp_path: Path, change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError) as caught:
         load_study(write(tmp_path, GOOD), changes=change)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_shipped_studies_are_sound() -> None:
-    for name in shipped_studies():
-        assert load_study(name).name == name
+@pytest.mark.parametrize("name", sorted(shipped_studies()))
+def test_shipped_study_loads(name: str) -> None:
+    assert load_study(name).name == name
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_the_first_experiment_carries_the_sources_numbers(name: str) -> None:
+def test_mnist_and_digits_carry_source_numbers(name: str) -> None:
     study = load_study(name)
-    assert [study.printed(cell.settings).get("mcs") for cell in study.cells()] == [0.248, None, 0.383, 0.447]
+    assert [study.source_numbers(cell.settings).get("mcs") for cell in study.cells()] == [0.248, None, 0.383, 0.447]
 
 
-def test_the_second_experiment_carries_the_sources_numbers() -> None:
+def test_cifar10_carries_source_numbers() -> None:
     study = load_study("cifar10")
-    printed = {tuple(cell.settings.values()): study.printed(cell.settings) for cell in study.cells()}
+    printed = {tuple(cell.settings.values()): study.source_numbers(cell.settings) for cell in study.cells()}
     assert len(printed) == 16
     assert printed[1, 2] == {"mcs": 0.63, "test_accuracy": 0.7233}
     assert printed[2, 4] == {"mcs": 0.683, "test_accuracy": 0.7757}
     assert printed[8, 5] == {"mcs": 0.791, "test_accuracy": 0.7595}
 
 
-def test_every_mistake_is_told_at_once_with_its_path(tmp_path: Path) -> None:
+def test_load_study_reports_every_mistake_with_its_path(tmp_path: Path) -> None:
     bad = """
 title = "bad"
 sedes = 3
@@ -215,17 +216,20 @@ network.factor = [1, 3]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("seeds = 1", "title: is missing"),
         ('title = "x"\nseeds = []', "seeds: `seeds` must be one or more different numbers"),
         ('title = "x"\nseeds = [1, 1]', "seeds: `seeds` must be one or more different numbers"),
         ('title = "x"\nname = "a/b"', "name: "),
-        ('title = "x"\n[grid]\nnetwork.colour = [1]', "'network.colour' names no setting that can vary"),
-        ('title = "x"\n[grid]\nvariant = ["a"]', "'variant' names no setting that can vary"),
+        ('title = "x"\n[grid]\nnetwork.colour = [1]', "'network.colour' is not a setting that can vary"),
+        (
+            'title = "x"\n[grid]\nvariant = ["a"]',
+            "'variant' is not a setting that can vary. Write its section and its name, like `network.factor`",
+        ),
         ('title = "x"\n[grid]\nnetwork.factor = 4', "'network.factor' must be a list of one or more values, got 4"),
         ('title = "x"\n[grid]\nnetwork.factor = []', "must be a list of one or more values"),
-        ('title = "x"\n[network]\nclasses = 3', "classes follow from the data. Leave them out"),
+        ('title = "x"\n[network]\nclasses = 3', "classes cannot be set, because the data determines them. Leave them out"),
         ('title = "x"\n[data]\ncanvas = 12', "the map shrinks below the kernel"),
         ('title = "x', "is not a TOML file"),
         ('title = "x"\ngrid = 3', "grid: `grid` must be a table"),
@@ -235,24 +239,31 @@ network.factor = [1, 3]
         ('title = "x"\n[source]\ntitle = "t"\n[[source.cells]]\nmcs = "abc"', "'mcs' must be a number, got 'abc'"),
         ('title = "x"\n[source]\ntitle = "t"\n[[source.cells]]\nmcs = nan', "'mcs' must be a number, got nan"),
         ('title = "x"\n[source]\ntitle = "t"\n[[source.cells]]\nmcs = true', "'mcs' must be a number, got True"),
-        ('title = "x"\n[source]\ntitle = "t"\n[[source.cells]]\nnetwork.fctor = 1', "'network.fctor' names no setting"),
+        (
+            'title = "x"\n[source]\ntitle = "t"\n[[source.cells]]\nnetwork.fctor = 1',
+            "'network.fctor' is not a setting that can vary. Did you mean `network.factor`?",
+        ),
         (
             'title = "x"\n[source]\ntitle = "t"\n[[source.claims]]\ntext = "c"\nof = { network.fctor = 1 }',
-            "'network.fctor' names",
+            "'network.fctor' is not a setting",
+        ),
+        (
+            'title = "x"\n[source]\ntitle = "t"\n[[source.claims]]\ntext = "c"\nmeasure = "msc"',
+            "source.claims.0.measure: 'msc' is not a known measure. Choose one of mcs, ",
         ),
         ('title = "x"\ndata = 3', "data: "),
         ('title = "x"\nvariants = 3', "`variants` must be tables of settings, got 3"),
-        ('title = "x"\n[variants.a]\ndata.canvass = 3', "'data.canvass' names no setting that can vary"),
+        ('title = "x"\n[variants.a]\ndata.canvass = 3', "'data.canvass' is not a setting that can vary"),
     ],
 )
-def test_a_mistake_is_told_in_a_sentence(tmp_path: Path, text: str, told: str) -> None:
+def test_load_study_mistake_names_setting_and_rule(tmp_path: Path, text: str, message: str) -> None:
     if "canvas = 12" in text:
         text += "\n[grid]\nnetwork.factor = [8]"
     with pytest.raises(InputError) as caught:
         load_study(write(tmp_path, text))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_an_unknown_name_is_told_with_the_known_ones() -> None:
+def test_load_study_unknown_name_lists_known_ones() -> None:
     with pytest.raises(InputError, match=r"there is no study 'imagenet'. Choose one of .*digits.*mnist.*, or give the path"):
         load_study("imagenet")

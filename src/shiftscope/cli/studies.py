@@ -74,8 +74,8 @@ def study(
     from shiftscope.report.write import write_report
     from shiftscope.runtime.processes import keep_freed_memory
     from shiftscope.runtime.progress import Stage
+    from shiftscope.studies.loading import load_study
     from shiftscope.studies.runner import run_study
-    from shiftscope.studies.spec import load_study
 
     chosen = load_study(name, seeds=seeds, changes=settings(changes))
     folder = out or DEFAULT_OUT / chosen.name

@@ -22,9 +22,10 @@ from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, VarianceComponent
 from shiftscope.measures import MEASURES
 from shiftscope.studies import records
+from shiftscope.studies.loading import read_study
 from shiftscope.studies.measuring import MEASURES as OF_OUTPUTS
 from shiftscope.studies.records import Finished
-from shiftscope.studies.spec import Claim, Source, Study, read_study, short
+from shiftscope.studies.spec import Claim, Source, Study, short
 from shiftscope.tables import Table
 
 __all__ = ["compare"]
@@ -119,7 +120,7 @@ def _held(study: Study, folder: Path) -> list[Held]:
 
 
 def _cells(study: Study, source: Source, cells: list[Held]) -> Table:
-    printed = [study.printed(cell.settings) for cell in cells]
+    printed = [study.source_numbers(cell.settings) for cell in cells]
     names = list(dict.fromkeys(name for numbers in printed for name in numbers)) or ["mcs"]
     rows = []
     for cell, numbers in zip(cells, printed, strict=True):

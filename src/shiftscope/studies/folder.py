@@ -20,8 +20,9 @@ from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
 from shiftscope.runtime.provenance import joined
 from shiftscope.studies import records
+from shiftscope.studies.loading import read_study
 from shiftscope.studies.records import Finished, Record
-from shiftscope.studies.spec import DERIVED, VARIANT, Run, Study, read_study, short
+from shiftscope.studies.spec import DERIVED, VARIANT, Run, Study, short
 from shiftscope.studies.tables import curves, gains, layers, summarise, table_of
 from shiftscope.tables import Table
 

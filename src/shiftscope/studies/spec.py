@@ -1,50 +1,60 @@
-"""Studies: what to train and measure, as validated values. Nothing here trains or measures.
+"""Define studies: which networks to train, how to measure them, and what a publication printed about the same networks.
 
-A *study* is a TOML file: settings for data, network, training and measuring, the seeds, and a ``[grid]`` of settings to vary
-(``network.factor = [1, 2, 4, 8]``). It expands into *cells*, one a combination, and each cell into one *run* a seed. A
-run's specification is everything its numbers depend on; hashed with the checksum of its data it is the run's content id.
+A *study* is a TOML file: settings for data, network, training and measurement, the seeds, and a ``[grid]`` of settings to vary
+(``network.factor = [1, 2, 4, 8]``). A study expands into *cells*, one for each combination of the grid, and a cell into *runs*,
+one for each seed. A run's specification holds everything that its numbers depend on except the content of its images; hashed
+together with the images' checksum it is the run's content id.
 
-A study may carry a source's printed numbers (``[[source.cells]]``), to be shown beside its own.
+A study may carry the numbers that a publication printed (``[[source.cells]]``) and its claims (``[[source.claims]]``).
 """
 
 from __future__ import annotations
 
 import json
-import re
-import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from hashlib import sha256
-from importlib.resources import files
 from itertools import product
 from math import isfinite
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from shiftscope.datasets.dataset import DataSpec
-from shiftscope.errors import InputError
+from shiftscope.measures import MEASURES
 from shiftscope.models.family import NetworkSpec
-from shiftscope.runtime.settings import Spec, mistakes
+from shiftscope.runtime.settings import Spec
 from shiftscope.training.loop import Recipe
 
-__all__ = ["Cell", "Claim", "MeasureSpec", "Run", "Source", "Study", "load_study", "read_study", "shipped_studies"]
+__all__ = [
+    "SCHEMA",
+    "VARIANT",
+    "Cell",
+    "Claim",
+    "MeasureSpec",
+    "Run",
+    "Source",
+    "Study",
+    "check_path",
+    "flatten",
+    "short",
+]
 
-#: Changes whenever the same specification would train another network, or a setting's default changes.
+#: Part of every content id. Raise it if the same specification would train another network, or if a setting's default changes.
 SCHEMA = 2
-#: The setting that says which variant a cell belongs to.
+#: The name under which a cell's settings hold its variant.
 VARIANT = "variant"
 #: Settings of the network that follow from the data.
 DERIVED = ("input_size", "input_channels", "classes")
 
 
 class MeasureSpec(Spec):
-    """How the trained networks are measured.
+    """How trained networks are measured.
 
     Attributes:
-        protocol: the literature's way.
-        max_shift: the largest shift along an axis, pixels; the canvas must leave this margin around the image.
-        seed: draws the shifts.
+        protocol: the published protocol; see :mod:`shiftscope.audits.protocols`.
+        max_shift: the largest shift along each axis, in pixels; the canvas must leave a margin of this size around the image.
+        seed: of the random shifts, one for each test image.
     """
 
     protocol: Literal["mouton2020"] = "mouton2020"
@@ -53,15 +63,16 @@ class MeasureSpec(Spec):
 
 
 class Claim(Spec):
-    """Something that is said about a study's cells, as a number that must lie above or below a bound.
+    """A statement about a study's cells, as a number that must lie above or below a bound.
 
     Attributes:
         text: the claim in words.
-        measure: what it is about.
-        kind: ``difference``: the mean over the cells of ``of`` less the mean over those of ``less`` (0 where that is left out);
-            ``range``: the largest less the smallest cell of ``of``.
-        of, less: which cells: setting -> the values that belong, all others in; ``{ "network.factor" = [2, 4] }``.
-        expect: on which side of ``bound`` the number must lie.
+        measure: a name in :data:`shiftscope.measures.MEASURES`.
+        kind: ``difference``: the mean of the measure over the cells ``of`` minus its mean over the cells ``less``, or minus 0
+            if ``less`` is left out; ``range``: the largest minus the smallest value among the cells ``of``.
+        of, less: which cells: setting -> the values that belong, as in ``{ "network.factor" = [2, 4] }``; settings that are not
+            named may have any value.
+        expect: the side of ``bound`` on which the number must lie.
         bound: the bound.
     """
 
@@ -73,25 +84,32 @@ class Claim(Spec):
     expect: Literal["above", "below"] = "above"
     bound: float = 0.0
 
+    @field_validator("measure")
+    @classmethod
+    def _known_measure(cls, measure: str) -> str:
+        if measure not in MEASURES:
+            raise ValueError(f"{measure!r} is not a known measure. Choose one of {', '.join(MEASURES)}.")
+        return measure
+
     @field_validator("of", "less", mode="before")
     @classmethod
-    def _selected(cls, cells: Any) -> Any:
+    def _selection(cls, cells: Any) -> Any:
         if not isinstance(cells, Mapping):
             return cells
-        paths = flat(cells)
+        paths = flatten(cells)
         for path in paths:
             if path != VARIANT:
-                _check_path(path)
+                check_path(path)
         return {path: values if isinstance(values, list | tuple) else (values,) for path, values in paths.items()}
 
 
 class Source(Spec):
-    """Printed numbers and claims to show beside ours.
+    """Numbers and claims that a publication printed.
 
     Attributes:
-        title: who printed them and where.
-        cells: each with the grid settings it belongs to and the numbers, by measure.
-        claims: what is said about them.
+        title: the publication, and where in it.
+        cells: for each cell the grid's settings (``network.factor``) and the printed numbers, by measure (``mcs``).
+        claims: the publication's claims about them.
     """
 
     title: str
@@ -101,11 +119,11 @@ class Source(Spec):
     @field_validator("cells")
     @classmethod
     def _numbers(cls, cells: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        """A path is a setting, all else a measure, which is a number."""
+        """Check that settings exist and that all else, the measures, are numbers."""
         for cell in cells:
-            for name, value in flat(cell).items():
+            for name, value in flatten(cell).items():
                 if "." in name:
-                    _check_path(name)
+                    check_path(name)
                 elif name == VARIANT:
                     continue
                 elif isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
@@ -114,7 +132,7 @@ class Source(Spec):
 
 
 class Run(Spec):
-    """Everything one trained and measured network depends on, its data's content apart."""
+    """Everything that one network's numbers depend on, except the content of its images."""
 
     data: DataSpec = DataSpec()
     network: NetworkSpec = NetworkSpec()
@@ -122,43 +140,51 @@ class Run(Spec):
     measure: MeasureSpec = MeasureSpec()
     seed: int = 0
 
-    def at(self, path: str) -> Any:
-        """A setting's value; ``path``: ``network.factor``."""
-        part, _, setting = path.partition(".")
-        return getattr(getattr(self, part), setting)
+    def value(self, path: str) -> Any:
+        """Return a setting's value; ``path`` is written like ``network.factor``."""
+        section, _, setting = path.partition(".")
+        return getattr(getattr(self, section), setting)
+
+    def without_derived(self) -> Run:
+        """Return the run without the settings that follow from its data, which a study does not know and a record does."""
+        defaults = {name: NetworkSpec.model_fields[name].default for name in DERIVED}
+        return self.model_copy(update={"network": self.network.model_copy(update=defaults)})
 
     def content_id(self, checksum: str) -> str:
-        """Twelve hexadecimal digits that change with the specification, the data's checksum or the code's SCHEMA.
+        """Return twelve hexadecimal digits that change with the specification, the data's checksum or ``SCHEMA``.
 
-        Settings at their defaults do not enter, so that a setting added later leaves the ids of finished runs as they are. A
-        default that changes must therefore raise SCHEMA.
+        Settings at their defaults do not enter, so that a setting added later does not change the ids of finished runs. Whoever
+        changes a default must therefore raise ``SCHEMA``.
+
+        Args:
+            checksum: of the run's images.
         """
         content = json.dumps([SCHEMA, checksum, self.model_dump(mode="json", exclude_defaults=True)], sort_keys=True)
         return sha256(content.encode()).hexdigest()[:12]
 
 
-#: The tables of a study and what validates them.
-PARTS: dict[str, type[Spec]] = {"data": DataSpec, "network": NetworkSpec, "training": Recipe, "measure": MeasureSpec}
+#: The sections of a study's file and what validates each.
+SECTIONS: dict[str, type[Spec]] = {"data": DataSpec, "network": NetworkSpec, "training": Recipe, "measure": MeasureSpec}
 
 
 class Cell(Spec):
-    """One combination of the grid's settings and its runs, one a seed."""
+    """One combination of the grid's settings, and its runs, one for each seed."""
 
     settings: dict[str, Any]
     runs: tuple[Run, ...]
 
 
 class Study(Spec):
-    """A whole study, as written; :meth:`cells` gives the validated specifications.
+    """A study as written; :meth:`cells` returns the validated specifications.
 
     Attributes:
-        name: short, also the name of its folder.
-        title: what it shows, in one line.
-        seeds: of the trained networks.
-        data, network, training, measure: settings that all runs share; what is left out has the specification's default.
-        variants: name -> settings that belong together (``data.name`` with its ``data.canvas``); the grid runs in each.
+        name: short, also the name of the study's folder.
+        title: what the study shows, in one line.
+        seeds: one trained network for each, in every cell; a plain number means that many seeds, from 0.
+        data, network, training, measure: settings that all runs share; a setting that is left out has its default.
+        variants: name -> settings that belong together (``data.name`` with its ``data.canvas``); the grid runs in each variant.
         grid: path of a setting (``network.factor``) -> the values it takes.
-        source: printed numbers to stand beside.
+        source: a publication's numbers and claims, to compare with.
     """
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
@@ -174,64 +200,64 @@ class Study(Spec):
 
     @field_validator("seeds", mode="before")
     @classmethod
-    def _counted(cls, seeds: Any) -> Any:
-        """A plain number means so many seeds, from 0."""
+    def _seeds_from_count(cls, seeds: Any) -> Any:
+        """Turn a plain number into that many seeds, from 0."""
         return tuple(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
 
     @field_validator("seeds")
     @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    def _distinct_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"`seeds` must be one or more different numbers, got {list(seeds)}.")
         return seeds
 
     @field_validator("grid", mode="before")
     @classmethod
-    def _axes(cls, grid: Any) -> Any:
+    def _flat_grid(cls, grid: Any) -> Any:
         if not isinstance(grid, Mapping):
             raise ValueError(f"`grid` must be a table of settings and their values, got {grid!r}.")
-        axes = flat(grid)
+        axes = flatten(grid)
         for path, values in axes.items():
-            _check_path(path)
+            check_path(path)
             if not isinstance(values, list | tuple) or not values:
                 raise ValueError(f"{path!r} must be a list of one or more values, got {values!r}.")
         return axes
 
     @field_validator("variants", mode="before")
     @classmethod
-    def _bundles(cls, variants: Any) -> Any:
+    def _flat_variants(cls, variants: Any) -> Any:
         if not isinstance(variants, Mapping) or not all(isinstance(bundle, Mapping) for bundle in variants.values()):
             raise ValueError(f"`variants` must be tables of settings, got {variants!r}.")
-        bundles = {name: flat(bundle) for name, bundle in variants.items()}
-        for path in {path: None for bundle in bundles.values() for path in bundle}:
-            _check_path(path)
-        return bundles
+        flat = {name: flatten(bundle) for name, bundle in variants.items()}
+        for path in dict.fromkeys(path for bundle in flat.values() for path in bundle):
+            check_path(path)
+        return flat
 
     @field_validator("network")
     @classmethod
-    def _nothing_derived(cls, network: dict[str, Any]) -> dict[str, Any]:
+    def _no_derived_settings(cls, network: dict[str, Any]) -> dict[str, Any]:
         if given := [name for name in DERIVED if name in network]:
-            raise ValueError(f"{', '.join(given)} follow from the data. Leave them out.")
+            raise ValueError(f"{', '.join(given)} cannot be set, because the data determines them. Leave them out.")
         return network
 
     def combinations(self) -> list[dict[str, Any]]:
-        """The combinations in the order they are written: variant by variant, the grid's last setting varying fastest."""
+        """Return every cell's settings in the order of the study: variant by variant, the grid's last setting varying fastest."""
         axes = self.axes()
         return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
-        """What varies, and over which values: the variant where there are several, then the grid."""
+        """Return each axis with its values: the variant, if the study has variants, then the grid's settings."""
         return ({VARIANT: tuple(self.variants)} if self.variants else {}) | self.grid
 
     def varied(self) -> tuple[str, ...]:
-        """The paths of the settings that cells differ in."""
+        """Return the paths of the settings that differ between cells."""
         return tuple(path for path, values in self.axes().items() if len(values) > 1)
 
     def cells(self) -> tuple[Cell, ...]:
-        """A cell for each combination.
+        """Return a cell for each combination.
 
         Raises:
-            ValidationError: a combination is impossible; :func:`load_study` has made sure that none is.
+            ValidationError: a combination is impossible; :func:`shiftscope.studies.loading.load_study` refuses such a study.
         """
         return tuple(
             Cell(settings=settings, runs=tuple(self.run(settings, seed) for seed in self.seeds))
@@ -239,165 +265,65 @@ class Study(Spec):
         )
 
     def run(self, settings: Mapping[str, Any], seed: int) -> Run:
-        """One run: the shared settings, a combination's put in, and the network's input size taken from the canvas."""
-        merged = {part: dict(getattr(self, part)) for part in PARTS}
+        """Return the run of a combination and a seed.
+
+        Args:
+            settings: one of :meth:`combinations`; its settings replace the shared ones, and those of its variant.
+            seed: of the weights, the order of images, and everything else that is random in a training.
+        """
+        merged = {section: dict(getattr(self, section)) for section in SECTIONS}
         varied = {path: value for path, value in settings.items() if path != VARIANT}
         for path, value in {**self.variants.get(settings.get(VARIANT, ""), {}), **varied}.items():
-            part, _, setting = path.partition(".")
-            merged[part][setting] = value
+            section, _, setting = path.partition(".")
+            merged[section][setting] = value
         merged["network"]["input_size"] = merged["data"].get("canvas", DataSpec().canvas)
         return Run.model_validate({**merged, "seed": seed})
 
-    def printed(self, settings: Mapping[str, Any]) -> dict[str, float]:
-        """The source's numbers for a combination, by measure; empty where it has none."""
+    def source_numbers(self, settings: Mapping[str, Any]) -> dict[str, float]:
+        """Return the source's numbers for a combination, by measure; empty if the source printed none."""
         if self.source is None:
             return {}
         run = self.run(settings, self.seeds[0])
         numbers: dict[str, float] = {}
-        for cell in map(flat, self.source.cells):
-            shared = {path: run.at(path) for path in cell if _is_path(path) and path != VARIANT and path not in settings}
+        for cell in map(flatten, self.source.cells):
+            shared = {path: run.value(path) for path in cell if _is_path(path) and path != VARIANT and path not in settings}
             if all(cell.get(path) == value for path, value in {**shared, **settings}.items()):
                 numbers |= {name: value for name, value in cell.items() if not _is_path(name)}
         return numbers
 
 
-def flat(nested: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted paths: ``{"network": {"factor": 1}}`` -> ``{"network.factor": 1}``."""
+def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one with dotted paths.
+
+    >>> flatten({"network": {"factor": 1}})
+    {'network.factor': 1}
+    """
     paths: dict[str, Any] = {}
     for name, value in dict(nested).items():
-        paths |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        paths |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return paths
 
 
-def shipped_studies() -> dict[str, Path]:
-    """The studies that come with the package, name -> file."""
-    folder = Path(str(files("shiftscope.studies") / "paper"))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def load_study(name: str, *, seeds: int | None = None, changes: Mapping[str, Any] | None = None) -> Study:
-    """A shipped study by name or one of the user's by path, checked to the last combination of its grid.
-
-    Args:
-        name: ``digits``, ``mnist``, ..., or the path of a TOML file.
-        seeds: so many seeds, from 0, instead of the file's.
-        changes: settings to take instead of the file's, ``data.train_images`` -> 12000; where the grid varies the setting, or
-            the variants do, a value or a list of values.
-
-    Raises:
-        InputError: no such study, not TOML, or mistakes in it; all of them are told at once, each with its path.
-
-    >>> [cell.settings for cell in load_study("digits").cells()][:2]
-    [{'network.factor': 1}, {'network.factor': 2}]
-    """
-    shipped = shipped_studies()
-    path = shipped.get(name, Path(name))
-    if not path.is_file():
-        raise InputError(f"there is no study {name!r}. Choose one of {', '.join(shipped)}, or give the path of a TOML file.")
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a TOML file: {error}.") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
-    document.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-") or "study")
-    if seeds is not None:
-        document["seeds"] = seeds
-    for setting, value in (changes or {}).items():
-        _change(document, setting, value)
-    return _validated(document, str(path))
-
-
-def read_study(folder: Path) -> Study:
-    """Return the study that a study's folder holds.
-
-    Args:
-        folder: of a study that `shiftscope study` has begun; its ``study.json`` is read.
-
-    Raises:
-        InputError: there is no ``study.json``, or it is not a study of this version.
-    """
-    path = folder / "study.json"
-    try:
-        study = Study.model_validate_json(path.read_bytes())
-        study.cells()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}), so {folder} is not the folder of a study.",
-            "Give the folder that `shiftscope study` wrote, such as studies/digits.",
-        ) from error
-    except ValidationError as error:
-        raise InputError(f"{path} is not a study: {mistakes(error)[0]}") from error
-    return study
-
-
-def _change(document: dict[str, Any], path: str, value: Any) -> None:
-    """Put a setting into a study's document, where it would otherwise be set."""
-    values = value if isinstance(value, list) else [value]
-    if path == VARIANT:
-        known = document.get("variants", {})
-        if missing := [name for name in values if name not in known]:
-            raise InputError(f"{missing[0]!r} is no variant of this study. Choose one of {', '.join(map(str, known)) or 'none'}.")
-        document["variants"] = {name: known[name] for name in values}
-        return
-    try:
-        _check_path(path)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    grid = flat(document.get("grid", {}))
-    if path in grid:
-        document["grid"] = {**grid, path: values}
-        return
-    bundles = {name: flat(bundle) for name, bundle in document.get("variants", {}).items()}
-    document["variants"] = {name: {key: kept for key, kept in bundle.items() if key != path} for name, bundle in bundles.items()}
-    part, _, setting = path.partition(".")
-    document[part] = {**document.get(part, {}), setting: value}
-
-
-def _validated(document: dict[str, Any], where: str) -> Study:
-    """The study, or one error with every mistake of the document and of each combination of its grid."""
-    found: dict[str, None] = {}
-    try:
-        study = Study.model_validate(document)
-    except ValidationError as error:
-        found |= dict.fromkeys(mistakes(error))
-        # What is sound can still be checked for more.
-        unsound = {str(item["loc"][0]) for item in error.errors()}
-        sound = {name: value for name, value in document.items() if name not in unsound}
-        study = Study.model_validate({"name": "study", "title": "", **sound})
-    seen: dict[str, list[dict[str, Any]]] = {}
-    combinations = study.combinations()
-    for settings in combinations:
-        try:
-            study.run(settings, study.seeds[0])
-        except ValidationError as error:
-            for line in mistakes(error):
-                if line.startswith("network.input_size"):
-                    continue  # the canvas's mistake, told there
-                seen.setdefault(line, []).append(settings)
-    for line, at in seen.items():
-        first = ", ".join(f"{path} = {value!r}" for path, value in at[0].items())
-        found[line if len(at) == len(combinations) else f"{line} (at {first})"] = None
-    if found:
-        told = "".join(f"\n  {line}" for line in found)
-        raise InputError(f"{where} has {len(found)} mistake{'s' if len(found) > 1 else ''}:{told}")
-    return study
-
-
 def _is_path(name: str) -> bool:
-    """Whether a name in a source's cell is a setting's; else it is a measure's."""
+    """Return whether a name in a source's cell is that of a setting; otherwise it is that of a measure."""
     return "." in name or name == VARIANT
 
 
-def _check_path(path: str) -> None:
-    part, _, setting = path.partition(".")
-    kind = PARTS.get(part)
-    if kind is None or setting not in kind.model_fields or setting in DERIVED:
-        raise ValueError(f"{path!r} names no setting that can vary. Write it like `network.factor`.")
+def check_path(path: str) -> None:
+    """Check that a path names a setting that can vary.
+
+    Raises:
+        ValueError: it does not; the message names the closest one that does.
+    """
+    known = [f"{name}.{setting}" for name, kind in SECTIONS.items() for setting in kind.model_fields if setting not in DERIVED]
+    if path not in known:
+        close = get_close_matches(path, known, n=1)
+        remedy = f"Did you mean `{close[0]}`?" if close else "Write its section and its name, like `network.factor`."
+        raise ValueError(f"{path!r} is not a setting that can vary. {remedy}")
 
 
 def short(path: str) -> str:
-    """A setting's name without the part it belongs to.
+    """Return a setting's name without its section.
 
     >>> short("network.factor")
     'factor'

@@ -57,7 +57,7 @@ def table_of(study: Study, cells: list[list[Finished]]) -> Table:
         cells: the finished runs of each.
     """
     settings = study.combinations()
-    printed = [study.printed(combination) for combination in settings]
+    printed = [study.source_numbers(combination) for combination in settings]
     extra = sorted({f"source_{name}" for row in printed for name in row})
     rows = [
         {

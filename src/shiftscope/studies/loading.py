@@ -1,0 +1,148 @@
+"""Read studies: those that come with the package, a user's TOML files, and the study that a results folder holds."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from shiftscope.errors import InputError
+from shiftscope.runtime.settings import mistakes
+from shiftscope.studies.spec import VARIANT, Study, check_path, flatten
+
+__all__ = ["load_study", "read_study", "shipped_studies"]
+
+
+def shipped_studies() -> dict[str, Path]:
+    """Return the studies that come with the package: name -> TOML file."""
+    folder = Path(str(files("shiftscope.studies") / "paper"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_study(name: str, *, seeds: int | None = None, changes: Mapping[str, Any] | None = None) -> Study:
+    """Return a study that comes with the package, or one from a TOML file, with every combination of its grid checked.
+
+    Args:
+        name: of a study in the package (``digits``, ``mnist``, ...), or the path of a TOML file.
+        seeds: train so many networks for each cell, with seeds from 0, instead of the file's.
+        changes: settings that replace the file's, ``{"data.train_images": 12000}``. If the grid varies the setting, the value,
+            or each of a list of values, replaces the grid's values. ``variant`` selects variants.
+
+    Raises:
+        InputError: there is no such study, the file is not TOML, or it has mistakes; the message lists all mistakes, each with
+            the path of its setting.
+
+    >>> [cell.settings for cell in load_study("digits").cells()][:2]
+    [{'network.factor': 1}, {'network.factor': 2}]
+    """
+    shipped = shipped_studies()
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        raise InputError(f"there is no study {name!r}.", f"Choose one of {', '.join(shipped)}, or give the path of a TOML file.")
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a TOML file: {error}.", "See https://toml.io for the format.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).", "Give a file that you may read.") from error
+    document.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-") or "study")
+    if seeds is not None:
+        document["seeds"] = seeds
+    for setting, value in (changes or {}).items():
+        _change(document, setting, value)
+    return _validated(document, str(path))
+
+
+def read_study(folder: Path) -> Study:
+    """Return the study that a study's folder holds.
+
+    Args:
+        folder: of a study that `shiftscope study` has begun; its ``study.json`` is read.
+
+    Raises:
+        InputError: there is no ``study.json``, or it is not a study of this version.
+    """
+    path = folder / "study.json"
+    try:
+        study = Study.model_validate_json(path.read_bytes())
+        study.cells()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}), so {folder} is not the folder of a study.",
+            "Give the folder that `shiftscope study` wrote, such as studies/digits.",
+        ) from error
+    except ValidationError as error:
+        raise InputError(f"{path} is not a study: {mistakes(error)[0]}") from error
+    return study
+
+
+def _change(document: dict[str, Any], path: str, value: Any) -> None:
+    """Replace a setting in a study's document, in the section, grid or variants that set it."""
+    values = value if isinstance(value, list) else [value]
+    if path == VARIANT:
+        document["variants"] = _chosen_variants(document.get("variants", {}), values)
+        return
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    grid = flatten(document.get("grid", {}))
+    if path in grid:
+        document["grid"] = {**grid, path: values}
+        return
+    variants = {name: flatten(bundle) for name, bundle in document.get("variants", {}).items()}
+    document["variants"] = {
+        name: {other: each for other, each in bundle.items() if other != path} for name, bundle in variants.items()
+    }
+    section, _, setting = path.partition(".")
+    document[section] = {**document.get(section, {}), setting: value}
+
+
+def _chosen_variants(known: Mapping[str, Any], names: list[Any]) -> dict[str, Any]:
+    for name in names:
+        if name not in known:
+            remedy = f"Choose one of {', '.join(known)}." if known else "This study has no variants."
+            raise InputError(f"{name!r} is not a variant of this study.", remedy)
+    return {name: known[name] for name in names}
+
+
+def _validated(document: dict[str, Any], where: str) -> Study:
+    """Return the study, or raise one error with every mistake of the document and of each combination of its grid."""
+    found: list[str] = []
+    try:
+        study = Study.model_validate(document)
+    except ValidationError as error:
+        found = mistakes(error)
+        # Check what is left without the entries that are wrong, to report all mistakes at once.
+        wrong = {str(item["loc"][0]) for item in error.errors()}
+        study = Study.model_validate(
+            {"name": "study", "title": "", **{name: value for name, value in document.items() if name not in wrong}}
+        )
+    found = list(dict.fromkeys([*found, *_mistakes_of_cells(study)]))
+    if found:
+        lines = "".join(f"\n  {line}" for line in found)
+        raise InputError(f"{where} has {len(found)} mistake{'s' if len(found) > 1 else ''}:{lines}")
+    return study
+
+
+def _mistakes_of_cells(study: Study) -> list[str]:
+    """Return the mistakes that show in the study's combinations, with the first combination for those not in all of them."""
+    first: dict[str, dict[str, Any]] = {}
+    count: Counter[str] = Counter()
+    combinations = study.combinations()
+    for settings in combinations:
+        try:
+            study.run(settings, study.seeds[0])
+        except ValidationError as error:
+            for line in mistakes(error):
+                if not line.startswith("network.input_size"):  # `data.canvas` has the same mistake
+                    first.setdefault(line, settings)
+                    count[line] += 1
+    places = {line: ", ".join(f"{path} = {value!r}" for path, value in settings.items()) for line, settings in first.items()}
+    return [line if count[line] == len(combinations) else f"{line} (at {places[line]})" for line in first]
