@@ -1,4 +1,4 @@
-"""Each protocol equals a plain statement of what its source does, written here in loops, draws replayed."""
+"""Each protocol equals a slow reference: what its source does, written in loops, with the same random shifts."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from shiftscope.audits import protocols
 from shiftscope.audits.protocols import GROUPS, PUBLISHED, Protocol, find_protocols
 from shiftscope.audits.scores import SCORES
 from shiftscope.errors import InputError
+from shiftscope.measures import MEASURES
 
 COUNT, LARGE, SIZE, MARGIN = 6, 24, 16, 4
 SEED = 3
 
 
 def images() -> Tensor:
-    """Smooth random images, so that no answer is trivial."""
+    """Smooth random images, so that no result is trivial."""
     noise = torch.rand(COUNT, 2, LARGE, LARGE, generator=torch.Generator().manual_seed(0))
     return nn.functional.avg_pool2d(noise, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class Small(nn.Module):
-    """A network that notices shifts. No class is preferred, so that classes change."""
+    """A network that is sensitive to shifts and prefers no class, so that classes change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,16 +48,16 @@ LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
 
 
 @torch.no_grad()
-def ask(image: Tensor) -> Tensor:
+def run(image: Tensor) -> Tensor:
     return MODEL(image[None])[0].double()
 
 
 def top(image: Tensor) -> int:
-    return int(ask(image).argmax())
+    return int(run(image).argmax())
 
 
 def probabilities(image: Tensor) -> Tensor:
-    return ask(image).softmax(0)
+    return run(image).softmax(0)
 
 
 def crop(image: Tensor, down: int, right: int) -> Tensor:
@@ -69,7 +70,7 @@ def centre(image: Tensor) -> Tensor:
 
 
 def moved(image: Tensor, dy: int, dx: int, colour: float | Tensor = 0.0) -> Tensor:
-    """The centre, with its content moved and a colour coming in."""
+    """The centre with its content moved; a colour fills the border."""
     source = centre(image)
     target = torch.zeros_like(source) + torch.as_tensor(colour).reshape(-1, 1, 1)
     for y in range(SIZE):
@@ -83,8 +84,8 @@ def rolled(image: Tensor, dy: int, dx: int) -> Tensor:
     return torch.roll(centre(image), (dy, dx), (1, 2))
 
 
-def turned(image: Tensor, dy: float, dx: float) -> Tensor:
-    """A circular shift in parts of a pixel: the phases of the discrete Fourier transform, frequency by frequency."""
+def fourier_shifted(image: Tensor, dy: float, dx: float) -> Tensor:
+    """A circular shift by fractions of a pixel: the phases of the discrete Fourier transform, frequency by frequency."""
     spectrum = torch.fft.fft2(centre(image).double())
     for row in range(SIZE):
         for column in range(SIZE):
@@ -92,14 +93,14 @@ def turned(image: Tensor, dy: float, dx: float) -> Tensor:
             for place, step in ((row, dy), (column, dx)):
                 frequency = place if place <= SIZE // 2 else place - SIZE
                 angle = torch.tensor(-2 * torch.pi * frequency * step / SIZE, dtype=torch.float64)
-                # The highest frequency has no direction.
+                # The highest frequency is real, so it has no phase.
                 factor = factor * (torch.complex(angle.cos(), angle.sin() if place != SIZE // 2 else 0 * angle))
             spectrum[:, row, column] *= factor
     return torch.fft.ifft2(spectrum).real.float()
 
 
 def draws(views: int, reach: int) -> list[list[list[int]]]:
-    """For each image its shifts, in the order in which they are drawn."""
+    """The shifts of each image, in the order in which the protocol draws them."""
     generator = torch.Generator().manual_seed(SEED)
     return [[torch.randint(-reach, reach + 1, (2,), generator=generator).tolist() for _ in range(views)] for _ in range(COUNT)]
 
@@ -126,7 +127,7 @@ def rows(views: int) -> list[tuple[Tensor, list[list[int]]]]:
 def mouton_cosine() -> float:
     found = []
     for image, (shift,) in rows(1):
-        one, other = ask(centre(image)), ask(moved(image, *shift))
+        one, other = run(centre(image)), run(moved(image, *shift))
         found.append(float(one @ other / (one.norm() * other.norm())))
     return average(found)
 
@@ -146,16 +147,16 @@ def chaman_mean() -> float:
 def myburgh() -> float:
     found = []
     for image in images():
-        one = ask(centre(image))
+        one = run(centre(image))
         for dy in range(-4, 5):
             for dx in range(-4, 5):
-                other = ask(moved(image, dy, dx))
+                other = run(moved(image, dy, dx))
                 found.append(float(one @ other / (one.norm() * other.norm())))
     return average(found)
 
 
 def diagonal(count: Callable[[Tensor, int, list[Tensor]], float]) -> float:
-    """Something of the 2 x 4 + 1 crops from corner to corner of the margin."""
+    """Mean over images of a function of the 2 x 4 + 1 crops from corner to corner of the margin."""
     found = []
     for number, image in enumerate(images()):
         found.append(count(image, int(LABELS[number]), [crop(image, k, k) for k in range(2 * MARGIN + 1)]))
@@ -177,7 +178,7 @@ def pan() -> float:
 def michaeli(half: float, *, probability: bool) -> float:
     found = []
     for image, ((dy, dx),) in rows(1):
-        view = turned(image, dy + half, dx + half) if half else rolled(image, dy, dx)
+        view = fourier_shifted(image, dy + half, dx + half) if half else rolled(image, dy, dx)
         best = top(centre(image))
         change = abs(float(probabilities(view)[best] - probabilities(centre(image))[best]))
         found.append(change if probability else float(top(view) == best))
@@ -192,7 +193,7 @@ def ring(radius: int) -> float:
 
 
 def derivative(axis: int, power: int) -> float:
-    """The image sampled a sixteenth of a pixel further along an axis; beyond the last pixel it is mirrored."""
+    """The rate of change when the image is sampled 1/16 pixel further along an axis; the border is mirrored."""
     step, found = 1 / 16, []
     for image in images():
         here = centre(image)
@@ -206,7 +207,7 @@ def derivative(axis: int, power: int) -> float:
 
 
 def bilinear(image: Tensor, dy: float, dx: float) -> Tensor:
-    """The centre moved in parts of a pixel, its border repeated."""
+    """The centre moved by fractions of a pixel, its edge repeated."""
     source, target = centre(image), torch.zeros(2, SIZE, SIZE)
     for y in range(SIZE):
         for x in range(SIZE):
@@ -221,7 +222,7 @@ def bilinear(image: Tensor, dy: float, dx: float) -> Tensor:
 
 def spread(reach: float) -> float:
     steps = [(dy, dx) for dy in (-reach, 0, reach) for dx in (-reach, 0, reach)]
-    table = torch.stack([torch.stack([ask(bilinear(image, *step)) for step in steps]) for image in images()])
+    table = torch.stack([torch.stack([run(bilinear(image, *step)) for step in steps]) for image in images()])
     units = []
     for unit in range(table.shape[2]):
         over_shifts = average([float(table[image, :, unit].std(correction=0)) for image in range(COUNT)])
@@ -230,7 +231,7 @@ def spread(reach: float) -> float:
     return average(units)
 
 
-STATEMENTS: dict[tuple[str, str], Callable[[], float]] = {
+REFERENCES: dict[tuple[str, str], Callable[[], float]] = {
     ("mouton2020", "mcs"): mouton_cosine,
     ("mouton2020", "top1_change"): mouton_change,
     ("myburgh2021", "mcs"): myburgh,
@@ -264,34 +265,32 @@ STATEMENTS: dict[tuple[str, str], Callable[[], float]] = {
 
 @pytest.fixture(scope="module")
 def found() -> dict[tuple[str, str], float]:
-    """All protocols in one pass, each number by its name."""
+    """All protocols in one pass: (protocol, measure) -> value."""
     every = [name for name in PUBLISHED if not name.startswith("segmentation")]
     result = audit(MODEL, images(), LABELS, protocols=every, max_shift=4, size=SIZE, mean=MEAN, seed=SEED)
     return {(row.protocol, row.measure): row.estimate.value for row in result.rows}
 
 
-@pytest.mark.parametrize("name", STATEMENTS, ids=lambda name: " ".join(name))
-def test_a_protocol_equals_its_plain_statement(name: tuple[str, str], found: dict[tuple[str, str], float]) -> None:
-    expected = STATEMENTS[name]()
-    # A difference quotient magnifies the rounding of single precision, by 16 x 7.5 here.
+@pytest.mark.parametrize("name", REFERENCES, ids=lambda name: " ".join(name))
+def test_protocol_equals_its_reference(name: tuple[str, str], found: dict[tuple[str, str], float]) -> None:
+    expected = REFERENCES[name]()
+    # The difference quotient magnifies the rounding of single precision 16 x 7.5 times.
     tolerance = 2e-4 * abs(expected) if name[0] == "gruver2023" else 1e-6
     assert found[name] == pytest.approx(expected, abs=tolerance)
 
 
-def test_every_protocol_of_a_classifier_has_a_statement(found: dict[tuple[str, str], float]) -> None:
-    """Those of ours that are no source's are held against slow counts in test_surveys."""
-    told = {protocol for protocol, _ in STATEMENTS}
-    assert told == {protocol for protocol, _ in found} - {"unshifted", "every-shift"}
+def test_every_published_protocol_has_a_reference(found: dict[tuple[str, str], float]) -> None:
+    """Except our own, which test_surveys compares with slow counts."""
+    assert {protocol for protocol, _ in REFERENCES} == {protocol for protocol, _ in found} - {"unshifted", "every-shift"}
 
 
-def test_the_numbers_are_not_trivial(found: dict[tuple[str, str], float]) -> None:
+def test_results_are_not_trivial(found: dict[tuple[str, str], float]) -> None:
     assert 0 < found["zhang2019", "all_agree"] < 1
     assert 0 < found["mouton2020", "top1_change"] < 1
     assert 0 < found["hendrycks2019", "neighbour_change"] < 1
 
 
-def test_the_derivative_lies_near_the_automatic_one(found: dict[tuple[str, str], float]) -> None:
-    """The original differentiates; ours takes a small difference."""
+def test_gruver2023_approximates_automatic_differentiation(found: dict[tuple[str, str], float]) -> None:
     rates = []
     for image in images():
         here = centre(image).requires_grad_()
@@ -304,7 +303,7 @@ def test_the_derivative_lies_near_the_automatic_one(found: dict[tuple[str, str],
 
 
 class Segmenter(nn.Module):
-    """A map of the input's size from one of half of it."""
+    """A segmentation map of the input's size, enlarged from half of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -316,7 +315,7 @@ class Segmenter(nn.Module):
 
 
 @pytest.mark.parametrize("circular", [True, False])
-def test_massc_equals_its_plain_statement(circular: bool) -> None:
+def test_segmentation_equals_its_reference(circular: bool) -> None:
     name = f"segmentation-{'circular' if circular else 'zero'}"
     model = Segmenter().eval()
     result = audit(model, images(), protocols=[name], max_shift=4, size=SIZE, seed=SEED)
@@ -339,7 +338,7 @@ def test_massc_equals_its_plain_statement(circular: bool) -> None:
     assert 0 < average(values) < 1
 
 
-def test_several_passes_are_pairs_of_their_own() -> None:
+def test_zhang2019_with_several_passes_draws_a_pair_per_pass() -> None:
     protocol = protocols.zhang2019(4, seed=SEED, passes=3)
     found = audit(MODEL, images(), protocols=[protocol], size=SIZE).estimate("zhang2019", "pairs_agree").value
     shares = []
@@ -351,53 +350,66 @@ def test_several_passes_are_pairs_of_their_own() -> None:
 
 @given(name=st.sampled_from(sorted(PUBLISHED)), first=st.integers(0, 50), count=st.integers(1, 20), seed=st.integers(0, 5))
 @settings(deadline=None, max_examples=30)
-def test_the_shifts_of_an_image_do_not_depend_on_the_portion(name: str, first: int, count: int, seed: int) -> None:
+def test_shifts_of_an_image_do_not_depend_on_its_block(name: str, first: int, count: int, seed: int) -> None:
     (protocol,) = find_protocols(name, seed=seed)
     if protocol.scores:
         assert torch.equal(protocol.draw(80)[first : first + count], protocol.draw(count, first=first))
 
 
-def test_the_draw_of_mouton2020_stays_as_it_was() -> None:
-    """Results on disk were measured with it."""
+def test_mouton2020_draws_the_shifts_of_earlier_results() -> None:
     expected = torch.randint(-8, 9, (50, 2), generator=torch.Generator().manual_seed(7))
     assert torch.equal(protocols.mouton2020(seed=7).draw(50)[:, 0], expected)
 
 
-def test_shifts_are_symmetric_and_within_reach() -> None:
-    for name in PUBLISHED:
-        (protocol,) = find_protocols(name, max_shift=2)
-        if protocol.drawn and protocol.scores:
-            steps = protocol.draw(3000)[:, ::1].double()
-            whole = steps[(steps == steps.round()).all(-1)]
-            assert whole.min() == -2
-            assert whole.max() == 2
-            assert abs(float(whole.mean())) < 0.1
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_random_shifts_are_symmetric_and_reach_the_largest(name: str) -> None:
+    (protocol,) = find_protocols(name, max_shift=2)
+    if protocol.drawn and protocol.scores:
+        steps = protocol.draw(3000)[:, ::1].double()
+        whole = steps[(steps == steps.round()).all(-1)]
+        assert (whole.min(), whole.max()) == (-2, 2)
+        assert abs(float(whole.mean())) < 0.1
 
 
-def test_names_lead_to_protocols_that_fit_the_input() -> None:
-    assert find_protocols("zhang2019")[0].max_shift == 16
-    assert find_protocols("zhang2019", size=32)[0].max_shift == 8
-    assert find_protocols("zhang2019", size=32, max_shift=20)[0].max_shift == 20
-    assert [each.name for each in find_protocols("rojas2022")] == list(GROUPS["rojas2022"])
+@pytest.mark.parametrize(
+    ("options", "max_shift"),
+    [({}, 16), ({"size": 32}, 8), ({"size": 32, "max_shift": 20}, 20), ({"size": 100, "margin": 4}, 4), ({"margin": 4}, 4)],
+)
+def test_find_protocols_fits_the_shift_to_input_and_margin(options: dict[str, int], max_shift: int) -> None:
+    assert find_protocols("zhang2019", **options)[0].max_shift == max_shift
+
+
+def test_tmeasures_shifts_by_a_tenth_of_the_input() -> None:
     assert find_protocols("tmeasures", size=20)[0].max_shift == 2
-    for name in PUBLISHED:
-        (protocol,) = find_protocols(name)
-        assert protocol.name == name
-        assert all(score in SCORES or score == "normalised_variance" for score in protocol.scores)
 
 
-def test_what_cannot_be_is_told() -> None:
-    with pytest.raises(InputError, match=r"there is no protocol 'zhang2018'\. Choose from mouton2020, myburgh2021"):
-        find_protocols("zhang2018")
-    with pytest.raises(InputError, match="`max_shift` must be 1 or more pixels, got 0"):
-        find_protocols("zhang2019", max_shift=0)
-    with pytest.raises(InputError, match="`passes` must be 1 or more, got 0"):
-        protocols.zhang2019(passes=0)
-    with pytest.raises(InputError, match="`samples` must be 1 or more, got 0"):
-        protocols.rojas2022_crop(samples=0)
+def test_find_protocols_resolves_groups() -> None:
+    assert [each.name for each in find_protocols("rojas2022")] == list(GROUPS["rojas2022"])
 
 
-def test_a_protocol_is_a_value() -> None:
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_protocol_has_its_name_and_registered_measures(name: str) -> None:
+    (protocol,) = find_protocols(name)
+    assert protocol.name == name
+    assert {*protocol.scores, *(measure for measure, _ in protocol.surveyed)} <= set(MEASURES)
+    assert set(protocol.scores) <= {*SCORES, "normalised_variance"}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: find_protocols("zhang2018"), r"there is no protocol 'zhang2018'\. Choose from mouton2020, myburgh2021"),
+        (lambda: find_protocols("zhang2019", max_shift=0), "`max_shift` must be 1 or more pixels, got 0"),
+        (lambda: protocols.zhang2019(passes=0), "`passes` must be 1 or more, got 0"),
+        (lambda: protocols.rojas2022_crop(samples=0), "`samples` must be 1 or more, got 0"),
+    ],
+)
+def test_bad_options_are_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_protocol_is_a_frozen_value() -> None:
     assert protocols.mouton2020() == protocols.mouton2020()
     assert isinstance(protocols.mouton2020(), Protocol)
     with pytest.raises(AttributeError):

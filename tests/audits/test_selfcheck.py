@@ -1,41 +1,41 @@
-"""The self-check passes on what is right and misses what is made wrong."""
+"""The self-check passes, and misses measurements that are broken on purpose."""
 
 from __future__ import annotations
 
-import pytest
 import torch
+from torch import Tensor
 
-from shiftscope.audits import selfcheck
+from shiftscope.audits.protocols import Protocol
+from shiftscope.audits.selfcheck import checks, network_outputs, run_checks
+from shiftscope.engine.outputs import Method, Model, Outputs
+from shiftscope.shifts import Mode
 
 
-def test_everything_passes() -> None:
-    table, passed = selfcheck.run_checks()
+def missed(**options: object) -> list[str]:
+    table, passed = run_checks(checks(**options))
+    names = [str(row["check"]) for row in table.rows if row["verdict"] == "MISSED"]
+    assert passed == (not names)
+    return names
+
+
+def test_selfcheck_passes() -> None:
+    table, passed = run_checks()
     assert passed, table.to_markdown()
     assert {row["expected"] for row in table.rows} == {"1", "below 1"}
 
 
-def test_one_shift_for_a_whole_data_set_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "_drawn", lambda: torch.full((500, 2), 4))
-    table, passed = selfcheck.run_checks()
-    assert not passed
-    assert [row["check"] for row in table.rows if row["verdict"] == "MISSED"] == [
-        "shifts of the protocol: not one for a whole data set"
-    ]
+def test_one_shift_for_all_images_is_missed() -> None:
+    def same_for_all(protocol: Protocol) -> Tensor:
+        return torch.full((500, 2), 4)
+
+    assert missed(draw=same_for_all) == ["protocol: images draw different shifts"]
 
 
-def test_a_measure_that_calls_everything_invariant_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from shiftscope.engine import direct
+def test_outputs_without_shifts_are_missed() -> None:
+    def unshifted(model: Model, mode: Mode, method: Method = "auto") -> Outputs:
+        found = network_outputs(model, mode, method)
+        return Outputs(found.reference[:, None].expand_as(found.values), found.reference, found.shifts)
 
-    monkeypatch.setattr(direct.Direct, "_windows", lambda self, images, shifts: (images for _ in shifts))
-    monkeypatch.setattr(
-        selfcheck,
-        "_outputs",
-        lambda model, mode, method="auto": selfcheck.shift_outputs(
-            model, selfcheck._images(), selfcheck.grid(4), mode=mode, method="direct"
-        ),
-    )
-    table, passed = selfcheck.run_checks()
-    assert not passed
-    missed = [row["check"] for row in table.rows if row["verdict"] == "MISSED"]
-    assert len(missed) == 4
-    assert all(name.startswith(("mcs", "all_agree")) for name in missed)
+    names = missed(outputs=unshifted)
+    assert len(names) == 4
+    assert all(name.startswith(("mcs", "all_agree")) for name in names)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import helpers
-from shiftscope.audits.job import AuditSpec, run_shards
+from shiftscope.audits.folder import AuditSpec
+from shiftscope.audits.job import run_shards
 from shiftscope.errors import InputError
 from shiftscope.runtime.processes import Processes
 from shiftscope.runtime.progress import JobEvent

@@ -1,9 +1,9 @@
-"""How stable any model is: several protocols in one pass, and what they found."""
+"""Measure how stable any model is under shifts, by the protocols of the literature, in one pass over the images."""
 
 from __future__ import annotations
 
-from shiftscope.audits.parts import Part, folded
-from shiftscope.audits.results import Audit, Changed, Cost, Row
-from shiftscope.audits.session import Session, audit, block_size
+from shiftscope.audits.parts import Changed, Cost, Part, merge_parts
+from shiftscope.audits.results import Audit, Row
+from shiftscope.audits.session import AuditOptions, Session, audit, block_size
 
-__all__ = ["Audit", "Changed", "Cost", "Part", "Row", "Session", "audit", "block_size", "folded"]
+__all__ = ["Audit", "AuditOptions", "Changed", "Cost", "Part", "Row", "Session", "audit", "block_size", "merge_parts"]

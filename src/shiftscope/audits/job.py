@@ -1,136 +1,57 @@
-"""An audit on disk: blocks of images measured one by one, each leaving a file, in one process or in shards of several.
+"""Run an audit of a model and images that are given by name or file, block by block, in one process or in several shards.
 
-A folder holds ``plan.json`` (what is asked, of which model and images), ``parts/NUMBER.safetensors`` (a block each, written whole
-or not at all) and, when all parts are there, ``audit.json``, ``table.csv``, ``table.md`` and ``maps.safetensors``. A second start
-goes on; shards put together equal one run exactly, because blocks are the same and are folded in the same order.
+With a folder, every block leaves a file: a second start resumes, and merged shards equal one run bit for bit, because blocks are
+the same and are merged in the same order.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
-from shiftscope.audits import Audit, Part, Session, block_size, folded
-from shiftscope.audits.protocols import Protocol, find_protocols
-from shiftscope.audits.results import assembled
+from shiftscope.audits.folder import (
+    AuditPlan,
+    AuditSpec,
+    assemble_planned,
+    merge_audit,
+    part_file,
+    prepare_folder,
+    read_part,
+    write_part,
+)
+from shiftscope.audits.parts import Part, merge_parts
+from shiftscope.audits.protocols import find_protocols
+from shiftscope.audits.results import Audit
+from shiftscope.audits.session import AuditOptions, Session, block_size
 from shiftscope.datasets.images import ImageBlocks, open_images
-from shiftscope.datasets.sources import is_folder
 from shiftscope.errors import InputError, ModelFailsError
 from shiftscope.models import LoadedModel, load_model
-from shiftscope.runtime.files import sweep, write_bytes, write_tensors, write_text
+from shiftscope.runtime.files import write_bytes
 from shiftscope.runtime.processes import Executor
-from shiftscope.runtime.progress import Stage
+from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.provenance import provenance
-from shiftscope.runtime.settings import Spec
 
-__all__ = ["AuditJob", "AuditPlan", "AuditSpec", "complete", "is_audit", "merged", "run_audit", "run_shard", "run_shards"]
-
-#: So many damaged files are told by name.
-TOLD = 10
-PLAN, PARTS = "plan.json", "parts"
-#: Called with what is going on, and how many of how many images are done.
-Tell = Callable[[tuple[str, int, int]], None]
-
-
-class AuditSpec(Spec):
-    """What is asked; see ``shiftscope audit --help``.
-
-    Attributes:
-        model: name or file.
-        weights: file of a model made by name.
-        size, mean, std: of the model's input.
-        output: which of several outputs.
-        embedding: outputs are not classes.
-        data: name or folder; None for what suits the model.
-        data_dir: a local folder that holds the data set.
-        images: how many.
-        protocols: names; None for what suits the output.
-        max_shift: of all protocols.
-        seed: of the draws.
-        batch_size: images a forward pass.
-        device: where to compute.
-        trust: a file of ``shiftscope fix`` may name a function to be called.
-    """
-
-    model: str
-    weights: str | None = None
-    size: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    output: str | None = None
-    embedding: bool = False
-    data: str | None = None
-    data_dir: str | None = None
-    images: int = 256
-    protocols: tuple[str, ...] | None = None
-    max_shift: int | None = None
-    seed: int = 0
-    batch_size: int | None = None
-    device: str = "cpu"
-    trust: bool = False
-
-
-class AuditPlan(Spec):
-    """What a folder's parts belong to, and what is needed to put them together.
-
-    Attributes:
-        spec: what is asked.
-        model_sha256: of the weights or of the model's file.
-        data: origin of the images.
-        data_sha256: of the images.
-        count: of the images.
-        block: images a part.
-        protocols: that are measured.
-        kind: of the outputs.
-        borders: by protocol, what came in there.
-        notes: for the reader.
-        provenance: code and machine; the only thing that may differ between shards.
-    """
-
-    spec: AuditSpec
-    model_sha256: str
-    data: str
-    data_sha256: str
-    count: int
-    block: int
-    protocols: tuple[Protocol, ...]
-    kind: str
-    borders: dict[str, str]
-    notes: tuple[str, ...]
-    provenance: dict[str, str]
-
-    @property
-    def blocks(self) -> int:
-        """How many parts there are."""
-        return -(-self.count // self.block)
-
-    def same(self, other: AuditPlan) -> bool:
-        """Whether parts of both may be put together; it does not matter from which folder their files were named."""
-        one, two = (each.model_copy(update={"provenance": {}, "spec": _anchored(each.spec)}) for each in (self, other))
-        return one == two
+__all__ = ["AuditJob", "run_audit", "run_shard", "run_shards"]
 
 
 @dataclass(frozen=True)
 class AuditJob:
-    """A shard: all that a process needs to measure it, wherever it is.
+    """A shard of an audit: all that a process needs to measure it, on any machine.
 
     Attributes:
-        spec: what is asked.
+        spec: what to audit, and how.
         shard: its number, from 1.
-        shards: how many there are.
+        shards: number of shards.
         out: the folder.
-        known: blocks that are there already, where the folder itself cannot be seen.
-        model_sha256: the plan's; a process that finds another model under the name does nothing.
+        known: blocks that exist already, for a process that cannot see the folder.
+        model_sha256: checksum of the plan's model; empty if any will do.
     """
 
     spec: AuditSpec
@@ -144,310 +65,179 @@ class AuditJob:
         return f"shard {self.shard}/{self.shards}"
 
 
-def run_audit(spec: AuditSpec, *, out: Path | None = None, tell: Tell = lambda _: None) -> Audit:
-    """A whole audit, here; with a folder it goes on where it stopped and leaves its files there.
+def run_audit(spec: AuditSpec, *, out: Path | None = None, report: Report = silent) -> Audit:
+    """Run a complete audit in this process.
+
+    Args:
+        spec: what to audit, and how.
+        out: folder to resume from and to write to; by default nothing is written.
+        report: called with each :class:`shiftscope.runtime.progress.Stage`.
 
     Raises:
-        InputError: what :func:`run_shard` and :func:`merged` say.
+        InputError: the model or the images cannot be measured; the folder holds another audit, or cannot be written.
     """
     if out is not None:
-        run_shard(AuditJob(spec, 1, 1, out), tell)
-        return merged(out)
-    session, pictures, plan = _begun(spec, tell)
-    whole = folded(_measured(session, pictures, plan, number, tell) for number in range(plan.blocks))
-    return _result(plan, whole)
+        run_shard(AuditJob(spec, 1, 1, out), report)
+        return merge_audit(out)
+    run = _Run(spec, report)
+    return assemble_planned(run.plan, merge_parts(run.measure(number, report) for number in range(run.plan.blocks)))
 
 
-def run_shard(job: AuditJob, tell: Tell) -> list[Path]:
-    """Measure what is missing of a shard; the files of all its blocks.
+def run_shard(job: AuditJob, report: Report = silent) -> list[Path]:
+    """Measure the missing blocks of a shard, and return the files of all its blocks.
 
     Args:
-        job: which shard of what.
-        tell: told how it goes.
+        job: the shard.
+        report: called with each :class:`shiftscope.runtime.progress.Stage`.
 
     Raises:
-        InputError: no such shard; a model or images that cannot be measured; a folder that holds another audit, or that cannot be
-            written.
+        InputError: there is no such shard; the model or the images cannot be measured, or differ from the plan's; the folder
+            holds another audit, or cannot be written.
     """
     if not 1 <= job.shard <= job.shards:
-        raise InputError(f"`shard` must be I/N with I from 1 to N, got {job.shard}/{job.shards}.")
-    session, pictures, plan = _begun(job.spec, tell)
-    if job.model_sha256 not in ("", plan.model_sha256):
-        raise InputError(f"the model {job.spec.model} is another where {job} is done. Bring the same files to every machine.")
-    _prepare(job.out, plan)
-    numbers = range((job.shard - 1) * plan.blocks // job.shards, job.shard * plan.blocks // job.shards)
-    files = [_file(job.out, number) for number in numbers]
-    for number, file in zip(numbers, files, strict=True):
-        if number not in job.known and _read(file) is None:
-            part = _measured(session, pictures, plan, number, tell)
-            try:
-                write_tensors(file, part)
-            except OSError as error:
-                raise _unwritable(job.out, error) from error
-    return files
+        raise InputError(f"`shard` must be I/N with I from 1 to N, got {job.shard}/{job.shards}.", "Number shards from 1.")
+    run = _Run(job.spec, report)
+    blocks = run.plan.blocks
+    if job.model_sha256 not in ("", run.plan.model_sha256):
+        raise InputError(f"the model {job.spec.model} of {job} differs from the plan's.", "Copy the same files to every machine.")
+    prepare_folder(job.out, run.plan)
+    numbers = range((job.shard - 1) * blocks // job.shards, job.shard * blocks // job.shards)
+    for number in numbers:
+        if number not in job.known and read_part(job.out, number) is None:
+            write_part(job.out, number, run.measure(number, report))
+    return [part_file(job.out, number) for number in numbers]
 
 
-def run_shards(
-    spec: AuditSpec, executor: Executor, *, shards: int, out: Path | None = None, tell: Tell = lambda _: None
-) -> Audit:
-    """A whole audit, its shards carried out at once; they add up to what one process with as many threads would find.
+def run_shards(spec: AuditSpec, executor: Executor, *, shards: int, out: Path | None = None, report: Report = silent) -> Audit:
+    """Run a complete audit in shards at once; the result equals that of one process with as many threads.
 
     Args:
-        spec: what is asked.
+        spec: what to audit, and how.
         executor: processes of this machine, or tasks of a Ray cluster.
-        shards: into how many.
-        out: folder to go on in; nothing is kept by default.
-        tell: told how it goes.
+        shards: number of shards.
+        out: folder to resume from and to write to; by default nothing is written.
+        report: called with each :class:`shiftscope.runtime.progress.Stage`.
 
     Raises:
-        InputError: fewer than one shard, and what :func:`run_shard` and :func:`merged` say.
+        InputError: ``shards`` is below 1, and see :func:`run_shard`.
     """
     if shards < 1:
-        raise InputError(f"`shards` must be 1 or more, got {shards}.")
+        raise InputError(f"`shards` must be 1 or more, got {shards}.", "Give at least one.")
     if out is None:
-        with TemporaryDirectory() as place:
-            return run_shards(spec, executor, shards=shards, out=Path(place), tell=tell)
-    _, _, plan = _begun(spec, tell)
-    _prepare(out, plan)
-    known = frozenset(number for number in range(plan.blocks) if _read(_file(out, number)) is not None)
+        with TemporaryDirectory() as folder:
+            return run_shards(spec, executor, shards=shards, out=Path(folder), report=report)
+    plan = _Run(spec, report).plan
+    prepare_folder(out, plan)
+    known = frozenset(number for number in range(plan.blocks) if read_part(out, number) is not None)
     done = len(known)
-    anchored = _anchored(spec)
-    jobs = [AuditJob(anchored, number, shards, out, known, plan.model_sha256) for number in range(1, shards + 1)]
-    for _, made in executor.run(_away if executor.away else _here, jobs, lambda *_: None):
-        for name, content in made.items():
+    anywhere = spec.with_absolute_paths()
+    jobs = [AuditJob(anywhere, number, shards, out, known, plan.model_sha256) for number in range(1, shards + 1)]
+    for _, files in executor.run(_run_away if executor.away else _run_here, jobs, lambda *_: None):
+        for name, content in files.items():
             if content is not None:
-                write_bytes(out / PARTS / name, content)
-        done += len(made)
-        tell(("measuring images", min(done * plan.block, plan.count), plan.count))
-    return merged(out)
+                write_bytes(part_file(out, int(Path(name).stem)), content)
+        done += len(files)
+        report(Stage("measuring images", min(done * plan.block, plan.count), plan.count))
+    return merge_audit(out)
 
 
-def _anchored(spec: AuditSpec) -> AuditSpec:
-    """With whole paths, for a process that may run in another folder; data sets' own names stay."""
-    paths = {name: value for name in ("model", "weights", "data_dir") if (value := getattr(spec, name)) and Path(value).exists()}
-    if spec.data is not None and is_folder(spec.data):
-        paths["data"] = spec.data
-    return spec.model_copy(update={name: str(Path(value).resolve()) for name, value in paths.items()})
+def _run_here(job: AuditJob, _: Callable[[object], None]) -> dict[str, bytes | None]:
+    """Run a shard on this machine, and return the names of its new files, which lie in the folder."""
+    return {file.name: None for file in run_shard(job) if int(file.stem) not in job.known}
 
 
-def _here(job: AuditJob, _: Callable[[object], None]) -> dict[str, bytes | None]:
-    """A shard on this machine: its new files lie where they belong."""
-    files = run_shard(job, lambda _: None)
-    return {file.name: None for file in files if int(file.stem) not in job.known}
+def _run_away(job: AuditJob, _: Callable[[object], None]) -> dict[str, bytes | None]:
+    """Run a shard on another machine, and return the contents of its new files."""
+    with TemporaryDirectory() as folder:
+        return {file.name: file.read_bytes() for file in run_shard(replace(job, out=Path(folder))) if file.exists()}
 
 
-def _away(job: AuditJob, _: Callable[[object], None]) -> dict[str, bytes | None]:
-    """A shard elsewhere: its new files as bytes."""
-    with TemporaryDirectory() as place:
-        files = run_shard(replace(job, out=Path(place)), lambda _: None)
-        return {file.name: file.read_bytes() for file in files if file.exists()}
+class _Run:
+    """A loaded model, its images, the audit of both, and its plan."""
 
-
-def is_audit(folder: Path) -> bool:
-    """Whether a folder is an audit's."""
-    return (folder / PLAN).is_file()
-
-
-def complete(out: Path) -> bool:
-    """Whether all parts of a folder's audit are there."""
-    plan = _read_plan(out)
-    return plan is not None and not _missing(out, plan)
-
-
-def merged(out: Path) -> Audit:
-    """The audit of all parts in a folder, which then holds its table, maps and audit.json as well.
-
-    Raises:
-        InputError: it holds no audit, or parts are missing or damaged.
-    """
-    plan = _read_plan(out)
-    if plan is None:
-        raise InputError(f"{out} holds no audit: {PLAN} is missing. Choose the folder given with --out.")
-    missing = _missing(out, plan)
-    if missing:
-        raise InputError(
-            f"{out} is not complete: {len(missing)} of {plan.blocks} blocks of images are missing. Run the other shards, or the "
-            "same command without --shard."
+    def __init__(self, spec: AuditSpec, report: Report) -> None:
+        for name in spec.protocols or ():
+            find_protocols(name, max_shift=spec.max_shift)  # raises before anything is loaded
+        loaded = load_model(
+            spec.model,
+            weights=None if spec.weights is None else Path(spec.weights),
+            size=spec.size,
+            mean=spec.mean,
+            std=spec.std,
+            trust=spec.trust,
         )
-    found = _result(plan, folded(_parts(out, plan)))
-    table = found.table()
-    try:
-        write_text(out / "audit.json", json.dumps(found.to_json(), indent=1) + "\n")
-        write_text(out / "table.csv", table.to_csv())
-        write_text(out / "table.md", table.to_markdown())
-        maps = found.maps() | {f"units/{name}": values for name, values in found.units.items()}
-        if maps:
-            write_tensors(out / "maps.safetensors", maps)
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    return found
+        self.pictures = open_images(
+            spec.data,
+            count=spec.images,
+            image=loaded.image,
+            mean=loaded.mean,
+            trained_on=loaded.spec.data,
+            size=spec.size,
+            max_shift=spec.max_shift,
+            data_dir=None if spec.data_dir is None else Path(spec.data_dir),
+            report=report,
+        )
+        self.session = _start(spec, loaded, self.pictures)
+        protocols = self.session.measurer.protocols
+        self.plan = AuditPlan(
+            spec=spec,
+            model_sha256=_checksum(spec.model, loaded.model),
+            data=self.pictures.origin,
+            data_sha256=self.pictures.checksum,
+            count=self.pictures.count,
+            block=block_size(self.session.framing.size),
+            protocols=protocols,
+            kind=self.session.kind,
+            borders={each.name: self.session.framing.border(each) for each in protocols},
+            notes=(*self.pictures.notes, *self.session.notes),
+            provenance=provenance(spec.device),
+        )
+
+    def measure(self, number: int, report: Report) -> Part:
+        """Measure one block of images."""
+        start, stop = number * self.plan.block, min((number + 1) * self.plan.block, self.plan.count)
+        block = self.pictures.read(start, stop)
+        part = Part()
+        if len(block.images):
+            part = self.session.part(block.images, block.labels, indices=block.numbers)
+        report(Stage("measuring images", stop, self.plan.count))
+        return replace(part, damaged=tuple(name.encode(errors="replace").decode() for name in block.damaged))
 
 
-def _begun(spec: AuditSpec, tell: Tell) -> tuple[Session, ImageBlocks, AuditPlan]:
-    """The model, its images, and what is to be measured."""
-    for name in spec.protocols or ():
-        find_protocols(name, max_shift=spec.max_shift)  # tells what is wrong before anything is read
-    loaded = load_model(
-        spec.model,
-        weights=None if spec.weights is None else Path(spec.weights),
-        size=spec.size,
-        mean=spec.mean,
-        std=spec.std,
-        trust=spec.trust,
-    )
-    pictures = open_images(
-        spec.data,
-        count=spec.images,
-        image=loaded.image,
-        mean=loaded.mean,
-        trained_on=loaded.spec.data,
-        size=spec.size,
+def _start(spec: AuditSpec, loaded: LoadedModel, pictures: ImageBlocks) -> Session:
+    options = AuditOptions(
+        protocols=spec.protocols,
         max_shift=spec.max_shift,
-        data_dir=None if spec.data_dir is None else Path(spec.data_dir),
-        report=lambda event: tell((event.sentence, event.done, event.of)) if isinstance(event, Stage) else None,
+        size=pictures.size,
+        fill=pictures.fill,
+        mean=pictures.mean,
+        output=spec.output,
+        embedding=spec.embedding or loaded.embedding,
+        seed=spec.seed,
+        batch_size=spec.batch_size,
+        device=spec.device,
     )
-    session = _session(spec, loaded, pictures)
-    protocols = session.measurer.protocols
-    plan = AuditPlan(
-        spec=spec,
-        model_sha256=_fingerprint(spec.model, loaded.model),
-        data=pictures.origin,
-        data_sha256=pictures.checksum,
-        count=pictures.count,
-        block=block_size(session.scene.size),
-        protocols=protocols,
-        kind=session.kind,
-        borders={each.name: session.scene.border(each) for each in protocols},
-        notes=(*pictures.notes, *session.notes),
-        provenance=provenance(spec.device),
-    )
-    return session, pictures, plan
-
-
-def _session(spec: AuditSpec, loaded: LoadedModel, pictures: ImageBlocks) -> Session:
     try:
-        return Session.begun(
+        return Session.start(
             loaded.model.to(spec.device),
             pictures.example(),
+            options,
             labelled=pictures.classes is not None,
-            protocols=spec.protocols,
-            max_shift=spec.max_shift,
-            size=pictures.size,
-            fill=pictures.fill,
-            mean=pictures.mean,
-            output=spec.output,
-            embedding=spec.embedding or loaded.embedding,
             classes=pictures.classes,
-            seed=spec.seed,
-            batch_size=spec.batch_size,
-            device=spec.device,
         )
     except ModelFailsError as error:
-        if loaded.image is None:
-            remedy = f"{error.remedy} The model does not tell the size of its input: give `size`.".lstrip()
-            raise ModelFailsError(error.problem, remedy) from error
-        raise
+        if loaded.image is not None:
+            raise
+        remedy = f"{error.remedy} The model does not say how large its input is: give `size`.".lstrip()
+        raise ModelFailsError(error.problem, remedy) from error
 
 
-def _measured(session: Session, pictures: ImageBlocks, plan: AuditPlan, number: int, tell: Tell) -> Part:
-    """One block of images."""
-    start, stop = number * plan.block, min((number + 1) * plan.block, plan.count)
-    block = pictures.read(start, stop)
-    part: Part = {}
-    if len(block.images):
-        part = session.part(block.images, block.labels, numbers=block.numbers)
-    names = "".join(f"{name}\n" for name in block.damaged).encode(errors="replace")
-    part["each/damaged"] = torch.tensor(list(names), dtype=torch.uint8)
-    tell(("measuring images", stop, plan.count))
-    return part
-
-
-def _result(plan: AuditPlan, whole: Part) -> Audit:
-    damaged = bytes(whole.pop("each/damaged").tolist()).decode().splitlines()
-    notes = list(plan.notes)
-    if damaged:
-        listed = ", ".join(damaged[:TOLD]) + (f" and {len(damaged) - TOLD} more" if len(damaged) > TOLD else "")
-        notes.append(f"{len(damaged)} images cannot be read and are left out: {listed}.")
-    origin = {
-        "model": plan.spec.model,
-        "model_sha256": plan.model_sha256,
-        "data": plan.data,
-        "data_sha256": plan.data_sha256,
-        "seed": str(plan.spec.seed),
-        **plan.provenance,
-    }
-    found = assembled(whole, plan.protocols, kind=plan.kind, borders=plan.borders, notes=notes, provenance=origin)
-    return replace(found, damaged=tuple(damaged))
-
-
-def _fingerprint(name: str, model: nn.Module) -> str:
-    """SHA-256 over the model's files, its layers and its weights."""
+def _checksum(name: str, model: nn.Module) -> str:
+    """Return the SHA-256 of the model's files, layers and weights."""
     path = Path(name)
-    digest = sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())  # where a function lies differs from process to process
-    for file in (path, path.with_name(f"{path.name}.data")):  # where ONNX keeps large weights
+    digest = sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())  # a function's address differs between processes
+    for file in (path, path.with_name(f"{path.name}.data")):  # the latter holds an ONNX file's large weights
         digest.update(file.read_bytes() if file.is_file() else b"")
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _prepare(out: Path, plan: AuditPlan) -> None:
-    """Make the folder this audit's own."""
-    known = _read_plan(out)
-    if known is not None and not known.same(plan):
-        raise InputError(f"{out} holds another audit ({known.spec.model} on {known.data}). Choose another folder with --out.")
-    try:
-        (out / PARTS).mkdir(parents=True, exist_ok=True)
-        sweep(out)
-        if known is None:
-            write_text(out / PLAN, plan.model_dump_json(indent=1) + "\n")
-    except OSError as error:
-        raise _unwritable(out, error) from error
-
-
-def _read_plan(out: Path) -> AuditPlan | None:
-    try:
-        return AuditPlan.model_validate_json((out / PLAN).read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        reason = "it is not a whole plan" if isinstance(error, ValidationError) else error.strerror
-        raise InputError(f"{out / PLAN} cannot be read ({reason}). Choose another folder with --out.") from error
-
-
-def _missing(out: Path, plan: AuditPlan) -> list[int]:
-    return [number for number in range(plan.blocks) if not _file(out, number).exists()]
-
-
-def _file(out: Path, number: int) -> Path:
-    return out / PARTS / f"{number:06d}.safetensors"
-
-
-def _read(file: Path) -> Part | None:
-    """A part; None where there is none, or, said as a warning, where it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not file.exists():
-        return None
-    try:
-        part: Part = load_file(file)
-    except (OSError, SafetensorError) as error:
-        warnings.warn(f"{file} is damaged ({error}); its images are measured again.", stacklevel=2)
-        return None
-    return part
-
-
-def _parts(out: Path, plan: AuditPlan) -> Iterator[Part]:
-    for number in range(plan.blocks):
-        part = _read(_file(out, number))
-        if part is None:
-            raise InputError(f"{_file(out, number)} is damaged. Run the audit again with the same --out.")
-        yield part
-
-
-def _unwritable(out: Path, error: OSError) -> InputError:
-    return InputError(
-        f"`out` {out} cannot be written ({error.strerror or error}). Finished blocks are kept; make room or choose another "
-        "folder."
-    )

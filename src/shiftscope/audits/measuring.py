@@ -1,298 +1,293 @@
-"""A block of images measured by all protocols at once. It knows no file and no data set.
+"""Measure a block of images by all protocols at once. Knows no file and no data set.
 
-The views that differ are formed and run once, every exhaustive grid goes through the engine, and what is left is a few numbers
-for each image.
+Each distinct view is formed and run once, every exhaustive grid goes through the engine, and a few numbers per image remain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from time import perf_counter
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from shiftscope.audits.model import Asked
-from shiftscope.audits.parts import Part, most_changed
+from shiftscope.audits.model import CountedModel
+from shiftscope.audits.parts import Changed, Cost, Part, most_changed
 from shiftscope.audits.protocols import Protocol
-from shiftscope.audits.scores import SCORES, Answers, MapAnswers, pixel_agreements
-from shiftscope.audits.spread import spread_sums
-from shiftscope.audits.views import BORDERS, Plan, Scene, planned
+from shiftscope.audits.scores import SCORES, MapOutputs, Sums, ViewOutputs, pixel_agreements, spread_sums
+from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.outputs import Outputs, stream_outputs
 from shiftscope.errors import InputError, NotFiniteError
 from shiftscope.shifts import Mode, grid
 from shiftscope.similarity import cosine
-from shiftscope.surveys import survey
+from shiftscope.surveys import Survey, summed, survey
 
-__all__ = ["Grid", "Measurer", "applicable", "grid_name"]
+__all__ = ["Grid", "Kind", "Measurer", "grid_name", "supported_measures"]
 
+#: What a model returns: scores of ``classes``, embeddings (``vectors``) or segmentation ``maps``.
+Kind = Literal["classes", "vectors", "maps"]
+#: An exhaustive grid of shifts: what fills the border, and the largest shift, pixels.
 Grid = tuple[Mode, int]
-#: Measures of a survey that mean something for outputs without classes.
-OF_VECTORS = ("mcs",)
-#: Views run at once.
+#: The measures of a survey that make sense for embeddings.
+VECTOR_MEASURES = ("mcs",)
+#: Views per forward pass by default.
 VIEWS = 64
-#: Borders whose views tell how much an image changes.
-TELLING = torch.tensor([border in ("zero", "mean", "circular", "crop") for border in BORDERS])
+#: Whether views with a border, by its number, are candidates for the largest change: its protocols shift whole objects.
+COMPARABLE = torch.tensor([border in ("zero", "mean", "circular", "crop") for border in BORDERS])
 
 
 def grid_name(at: Grid) -> str:
-    """How tensors of an exhaustive grid are named."""
+    """Return the name of a grid: ``zero 8``."""
     return f"{at[0]} {at[1]}"
 
 
-def applicable(protocol: Protocol, *, kind: str, labels: bool) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """The scores and the surveyed measures that a kind of output allows.
+def supported_measures(protocol: Protocol, *, kind: Kind, labels: bool) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Return the scores and the surveyed measures of a protocol that a kind of output allows.
 
     Args:
-        protocol: which.
-        kind: of the outputs: ``classes``, ``vectors`` (embeddings) or ``maps``.
-        labels: whether there are any.
+        protocol: a protocol.
+        kind: of the outputs.
+        labels: whether there are labels.
 
     Raises:
-        InputError: none of what the protocol counts can be counted.
+        InputError: the outputs allow none of the protocol's measures.
     """
     allowed = {"classes": {"classes", "vectors", *(["labels"] if labels else [])}, "vectors": {"vectors"}, "maps": {"maps"}}[kind]
-    scores = tuple(name for name in protocol.scores if name == "normalised_variance" or SCORES[name].needs in allowed)
-    if kind == "maps":
-        scores = tuple(name for name in scores if name != "normalised_variance")
+    needs = {name: SCORES[name].needs if name in SCORES else "vectors" for name in protocol.scores}
+    scores = tuple(name for name in protocol.scores if needs[name] in allowed)
     surveyed = tuple(
         (measure, over)
         for measure, over in protocol.surveyed
-        if (kind == "classes" and (labels or measure != "worst_case")) or (kind == "vectors" and measure in OF_VECTORS)
+        if (kind == "classes" and (labels or measure != "worst_case")) or (kind == "vectors" and measure in VECTOR_MEASURES)
     )
     if not scores and not surveyed:
-        maps = any(name in SCORES and SCORES[name].needs == "maps" for name in protocol.scores)
         reason = {
-            "classes": "counts pixels of maps, and the model answers with vectors" if maps else "needs labels",
-            "vectors": "counts top classes, which an embedding does not have",
-            "maps": "counts vectors, and the model answers with maps; `segmentation` counts these",
+            "classes": "counts pixels of maps, but the model returns vectors" if "maps" in needs.values() else "needs labels",
+            "vectors": "needs a top class, which an embedding does not have",
+            "maps": "needs vectors, but the model returns maps, which `segmentation` measures",
         }[kind]
-        raise InputError(f"{protocol.name} cannot be measured here: it {reason}. Leave it out.")
+        raise InputError(f"{protocol.name} cannot be measured here: it {reason}.", "Leave it out.")
     return scores, surveyed
 
 
 class Measurer:
-    """A model and what is asked about it.
+    """Measure blocks of images with a model.
 
     Args:
-        asked: the model, counted.
-        protocols: what is asked.
-        scene: what surrounds the images.
-        kind: of the outputs: ``classes``, ``vectors`` or ``maps``.
+        model: the model.
+        protocols: what to measure.
+        framing: how the model's input is cut from the images.
+        kind: of the outputs.
         labelled: whether images come with labels.
-        batch_size: images a forward pass; ``VIEWS`` views, and what the engine chooses, if None.
+        batch_size: images per forward pass; by default ``VIEWS``, and in the engine its own choice.
+
+    Raises:
+        InputError: a protocol cannot be measured on such outputs or images.
     """
 
     def __init__(
         self,
-        asked: Asked,
+        model: CountedModel,
         protocols: Sequence[Protocol],
-        scene: Scene,
+        framing: Framing,
         *,
-        kind: str,
+        kind: Kind,
         labelled: bool,
         batch_size: int | None = None,
     ) -> None:
-        self.asked, self.protocols, self.scene, self.kind, self.labelled = asked, tuple(protocols), scene, kind, labelled
+        self.model, self.protocols, self.framing, self.kind, self.labelled = model, tuple(protocols), framing, kind, labelled
         self.batch_size = batch_size or VIEWS
-        self.seen = 0  # passes accounted for
-        self.counted = {each.name: applicable(each, kind=kind, labels=labelled) for each in self.protocols}
+        self.images_accounted = 0
+        self.measures = {each.name: supported_measures(each, kind=kind, labels=labelled) for each in self.protocols}
         for protocol in self.protocols:
-            scene.border(protocol)
-        self.grids = {
-            (each.mode, int(each.max_shift)): _Exhaustive(asked, (each.mode, int(each.max_shift)), scene, batch_size)
-            for each in self.protocols
-            if self.counted[each.name][1]
-        }
+            framing.border(protocol)  # raises if crops exceed the margin
+        grids: list[Grid] = [(each.mode, int(each.max_shift)) for each in self.protocols if self.measures[each.name][1]]
+        self.grids = {at: _GridOutputs(model, at, framing, batch_size) for at in grids}
 
-    def part(self, images: Tensor, labels: Tensor | None, *, numbers: Tensor) -> Part:
-        """All that is needed of a block of images.
+    def part(self, images: Tensor, labels: Tensor | None, *, indices: Tensor) -> Part:
+        """Return all that the audit needs of a block of images.
 
         Args:
             images: [image, channel, height, width] in [0, 1], margin included.
-            labels: of these images.
-            numbers: of these images among all, rising.
+            labels: [image], their classes.
+            indices: [image], of the images in the data, increasing.
 
         Raises:
             InputError: the model fails, or returns what cannot be measured.
         """
         started = perf_counter()
-        with self.asked.counting(), evaluating(self.asked.model), torch.inference_mode():
-            surveyed = {at: self._surveyed(every, images) for at, every in self.grids.items()}
-            plan = planned(self.protocols, self.scene, numbers=numbers)
-            answers, served = self._answers(plan, images, surveyed)
-        part = self._scores(plan, answers, labels, numbers)
-        for at, outputs in surveyed.items():
-            part |= self._survey(at, outputs, labels)
-        part["most/changed"] = self._changed(plan, answers, surveyed, numbers)
-        run, grids = len(plan.rows) - served, sum(len(every.shifts) for every in self.grids.values()) * len(images)
-        dense = sum(len(images) for outputs in surveyed.values() if outputs.method == "dense")
-        spent, self.seen = self.asked.passes - self.seen, self.asked.passes
-        by_engine = sum(len(images) * len(outputs.shifts) for outputs in surveyed.values() if outputs.method == "direct")
-        figures = {
-            "images": len(images),
-            "asked": plan.asked + grids,
-            "distinct": run + grids - len(images) * max(len(surveyed) - 1, 0),  # grids share the unshifted image
-            "forward": run + by_engine,
-            "checks": spent - run - by_engine,
-            "dense": dense,
-            "seconds": perf_counter() - started,
-        }
-        part |= {f"sum/cost/{name}": torch.tensor(float(figure), dtype=torch.float64) for name, figure in figures.items()}
-        return {name: tensor.clone() for name, tensor in part.items()}
+        with self.model.counting(), evaluating(self.model.model), torch.inference_mode():
+            surveyed = {at: self._run_grid(outputs, images) for at, outputs in self.grids.items()}
+            plan = plan_views(self.protocols, self.framing, indices=indices)
+            outputs, reused = self._run_views(plan, images, surveyed)
+        labels = labels if self.labelled and self.kind == "classes" else None
+        correct = None if labels is None else outputs[plan.reference].argmax(-1).eq(labels)
+        scores, sums = self._scores(plan, outputs, labels, indices)
+        return Part(
+            scores=scores,
+            surveys={grid_name(at): self._survey(each, labels, correct) for at, each in surveyed.items()},
+            sums=sums,
+            changed=self._changed(plan, outputs, surveyed, indices),
+            cost=self._cost(plan, reused, surveyed, len(images), started),
+            correct=correct,
+        )
 
-    def _surveyed(self, every: _Exhaustive, images: Tensor) -> Outputs:
+    def _run_grid(self, outputs: _GridOutputs, images: Tensor) -> Outputs:
         try:
-            return every(self.scene.centre(images))
+            return outputs(self.framing.centre(images))
         except NotFiniteError:
-            for batch in self.scene.centre(images).split(self.batch_size):
-                self.asked(batch)  # raises an error that counts the images
+            for batch in self.framing.centre(images).split(self.batch_size):
+                self.model(batch)  # its error counts the images, the engine's counts shifts of them
             raise
 
-    def _answers(self, plan: Plan, images: Tensor, surveyed: dict[Grid, Outputs]) -> tuple[Tensor, int]:
-        """The model's answer to each row, and how many of them an exhaustive grid had already."""
+    def _run_views(self, plan: ViewPlan, images: Tensor, surveyed: dict[Grid, Outputs]) -> tuple[Tensor, int]:
+        """Return the model's output on each row, and how many rows an exhaustive grid already holds."""
         known, from_grid = torch.zeros(len(plan.rows), dtype=torch.bool), list[tuple[Tensor, Tensor]]()
         for (mode, reach), outputs in surveyed.items():
-            numbers, steps = plan.rows[:, 0], plan.rows[:, 2:]
-            inside = (numbers == 0) | (numbers == BORDERS.index(mode))
-            inside &= (steps.abs().amax(dim=1) <= reach) & (steps == steps.round()).all(dim=1) & ~known
+            borders, steps = plan.rows[:, 0], plan.steps
+            inside = (borders == 0) | (borders == BORDERS.index(mode))
+            inside &= (steps.abs().amax(dim=1) <= reach) & plan.whole & ~known
             place = ((steps[:, 0] + reach) * (2 * reach + 1) + steps[:, 1] + reach).long()
             from_grid.append((inside, outputs.values[plan.images[inside], place[inside]]))
             known |= inside
-        found: Tensor | None = None
         missing = (~known).nonzero()[:, 0]
-        for rows in missing.split(self.batch_size) if len(missing) else ():
-            answer = self._answer(plan, rows, images)
-            found = answer.new_empty(len(plan.rows), *answer.shape[1:]) if found is None else found
-            found[rows] = answer
-        for inside, values in from_grid:
-            found = values.new_empty(len(plan.rows), values.shape[1]) if found is None else found
-            found[inside] = values
-        assert found is not None  # noqa: S101 - there is always the unshifted image
+        computed = [(rows, self._run(plan, rows, images)) for rows in (missing.split(self.batch_size) if len(missing) else ())]
+        found: Tensor | None = None
+        for rows, values in [*computed, *from_grid]:
+            found = values.new_empty(len(plan.rows), *values.shape[1:]) if found is None else found
+            found[rows] = values
+        assert found is not None  # noqa: S101 - the unshifted images are always there
         return found, int(known.sum())
 
-    def _answer(self, plan: Plan, rows: Tensor, images: Tensor) -> Tensor:
-        """One forward pass; of maps the top class of each pixel."""
-        picked = plan.rows[rows]
-        batch = images.new_empty(len(rows), images.shape[1], *self.scene.size)
-        # Whole pixels and parts of them are formed apart.
-        kinds = picked[:, 0] * 2 + (picked[:, 2:] != picked[:, 2:].round()).any(dim=1)
-        for kind in kinds.unique():
-            chosen = (kinds == kind).nonzero()[:, 0]
-            shifts, border = picked[chosen, 2:], BORDERS[int(kind) // 2]
-            batch[chosen] = self.scene.view(images[picked[chosen, 1].long()], shifts, border)
-        answer = self.asked(batch)
-        return _classes(answer, self.scene.size) if self.kind == "maps" else answer
+    def _run(self, plan: ViewPlan, rows: Tensor, images: Tensor) -> Tensor:
+        """Run the model on some views once; of maps return the top class of each pixel."""
+        batch = images.new_empty(len(rows), images.shape[1], *self.framing.size)
+        # Views with the same border are formed together, whole and fractional shifts apart.
+        groups = plan.rows[rows, 0] * 2 + ~plan.whole[rows]
+        for group in groups.unique():
+            chosen = (groups == group).nonzero()[:, 0]
+            border = BORDERS[int(group) // 2]
+            batch[chosen] = self.framing.view(images[plan.images[rows[chosen]]], plan.steps[rows[chosen]], border)
+        output = self.model(batch)
+        return _pixel_classes(output, self.framing.size) if self.kind == "maps" else output
 
-    def _scores(self, plan: Plan, answers: Tensor, labels: Tensor | None, numbers: Tensor) -> Part:
-        part: Part = {}
-        reference = answers[plan.reference]
-        if self.labelled and labels is not None and self.kind == "classes":
-            part["each/right"] = reference.argmax(-1) == labels
+    def _scores(
+        self, plan: ViewPlan, outputs: Tensor, labels: Tensor | None, indices: Tensor
+    ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Sums]]:
+        scores: dict[tuple[str, str], Tensor] = {}
+        sums: dict[str, Sums] = {}
+        reference = outputs[plan.reference]
         for protocol in self.protocols:
-            scores, _ = self.counted[protocol.name]
-            if not scores:
+            names, _ = self.measures[protocol.name]
+            if not names:
                 continue
-            values, shifts = answers[plan.views[protocol.name]], plan.shifts[protocol.name]
-            given: Any
-            if self.kind == "maps":
-                given = MapAnswers(values, reference, shifts, protocol.mode == "circular")
-            else:
-                given = Answers(values, reference, shifts, self.scene.size, labels)
-            for name in scores:
-                if name == "normalised_variance":
-                    sums = spread_sums(values, numbers=numbers)
-                    part |= {f"sum/spread/{protocol.name}/{what}": total for what, total in sums.items()}
-                else:
-                    part[f"each/score/{protocol.name}/{name}"] = SCORES[name].of(given).float()
-        return part
-
-    def _survey(self, at: Grid, outputs: Outputs, labels: Tensor | None) -> Part:
-        found = survey([outputs], labels=labels if self.labelled and self.kind == "classes" else None)
-        name = grid_name(at)
-        kept = OF_VECTORS if self.kind == "vectors" else tuple({measure for measure, _ in found.values})
-        part = {
-            f"each/survey/{name}/{measure}/{over}": values for (measure, over), values in found.values.items() if measure in kept
-        }
-        for measure in found.sums:
-            if measure in kept:
-                part[f"sum/survey/{name}/sums/{measure}"] = found.sums[measure]
-                part[f"sum/survey/{name}/squares/{measure}"] = found.squares[measure]
-        return part
-
-    def _changed(self, plan: Plan, answers: Tensor, surveyed: dict[Grid, Outputs], numbers: Tensor) -> Tensor:
-        """(similarity, image, border, dy, dx, class before and after) of the images that change most, at their worst shift."""
-        reference = answers[plan.reference]
-        telling = TELLING[plan.rows[:, 0].long()].nonzero()[:, 0]
-        rows = []
-        if len(telling):
-            if self.kind == "maps":
-                whole = telling[(plan.rows[telling, 2:] == plan.rows[telling, 2:].round()).all(dim=1)]
-                similar = self._map_similarity(plan, answers, reference, whole)
-                telling = whole
-            else:
-                similar = cosine(answers[telling], reference[plan.images[telling]])
-            rows.append(self._told(similar, plan.rows[telling], reference, answers[telling]))
-        for (mode, _), outputs in surveyed.items():
-            steps = outputs.shifts.double()
-            similar = cosine(outputs.values, outputs.reference[:, None].expand_as(outputs.values))
-            worst = similar.argmin(dim=1)
-            images = torch.arange(len(worst))
-            border = torch.full((len(worst), 1), float(BORDERS.index(mode)), dtype=torch.float64)
-            at = torch.cat([border, images[:, None].double(), steps[worst]], dim=1)
-            rows.append(self._told(similar[images, worst], at, reference, outputs.values[images, worst]))
-        if not rows:
-            return torch.zeros(0, 7, dtype=torch.float64)
-        every = torch.cat(rows)
-        every = every[every[:, 0].argsort(stable=True)]
-        seen: dict[int, int] = {}
-        for place, image in enumerate(every[:, 1].long().tolist()):
-            seen.setdefault(image, place)
-        kept = every[list(seen.values())]
-        kept[:, 1] = numbers[kept[:, 1].long()].double()
-        return most_changed(kept)
-
-    def _told(self, similar: Tensor, rows: Tensor, reference: Tensor, after: Tensor) -> Tensor:
-        if self.kind == "classes":
-            classes = torch.stack([reference[rows[:, 1].long()].argmax(-1), after.argmax(-1)], dim=1).double()
-        else:
-            classes = torch.full((len(rows), 2), -1.0, dtype=torch.float64)
-        return torch.cat([similar[:, None].double(), rows[:, 1:2], rows[:, :1], rows[:, 2:], classes], dim=1)
-
-    def _map_similarity(self, plan: Plan, answers: Tensor, reference: Tensor, rows: Tensor) -> Tensor:
-        found = []
-        for row in rows.split(1):
-            border = BORDERS[int(plan.rows[row, 0])]
-            given = MapAnswers(
-                answers[row][:, None], reference[plan.images[row]], plan.rows[row, 2:][:, None], border == "circular"
+            values, shifts = outputs[plan.views[protocol.name]], plan.shifts[protocol.name]
+            given = (
+                MapOutputs(values, reference, shifts, protocol.mode == "circular")
+                if self.kind == "maps"
+                else ViewOutputs(values, reference, shifts, self.framing.size, labels)
             )
-            found.append(pixel_agreements(given)[:, 0])
-        return torch.cat(found) if found else torch.zeros(0)
+            for name in names:
+                if name in SCORES:
+                    scores[protocol.name, name] = SCORES[name].of(given).float()  # type: ignore[arg-type]  # by its needs
+                else:
+                    sums[protocol.name] = spread_sums(values, indices=indices)
+        return scores, sums
+
+    def _survey(self, outputs: Outputs, labels: Tensor | None, correct: Tensor | None) -> Survey:
+        found = survey([outputs], labels=labels)
+        if self.kind == "classes":
+            return replace(found, right=correct)
+        values = {key: tensor for key, tensor in found.values.items() if key[0] in VECTOR_MEASURES}
+        sums, squares = ({name: each[name] for name in VECTOR_MEASURES} for each in (found.sums, found.squares))
+        return summed(values, sums, squares, found.shifts, None)
+
+    def _cost(self, plan: ViewPlan, reused: int, surveyed: dict[Grid, Outputs], images: int, started: float) -> Cost:
+        run, shifts = len(plan.rows) - reused, sum(len(outputs.shifts) for outputs in surveyed.values())
+        direct = sum(images * len(outputs.shifts) for outputs in surveyed.values() if outputs.method == "direct")
+        seen, self.images_accounted = self.model.images_seen - self.images_accounted, self.model.images_seen
+        return Cost(
+            images=images,
+            asked=plan.requested + shifts * images,
+            distinct=run + shifts * images - images * max(len(surveyed) - 1, 0),  # grids share the unshifted image
+            forward=run + direct,
+            checks=seen - run - direct,
+            dense=images * sum(outputs.method == "dense" for outputs in surveyed.values()),
+            seconds=perf_counter() - started,
+        )
+
+    def _changed(self, plan: ViewPlan, outputs: Tensor, surveyed: dict[Grid, Outputs], indices: Tensor) -> tuple[Changed, ...]:
+        """Return the images that change most, each at the shift that changes it most."""
+        reference = outputs[plan.reference]
+        candidates = [self._changed_views(plan, outputs, reference)]
+        candidates += [_changed_in_grid(mode, each) for (mode, _), each in surveyed.items()]
+        similarity, rows, after = (torch.cat(each) for each in zip(*candidates, strict=True))
+        worst: dict[int, int] = {}
+        for place in similarity.argsort(stable=True).tolist():
+            worst.setdefault(int(rows[place, 1]), place)
+        classes = self.kind == "classes"
+        return most_changed(
+            Changed(
+                image=int(indices[image]),
+                shift=(float(rows[place, 2]), float(rows[place, 3])),
+                border=str(BORDERS[int(rows[place, 0])]),
+                similarity=float(similarity[place]),
+                before=int(reference[image].argmax()) if classes else None,
+                after=int(after[place].argmax()) if classes else None,
+            )
+            for image, place in worst.items()
+        )
+
+    def _changed_views(self, plan: ViewPlan, outputs: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return similarity to the unshifted output, row of the plan, and output of each comparable view."""
+        comparable = COMPARABLE[plan.rows[:, 0].long()]
+        if self.kind != "maps":
+            rows = comparable.nonzero()[:, 0]
+            similarity = cosine(outputs[rows], reference[plan.images[rows]])
+        else:
+            rows = (comparable & plan.whole).nonzero()[:, 0]
+            similarity = torch.empty(len(rows))
+            for place, row in enumerate(rows.split(1)):
+                circular = BORDERS[int(plan.rows[row, 0])] == "circular"
+                pair = MapOutputs(outputs[row][:, None], reference[plan.images[row]], plan.steps[row][:, None], circular)
+                similarity[place] = pixel_agreements(pair)[0, 0]
+        return similarity.double(), plan.rows[rows], outputs[rows]
 
 
-class _Exhaustive:
-    """Every shift of a grid: blocks of images through one stream of the engine, which traces the model once."""
+def _changed_in_grid(mode: Mode, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, at each image's worst shift of a grid, its similarity, its row as in a plan, and its output."""
+    similarity = cosine(outputs.values, outputs.reference[:, None].expand_as(outputs.values))
+    worst = similarity.argmin(dim=1)
+    images = torch.arange(len(worst))
+    border = torch.full((len(worst), 1), float(BORDERS.index(mode)), dtype=torch.float64)
+    rows = torch.cat([border, images[:, None].double(), outputs.shifts.double()[worst]], dim=1)
+    return similarity[images, worst].double(), rows, outputs.values[images, worst]
 
-    def __init__(self, asked: Asked, at: Grid, scene: Scene, batch_size: int | None) -> None:
-        self.asked, self.mode, self.scene, self.batch_size = asked, at[0], scene, batch_size
+
+class _GridOutputs:
+    """Outputs under every shift of a grid, from one stream of the engine, which traces the model once."""
+
+    def __init__(self, model: CountedModel, at: Grid, framing: Framing, batch_size: int | None) -> None:
+        self.model, self.mode, self.framing, self.batch_size = model, at[0], framing, batch_size
         self.shifts = grid(at[1])
-        self._given: list[Tensor] = []
+        self._pending: list[Tensor] = []
         self._stream: Iterator[Outputs] | None = None
 
     def __call__(self, images: Tensor) -> Outputs:
-        """Outputs of a block under every shift."""
-        self._given.append(images)
+        """Return the outputs of a block under every shift."""
+        self._pending.append(images)
         if self._stream is None:
             self._stream = stream_outputs(
-                self.asked.for_engine(),
+                self.model.for_engine(),
                 self._blocks(),
                 self.shifts,
                 mode=self.mode,
                 batch_size=self.batch_size,
-                device=self.asked.device,
-                fill=torch.tensor(self.scene.fill),
+                device=self.model.device,
+                fill=torch.tensor(self.framing.fill),
             )
         parts: list[Outputs] = []
         while sum(len(part.reference) for part in parts) < len(images):
@@ -301,12 +296,12 @@ class _Exhaustive:
         return Outputs(values, reference, self.shifts, parts[0].method, parts[0].reason)
 
     def _blocks(self) -> Iterator[Tensor]:
-        while self._given:
-            yield self._given.pop()
+        while self._pending:
+            yield self._pending.pop()
 
 
-def _classes(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """The top class of each pixel of the input, maps of another size enlarged bilinearly before."""
+def _pixel_classes(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the top class of each pixel of the input; maps of another size are enlarged bilinearly first."""
     if tuple(maps.shape[2:]) != size:
         maps = nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
     return maps.argmax(dim=1)

@@ -1,50 +1,217 @@
-"""What a portion of images gave, as named tensors, and how portions are put together.
-
-A name's first word says how: ``each`` (a value for each image) are joined, ``sum`` are added, ``most`` keep the rows that change
-most, ``same`` are alike in all portions. Portions are folded in the order of their images, so that the result is the same to the
-last bit whether they were measured in one go or apart.
-"""
+"""What blocks of images gave, how blocks are merged, and how a block is stored as named tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["KEPT", "Part", "folded", "most_changed"]
+from shiftscope.audits.scores import Sums
+from shiftscope.audits.views import BORDERS
+from shiftscope.shifts import grid
+from shiftscope.surveys import Survey, summed
 
-Part = dict[str, Tensor]
+__all__ = ["Changed", "Cost", "Part", "from_tensors", "merge_parts", "most_changed", "to_tensors"]
 
-#: So many of the images that change most are told.
-KEPT = 10
+#: So many of the images that change most are reported.
+MOST_CHANGED = 10
 
 
-def folded(parts: Iterable[Part]) -> Part:
-    """Portions of successive images as one; empty without any.
+@dataclass(frozen=True)
+class Changed:
+    """An image whose outputs change much.
 
-    >>> folded([{"each/x": torch.ones(2), "sum/y": torch.ones(())}, {"each/x": torch.zeros(1), "sum/y": torch.ones(())}])
-    {'each/x': tensor([1., 1., 0.]), 'sum/y': tensor(2.)}
+    Attributes:
+        image: its index in the data.
+        shift: (dy, dx) that changes it most among those measured, pixels.
+        border: what fills the border.
+        similarity: cosine of the outputs before and after; for maps the share of pixels that keep their class.
+        before: the top class without the shift; None if outputs are not classes.
+        after: the top class under the shift; None if outputs are not classes.
     """
-    joined: dict[str, list[Tensor]] = {}
-    whole: Part = {}
+
+    image: int
+    shift: tuple[float, float]
+    border: str
+    similarity: float
+    before: int | None
+    after: int | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an audit computed.
+
+    Attributes:
+        images: number of images.
+        asked: views that the protocols need, counted for each protocol alone, unshifted images included.
+        distinct: different views among them.
+        forward: images that went through the model for them; fewer than ``distinct`` if the engine computed all shifts together.
+        checks: images that went through the model to see what it returns and to check the engine.
+        dense: images for which the engine computed all shifts of a grid together.
+        seconds: spent measuring, without reading images.
+    """
+
+    images: int = 0
+    asked: int = 0
+    distinct: int = 0
+    forward: int = 0
+    checks: int = 0
+    dense: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Add two costs, field by field."""
+        return Cost(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Cost)))
+
+    @property
+    def images_per_second(self) -> float:
+        """Images per second, all protocols together."""
+        return self.images / self.seconds if self.seconds else float("inf")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a block of images gave, or several successive blocks together.
+
+    Attributes:
+        scores: (protocol, measure) -> one value per image.
+        surveys: grid's name -> the outputs under every shift, in numbers.
+        sums: protocol -> the sums of its normalised variance.
+        changed: the images that change most, the largest change first.
+        cost: what it took.
+        correct: whether each unshifted image is classified correctly; None without labels.
+        damaged: names of the files that could not be read.
+    """
+
+    scores: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    surveys: dict[str, Survey] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict)
+    changed: tuple[Changed, ...] = ()
+    cost: Cost = Cost()
+    correct: Tensor | None = None
+    damaged: tuple[str, ...] = ()
+
+
+def merge_parts(parts: Iterable[Part]) -> Part:
+    """Return successive parts as one. Of each part only the values per image stay in memory.
+
+    Sums add up in the order of the images, so that the result is bit for bit the same however the parts were measured.
+
+    >>> merge_parts([Part(scores={("p", "mcs"): torch.ones(2)}), Part(scores={("p", "mcs"): torch.zeros(1)})]).scores
+    {('p', 'mcs'): tensor([1., 1., 0.])}
+    """
+    every: list[Part] = []
+    sums, survey_sums, survey_squares = dict[str, Sums](), dict[str, Sums](), dict[str, Sums]()
     for part in parts:
-        for name, tensor in part.items():
-            kind = name.partition("/")[0]
-            if kind == "each":
-                joined.setdefault(name, []).append(tensor)
-                whole.setdefault(name, tensor)
-            elif name not in whole or kind == "same":
-                whole[name] = tensor
-            elif kind == "sum":
-                whole[name] = whole[name] + tensor
-            else:
-                whole[name] = most_changed(torch.cat([whole[name], tensor]))
-    return whole | {name: torch.cat(tensors) for name, tensors in joined.items()}
+        sums = _add(sums, part.sums)
+        survey_sums = _add(survey_sums, {name: each.sums for name, each in part.surveys.items()})
+        survey_squares = _add(survey_squares, {name: each.squares for name, each in part.surveys.items()})
+        values_only = {name: Survey(each.values, {}, {}, each.shifts, None) for name, each in part.surveys.items()}
+        every.append(replace(part, sums={}, surveys=values_only))
+    known = [part.correct for part in every if part.correct is not None]
+    correct = torch.cat(known) if known else None
+    surveys = {}
+    for name in survey_sums:
+        blocks = [part.surveys[name] for part in every if name in part.surveys]
+        values = _cat([each.values for each in blocks])
+        surveys[name] = summed(values, survey_sums[name], survey_squares[name], blocks[0].shifts, correct)
+    return Part(
+        scores=_cat([part.scores for part in every]),
+        surveys=surveys,
+        sums=sums,
+        changed=most_changed(each for part in every for each in part.changed),
+        cost=sum((part.cost for part in every), Cost()),
+        correct=correct,
+        damaged=tuple(name for part in every for name in part.damaged),
+    )
 
 
-def most_changed(rows: Tensor) -> Tensor:
-    """The rows (similarity, image, ...) of least similarity, of equal ones the earlier image."""
-    order = rows[:, 1].argsort(stable=True)
-    order = order[rows[order, 0].argsort(stable=True)]
-    return rows[order[:KEPT]]
+def most_changed(every: Iterable[Changed]) -> tuple[Changed, ...]:
+    """Return the images of least similarity, the least first; of equal ones the earlier image first."""
+    return tuple(sorted(every, key=lambda each: (each.similarity, each.image))[:MOST_CHANGED])
+
+
+def _add(totals: dict[str, Sums], more: dict[str, Sums]) -> dict[str, Sums]:
+    added = {
+        name: {key: totals[name][key] + value for key, value in each.items()} if name in totals else each
+        for name, each in more.items()
+    }
+    return totals | added
+
+
+def _cat(rows: list[dict[tuple[str, str], Tensor]]) -> dict[tuple[str, str], Tensor]:
+    columns: dict[tuple[str, str], list[Tensor]] = {}
+    for row in rows:
+        for key, value in row.items():
+            columns.setdefault(key, []).append(value)
+    return {key: torch.cat(values) for key, values in columns.items()}
+
+
+def to_tensors(part: Part) -> dict[str, Tensor]:
+    """Return a part as named tensors, for a safetensors file. Files of unfinished audits hold these names.
+
+    ``most/changed`` is [image, 7]: similarity, image, border's number, dy, dx, and the top classes before and after, -1 for None.
+    """
+    tensors = {f"each/score/{protocol}/{measure}": values for (protocol, measure), values in part.scores.items()}
+    for grid_name, each in part.surveys.items():
+        tensors |= {f"each/survey/{grid_name}/{measure}/{over}": values for (measure, over), values in each.values.items()}
+        tensors |= {f"sum/survey/{grid_name}/sums/{measure}": total for measure, total in each.sums.items()}
+        tensors |= {f"sum/survey/{grid_name}/squares/{measure}": total for measure, total in each.squares.items()}
+    for protocol, sums in part.sums.items():
+        tensors |= {f"sum/spread/{protocol}/{name}": total for name, total in sums.items()}
+    tensors |= {f"sum/cost/{name}": torch.tensor(float(value), dtype=torch.float64) for name, value in asdict(part.cost).items()}
+    if part.correct is not None:
+        tensors["each/right"] = part.correct
+    rows = [
+        (each.similarity, each.image, BORDERS.index(each.border), *each.shift, _number(each.before), _number(each.after))
+        for each in part.changed
+    ]
+    tensors["most/changed"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 7)
+    names = "".join(f"{name}\n" for name in part.damaged).encode(errors="replace")
+    tensors["each/damaged"] = torch.tensor(list(names), dtype=torch.uint8)
+    return tensors
+
+
+def from_tensors(tensors: dict[str, Tensor]) -> Part:
+    """Return the part that :func:`to_tensors` stored."""
+    scores, values = dict[tuple[str, str], Tensor](), dict[str, dict[tuple[str, str], Tensor]]()
+    sums, totals, cost = dict[str, Sums](), dict[tuple[str, str], Sums](), dict[str, float]()
+    for name, tensor in tensors.items():
+        match name.split("/"):
+            case ["each", "score", protocol, measure]:
+                scores[protocol, measure] = tensor
+            case ["each", "survey", grid_name, measure, over]:
+                values.setdefault(grid_name, {})[measure, over] = tensor
+            case ["sum", "survey", grid_name, what, measure]:
+                totals.setdefault((grid_name, what), {})[measure] = tensor
+            case ["sum", "spread", protocol, what]:
+                sums.setdefault(protocol, {})[what] = tensor
+            case ["sum", "cost", figure]:
+                cost[figure] = float(tensor) if figure == "seconds" else int(tensor)
+    correct = tensors.get("each/right")
+    surveys = {
+        name: summed(each, totals[name, "sums"], totals[name, "squares"], grid(int(name.split()[1])), correct)
+        for name, each in values.items()
+    }
+    return Part(
+        scores=scores,
+        surveys=surveys,
+        sums=sums,
+        changed=tuple(_changed(row) for row in tensors.get("most/changed", torch.zeros(0, 7)).tolist()),
+        cost=Cost(**cost),  # type: ignore[arg-type]  # by name
+        correct=correct,
+        damaged=tuple(bytes(tensors["each/damaged"].tolist()).decode().splitlines()),
+    )
+
+
+def _changed(row: list[float]) -> Changed:
+    similarity, image, border, dy, dx, before, after = row
+    classes = (None, None) if before < 0 else (int(before), int(after))
+    return Changed(int(image), (dy, dx), str(BORDERS[int(border)]), similarity, *classes)
+
+
+def _number(top: int | None) -> int:
+    return -1 if top is None else top

@@ -1,37 +1,50 @@
-"""What protocols count: a value for each image from the model's answers to its views. Pure functions.
+"""What protocols compute for each image from a model's outputs on its shifted views. Pure functions.
 
-``values`` are outputs before the softmax under each of an image's shifts, ``reference`` those of the unshifted image.
+The normalised variance of transformational measures is the exception: it is a value per unit of the output, from sums over
+images. :func:`spread_sums` and :func:`normalised_variance` compute it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from shiftscope.engine.outputs import Outputs
-from shiftscope.estimates import Estimate, mean, proportion
+from shiftscope.estimates import LEVEL, Estimate, proportion
+from shiftscope.measures import MEASURES
 from shiftscope.surveys import cosines, top1_changes
 
-__all__ = ["SCORES", "Answers", "MapAnswers", "Score", "pixel_agreements"]
+__all__ = [
+    "SCORES",
+    "MapOutputs",
+    "Score",
+    "Sums",
+    "ViewOutputs",
+    "estimate",
+    "normalised_variance",
+    "pixel_agreements",
+    "spread_sums",
+]
 
-
-SHARE, ANY = (0.0, 1.0), (0.0, float("inf"))
+#: The jackknife leaves out one of so many groups of images at a time.
+JACKKNIFE_GROUPS = 10
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A model's outputs on some images and their views.
+class ViewOutputs:
+    """A model's outputs on some images and their shifted views.
 
     Attributes:
-        values: of the views.
-        reference: of the unshifted images.
+        values: outputs on the views, before the softmax.
+        reference: outputs on the unshifted images.
         shifts: of the views, (dy, dx) in pixels.
         size: (height, width) of the model's input, pixels.
-        labels: of the images, where there are any.
+        labels: classes of the images; None without labels.
     """
 
     values: Float[Tensor, "image view class"]
@@ -40,24 +53,20 @@ class Answers:
     size: tuple[int, int]
     labels: Int[Tensor, " image"] | None
 
-    def outputs(self) -> Outputs:
-        """The same, as the engine hands them out."""
-        return Outputs(self.values, self.reference, self.shifts)
-
     def tops(self) -> Int[Tensor, "image view"]:
-        """The top class of each view."""
+        """Return the top class of each view."""
         return self.values.argmax(-1)
 
 
 @dataclass(frozen=True)
-class MapAnswers:
-    """The top class of every pixel, of models that answer with maps.
+class MapOutputs:
+    """The top class of every pixel, for models that return maps.
 
     Attributes:
-        values: of the views.
-        reference: of the unshifted images.
+        values: on the views.
+        reference: on the unshifted images.
         shifts: of the views, (dy, dx) in whole pixels.
-        circular: whether what left on one side came back on the other.
+        circular: whether content that leaves on one side enters on the other.
     """
 
     values: Int[Tensor, "image view height width"]
@@ -68,136 +77,209 @@ class MapAnswers:
 
 @dataclass(frozen=True)
 class Score:
-    """One number of each image.
+    """A function that computes one value per image.
 
     Attributes:
-        of: answers -> [image].
-        bounds: the least and the greatest it can be; None where it is a yes or no, whose share has Wilson's interval.
-        needs: ``vectors`` (outputs of any meaning), ``classes`` (their largest is the answer), ``labels`` or ``maps``.
+        of: outputs -> [image].
+        needs: what the function reads: ``vectors`` (any outputs), ``classes`` (outputs whose largest is the prediction),
+            ``labels`` or ``maps``.
     """
 
-    of: Callable[[Answers], Tensor] | Callable[[MapAnswers], Tensor]
-    bounds: tuple[float, float] | None
-    needs: str = "classes"
-
-    def estimate(self, values: Float[Tensor, " image"]) -> Estimate:
-        """The mean over images with its 95 % interval; Wilson's where every image is a yes or a no."""
-        yes_or_no = self.bounds is None or (self.bounds == SHARE and bool(((values == 0) | (values == 1)).all()))
-        return proportion(values > 0.5) if self.bounds is None or yes_or_no else mean(values, bounds=self.bounds)
+    of: Callable[[ViewOutputs], Tensor] | Callable[[MapOutputs], Tensor]
+    needs: Literal["vectors", "classes", "labels", "maps"] = "classes"
 
 
-def _mcs(answers: Answers) -> Tensor:
-    return cosines(answers.outputs())
+def estimate(measure: str, values: Float[Tensor, " image"]) -> Estimate:
+    """Return the mean of a measure over images with its 95 % interval.
+
+    Args:
+        measure: a name of :data:`shiftscope.measures.MEASURES`.
+        values: one per image. If all are 0 or 1, as from a single view, their mean is a proportion, with Wilson's interval.
+    """
+    known = MEASURES[measure]
+    binary = known.bounds == (0.0, 1.0) and bool(((values == 0) | (values == 1)).all())
+    return proportion(values > 0.5) if binary else known.estimate(values)
 
 
-def _top1_change(answers: Answers) -> Tensor:
-    return top1_changes(answers.outputs())
+def _mcs(outputs: ViewOutputs) -> Tensor:
+    return cosines(Outputs(outputs.values, outputs.reference, outputs.shifts))
 
 
-def _all_agree(answers: Answers) -> Tensor:
-    tops = answers.tops()
+def _top1_change(outputs: ViewOutputs) -> Tensor:
+    return top1_changes(Outputs(outputs.values, outputs.reference, outputs.shifts))
+
+
+def _all_agree(outputs: ViewOutputs) -> Tensor:
+    tops = outputs.tops()
     return (tops == tops[:, :1]).all(dim=1).float()
 
 
-def _pairs_agree(answers: Answers) -> Tensor:
-    """Share of successive pairs of views that agree."""
-    tops = answers.tops()
+def _pairs_agree(outputs: ViewOutputs) -> Tensor:
+    """Return the share of disjoint pairs of successive views that agree."""
+    tops = outputs.tops()
     return (tops[:, ::2] == tops[:, 1::2]).float().mean(dim=1)
 
 
-def _accuracy(answers: Answers) -> Tensor:
-    """Share of views whose top class is the label."""
-    assert answers.labels is not None  # noqa: S101 - asked for with labels only
-    return (answers.tops() == answers.labels[:, None]).float().mean(dim=1)
+def _accuracy(outputs: ViewOutputs) -> Tensor:
+    assert outputs.labels is not None  # noqa: S101 - the score needs labels
+    return (outputs.tops() == outputs.labels[:, None]).float().mean(dim=1)
 
 
-def _true_probability(answers: Answers) -> Tensor:
-    """Mean over views of the softmax probability of the label."""
-    assert answers.labels is not None  # noqa: S101 - asked for with labels only
-    picked = answers.labels[:, None, None].expand(-1, answers.values.shape[1], 1)
-    return answers.values.double().softmax(-1).gather(2, picked).mean(dim=(1, 2)).float()
+def _true_probability(outputs: ViewOutputs) -> Tensor:
+    assert outputs.labels is not None  # noqa: S101 - the score needs labels
+    picked = outputs.labels[:, None, None].expand(-1, outputs.values.shape[1], 1)
+    return outputs.values.double().softmax(-1).gather(2, picked).mean(dim=(1, 2)).float()
 
 
-def _neighbour_change(answers: Answers) -> Tensor:
-    """Share of neighbouring views whose top classes differ."""
-    tops = answers.tops()
+def _neighbour_change(outputs: ViewOutputs) -> Tensor:
+    tops = outputs.tops()
     return (tops[:, 1:] != tops[:, :-1]).float().mean(dim=1)
 
 
-def _neighbour_probability_change(answers: Answers) -> Tensor:
-    """Mean over neighbouring views of the absolute change of the first one's top class's probability."""
-    probabilities = answers.values.double().softmax(-1)
-    top = answers.tops()[:, :-1, None]
+def _neighbour_probability_change(outputs: ViewOutputs) -> Tensor:
+    """Return the mean absolute change, between neighbours, of the probability of the first one's top class."""
+    probabilities = outputs.values.double().softmax(-1)
+    top = outputs.tops()[:, :-1, None]
     change = probabilities[:, 1:].gather(2, top) - probabilities[:, :-1].gather(2, top)
     return change.abs().mean(dim=(1, 2)).float()
 
 
-def _consistency(view: int) -> Callable[[Answers], Tensor]:
-    """Whether one view's top class is that of the unshifted image."""
-    return lambda answers: (answers.tops()[:, view] == answers.reference.argmax(-1)).float()
+def _consistency(view: int) -> Callable[[ViewOutputs], Tensor]:
+    """Score whether one view's top class is that of the unshifted image."""
+    return lambda outputs: (outputs.tops()[:, view] == outputs.reference.argmax(-1)).float()
 
 
-def _probability_change(view: int) -> Callable[[Answers], Tensor]:
-    """Absolute change of the unshifted top class's probability in one view."""
+def _probability_change(view: int) -> Callable[[ViewOutputs], Tensor]:
+    """Score the absolute change of the unshifted top class's probability in one view."""
 
-    def of(answers: Answers) -> Tensor:
-        top = answers.reference.argmax(-1, keepdim=True)
-        before = answers.reference.double().softmax(-1).gather(1, top)
-        return (answers.values[:, view].double().softmax(-1).gather(1, top) - before).abs()[:, 0].float()
+    def of(outputs: ViewOutputs) -> Tensor:
+        top = outputs.reference.argmax(-1, keepdim=True)
+        before = outputs.reference.double().softmax(-1).gather(1, top)
+        return (outputs.values[:, view].double().softmax(-1).gather(1, top) - before).abs()[:, 0].float()
 
     return of
 
 
-def _derivative(axis: int, power: int) -> Callable[[Answers], Tensor]:
-    """Mean over classes of |dp/dt|^power along an axis, a unit of t being (size - 1) / 2 pixels."""
+def _derivative(axis: int, power: int) -> Callable[[ViewOutputs], Tensor]:
+    """Score the mean over classes of |dp/dt|^power along an axis, with t in units of (size - 1) / 2 pixels."""
 
-    def of(answers: Answers) -> Tensor:
-        change = answers.values[:, axis].double().softmax(-1) - answers.reference.double().softmax(-1)
-        step = answers.shifts[:, axis, axis].double().abs() / ((answers.size[axis] - 1) / 2)
+    def of(outputs: ViewOutputs) -> Tensor:
+        change = outputs.values[:, axis].double().softmax(-1) - outputs.reference.double().softmax(-1)
+        step = outputs.shifts[:, axis, axis].double().abs() / ((outputs.size[axis] - 1) / 2)
         return (change / step[:, None]).abs().pow(power).mean(dim=1).float()
 
     return of
 
 
-def pixel_agreements(answers: MapAnswers) -> Float[Tensor, "image view"]:
-    """Share of pixels whose class goes along with the image, for each view.
+def pixel_agreements(outputs: MapOutputs) -> Float[Tensor, "image view"]:
+    """Return the share of pixels whose class moves along with the image, for each view.
 
-    Of a circular shift all pixels count, else those that both maps see of the image.
+    Args:
+        outputs: classes of pixels. All pixels count if the shift is circular, else those of the image that both maps see.
     """
-    height, width = answers.reference.shape[1:]
+    height, width = outputs.reference.shape[1:]
     rows, columns = torch.arange(height), torch.arange(width)
-    images = torch.arange(len(answers.reference))[:, None, None]
+    images = torch.arange(len(outputs.reference))[:, None, None]
     found = []
-    for view, shifts in enumerate(answers.shifts.long().unbind(1)):
+    for view, shifts in enumerate(outputs.shifts.long().unbind(1)):
         down, right = rows + shifts[:, :1], columns + shifts[:, 1:]
-        kept = ((down >= 0) & (down < height))[:, :, None] & ((right >= 0) & (right < width))[:, None, :]
-        moved = answers.values[:, view][images, (down % height)[:, :, None], (right % width)[:, None, :]]
-        counted = torch.ones_like(kept) if answers.circular else kept
-        same = ((moved == answers.reference) & counted).sum(dim=(1, 2)).double()
+        visible = ((down >= 0) & (down < height))[:, :, None] & ((right >= 0) & (right < width))[:, None, :]
+        moved = outputs.values[:, view][images, (down % height)[:, :, None], (right % width)[:, None, :]]
+        counted = torch.ones_like(visible) if outputs.circular else visible
+        same = ((moved == outputs.reference) & counted).sum(dim=(1, 2)).double()
         found.append(same / counted.sum(dim=(1, 2)).clamp_min(1))
     return torch.stack(found, dim=1).float()
 
 
-def _mean_pixel_agreement(answers: MapAnswers) -> Tensor:
-    return pixel_agreements(answers).mean(dim=1)
+def _mean_pixel_agreement(outputs: MapOutputs) -> Tensor:
+    return pixel_agreements(outputs).mean(dim=1)
 
 
+#: By the measure's name in :data:`shiftscope.measures.MEASURES`.
 SCORES: dict[str, Score] = {
-    "mcs": Score(_mcs, (-1.0, 1.0), "vectors"),
-    "top1_change": Score(_top1_change, SHARE),
-    "all_agree": Score(_all_agree, None),
-    "pairs_agree": Score(_pairs_agree, SHARE),
-    "accuracy": Score(_accuracy, SHARE, "labels"),
-    "true_probability": Score(_true_probability, SHARE, "labels"),
-    "neighbour_change": Score(_neighbour_change, SHARE),
-    "neighbour_probability_change": Score(_neighbour_probability_change, SHARE),
-    "consistency_whole": Score(_consistency(0), None),
-    "consistency_half": Score(_consistency(1), None),
-    "probability_change_whole": Score(_probability_change(0), SHARE),
-    "probability_change_half": Score(_probability_change(1), SHARE),
-    "squared_derivative_y": Score(_derivative(0, 2), ANY),
-    "squared_derivative_x": Score(_derivative(1, 2), ANY),
-    "absolute_derivative_y": Score(_derivative(0, 1), ANY),
-    "absolute_derivative_x": Score(_derivative(1, 1), ANY),
-    "mASSC": Score(_mean_pixel_agreement, SHARE, "maps"),
+    "mcs": Score(_mcs, "vectors"),
+    "top1_change": Score(_top1_change),
+    "all_agree": Score(_all_agree),
+    "pairs_agree": Score(_pairs_agree),
+    "accuracy": Score(_accuracy, "labels"),
+    "true_probability": Score(_true_probability, "labels"),
+    "neighbour_change": Score(_neighbour_change),
+    "neighbour_probability_change": Score(_neighbour_probability_change),
+    "consistency_whole": Score(_consistency(0)),
+    "consistency_half": Score(_consistency(1)),
+    "probability_change_whole": Score(_probability_change(0)),
+    "probability_change_half": Score(_probability_change(1)),
+    "squared_derivative_y": Score(_derivative(0, 2)),
+    "squared_derivative_x": Score(_derivative(1, 2)),
+    "absolute_derivative_y": Score(_derivative(0, 1)),
+    "absolute_derivative_x": Score(_derivative(1, 1)),
+    "mASSC": Score(_mean_pixel_agreement, "maps"),
 }
+
+#: Named sums over images, by group of the jackknife.
+Sums = dict[str, Tensor]
+
+
+def spread_sums(values: Float[Tensor, "image view unit"], *, indices: Int[Tensor, " image"]) -> Sums:
+    """Return the sums over images that the normalised variance needs, so that memory does not grow with the images.
+
+    Args:
+        values: outputs under shifts that all images share.
+        indices: of the images in the data; an image's group is its index modulo ``JACKKNIFE_GROUPS``.
+    """
+    values = values.double()
+    group = indices % JACKKNIFE_GROUPS
+
+    def total(each: Tensor) -> Tensor:
+        return torch.zeros(JACKKNIFE_GROUPS, *each.shape[1:], dtype=torch.float64).index_add(0, group, each)
+
+    return {
+        "count": total(torch.ones(len(values), dtype=torch.float64)),
+        "spread": total(values.std(dim=1, correction=0)),
+        "sum": total(values),
+        "square": total(values.square()),
+    }
+
+
+def normalised_variance(sums: Sums) -> tuple[Estimate, Float[Tensor, " unit"]]:
+    """Return the mean over units with its interval, and each unit's value.
+
+    The interval comes from the jackknife: each group of images is left out in turn. Units that are constant over images but not
+    over shifts are infinite, and left out of the mean.
+
+    Args:
+        sums: from :func:`spread_sums`, over all images.
+    """
+    from scipy import stats
+
+    count = int(sums["count"].sum())
+    units = _ratios({name: total.sum(dim=0) for name, total in sums.items()})
+    value = _finite_mean(units)
+    groups = [group for group in range(JACKKNIFE_GROUPS) if sums["count"][group] > 0]
+    if count < 3 or len(groups) < 2:
+        return Estimate(value, 0.0, float("inf"), count=count), units.float()
+    left_out = [
+        _finite_mean(_ratios({name: total.sum(dim=0) - total[group] for name, total in sums.items()})) for group in groups
+    ]
+    each = torch.tensor(left_out, dtype=torch.float64)
+    error = float(((len(each) - 1) / len(each) * (each - each.mean()).square().sum()).sqrt())
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(each) - 1)) * error
+    return Estimate(value, max(value - reach, 0.0), value + reach, count=count), units.float()
+
+
+def _ratios(sums: Sums) -> Float[Tensor, " unit"]:
+    """Return E_x[std_T a] / E_T[std_x a] for each unit; 0 / 0 is 1."""
+    count = sums["count"]
+    over_shifts = sums["spread"] / count
+    middle = sums["sum"] / count
+    # The outputs are in single precision: a spread below its rounding is zero.
+    noise = torch.finfo(torch.float32).eps * (sums["square"] / count).sqrt()
+    over_images = (sums["square"] / count - middle.square()).clamp_min(0).sqrt()
+    over_images = over_images.where(over_images > noise, 0.0).mean(dim=0)
+    over_shifts = over_shifts.where(over_shifts > noise.mean(dim=0), 0.0)
+    return torch.where((over_images == 0) & (over_shifts == 0), 1.0, over_shifts / over_images)
+
+
+def _finite_mean(units: Tensor) -> float:
+    finite = units[units.isfinite()]
+    return float(finite.mean()) if len(finite) else float("nan")

@@ -1,4 +1,4 @@
-"""``audit``: how stable any model is, by every protocol asked for, in one pass over the images."""
+"""``audit``: measure how stable any model is, by several protocols in one pass over the images."""
 
 from __future__ import annotations
 
@@ -11,29 +11,56 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from shiftscope.audits.measuring import Measurer
-from shiftscope.audits.model import Asked
-from shiftscope.audits.parts import Part, folded
+from shiftscope.audits.measuring import Kind, Measurer
+from shiftscope.audits.model import CountedModel
+from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, find_protocols
-from shiftscope.audits.results import Audit, assembled
-from shiftscope.audits.views import Scene
+from shiftscope.audits.results import Audit, assemble
+from shiftscope.audits.views import Framing
 from shiftscope.engine.checks import device_of, evaluating
 from shiftscope.errors import InputError
 
-__all__ = ["Session", "audit", "block_size"]
+__all__ = ["AuditOptions", "Session", "audit", "block_size"]
 
-#: What is measured where nothing is asked for, by the kind of output; the exhaustive map where the input is small.
-DEFAULTS = {
+#: The protocols by default, by the kind of output.
+DEFAULTS: dict[Kind, tuple[str, ...]] = {
     "classes": ("mouton2020", "zhang2019", "chaman2021-circular", "azulay2018"),
     "vectors": ("mouton2020",),
     "maps": ("segmentation",),
 }
-MAPPED = ("myburgh2021",)
-SMALL = 64
-#: Images measured together, small and large ones. Estimates do not depend on it, the last bits of outputs may.
+#: The exhaustive map, which is a default too if the input is at most so large.
+SENSITIVITY_MAP, SMALL = "myburgh2021", 64
+#: Images per block, of inputs up to ``LARGE`` pixels and of larger ones. Only the last bits of outputs depend on it.
 BLOCK, BLOCK_OF_LARGE, LARGE = 64, 16, 96
 
-Progress = Callable[[int, int | None], None]
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """How to audit a model; :func:`audit` takes each as a keyword.
+
+    Attributes:
+        protocols: names of :data:`shiftscope.audits.protocols.PUBLISHED`, or protocols; by default those that suit the output.
+        max_shift: the largest shift of all protocols, pixels; by default each one's own.
+        size: (height, width) of the model's input; crops are cut from larger images. By default that of the images.
+        fill: the canvas's colour in [0, 1], one value or one per channel.
+        mean: the mean colour in [0, 1], one value per channel, for protocols that fill with it.
+        output: name or position of the output to measure, if the model returns several.
+        embedding: whether outputs are not classes; then only cosines are measured.
+        seed: of the random shifts.
+        batch_size: images per forward pass.
+        device: where to compute; the model's own by default.
+    """
+
+    protocols: Sequence[str | Protocol] | None = None
+    max_shift: int | None = None
+    size: int | tuple[int, int] | None = None
+    fill: float | Sequence[float] = 0.0
+    mean: Sequence[float] | None = None
+    output: str | int | None = None
+    embedding: bool = False
+    seed: int = 0
+    batch_size: int | None = None
+    device: torch.device | str | None = None
 
 
 def audit(
@@ -51,32 +78,33 @@ def audit(
     seed: int = 0,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Callable[[int, int | None], None] = lambda *_: None,
 ) -> Audit:
     """Measure how stable a model is under shifts, by several protocols in one pass.
 
-    The different views that all protocols need are run once. Memory grows with the images only by a few numbers for each.
+    The distinct views that all protocols need run once. Memory grows with the images only by a few numbers per image.
 
     Args:
         model: any callable from images [image, channel, height, width] in [0, 1] to classes [image, class] before the softmax, to
-            embeddings, or to segmentation maps [image, class, height, width]; also a mapping or a tuple of these.
-        images: a tensor, or an iterable of batches, held one block at a time.
-        labels: of all images, in order.
-        protocols: names of :data:`shiftscope.audits.protocols.PUBLISHED` or protocols; by default what suits the output.
-        max_shift: the largest shift of all protocols, pixels, instead of each one's own.
-        size: (height, width) of the model's input where images are larger: crops are taken from the rest. By default all of it.
-        fill: the canvas's colour, one value or one a channel.
-        mean: the mean colour, for the protocols that fill with it.
-        output: name or place of the output meant, where there are several.
-        embedding: outputs are not classes; only cosines are measured.
-        seed: of the draws.
-        batch_size: images a forward pass.
+            embeddings [image, feature], or to segmentation maps [image, class, height, width]; or to a mapping, a tuple or an
+            object with several of these.
+        images: a tensor, or an iterable of batches, of which one block at a time is in memory.
+        labels: classes of all images, in order.
+        protocols: names of :data:`shiftscope.audits.protocols.PUBLISHED`, or protocols; by default those that suit the output.
+        max_shift: the largest shift of all protocols, pixels; by default each one's own.
+        size: (height, width) of the model's input; crops are cut from larger images. By default that of the images.
+        fill: the canvas's colour in [0, 1], one value or one per channel.
+        mean: the mean colour in [0, 1], one value per channel, for protocols that fill with it.
+        output: name or position of the output to measure, if the model returns several.
+        embedding: whether outputs are not classes; then only cosines are measured.
+        seed: of the random shifts.
+        batch_size: images per forward pass.
         device: where to compute; the model's own by default.
-        progress: told how many images are done, of how many (None where unknown).
+        progress: called with (done, total), numbers of images; total is None if unknown.
 
     Raises:
-        InputError: no image, integer images or values that are not finite; a model that fails on them or returns what cannot be
-            measured, NaN among it; labels that do not fit; an unknown protocol, or one that cannot be measured here.
+        InputError: there is no image, or images are integers or not finite; the model fails on them, or returns NaN or what
+            cannot be measured; labels do not fit; a protocol is unknown or cannot be measured here.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
@@ -87,212 +115,220 @@ def audit(
     True
     """
     if isinstance(images, Tensor) and labels is not None and len(labels) != len(images):
-        raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {len(images)} images.")
+        raise _wrong_labels(len(labels), f"{len(images)} images")
     batches = iter([images] if isinstance(images, Tensor) else images)
     first = next(batches, None)
     if first is None or len(first) == 0:
-        raise InputError("`images` must hold at least one image, got none.")
-    session = Session.begun(
-        model,
-        first[:1],
-        labelled=labels is not None,
-        protocols=protocols,
-        max_shift=max_shift,
-        size=size,
-        fill=fill,
-        mean=mean,
-        output=output,
-        embedding=embedding,
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
-    )
+        raise InputError("`images` must hold at least one image, got none.", "Give some.")
+    options = AuditOptions(protocols, max_shift, size, fill, mean, output, embedding, seed, batch_size, device)
+    session = Session.start(model, first[:1], options, labelled=labels is not None)
     total = len(images) if isinstance(images, Tensor) else None if labels is None else len(labels)
-    return session.result(folded(_parts(session, chain([first], batches), labels, total, progress)))
+    return session.result(merge_parts(_parts(session, chain([first], batches), labels, total, progress)))
 
 
 def block_size(size: Sequence[int]) -> int:
-    """How many images of (height, width) are measured together."""
+    """Return how many images of (height, width) are measured together."""
     return BLOCK if max(size) <= LARGE else BLOCK_OF_LARGE
 
 
 @dataclass(frozen=True)
 class Session:
-    """An audit under way: it measures blocks of images, in any order, and puts their results together.
+    """An audit in progress: it measures blocks of images, in any order.
 
     Attributes:
         measurer: measures a block.
-        scene: what surrounds the images.
-        kind: of the outputs.
-        classes: values of an output.
+        framing: how the model's input is cut from the images.
+        kind: of the model's outputs.
+        classes: length of an output.
         shape: (channels, height, width) of the images, margin included.
-        notes: for the reader.
+        notes: what a reader needs to know.
     """
 
     measurer: Measurer
-    scene: Scene
-    kind: str
+    framing: Framing
+    kind: Kind
     classes: int
     shape: tuple[int, ...]
     notes: tuple[str, ...]
 
     @classmethod
-    def begun(
+    def start(
         cls,
         model: Callable[[Tensor], Any],
         example: Tensor,
+        options: AuditOptions,
         *,
         labelled: bool,
-        protocols: Sequence[str | Protocol] | None = None,
-        max_shift: int | None = None,
-        size: int | tuple[int, int] | None = None,
-        fill: float | Sequence[float] = 0.0,
-        mean: Sequence[float] | None = None,
-        output: str | int | None = None,
-        embedding: bool = False,
         classes: int | None = None,
-        seed: int = 0,
-        batch_size: int | None = None,
-        device: torch.device | str | None = None,
     ) -> Session:
-        """A session for images like this one, as :func:`audit` describes.
+        """Start an audit.
 
         Args:
-            model: as there.
-            example: one image, which is run once to see what the model returns.
-            labelled: whether images come with labels.
-            protocols: as there, like all that follows.
-            max_shift: as there.
-            size: as there.
-            fill: as there.
-            mean: as there.
-            output: as there.
-            embedding: as there.
-            classes: how many classes the labels know; they are left out, said in a note, where the model has another number.
-            seed: as there.
-            batch_size: as there.
-            device: as there.
+            model: as :func:`audit` takes it.
+            example: [1, channel, height, width], one of the images; the model runs on it once, to see what it returns.
+            options: how to audit.
+            labelled: whether the images have labels.
+            classes: number of classes of the labels, if known. If the model has another number, the audit ignores the labels, and
+                a note says so.
 
         Raises:
-            InputError: as there.
+            InputError: see :func:`audit`.
         """
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"`batch_size` must be 1 or more images, got {batch_size}.")
+        if options.batch_size is not None and options.batch_size < 1:
+            raise InputError(
+                f"`batch_size` must be 1 or more images, got {options.batch_size}.", "Leave it out to choose automatically."
+            )
         _check(example, tuple(example.shape[1:]))
-        scene = _scene(example, size, fill, mean)
-        asked = Asked(model, output=output, device=torch.device(device) if device is not None else device_of(model))
-        notes = []
-        with asked.counting(), evaluating(model), torch.inference_mode():
-            answer = asked(scene.centre(example))
-        kind = "maps" if answer.ndim == 4 else "vectors" if embedding else "classes"
-        if labelled and (kind != "classes" or (classes is not None and answer.shape[1] != classes)):
-            other = "the model returns no classes" if kind != "classes" else f"the model has {answer.shape[1]} classes"
-            notes.append(f"Labels are left out: {other}{f', the data {classes}' if classes and kind == 'classes' else ''}.")
-            labelled = False
-        chosen = _chosen(protocols, kind, scene, max_shift, seed)
-        measurer = Measurer(asked, chosen, scene, kind=kind, labelled=labelled, batch_size=batch_size)
-        if any(each.border == "crop" and scene.border(each) == "zero" for each in chosen):
-            notes.append("Images have no margin around the model's input, so crops are cut from the canvas's colour.")
-        if any(each.border == "mean" and scene.mean is None for each in chosen):
-            notes.append("The mean colour is not known; the canvas's colour takes its place.")
-        if kind == "vectors":
-            notes.append("Outputs are embeddings: only cosines are measured, nothing that needs a top class.")
-        return cls(measurer, scene, kind, answer.shape[1], tuple(example.shape[1:]), tuple(notes))
+        framing = _framing(example, options)
+        device = device_of(model) if options.device is None else torch.device(options.device)
+        counted = CountedModel(model, output=options.output, device=device)
+        with counted.counting(), evaluating(model), torch.inference_mode():
+            output = counted(framing.centre(example))
+        kind: Kind = "maps" if output.ndim == 4 else "vectors" if options.embedding else "classes"
+        mismatch = _label_mismatch(kind, output.shape[1], classes) if labelled else ""
+        protocols = _protocols(options, kind, framing)
+        measurer = Measurer(
+            counted, protocols, framing, kind=kind, labelled=labelled and not mismatch, batch_size=options.batch_size
+        )
+        notes = (mismatch, *_notes(protocols, framing, kind))
+        return cls(measurer, framing, kind, output.shape[1], tuple(example.shape[1:]), tuple(note for note in notes if note))
 
-    def part(self, images: Tensor, labels: Tensor | None, *, numbers: Tensor) -> Part:
-        """What a block of images gave; see :meth:`Measurer.part`.
+    def part(self, images: Tensor, labels: Tensor | None, *, indices: Tensor) -> Part:
+        """Measure a block of images.
+
+        Args:
+            images: [image, channel, height, width] in [0, 1], margin included.
+            labels: [image], their classes.
+            indices: [image], of the images in the data, increasing.
 
         Raises:
-            InputError: images of another form than the first ones, or labels that are not classes of the model.
+            InputError: the images have another shape than the example, labels are not classes of the model, or the model fails.
         """
         _check(images, self.shape)
         if self.measurer.labelled and labels is not None and (labels.min() < 0 or labels.max() >= self.classes):
             raise InputError(
-                f"`labels` must be 0 to {self.classes - 1}, the model's classes, got {int(labels.min())} to {int(labels.max())}."
+                f"`labels` must be 0 to {self.classes - 1}, the model's classes, got {int(labels.min())} to {int(labels.max())}.",
+                "Give class indices.",
             )
-        return self.measurer.part(images, labels, numbers=numbers)
+        return self.measurer.part(images, labels, indices=indices)
 
     def result(self, whole: Part, *, provenance: dict[str, str] | None = None) -> Audit:
-        """The audit, from all portions."""
+        """Return the audit.
+
+        Args:
+            whole: all parts, merged.
+            provenance: how it was made, name -> value.
+        """
         protocols = self.measurer.protocols
-        borders = {each.name: self.scene.border(each) for each in protocols}
-        return assembled(whole, protocols, kind=self.kind, borders=borders, notes=self.notes, provenance=provenance)
+        borders = {each.name: self.framing.border(each) for each in protocols}
+        return assemble(whole, protocols, kind=self.kind, borders=borders, notes=self.notes, provenance=provenance)
+
+
+def _label_mismatch(kind: Kind, outputs: int, classes: int | None) -> str:
+    """Return why labels do not fit the model; empty if they do."""
+    if kind != "classes":
+        return "Labels are ignored: the model returns no classes."
+    if classes is not None and outputs != classes:
+        return f"Labels are ignored: the model has {outputs} classes, the data {classes}."
+    return ""
+
+
+def _notes(protocols: Sequence[Protocol], framing: Framing, kind: Kind) -> Iterator[str]:
+    if any(each.border == "crop" and framing.border(each) == "zero" for each in protocols):
+        yield "Images have no margin around the model's input, so the canvas's colour surrounds crops."
+    if any(each.border == "mean" and framing.mean is None for each in protocols):
+        yield "The mean colour is unknown; the canvas's colour replaces it."
+    if kind == "vectors":
+        yield "Outputs are embeddings: the audit measures cosines only, nothing that needs a top class."
 
 
 def _parts(
-    session: Session, batches: Iterable[Tensor], labels: Tensor | None, total: int | None, progress: Progress
+    session: Session,
+    batches: Iterable[Tensor],
+    labels: Tensor | None,
+    total: int | None,
+    progress: Callable[[int, int | None], None],
 ) -> Iterator[Part]:
     first = 0
-    for block in _blocks(batches, block_size(session.scene.size), session.shape):
+    for block in _blocks(batches, block_size(session.framing.size), session.shape):
         stop = first + len(block)
         if labels is not None and stop > len(labels):
-            raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {stop} images or more.")
-        yield session.part(block, None if labels is None else labels[first:stop].cpu(), numbers=torch.arange(first, stop))
+            raise _wrong_labels(len(labels), f"{stop} images or more")
+        yield session.part(block, None if labels is None else labels[first:stop].cpu(), indices=torch.arange(first, stop))
         first = stop
         progress(first, total)
     if labels is not None and first != len(labels):
-        raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {first} images.")
+        raise _wrong_labels(len(labels), f"{first} images")
+
+
+def _wrong_labels(labels: int, images: str) -> InputError:
+    return InputError(f"`labels` must hold one label per image, got {labels} for {images}.", "Give both in the same order.")
 
 
 def _blocks(batches: Iterable[Tensor], size: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """The images in blocks of one size, however they came, so that they decide nothing."""
-    kept: list[Tensor] = []
+    """Regroup the images into blocks of one size, so that results do not depend on the size of the batches."""
+    pending: list[Tensor] = []
     for batch in batches:
         _check(batch, shape)
         while len(batch):
-            missing = size - sum(map(len, kept))
-            kept.append(batch[:missing])
+            missing = size - sum(map(len, pending))
+            pending.append(batch[:missing])
             batch = batch[missing:]
-            if sum(map(len, kept)) == size:
-                yield torch.cat(kept) if len(kept) > 1 else kept[0]
-                kept = []
-    if kept:
-        yield torch.cat(kept)
+            if sum(map(len, pending)) == size:
+                yield torch.cat(pending) if len(pending) > 1 else pending[0]
+                pending = []
+    if pending:
+        yield torch.cat(pending)
 
 
-def _chosen(
-    protocols: Sequence[str | Protocol] | None, kind: str, scene: Scene, max_shift: int | None, seed: int
-) -> tuple[Protocol, ...]:
-    """The protocols asked for, each once."""
-    size, margin = min(scene.size), min(scene.margin)
-    asked: Sequence[str | Protocol] = DEFAULTS[kind] if protocols is None else protocols
-    if protocols is None and size <= SMALL and kind != "maps":
-        asked = (*asked, *MAPPED)
-    if len(asked) == 0 or isinstance(asked, str):
-        raise InputError(f"`protocols` must be a list of one or more, got {asked!r}.")
+def _protocols(options: AuditOptions, kind: Kind, framing: Framing) -> tuple[Protocol, ...]:
+    """Return the protocols to measure, each once."""
+    size, margin = min(framing.size), min(framing.margin)
+    chosen = options.protocols
+    if chosen is None:
+        chosen = (*DEFAULTS[kind], *((SENSITIVITY_MAP,) if size <= SMALL and kind != "maps" else ()))
+    if len(chosen) == 0 or isinstance(chosen, str):
+        raise InputError(f"`protocols` must be a list of one or more, got {chosen!r}.", 'Give a list, like ["zhang2019"].')
     found: dict[str, Protocol] = {}
-    for each in asked:
-        for protocol in (
+    for each in chosen:
+        known = (
             (each,)
             if isinstance(each, Protocol)
-            else find_protocols(each, max_shift=max_shift, size=size, margin=margin, seed=seed)
-        ):
+            else find_protocols(each, max_shift=options.max_shift, size=size, margin=margin, seed=options.seed)
+        )
+        for protocol in known:
             if found.setdefault(protocol.name, protocol) != protocol:
-                raise InputError(f"`protocols` holds two different {protocol.name}. Give one of them another name.")
+                raise InputError(f"`protocols` holds two different {protocol.name}.", "Give one of them another name.")
     return tuple(found.values())
 
 
-def _scene(
-    example: Tensor, size: int | tuple[int, int] | None, fill: float | Sequence[float], mean: Sequence[float] | None
-) -> Scene:
-    channels, *whole = example.shape[1:]
-    wanted = (size, size) if isinstance(size, int) else tuple(whole) if size is None else size
-    if any(part < 1 or part > there for part, there in zip(wanted, whole, strict=True)):
-        raise InputError(f"the model wants images of {wanted[0]}x{wanted[1]}, the data has {whole[0]}x{whole[1]}.")
-    margin = tuple((there - part) // 2 for part, there in zip(wanted, whole, strict=True))
-    colours = [(fill,) * channels if isinstance(fill, int | float) else tuple(map(float, fill))]
-    colours.append(colours[0] if mean is None else tuple(map(float, mean)))
-    for name, colour in zip(("fill", "mean"), colours, strict=True):
-        if len(colour) != channels:
-            raise InputError(f"`{name}` must be one value for each of {channels} channels, got {len(colour)}.")
-    return Scene((wanted[0], wanted[1]), (margin[0], margin[1]), colours[0], None if mean is None else colours[1])
+def _framing(example: Tensor, options: AuditOptions) -> Framing:
+    channels, *outer = example.shape[1:]
+    size = options.size
+    inner = (size, size) if isinstance(size, int) else tuple(outer) if size is None else size
+    if any(part < 1 or part > there for part, there in zip(inner, outer, strict=True)):
+        raise InputError(
+            f"the model takes images of {inner[0]}x{inner[1]}, but `images` are {outer[0]}x{outer[1]}.", "Give larger images."
+        )
+    margin = ((outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2)
+    fill = (float(options.fill),) * channels if isinstance(options.fill, int | float) else tuple(map(float, options.fill))
+    mean = None if options.mean is None else tuple(map(float, options.mean))
+    for name, colour in (("fill", fill), ("mean", mean)):
+        if colour is not None and len(colour) != channels:
+            raise InputError(
+                f"`{name}` must be one value for each of {channels} channels, got {len(colour)}.", "Give one per channel."
+            )
+    return Framing((inner[0], inner[1]), margin, fill, mean)
 
 
 def _check(images: Tensor, shape: tuple[int, ...]) -> None:
     if images.ndim != 4 or tuple(images.shape[1:]) != shape:
-        raise InputError(f"`images` must be [image, channel, height, width], all of one size, got shape {tuple(images.shape)}.")
+        raise InputError(
+            f"`images` must be [image, channel, height, width], all of one size, got shape {tuple(images.shape)}.",
+            "Resize them to one size.",
+        )
     if not images.is_floating_point():
-        raise InputError(f"`images` must be floating point in [0, 1], got {images.dtype}. Divide by 255 first.")
+        raise InputError(f"`images` must be floating point in [0, 1], got {images.dtype}.", "Divide by 255 first.")
     bad = int((~images.flatten(1).isfinite().all(dim=1)).sum())
     if bad:
-        raise InputError(f"`images` must be finite, got NaN or infinity in {bad} of {len(images)}.")
+        raise InputError(f"`images` must be finite, got NaN or infinity in {bad} of {len(images)}.", "Leave these images out.")

@@ -1,4 +1,4 @@
-"""Shifted views of images: what comes in at each kind of border, and which views of a block are really different."""
+"""Shifted views of images: what fills each kind of border, and which views of a block differ from each other."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from shiftscope.audits.protocols import Border, Protocol
 from shiftscope.errors import InputError
 from shiftscope.shifts import Mode, translate, translate_by_parts
 
-__all__ = ["BORDERS", "Plan", "Scene", "planned"]
+__all__ = ["BORDERS", "Framing", "ViewPlan", "plan_views"]
 
-#: Borders by number; an unshifted image is the same for all of them and has number 0.
+#: Borders by number. An unshifted image looks the same with all of them and has number 0.
 BORDERS: tuple[Border | None, ...] = (None, "zero", "mean", "circular", "crop", "reflect", "replicate")
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What surrounds the images.
+class Framing:
+    """How the model's input is cut from the images.
 
     Attributes:
-        size: (height, width) of the model's input, cut from the images' centre.
-        margin: (rows, columns) of the images left around that on each side, pixels.
-        fill: the canvas's colour.
-        mean: the mean colour, where it is known.
+        size: (height, width) of the model's input, cut from the images' centre, pixels.
+        margin: (rows, columns) of the images around that on each side, pixels.
+        fill: the canvas's colour, one value per channel in [0, 1].
+        mean: the mean colour, one value per channel in [0, 1]; None if unknown.
     """
 
     size: tuple[int, int]
@@ -38,10 +38,10 @@ class Scene:
     mean: tuple[float, ...] | None
 
     def border(self, protocol: Protocol) -> Border:
-        """What a protocol's border means here: crops of images without a margin are cut from the canvas's colour.
+        """Return what fills a protocol's border here: without a margin, the canvas's colour surrounds crops.
 
         Raises:
-            InputError: the crops of a protocol reach further than the margin.
+            InputError: the protocol's crops exceed the margin.
         """
         border = protocol.border
         if border == "mean" and self.mean in (None, self.fill):
@@ -54,14 +54,14 @@ class Scene:
             height, width = (size + 2 * edge for size, edge in zip(self.size, self.margin, strict=True))
             raise InputError(
                 f"{protocol.name} crops up to {protocol.max_shift} pixels from the centre, but images of {height}x{width} leave "
-                f"{min(self.margin)} around a model input of {self.size[0]}x{self.size[1]}. Lower `max_shift` or give larger "
-                "images."
+                f"{min(self.margin)} around a model input of {self.size[0]}x{self.size[1]}.",
+                "Lower `max_shift` or give larger images.",
             )
         return border
 
     def centre(self, images: Float[Tensor, "image channel tall wide"]) -> Float[Tensor, "image channel height width"]:
-        """The images as the model sees them unshifted."""
-        top, left = ((whole - part) // 2 for whole, part in zip(images.shape[2:], self.size, strict=True))
+        """Return the images as the model sees them unshifted."""
+        top, left = ((outer - inner) // 2 for outer, inner in zip(images.shape[2:], self.size, strict=True))
         return images[:, :, top : top + self.size[0], left : left + self.size[1]]
 
     def view(
@@ -70,83 +70,97 @@ class Scene:
         shifts: Float[Tensor, "image 2"],
         border: Border | None,
     ) -> Float[Tensor, "image channel height width"]:
-        """Each image under its own shift, (dy, dx) in pixels or parts of them."""
+        """Return each image under its own shift.
+
+        Args:
+            images: with their margin.
+            shifts: (dy, dx) in pixels or fractions of them.
+            border: what fills the border; None for unshifted images.
+        """
         centre = self.centre(images)
         if border is None:
             return centre
-        if border == "circular":
-            return _moved(centre, shifts, circular=True, fill=torch.zeros(1))
-        if border in ("zero", "mean"):
-            colour = self.fill if border == "zero" or self.mean is None else self.mean
-            return _moved(centre, shifts, circular=False, fill=torch.tensor(colour).to(images))
+        if border in ("zero", "circular"):
+            return _translated(centre, shifts, border, self.fill)
+        if border == "mean":
+            return _translated(centre, shifts, "zero", self.fill if self.mean is None else self.mean)
         if border == "crop":
             large = images
         else:
             reach = ceil(float(shifts.abs().max())) + 1
             large = functional.pad(centre, (reach,) * 4, mode=border)
-        return self.centre(_moved(large, shifts, circular=False, fill=torch.zeros(1)))
+        return self.centre(_translated(large, shifts, "zero", (0.0,)))
 
 
-def _moved(images: Tensor, shifts: Tensor, *, circular: bool, fill: Tensor) -> Tensor:
-    mode: Mode = "circular" if circular else "zero"
-    colour = fill.to(images).expand(images.shape[1])
+def _translated(images: Tensor, shifts: Tensor, mode: Mode, fill: Sequence[float]) -> Tensor:
+    colour = torch.tensor(fill).to(images).expand(images.shape[1])
     if (shifts == shifts.round()).all():
         return translate(images, shifts.long(), mode=mode, fill=colour)
     return translate_by_parts(images, shifts.to(images), mode=mode, fill=colour)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The views of a block of images, each once.
+class ViewPlan:
+    """The distinct views of a block of images that several protocols need together.
 
     Attributes:
-        rows: (border's number, image, dy, dx) of each.
-        reference: where among them each unshifted image is.
-        views: by protocol, where each of its views is.
-        shifts: by protocol, of its views.
-        asked: how many views the protocols name, counted one by one, each with its own unshifted images.
+        rows: (border's number, image, dy, dx) of each distinct view.
+        reference: the row of each unshifted image.
+        views: protocol -> the row of each of its views.
+        shifts: protocol -> (dy, dx) of its views, pixels.
+        requested: number of views that the protocols need if each runs alone, unshifted images included.
     """
 
     rows: Float[Tensor, "row 4"]
     reference: Int[Tensor, " image"]
     views: dict[str, Int[Tensor, "image view"]]
     shifts: dict[str, Float[Tensor, "image view 2"]]
-    asked: int
+    requested: int
 
     @property
     def images(self) -> Int[Tensor, " row"]:
         """The image of each row."""
         return self.rows[:, 1].long()
 
+    @property
+    def steps(self) -> Float[Tensor, "row 2"]:
+        """The shift of each row, (dy, dx) in pixels."""
+        return self.rows[:, 2:]
 
-def planned(protocols: Sequence[Protocol], scene: Scene, *, numbers: Int[Tensor, " image"]) -> Plan:
-    """What has to be run for some images.
+    @property
+    def whole(self) -> Tensor:
+        """Whether each row shifts by whole pixels, [row]."""
+        return (self.steps == self.steps.round()).all(dim=1)
+
+
+def plan_views(protocols: Sequence[Protocol], framing: Framing, *, indices: Int[Tensor, " image"]) -> ViewPlan:
+    """Return the distinct views that protocols need of some images.
 
     Args:
-        protocols: what is asked.
-        scene: what surrounds the images.
-        numbers: of the images among all, rising: what they draw depends on it.
+        protocols: what to measure.
+        framing: how the model's input is cut from the images.
+        indices: of the images in the data, increasing; their random shifts depend on them.
     """
-    count, first = len(numbers), int(numbers[0])
-    span = int(numbers[-1]) - first + 1
+    count, first = len(indices), int(indices[0])
+    span = int(indices[-1]) - first + 1
     shifts = {
-        protocol.name: protocol.draw(span, first=first)[numbers - first].double() for protocol in protocols if protocol.scores
+        protocol.name: protocol.draw(span, first=first)[indices - first].double() for protocol in protocols if protocol.scores
     }
-    asked = [_rows(torch.zeros(count, 1, 2, dtype=torch.float64), 0)]
+    requested = [_rows(torch.zeros(count, 1, 2, dtype=torch.float64), 0)]
     for protocol in protocols:
         if protocol.scores:
-            asked.append(_rows(shifts[protocol.name], BORDERS.index(scene.border(protocol))))
-    rows, places = torch.cat(asked).unique(dim=0, return_inverse=True)
-    parts = iter(places.split([len(part) for part in asked]))
+            requested.append(_rows(shifts[protocol.name], BORDERS.index(framing.border(protocol))))
+    rows, places = torch.cat(requested).unique(dim=0, return_inverse=True)
+    parts = iter(places.split([len(part) for part in requested]))
     reference = next(parts)
     views = {name: next(parts).reshape(count, -1) for name in shifts}
-    named = sum(each.numel() for each in views.values()) + count * len(protocols)
-    return Plan(rows, reference, views, shifts, named)
+    total = sum(each.numel() for each in views.values()) + count * len(protocols)
+    return ViewPlan(rows, reference, views, shifts, total)
 
 
 def _rows(shifts: Float[Tensor, "image view 2"], border: int) -> Float[Tensor, "row 4"]:
     count, views = shifts.shape[:2]
-    number = torch.arange(count, dtype=torch.float64)[:, None].expand(count, views)
-    kind = torch.where((shifts == 0).all(-1), 0.0, float(border)).double()
-    # Adding zero makes -0 and 0 one.
-    return torch.cat([kind[..., None], number[..., None], shifts + 0.0], dim=-1).reshape(-1, 4)
+    image = torch.arange(count, dtype=torch.float64)[:, None].expand(count, views)
+    borders = torch.where((shifts == 0).all(-1), 0.0, float(border)).double()
+    # Adding zero turns -0 into 0, so that both are one row.
+    return torch.cat([borders[..., None], image[..., None], shifts + 0.0], dim=-1).reshape(-1, 4)

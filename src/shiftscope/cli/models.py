@@ -13,7 +13,7 @@ from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
     from shiftscope.audits import Audit
-    from shiftscope.audits.job import AuditSpec
+    from shiftscope.audits.folder import AuditSpec
     from shiftscope.runtime.processes import Executor
 
 __all__ = ["audit", "explain", "fix"]
@@ -110,7 +110,7 @@ def audit(
     """
     from pydantic import ValidationError
 
-    from shiftscope.audits.job import AuditSpec, merged
+    from shiftscope.audits.folder import AuditSpec, merge_audit
     from shiftscope.cli.progress import print_table
     from shiftscope.report.write import REPORT, audit_page, write_page
     from shiftscope.runtime.settings import mistakes
@@ -119,7 +119,7 @@ def audit(
         raise InputError("`audit` needs a model, or a folder to --merge.")
     found: Audit | None
     if merge is not None:
-        found = merged(merge)
+        found = merge_audit(merge)
     else:
         try:
             spec = AuditSpec(
@@ -160,9 +160,9 @@ def audit(
 
 def _audited(spec: AuditSpec, shard: str | None, out: Path | None) -> Audit | None:
     """The audit; None where other shards are missing."""
-    from shiftscope.audits.job import AuditJob, complete, merged, run_audit, run_shard
+    from shiftscope.audits.folder import is_complete, merge_audit
+    from shiftscope.audits.job import AuditJob, run_audit, run_shard
     from shiftscope.cli.progress import reporting
-    from shiftscope.runtime.progress import Stage
 
     number, shards = _shard(shard)
     if shard is not None and out is None:
@@ -170,26 +170,25 @@ def _audited(spec: AuditSpec, shard: str | None, out: Path | None) -> Audit | No
     try:
         with reporting() as report:
             if out is None:
-                return run_audit(spec, tell=lambda at: report(Stage(*at)))
-            run_shard(AuditJob(spec, number, shards, out), lambda at: report(Stage(*at)))
+                return run_audit(spec, report=report)
+            run_shard(AuditJob(spec, number, shards, out), report)
     except KeyboardInterrupt:
         if out is not None:
             print(f"Stopped. Finished blocks are in {out}; the same command goes on from there.", file=sys.stderr)
         raise
-    return merged(out) if complete(out) else None
+    return merge_audit(out) if is_complete(out) else None
 
 
 def _in_shards(spec: AuditSpec, how: Executor, shard: str | None, shards: int, out: Path | None) -> Audit:
     """The whole audit, so many parts at once."""
     from shiftscope.audits.job import run_shards
     from shiftscope.cli.progress import reporting
-    from shiftscope.runtime.progress import Stage
 
     if shard is not None:
         raise InputError("`--shard` is one part of several commands, `--workers` are the parts of one. Give one of them.")
     try:
         with reporting() as report:
-            return run_shards(spec, how, shards=shards, out=out, tell=lambda at: report(Stage(*at)))
+            return run_shards(spec, how, shards=shards, out=out, report=report)
     except KeyboardInterrupt:
         if out is not None:
             print(f"Stopped. Finished blocks are in {out}; the same command goes on from there.", file=sys.stderr)

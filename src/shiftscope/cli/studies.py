@@ -141,7 +141,7 @@ def report(
     device:
         Where to compute what networks answer to a drag: cpu, cuda, or auto.
     """
-    from shiftscope.audits.job import is_audit
+    from shiftscope.audits.folder import is_audit
     from shiftscope.cli.progress import reporting
     from shiftscope.report.write import write_report
     from shiftscope.runtime.progress import Stage

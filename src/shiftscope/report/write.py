@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from shiftscope.audits.job import is_audit, merged
+from shiftscope.audits.folder import is_audit, merge_audit
 from shiftscope.errors import InputError
 from shiftscope.report import Page, render
 from shiftscope.report.audit import audit_page
@@ -44,7 +44,7 @@ def write_report(
         InputError: the folder holds neither, or an audit whose parts are missing; the file cannot be written.
     """
     if is_audit(folder):
-        page = audit_page(merged(folder))
+        page = audit_page(merge_audit(folder))
     else:
         page = study_page(folder, data_dir=data_dir, device=device, progress=progress)
     return write_page(page, out or folder / REPORT)

@@ -1,0 +1,261 @@
+"""The folder of an audit: its plan, one file per block of images, and the merged result.
+
+A folder holds ``plan.json`` (what to measure, of which model and images), ``parts/NUMBER.safetensors`` (one per block, written
+atomically) and, once all parts are there, ``audit.json``, ``table.csv``, ``table.md`` and ``maps.safetensors``.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from shiftscope.audits.measuring import Kind
+from shiftscope.audits.parts import Part, from_tensors, merge_parts, to_tensors
+from shiftscope.audits.protocols import Protocol
+from shiftscope.audits.results import Audit, assemble
+from shiftscope.datasets.sources import is_folder
+from shiftscope.errors import InputError
+from shiftscope.runtime.files import sweep, write_tensors, write_text
+from shiftscope.runtime.settings import Spec
+
+__all__ = [
+    "AuditPlan",
+    "AuditSpec",
+    "assemble_planned",
+    "is_audit",
+    "is_complete",
+    "merge_audit",
+    "part_file",
+    "prepare_folder",
+    "read_part",
+    "write_part",
+]
+
+PLAN, PARTS = "plan.json", "parts"
+
+
+class AuditSpec(Spec):
+    """What to audit, and how.
+
+    Attributes:
+        model: a reference as :func:`shiftscope.models.load_model` takes it.
+        weights: file of weights for a model that code makes.
+        size: height and width of the model's input, pixels; None for the model's own.
+        mean: mean per channel to subtract from images; None for the model's own.
+        std: standard deviation per channel to divide by; None for the model's own.
+        output: name or position of one of several outputs.
+        embedding: whether outputs are not classes.
+        data: name of a data set, or an image folder; None for data that suit the model.
+        data_dir: local folder that holds the data set.
+        images: number of images.
+        protocols: names; None for those that suit the output.
+        max_shift: the largest shift of all protocols, pixels; None for each one's own.
+        seed: of the random shifts.
+        batch_size: images per forward pass.
+        device: where to compute.
+        trust: whether to run code that the model's file names or holds.
+    """
+
+    model: str
+    weights: str | None = None
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    output: str | None = None
+    embedding: bool = False
+    data: str | None = None
+    data_dir: str | None = None
+    images: int = 256
+    protocols: tuple[str, ...] | None = None
+    max_shift: int | None = None
+    seed: int = 0
+    batch_size: int | None = None
+    device: str = "cpu"
+    trust: bool = False
+
+    def with_absolute_paths(self) -> AuditSpec:
+        """Return the same for a process in another working directory."""
+        names = ("model", "weights", "data_dir")
+        paths = {name: value for name in names if (value := getattr(self, name)) and Path(value).exists()}
+        if self.data is not None and is_folder(self.data):
+            paths["data"] = self.data
+        return self.model_copy(update={name: str(Path(value).resolve()) for name, value in paths.items()})
+
+
+class AuditPlan(Spec):
+    """What the parts in a folder belong to, and what is needed to merge them.
+
+    Attributes:
+        spec: what to audit, and how.
+        model_sha256: checksum of the model.
+        data: where the images come from.
+        data_sha256: checksum of the images.
+        count: number of images.
+        block: images per part.
+        protocols: that are measured.
+        kind: of the model's outputs.
+        borders: protocol -> what fills its border.
+        notes: what a reader needs to know.
+        provenance: code and machine; shards may differ in it and in nothing else.
+    """
+
+    spec: AuditSpec
+    model_sha256: str
+    data: str
+    data_sha256: str
+    count: int
+    block: int
+    protocols: tuple[Protocol, ...]
+    kind: Kind
+    borders: dict[str, str]
+    notes: tuple[str, ...]
+    provenance: dict[str, str]
+
+    @property
+    def blocks(self) -> int:
+        """Number of parts."""
+        return -(-self.count // self.block)
+
+    def matches(self, other: AuditPlan) -> bool:
+        """Return whether parts of both can be merged, however the paths are written."""
+        one, two = (each.model_copy(update={"provenance": {}, "spec": each.spec.with_absolute_paths()}) for each in (self, other))
+        return one == two
+
+
+def is_audit(folder: Path) -> bool:
+    """Return whether a folder holds an audit."""
+    return (folder / PLAN).is_file()
+
+
+def is_complete(out: Path) -> bool:
+    """Return whether a folder holds all parts of its audit."""
+    plan = _read_plan(out)
+    return plan is not None and not _missing(out, plan)
+
+
+def merge_audit(out: Path) -> Audit:
+    """Merge all parts in a folder, and write the audit, its table and its maps there.
+
+    Args:
+        out: the folder.
+
+    Raises:
+        InputError: it holds no audit, parts are missing or damaged, or it cannot be written.
+    """
+    plan = _read_plan(out)
+    if plan is None:
+        raise InputError(f"{out} holds no audit: {PLAN} is missing.", "Choose the folder given with --out.")
+    missing = _missing(out, plan)
+    if missing:
+        raise InputError(
+            f"{out} is not complete: {len(missing)} of {plan.blocks} blocks of images are missing.",
+            "Run the other shards, or the same command without --shard.",
+        )
+    found = assemble_planned(plan, merge_parts(_parts(out, plan)))
+    table = found.table()
+    try:
+        write_text(out / "audit.json", json.dumps(found.to_json(), indent=1) + "\n")
+        write_text(out / "table.csv", table.to_csv())
+        write_text(out / "table.md", table.to_markdown())
+        maps = found.maps() | {f"units/{name}": values for name, values in found.units.items()}
+        if maps:
+            write_tensors(out / "maps.safetensors", maps)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    return found
+
+
+def assemble_planned(plan: AuditPlan, whole: Part) -> Audit:
+    """Return the audit of a plan from all its parts, merged."""
+    provenance = {
+        "model": plan.spec.model,
+        "model_sha256": plan.model_sha256,
+        "data": plan.data,
+        "data_sha256": plan.data_sha256,
+        "seed": str(plan.spec.seed),
+        **plan.provenance,
+    }
+    return assemble(whole, plan.protocols, kind=plan.kind, borders=plan.borders, notes=plan.notes, provenance=provenance)
+
+
+def prepare_folder(out: Path, plan: AuditPlan) -> None:
+    """Create a folder for a plan, or check that it holds this very plan.
+
+    Raises:
+        InputError: it holds another audit, or cannot be written.
+    """
+    known = _read_plan(out)
+    if known is not None and not known.matches(plan):
+        raise InputError(f"{out} holds another audit ({known.spec.model} on {known.data}).", "Choose another folder with --out.")
+    try:
+        (out / PARTS).mkdir(parents=True, exist_ok=True)
+        sweep(out)
+        if known is None:
+            write_text(out / PLAN, plan.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+def part_file(out: Path, number: int) -> Path:
+    """Return the file of a block's part, which may not exist yet."""
+    return out / PARTS / f"{number:06d}.safetensors"
+
+
+def write_part(out: Path, number: int, part: Part) -> None:
+    """Write a block's part.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        write_tensors(part_file(out, number), to_tensors(part))
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+def read_part(out: Path, number: int) -> Part | None:
+    """Return a block's part; None if there is none, or, with a warning, if it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = part_file(out, number)
+    if not file.exists():
+        return None
+    try:
+        return from_tensors(load_file(file))
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"{file} is damaged ({error}); its images are measured again.", stacklevel=2)
+        return None
+
+
+def _parts(out: Path, plan: AuditPlan) -> Iterator[Part]:
+    for number in range(plan.blocks):
+        part = read_part(out, number)
+        if part is None:
+            raise InputError(f"{part_file(out, number)} is damaged.", "Run the audit again with the same --out.")
+        yield part
+
+
+def _read_plan(out: Path) -> AuditPlan | None:
+    try:
+        return AuditPlan.model_validate_json((out / PLAN).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        reason = "it is not a complete plan" if isinstance(error, ValidationError) else error.strerror
+        raise InputError(f"{out / PLAN} cannot be read ({reason}).", "Choose another folder with --out.") from error
+
+
+def _missing(out: Path, plan: AuditPlan) -> list[int]:
+    return [number for number in range(plan.blocks) if not part_file(out, number).exists()]
+
+
+def _unwritable(out: Path, error: OSError) -> InputError:
+    return InputError(
+        f"`out` {out} cannot be written ({error.strerror or error}); finished blocks stay there.",
+        "Make room or choose another folder.",
+    )
