@@ -206,6 +206,12 @@ def test_a_hub_data_set_is_loaded_by_the_real_client_and_then_needs_no_hub(local
     assert offline.stdout == expected
 
 
+def test_hub_without_its_extra_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it raises ImportError
+    with pytest.raises(InputError, match=r"'ylecun/mnist' is on the Hugging Face hub.*pip install shiftscope\[hub\]"):
+        get("mnist")
+
+
 def test_digits_are_scikit_learns_scaled_to_bytes() -> None:
     from sklearn.datasets import load_digits
 
