@@ -1,4 +1,4 @@
-"""Batches give what the theory gives map by map, and what a loop over displacements gives."""
+"""Batches equal the theory map by map, and a slow loop over displacements."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shiftscope import similarity as module
+from shiftscope import similarity
 from shiftscope.shifts import translate
-from shiftscope.similarity import homogeneities, responses
+from shiftscope.similarity import cosine, homogeneities, responses
 from shiftscope.theory import homogeneity, respond
 
 
@@ -20,8 +20,23 @@ def maps(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@given(seed=st.integers(0, 999), scale=st.sampled_from([1e-12, 1.0, 1e12]))
+@settings(deadline=None, max_examples=30)
+def test_cosine_equals_scipys_at_every_scale(seed: int, scale: float) -> None:
+    from scipy.spatial import distance
+
+    one, other = maps(4, 5, seed=seed) * scale, maps(4, 5, seed=seed + 1) * scale
+    expected = [1 - distance.cosine(a.double(), b.double()) for a, b in zip(one, other, strict=True)]
+    assert cosine(one, other).tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_cosine_of_zero_vectors_is_one_between_them_and_zero_to_others() -> None:
+    one, other = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    assert cosine(one, other).tolist() == [1.0, 0.0, 0.0]
+
+
 def slow_similarities(before: Tensor, after: Tensor) -> dict[tuple[int, int], float]:
-    """c(u) = sum over x of A(x) B(x + u), over |A| |B|, one displacement and one position at a time."""
+    """Compute c(u) = sum over x of A(x) B(x + u), over |A| |B|, one displacement and one position at a time."""
     _, height, width = before.shape
     norm = float(before.double().norm() * after.double().norm())
     found = {}
@@ -34,7 +49,7 @@ def slow_similarities(before: Tensor, after: Tensor) -> dict[tuple[int, int], fl
     return found
 
 
-def test_similarity_and_movement_are_those_of_a_loop_over_displacements() -> None:
+def test_responses_equal_loop_over_displacements() -> None:
     before, after = maps(3, 2, 4, 5), maps(2, 3, 2, 4, 5, seed=1)
     found = responses(before, after)
     for shift, image in product(range(2), range(3)):
@@ -51,7 +66,7 @@ def test_similarity_and_movement_are_those_of_a_loop_over_displacements() -> Non
     kind=st.sampled_from(["any", "few", "zeros", "flat"]),
 )
 @settings(deadline=None, max_examples=60)
-def test_batches_give_what_the_theory_gives_for_each_map(height: int, width: int, channels: int, kind: str) -> None:
+def test_responses_equal_theory_for_each_map(height: int, width: int, channels: int, kind: str) -> None:
     before, after = maps(4, channels, height, width), maps(1, 4, channels, height, width, seed=1)
     if kind == "few":
         before, after = before.sign(), after.sign()
@@ -68,21 +83,24 @@ def test_batches_give_what_the_theory_gives_for_each_map(height: int, width: int
 
 
 @pytest.mark.parametrize("stride", [2, 3])
-def test_homogeneity_of_batches_is_the_theorys_for_each_map(stride: int) -> None:
+def test_homogeneities_equal_theory_for_each_map(stride: int) -> None:
     each = maps(4, 3, 6, 7).relu()
     each[1], each[2] = 0, 1
     expected = [homogeneity(one, stride, axes=2) for one in each]
     assert homogeneities(each, (stride, stride)).tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_homogeneity_along_one_axis_knows_no_shift_along_the_other() -> None:
+def test_homogeneities_along_one_axis_ignore_shifts_along_the_other() -> None:
     each = maps(2, 3, 6, 6)
     expected = [homogeneity(one.transpose(0, 1), 2, axes=1) for one in each]
     assert homogeneities(each, (1, 2)).tolist() == pytest.approx(expected, abs=1e-12)
-    assert homogeneities(each, (1, 1)).tolist() == [1.0, 1.0]
 
 
-def test_content_that_only_moves_has_similarity_one_and_the_shift_as_its_displacement() -> None:
+def test_homogeneities_at_stride_one_are_one() -> None:
+    assert homogeneities(maps(2, 3, 6, 6), (1, 1)).tolist() == [1.0, 1.0]
+
+
+def test_responses_moved_content_has_similarity_one_and_shift_as_displacement() -> None:
     images = torch.zeros(5, 2, 12, 12)
     images[:, :, 5:8, 4:7] = maps(5, 2, 3, 3)
     steps = torch.tensor([[0, 0], [3, -2], [-5, 4], [1, 0], [0, -4]])
@@ -91,10 +109,10 @@ def test_content_that_only_moves_has_similarity_one_and_the_shift_as_its_displac
     assert torch.equal(found.displacement[0], steps)
 
 
-def test_maps_taken_a_few_at_a_time_are_those_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_responses_in_chunks_equal_those_of_all_maps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = maps(5, 2, 6, 6), maps(2, 5, 2, 6, 6, seed=1)
     together = responses(before, after)
-    monkeypatch.setattr(module, "VALUES", 1)
+    monkeypatch.setattr(similarity, "VALUES", 1)
     apart = responses(before, after)
     assert torch.equal(together.displacement, apart.displacement)
-    assert torch.allclose(together.similarity, apart.similarity, atol=1e-14)
+    assert torch.allclose(together.similarity, apart.similarity, atol=1e-12)

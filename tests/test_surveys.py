@@ -1,4 +1,4 @@
-"""A survey equals a slow count over images and shifts, however its blocks are cut, and keeps only what it needs."""
+"""Values per image equal their definitions; a survey equals a slow count over images and shifts, however it is cut in blocks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,46 @@ from shiftscope.engine.outputs import Outputs
 from shiftscope.errors import InputError
 from shiftscope.measures import MEASURES
 from shiftscope.shifts import grid
-from shiftscope.surveys import survey
+from shiftscope.surveys import centred, correct, cosines, survey, top1_changes
 
 SHIFTS = grid(2)
 SURVEYED = ("mcs", "top1_change", "probability_change", "pair_consistency", "all_agree", "worst_case")
 
 
 def outputs(count: int, seed: int, shifts: Tensor = SHIFTS) -> Outputs:
-    """Outputs that mostly agree, so that no measure is trivial."""
+    """Outputs that mostly agree, so that no measure is constant."""
     generator = torch.Generator().manual_seed(seed)
     reference = 2 * torch.randn(count, 3, generator=generator)
     values = reference[:, None] + 0.7 * torch.randn(count, len(shifts), 3, generator=generator)
     return Outputs(values, reference, shifts)
+
+
+def outputs_from(reference: list[list[float]], values: list[list[list[float]]]) -> Outputs:
+    shifted = torch.tensor(values)
+    return Outputs(shifted, torch.tensor(reference), torch.zeros(*shifted.shape[:2], 2, dtype=torch.long))
+
+
+def test_cosines_average_over_an_images_shifts() -> None:
+    found = cosines(outputs_from([[1.0, 0.0], [3.0, 4.0]], [[[1.0, 0.0], [0.0, 1.0]], [[3.0, 4.0], [-3.0, -4.0]]]))
+    assert found.tolist() == pytest.approx([0.5, 0.0])
+
+
+def test_top1_changes_counts_shifts_and_breaks_ties_by_lowest_class() -> None:
+    found = top1_changes(outputs_from([[1.0, 2.0], [5.0, 5.0]], [[[0.0, 1.0], [1.0, 0.0]], [[5.0, 5.0], [2.0, 2.0]]]))
+    assert found.tolist() == [0.5, 0.0]
+    assert correct(torch.tensor([[1.0, 2.0], [5.0, 5.0]]), torch.tensor([1, 1])).tolist() == [True, False]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31))
+def test_centred_cosines_ignore_constant_added_to_all_classes(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    reference, values = torch.randn(5, 4, generator=generator), torch.randn(5, 3, 4, generator=generator)
+    constant = 10 + torch.rand(5, 1, generator=generator)
+    plain = Outputs(values, reference, torch.zeros(3, 2))
+    moved = Outputs(values + constant[:, None], reference - constant, torch.zeros(3, 2))
+    torch.testing.assert_close(cosines(centred(plain)), cosines(centred(moved)), atol=1e-5, rtol=0)
+    assert not torch.allclose(cosines(plain), cosines(moved), atol=1e-2)
 
 
 def blocks(whole: Outputs, size: int) -> list[Outputs]:
@@ -33,8 +61,8 @@ def blocks(whole: Outputs, size: int) -> list[Outputs]:
     return [Outputs(values, reference, whole.shifts) for values, reference in parts]
 
 
-def slow(whole: Outputs, labels: Tensor, keep: list[int], image: int) -> dict[str, float]:
-    """One image's measures over some shifts, from their definitions."""
+def slow_measures(whole: Outputs, labels: Tensor, keep: list[int], image: int) -> dict[str, float]:
+    """Compute one image's measures over some shifts from their definitions."""
     reference, values = whole.reference[image], [whole.values[image, index] for index in keep]
     top = reference.argmax().item()
     tops = [value.argmax().item() for value in values]
@@ -52,7 +80,7 @@ def slow(whole: Outputs, labels: Tensor, keep: list[int], image: int) -> dict[st
 
 @given(count=st.integers(1, 9), seed=st.integers(0, 99), size=st.integers(1, 5), factor=st.sampled_from([1, 2, 3]))
 @settings(deadline=None, max_examples=25)
-def test_every_measure_over_every_part_equals_its_definition(count: int, seed: int, size: int, factor: int) -> None:
+def test_survey_equals_definition_for_each_measure_and_part(count: int, seed: int, size: int, factor: int) -> None:
     whole = outputs(count, seed)
     labels = whole.reference.argmax(1).clone()
     labels[::3] = (labels[::3] + 1) % 3
@@ -67,13 +95,13 @@ def test_every_measure_over_every_part_equals_its_definition(count: int, seed: i
     parts = {name: keep for name, keep in parts.items() if keep}
     assert set(found.values) == {(measure, over) for measure in SURVEYED for over in parts}
     for over, keep in parts.items():
-        expected = [slow(whole, labels, keep, image) for image in range(count)]
+        expected = [slow_measures(whole, labels, keep, image) for image in range(count)]
         for measure in SURVEYED:
             assert found.values[measure, over].tolist() == pytest.approx([each[measure] for each in expected], abs=1e-5)
     assert found.right.tolist() == (whole.reference.argmax(1) == labels).tolist()
 
 
-def test_maps_are_means_over_images_for_each_shift() -> None:
+def test_survey_maps_are_means_over_images() -> None:
     whole = outputs(7, 0)
     found = survey(blocks(whole, 3))
     cosines = torch.nn.functional.cosine_similarity(whole.reference[:, None].expand_as(whole.values), whole.values, dim=-1)
@@ -81,7 +109,7 @@ def test_maps_are_means_over_images_for_each_shift() -> None:
     assert found.maps["mcs"].mean().item() == pytest.approx(found.estimate("mcs").value, abs=1e-6)
 
 
-def test_maps_have_the_interval_of_a_mean_at_each_shift() -> None:
+def test_survey_maps_have_interval_of_a_mean() -> None:
     from scipy import stats
 
     whole = outputs(40, 5)
@@ -95,7 +123,7 @@ def test_maps_have_the_interval_of_a_mean_at_each_shift() -> None:
     assert survey([outputs(1, 0)]).intervals["mcs"][0].tolist() == [-1, 1]
 
 
-def test_given_right_leaves_out_images_whose_unshifted_copy_is_wrong() -> None:
+def test_estimate_given_right_leaves_out_misclassified_images() -> None:
     whole = outputs(30, 1)
     labels = whole.reference.argmax(1).clone()
     labels[:20] = (labels[:20] + 1) % 3
@@ -104,13 +132,13 @@ def test_given_right_leaves_out_images_whose_unshifted_copy_is_wrong() -> None:
     assert found.estimate("worst_case").value <= 10 / 30
 
 
-def test_nothing_right_gives_no_estimate() -> None:
+def test_estimate_given_right_of_no_image_is_none() -> None:
     whole = outputs(5, 2)
     wrong = (whole.reference.argmax(1) + 1) % 3
     assert survey([whole], labels=wrong).estimate("mcs", given="right") is None
 
 
-def test_yes_or_no_measures_have_wilsons_interval_and_means_stay_in_their_bounds() -> None:
+def test_estimate_stays_in_bounds() -> None:
     found = survey([outputs(12, 3)])
     agree = found.estimate("all_agree", over="radius 0")
     assert (agree.value, agree.high) == (1.0, 1.0)
@@ -120,7 +148,7 @@ def test_yes_or_no_measures_have_wilsons_interval_and_means_stay_in_their_bounds
         assert bounds[0] <= estimate.low <= estimate.value <= estimate.high <= bounds[1]
 
 
-def test_the_table_has_a_row_for_each_measure_and_part() -> None:
+def test_table_has_row_for_each_measure_and_part() -> None:
     whole = outputs(6, 4)
     table = survey([whole], labels=torch.zeros(6, dtype=torch.long), factor=2).table()
     assert len(table.rows) == 6 * (1 + 3 + 2)
@@ -146,6 +174,6 @@ def test_the_table_has_a_row_for_each_measure_and_part() -> None:
         ),
     ],
 )
-def test_bad_input_is_told_in_a_sentence(call, text: str) -> None:
+def test_invalid_input_raises_error(call, text: str) -> None:
     with pytest.raises(InputError, match=text):
         call()

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Everything else is a fault of ours and keeps its traceback."""
+"""Errors that a user can fix. Any other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["InputError", "ModelFailsError", "NotFiniteError", "UntraceableError"
 
 
 class InputError(ValueError):
-    """Bad input from outside. The command line prints it as one sentence and exits with 2.
+    """Invalid input. The command line prints it as one line and exits with code 2.
 
     Args:
-        problem: what is wrong and where, and the rule it breaks: "`size` must be 1 or more pixels, got 0."
-        remedy: what to do about it: "Leave it out to take the model's own."
+        problem: the parameter, its value and the rule it breaks: "`size` must be 1 or more pixels, got 0."
+        remedy: what to do about it: "Leave it out to use the model's own size."
 
     >>> str(InputError("`size` must be 1 or more pixels, got 0.", "Leave it out."))
     '`size` must be 1 or more pixels, got 0. Leave it out.'
@@ -23,20 +23,20 @@ class InputError(ValueError):
         self.problem, self.remedy = problem, remedy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keep both fields when the error crosses a process border."""
+        """Keep both fields when the error is pickled between processes."""
         return type(self), (self.problem, self.remedy)
 
 
 class NotFiniteError(InputError):
-    """A model's outputs hold infinities or NaN."""
+    """A model's outputs hold NaN or infinity."""
 
 
 class ModelFailsError(InputError):
-    """A model raises an exception on the images it is given."""
+    """A model raises an exception on its input images."""
 
 
 class UntraceableError(InputError):
-    """``torch.fx`` cannot trace a model, so that its graph is unknown; ``problem`` says why."""
+    """``torch.fx`` cannot trace a model, so that its graph is unknown; ``problem`` gives the reason."""
 
 
 def first_line(error: BaseException) -> str:

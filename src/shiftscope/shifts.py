@@ -1,7 +1,7 @@
-"""Shifts of a batch of images: which ones, and how to carry them out.
+"""Shifts: which ones to apply, and how to move a batch of images by them.
 
-A *shift* is (dy, dx) in whole pixels; the content moves down and right when they are positive. Many shifts are a tensor
-``[..., 2]``. Randomness enters as a generator that the caller passes in. This module knows no model and no data set.
+A *shift* is (dy, dx) in pixels; positive values move the content down and right. Many shifts are a tensor ``[..., 2]``. The
+caller passes the random generator. This module knows no model and no data set.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from torch import Tensor
 
 __all__ = ["Mode", "grid", "sample", "translate", "translate_by_parts"]
 
+#: What comes in at the border: a fill (``zero``), or what left on the opposite side (``circular``).
 Mode = Literal["zero", "circular"]
 
 
 def grid(max_shift: int) -> Int[Tensor, "shift 2"]:
-    """All (2 m + 1)^2 shifts of up to ``max_shift`` pixels, row by row.
+    """Return all (2 m + 1)^2 shifts of up to ``max_shift`` pixels along each axis, row by row.
 
     Raises:
-        ValueError: the maximum is negative.
+        ValueError: `max_shift` is negative.
 
     >>> grid(1)[:4].tolist()
     [[-1, -1], [-1, 0], [-1, 1], [0, -1]]
@@ -32,10 +33,10 @@ def grid(max_shift: int) -> Int[Tensor, "shift 2"]:
 
 
 def sample(count: int, max_shift: int, generator: torch.Generator) -> Int[Tensor, "count 2"]:
-    """``count`` independent shifts, uniform on the square of up to ``max_shift`` pixels, on the generator's device.
+    """Draw ``count`` independent shifts, uniform on the square of up to ``max_shift`` pixels, on the generator's device.
 
     Raises:
-        ValueError: the maximum is negative.
+        ValueError: `max_shift` is negative.
 
     >>> sample(3, 8, torch.Generator().manual_seed(0)).shape
     torch.Size([3, 2])
@@ -52,24 +53,24 @@ def translate(
     size: tuple[int, int] | None = None,
     fill: Shaped[Tensor, " channel"] | float = 0,
 ) -> Shaped[Tensor, "image channel tall wide"]:
-    """Move each image of a batch by its own shift, and onto a larger canvas if one is asked for.
+    """Move each image of a batch by its own shift, optionally onto a larger canvas.
 
-    Each pixel of the result looks up where it comes from; one gather moves all images at once, on their device, without
-    waiting for it.
+    One gather moves all images at once, on their device, without synchronising with it.
 
     Args:
         images: a batch of any dtype.
         shifts: (dy, dx) per image, whole pixels of any size.
-        mode: ``zero`` lets the fill come in, ``circular`` lets what leaves on one side come back on the other.
-        size: (height, width) of the canvas, the images' own by default. The image lies in its centre; where the margins
-            cannot be equal, the upper and left one is the smaller.
-        fill: what the canvas is made of, one value or one a channel; not used where ``mode`` is circular.
+        mode: what comes in at the border: the fill (``zero``) or what left on the opposite side (``circular``).
+        size: (height, width) of the canvas, the images' own by default. The image lies in its centre; of unequal margins, the
+            upper and left ones are the smaller.
+        fill: the canvas's colour, one value or one a channel; not used in mode ``circular``.
 
     Returns:
         the moved batch, of the images' dtype.
 
     Raises:
-        ValueError: unknown mode, one shift per image is missing, or a circular canvas of another size than the image.
+        ValueError: `mode` is unknown, `shifts` does not hold one shift an image, or `size` differs from the images' in mode
+            ``circular``.
 
     >>> translate(torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor([[0, 1]])).tolist()
     [[[[0, 1], [0, 3]]]]
@@ -87,7 +88,7 @@ def translate(
     columns = _sources(right, wide, width)
     if mode == "circular":
         return _gather(images, rows % height, columns % width)
-    # A frame of one pixel holds the fill; whatever comes from outside the image is looked up there.
+    # A frame of one pixel holds the fill: every pixel from outside the image is looked up there.
     background = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
     framed = background.reshape(-1, 1, 1).expand(count, images.shape[1], height + 2, width + 2).clone()
     framed[:, :, 1:-1, 1:-1] = images
@@ -101,20 +102,20 @@ def translate_by_parts(
     mode: Mode = "zero",
     fill: Float[Tensor, " channel"] | float = 0.0,
 ) -> Float[Tensor, "image channel height width"]:
-    """Move each image by its own shift, in parts of a pixel.
+    """Move each image by its own shift, in fractions of a pixel.
 
-    ``circular`` turns the phases of the image's Fourier transform, which is exact for band-limited images and undone by the
-    opposite shift (along an axis of even size the highest frequency, which has no direction, keeps its real part only).
-    ``zero`` interpolates bilinearly between the four whole-pixel shifts around, as if the fill went on forever outside.
+    Mode ``circular`` multiplies the image's Fourier transform by phases, which is exact for band-limited images and undone by the
+    opposite shift (along an axis of even size the highest frequency, which has no direction, keeps its real part only). Mode
+    ``zero`` interpolates bilinearly between the four neighbouring whole-pixel shifts, with the fill outside the image.
 
     Args:
         images: a batch of floating point.
         shifts: (dy, dx) per image, pixels.
-        mode: what comes in at the border.
-        fill: the canvas's colour, one value or one a channel; not used where ``mode`` is circular.
+        mode: what comes in at the border: the fill (``zero``) or what left on the opposite side (``circular``).
+        fill: the canvas's colour, one value or one a channel; not used in mode ``circular``.
 
     Raises:
-        ValueError: what :func:`translate` says.
+        ValueError: `mode` is unknown, or `shifts` does not hold one shift an image.
 
     >>> translate_by_parts(torch.tensor([[[[0.0, 1.0, 0.0]]]]), torch.tensor([[0.0, 0.5]])).tolist()
     [[[[0.0, 0.5, 0.5]]]]
@@ -124,10 +125,10 @@ def translate_by_parts(
         down, right = shifts.to(images).unbind(1)
         turns_y = down[:, None] * torch.fft.fftfreq(height, device=images.device, dtype=images.dtype)
         turns_x = right[:, None] * torch.fft.rfftfreq(width, device=images.device, dtype=images.dtype)
-        factor_y, factor_x = _turned(turns_y, height), _turned(turns_x, width)
+        factor_y, factor_x = _phases(turns_y, height), _phases(turns_x, width)
         spectrum = torch.fft.rfft2(images) * factor_y[:, None, :, None] * factor_x[:, None, None, :]
-        turned: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
-        return turned
+        moved: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
+        return moved
     whole = shifts.floor()
     parts = (shifts - whole).to(images)
     moved = torch.zeros_like(images)
@@ -137,8 +138,8 @@ def translate_by_parts(
     return moved
 
 
-def _turned(turns: Float[Tensor, "image frequency"], size: int) -> Complex[Tensor, "image frequency"]:
-    """exp(-2 pi i turns); real at the highest frequency of an even size."""
+def _phases(turns: Float[Tensor, "image frequency"], size: int) -> Complex[Tensor, "image frequency"]:
+    """Return exp(-2 pi i turns), real at the highest frequency of an even size."""
     factors = torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
     if size % 2 == 0:
         highest = size // 2
@@ -147,7 +148,7 @@ def _turned(turns: Float[Tensor, "image frequency"], size: int) -> Complex[Tenso
 
 
 def _sources(steps: Int[Tensor, " image"], target: int, source: int) -> Int[Tensor, "image position"]:
-    """For each position of a centred canvas axis, the position of the image's axis that lands there."""
+    """Return, for each position along a canvas axis, the position along the image's axis that moves there."""
     positions = torch.arange(target, device=steps.device) - (target - source) // 2
     return positions - steps[:, None]
 
@@ -155,7 +156,7 @@ def _sources(steps: Int[Tensor, " image"], target: int, source: int) -> Int[Tens
 def _gather(
     images: Shaped[Tensor, "image channel height width"], rows: Int[Tensor, "image tall"], columns: Int[Tensor, "image wide"]
 ) -> Shaped[Tensor, "image channel tall wide"]:
-    """``images[i, :, rows[i], columns[i]]``, the two axes crossed, in one gather over flattened pixels."""
+    """Return ``images[i, :, rows[i], columns[i]]``, the two axes crossed, in one gather over flattened pixels."""
     count, channels, _, width = images.shape
     pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)[:, None].expand(-1, channels, -1)
     return images.flatten(2).gather(2, pixels).reshape(count, channels, rows.shape[1], columns.shape[1])

@@ -1,17 +1,15 @@
-"""Every shift of every image in numbers: overall, by radius, on and off the lattice, and as maps over shifts.
+"""From a model's outputs to numbers per image; and surveys, which measure every shift of every image.
 
-A survey reads blocks of outputs, one at a time, and keeps a few numbers for each image and each shift, never both together.
-All images share their shifts. Measures:
+A survey reads blocks of outputs, one at a time, and stores a few numbers for each image and each shift, never for both together.
+All images share their shifts. Measures (:data:`shiftscope.measures.MEASURES` defines them):
 
-- ``mcs``: cosine of outputs (mean cosine similarity), ``top1_change``: whether the top class differs from the unshifted one,
-  ``probability_change``: absolute change of the softmax probability of the unshifted top class. Each a mean over shifts.
-- ``pair_consistency``: how often two different shifts of an image agree on the top class. ``all_agree``: whether all do.
-- ``worst_case``, with labels: whether the image is right at every shift.
+- means over shifts: ``mcs``, ``top1_change``, ``probability_change``;
+- of an image's shifts together: ``pair_consistency``, ``all_agree`` and, with labels, ``worst_case``.
 
-They are taken over ``all`` shifts, over each ``radius r`` (the ring max(|dy|, |dx|) = r, rounded up), and, where the model's
-subsampling factor is given, over its ``lattice`` (both parts multiples of the factor) and ``off lattice``. A single shift agrees
-with itself. With labels, each is also given that the unshifted image is right: an accurate model otherwise looks stable only
-because it is accurate.
+Each is computed over ``all`` shifts, over each ``radius r`` (the ring max(|dy|, |dx|) = r, rounded up) and, if the model's
+subsampling factor is known, over its ``lattice`` (dy and dx multiples of the factor) and ``off lattice``. With labels, each is
+also computed over the images whose unshifted copy is classified correctly: otherwise an accurate model looks stable only because
+it is accurate.
 """
 
 from __future__ import annotations
@@ -32,21 +30,21 @@ from shiftscope.measures import MEASURES
 from shiftscope.similarity import cosine
 from shiftscope.tables import Table
 
-__all__ = ["Survey", "centred", "correct", "cosines", "per_shift_cosines", "summed", "survey", "top1_changes"]
+__all__ = ["Survey", "centred", "correct", "cosines", "per_shift_cosines", "from_sums", "survey", "top1_changes"]
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What every shift of every image gave.
+    """Measures of every shift of every image.
 
     Attributes:
         values: (measure, over) -> [image], each image's value over those shifts.
         maps: measure -> [shift], means over images: the sensitivity maps (Myburgh, Mouton and Davel 2021).
         intervals: measure -> [shift, 2], the maps' 95 % intervals over images, from the normal distribution of a mean.
         shifts: [shift, 2], (dy, dx) in pixels.
-        right: [image], whether the unshifted image is right; None without labels.
-        sums, squares: measure -> [shift], over images, of the measure and its square; from them surveys of portions are put
-            together.
+        right: [image], whether the unshifted image is classified correctly; None without labels.
+        sums: measure -> [shift], sum over images; with ``squares``, surveys of separate blocks can be added up.
+        squares: measure -> [shift], sum over images of the square.
     """
 
     values: dict[tuple[str, str], Float[Tensor, " image"]]
@@ -58,30 +56,30 @@ class Survey:
     squares: dict[str, Float[Tensor, " shift"]] = field(default_factory=dict)
 
     def estimate(self, measure: str, *, over: str = "all", given: Literal["all", "right"] = "all") -> Estimate | None:
-        """A measure over some shifts, with its interval over images; None if no image is right.
+        """Return a measure over some shifts, with its interval over images; None if no image is classified correctly.
 
         Args:
-            measure: a name of ``MEASURES``.
+            measure: a name of :data:`shiftscope.measures.MEASURES`.
             over: ``all``, ``radius r``, ``lattice`` or ``off lattice``.
-            given: over all images, or over those whose unshifted image is right.
+            given: over ``all`` images, or over those whose unshifted copy is classified ``right``.
 
         Raises:
-            InputError: no such measure or shifts in this survey, or ``right`` without labels.
+            InputError: the survey lacks this measure or these shifts, or `given` is ``right`` without labels.
         """
         if (measure, over) not in self.values:
             known = ", ".join(f"{name} over {part}" for name, part in self.values)
-            raise InputError(f"the survey holds no {measure!r} over {over!r}. It holds {known}.")
+            raise InputError(f"the survey holds no {measure!r} over {over!r}.", f"It holds {known}.")
         values = self.values[measure, over]
         if given == "right":
             if self.right is None:
-                raise InputError("`given` 'right' needs labels. Give them to `survey`.")
+                raise InputError("`given` 'right' needs labels.", "Pass them to `survey`.")
             values = values[self.right]
         if len(values) == 0:
             return None
         return MEASURES[measure].estimate(values)
 
     def table(self) -> Table:
-        """A row for each measure and part of the shifts."""
+        """Return a table with a row for each measure and part of the shifts."""
         rows = []
         for measure, over in self.values:
             row = {"measure": measure, "over": over, "estimate": self.estimate(measure, over=over)}
@@ -96,7 +94,7 @@ class Survey:
 
 
 def cosines(outputs: Outputs) -> Float[Tensor, " image"]:
-    """Cosine between each image's output and its outputs under shifts, averaged over its shifts.
+    """Return the cosine between each image's output and its outputs under shifts, averaged over its shifts.
 
     The mean over images is the mean cosine similarity, MCS (Mouton, Myburgh and Davel 2020).
     """
@@ -104,11 +102,10 @@ def cosines(outputs: Outputs) -> Float[Tensor, " image"]:
 
 
 def centred(outputs: Outputs) -> Outputs:
-    """Outputs less their mean over classes: what is left decides the softmax, and only that.
+    """Subtract from each output its mean over classes, which the softmax ignores.
 
-    A cosine of raw outputs also counts the part that all classes share. Training leaves that part where the optimiser happens to
-    drive it (near 0 by SGD, far from it by Adam), so that networks which answer alike differ in MCS. Of centred outputs they do
-    not. This measure is ours.
+    A cosine of raw outputs depends on that mean, too. Training leaves it wherever the optimizer drives it (near 0 with SGD, far
+    from it with Adam), so that networks with the same answers differ in MCS. With centred outputs they do not. This is ours.
 
     >>> raw = Outputs(torch.tensor([[[3.0, 5.0]]]), torch.tensor([[7.0, 9.0]]), torch.zeros(1, 2))
     >>> centred(raw).values.tolist(), centred(raw).reference.tolist()
@@ -119,37 +116,37 @@ def centred(outputs: Outputs) -> Outputs:
 
 
 def per_shift_cosines(outputs: Outputs) -> Float[Tensor, "image shift"]:
-    """Cosine between each image's output and each of its outputs under shifts.
+    """Return the cosine between each image's output and each of its outputs under shifts.
 
-    Two zero outputs are alike (1), a zero output is like no other (0).
+    Two zero outputs have cosine 1; a zero output and any other have cosine 0.
     """
     return cosine(outputs.reference[:, None, :], outputs.values).float()
 
 
 def top1_changes(outputs: Outputs) -> Float[Tensor, " image"]:
-    """Share of each image's shifts under which its top class differs from the unshifted one.
+    """Return the share of each image's shifts that change its top class.
 
-    Of equal outputs the lowest class is the top one, before and after.
+    Of equal outputs the class of the lowest index is the top one, before and after.
     """
     changed = outputs.values.argmax(-1) != outputs.reference.argmax(-1)[:, None]
     return changed.float().mean(dim=1)
 
 
 def correct(reference: Float[Tensor, "image class"], labels: Int[Tensor, " image"]) -> Bool[Tensor, " image"]:
-    """Whether each image's top class is its label."""
+    """Return whether each image's top class is its label."""
     return reference.argmax(-1) == labels
 
 
 def survey(blocks: Iterable[Outputs], *, labels: Int[Tensor, " image"] | None = None, factor: int | None = None) -> Survey:
-    """Read blocks of outputs into a survey.
+    """Measure every shift of every image from blocks of outputs.
 
     Args:
         blocks: outputs of successive images under shared shifts, as :func:`shiftscope.engine.outputs.stream_outputs` yields them.
-        labels: of all images, in order.
-        factor: the model's subsampling factor, for the lattice.
+        labels: the class index of each image, in order.
+        factor: the model's subsampling factor in pixels, which defines the lattice.
 
     Raises:
-        InputError: no block, images with shifts of their own, or labels of another number than images.
+        InputError: there is no block, images have shifts of their own, or there is not one label an image.
 
     >>> outputs = Outputs(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[0, 0], [0, 1]]))
     >>> survey([outputs], labels=torch.tensor([0])).estimate("mcs").value
@@ -161,20 +158,20 @@ def survey(blocks: Iterable[Outputs], *, labels: Int[Tensor, " image"] | None = 
         tally = tally or _Tally(block.shifts, factor)
         tally.add(block, labels)
     if tally is None:
-        raise InputError("a survey needs at least one block of outputs, got none.")
+        raise InputError("`blocks` must hold at least one block of outputs, got none.")
     if labels is not None and len(labels) != tally.count:
         raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {tally.count} images.")
     return tally.survey()
 
 
 class _Tally:
-    """What a survey keeps while it reads."""
+    """Running sums of a survey."""
 
     def __init__(self, shifts: Tensor, factor: int | None) -> None:
         if factor is not None and factor < 1:
             raise InputError(f"`factor` must be 1 or more, got {factor}.")
         if shifts.ndim != 2:
-            raise InputError("a survey needs shifts that all images share, [shift, 2].")
+            raise InputError("`blocks` must have shifts that all images share, [shift, 2].")
         self.shifts, self.parts = shifts.cpu(), _parts(shifts.cpu(), factor)
         self.values: dict[tuple[str, str], list[Tensor]] = {}
         self.sums: dict[str, Tensor] = {}
@@ -183,9 +180,9 @@ class _Tally:
         self.count = 0
 
     def add(self, block: Outputs, labels: Tensor | None) -> None:
-        """One block's numbers."""
+        """Add a block of outputs; ``labels`` are those of all images."""
         if not torch.equal(block.shifts.cpu(), self.shifts):
-            raise InputError("a survey needs shifts that all images share, but two blocks differ in theirs.")
+            raise InputError("`blocks` must have shifts that all images share, but two blocks differ in theirs.")
         expected = None if labels is None else labels[self.count : self.count + len(block.reference)].cpu()
         self.count += len(block.reference)
         if expected is not None and len(expected) < len(block.reference):
@@ -198,32 +195,24 @@ class _Tally:
             for over, mask in self.parts.items():
                 self.values.setdefault((name, over), []).append(values[:, mask].mean(dim=1))
         tops, classes = block.values.argmax(-1), block.values.shape[-1]
-        for name, judge in _judges(expected).items():
+        for name, measure in _of_all_shifts(expected).items():
             for over, mask in self.parts.items():
-                self.values.setdefault((name, over), []).append(judge(tops[:, mask], classes))
+                self.values.setdefault((name, over), []).append(measure(tops[:, mask], classes))
 
     def survey(self) -> Survey:
-        """All blocks together."""
+        """Return the survey of all blocks added."""
         values = {key: torch.cat(values).float() for key, values in self.values.items()}
-        return summed(values, self.sums, self.squares, self.shifts, torch.cat(self.rights) if self.rights else None)
+        return from_sums(values, self.sums, self.squares, self.shifts, torch.cat(self.rights) if self.rights else None)
 
 
-def summed(
+def from_sums(
     values: dict[tuple[str, str], Float[Tensor, " image"]],
     sums: dict[str, Float[Tensor, " shift"]],
     squares: dict[str, Float[Tensor, " shift"]],
     shifts: Shaped[Tensor, "shift 2"],
     right: Bool[Tensor, " image"] | None,
 ) -> Survey:
-    """A survey from its images' values and its sums over images.
-
-    Args:
-        values: (measure, over) -> [image].
-        sums: measure -> [shift].
-        squares: measure -> [shift].
-        shifts: (dy, dx) in pixels.
-        right: whether each unshifted image is right; None without labels.
-    """
+    """Return a survey from values per image and sums over images; :class:`Survey` describes the arguments."""
     count = len(next(iter(values.values())))
     return Survey(
         values=values,
@@ -237,7 +226,7 @@ def summed(
 
 
 def _interval(name: str, sums: Tensor, squares: Tensor, count: int) -> Float[Tensor, "shift 2"]:
-    """Mean -+ 1.96 s / sqrt(n), no further than the measure goes; the measure's whole range from a single image."""
+    """Return mean -+ 1.96 s / sqrt(n), clipped to the measure's bounds; the bounds themselves for a single image."""
     low, high = MEASURES[name].bounds
     if count == 1:
         return torch.tensor([low, high]).expand(len(sums), 2)
@@ -248,7 +237,7 @@ def _interval(name: str, sums: Tensor, squares: Tensor, count: int) -> Float[Ten
 
 
 def _parts(shifts: Tensor, factor: int | None) -> dict[str, Bool[Tensor, " shift"]]:
-    """Name -> which shifts; parts without a shift are left out."""
+    """Return name -> mask of shifts; parts without a shift are left out."""
     radius = shifts.abs().amax(dim=1).ceil().long()
     parts = {"all": torch.ones(len(shifts), dtype=torch.bool)}
     parts |= {f"radius {ring}": radius == ring for ring in radius.unique().tolist()}
@@ -259,7 +248,7 @@ def _parts(shifts: Tensor, factor: int | None) -> dict[str, Bool[Tensor, " shift
 
 
 def _by_shift(outputs: Outputs) -> dict[str, Float[Tensor, "image shift"]]:
-    """Measures with a value for each shift."""
+    """Return the measures that have a value for each shift."""
     top = outputs.reference.argmax(-1)[:, None]
     before = outputs.reference.softmax(-1).gather(1, top)
     after = outputs.values.softmax(-1).gather(2, top[:, None].expand(-1, outputs.values.shape[1], -1))[:, :, 0]
@@ -270,16 +259,16 @@ def _by_shift(outputs: Outputs) -> dict[str, Float[Tensor, "image shift"]]:
     }
 
 
-def _judges(labels: Tensor | None) -> dict[str, Callable[[Tensor, int], Tensor]]:
-    """Measures that need an image's shifts together: top classes [image, shift] -> [image]."""
-    judges: dict[str, Callable[[Tensor, int], Tensor]] = {"pair_consistency": _pairs, "all_agree": _all_agree}
+def _of_all_shifts(labels: Tensor | None) -> dict[str, Callable[[Tensor, int], Tensor]]:
+    """Return the measures of an image's shifts together: functions of top classes [image, shift] and the number of classes."""
+    measures: dict[str, Callable[[Tensor, int], Tensor]] = {"pair_consistency": _pairs, "all_agree": _all_agree}
     if labels is not None:
-        judges["worst_case"] = lambda tops, _: (tops == labels[:, None]).all(dim=1).float()
-    return judges
+        measures["worst_case"] = lambda tops, _: (tops == labels[:, None]).all(dim=1).float()
+    return measures
 
 
 def _pairs(tops: Int[Tensor, "image shift"], classes: int) -> Float[Tensor, " image"]:
-    """Share of ordered pairs of different shifts that agree: sum over classes of n (n - 1) / N (N - 1)."""
+    """Return the share of pairs of different shifts that agree: sum over classes of n (n - 1) / N (N - 1), or 1 if N is 1."""
     shifts = tops.shape[1]
     if shifts == 1:
         return torch.ones(len(tops))

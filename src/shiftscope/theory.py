@@ -1,6 +1,18 @@
-"""The source's worked examples, computed: what a shift does to a signal on its way through convolution and subsampling.
+"""The theory of shifts on plain tensors with any number of axes, and the source's worked examples, computed by it.
 
-Nothing here is typed in but the two inputs and the kernel of the slides; every number shown comes out of ``signals``.
+A *signal* is a tensor whose last ``axes`` dimensions are positions; the dimensions before them are channels. Three operations
+make up a convolutional network's spatial part: cross-correlation with a kernel, subsampling, and the shift of the content. Two
+quantities describe how a shift changes an output: its *similarity*, how much of the output is preserved anywhere, and its
+*movement*, how far the preserved part has moved. *Homogeneity* tells why subsampling can help.
+
+Laws, each tested as a property:
+
+- dense correlation commutes with shifts: ``correlate(translate(x, d), k) == translate(correlate(x, k), d)``;
+- at stride s a lattice shift (a multiple of s) moves the output by shift / s, any other shift may change it;
+- a fully equivariant map has similarity 1 and movement d / factor.
+
+This module knows no model, no image and no batch. Source: Mouton, Myburgh and Davel, "Stride and translation invariance in CNNs"
+(2020), which names the quantities in words; the formulas are ours.
 """
 
 from __future__ import annotations
@@ -37,17 +49,17 @@ HOMOGENEOUS = torch.tensor([0, 0, 0, 0, 0, 2, 2, 3, 3, 1, 1, 2, 2, 0, 0, 0, 0, 0
 def correlate(
     signal: Shaped[Tensor, "*positions"], kernel: Shaped[Tensor, "*taps"], *, stride: int = 1
 ) -> Shaped[Tensor, "*kept"]:
-    """Valid cross-correlation of a signal with a kernel, sampled every ``stride`` positions.
+    """Return the valid cross-correlation of a signal with a kernel, sampled every ``stride`` positions.
 
     ``out[i] = sum_k kernel[k] * signal[stride * i + k]``, on each of the kernel's axes (the signal's last ones).
 
     Args:
-        signal: the positions, of any dtype the kernel shares; leading axes are carried along.
+        signal: its last axes, as many as the kernel has, are positions; the others are batch axes.
         kernel: the taps; no axis longer than the signal's.
         stride: the step between samples, in positions, at least 1.
 
     Raises:
-        ValueError: the kernel does not fit into the signal, or the stride is not positive.
+        ValueError: `kernel` does not fit into the signal, or `stride` is not positive.
 
     >>> correlate(torch.tensor([0, 0, 0, 0, 1, 2, 0, 0, 0, 0]), torch.tensor([1, 0, 1]), stride=2).tolist()
     [0, 1, 1, 0]
@@ -68,15 +80,15 @@ def correlate(
 def translate(
     signal: Shaped[Tensor, "*positions"], displacement: int | tuple[int, ...], *, mode: Mode = "zero"
 ) -> Shaped[Tensor, "*positions"]:
-    """The signal with its content moved by ``displacement`` positions (right and down when positive).
+    """Return the signal with its content moved by ``displacement`` positions (right and down when positive).
 
     Args:
         signal: its last axes, as many as the displacement has entries, are shifted.
         displacement: whole positions, one entry an axis; a plain int shifts the last axis.
-        mode: ``zero`` lets zeros come in, ``circular`` lets what leaves on one side come back on the other.
+        mode: what comes in at the border: zeros (``zero``) or what left on the opposite side (``circular``).
 
     Raises:
-        ValueError: unknown mode.
+        ValueError: `mode` is unknown.
 
     >>> translate(torch.tensor([1, 2, 3]), 1).tolist(), translate(torch.tensor([1, 2, 3]), 1, mode="circular").tolist()
     ([0, 1, 2], [3, 1, 2])
@@ -90,19 +102,19 @@ def translate(
     shifted = torch.zeros_like(signal)
     source, target = [slice(None)] * signal.ndim, [slice(None)] * signal.ndim
     for dim, step in zip(dims, steps, strict=True):
-        kept = max(signal.shape[dim] - abs(step), 0)
+        remaining = max(signal.shape[dim] - abs(step), 0)
         start = min(abs(step), signal.shape[dim])
-        source[dim] = slice(0, kept) if step >= 0 else slice(start, None)
-        target[dim] = slice(start, None) if step >= 0 else slice(0, kept)
+        source[dim] = slice(0, remaining) if step >= 0 else slice(start, None)
+        target[dim] = slice(start, None) if step >= 0 else slice(0, remaining)
     shifted[tuple(target)] = signal[tuple(source)]
     return shifted
 
 
 def subsample(signal: Shaped[Tensor, "*positions"], factor: int, *, axes: int | None = None) -> Shaped[Tensor, "*kept"]:
-    """Every ``factor``-th position on each of the last ``axes`` axes (all of them by default), starting with the first.
+    """Return every ``factor``-th position along each of the last ``axes`` axes (all by default), starting with the first.
 
     Raises:
-        ValueError: the factor is not positive.
+        ValueError: `factor` is not positive.
 
     >>> subsample(torch.arange(6), 2).tolist()
     [0, 2, 4]
@@ -117,17 +129,17 @@ def subsample(signal: Shaped[Tensor, "*positions"], factor: int, *, axes: int | 
 def cross_similarity(
     a: Shaped[Tensor, "*shape"], b: Shaped[Tensor, "*shape"], *, axes: int | None = None
 ) -> Float[Tensor, "*displacements"]:
-    """c(u) = <a, T_-u b> / (|a| |b|) for every whole displacement u of the last ``axes`` axes.
+    """Return c(u) = <a, T_-u b> / (|a| |b|) for every whole displacement u along the last ``axes`` axes.
 
-    Both signals are extended by zeros; the channels before the axes are summed over. ``c(0)`` is the cosine a fully
-    connected layer's input sees. Computed by a Fourier transform in double precision.
+    Both signals are extended by zeros, and channels are summed over. ``c(0)`` is the cosine between the inputs of a fully
+    connected layer. Computed by a Fourier transform in double precision.
 
     Returns:
         c, of size 2 n - 1 on an axis of n positions; its centre is u = 0. If both signals are zero, c is 1 at the centre
         and 0 elsewhere; if one is, c is 0 everywhere.
 
     Raises:
-        ValueError: the signals differ in shape.
+        ValueError: `a` and `b` differ in shape.
 
     >>> cross_similarity(torch.tensor([0, 1, 0]), torch.tensor([0, 0, 1])).argmax().item() - 2
     1
@@ -151,13 +163,13 @@ def cross_similarity(
 
 @dataclass(frozen=True)
 class Response:
-    """What a shift of the input did to a map: how much is preserved, and where it went.
+    """How a map responded to a shift of the input.
 
     Attributes:
         similarity: max over u of c(u); 1 for a map that has only moved.
-        movement: Euclidean length of the displacement below, in the map's positions. Times the map's factor: in input pixels.
+        movement: Euclidean length of the displacement, in the map's positions; times the map's factor, in input pixels.
         displacement: argmax over u of c(u), positions along each axis; of equal peaks the nearest to 0.
-        in_place: c(0), what a flatten and fully connected layer sees.
+        in_place: c(0), the cosine between the inputs of a fully connected layer.
     """
 
     similarity: float
@@ -167,15 +179,15 @@ class Response:
 
 
 def respond(a: Shaped[Tensor, "*shape"], b: Shaped[Tensor, "*shape"], *, axes: int | None = None) -> Response:
-    """Signal similarity and movement between the untranslated map ``a`` and the translated map ``b``.
+    """Measure similarity and movement between the map of the unshifted input and that of the shifted input.
 
     Args:
-        a: the untranslated map; its last ``axes`` axes are positions, the others channels.
-        b: the translated map, of the same shape.
+        a: the map of the unshifted input; its last ``axes`` axes are positions, the others channels.
+        b: the map of the shifted input, of the same shape.
         axes: how many axes are positions, all by default.
 
     Raises:
-        ValueError: the maps differ in shape.
+        ValueError: `a` and `b` differ in shape.
 
     >>> x = torch.tensor([0, 1, 2, 0, 0])
     >>> respond(x, translate(x, 2)).movement
@@ -195,10 +207,10 @@ def respond(a: Shaped[Tensor, "*shape"], b: Shaped[Tensor, "*shape"], *, axes: i
 
 
 def homogeneity(signal: Shaped[Tensor, "*positions"], factor: int, *, axes: int | None = None) -> float:
-    """Local homogeneity at a subsampling factor: how much subsampling keeps under the shifts it cannot follow.
+    """Measure local homogeneity: how alike subsampled signals are under the shifts that subsampling cannot follow.
 
     The mean over t in {0 .. factor - 1}^axes, t = 0 left out, of ``cosine(S x, S T_t x)``: S keeps every ``factor``-th
-    position, T_t is the zero-fill shift. At factor 1 there is no such t and nothing is lost: 1.
+    position, T_t is the zero-fill shift. At factor 1 there is no such t, and homogeneity is 1.
 
     Args:
         signal: its last ``axes`` axes (all by default) are positions.
@@ -206,15 +218,15 @@ def homogeneity(signal: Shaped[Tensor, "*positions"], factor: int, *, axes: int 
         axes: how many axes are positions.
 
     Raises:
-        ValueError: the factor is not positive.
+        ValueError: `factor` is not positive.
 
     >>> homogeneity(torch.tensor([0, 0, 0, 0, 0, 2, 2, 3, 3, 1, 1, 2, 2, 0, 0, 0, 0, 0]), 2)
     1.0
     """
     spatial = signal.ndim if axes is None else axes
-    kept = subsample(signal, factor, axes=spatial)
+    unshifted = subsample(signal, factor, axes=spatial)
     shifts = [shift for shift in product(range(factor), repeat=spatial) if any(shift)]
-    cosines = [_cosine(kept, subsample(translate(signal, shift), factor, axes=spatial)) for shift in shifts]
+    cosines = [_cosine(unshifted, subsample(translate(signal, shift), factor, axes=spatial)) for shift in shifts]
     return sum(cosines) / len(cosines) if cosines else 1.0
 
 
@@ -228,10 +240,10 @@ class WorkedTable:
     """One worked example.
 
     Attributes:
-        name: what it is about.
-        setting: the input and what is done to it.
-        rows: one a shift: ``shift``, ``output``, and what is measured of the output.
-        shows: what a reader should see in it, in one sentence.
+        name: its topic.
+        setting: the input and the operations on it.
+        rows: one a shift, with ``shift``, ``output`` and measures of the output.
+        shows: what the example shows, in a sentence or two.
     """
 
     name: str
@@ -241,16 +253,16 @@ class WorkedTable:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of a row's entries, in order."""
+        """Return the names of a row's entries, in order."""
         return tuple(self.rows[0])
 
     def to_json(self) -> dict[str, Any]:
-        """The table as plain data."""
+        """Return the table as plain data."""
         return {**asdict(self), "columns": list(self.columns)}
 
 
 def worked_tables() -> tuple[WorkedTable, ...]:
-    """Every worked table of the source, sections on equivariance, shiftability, homogeneity and the fully connected layer.
+    """Compute every worked table of the source: equivariance, shiftability, homogeneity and the fully connected layer.
 
     >>> [table.name for table in worked_tables()]
     ['equivariance', 'broken equivariance', 'shiftability', 'local homogeneity', 'fully connected layer']
@@ -266,8 +278,8 @@ def worked_tables() -> tuple[WorkedTable, ...]:
             "broken equivariance",
             f"{_written(SIGNAL)} correlated with {_written(KERNEL)}, stride 2",
             _rows(SIGNAL, (0, 1, 2), strided),
-            "At stride 2 a shift of one gives an output that was not there before: subsampling breaks equivariance. (Its "
-            "similarity is 1 all the same, because a cosine does not see that the output has doubled.)",
+            "At stride 2 a shift of one gives an output that is no shift of the first: subsampling breaks equivariance. (Its "
+            "similarity is 1 all the same, because a cosine ignores that the output has doubled.)",
         ),
         WorkedTable(
             "shiftability",
@@ -287,24 +299,24 @@ def worked_tables() -> tuple[WorkedTable, ...]:
             "fully connected layer",
             "the stride 1 output above, then one unit with the weights 1 2 3 4 5 6 7 8, or the sum over positions",
             _connected_rows(SIGNAL, (0, 1, 2)),
-            "The map is equivariant, yet the shift still reaches the fully connected layer, which weighs positions; only the "
-            "sum over positions does not see it. Equivariant is not invariant.",
+            "The map is equivariant, yet the shift changes the fully connected layer's output, which weights positions; only the "
+            "sum over positions stays the same. Equivariant is not invariant.",
         ),
     )
 
 
 def dense(signal: Tensor) -> Tensor:
-    """The slides' convolution at stride 1."""
+    """Apply the slides' convolution at stride 1."""
     return correlate(signal, KERNEL)
 
 
 def strided(signal: Tensor) -> Tensor:
-    """The slides' convolution at stride 2."""
+    """Apply the slides' convolution at stride 2."""
     return correlate(signal, KERNEL, stride=2)
 
 
 def _rows(signal: Tensor, shifts: tuple[int, ...], through: Callable[[Tensor], Tensor]) -> tuple[dict[str, Any], ...]:
-    """Outputs under shifts, each measured against the output of the first shift."""
+    """Return a row for each shift, its output compared with that of the first shift."""
     outputs = [through(translate(signal, shift)) for shift in shifts]
     responses = [respond(outputs[0], output) for output in outputs]
     return tuple(
@@ -320,7 +332,7 @@ def _rows(signal: Tensor, shifts: tuple[int, ...], through: Callable[[Tensor], T
 
 
 def _connected_rows(signal: Tensor, shifts: tuple[int, ...]) -> tuple[dict[str, Any], ...]:
-    """The dense map under shifts, what a unit that weighs positions makes of it, and what a sum over positions does."""
+    """Return a row for each shift: the dense map, a fully connected unit's output on it, and its sum over positions."""
     maps = [dense(translate(signal, shift)) for shift in shifts]
     weights = torch.arange(1, len(maps[0]) + 1)
     return tuple(

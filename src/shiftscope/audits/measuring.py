@@ -23,7 +23,7 @@ from shiftscope.engine.outputs import Outputs, stream_outputs
 from shiftscope.errors import InputError, NotFiniteError
 from shiftscope.shifts import Mode, grid
 from shiftscope.similarity import cosine
-from shiftscope.surveys import Survey, summed, survey
+from shiftscope.surveys import Survey, from_sums, survey
 
 __all__ = ["Grid", "Kind", "Measurer", "grid_name", "supported_measures"]
 
@@ -203,7 +203,7 @@ class Measurer:
             return replace(found, right=correct)
         values = {key: tensor for key, tensor in found.values.items() if key[0] in VECTOR_MEASURES}
         sums, squares = ({name: each[name] for name in VECTOR_MEASURES} for each in (found.sums, found.squares))
-        return summed(values, sums, squares, found.shifts, None)
+        return from_sums(values, sums, squares, found.shifts, None)
 
     def _cost(self, plan: ViewPlan, reused: int, surveyed: dict[Grid, Outputs], images: int, started: float) -> Cost:
         run, shifts = len(plan.rows) - reused, sum(len(outputs.shifts) for outputs in surveyed.values())

@@ -11,7 +11,7 @@ from torch import Tensor
 from shiftscope.audits.scores import Sums
 from shiftscope.audits.views import BORDERS
 from shiftscope.shifts import grid
-from shiftscope.surveys import Survey, summed
+from shiftscope.surveys import Survey, from_sums
 
 __all__ = ["Changed", "Cost", "Part", "from_tensors", "merge_parts", "most_changed", "to_tensors"]
 
@@ -117,7 +117,7 @@ def merge_parts(parts: Iterable[Part]) -> Part:
     for name in survey_sums:
         blocks = [part.surveys[name] for part in every if name in part.surveys]
         values = _cat([each.values for each in blocks])
-        surveys[name] = summed(values, survey_sums[name], survey_squares[name], blocks[0].shifts, correct)
+        surveys[name] = from_sums(values, survey_sums[name], survey_squares[name], blocks[0].shifts, correct)
     return Part(
         scores=_cat([part.scores for part in every]),
         surveys=surveys,
@@ -193,7 +193,7 @@ def from_tensors(tensors: dict[str, Tensor]) -> Part:
                 cost[figure] = float(tensor) if figure == "seconds" else int(tensor)
     correct = tensors.get("each/right")
     surveys = {
-        name: summed(each, totals[name, "sums"], totals[name, "squares"], grid(int(name.split()[1])), correct)
+        name: from_sums(each, totals[name, "sums"], totals[name, "squares"], grid(int(name.split()[1])), correct)
         for name, each in values.items()
     }
     return Part(
