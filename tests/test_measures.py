@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shiftscope.audits.scores import SCORES, Answers, MapAnswers
+from shiftscope.audits.scores import SCORES, MapOutputs, ViewOutputs
 from shiftscope.engine.outputs import Outputs
 from shiftscope.measures import MEASURES
 from shiftscope.shifts import grid
@@ -73,9 +73,9 @@ def test_output_measures_stay_in_bounds(seed: int, scale: float) -> None:
 def test_protocol_scores_stay_in_bounds(seed: int, scale: float) -> None:
     outputs = outputs_of(seed, scale)
     shifts = torch.full((6, 8, 2), 1 / 16)
-    answers = Answers(outputs.values[:, :8], outputs.reference, shifts, (8, 8), torch.arange(6) % 4)
+    answers = ViewOutputs(outputs.values[:, :8], outputs.reference, shifts, (8, 8), torch.arange(6) % 4)
     maps = torch.randint(3, (6, 9, 5, 5), generator=torch.Generator().manual_seed(seed))
-    map_answers = MapAnswers(maps[:, :8], maps[:, 8], torch.zeros(6, 8, 2, dtype=torch.long) + 1, circular=False)
+    map_answers = MapOutputs(maps[:, :8], maps[:, 8], torch.zeros(6, 8, 2, dtype=torch.long) + 1, circular=False)
     for name, score in SCORES.items():
         assert within_bounds(name, score.of(map_answers if score.needs == "maps" else answers)), name
 
