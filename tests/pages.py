@@ -17,7 +17,7 @@ from shiftscope.report.content import Signal
 from shiftscope.shifts import grid
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import run_study
-from studies.test_runner import SMALL
+from small import SMALL
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 

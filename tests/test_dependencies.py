@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import shiftscope
+from small import TINY
 
 PACKAGE = Path(shiftscope.__file__).parent
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
@@ -62,26 +63,6 @@ def test_extra_all_holds_every_optional_feature() -> None:
     assert named == set(PROJECT["optional-dependencies"]) - {"all", "docs", "test"}
 
 
-STUDY = """
-title = "Tiny"
-seeds = 1
-[data]
-image_size = 10
-canvas = 20
-validation_images = 60
-train_images = 200
-test_images = 40
-[network]
-channels = [4, 6]
-[training]
-max_epochs = 1
-[grid]
-network.factor = [4]
-[measure]
-max_shift = 5
-"""
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -91,7 +72,7 @@ max_shift = 5
     ids=["study of the digits", "audit of photos"],
 )
 def test_digits_and_photos_need_neither_datasets_nor_pandas(command: list[str], tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(STUDY)
+    (tmp_path / "tiny.toml").write_text(TINY)
     for number in range(3):
         path = tmp_path / "photos" / "cat" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

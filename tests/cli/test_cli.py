@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shiftscope.cli import main
-from studies.test_runner import SMALL
+from small import SMALL
 
 TINY = SMALL.replace("seeds = 2", "seeds = 1").replace("[1, 4]", "[4]")
 

@@ -31,7 +31,7 @@ from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import run_study
 from shiftscope.surveys import per_shift_cosines
 from shiftscope.tables import Table
-from studies.test_runner import SMALL
+from small import SMALL
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from shiftscope.runtime.processes import Processes, sensible_workers
 from shiftscope.runtime.progress import JobEvent
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import RunEnded, run_study
-from studies.test_runner import SMALL
+from small import SMALL
 
 
 def ignore(*_: object) -> None:

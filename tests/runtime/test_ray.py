@@ -22,7 +22,7 @@ from shiftscope.runtime.progress import JobEvent
 from shiftscope.runtime.ray import Ray
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import RunEnded, run_study
-from studies.test_runner import SMALL
+from small import SMALL
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [

@@ -19,7 +19,7 @@ from shiftscope.studies.claims import Held, _claims, _ranks, _statistic, _verdic
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import run_study
 from shiftscope.studies.spec import Claim, Source
-from studies.test_runner import SMALL
+from small import SMALL
 
 CLAIMS = """
 [[source.claims]]

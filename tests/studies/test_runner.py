@@ -34,30 +34,7 @@ from shiftscope.studies.runner import RunEnded, RunStarted, _begun, _do, _do_awa
 from shiftscope.studies.spec import Study
 from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.training.loop import Epoch
-
-SMALL = """
-title = "Small"
-seeds = 2
-[data]
-image_size = 10
-canvas = 22
-validation_images = 100
-train_images = 300
-test_images = 60
-[network]
-channels = [4, 8]
-[training]
-max_epochs = 2
-[measure]
-max_shift = 6
-[grid]
-network.factor = [1, 4]
-[source]
-title = "a table"
-[[source.cells]]
-network.factor = 4
-mcs = 0.5
-"""
+from small import SMALL
 
 
 def small(tmp_path: Path, text: str = SMALL) -> Study:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.training.loop import Epoch, Recipe, Training, train
-from training.test_loop import CANVAS, SPEC, blobs
+from small import CANVAS, SPEC, blobs
 
 LPS = NetworkSpec(channels=(4, 8), factor=4, input_size=12, classes=4, padding="circular", sampling="lps")
 

@@ -9,33 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shiftscope.datasets.dataset import Canvas
-from shiftscope.datasets.sources import Labelled
-from shiftscope.models.family import Network, NetworkSpec, build
 from shiftscope.training.loop import Epoch, Recipe, Step, evaluate, reaching, train
 from shiftscope.training.pools import RectifiedMaxPool2d, quick_pools
-
-SPEC = NetworkSpec(channels=(4, 8), factor=4, input_size=12, classes=4)
-CANVAS = Canvas(12, torch.zeros(1))
-
-
-def blobs(count: int, seed: int) -> Labelled:
-    """Four classes by which quarter of an 8x8 image is bright."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(4, (count,), generator=generator)
-    images = torch.randint(0, 60, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    for image, label in zip(images, labels.tolist(), strict=True):
-        image[:, 4 * (label // 2) :, 4 * (label % 2) :][:, :4, :4] += 150
-    return Labelled(images, labels)
-
-
-def fresh(seed: int = 0) -> Network:
-    return build(SPEC, generator=torch.Generator().manual_seed(seed))
-
-
-def fit(model: nn.Module, *, seed: int = 0, report=lambda _: None, **settings: object):
-    recipe = Recipe(**{"learning_rate": 0.01, "max_epochs": 30, "patience": 1, **settings})
-    return train(model, (blobs(200, 0), blobs(60, 1)), recipe, place=CANVAS.place, seed=seed, report=report)
+from small import CANVAS, blobs, fit, fresh
 
 
 def test_a_learnable_task_reaches_every_training_image_and_says_so() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from shiftscope.training.loop import Epoch, Recipe, Step
 from shiftscope.training.stacking import train_together
-from training.test_loop import CANVAS, blobs, fit, fresh
+from small import CANVAS, blobs, fit, fresh
 
 
 def together(seeds: tuple[int, ...], report=lambda _: None, **settings: object):
