@@ -1,40 +1,160 @@
-"""A table is shown whole at every width: no number loses its interval."""
+"""Progress is bars on a terminal and plain lines elsewhere; tables keep every number at every width."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
-from shiftscope.cli import progress as console
+from shiftscope.cli import progress
+from shiftscope.cli.progress import ProgressDisplay, print_table, time_left
 from shiftscope.estimates import Estimate
-from shiftscope.runtime.progress import Stage
+from shiftscope.runtime.progress import JobEvent, Stage
+from shiftscope.studies import records
+from shiftscope.studies.records import Record
+from shiftscope.studies.runner import RunEnded, RunStarted
 from shiftscope.tables import Table
+from shiftscope.training.loop import Epoch, Step
 
-COLUMNS = ("factor", *(f"measure_{number}" for number in range(6)))
-ROWS = tuple({"factor": factor, **{name: Estimate(0.5, 0.25, 0.75, 9) for name in COLUMNS[1:]}} for factor in (1, 2))
+COLUMNS = ("factor", "mcs", "top1_change", "worst_case")
+ESTIMATE = Estimate(0.5, 0.25, 0.75, 9)
 
 
-@pytest.mark.parametrize(("width", "one_table"), [(80, False), (240, True)])
-def test_every_interval_is_shown_at_every_width(
-    width: int, one_table: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def table(columns: tuple[str, ...]) -> Table:
+    return Table(
+        "Title", columns, tuple({"factor": each} | dict.fromkeys(columns[1:], ESTIMATE) for each in (1, 2)), ("A note.",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "columns", "is_table"),
+    [
+        (80, COLUMNS, True),
+        (80, (*COLUMNS, "mcs_centred", "pair_consistency"), False),
+        (240, (*COLUMNS, "mcs_centred", "pair_consistency"), True),
+    ],
+)
+def test_table_keeps_every_interval_at_every_width(
+    width: int, columns: tuple[str, ...], is_table: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(console, "Console", lambda **_: Console(width=width))
-    console.print_table(Table("Title", COLUMNS, ROWS, ("A note.",)))
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(width=width))
+    print_table(table(columns))
     shown = capsys.readouterr().out
-    assert shown.count("0.500 [0.250, 0.750]") == 12
-    assert ("\u2502" in shown) == one_table
+    assert shown.count("[0.250, 0.750]") == shown.count("0.500") == 2 * (len(columns) - 1)
+    assert ("│" in shown) == is_table
     assert "Title" in shown
     assert "A note." in shown
     assert max(map(len, shown.splitlines())) <= width
 
 
-def test_what_takes_longer_than_a_moment_tells_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_heads_columns_with_words_and_wraps_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(width=60))
+    print_table(table(("factor", "mcs", "all_agree")))
+    heading = capsys.readouterr().out.split("┡")[0]
+    for word in ("subsampling", "factor", "mean cosine", "similarity", "same class at", "shift"):
+        assert word in heading
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Set the time that progress sees."""
     now = [0.0]
-    monkeypatch.setattr(console, "monotonic", lambda: now[0])
-    words = console._Words()
-    said = []
-    for second, done in ((0, 10), (0.5, 15), (4, 50), (9, 100)):
-        now[0] = second
-        said.append(words.of(Stage("measuring", done, 100)).removeprefix("measuring: "))
-    assert said == ["10 of 100", "15 of 100", "50 of 100  about 5 s left", "100 of 100"]
-    assert words.of(Stage("reading", 3, 0)) == "reading: 3"
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, seconds)
+
+
+@pytest.fixture
+def display(clock: Callable[[float], None]) -> ProgressDisplay:
+    """A display without a terminal."""
+    bars = Progress(console=Console(stderr=True, width=200), disable=True, get_time=lambda: progress.monotonic())
+    return ProgressDisplay(bars, "loading the model")
+
+
+def test_quick_work_prints_no_progress(display: ProgressDisplay, clock: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    clock(1.5)
+    display.report(Stage("measuring", 64, 128))
+    assert capsys.readouterr().err == ""
+
+
+def test_long_stage_prints_a_line_every_five_seconds_with_the_time_left(
+    display: ProgressDisplay, clock: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for second, done in ((0, 0), (3, 10), (4, 15), (9, 50), (12, 60), (18, 100)):
+        clock(second)
+        display.report(Stage("measuring", done, 100))
+    assert capsys.readouterr().err.splitlines() == [
+        "measuring  10/100  about 27 s left",
+        "measuring  50/100  about 9 s left",
+        "measuring  100/100",
+    ]
+
+
+def test_new_stage_starts_its_clock_again(display: ProgressDisplay, clock: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    clock(100)
+    display.report(Stage("reading", 3, 0))
+    display.report(Stage("measuring", 0, 10))
+    clock(110)
+    display.report(Stage("measuring", 5, 10))
+    assert capsys.readouterr().err.splitlines() == ["reading  3", "measuring  5/10  about 10 s left"]
+
+
+@pytest.fixture
+def record(run: Path) -> Record:
+    """A finished run's record."""
+    finished = records.read(run)
+    assert finished is not None
+    return finished.record
+
+
+def test_training_shows_epoch_loss_accuracy_and_time_left(
+    display: ProgressDisplay, record: Record, clock: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock(10)
+    display.report(RunStarted(1, 2, "factor 4, seed 0", 4.0))
+    display.report(Step(1, 20, 0, 10, 0.5, 1000.0))
+    display.report(Epoch(1, 0.5, 0.9, None, 0.95, 0.2, 1000.0, 10.0))
+    clock(20)
+    display.report(Step(2, 20, 0, 10, 0.25, 1000.0))
+    display.report(RunEnded(record, found=False))
+    first, second, ended = capsys.readouterr().err.splitlines()
+    assert first == "0/2 done  factor 4, seed 0: training  0/40  epoch 1  loss 0.5000  1,000 images/s"
+    assert second.startswith("0/2 done  factor 4, seed 0: training  10/40  epoch 2  loss 0.2500  validation 95.00%")
+    assert second.endswith("about 30 s left")
+    assert ended == f"1/2 done  factor 4, seed 0  {record.training.sentence}  mean cosine similarity {record.results['mcs']}"
+
+
+def test_found_runs_do_not_count_in_the_time_left(display: ProgressDisplay, record: Record, clock: Any) -> None:
+    clock(10)
+    for number in (1, 2):
+        display.report(RunStarted(number, 4, f"seed {number}", None))
+        display.report(RunEnded(record, found=True))
+    display.report(JobEvent("seed 3", 2, 4, Stage("reading", 0, 0)))
+    clock(110)
+    display.report(JobEvent("seed 3", 3, 4, RunEnded(record, found=False)))
+    everything = next(task for task in display.bars.tasks if task.description == "all runs")
+    assert (everything.completed, everything.total) == (3, 4)
+    assert time_left(everything) == "about 2 min left"
+
+
+def test_terminal_shows_a_bar_for_every_job(record: Record) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    with Progress(console=console, auto_refresh=False) as bars:
+        display = ProgressDisplay(bars, "loading PyTorch")
+        for label in ("factor 1, seed 0", "factor 4, seed 0"):
+            display.report(JobEvent(label, 0, 2, Stage("measuring", 32, 64)))
+        assert {task.description for task in bars.tasks} == {
+            "all runs",
+            "factor 1, seed 0: measuring",
+            "factor 4, seed 0: measuring",
+        }
+        display.report(JobEvent("factor 1, seed 0", 1, 2, RunEnded(record, found=False)))
+        assert "factor 1, seed 0: measuring" not in {task.description for task in bars.tasks}
+    assert "1/2 done  factor 1, seed 0" in screen.getvalue()

@@ -1,66 +1,271 @@
-"""What a person sees while a command works: a live line on a terminal, plain lines elsewhere, always on standard error."""
+"""Show progress on standard error, as bars on a terminal and as plain lines elsewhere, and print tables."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from textwrap import wrap
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.status import Status
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from shiftscope.runtime.progress import Event, JobEvent, Report, Stage
-from shiftscope.studies.runner import RunEnded, RunStarted
-from shiftscope.tables import Table
-from shiftscope.theory import WorkedTable
-from shiftscope.training.loop import Epoch, Step
+
+if TYPE_CHECKING:
+    from shiftscope.studies.runner import RunEnded
+    from shiftscope.tables import Table
+    from shiftscope.theory import WorkedTable
+    from shiftscope.training.loop import Epoch, Step
 
 __all__ = ["print_table", "print_worked", "reporting"]
 
 SECONDS_BETWEEN_LINES = 5.0
-SECONDS_BEFORE_TIME_LEFT = 1.0
-NOT_A_TERMINAL_WIDTH = 240
+SECONDS_BEFORE_FIRST_LINE = 2.0
+SECONDS_BEFORE_ESTIMATE = 1.0
+#: The task that counts a study's runs.
+ALL = "all"
+#: Width of tables that go to a file or a pipe.
+PLAIN_WIDTH = 240
 
 
 @contextmanager
-def reporting() -> Iterator[Report]:
-    """A report for ``run_study``."""
+def reporting(stage: str) -> Iterator[Report]:
+    """Show progress until the block ends.
+
+    Args:
+        stage: what is going on until the first event, "loading the model".
+    """
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Lines().tell
-        return
-    with console.status("starting") as status:
-        yield _Live(console, status).tell
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=20),
+        Counted(),
+        TimeLeft(),
+        TextColumn("{task.fields[details]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield ProgressDisplay(bars, stage).report
+
+
+class Counted(ProgressColumn):
+    """Items done, of how many if that is known."""
+
+    def render(self, task: Task) -> Text:
+        """Return the count, or nothing where nothing is counted."""
+        return Text(_counted(task))
+
+
+def _counted(task: Task) -> str:
+    of = f"/{task.total:,.0f}" if task.total else ""
+    return f"{task.completed:,.0f}{of}" if task.completed or of else ""
+
+
+class TimeLeft(ProgressColumn):
+    """Time left of a task, if the rest is as fast as the mean so far.
+
+    rich's own column extrapolates from the latest steps, which misleads when two long runs end within a second.
+    """
+
+    def render(self, task: Task) -> Text:
+        """Return the time in words, or nothing while it is unknown."""
+        return Text(time_left(task))
+
+
+def time_left(task: Task) -> str:
+    """Return "about 3 min left", or an empty text while nothing can be said."""
+    done = task.completed - task.fields["skipped"]
+    if done <= 0 or task.elapsed is None or task.elapsed < SECONDS_BEFORE_ESTIMATE or not task.remaining:
+        return ""
+    seconds = task.elapsed / done * task.remaining
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"
+
+
+@dataclass
+class _Run:
+    """A run in training: epochs that earlier runs needed on average, and its last epoch; None while unknown."""
+
+    epochs: float | None = None
+    last: Epoch | None = None
+
+
+class ProgressDisplay:
+    """Turn events into rich's tasks: one for all runs of a study, and one for every job at work.
+
+    Args:
+        bars: rich's display; disabled where there is no terminal, which then gets a plain line now and then.
+        stage: what is going on until the first event.
+    """
+
+    def __init__(self, bars: Progress, stage: str) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+        self.runs: dict[str, _Run] = {}
+        self.job, self.number = "", 0
+        self.last_line = monotonic() - SECONDS_BETWEEN_LINES + SECONDS_BEFORE_FIRST_LINE
+        self._show("", stage)
+
+    def report(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, JobEvent):
+            self.job = event.label
+            self._show_all(event.done, event.of)
+            event = event.event
+        self._update(event)
+
+    def _update(self, event: Event) -> None:
+        from shiftscope.studies.runner import RunEnded, RunStarted
+        from shiftscope.training.loop import Epoch, Step
+
+        match event:
+            case Stage(sentence, done, of):
+                self._show(self.job, f"{self.job}: {sentence}" if self.job else sentence, done, of)
+            case RunStarted(number, of, label, epochs):
+                self.job, self.number, self.runs[label] = label, number, _Run(epochs)
+                self._show_all(number - 1, of)
+            case Epoch():
+                self.runs.setdefault(self.job, _Run()).last = event
+            case Step():
+                self._show_step(event, self.runs.setdefault(self.job, _Run()))
+            case RunEnded():
+                self._end(event)
+
+    def _show_step(self, step: Step, run: _Run) -> None:
+        """Show how far a training is, of the epochs that earlier runs needed or, at first, of those it may take."""
+        epochs = step.max_epochs if run.epochs is None or run.epochs < step.epoch else run.epochs
+        validation = f"  validation {run.last.validation_accuracy:.2%}" if run.last else ""
+        details = f"epoch {step.epoch}  loss {step.loss:.4f}{validation}  {step.images_per_second:,.0f} images/s"
+        self._show(self.job, f"{self.job}: training", (step.epoch - 1) * step.of + step.done, round(epochs * step.of), details)
+
+    def _show_all(self, done: int, of: int) -> None:
+        self._remove("")
+        self._show(ALL, "all runs", done, of)
+
+    def _show(self, job: str, what: str, done: int = 0, of: int = 0, details: str = "") -> None:
+        """Show a job's stage; a new stage starts its clock again."""
+        task = self._task(job)
+        if task is None or task.description != what or task.completed > done:
+            self._remove(job)
+            self.tasks[job] = self.bars.add_task(what, total=of or None, completed=done, skipped=done, details=details)
+        else:
+            self.bars.update(task.id, total=of or None, completed=done, details=details)
+        now = monotonic()
+        if job != ALL and self.bars.disable and now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            print(self._before() + self._line(job), file=sys.stderr, flush=True)
+
+    def _end(self, event: RunEnded) -> None:
+        """Count a finished run, and leave a line about it."""
+        self._remove(self.job)
+        self.runs.pop(self.job, None)
+        everything = self._task(ALL)
+        if everything is not None and everything.total and self.number > everything.completed:
+            if event.found:
+                self._remove(ALL)  # a run that was found finished says nothing about the time of the others
+            self._show_all(self.number, int(everything.total))
+        from shiftscope.tables import heading
+
+        mcs = f"  {heading('mcs')} {event.record.results['mcs']}" if "mcs" in event.record.results else ""
+        outcome = "found finished" if event.found else event.record.training.sentence
+        self.bars.console.print(Text(f"{self._before()}{self.job}  {outcome}{mcs}"), soft_wrap=True)
+
+    def _before(self) -> str:
+        everything = self._task(ALL)
+        return f"{everything.completed:.0f}/{everything.total:.0f} done  " if everything else ""
+
+    def _line(self, job: str) -> str:
+        """Return a job's stage as a plain line."""
+        task = self.bars.tasks[self.bars.task_ids.index(self.tasks[job])]
+        parts = (task.description, _counted(task), task.fields["details"], time_left(task))
+        return "  ".join(part for part in parts if part)
+
+    def _task(self, job: str) -> Task | None:
+        return next((task for task in self.bars.tasks if task.id == self.tasks.get(job)), None)
+
+    def _remove(self, job: str) -> None:
+        if job in self.tasks:
+            self.bars.remove_task(self.tasks.pop(job))
 
 
 def print_table(table: Table) -> None:
-    """Title, table and notes on standard output; where the table is wider than the terminal, its rows one below the other."""
-    console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
+    """Print title, table and notes on standard output; as a list of rows where the terminal is too narrow for a table."""
+    console = _console()
     names, rows = table.headings(), table.texts()
-    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    columns = [[row[place] for row in rows] for place in range(len(names))]
+    widths = _widths(names, columns, room=console.width - 3 * len(names) - 1)
     console.print(Text(table.title), soft_wrap=True)
-    if sum(widths) + 3 * len(widths) + 1 <= console.width:
-        shown = RichTable()
-        for name in names:
-            shown.add_column(Text(name), justify="right", no_wrap=True)
-        for row in rows:
-            shown.add_row(*(Text(cell) for cell in row))
-        console.print(shown)
+    if widths is None:
+        _print_list(console, names, rows)
     else:
+        wrapped = any(len(cell) > width for width, cells in zip(widths, columns, strict=True) for cell in cells)
+        shown = RichTable(show_lines=wrapped)
+        for name, width, cells in zip(names, widths, columns, strict=True):
+            shown.add_column(Text(name), width=width, justify="left" if any(map(_is_text, cells)) else "right")
         for row in rows:
-            lines = [f"  {name:<{max(map(len, names))}}  {cell}" for name, cell in zip(names, row, strict=True) if cell]
-            console.print(Text("\n" + "\n".join(lines)), soft_wrap=True)
-        console.print()
+            shown.add_row(*(Text(_folded(cell, width)) for cell, width in zip(row, widths, strict=True)))
+        console.print(shown)
     for note in table.notes:
-        console.print(Text(note), soft_wrap=True)
+        console.print(Text(note), soft_wrap=not sys.stdout.isatty())
+
+
+def _widths(names: list[str], columns: list[list[str]], *, room: int) -> list[int] | None:
+    """Return the columns' widths, or None if there is no room for them.
+
+    Headings and texts may wrap, and intervals go below their value. The room that is left goes, letter by letter, to the column
+    whose heading and texts have most lines.
+    """
+    least = [max(map(_least_width, (name, *cells))) for name, cells in zip(names, columns, strict=True)]
+    full = [max(map(len, (name, *cells))) for name, cells in zip(names, columns, strict=True)]
+    if sum(full) <= room:
+        return full
+    if sum(least) > room:
+        return None
+    widths = list(least)
+    for _ in range(room - sum(least)):
+        lines = [
+            0 if width == most else max(len(wrap(text, width)) for text in (name, *filter(_is_text, cells)))
+            for name, cells, width, most in zip(names, columns, widths, full, strict=True)
+        ]
+        widths[lines.index(max(lines))] += 1
+    return widths
+
+
+def _folded(cell: str, width: int) -> str:
+    """Put an interval on a line of its own if it does not fit beside its value."""
+    return cell if len(cell) <= width else cell.replace(" [", "\n[")
+
+
+def _least_width(text: str) -> int:
+    """Return the width at which a text still reads well: no word and no interval is broken."""
+    return max((len(part) for part in re.split(r" (?![^\[]*\])", text)), default=0)
+
+
+def _is_text(cell: str) -> bool:
+    return any(letter.isalpha() for letter in cell)
+
+
+def _print_list(console: Console, names: list[str], rows: list[list[str]]) -> None:
+    """Print each row as lines of name and cell."""
+    indent = max(map(len, names))
+    for row in rows:
+        lines = [f"  {name:<{indent}}  {cell}" for name, cell in zip(names, row, strict=True) if cell]
+        console.print(Text("\n" + "\n".join(lines)), soft_wrap=True)
+    console.print()
 
 
 def print_worked(table: WorkedTable) -> None:
-    """One worked example on standard output: its setting, rows, and what they show."""
-    console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
+    """Print a worked example on standard output: its setting, its rows, and what they show."""
+    console = _console()
     shown = RichTable()
     for column in table.columns:
         shown.add_column(Text(column), justify="left" if column == "output" else "right")
@@ -71,113 +276,5 @@ def print_worked(table: WorkedTable) -> None:
     console.print(Text(table.shows + "\n"), soft_wrap=True)
 
 
-class _Words:
-    """Events in words. It remembers the run and the last epoch, because a step alone does not say them."""
-
-    def __init__(self) -> None:
-        self.run = ""
-        self.expected: float | None = None
-        self.last: Epoch | None = None
-        self.began = monotonic()
-        self.loading = ("", 0.0, 0)  # what is being done, since when, and how much was done then
-        self.before = 0  # runs that were found finished
-
-    def of(self, event: Event) -> str:
-        match event:
-            case Stage(sentence, done, of):
-                return f"{sentence}{f': {done:,}' if done else ''}{f' of {of:,}' if of else ''}{self._loading(event)}"
-            case RunStarted(number, of, label, epochs):
-                self.run, self.expected, self.last = f"run {number}/{of}  {label}", epochs, None
-                return self.run
-            case RunEnded(record, found):
-                self.before += found
-                mcs = f"  MCS {record.results['mcs']}" if "mcs" in record.results else ""
-                return f"{self.run}  {'found finished' if found else record.training.sentence}{mcs}"
-            case Epoch():
-                self.last = event
-                return f"{self.run}  {self._epoch(event)}"
-            case Step():
-                return f"{self.run}  {self._step(event)}"
-            case JobEvent():
-                return self._told(event)
-        return str(event)
-
-    def _loading(self, loading: Stage) -> str:
-        """Time left, as long as what is done of the same took, once that is known."""
-        if self.loading[0] != loading.sentence or loading.done <= self.loading[2]:
-            self.loading = (loading.sentence, monotonic(), loading.done)
-            return ""
-        _, began, before = self.loading
-        if not loading.of or loading.done >= loading.of or monotonic() - began < SECONDS_BEFORE_TIME_LEFT:
-            return ""
-        return f"  about {_duration((monotonic() - began) / (loading.done - before) * (loading.of - loading.done))} left"
-
-    def _told(self, told: JobEvent) -> str:
-        """One of several runs at once; what is left follows from what finished runs took."""
-        self.run, self.expected, self.last = told.label, None, None
-        text = self.of(told.event)
-        if told.done > self.before and (monotonic() - self.began) > 0:
-            left = (monotonic() - self.began) / (told.done - self.before) * (told.of - told.done)
-            text += f"  (all: about {_duration(left)} left)" if told.done < told.of else ""
-        return f"{told.done}/{told.of} done  {text}"
-
-    def _epoch(self, epoch: Epoch) -> str:
-        train = epoch.running_accuracy if epoch.train_accuracy is None else epoch.train_accuracy
-        return (
-            f"epoch {epoch.epoch}  loss {epoch.loss:.4f}  train {train:.2%}  validation {epoch.validation_accuracy:.2%}  "
-            f"{epoch.images_per_second:,.0f} images/s"
-        )
-
-    def _step(self, step: Step) -> str:
-        before = f"  train {self.last.running_accuracy:.2%}  validation {self.last.validation_accuracy:.2%}" if self.last else ""
-        return (
-            f"epoch {step.epoch}  {step.done / step.of:.0%}  loss {step.loss:.4f}{before}  "
-            f"{step.images_per_second:,.0f} images/s  {self._left(step)}"
-        )
-
-    def _left(self, step: Step) -> str:
-        """Time left of the run: as long as earlier runs took if there were any, else at most the epochs allowed."""
-        known = self.expected is not None and self.expected >= step.epoch
-        epochs = (self.expected or 0) if known else step.max_epochs
-        seconds = ((epochs - step.epoch) * step.of + step.of - step.done) / step.images_per_second
-        return f"{'about' if known else 'at most'} {_duration(seconds)} left"
-
-
-class _Live(_Words):
-    """One line that changes; what ends stays above it."""
-
-    def __init__(self, console: Console, status: Status) -> None:
-        super().__init__()
-        self.console, self.status = console, status
-
-    def tell(self, event: Event) -> None:
-        line = Text(self.of(event))
-        if _is_end(event):
-            self.console.print(line)
-        else:
-            self.status.update(line)
-
-
-class _Lines(_Words):
-    """A plain line for what begins or ends, and for the rest one every few seconds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told = 0.0
-
-    def tell(self, event: Event) -> None:
-        line = self.of(event)
-        now = monotonic()
-        if _is_end(event) or now - self.told >= SECONDS_BETWEEN_LINES:
-            self.told = now
-            print(line, file=sys.stderr, flush=True)
-
-
-def _is_end(event: Event) -> bool:
-    return isinstance(event.event if isinstance(event, JobEvent) else event, RunEnded)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)

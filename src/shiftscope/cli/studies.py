@@ -1,221 +1,233 @@
-"""Commands on studies: run one, show it, set it beside its source."""
+"""Commands on studies, and the two that teach and check."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from shiftscope.cli.app import app, device_of, executor_of, print_json, settings
+from shiftscope.cli.app import STUDIES, THEORY, app, print_json, resumable
+from shiftscope.cli.options import COMPUTE_GROUP, OUTPUT_GROUP, AsJson, PageOptions, Several, StudyOptions
+from shiftscope.cli.progress import print_table, print_worked, reporting
 from shiftscope.errors import InputError
 
-__all__ = ["compare", "figures", "open_report", "report", "study"]
+__all__ = ["compare", "figures", "open_report", "report", "selfcheck", "study", "theory"]
 
 DEFAULT_OUT = Path("studies")
-#: What a study leaves; a figure where a setting varies.
-MADE = ("table.md", "table.csv", "curves.csv", "layers.csv", "figure.png", "report.html", "runs/")
+#: What a study writes; a figure only if a setting varies.
+WRITTEN = ("table.md", "table.csv", "curves.csv", "layers.csv", "figure.png", "report.html", "runs/")
 
 
-@app.command
+@app.command(group=STUDIES)
 def study(
     name: str = "digits",
     *,
-    data_dir: Path | None = None,
     seeds: int | None = None,
-    changes: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
-    out: Path | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    executor: Literal["processes", "ray"] = "processes",
-    address: str | None = None,
-    gpus: float = 0.0,
-    together: int = 1,
+    changes: Annotated[tuple[str, ...], Several, Parameter(name="--set")] = (),
     reuse: Path | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    options: StudyOptions = StudyOptions(),
+    workers: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
+    out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Train and measure the networks of a study; finished runs are kept, and running it again goes on where it stopped.
+    """Train the networks of a study, measure how they respond to shifts, and write a table, figures and a page.
+
+    A study varies settings such as the subsampling factor over a grid, and trains several networks per setting. Stop it at any
+    time: finished runs are kept, and the same command resumes it.
 
     Parameters
     ----------
-    name:
-        A study that comes with the package (digits, digits-all, mnist, cifar10, learned, antialias, gap, augmentation, pool,
-        homogeneity, levels), or a TOML file of your own.
-    data_dir:
-        Local folder that holds the data set, instead of the Hugging Face hub; else SHIFTSCOPE_DATA.
-    seeds:
-        Networks to train for each row, instead of the study's own number.
-    changes:
-        A setting to take instead of the study's, as in --set data.train_images=12000; may be given again.
-    out:
-        Folder for runs and table; studies/NAME by default.
-    device:
-        Where to compute: cpu, cuda, or auto.
-    workers:
-        Runs at once, each in a process with one thread; as many as cores and memory carry by default, on a GPU one. 1 does them
-        one after the other with all threads.
-    executor:
-        Processes of this machine, or tasks of a Ray cluster.
-    address:
-        Of a running Ray cluster; one is started on this machine otherwise.
-    gpus:
-        Share of a GPU for each run on a Ray cluster, as 0.25.
-    together:
-        Seeds of a row to train at once, their weights stacked; quicker where a GPU is idle with one.
-    reuse:
-        Folder of a study, or of several, as studies: finished runs there that are the same are taken over, not trained again.
-    as_json:
-        Print the table as JSON instead.
+    name
+        A study of the package (digits, digits-all, mnist, cifar10, learned, antialias, gap, augmentation, pool, homogeneity or
+        levels), or a TOML file of yours.
+    seeds
+        Number of networks to train per setting. By default the study's own.
+    changes
+        Setting that replaces the study's, written PATH=VALUE, such as data.train_images=12000. Repeatable.
+    reuse
+        Folder of another study, or of several, from which to copy finished runs with the same specification instead of training
+        them again.
+    workers
+        Number of runs at once, each in a process with one thread. By default as many as cores and memory allow, on a GPU one.
+        With 1, runs follow each other and use all threads.
+    out
+        Folder for runs, tables, figure and page. By default studies/NAME.
     """
-    from shiftscope.cli.progress import print_table, reporting
-    from shiftscope.report.write import write_report
-    from shiftscope.runtime.processes import keep_freed_memory
-    from shiftscope.runtime.progress import Stage
-    from shiftscope.studies.loading import load_study
-    from shiftscope.studies.runner import run_study
+    with reporting("loading PyTorch") as tell:
+        from shiftscope.runtime.processes import keep_freed_memory
+        from shiftscope.studies.loading import load_study
+        from shiftscope.studies.runner import run_study
 
-    chosen = load_study(name, seeds=seeds, changes=settings(changes))
-    folder = out or DEFAULT_OUT / chosen.name
-    where = "cuda" if gpus else device_of(device)
-    how = executor_of(executor, workers=workers, address=address, gpus=gpus, device=where)
-    keep_freed_memory()
-    with _going_on(folder), reporting() as report:
-        table = run_study(
-            chosen,
-            out=folder,
-            data_dir=data_dir,
-            device=where,
-            executor=how,
-            together=together,
-            reuse=reuse,
-            report=report,
-        )
+        chosen = load_study(name, seeds=seeds, changes=_settings(changes))
+        folder = out or DEFAULT_OUT / chosen.name
+        keep_freed_memory()
+        with resumable(folder, "runs"):
+            table = run_study(
+                chosen,
+                out=folder,
+                data_dir=options.data_dir,
+                device=options.job_device(),
+                executor=options.start(workers),
+                reuse=reuse,
+                report=tell,
+            )
     if as_json:
         print_json(table.to_json())
     else:
         print_table(table)
-    with _going_on(folder), reporting() as report:
-        write_report(folder, data_dir=data_dir, device=device_of(device), progress=lambda *at: report(Stage(*at)))
+    with resumable(folder, "runs"):
+        _write_report(folder, options)
     if not as_json:
-        made = [name for name in MADE if (folder / name).exists()]
-        print(f"Saved in {folder}: {', '.join(made)}.")
+        print(f"Saved in {folder}: {', '.join(name for name in WRITTEN if (folder / name).exists())}.")
 
 
-@contextmanager
-def _going_on(folder: Path) -> Iterator[None]:
-    """Say of a study that is stopped, or that cannot write, how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"Stopped. Finished runs are in {folder}; the same command goes on from there.", file=sys.stderr)
-        raise
-    except OSError as error:
-        raise InputError(
-            f"the study in {folder} stopped ({error.strerror or error}). Finished runs are kept; make room or choose another "
-            "folder with --out, and the same command goes on from there."
-        ) from error
+def _settings(changes: tuple[str, ...]) -> dict[str, Any]:
+    """Read each PATH=VALUE; the value as TOML, or as text if it is no TOML."""
+    import tomllib
+
+    settings: dict[str, Any] = {}
+    for change in changes:
+        path, found, value = change.partition("=")
+        if not found or not value:
+            raise InputError(f"`--set` must be PATH=VALUE, got {change!r}.", "Write it like data.train_images=12000.")
+        try:
+            settings[path.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[path.strip()] = value
+    return settings
 
 
-@app.command
+def _write_report(folder: Path, options: PageOptions, out: Path | None = None) -> Path:
+    with reporting("drawing the page") as tell:
+        from shiftscope.report.write import write_report
+        from shiftscope.runtime.progress import Stage
+
+        return write_report(
+            folder,
+            out=out,
+            data_dir=options.data_dir,
+            device=options.torch_device(),
+            progress=lambda *at: tell(Stage(*at)),
+        )
+
+
+@app.command(group=STUDIES)
 def report(
     folder: Path,
     *,
-    out: Path | None = None,
-    data_dir: Path | None = None,
-    device: str = "auto",
+    options: PageOptions = PageOptions(),
+    out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
 ) -> None:
-    """Write the page of a study or an audit: one HTML file that opens from disk, with figures, tables, and images to drag.
+    """Write the page of a study or an audit: one HTML file that opens from disk, with figures, tables and images to drag.
+
+    A study may be unfinished: the page lists the missing runs. Its tables and figure are written again, from the finished ones.
+    Nothing is downloaded.
 
     Parameters
     ----------
-    folder:
-        Of a study, which may be half done: the page says what is missing, and table, curves, layers and figure are written of
-        what there is. Or of an audit.
-    out:
-        File to write, and nothing else; report.html in the folder by default.
-    data_dir:
-        Local folder that holds the data set; else SHIFTSCOPE_DATA, else what was decoded before. Nothing is fetched.
-    device:
-        Where to compute what networks answer to a drag: cpu, cuda, or auto.
+    folder
+        Folder of a study or of an audit.
+    out
+        File to write; the study's other files stay as they are. By default report.html in the folder.
     """
     from shiftscope.audits.folder import is_audit
-    from shiftscope.cli.progress import reporting
-    from shiftscope.report.write import write_report
-    from shiftscope.runtime.progress import Stage
     from shiftscope.studies.folder import read_folder
 
     if out is None and not is_audit(folder):
         read_folder(folder).write_tables()
-    with reporting() as tell:
-        path = write_report(folder, out=out, data_dir=data_dir, device=device_of(device), progress=lambda *at: tell(Stage(*at)))
+    path = _write_report(folder, options, out)
     print(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))
 
 
-@app.command
+@app.command(group=STUDIES)
 def figures(
     folder: Path,
     *,
-    out: Path | None = None,
+    out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
     formats: Annotated[tuple[Literal["pdf", "svg", "png"], ...], Parameter(name="--format", negative="")] = ("pdf", "svg", "png"),
 ) -> None:
     """Write a study's figures for publication, and say which are left out and why.
 
     Parameters
     ----------
-    folder:
-        Of a study; it may be half done.
-    out:
-        Folder for the files; figures/ in the study's folder by default.
-    formats:
-        pdf, svg or png; may be given again. All three by default.
+    folder
+        Folder of a study, which may be unfinished.
+    out
+        Folder for the figures. By default figures/ in the study's folder.
+    formats
+        File format. Repeatable. By default all three.
     """
-    from shiftscope.figures.study import write_figures
-
     target = out or folder / "figures"
-    written, left_out = write_figures(folder, out=target, formats=formats)
+    with reporting("drawing figures"):
+        from shiftscope.figures.study import write_figures
+
+        written, left_out = write_figures(folder, out=target, formats=formats)
     for reason in left_out:
         print(f"Left out: {reason}")
     print(f"Saved in {target}: {', '.join(written) or 'nothing'}.")
 
 
-@app.command(name="open")
+@app.command(name="open", group=STUDIES)
 def open_report(folder: Path) -> None:
     """Show the page of a study or an audit in the browser.
 
     Parameters
     ----------
-    folder:
-        That holds a report.html.
+    folder
+        Folder that holds report.html.
     """
     import webbrowser
 
     path = folder / "report.html"
     if not path.is_file():
-        raise InputError(f"{folder} holds no report.html. Write it with `shiftscope report {folder}`.")
+        raise InputError(f"{folder} holds no report.html.", f"Write it with `shiftscope report {folder}`.")
     if not webbrowser.open(path.resolve().as_uri()):
-        raise InputError(f"no browser could be started here. Open {path} in one yourself.")
+        raise InputError("no browser could be started here.", f"Open {path} in one yourself.")
 
 
-@app.command
-def compare(folder: Path, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
-    """Show a study's numbers beside the source's, and test what the source claims.
+@app.command(group=STUDIES)
+def compare(folder: Path, *, as_json: AsJson = False) -> None:
+    """Show a study's numbers beside those of the paper it repeats, and test what the paper claims.
 
     Parameters
     ----------
-    folder:
-        Of a study, as it is in studies/ or results/; it may be half done.
-    as_json:
-        Print JSON instead.
+    folder
+        Folder of a study, such as studies/digits or results/digits; it may be unfinished.
     """
-    from shiftscope.cli.progress import print_table
-    from shiftscope.studies.claims import compare as beside
+    with reporting("reading the records"):
+        from shiftscope.studies.claims import compare as compare_with_source
 
-    tables = beside(folder)
+        tables = compare_with_source(folder)
     if as_json:
         print_json({"tables": [table.to_json() for table in tables]})
         return
     for table in tables:
         print_table(table)
+
+
+@app.command(group=THEORY)
+def theory(*, as_json: AsJson = False) -> None:
+    """Show on small signals what shifts do to convolution, pooling and subsampling."""
+    from shiftscope.theory import worked_tables
+
+    tables = worked_tables()
+    if as_json:
+        print_json({"tables": [table.to_json() for table in tables]})
+        return
+    for table in tables:
+        print_worked(table)
+
+
+@app.command(group=THEORY)
+def selfcheck(*, as_json: AsJson = False) -> int:
+    """Check the measurements against networks with known answers; exit with 1 if one is wrong."""
+    with reporting("measuring networks with known answers"):
+        from shiftscope.audits.selfcheck import run_checks
+
+        table, passed = run_checks()
+    if as_json:
+        print_json(table.to_json())
+    else:
+        print_table(table)
+    return 0 if passed else 1

@@ -64,7 +64,9 @@ def _commit() -> str:
 def _git(*arguments: str) -> str:
     """Return what git prints in the package's folder; empty where git fails."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", "--no-optional-locks", *arguments], cwd=PACKAGE, capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,243 @@
+"""Options that several commands share, each declared once. A command's docstring describes the options that are its own.
+
+An option for every command on models is a line in :class:`ModelOptions`, and its help a line in the docstring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from shiftscope.errors import InputError
+
+if TYPE_CHECKING:
+    from shiftscope.models import LoadedModel
+    from shiftscope.runtime.processes import Executor
+
+__all__ = [
+    "AsJson",
+    "AuditOptions",
+    "CanvasOptions",
+    "ExecutorOptions",
+    "ExplainOptions",
+    "Flag",
+    "ModelName",
+    "ModelOptions",
+    "PageOptions",
+    "Several",
+    "StudyOptions",
+]
+
+#: Memory that a process needs to train one network of the source's family, in bytes.
+BYTES_PER_WORKER = 3 << 30
+
+MODEL_GROUP = Group("Model", sort_key=1)
+IMAGE_GROUP = Group("Images and shifts", sort_key=2)
+COMPUTE_GROUP = Group("Computing", sort_key=3)
+OUTPUT_GROUP = Group("Output", sort_key=4)
+
+#: An option without a value.
+Flag = Parameter(negative="", show_default=False)
+#: An option that takes several values or is repeated.
+Several = Parameter(negative="", show_default=False)
+
+AsJson = Annotated[bool, Flag, Parameter(name="--json", group=OUTPUT_GROUP, help="Print JSON instead of tables.")]
+ModelName = Annotated[
+    str,
+    Parameter(
+        help="`module:factory` (a function of yours that returns the model), `timm:NAME`, `torchvision:NAME`, the folder of a "
+        "study's run, a file that `shiftscope fix` wrote, a .pt2 or an .onnx file."
+    ),
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Where data sets are.
+
+    Parameters
+    ----------
+    data_dir
+        Local folder that holds the data set. By default the folder that the environment variable SHIFTSCOPE_DATA names.
+    """
+
+    data_dir: Annotated[Path | None, Parameter(group=IMAGE_GROUP)] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Where to compute.
+
+    Parameters
+    ----------
+    device
+        Device to compute on: `cpu`, `cuda`, or `auto` for a GPU if there is one.
+    """
+
+    device: Annotated[str, Parameter(group=COMPUTE_GROUP)] = "auto"
+
+    def torch_device(self) -> str:
+        """Return the device's name for PyTorch.
+
+        Raises:
+            InputError: there is no such device.
+        """
+        import torch
+
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "cpu" or (self.device.partition(":")[0] == "cuda" and torch.cuda.is_available()):
+            return self.device
+        raise InputError(
+            f"`device` must be auto, cpu or an available cuda device, got {self.device!r}.", "Leave it out to take the best."
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PageOptions(DataOptions, DeviceOptions):
+    """Options of a command that writes a page."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ExecutorOptions(DeviceOptions):
+    """How to run jobs at once.
+
+    Parameters
+    ----------
+    executor
+        Run jobs in `processes` of this machine, or as tasks of a Ray cluster (`ray`).
+    address
+        Address of a running Ray cluster. By default a cluster is started on this machine.
+    gpus
+        Share of a GPU for each job on a Ray cluster, such as 0.25.
+    """
+
+    executor: Annotated[Literal["processes", "ray"], Parameter(group=COMPUTE_GROUP)] = "processes"
+    address: Annotated[str | None, Parameter(group=COMPUTE_GROUP)] = None
+    gpus: Annotated[float, Parameter(group=COMPUTE_GROUP)] = 0.0
+
+    def job_device(self) -> str:
+        """Return the device of a job; a share of a GPU asks for one."""
+        return "cuda" if self.gpus else self.torch_device()
+
+    def start(self, workers: int | None) -> Executor | None:
+        """Return what runs jobs at once; None to run them in this process.
+
+        Args:
+            workers: number of jobs at once; None for as many as cores and memory allow.
+
+        Raises:
+            InputError: Ray's options without Ray.
+        """
+        if self.executor == "ray":
+            from shiftscope.runtime.ray import Ray
+
+            return Ray(self.address, workers, self.gpus)
+        if self.address is not None or self.gpus:
+            raise InputError("`--address` and `--gpus` describe a Ray cluster.", "Add `--executor ray`.")
+        if workers == 1 or (workers is None and self.job_device() != "cpu"):
+            return None
+        from shiftscope.runtime.processes import Processes, sensible_workers
+
+        return Processes(sensible_workers(BYTES_PER_WORKER) if workers is None else workers)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(PageOptions, ExecutorOptions):
+    """Options of a command that runs a study and writes its page."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(DataOptions):
+    """Options of every command on models.
+
+    Parameters
+    ----------
+    weights
+        Weights for a model that code makes: a safetensors file, a state dict, or `pretrained` to download those of timm or
+        torchvision. By default the factory's own.
+    size
+        Height and width of the model's input, in pixels. By default the model's own.
+    mean
+        Mean per channel, subtracted from the images before they reach the model; one number per channel. By default the model's
+        own.
+    std
+        Standard deviation per channel, by which the images are divided after that; one number per channel. By default the
+        model's own.
+    trust
+        Run code that a model's file names or holds: a .pt2 archive, or your own factory in a file of `shiftscope fix`.
+    data
+        Images to measure: `digits`, `mnist`, `cifar10`, a Hugging Face id, or a folder of images (with a subfolder per class). By
+        default the images that a study trained the model on, else the digits.
+    images
+        Number of test images to measure.
+    max_shift
+        Largest shift, in pixels. By default 8, or less if the canvas leaves less room around the image.
+    """
+
+    weights: Annotated[Path | None, Parameter(group=MODEL_GROUP)] = None
+    size: Annotated[int | None, Parameter(group=MODEL_GROUP)] = None
+    mean: Annotated[tuple[float, ...] | None, Several, Parameter(group=MODEL_GROUP)] = None
+    std: Annotated[tuple[float, ...] | None, Several, Parameter(group=MODEL_GROUP)] = None
+    trust: Annotated[bool, Flag, Parameter(group=MODEL_GROUP)] = False
+    data: Annotated[str | None, Parameter(group=IMAGE_GROUP)] = None
+    images: Annotated[int, Parameter(group=IMAGE_GROUP)] = 256
+    max_shift: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None
+    as_json: AsJson = False
+
+    def load(self, model: str) -> LoadedModel:
+        """Load the model that a command names."""
+        from shiftscope.models import load_model
+
+        return load_model(model, weights=self.weights, size=self.size, mean=self.mean, std=self.std, trust=self.trust)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions(ModelOptions):
+    """Options of `audit` that describe the images and the model's outputs.
+
+    Parameters
+    ----------
+    max_shift
+        Largest shift of every protocol, in pixels. By default each protocol's own, as far as it fits the image.
+    output
+        Name or position of the output to measure, for a model that returns several. By default the only one.
+    embedding
+        Treat the outputs as embeddings instead of class scores.
+    """
+
+    max_shift: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None
+    output: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None
+    embedding: Annotated[bool, Flag, Parameter(group=MODEL_GROUP)] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CanvasOptions(ModelOptions):
+    """Options of a command that places images on a canvas.
+
+    Parameters
+    ----------
+    canvas
+        Height and width of the canvas around each image, in pixels. By default the size of the model's input, if it is known.
+    """
+
+    canvas: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(CanvasOptions):
+    """Options of `explain`, which measures fewer images because it measures every layer."""
+
+    images: Annotated[int, Parameter(group=IMAGE_GROUP)] = 64

@@ -1,0 +1,114 @@
+"""Commands on models print and write what they measured, and refuse what they cannot measure in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import Command
+
+EXPLAIN = ("explain", "my_models:small", "--data", "digits", "--canvas", "20")
+
+
+def test_fix_plan_lists_changes_without_measuring(shiftscope: Command, run: Path) -> None:
+    planned = shiftscope("fix", str(run), "--with", "blur", "--plan")
+    assert planned.code == 0, planned.err
+    assert "BlurPool2d" in planned.out
+    assert "Before and after" not in planned.out
+
+
+def test_fix_writes_a_file_that_can_be_fixed_again(shiftscope: Command, run: Path) -> None:
+    done = shiftscope("fix", str(run), "--with", "gap", "--with", "blur", "--images", "20", "--out", "f.safetensors", "--json")
+    assert done.code == 0, done.err
+    changes, measures = json.loads(done.out)["tables"]
+    assert any(row["becomes"] != "-" for row in changes["rows"])
+    assert [row["model"] for row in measures["rows"]] == ["before", "before", "after", "after"]
+    again = shiftscope("fix", "f.safetensors", "--with", "circular", "--plan")
+    assert again.code == 0, again.err
+
+
+def test_fix_takes_weights_and_normalisation_and_saves_them(shiftscope: Command, tmp_path: Path) -> None:
+    import my_models  # type: ignore[import-not-found]
+    from safetensors.torch import save_file
+
+    save_file(my_models.small().state_dict(), tmp_path / "w.safetensors")
+    given = ("--data", "digits", "--canvas", "20", "--images", "4", "--max-shift", "2", "--json")
+    options = ("--with", "circular", "--weights", "w.safetensors", "--mean", "0.5", "--std", "0.25", *given)
+    done = shiftscope("fix", "my_models:small", *options, "--out", "f.safetensors")
+    assert done.code == 0, done.err
+    again = shiftscope("fix", "f.safetensors", "--with", "circular", "--trust", *given)
+    assert again.code == 0, again.err
+    fixed, loaded = (json.loads(each.out)["tables"][1]["rows"] for each in (done, again))
+    assert loaded[0]["mcs"]["value"] == pytest.approx(fixed[2]["mcs"]["value"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("nothing", "--with", "blur"), "there is no model 'nothing'"),
+        (("nothing",), "--with"),
+        (("nothing", "--with", "glue"), "glue"),
+        (("nothing", "--with", "blur", "--out", "f.pt"), "`out` must be a .safetensors file, got f.pt"),
+        (("nothing", "--with", "blur", "--filter-size", "8"), "`filter_size` must be 1 to 7, got 8"),
+    ],
+)
+def test_impossible_fix_exits_with_2(shiftscope: Command, arguments: tuple[str, ...], problem: str) -> None:
+    done = shiftscope("fix", *arguments)
+    assert done.code == 2
+    assert problem in done.err
+
+
+def test_explain_prints_and_writes_causes_layers_and_fixes(shiftscope: Command, tmp_path: Path) -> None:
+    done = shiftscope(*EXPLAIN, "--images", "12", "--max-shift", "3", "--out", "out")
+    assert done.code == 0, done.err
+    assert all(text in done.out for text in ("head", "Every layer's response to shifts", "--with gap"))
+    files = {f"{name}.{ending}" for name in ("causes", "layers", "fixes") for ending in ("md", "csv")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files | {"explanation.json"}
+    content = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert content["main_cause"] == "head"
+    assert content["settings"]["largest shift"] == "3 pixels"
+    assert content["fixes"]["rows"][0]["command"].startswith("shiftscope fix my_models:small --with gap")
+
+
+def test_explain_json_is_the_explanation(shiftscope: Command) -> None:
+    done = shiftscope(*EXPLAIN, "--images", "4", "--mode", "circular", "--json")
+    assert done.code == 0, done.err
+    content = json.loads(done.out)
+    assert content["graph"]["head"] == "flatten"
+    assert content["settings"]["border"] == "circular"
+    assert [row["layer"] for row in content["layers"]["rows"]] == ["canvas", "0", "1", "output"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("my_models:small", "--data", "digits", "--canvas", "30"), "`model` fails on images of shape (4, 1, 30, 30)"),
+        (("my_models:dark", "--data", "digits"), "not finite"),
+        (("my_models:small", "--data", "digits", "--canvas", "20", "--images", "1"), "`images` must be 2 or more"),
+        (("my_models:small", "--data", "digits", "--canvas", "20", "--max-shift", "20"), "`max_shift` must be 1 to 19 pixels"),
+        (("my_models:other",), "has no attribute 'other'"),
+        (("my_models:small", "--data", "digits", "--canvas", "20", "--out", "my_models.py/out"), "cannot be written"),
+    ],
+)
+def test_impossible_explanation_exits_with_2(shiftscope: Command, arguments: tuple[str, ...], problem: str) -> None:
+    done = shiftscope("explain", *arguments, *(() if "--images" in arguments else ("--images", "4")))
+    assert done.code == 2
+    assert problem in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ((), "`audit` needs a model, or a folder to merge"),
+        (("my_models:small", "--merge", "out"), "Give one of MODEL and --merge"),
+        (("my_models:small", "--shard", "1/2"), "`shard` needs a folder for its blocks"),
+        (("my_models:small", "--shard", "half", "--out", "out"), "`shard` must be I/N, got 'half'"),
+        (("my_models:small", "--shard", "1/2", "--workers", "2", "--out", "out"), "Give one of them"),
+    ],
+)
+def test_impossible_audit_exits_with_2(shiftscope: Command, arguments: tuple[str, ...], problem: str) -> None:
+    done = shiftscope("audit", *arguments)
+    assert done.code == 2
+    assert problem in done.err

@@ -1,0 +1,77 @@
+"""Commands on studies run, resume, show and refuse them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import STUDY, Command
+
+
+def test_study_prints_its_table_and_finds_its_runs_finished_afterwards(shiftscope: Command, tmp_path: Path) -> None:
+    first = shiftscope("study", "tiny.toml")
+    assert first.code == 0, first.err
+    assert "subsampling factor" in first.out
+    assert "Saved in studies/tiny: table.md, table.csv" in first.out
+    assert "1/1 done  factor 4, seed 0" in first.err
+    assert (tmp_path / "studies" / "tiny" / "report.html").is_file()
+    again = shiftscope("study", "tiny.toml", "--json")
+    assert "found finished" in again.err
+    row = json.loads(again.out)["rows"][0]
+    assert row["factor"] == 4
+    assert -1 <= row["mcs"]["low"] <= row["mcs"]["value"] <= row["mcs"]["high"] <= 1
+
+
+def test_report_writes_only_the_file_it_is_asked_for(shiftscope: Command, run: Path, tmp_path: Path) -> None:
+    done = shiftscope("report", str(run.parent.parent), "--out", "page.html")
+    assert (done.code, done.out) == (0, "Saved in page.html.\n")
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_figures_are_written_or_left_out_with_a_reason(shiftscope: Command, run: Path) -> None:
+    done = shiftscope("figures", str(run.parent.parent), "--out", "figures", "--format", "svg")
+    assert done.code == 0
+    assert "Left out: " in done.out or "figures: nothing" not in done.out
+    assert all(name.endswith(".svg") for name in os.listdir("figures"))
+
+
+def test_open_without_a_page_says_how_to_write_it(shiftscope: Command) -> None:
+    done = shiftscope("open", ".")
+    assert (done.code, done.err) == (
+        2,
+        "shiftscope: . holds no report.html. Write it with `shiftscope report .`.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("study", "imagenet"), "there is no study 'imagenet'"),
+        (("study", "three.toml"), "has 3 mistakes"),
+        (("study", "tiny.toml", "--seeds", "0"), "`seeds` must be one or more"),
+        (("study", "tiny.toml", "--set", "data.canvas"), "`--set` must be PATH=VALUE"),
+        (("study", "tiny.toml", "--set", "data.canvass=3"), "'data.canvass' names no setting"),
+        (("study", "tiny.toml", "--device", "tpu"), "`device` must be auto, cpu or an available cuda device, got 'tpu'"),
+        (("study", "tiny.toml", "--gpus", "0.5"), "`--address` and `--gpus` describe a Ray cluster. Add `--executor ray`."),
+        (("study", "mnist", "--data-dir", "nowhere"), "`data_dir` must be an existing folder, got nowhere"),
+        (("study", "small_canvas.toml"), "`data.canvas` must be at least as large as the image"),
+        (("study", "far.toml"), "content would be cut"),
+        (("study", "tiny.toml", "--out", "tiny.toml/out"), "cannot be written"),
+    ],
+)
+def test_invalid_study_exits_with_2_and_writes_nothing(
+    shiftscope: Command, tmp_path: Path, arguments: tuple[str, ...], problem: str
+) -> None:
+    (tmp_path / "three.toml").write_text(
+        'title = "x"\n[data]\ncanvass = 1\n[network]\npool_kernel = 9\n[grid]\nnetwork.factor = [3]\n'
+    )
+    (tmp_path / "small_canvas.toml").write_text(STUDY.replace("image_size = 10", "image_size = 24"))
+    (tmp_path / "far.toml").write_text(STUDY.replace("max_shift = 6", "max_shift = 7"))
+    before = sorted(os.listdir(tmp_path))
+    done = shiftscope(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert problem in done.err
+    assert sorted(os.listdir(tmp_path)) == before
