@@ -36,8 +36,8 @@ from shiftscope.datasets.sources import Labelled
 from shiftscope.models.family import Network, NetworkSpec, build
 from shiftscope.runtime.processes import keep_freed_memory
 from shiftscope.runtime.seeds import stream
-from shiftscope.training.loop import Recipe, optimiser, step, train
-from shiftscope.training.pools import quick_pools
+from shiftscope.training.loop import Recipe, make_optimizer, train, train_step
+from shiftscope.training.pools import fast_max_pools
 from shiftscope.training.stacking import train_together
 
 BATCH = 128
@@ -69,16 +69,16 @@ def network(factor: int, *, normalise: bool = True) -> Network:
 def floor(factor: int, data: Labelled, recipe: Recipe, *, quick: bool = False) -> Callable[[], float]:
     """Steps on one batch in place, as many as the data has batches; ``quick``: rectifying and pooling in one compiled pass."""
     model = network(factor).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # known to torch, not to its types
-    descent = optimiser(model.parameters(), recipe)
+    optimizer = make_optimizer(model.parameters(), recipe)
     batch = data[torch.arange(BATCH)]
     images = Canvas(40, torch.zeros(1)).place(batch.images).contiguous(memory_format=torch.channels_last)
 
     def run() -> float:
         model.train()
-        with quick_pools(model) if quick else nullcontext():
+        with fast_max_pools(model) if quick else nullcontext():
             started = perf_counter()
             for _ in range(len(data) // BATCH):
-                step(model, descent, images, batch.labels, recipe)
+                train_step(model, optimizer, images, batch.labels, recipe)
             return len(data) / (perf_counter() - started)
 
     return run

@@ -24,7 +24,7 @@ class TrainingEndedError(Exception):
 
 
 def fit(
-    keeper: Checkpoint | None, *, spec: NetworkSpec = SPEC, end_after: int = 0, **settings: object
+    checkpoint: Checkpoint | None, *, spec: NetworkSpec = SPEC, end_after: int = 0, **settings: object
 ) -> tuple[Training, nn.Module]:
     model = build(spec, generator=torch.Generator().manual_seed(0))
     recipe = Recipe.model_validate({"learning_rate": 0.003, "max_epochs": 7, "patience": 9, **settings})
@@ -34,7 +34,7 @@ def fit(
             raise TrainingEndedError
 
     data = blobs(150, 0), blobs(60, 1)
-    return train(model, data, recipe, place=CANVAS.place, seed=3, report=report, keeper=keeper), model
+    return train(model, data, recipe, place=CANVAS.place, seed=3, report=report, checkpoint=checkpoint), model
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -70,10 +70,10 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
         with pytest.raises(TrainingEndedError):
             fit(Checkpoint(path, seconds=0.0), spec=spec, end_after=end_after, **settings)
     resumed, model = fit(Checkpoint(path, seconds=0.0), spec=spec, **settings)
-    assert resumed.taken_up == 5
-    assert whole.taken_up == 0
+    assert resumed.resumed_after == 5
+    assert whole.resumed_after == 0
     assert told(resumed) == told(whole)
-    assert (resumed.kept, resumed.sentence) == (whole.kept, whole.sentence)
+    assert (resumed.best_epoch, resumed.sentence) == (whole.best_epoch, whole.sentence)
     assert same(model, expected)
 
 
@@ -102,9 +102,9 @@ def test_a_file_that_cannot_be_used_is_told_and_the_training_begins_anew(tmp_pat
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "of nothing":
         path.write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"checkpoint.safetensors cannot be used \(.*\); the training begins anew"):
+    with pytest.warns(UserWarning, match=r"checkpoint.safetensors cannot be used \(.*\); training starts from the beginning"):
         training, model = fit(Checkpoint(path, seconds=0.0))
-    assert training.taken_up == 0
+    assert training.resumed_after == 0
     assert same(model, fit(None)[1])
 
 
@@ -115,7 +115,7 @@ def test_what_made_each_sitting_is_kept(tmp_path: Path) -> None:
             fit(Checkpoint(path, made_by={"machine": machine}, seconds=0.0), end_after={"one": 3, "two": 6}[machine])
     last = Checkpoint(path, seconds=0.0)
     fit(last)
-    assert last.sittings == [{"machine": "one"}, {"machine": "two"}]
+    assert last.sessions == [{"machine": "one"}, {"machine": "two"}]
 
 
 def test_a_training_of_another_device_is_told_as_such(tmp_path: Path) -> None:
@@ -125,5 +125,5 @@ def test_a_training_of_another_device_is_told_as_such(tmp_path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         told = json.loads(file.metadata()["standing"]) | {"device": "cuda"}
     save_file(load_file(path), path, metadata={"standing": json.dumps(told)})
-    with pytest.warns(UserWarning, match=r"it was trained on cuda, and this is cpu\); the training begins anew"):
+    with pytest.warns(UserWarning, match=r"it was trained on cuda, and this is cpu\); training starts from the beginning"):
         fit(Checkpoint(path, seconds=0.0))

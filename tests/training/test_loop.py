@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shiftscope.training.loop import Epoch, Recipe, Step, evaluate, reaching, train
-from shiftscope.training.pools import RectifiedMaxPool2d, quick_pools
+from shiftscope.training.loop import Epoch, Recipe, Step, accuracy_if_reached, evaluate, train
+from shiftscope.training.pools import ReluMaxPool2d, fast_max_pools
 from small import CANVAS, blobs, fit, fresh
 
 
@@ -19,7 +19,7 @@ def test_a_learnable_task_reaches_every_training_image_and_says_so() -> None:
     training = fit(model)
     assert training.status == "reached"
     assert evaluate(model, blobs(200, 0), place=CANVAS.place)[0] == 1.0
-    kept = training.epochs[training.kept - 1]
+    kept = training.epochs[training.best_epoch - 1]
     assert kept.train_accuracy == 1.0
     assert "Reached 100 % train accuracy" in training.sentence
 
@@ -29,8 +29,8 @@ def test_the_kept_epoch_is_the_best_on_validation_of_those_that_reached_the_targ
     training = fit(model, patience=4)
     reached = [epoch for epoch in training.epochs if epoch.train_accuracy == 1.0]
     best = max(reached, key=lambda epoch: (epoch.validation_accuracy, -epoch.validation_loss))
-    assert training.kept == best.epoch
-    assert len(training.epochs) == min(training.kept + 4, 30)
+    assert training.best_epoch == best.epoch
+    assert len(training.epochs) == min(training.best_epoch + 4, 30)
     accuracy, loss = evaluate(model, blobs(60, 1), place=CANVAS.place)
     assert (accuracy, loss) == pytest.approx((best.validation_accuracy, best.validation_loss))
 
@@ -54,11 +54,11 @@ def test_compiled_pools_are_used_where_they_pay_and_lead_to_the_same_weights(mon
     @contextmanager
     def noticed(model: nn.Module) -> Iterator[None]:
         swapped.append(model)
-        with quick_pools(model):
-            assert any(isinstance(module, RectifiedMaxPool2d) for module in model.modules())
+        with fast_max_pools(model):
+            assert any(isinstance(module, ReluMaxPool2d) for module in model.modules())
             yield
 
-    monkeypatch.setattr("shiftscope.training.loop.quick_pools", noticed)
+    monkeypatch.setattr("shiftscope.training.loop.fast_max_pools", noticed)
     fit(plain, max_epochs=3)
     assert swapped == []
     monkeypatch.setattr("shiftscope.training.loop.IMAGES_WORTH_COMPILING", 600)
@@ -85,7 +85,7 @@ def test_missing_the_target_is_said_and_the_best_epoch_kept() -> None:
     training = fit(fresh(), max_epochs=1, learning_rate=1e-6)
     assert training.status == "not reached"
     assert "Did not reach 100 % train accuracy in 1 epochs" in training.sentence
-    assert training.kept == 1
+    assert training.best_epoch == 1
 
 
 def test_a_diverging_loss_ends_the_run_and_says_in_which_epoch() -> None:
@@ -151,8 +151,8 @@ def test_accuracy_is_asked_to_the_end_only_where_the_target_is_reached() -> None
     model.register_forward_hook(lambda *call: asked.append(len(call[1][0])))
     accuracy = evaluate(model, data, place=CANVAS.place)[0]
     assert accuracy > 0.9
-    assert reaching(model, data, accuracy, place=CANVAS.place) == pytest.approx(accuracy)
+    assert accuracy_if_reached(model, data, accuracy, place=CANVAS.place) == pytest.approx(accuracy)
     data.labels[3] = (data.labels[3] + 1) % 4
     asked.clear()
-    assert reaching(model, data, 1.0, place=CANVAS.place) is None
+    assert accuracy_if_reached(model, data, 1.0, place=CANVAS.place) is None
     assert asked == [512]

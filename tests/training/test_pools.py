@@ -15,8 +15,8 @@ from torch.nn import functional
 from shiftscope.layers import MaxBlurPool2d
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.training import pools
-from shiftscope.training.loop import Recipe, optimiser, step
-from shiftscope.training.pools import RectifiedMaxPool2d, quick_pools
+from shiftscope.training.loop import Recipe, make_optimizer, train_step
+from shiftscope.training.pools import ReluMaxPool2d, fast_max_pools
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -53,7 +53,7 @@ def test_values_and_gradients_are_pytorchs_ties_included(
     # Small whole numbers: many ties, zeros and negatives, and sums that every precision holds exactly.
     maps = torch.randint(-3, 4, size, generator=generator).to(dtype).contiguous(memory_format=layout)
     one, other = maps.clone().requires_grad_(), maps.clone().requires_grad_()
-    expected, found = reference(one, kernel, stride), RectifiedMaxPool2d(kernel, stride)(other)
+    expected, found = reference(one, kernel, stride), ReluMaxPool2d(kernel, stride)(other)
     assert torch.equal(found, expected)
     weights = torch.randint(-3, 4, found.shape, generator=generator).to(dtype)
     expected.backward(weights)
@@ -66,7 +66,7 @@ def test_overlapping_gradients_are_added_in_pytorchs_order(layout: torch.memory_
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(3, 6, 17, 19, generator=generator).contiguous(memory_format=layout)
     one, other = maps.clone().requires_grad_(), maps.clone().requires_grad_()
-    expected, found = reference(one, 4, 1), RectifiedMaxPool2d(4, 1)(other)
+    expected, found = reference(one, 4, 1), ReluMaxPool2d(4, 1)(other)
     weights = torch.randn(found.shape, generator=generator)
     expected.backward(weights)
     found.backward(weights)
@@ -86,7 +86,7 @@ def test_half_precision_is_nearer_to_the_exact_gradient_than_pytorchs() -> None:
 
 
 def _quick(maps: Tensor, kernel: int, stride: int) -> Tensor:
-    found: Tensor = RectifiedMaxPool2d(kernel, stride)(maps)
+    found: Tensor = ReluMaxPool2d(kernel, stride)(maps)
     return found
 
 
@@ -98,7 +98,7 @@ def test_it_works_in_pieces_and_in_several_threads(layout: torch.memory_format, 
     try:
         torch.set_num_threads(3)
         one, other = maps.clone().requires_grad_(), maps.clone().requires_grad_()
-        expected, found = reference(one, 3, 2), RectifiedMaxPool2d(3, 2)(other)
+        expected, found = reference(one, 3, 2), ReluMaxPool2d(3, 2)(other)
         assert torch.equal(found, expected)
         expected.square().sum().backward()
         found.square().sum().backward()
@@ -123,16 +123,16 @@ def test_what_is_no_number_stays_none(sign: int, dtype: torch.dtype) -> None:
     maps[0, 0, 0, 0] = -torch.inf
     assert maps[1, 2, 4, 4].isnan()
     assert bool(torch.signbit(maps[1, 2, 4, 4])) == bool(sign)
-    assert RectifiedMaxPool2d(2, 2)(maps)[1, 2, 2, 2].isnan()
+    assert ReluMaxPool2d(2, 2)(maps)[1, 2, 2, 2].isnan()
 
 
 def test_minus_infinity_is_a_number() -> None:
-    assert torch.equal(RectifiedMaxPool2d(2, 2)(torch.full((1, 1, 4, 4), -torch.inf)), torch.zeros(1, 1, 2, 2))
+    assert torch.equal(ReluMaxPool2d(2, 2)(torch.full((1, 1, 4, 4), -torch.inf)), torch.zeros(1, 1, 2, 2))
 
 
 def test_gradients_pass_the_numerical_check() -> None:
     maps = torch.randn(2, 3, 7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert torch.autograd.gradcheck(RectifiedMaxPool2d(3, 2), maps)
+    assert torch.autograd.gradcheck(ReluMaxPool2d(3, 2), maps)
 
 
 def test_a_model_is_as_before_afterwards_and_its_weights_keep_their_names() -> None:
@@ -147,9 +147,9 @@ def test_a_model_is_as_before_afterwards_and_its_weights_keep_their_names() -> N
     before, names = [*model.modules()], [*model.state_dict()]
     images = torch.randn(2, 1, 40, 40, generator=torch.Generator().manual_seed(0))
     expected = model(images)
-    with pytest.raises(ZeroDivisionError), quick_pools(model):
+    with pytest.raises(ZeroDivisionError), fast_max_pools(model):
         kinds = [type(module).__name__ for module in model.modules()]
-        assert kinds.count("RectifiedMaxPool2d") == 3
+        assert kinds.count("ReluMaxPool2d") == 3
         assert kinds.count("MaxPool2d") == 1  # it pads
         assert [*model.state_dict()] == names
         assert torch.allclose(model(images), expected, atol=1e-6)
@@ -165,13 +165,13 @@ def test_a_training_takes_the_same_steps(settings: dict[str, object]) -> None:
 
     def trained(quick: bool) -> nn.Module:
         model = build(spec, generator=torch.Generator().manual_seed(0))
-        descent = optimiser(model.parameters(), Recipe())
+        optimizer = make_optimizer(model.parameters(), Recipe())
         for _ in range(5):
             if quick:
-                with quick_pools(model):
-                    step(model, descent, images, labels, Recipe())
+                with fast_max_pools(model):
+                    train_step(model, optimizer, images, labels, Recipe())
             else:
-                step(model, descent, images, labels, Recipe())
+                train_step(model, optimizer, images, labels, Recipe())
         return model
 
     plain, quick = trained(False).state_dict(), trained(True).state_dict()
@@ -185,7 +185,7 @@ def test_a_numba_that_cannot_work_here_is_said_and_done_without(monkeypatch: pyt
     monkeypatch.setattr(pools, "find_spec", lambda _: object())
     monkeypatch.setattr(pools, "_numba", inspect.unwrap(pools._numba.__wrapped__))
     model = nn.Sequential(nn.MaxPool2d(2), nn.ReLU())
-    with pytest.warns(UserWarning, match=r"Numba cannot be used \(.*\); trainings are slower without it"), quick_pools(model):
+    with pytest.warns(UserWarning, match=r"Numba cannot be used \(.*\); trainings are slower without it"), fast_max_pools(model):
         assert type(model[0]) is nn.MaxPool2d
 
 
@@ -198,17 +198,17 @@ def test_layers_that_others_may_look_into_are_left_alone(kind: str) -> None:
     model = sequence(nn.ReLU(inplace=kind == "in place"), nn.MaxPool2d(2))
     if kind == "hooked":
         model[0].register_forward_hook(lambda *_: None)
-    with quick_pools(model):
+    with fast_max_pools(model):
         assert [type(module) for module in model] == [nn.ReLU, nn.MaxPool2d]
 
 
 def test_a_map_without_a_batch_is_pooled_too() -> None:
     maps = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(RectifiedMaxPool2d(2, 2)(maps), reference(maps, 2, 2))
+    assert torch.equal(ReluMaxPool2d(2, 2)(maps), reference(maps, 2, 2))
 
 
 def test_without_numba_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "_numba", lambda: None)
     model = nn.Sequential(nn.MaxPool2d(2), nn.ReLU())
-    with quick_pools(model):
+    with fast_max_pools(model):
         assert [type(module) for module in model] == [nn.MaxPool2d, nn.ReLU]

@@ -23,7 +23,7 @@ def test_each_network_is_trained_as_if_it_were_alone(settings: dict[str, object]
     for seed, model, training in zip((0, 3, 5), models, trainings, strict=True):
         alone = fresh(seed)
         expected = fit(alone, seed=seed, max_epochs=3, **settings)
-        assert (training.kept, training.status) == (expected.kept, expected.status)
+        assert (training.best_epoch, training.status) == (expected.best_epoch, expected.status)
         for one, other in zip(training.epochs, expected.epochs, strict=True):
             assert one.loss == pytest.approx(other.loss, rel=1e-3)
             assert one.validation_loss == pytest.approx(other.validation_loss, rel=1e-2)
@@ -53,7 +53,7 @@ def test_one_that_diverges_leaves_the_others_alone(monkeypatch: pytest.MonkeyPat
 
 
 def test_mixed_precision_and_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shiftscope.training.stacking.SECONDS_BETWEEN_STEPS_TOLD", 0.0)
+    monkeypatch.setattr("shiftscope.training.stacking.SECONDS_BETWEEN_REPORTS", 0.0)
     events: list[object] = []
     _, trainings = together((0, 1), report=events.append, precision="bf16", max_epochs=2)
     assert all(training.epochs[1].loss < training.epochs[0].loss for training in trainings)

@@ -102,18 +102,20 @@ def _trained(
     recipe, seeds, parts = pieces[0].run.training, [piece.run.seed for piece in pieces], (data.train, data.validation)
     compiled = len(pieces) == 1 and worth_compiling(recipe, len(data.train), device)
     made_by = {**provenance(device), "numba": (pools.version() if compiled else None) or "not used"}
-    keeper = pieces[0].checkpoint(made_by)
+    checkpoint = pieces[0].checkpoint(made_by)
     if len(pieces) == 1:
-        kept = keeper if pieces[0].lasting else None
-        one = train(networks[0], parts, recipe, place=data.canvas.place, seed=seeds[0], device=device, report=report, keeper=kept)
-        trainings = [one]
+        saved = checkpoint if pieces[0].lasting else None
+        place = data.canvas.place
+        trainings = [
+            train(networks[0], parts, recipe, place=place, seed=seeds[0], device=device, report=report, checkpoint=saved)
+        ]
     else:
         trainings = train_together(networks, parts, recipe, place=data.canvas.place, seeds=seeds, device=device, report=report)
     outcomes = [
         Outcome(
             status=training.status,
             sentence=training.sentence,
-            kept=training.kept,
+            kept=training.best_epoch,
             epochs=len(training.epochs),
             train_accuracy=_train_accuracy(network, data, training, device, report),
         )
@@ -121,15 +123,15 @@ def _trained(
     ]
     for piece, network, training in zip(pieces, networks, trainings, strict=True):
         records.write_training(piece.folder, training, network.state_dict())
-    seconds = perf_counter() - clock + sum(epoch.seconds for each in trainings for epoch in each.epochs[: each.taken_up])
+    seconds = perf_counter() - clock + sum(epoch.seconds for each in trainings for epoch in each.epochs[: each.resumed_after])
     origin = {
-        **joined([*keeper.sittings, made_by]),
+        **joined([*checkpoint.sessions, made_by]),
         "data": data.origin,
         "data_sha256": data.checksum,
         "started": started.isoformat(timespec="seconds"),
         "seconds": f"{seconds / len(pieces):.1f}",
         **({"trained_together": str(len(pieces))} if len(pieces) > 1 else {}),
-        **({"taken_up_after_epoch": str(trainings[0].taken_up)} if trainings[0].taken_up else {}),
+        **({"taken_up_after_epoch": str(trainings[0].resumed_after)} if trainings[0].resumed_after else {}),
     }
     return [(outcome, origin) for outcome in outcomes]
 
@@ -154,7 +156,7 @@ def _finished(
     )
     finished = Finished(record, seen.values, seen.maps, seen.curves, seen.responses)
     records.write(piece.folder, finished)
-    piece.checkpoint().drop()
+    piece.checkpoint().remove()
     return finished
 
 
@@ -170,7 +172,7 @@ def _network(run: Run, data: Dataset) -> Network:
 
 def _train_accuracy(network: Network, data: Dataset, training: Training, device: torch.device | str, report: Report) -> float:
     """The kept network's, which the training has asked already where it reached its target."""
-    known = next((epoch.train_accuracy for epoch in training.epochs if epoch.epoch == training.kept), None)
+    known = next((epoch.train_accuracy for epoch in training.epochs if epoch.epoch == training.best_epoch), None)
     if known is not None:
         return known
     report(Stage("asking for every training image", 0, len(data.train)))

@@ -174,7 +174,7 @@ def _done(jobs: list[_Job], executor: Executor | None, together: int, report: Re
         if kept is None:
             missing.append(job)
             continue
-        job.pieces[0].checkpoint().drop()  # a kill can fall between the record and the end of what it makes needless
+        job.pieces[0].checkpoint().remove()  # a kill can fall between the record and the end of what it makes needless
         report(started(job))
         finished[kept.record.id] = kept
         report(RunEnded(kept.record, found=True))
@@ -203,7 +203,7 @@ def _done_by(executor: Executor, missing: list[_Job], finished: dict[str, Finish
     for job, several in executor.run(work, missing, told):
         for piece, made in zip(job.pieces, several, strict=True):
             finished[piece.name] = records.receive(piece.folder, made) if executor.away else made
-            piece.checkpoint().drop()
+            piece.checkpoint().remove()
             told(job, RunEnded(finished[piece.name].record, found=False))
 
 

@@ -1,8 +1,8 @@
-"""A training put down on its way in a file, and taken up again as if it had never stopped.
+"""Save and resume training, bit for bit.
 
-The file holds all that the training's future depends on: weights, the best epoch's weights, what the optimiser remembers,
-where the random streams stand, every epoch so far. Taken up on the same machine with the same number of threads, it ends in the
-same weights, bit for bit.
+A checkpoint file holds everything that a training's future depends on: weights, the best epoch's weights, the optimizer's state,
+the random generators' states and every epoch so far. Resumed on the same machine with the same number of threads, a training
+ends in the same weights as without the interruption, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,119 +18,126 @@ import torch
 from torch import Tensor
 
 from shiftscope.runtime.files import write_tensors
-from shiftscope.training.loop import Epoch, Recipe, Standing
+from shiftscope.training.loop import Epoch, Recipe, TrainingState
 
 __all__ = ["Checkpoint"]
 
-#: An epoch that ends sooner after the last writing is not worth one: so much work a kill may cost.
-SECONDS_BETWEEN = 30.0
+#: The least time between two saves. An interruption costs at most so much work.
+SECONDS_BETWEEN_SAVES = 30.0
+#: The format of the file. Its names (``standing``, ``sittings``, ``descent``) stay, so that older checkpoints are read.
 VERSION = 1
-#: What the optimiser remembers is called so, then by the place of its parameter and by its own name.
-DESCENT = "descent."
+METADATA_KEY, SESSIONS, OPTIMIZER = "standing", "sittings", "descent."
 
 
 class Checkpoint:
-    """Keeps a training in a file (a :class:`shiftscope.training.loop.Keeper`).
+    """Saves a training in a file and restores it (a :class:`shiftscope.training.loop.Checkpointer`).
 
     Args:
         path: of the file, ``.safetensors``.
-        made_by: code and machine of this sitting, by name.
-        seconds: between two writings, at least.
+        made_by: provenance of this session, field -> text.
+        seconds: the least time between two saves.
 
     Attributes:
-        sittings: what made the epochs that were taken up, in order.
+        sessions: provenance of the earlier sessions that computed the restored epochs, in order.
     """
 
-    def __init__(self, path: Path, *, made_by: Mapping[str, str] | None = None, seconds: float = SECONDS_BETWEEN) -> None:
+    def __init__(self, path: Path, *, made_by: Mapping[str, str] | None = None, seconds: float = SECONDS_BETWEEN_SAVES) -> None:
         self.path, self.made_by, self.seconds = path, dict(made_by or {}), seconds
-        self.sittings: list[dict[str, str]] = []
-        self._written = monotonic()
+        self.sessions: list[dict[str, str]] = []
+        self._saved = monotonic()
 
-    def put_down(self, standing: Standing) -> None:
-        """Write where a training stands after an epoch, unless that was done a moment ago.
+    def save(self, state: TrainingState) -> None:
+        """Write a training's state, unless that was done a moment ago.
+
+        Args:
+            state: of the training, after an epoch.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
-        if monotonic() - self._written < self.seconds:
+        if monotonic() - self._saved < self.seconds:
             return
-        course = standing.course
-        told = {
+        metadata = {
             "version": VERSION,
-            "recipe": course.recipe.model_dump_json(),
-            "device": _device(standing),
-            "sittings": [*self.sittings, self.made_by],
-            "epochs": [asdict(epoch) for epoch in course.epochs],
-            "kept": course.kept,
-            "best": course.best,
+            "recipe": state.recipe.model_dump_json(),
+            "device": _device(state),
+            SESSIONS: [*self.sessions, self.made_by],
+            "epochs": [asdict(epoch) for epoch in state.epochs],
+            "kept": state.best_epoch,
+            "best": state.best_rank,
         }
-        write_tensors(self.path, _tensors(standing), metadata={"standing": json.dumps(told)})
-        self._written = monotonic()
+        write_tensors(self.path, _tensors(state), metadata={METADATA_KEY: json.dumps(metadata)})
+        self._saved = monotonic()
 
-    def take_up(self, standing: Standing) -> None:
-        """Bring a training that has just begun to where it was put down, if it was. A damaged file is told and left aside."""
+    def restore(self, state: TrainingState) -> None:
+        """Bring a training that has just begun to the saved state, if there is one. Warn about an unusable file and ignore it.
+
+        Args:
+            state: of the training; changed in place.
+        """
         from safetensors import SafetensorError, safe_open
 
         if not self.path.exists():
             return
         try:
             with safe_open(self.path, framework="pt") as file:
-                told = json.loads((file.metadata() or {})["standing"])
+                metadata = json.loads((file.metadata() or {})[METADATA_KEY])
                 tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            epochs = [Epoch(**epoch) for epoch in told["epochs"]]
-            if told["version"] != VERSION or Recipe.model_validate_json(told["recipe"]) != standing.course.recipe:
+            epochs = [Epoch(**epoch) for epoch in metadata["epochs"]]
+            if metadata["version"] != VERSION or Recipe.model_validate_json(metadata["recipe"]) != state.recipe:
                 raise ValueError("it is of another training")
-            if told["device"] != _device(standing):
-                raise ValueError(f"it was trained on {told['device']}, and this is {_device(standing)}")
-            if not _fits(standing, tensors):
+            if metadata["device"] != _device(state):
+                raise ValueError(f"it was trained on {metadata['device']}, and this is {_device(state)}")
+            if not _matches(state, tensors):
                 raise ValueError("it is of another network")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"{self.path} cannot be used ({error}); the training begins anew.", stacklevel=2)
+            warnings.warn(f"{self.path} cannot be used ({error}); training starts from the beginning.", stacklevel=2)
             return
-        _restore(standing, tensors)
-        self.sittings = told["sittings"]
-        course = standing.course
-        course.epochs[:] = epochs
-        course.kept, course.best = told["kept"], tuple(told["best"])
+        _load_tensors(state, tensors)
+        self.sessions = metadata[SESSIONS]
+        state.epochs[:] = epochs
+        reached, accuracy, loss = metadata["best"]
+        state.best_epoch, state.best_rank = metadata["kept"], (reached, accuracy, loss)
 
-    def drop(self) -> None:
-        """Remove the file, once what it was for is safe elsewhere."""
+    def remove(self) -> None:
+        """Remove the file, once the finished training is safe elsewhere."""
         self.path.unlink(missing_ok=True)
 
 
-def _tensors(standing: Standing) -> dict[str, Tensor]:
-    """All of a training that is a tensor, by name."""
-    course = standing.course
-    found = {f"weights.{name}": each for name, each in course.model.state_dict().items()}
-    found |= {f"best.{name}": each for name, each in course.weights.items()}
-    found |= {f"stream.{name}": each.get_state() for name, each in standing.streams.items()}
-    remembered = standing.descent.state_dict()["state"]
-    return found | {f"{DESCENT}{place}.{name}": each for place, state in remembered.items() for name, each in state.items()}
+def _tensors(state: TrainingState) -> dict[str, Tensor]:
+    """Return all tensors of a training, by name; the optimizer's by the index of their parameter and their own name."""
+    optimizer = state.optimizer.state_dict()["state"]
+    return {
+        **{f"weights.{name}": each for name, each in state.model.state_dict().items()},
+        **{f"best.{name}": each for name, each in state.best_weights.items()},
+        **{f"stream.{name}": each.get_state() for name, each in state.streams.items()},
+        **{f"{OPTIMIZER}{index}.{name}": each for index, known in optimizer.items() for name, each in known.items()},
+    }
 
 
-def _fits(standing: Standing, tensors: dict[str, Tensor]) -> bool:
-    """Whether a file's tensors are those of this network and its optimiser, by name and shape."""
-    ours = {name: each.shape for name, each in _tensors(standing).items() if not name.startswith(DESCENT)}
-    remembered = _part(tensors, DESCENT)
-    if ours != {name: each.shape for name, each in tensors.items() if not name.startswith(DESCENT)}:
+def _matches(state: TrainingState, tensors: dict[str, Tensor]) -> bool:
+    """Return whether a file's tensors have the names and shapes of this network and its optimizer."""
+    ours = {name: each.shape for name, each in _tensors(state).items() if not name.startswith(OPTIMIZER)}
+    if ours != {name: each.shape for name, each in tensors.items() if not name.startswith(OPTIMIZER)}:
         return False
-    shapes = {str(place): each.shape for place, each in enumerate(_parameters(standing))}
-    return all(each.shape in ((), shapes.get(name.partition(".")[0])) for name, each in remembered.items())
+    shapes = {str(index): each.shape for index, each in enumerate(_parameters(state))}
+    optimizer = _part(tensors, OPTIMIZER)
+    return all(each.shape in ((), shapes.get(name.partition(".")[0])) for name, each in optimizer.items())
 
 
-def _restore(standing: Standing, tensors: dict[str, Tensor]) -> None:
-    course = standing.course
-    course.model.load_state_dict(_part(tensors, "weights."))
+def _load_tensors(state: TrainingState, tensors: dict[str, Tensor]) -> None:
+    """Copy a file's tensors into a training."""
+    state.model.load_state_dict(_part(tensors, "weights."))
     for name, each in _part(tensors, "best.").items():
-        course.weights[name].copy_(each)
+        state.best_weights[name].copy_(each)
     for name, each in _part(tensors, "stream.").items():
-        standing.streams[name].set_state(each)
-    parameters = _parameters(standing)
-    for name, each in _part(tensors, DESCENT).items():
-        place, _, what = name.partition(".")
-        parameter = parameters[int(place)]
-        # Like the parameter in memory too: fused optimisers go through both side by side.
-        standing.descent.state[parameter][what] = (
+        state.streams[name].set_state(each)
+    parameters = _parameters(state)
+    for name, each in _part(tensors, OPTIMIZER).items():
+        index, _, key = name.partition(".")
+        parameter = parameters[int(index)]
+        # Laid out in memory like the parameter too: fused optimizers go through both side by side.
+        state.optimizer.state[parameter][key] = (
             torch.empty_like(parameter).copy_(each) if each.ndim else each.to(parameter.device)
         )
 
@@ -139,10 +146,10 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
 
 
-def _device(standing: Standing) -> str:
-    """The kind of device that a training is on."""
-    return _parameters(standing)[0].device.type
+def _device(state: TrainingState) -> str:
+    """Return the kind of device that a training is on."""
+    return _parameters(state)[0].device.type
 
 
-def _parameters(standing: Standing) -> list[Tensor]:
-    return [parameter for group in standing.descent.param_groups for parameter in group["params"]]
+def _parameters(state: TrainingState) -> list[Tensor]:
+    return [parameter for group in state.optimizer.param_groups for parameter in group["params"]]

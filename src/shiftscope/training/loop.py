@@ -1,8 +1,8 @@
-"""Training to a target, then early stopping. It knows no architecture, no canvas and no data set.
+"""Train a network to a target accuracy, then stop early.
 
-The rule: train until every training image is right (or another target share), go on while validation improves, and keep
-the best epoch. *Best* ranks an epoch that reached the target above every one that did not, then by validation accuracy, then
-by validation loss. A run that never reaches its target, or whose loss is no longer a number, says so in its result.
+Training goes on until every training image is classified correctly (or another share is), then while validation improves, and
+keeps the best epoch. *Best* ranks an epoch that reached the target above every one that did not, then by validation accuracy,
+then by validation loss. The result says if the target was missed or the loss diverged.
 
 The same seed gives the same weights, bit for bit, on the same machine with the same number of threads and the same packages
 (with or without Numba, see :mod:`shiftscope.training.pools`): batch order, augmentation and random layers have their own
@@ -30,33 +30,32 @@ from shiftscope.runtime.progress import Event, Report, silent
 from shiftscope.runtime.seeds import deterministic, drawing, stream
 from shiftscope.runtime.settings import Spec
 from shiftscope.shifts import sample
-from shiftscope.training.pools import quick_pools
+from shiftscope.training.pools import fast_max_pools
 
 __all__ = [
-    "SECONDS_BETWEEN_STEPS_TOLD",
-    "Course",
+    "SECONDS_BETWEEN_REPORTS",
+    "Checkpointer",
     "Epoch",
-    "Keeper",
     "Place",
     "Recipe",
-    "Standing",
     "Step",
     "Training",
+    "TrainingState",
+    "accuracy_if_reached",
     "batches",
     "evaluate",
-    "optimiser",
-    "reaching",
-    "set_rate",
-    "step",
+    "make_optimizer",
+    "set_learning_rate",
     "train",
+    "train_step",
     "worth_compiling",
 ]
 
-#: The exact accuracy on all training images is worth its forward passes only when the running one is this near the target.
+#: Measure the accuracy on all training images only if the running accuracy is this close to the target: it costs forward passes.
 NEAR_TARGET = 0.01
 EVALUATION_BATCH = 512
-SECONDS_BETWEEN_STEPS_TOLD = 0.5
-#: Compiling takes a second or two: a training that goes through fewer images than this would not gain it back.
+SECONDS_BETWEEN_REPORTS = 0.5
+#: Compiling takes a second or two; a training that processes fewer images does not gain it back.
 IMAGES_WORTH_COMPILING = 20_000
 
 
@@ -65,13 +64,13 @@ class Recipe(Spec):
 
     Attributes:
         optimiser: Adam, or SGD with momentum 0.9.
-        learning_rate: at the start.
-        learning_rate_decay: what the rate is multiplied by after each epoch.
-        batch_size: images a step.
-        max_epochs: give up after so many.
-        target_train_accuracy: the share of training images to get right before stopping is considered.
-        patience: once the target was reached, stop after so many epochs without a better one.
-        translate: shift every training image anew in every epoch, uniformly by up to so many pixels.
+        learning_rate: of the first epoch.
+        learning_rate_decay: factor of the learning rate from one epoch to the next.
+        batch_size: images per step.
+        max_epochs: number of epochs after which to give up.
+        target_train_accuracy: share of training images to classify correctly before early stopping is considered.
+        patience: epochs without a better one after which to stop, once the target was reached.
+        translate: shift every training image anew in every epoch, uniformly by up to this many pixels.
         precision: ``fp32``, or ``bf16`` for mixed precision; evaluation is in fp32 either way.
     """
 
@@ -88,27 +87,28 @@ class Recipe(Spec):
 
 @runtime_checkable
 class Place(Protocol):
-    """Puts raw images on their canvas, each moved by its shift where shifts are given."""
+    """A function that places images on their canvas, each moved by its shift if shifts are given."""
 
     def __call__(
         self, images: UInt8[Tensor, "image channel height width"], shifts: Int[Tensor, "image 2"] | None = None
     ) -> Float[Tensor, "image channel tall wide"]:
-        """The placed images, in [0, 1]."""
+        """Return the placed images, in [0, 1]."""
         ...
 
 
 @dataclass(frozen=True)
 class Epoch(Event):
-    """One pass over the training images.
+    """One pass over the training images. Run folders hold it as JSON, so its field names stay.
 
     Attributes:
         epoch: counted from 1.
         loss: mean cross-entropy while training.
-        running_accuracy: share right while training, before each step.
-        train_accuracy: share of all training images right afterwards, without augmentation; None where it misses the target.
-        validation_accuracy, validation_loss: afterwards.
+        running_accuracy: accuracy while training, on each batch before its step.
+        train_accuracy: accuracy on all training images after the epoch, without augmentation; None if it misses the target.
+        validation_accuracy: after the epoch.
+        validation_loss: mean cross-entropy after the epoch.
         images_per_second: of the training steps alone.
-        seconds: of the whole epoch.
+        seconds: of the complete epoch.
     """
 
     epoch: int
@@ -123,7 +123,16 @@ class Epoch(Event):
 
 @dataclass(frozen=True)
 class Step(Event):
-    """Where a running epoch stands, told every half second."""
+    """Progress within an epoch, reported twice a second.
+
+    Attributes:
+        epoch: counted from 1.
+        max_epochs: the most there can be.
+        done: number of images processed in this epoch.
+        of: number of all training images.
+        loss: mean cross-entropy so far in this epoch.
+        images_per_second: so far in this epoch.
+    """
 
     epoch: int
     max_epochs: int
@@ -135,21 +144,34 @@ class Step(Event):
 
 @dataclass(frozen=True)
 class Training:
-    """How a training ended; the model then holds the kept epoch's weights.
+    """The outcome of a training, whose model then holds the best epoch's weights.
 
     Attributes:
         status: ``reached`` the target, ``not reached`` it, or ``diverged``.
-        kept: the epoch whose weights were kept, 0 for the untrained ones.
+        best_epoch: the epoch whose weights the model holds, 0 for the untrained ones.
         epochs: all of them.
         sentence: the outcome in words.
-        taken_up: how many of the epochs are of a sitting before this one.
+        resumed_after: number of epochs that a checkpoint brought from earlier sessions.
     """
 
     status: Literal["reached", "not reached", "diverged"]
-    kept: int
+    best_epoch: int
     epochs: tuple[Epoch, ...]
     sentence: str
-    taken_up: int = 0
+    resumed_after: int = 0
+
+
+@runtime_checkable
+class Checkpointer(Protocol):
+    """Saves and restores a training that may be interrupted, such as :class:`shiftscope.training.checkpoint.Checkpoint`."""
+
+    def save(self, state: TrainingState) -> None:
+        """Save the state after an epoch that did not end the training."""
+        ...
+
+    def restore(self, state: TrainingState) -> None:
+        """Bring a training that has just begun to the saved state, if there is one."""
+        ...
 
 
 def train(
@@ -161,149 +183,162 @@ def train(
     seed: int,
     device: torch.device | str = "cpu",
     report: Report = silent,
-    keeper: Keeper | None = None,
+    checkpoint: Checkpointer | None = None,
 ) -> Training:
     """Train a model in place and leave the best epoch's weights in it.
 
     Args:
         model: images in [0, 1] -> outputs before the softmax. It is moved to ``device``.
         data: training and validation images.
-        recipe: how.
-        place: puts raw images on their canvas.
-        seed: of batch order and augmentation; the weights come with the model.
+        recipe: how to train.
+        place: places images on their canvas.
+        seed: of batch order, augmentation and random layers; the initial weights come with the model.
         device: where to train.
-        report: told where the epoch stands, and of each epoch's end.
-        keeper: puts the training down after each epoch, and has taken it up where it was put down before.
+        report: called with each :class:`Step` and :class:`Epoch`.
+        checkpoint: restores an interrupted training, and saves this one after each epoch.
 
     Returns:
-        the history and how it ended.
+        the history and the outcome.
     """
     training, validation = (Labelled(part.images.to(device), part.labels.to(device)) for part in data)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # known to torch, not to its types
-    descent = optimiser(model.parameters(), recipe)
+    optimizer = make_optimizer(model.parameters(), recipe)
     order, shifts = stream(seed, "order"), stream(seed, "shifts", device)
-    course = Course(model, (training, validation), recipe, place)
-    pools = quick_pools(model) if worth_compiling(recipe, len(training), device) else nullcontext()
+    pools = fast_max_pools(model) if worth_compiling(recipe, len(training), device) else nullcontext()
     with deterministic(device), drawing(seed, device) as layers, pools:
-        standing = Standing(course, descent, {"order": order, "shifts": shifts, "layers": layers})
-        if keeper is not None:
-            keeper.take_up(standing)
-        taken_up = len(course.epochs)
-        for number in range(taken_up + 1, recipe.max_epochs + 1):
+        streams = {"order": order, "shifts": shifts, "layers": layers}
+        state = TrainingState(model, (training, validation), recipe, place, optimizer, streams)
+        if checkpoint is not None:
+            checkpoint.restore(state)
+        resumed_after = len(state.epochs)
+        while not state.is_over:
             started = perf_counter()
-            pieces = batches(training, recipe, place, order, shifts)
-            loss, running, speed = _one_epoch(model, descent, pieces, recipe, number, len(training), report)
-            if not course.add(loss, running, speed, started):
-                break
-            report(course.epochs[-1])
-            if course.is_over:
-                break
-            if keeper is not None:
-                keeper.put_down(standing)
-    return replace(course.end(), taken_up=taken_up)
+            state.add_epoch(*_train_epoch(state, report), started)
+            if not state.diverged:
+                report(state.epochs[-1])
+            if checkpoint is not None and not state.is_over:
+                checkpoint.save(state)
+    return replace(state.end(), resumed_after=resumed_after)
 
 
 def worth_compiling(recipe: Recipe, images: int, device: torch.device | str) -> bool:
-    """Whether a training of so many images gains by :mod:`shiftscope.training.pools` here, with Numba: by one thread it does."""
-    alone = torch.device(device).type == "cpu" and torch.get_num_threads() == 1
-    return alone and images * recipe.max_epochs >= IMAGES_WORTH_COMPILING
-
-
-class Course:
-    """A training on its way: its epochs, and the best of them with its weights.
+    """Return whether the compiled pools of :mod:`shiftscope.training.pools` make a training faster: on one CPU thread they do.
 
     Args:
+        recipe: how to train.
+        images: number of training images.
+        device: where to train.
+    """
+    one_thread = torch.device(device).type == "cpu" and torch.get_num_threads() == 1
+    return one_thread and images * recipe.max_epochs >= IMAGES_WORTH_COMPILING
+
+
+@dataclass
+class TrainingState:
+    """A training in progress: everything that its future depends on.
+
+    Attributes:
         model: in training, on its device.
-        data: training and validation images, there too.
-        recipe: its target and patience.
-        place: puts raw images on their canvas.
+        data: training and validation images, on the same device.
+        recipe: how to train.
+        place: places images on their canvas.
+        optimizer: of the model's parameters.
+        streams: random generators of batch order, augmentation and layers, by purpose.
     """
 
-    def __init__(self, model: nn.Module, data: tuple[Labelled, Labelled], recipe: Recipe, place: Place) -> None:
-        self.model, self.data, self.recipe, self.place = model, data, recipe, place
-        self.epochs: list[Epoch] = []
-        self.kept, self.diverged = 0, False
-        self.best, self.weights = (False, -1.0, 0.0), deepcopy(model.state_dict())
+    model: nn.Module
+    data: tuple[Labelled, Labelled]
+    recipe: Recipe
+    place: Place
+    optimizer: torch.optim.Optimizer
+    streams: Mapping[str, torch.Generator]
 
-    def add(self, loss: float, running: float, speed: float, started: float) -> bool:
-        """Ask the model after an epoch; False where it diverged.
+    def __post_init__(self) -> None:
+        self.epochs: list[Epoch] = []
+        self.best_epoch, self.diverged = 0, False
+        self.best_rank: tuple[bool, float, float] = (False, -1.0, 0.0)
+        self.best_weights = deepcopy(self.model.state_dict())
+
+    def add_epoch(self, loss: float, running_accuracy: float, images_per_second: float, started: float) -> None:
+        """Evaluate the model after an epoch, record the epoch, and keep the weights if it is the best.
 
         Args:
-            loss: mean while training.
-            running: share right while training.
-            speed: images a second.
-            started: when the epoch began.
+            loss: mean cross-entropy while training.
+            running_accuracy: accuracy while training.
+            images_per_second: of the training steps.
+            started: when the epoch began, in seconds of ``perf_counter``.
         """
         training, validation = self.data
         target = self.recipe.target_train_accuracy
-        # The loss is from before the last step, so that what the step left is asked too.
+        # The loss precedes the last step; only the validation loss shows weights that blew up in it.
         accuracy, validation_loss = evaluate(self.model, validation, place=self.place)
         if not (isfinite(loss) and isfinite(validation_loss)):
             self.diverged = True
-            return False
-        exact = reaching(self.model, training, target, place=self.place) if running >= target - NEAR_TARGET else None
+            return
+        near = running_accuracy >= target - NEAR_TARGET
+        exact = accuracy_if_reached(self.model, training, target, place=self.place) if near else None
         number, seconds = len(self.epochs) + 1, perf_counter() - started
-        self.epochs.append(Epoch(number, loss, running, exact, accuracy, validation_loss, speed, seconds))
+        epoch = Epoch(number, loss, running_accuracy, exact, accuracy, validation_loss, images_per_second, seconds)
+        self.epochs.append(epoch)
         rank = (exact is not None, accuracy, -validation_loss)
-        if rank > self.best:
-            self.best, self.kept, self.weights = rank, number, deepcopy(self.model.state_dict())
-        return True
+        if rank > self.best_rank:
+            self.best_rank, self.best_epoch, self.best_weights = rank, number, deepcopy(self.model.state_dict())
 
     @property
     def is_over(self) -> bool:
-        """Whether the target was reached and patience is at its end."""
-        return self.best[0] and len(self.epochs) - self.kept >= self.recipe.patience
+        """Whether the loss diverged, the epochs are used up, or the target was reached and patience is exhausted."""
+        exhausted = self.best_rank[0] and len(self.epochs) - self.best_epoch >= self.recipe.patience
+        return self.diverged or exhausted or len(self.epochs) >= self.recipe.max_epochs
 
     def end(self) -> Training:
-        """Leave the best epoch's weights in the model; how it ended."""
-        self.model.load_state_dict(self.weights)
-        return _ended(self.epochs, self.kept, self.recipe, len(self.epochs) + 1 if self.diverged else None)
+        """Load the best epoch's weights into the model and return the outcome."""
+        self.model.load_state_dict(self.best_weights)
+        status, sentence = self._outcome()
+        return Training(status, self.best_epoch, tuple(self.epochs), sentence)
 
-
-@dataclass(frozen=True)
-class Standing:
-    """All that the future of a training depends on, alive.
-
-    Attributes:
-        course: the training's.
-        descent: its optimiser.
-        streams: what draws its batches and shifts, by purpose.
-    """
-
-    course: Course
-    descent: torch.optim.Optimizer
-    streams: Mapping[str, torch.Generator]
-
-
-class Keeper(Protocol):
-    """Keeps a training that may be interrupted (:class:`shiftscope.training.checkpoint.Checkpoint` does, in a file)."""
-
-    def put_down(self, standing: Standing) -> None:
-        """Keep where the training stands after an epoch that did not end it."""
-        ...
-
-    def take_up(self, standing: Standing) -> None:
-        """Bring a training that has just begun to where it was put down, if it was."""
-        ...
+    def _outcome(self) -> tuple[Literal["reached", "not reached", "diverged"], str]:
+        """Return the status and the outcome in words."""
+        kept, number = f"epoch {self.best_epoch}", len(self.epochs)
+        target = f"{100 * self.recipe.target_train_accuracy:g} % train accuracy"
+        if self.diverged:
+            return "diverged", f"The loss stopped being a number in epoch {number + 1}; {kept} is kept. Lower the learning rate."
+        reached = [epoch.epoch for epoch in self.epochs if epoch.train_accuracy is not None]
+        if reached:
+            return "reached", f"Reached {target} in epoch {reached[0]}; {kept} of {number} is kept."
+        best = max(epoch.running_accuracy for epoch in self.epochs)
+        missed = f"Did not reach {target} in {number} epochs (while training {best:.2%})"
+        return "not reached", f"{missed}; {kept} is kept. Raise `max_epochs`."
 
 
 def evaluate(model: nn.Module, data: Labelled, *, place: Place) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy in evaluation mode and single precision, on the data's device."""
-    right = torch.zeros((), dtype=torch.long, device=data.labels.device)
+    """Return accuracy and mean cross-entropy in evaluation mode and single precision.
+
+    Args:
+        model: images in [0, 1] -> outputs before the softmax, on the data's device.
+        data: images and labels.
+        place: places images on their canvas.
+    """
+    correct = torch.zeros((), dtype=torch.long, device=data.labels.device)
     loss = torch.zeros((), dtype=torch.float64, device=data.labels.device)
     with evaluating(model), torch.inference_mode():
         for start in range(0, len(data), EVALUATION_BATCH):
             batch = data[start : start + EVALUATION_BATCH]
             outputs = model(place(batch.images))
-            right += (outputs.argmax(1) == batch.labels).sum()
+            correct += (outputs.argmax(1) == batch.labels).sum()
             loss += nn.functional.cross_entropy(outputs, batch.labels, reduction="sum")
-    return right.item() / len(data), loss.item() / len(data)
+    return correct.item() / len(data), loss.item() / len(data)
 
 
-def reaching(model: nn.Module, data: Labelled, target: float, *, place: Place) -> float | None:
-    """Accuracy as :func:`evaluate` takes it; None, as soon as that is certain, where it is below a target.
+def accuracy_if_reached(model: nn.Module, data: Labelled, target: float, *, place: Place) -> float | None:
+    """Return the accuracy in evaluation mode; None if it is below a target, as soon as that is certain.
 
-    A network that is wrong on one image in a thousand shows it in the first thousand: the rest need not be asked.
+    A network that is wrong on one image in a thousand shows it in the first thousand: the rest need not be evaluated.
+
+    Args:
+        model: images in [0, 1] -> outputs before the softmax, on the data's device.
+        data: images and labels.
+        target: accuracy to reach, in [0, 1].
+        place: places images on their canvas.
     """
     allowed, wrong = int((1 - target) * len(data) + 1e-9), 0
     with evaluating(model), torch.inference_mode():
@@ -315,96 +350,80 @@ def reaching(model: nn.Module, data: Labelled, target: float, *, place: Place) -
     return 1 - wrong / len(data)
 
 
-def optimiser(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's, at its first rate."""
+def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer, at its first learning rate."""
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(parameters, recipe.learning_rate, momentum=0.9, fused=True)
     return torch.optim.Adam(parameters, recipe.learning_rate, fused=True)
 
 
-def set_rate(descent: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> None:
-    """The learning rate of an epoch, counted from 1."""
-    for group in descent.param_groups:
+def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> None:
+    """Set the recipe's learning rate of an epoch, counted from 1."""
+    for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate * recipe.learning_rate_decay ** (epoch - 1)
 
 
 def batches(
     data: Labelled, recipe: Recipe, place: Place, order: torch.Generator, shifts: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch's batches in random order, placed and, where the recipe says so, shifted."""
-    picks = torch.randperm(len(data), generator=order).to(data.labels.device)
-    for picked in picks.split(recipe.batch_size):
+    """Yield one epoch's batches of images and labels in random order.
+
+    Args:
+        data: training images.
+        recipe: gives the batch size and the largest random shift.
+        place: places images on their canvas.
+        order: generator of the order, on the CPU.
+        shifts: generator of the shifts, on the data's device.
+    """
+    permutation = torch.randperm(len(data), generator=order).to(data.labels.device)
+    for picked in permutation.split(recipe.batch_size):
         moves = sample(len(picked), recipe.translate, shifts) if recipe.translate else None
         images = place(data.images[picked], moves)
         yield images.contiguous(memory_format=torch.channels_last), data.labels[picked]
 
 
-def _one_epoch(
-    model: nn.Module,
-    descent: torch.optim.Optimizer,
-    pieces: Iterator[tuple[Tensor, Tensor]],
-    recipe: Recipe,
-    number: int,
-    count: int,
-    report: Report,
-) -> tuple[float, float, float]:
-    """Mean loss (NaN as soon as it is not finite), running accuracy and images a second.
-
-    Loss and accuracy stay on the device; they are read only when they are told, so that a GPU is not made to wait.
-    """
-    model.train()
-    set_rate(descent, recipe, number)
-    total: Tensor | float = 0.0
-    right: Tensor | float = 0.0
-    done = 0
-    started = told = perf_counter()
-    for images, labels in pieces:
-        loss, outputs = step(model, descent, images, labels, recipe)
-        total = total + loss.detach() * len(labels)
-        right = right + (outputs.detach().argmax(1) == labels).sum()
-        done += len(labels)
-        if (now := perf_counter()) - told >= SECONDS_BETWEEN_STEPS_TOLD:
-            told = now
-            mean = float(total) / done
-            if not abs(mean) < float("inf"):
-                return float("nan"), 0.0, 0.0
-            report(Step(number, recipe.max_epochs, done, count, mean, done / (now - started)))
-    mean = float(total) / done
-    return (mean if abs(mean) < float("inf") else float("nan")), float(right) / done, done / (perf_counter() - started)
-
-
-def step(
-    model: nn.Module, descent: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
 ) -> tuple[Tensor, Tensor]:
-    """Forward, backward and one update; the loss and the outputs."""
-    descent.zero_grad(set_to_none=True)
+    """Update a model once; return the loss and the outputs before the update.
+
+    Args:
+        model: in training mode.
+        optimizer: of its parameters.
+        images: a batch in [0, 1], [image, channel, height, width].
+        labels: of the images.
+        recipe: gives the precision.
+    """
+    optimizer.zero_grad(set_to_none=True)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
         outputs = model(images)
         loss = nn.functional.cross_entropy(outputs, labels)
     loss.backward()
-    descent.step()
+    optimizer.step()
     return loss, outputs
 
 
-def _ended(epochs: list[Epoch], kept: int, recipe: Recipe, diverged: int | None = None) -> Training:
-    history = tuple(epochs)
-    target = f"{100 * recipe.target_train_accuracy:g} % train accuracy"
-    if diverged is not None:
-        return Training(
-            "diverged",
-            kept,
-            history,
-            f"The loss stopped being a number in epoch {diverged}; epoch {kept} is kept. Lower the learning rate.",
-        )
-    reached = [epoch.epoch for epoch in epochs if epoch.train_accuracy is not None]
-    if reached:
-        return Training(
-            "reached", kept, history, f"Reached {target} in epoch {reached[0]}; epoch {kept} of {len(epochs)} is kept."
-        )
-    best = max(epoch.running_accuracy for epoch in epochs)
-    return Training(
-        "not reached",
-        kept,
-        history,
-        f"Did not reach {target} in {len(epochs)} epochs (while training {best:.2%}); epoch {kept} is kept. Raise `max_epochs`.",
-    )
+def _train_epoch(state: TrainingState, report: Report) -> tuple[float, float, float]:
+    """Train for one epoch; return mean loss (NaN as soon as it is not finite), running accuracy and images per second.
+
+    Loss and accuracy stay on the device and are read only to be reported, so that a GPU need not wait.
+    """
+    recipe, training, number = state.recipe, state.data[0], len(state.epochs) + 1
+    state.model.train()
+    set_learning_rate(state.optimizer, recipe, number)
+    total: Tensor | float = 0.0
+    correct: Tensor | float = 0.0
+    done = 0
+    started = reported = perf_counter()
+    for images, labels in batches(training, recipe, state.place, state.streams["order"], state.streams["shifts"]):
+        loss, outputs = train_step(state.model, state.optimizer, images, labels, recipe)
+        total = total + loss.detach() * len(labels)
+        correct = correct + (outputs.detach().argmax(1) == labels).sum()
+        done += len(labels)
+        if (now := perf_counter()) - reported >= SECONDS_BETWEEN_REPORTS:
+            reported, mean = now, float(total) / done
+            if not isfinite(mean):
+                break
+            report(Step(number, recipe.max_epochs, done, len(training), mean, done / (now - started)))
+    mean = float(total) / done
+    return mean if isfinite(mean) else float("nan"), float(correct) / done, done / (perf_counter() - started)

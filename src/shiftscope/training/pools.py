@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from shiftscope.layers import BlurPool2d, MaxBlurPool2d
 
-__all__ = ["RectifiedMaxPool2d", "quick_pools", "version"]
+__all__ = ["ReluMaxPool2d", "fast_max_pools", "version"]
 
 #: Bits of a number as an integer, by the size of the number in bytes.
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -43,7 +43,7 @@ NONE = 255
 
 
 @contextmanager
-def quick_pools(model: nn.Module) -> Iterator[None]:
+def fast_max_pools(model: nn.Module) -> Iterator[None]:
     """Let a model on a CPU rectify and pool in one pass for the duration, wherever an ``nn.Sequential`` has one after the other.
 
     The model's parameters and their names stay as they are. Without Numba nothing is changed.
@@ -83,12 +83,12 @@ def _quick(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module] |
         pool: Any = first if isinstance(first, nn.MaxPool2d) else second
         kernel, stride = _alike(pool.kernel_size), _alike(pool.stride)
         plain = (_alike(pool.padding), _alike(pool.dilation)) == (0, 1) and not (pool.ceil_mode or pool.return_indices)
-        return (RectifiedMaxPool2d(kernel, stride), nn.Identity()) if plain and kernel and stride else None
+        return (ReluMaxPool2d(kernel, stride), nn.Identity()) if plain and kernel and stride else None
     if type(first) is nn.ReLU and type(second) is MaxBlurPool2d:
         kernel = _alike(second.kernel_size)
         if kernel and (_alike(second.padding), _alike(second.dilation)) == (0, 1):
             by = second.filter
-            return RectifiedMaxPool2d(kernel, 1), BlurPool2d(1, by.stride, border=by.border, taps=by.taps, compat=second.compat)
+            return ReluMaxPool2d(kernel, 1), BlurPool2d(1, by.stride, border=by.border, taps=by.taps, compat=second.compat)
     return None
 
 
@@ -105,7 +105,7 @@ def _alike(value: int | tuple[int, ...]) -> int | None:
     return values.pop() if len(values) == 1 else None
 
 
-class RectifiedMaxPool2d(nn.Module):
+class ReluMaxPool2d(nn.Module):
     """``relu(max_pool2d(x, kernel, stride))`` of [image, channel, height, width], compiled where ``x`` lies on a CPU.
 
     Args:

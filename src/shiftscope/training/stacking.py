@@ -20,15 +20,15 @@ from shiftscope.datasets.sources import Labelled
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.seeds import deterministic, stream
 from shiftscope.training.loop import (
-    SECONDS_BETWEEN_STEPS_TOLD,
-    Course,
+    SECONDS_BETWEEN_REPORTS,
     Place,
     Recipe,
     Step,
     Training,
+    TrainingState,
     batches,
-    optimiser,
-    set_rate,
+    make_optimizer,
+    set_learning_rate,
 )
 
 __all__ = ["train_together"]
@@ -59,9 +59,9 @@ def train_together(
         the history of each and how it ended, as :func:`shiftscope.training.loop.train` would tell.
     """
     parts = tuple(Labelled(part.images.to(device), part.labels.to(device)) for part in data)
-    courses = [Course(model.to(device), (parts[0], parts[1]), recipe, place) for model in models]
     streams = [(stream(seed, "order"), stream(seed, "shifts", device)) for seed in seeds]
-    stack = _Stack(models, recipe)
+    stack = _Stack([model.to(device) for model in models], recipe)
+    states = [TrainingState(model, (parts[0], parts[1]), recipe, place, stack.optimizer, {}) for model in models]
     at_work = list(range(len(models)))
     with deterministic(device):
         for number in range(1, recipe.max_epochs + 1):
@@ -71,17 +71,18 @@ def train_together(
             stack.write_to([models[one] for one in at_work])
             going_on = []
             for row, one in enumerate(at_work):
-                if not courses[one].add(losses[row], rights[row], speed / len(at_work), started):
+                states[one].add_epoch(losses[row], rights[row], speed / len(at_work), started)
+                if states[one].diverged:
                     continue
-                report(courses[one].epochs[-1])
-                if not courses[one].is_over:
+                report(states[one].epochs[-1])
+                if not states[one].is_over:
                     going_on.append(row)
             if not going_on:
                 break
             if len(going_on) < len(at_work):
                 stack.keep(going_on)
                 at_work = [at_work[row] for row in going_on]
-    return [course.end() for course in courses]
+    return [state.end() for state in states]
 
 
 class _Stack:
@@ -91,11 +92,11 @@ class _Stack:
         self.recipe = recipe
         self.weights, self.buffers = stack_module_state(list(models))
         self.form = deepcopy(models[0]).to("meta").train()
-        self.descent = optimiser(self.weights.values(), recipe)
+        self.optimizer = make_optimizer(self.weights.values(), recipe)
 
     def epoch(self, pieces: Sequence[object], number: int, count: int, report: Report) -> tuple[list[float], list[float], float]:
         """Each model's mean loss and share right, and images a second of all."""
-        set_rate(self.descent, self.recipe, number)
+        set_learning_rate(self.optimizer, self.recipe, number)
         losses: Tensor | float = 0.0
         rights: Tensor | float = 0.0
         done, started = 0, perf_counter()
@@ -106,7 +107,7 @@ class _Stack:
             losses = losses + loss * labels.shape[1]
             rights = rights + (outputs.argmax(-1) == labels).sum(dim=1)
             done += labels.shape[1]
-            if (now := perf_counter()) - told >= SECONDS_BETWEEN_STEPS_TOLD:
+            if (now := perf_counter()) - told >= SECONDS_BETWEEN_REPORTS:
                 told, each = now, len(labels)
                 mean = float(torch.as_tensor(losses).nanmean()) / done
                 report(Step(number, self.recipe.max_epochs, each * done, each * count, mean, each * done / (now - started)))
@@ -115,12 +116,12 @@ class _Stack:
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One update of every model; their losses and outputs. No gradient goes from one model to another."""
-        self.descent.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             outputs: Tensor = vmap(self._outputs)(self.weights, self.buffers, images)
             losses = vmap(functional.cross_entropy)(outputs, labels)
         losses.sum().backward()
-        self.descent.step()
+        self.optimizer.step()
         return losses.detach(), outputs.detach()
 
     def _outputs(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
@@ -134,10 +135,10 @@ class _Stack:
 
     def keep(self, rows: list[int]) -> None:
         """Go on with some of the models; the optimiser remembers what it knew of them."""
-        before, known = self.weights, self.descent.state
+        before, known = self.weights, self.optimizer.state
         self.weights = {name: each.detach()[rows].requires_grad_() for name, each in before.items()}
         self.buffers = {name: each[rows] for name, each in self.buffers.items()}
-        self.descent = optimiser(self.weights.values(), self.recipe)
+        self.optimizer = make_optimizer(self.weights.values(), self.recipe)
         for name, old in before.items():
             state = {key: value[rows] if value.ndim else value for key, value in known[old].items()}
-            self.descent.state[self.weights[name]] = state
+            self.optimizer.state[self.weights[name]] = state
