@@ -27,7 +27,6 @@ ORDER = [
     "theory",
     "tables",
     "layers.resampling",
-    "layers.maxima",
     "layers.blur",
     "layers.polyphase",
     "layers.activations",

@@ -1,4 +1,4 @@
-"""BlurPool and MaxBlurPool against slow restatements, against the libraries that have them, and through torch's own tools."""
+"""BlurPool and MaxBlurPool equal slow references and other libraries' layers, and work with PyTorch's compilers and exporters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def randoms(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> T
 
 
 def slow_blur(maps: np.ndarray, size: int, stride: int, border: str) -> np.ndarray:
-    """Pad with numpy, correlate by a loop over positions, keep every stride-th."""
+    """Pad with NumPy, correlate by a loop over positions, keep every stride-th."""
     axes = maps.ndim - 2
     if border != "valid":
         ends = [(0, 0), (0, 0)] + [((size - 1) // 2, size // 2)] * axes
@@ -51,7 +51,7 @@ def slow_blur(maps: np.ndarray, size: int, stride: int, border: str) -> np.ndarr
 
 @settings(deadline=None, max_examples=150)
 @given(st.data())
-def test_any_blur_is_the_slow_one(data: st.DataObject) -> None:
+def test_blur_equals_slow_reference(data: st.DataObject) -> None:
     axes = data.draw(st.integers(1, 3))
     size, stride = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 4))
     border = data.draw(st.sampled_from(["reflect", "replicate", "zero", "circular", "valid"]))
@@ -66,8 +66,8 @@ def test_any_blur_is_the_slow_one(data: st.DataObject) -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(st.data())
-def test_any_maximum_and_its_gradient_are_those_of_torchs_pool_and_the_blur(data: st.DataObject) -> None:
-    """Values from few different numbers, so that there are ties: the first of equals takes the gradient."""
+def test_max_blur_and_gradient_equal_torch_pool_then_blur(data: st.DataObject) -> None:
+    """Few different values make ties: the first of equal values takes the gradient."""
     axes = data.draw(st.integers(1, 3))
     kernel, dilation = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 2))
     padding = data.draw(st.integers(0, kernel // 2))
@@ -90,25 +90,27 @@ def test_any_maximum_and_its_gradient_are_those_of_torchs_pool_and_the_blur(data
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_output_sizes_are_those_of_a_strided_pool(axes: int) -> None:
-    for side, kernel, stride, padding in itertools.product(range(3, 9), (2, 3), (1, 2, 3), (0, 1)):
-        maps = torch.zeros(1, 1, *[side] * axes)
-        pool = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[axes - 1](kernel, stride, padding)
-        ours = MAXIMA[axes - 1](kernel, 3, stride, padding=padding, border="replicate")
-        assert ours(maps).shape == pool(maps).shape
+@given(
+    axes=st.integers(1, 3), side=st.integers(3, 8), kernel=st.integers(2, 3), stride=st.integers(1, 3), padding=st.integers(0, 1)
+)
+@settings(deadline=None)
+def test_max_blur_has_output_size_of_strided_pool(axes: int, side: int, kernel: int, stride: int, padding: int) -> None:
+    maps = torch.zeros(1, 1, *[side] * axes)
+    pool = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[axes - 1](kernel, stride, padding)
+    ours = MAXIMA[axes - 1](kernel, 3, stride, padding=padding, border="replicate")
+    assert ours(maps).shape == pool(maps).shape
 
 
-def test_long_axes_are_filtered_in_pieces_to_the_same_numbers() -> None:
+@pytest.mark.parametrize("border", ["reflect", "circular", "zero"])
+def test_blur_of_long_axis_in_pieces_equals_slow_reference(border: str) -> None:
     maps = randoms(1, 2, 5, 301)
-    for border in ("reflect", "circular", "zero"):
-        whole = torch.from_numpy(slow_blur(maps.numpy(), 5, 2, border))
-        torch.testing.assert_close(BlurPool2d(5, 2, border=border)(maps), whole, atol=1e-12, rtol=0)
+    expected = torch.from_numpy(slow_blur(maps.numpy(), 5, 2, border))
+    torch.testing.assert_close(BlurPool2d(5, 2, border=border)(maps), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("border", ["reflect", "replicate", "zero"])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7])
-def test_adobes_layer_is_reproduced(size: int, border: str) -> None:
+def test_blur_equals_antialiased_cnns(size: int, border: str) -> None:
     adobe = pytest.importorskip("antialiased_cnns.blurpool", reason="needs antialiased-cnns")
     names = {"reflect": "reflect", "replicate": "repl", "zero": "zero"}
     for height, width, stride in ((12, 9, 2), (8, 8, 1), (11, 7, 3)):
@@ -122,7 +124,7 @@ def test_adobes_layer_is_reproduced(size: int, border: str) -> None:
             torch.testing.assert_close(BlurPool1d(size, stride, border=border)(line), theirs_1d(line), atol=1e-5, rtol=0)
 
 
-def test_adobes_weights_load_and_foreign_filters_do_not() -> None:
+def test_load_state_dict_accepts_same_filter_only() -> None:
     adobe = pytest.importorskip("antialiased_cnns.blurpool", reason="needs antialiased-cnns")
     theirs = nn.Sequential(nn.MaxPool2d(2, 1), adobe.BlurPool(4, filt_size=4, stride=2))
     MaxBlurPool2d(2, 4, 2, compat="adobe").load_state_dict(theirs.state_dict())
@@ -131,7 +133,7 @@ def test_adobes_weights_load_and_foreign_filters_do_not() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7])
-def test_kornias_layers_are_reproduced(size: int) -> None:
+def test_layers_equal_kornia(size: int) -> None:
     kornia = pytest.importorskip("kornia", reason="needs kornia")
     for height, width, stride in ((12, 9, 2), (8, 8, 1), (11, 7, 3)):
         maps = randoms(2, 4, height, width, dtype=torch.float32)
@@ -142,7 +144,7 @@ def test_kornias_layers_are_reproduced(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [3, 5, 7])
-def test_timms_layer_is_reproduced(size: int) -> None:
+def test_blur_equals_timm(size: int) -> None:
     theirs = timm().layers.BlurPool2d
     for height, width, stride in ((12, 9, 2), (8, 8, 1), (11, 9, 3)):
         maps = randoms(2, 4, height, width, dtype=torch.float32)
@@ -150,16 +152,18 @@ def test_timms_layer_is_reproduced(size: int) -> None:
         torch.testing.assert_close(ours(maps), theirs(4, filt_size=size, stride=stride)(maps), atol=1e-5, rtol=0)
 
 
-def test_gradients_are_right() -> None:
-    maps = randoms(2, 2, 5, 6).requires_grad_()
-    for border in ("reflect", "replicate", "zero", "circular", "valid"):
-        blur = BlurPool2d(3, 2, border=border)
-        assert torch.autograd.gradcheck(blur, (maps,))
-        assert torch.autograd.gradgradcheck(blur, (maps,))
-    assert torch.autograd.gradcheck(MaxBlurPool2d(3, 4, 2, padding=1), (maps,))
+@pytest.mark.parametrize("border", ["reflect", "replicate", "zero", "circular", "valid"])
+def test_blur_gradients_equal_finite_differences(border: str) -> None:
+    maps, blur = randoms(2, 2, 5, 6).requires_grad_(), BlurPool2d(3, 2, border=border)
+    assert torch.autograd.gradcheck(blur, (maps,))
+    assert torch.autograd.gradgradcheck(blur, (maps,))
 
 
-def test_the_second_gradient_of_a_maximum_is_refused() -> None:
+def test_max_blur_gradient_equals_finite_differences() -> None:
+    assert torch.autograd.gradcheck(MaxBlurPool2d(3, 4, 2, padding=1), (randoms(2, 2, 5, 6).requires_grad_(),))
+
+
+def test_max_blur_second_gradient_raises_error() -> None:
     maps = randoms(1, 1, 6, 6).requires_grad_()
     (first,) = torch.autograd.grad(MaxBlurPool2d()(maps).square().sum(), maps, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -175,7 +179,7 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_channels_last_stays_so_and_changes_nothing(layer: nn.Module) -> None:
+def test_layer_keeps_channels_last(layer: nn.Module) -> None:
     maps = randoms(3, 4, 9, 8)
     found = layer(maps.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(found, layer(maps), atol=1e-12, rtol=0)
@@ -183,7 +187,7 @@ def test_channels_last_stays_so_and_changes_nothing(layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_mixed_precision_keeps_its_own_and_comes_near(layer: nn.Module) -> None:
+def test_layer_under_autocast_keeps_dtype_and_values(layer: nn.Module) -> None:
     maps = randoms(3, 4, 9, 8, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         half = layer(maps.bfloat16())
@@ -193,7 +197,7 @@ def test_mixed_precision_keeps_its_own_and_comes_near(layer: nn.Module) -> None:
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @pytest.mark.timeout(600)
-def test_compiled_it_gives_the_same(layer: nn.Module) -> None:
+def test_layer_compiled_equals_eager(layer: nn.Module) -> None:
     maps = randoms(3, 4, 9, 8, dtype=torch.float32)
     torch.compiler.reset()
     with warnings.catch_warnings():
@@ -210,7 +214,7 @@ def test_compiled_it_gives_the_same(layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_exported_it_gives_the_same_on_another_size(layer: nn.Module, tmp_path: Path) -> None:
+def test_layer_exported_equals_eager_at_another_size(layer: nn.Module, tmp_path: Path) -> None:
     maps = randoms(2, 4, 9, 8, dtype=torch.float32)
     other = randoms(3, 4, 14, 11, dtype=torch.float32)
     sides = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
@@ -219,7 +223,7 @@ def test_exported_it_gives_the_same_on_another_size(layer: nn.Module, tmp_path: 
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_onnxruntime_gives_the_same(layer: nn.Module, tmp_path: Path) -> None:
+def test_layer_in_onnxruntime_equals_eager(layer: nn.Module, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (extra `onnx`)")
     pytest.importorskip("onnxscript", reason="needs onnxscript (extra `onnx`)")
     maps = randoms(2, 4, 9, 8, dtype=torch.float32)
@@ -232,7 +236,7 @@ def test_onnxruntime_gives_the_same(layer: nn.Module, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(found), layer(maps), atol=1e-5, rtol=0)
 
 
-def test_a_layer_has_no_weights_and_survives_copying_and_printing() -> None:
+def test_layer_has_no_weights_and_can_be_copied_and_printed() -> None:
     layer = MaxBlurPool2d(3, 4, (2, 1), padding=1, border="zero")
     assert not layer.state_dict()
     maps = randoms(2, 3, 8, 8)
@@ -242,15 +246,15 @@ def test_a_layer_has_no_weights_and_survives_copying_and_printing() -> None:
     assert "stride=(2, 1)" in str(layer)
 
 
-def test_taps_of_ones_own_are_used_along_each_axis_or_each_along_its_own() -> None:
+def test_taps_for_all_axes_or_for_each() -> None:
     maps = randoms(1, 1, 4, 6)
-    same = BlurPool2d(taps=[0.5, 0.5], stride=1, border="valid")(maps)
-    torch.testing.assert_close(same, nn.functional.avg_pool2d(maps, 2, 1))
+    shared = BlurPool2d(taps=[0.5, 0.5], stride=1, border="valid")(maps)
+    torch.testing.assert_close(shared, nn.functional.avg_pool2d(maps, 2, 1))
     each = BlurPool2d(taps=[[1.0], [0.0, 1.0]], stride=1, border="valid")(maps)
     torch.testing.assert_close(each, maps[..., 1:])
 
 
-def test_products_along_axes_follow_the_map_whatever_its_order_in_memory() -> None:
+def test_along_axes_accepts_any_memory_order() -> None:
     maps = randoms(2, 3, 4, 5)
     factors = [randoms(2, 4), randoms(6, 5)]
     expected = torch.einsum("nchw,ah,bw->ncab", maps, *factors)
@@ -259,10 +263,10 @@ def test_products_along_axes_follow_the_map_whatever_its_order_in_memory() -> No
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "text"),
     [
-        (lambda: BlurPool2d(8), "`filter_size` must be 1 to 7, got 8. Give other filters as `taps`"),
-        (lambda: BlurPool2d(4, compat="timm"), "`compat='timm'` has odd filters from 3 on, got (4, 4)"),
+        (lambda: BlurPool2d(8), "`filter_size` must be 1 to 7, got 8. Pass other filters as `taps`"),
+        (lambda: BlurPool2d(4, compat="timm"), "`filter_size` must be odd and 3 or more with `compat='timm'`, got (4, 4)"),
         (lambda: BlurPool2d(3, compat="keras"), "`compat` must be one of adobe, kornia, timm, got 'keras'"),
         (lambda: BlurPool2d(3, border="mirror"), "`border` must be one of reflect, replicate, zero, circular, valid"),
         (lambda: BlurPool2d(3, 0), "`stride` must be 1 or more positions, got (0, 0)"),
@@ -273,41 +277,45 @@ def test_products_along_axes_follow_the_map_whatever_its_order_in_memory() -> No
         (lambda: BlurPool2d(5)(torch.zeros(1, 1, 2, 8)), "Use border 'replicate', 'zero' or 'circular', or a smaller filter"),
         (lambda: BlurPool2d(5, border="valid")(torch.zeros(1, 1, 4, 8)), "does not fit into a map of size 4"),
         (lambda: MaxBlurPool2d(3)(torch.zeros(1, 1, 2, 8)), "a maximum over 3 positions does not fit into a map of size 2"),
-        (lambda: BlurPool2d()(torch.zeros(1, 8, 8)), "BlurPool2d takes [image, channel, position, position], got (1, 8, 8)"),
+        (
+            lambda: BlurPool2d()(torch.zeros(1, 8, 8)),
+            "`maps` must be [image, channel, position, position] for BlurPool2d, got (1, 8, 8)",
+        ),
         (
             lambda: BlurPool2d()(torch.zeros(1, 1, 8, 8, dtype=torch.int64)),
-            "BlurPool2d takes floating point maps, got torch.int64",
+            "`maps` must be floating point for BlurPool2d, got torch.int64",
         ),
     ],
 )
-def test_bad_input_is_told_in_a_sentence(make: object, told: str) -> None:
+def test_invalid_input_raises_error(make: object, text: str) -> None:
     with pytest.raises(InputError) as caught:
         make()  # type: ignore[operator]
-    assert told in str(caught.value)
+    assert text in str(caught.value)
 
 
-def test_a_single_position_is_served_by_every_border_that_can() -> None:
-    for border in ("replicate", "circular"):
-        assert torch.equal(BlurPool2d(7, 2, border=border)(torch.ones(1, 1, 1, 1)), torch.ones(1, 1, 1, 1))
-    assert BlurPool2d(3, 2, border="zero")(torch.ones(1, 1, 1, 1)).item() == binomial(3)[1] ** 2
+@pytest.mark.parametrize(
+    ("size", "border", "expected"), [(7, "replicate", 1.0), (7, "circular", 1.0), (3, "zero", binomial(3)[1] ** 2)]
+)
+def test_blur_of_single_position(size: int, border: str, expected: float) -> None:
+    assert BlurPool2d(size, 2, border=border)(torch.ones(1, 1, 1, 1)).item() == pytest.approx(expected)
 
 
-def test_an_evaluation_leaves_nothing_that_a_later_training_stumbles_over() -> None:
-    """Matrices are kept from call to call; those made in inference mode or for stand-ins must not be."""
-    for layer in (BlurPool2d(3, 2), AliasFreeActivation(nn.ReLU())):
-        with torch.inference_mode():
-            layer(torch.rand(1, 1, 23, 17))
-        layer(torch.rand(1, 1, 23, 17, requires_grad=True)).sum().backward()
-        with FakeTensorMode():
-            layer(torch.rand(1, 1, 29, 17))
-        assert layer(torch.rand(1, 1, 29, 17)).isfinite().all()
+@pytest.mark.parametrize("layer", [BlurPool2d(3, 2), AliasFreeActivation(nn.ReLU())], ids=str)
+def test_layer_after_inference_mode_can_train(layer: nn.Module) -> None:
+    """Matrices are cached from call to call; those made in inference mode or from fake tensors must not be."""
+    with torch.inference_mode():
+        layer(torch.rand(1, 1, 23, 17))
+    layer(torch.rand(1, 1, 23, 17, requires_grad=True)).sum().backward()
+    with FakeTensorMode():
+        layer(torch.rand(1, 1, 29, 17))
+    assert layer(torch.rand(1, 1, 29, 17)).isfinite().all()
 
 
-def test_functional_transforms_pass_through() -> None:
-    for layer in (BlurPool2d(3, 2), MaxBlurPool2d(2, 3, 2)):
-        maps = randoms(3, 2, 1, 8, 9)
-        torch.testing.assert_close(torch.func.vmap(layer)(maps), torch.stack([layer(each) for each in maps]))
-        gradient = torch.func.grad(lambda x, layer=layer: layer(x).square().sum())(maps[0])
-        leaf = maps[0].clone().requires_grad_()
-        layer(leaf).square().sum().backward()
-        torch.testing.assert_close(gradient, leaf.grad)
+@pytest.mark.parametrize("layer", [BlurPool2d(3, 2), MaxBlurPool2d(2, 3, 2)], ids=str)
+def test_layer_under_functional_transforms_equals_eager(layer: nn.Module) -> None:
+    maps = randoms(3, 2, 1, 8, 9)
+    torch.testing.assert_close(torch.func.vmap(layer)(maps), torch.stack([layer(each) for each in maps]))
+    gradient = torch.func.grad(lambda x: layer(x).square().sum())(maps[0])
+    leaf = maps[0].clone().requires_grad_()
+    layer(leaf).square().sum().backward()
+    torch.testing.assert_close(gradient, leaf.grad)

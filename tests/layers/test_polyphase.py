@@ -1,4 +1,4 @@
-"""Polyphase sampling is exactly consistent under circular shifts; the alias-free activation does what its name says."""
+"""Polyphase sampling is exactly equivariant under circular shifts; the alias-free activation under fractional ones."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shiftscope.errors import InputError
-from shiftscope.layers import AdaptivePolyphaseSampling, AliasFreeActivation, LearnedPolyphaseSampling, polyphase
+from shiftscope.layers import AdaptivePolyphaseSampling, AliasFreeActivation, LearnedPolyphaseSampling
 from shiftscope.layers.polyphase import NormChoice, TakePhase, phases
 
 
@@ -27,7 +28,7 @@ def sampling(kind: str, channels: int, stride: int, filter_size: int) -> nn.Modu
 
 
 def network(kind: str, stride: int, filter_size: int, seed: int) -> nn.Module:
-    """Two circular blocks with sampling between and a mean over positions at the end, all weights random."""
+    """Two circular blocks, each with sampling, and a mean over positions at the end; random weights."""
     torch.manual_seed(seed)
     return (
         nn.Sequential(
@@ -54,10 +55,10 @@ def network(kind: str, stride: int, filter_size: int, seed: int) -> nn.Module:
     filter_size=st.integers(1, 4),
     seed=st.integers(0, 999),
 )
-def test_a_network_answers_alike_at_every_circular_shift(
+def test_network_is_invariant_to_every_circular_shift(
     kind: str, stride: int, blocks: tuple[int, int], filter_size: int, seed: int
 ) -> None:
-    """Under every shift of the torus, in double precision."""
+    """Every shift of the torus, in double precision."""
     model = network(kind, stride, filter_size, seed)
     height, width = (stride * stride * block for block in blocks)
     image = randoms(1, 1, height, width, seed=seed)
@@ -67,8 +68,8 @@ def test_a_network_answers_alike_at_every_circular_shift(
     torch.testing.assert_close(outputs, outputs[:1].expand_as(outputs), atol=1e-10, rtol=0)
 
 
-def test_plain_stride_does_not() -> None:
-    """The same network with the first phase always: the property above is not true of everything."""
+def test_network_with_plain_stride_is_not_invariant() -> None:
+    """The same network that always keeps the first phase: the property above can fail."""
     torch.manual_seed(0)
     model = network("aps", 2, 1, 0)
     for place in (2, 5):
@@ -78,7 +79,7 @@ def test_plain_stride_does_not() -> None:
         assert not torch.allclose(model(image), model(image.roll(1, 2)), atol=1e-6)
 
 
-def test_phases_are_the_strided_slices() -> None:
+def test_phases_are_strided_slices() -> None:
     maps = randoms(2, 3, 6, 8)
     found = phases(maps, (3, 2))
     for i in range(3):
@@ -86,8 +87,8 @@ def test_phases_are_the_strided_slices() -> None:
             assert torch.equal(found[:, 2 * i + j], maps[:, :, i::3, j::2])
 
 
-def test_ties_are_broken_by_what_does_not_see_positions() -> None:
-    """Two phases of the same norm: [3, 4] and [5, 0]. The larger sum of absolute values wins, wherever it lies."""
+def test_norm_choice_breaks_ties_independently_of_positions() -> None:
+    """Two phases of the same norm, [3, 4] and [5, 0]: the larger sum of absolute values wins, wherever it lies."""
     line = torch.tensor([3.0, 5.0, 4.0, 0.0])
     maps = torch.zeros(4, 1, 2, 4)
     for shift in range(4):
@@ -97,12 +98,12 @@ def test_ties_are_broken_by_what_does_not_see_positions() -> None:
 
 
 @pytest.mark.parametrize(("kind", "most"), [("binary", 0.01), ("mirrored", 0.03)])
-def test_maps_of_few_values_are_sampled_alike_but_for_rare_ones(kind: str, most: float) -> None:
-    """Phases of the same values in another arrangement tie in all but the rules that see neighbours; without those every sixth
-    binary map failed. What is left are phases that are each other's mirror image and agree in those rules too."""
+def test_sampling_of_maps_of_few_values_is_equivariant_but_for_rare_ones(kind: str, most: float) -> None:
+    """Phases with the same values in another arrangement tie in all rules but those that compare neighbours; without these every
+    sixth binary map failed. Phases that are each other's mirror image may agree in all rules."""
     torch.manual_seed(0)
     after = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular").double()
-    unlike = 0
+    failures = 0
     for number in range(300):
         size = (4, 6, 8)[number % 3]
         maps = (torch.rand(1, 1, size, size) < 0.3).double()
@@ -110,30 +111,29 @@ def test_maps_of_few_values_are_sampled_alike_but_for_rare_ones(kind: str, most:
         shifted = torch.cat([maps.roll((y, x), (2, 3)) for y in range(size) for x in range(size)])
         with torch.no_grad():
             found = torch.relu(after(AdaptivePolyphaseSampling(2)(shifted))).mean((2, 3))
-        unlike += not torch.allclose(found, found[:1].expand_as(found), atol=1e-10)
-    assert unlike <= most * 300
+        failures += not torch.allclose(found, found[:1].expand_as(found), atol=1e-10)
+    assert failures <= most * 300
 
 
-def test_a_constant_map_has_one_answer() -> None:
+def test_sampling_of_constant_map_is_constant() -> None:
     assert torch.equal(AdaptivePolyphaseSampling(2)(torch.ones(1, 2, 4, 4)), torch.ones(1, 2, 2, 2))
 
 
-def test_branches_that_share_a_choice_stay_aligned() -> None:
-    """Their sum is shifted by a shift; with choices of their own it need not be."""
+def test_branches_with_shared_choice_stay_aligned() -> None:
+    """A shift of the input shifts their sum; with separate choices it need not."""
     choose, take = NormChoice(2), TakePhase(2)
     branch, shortcut = randoms(1, 3, 8, 8, seed=1), randoms(1, 3, 8, 8, seed=2)
 
-    def together(shift: int) -> Tensor:
+    def sum_of_branches(shift: int) -> Tensor:
         moved, short = branch.roll(shift, 3), shortcut.roll(shift, 3)
         choice = choose(moved)
         return (take(moved, choice) + take(short, choice)).sum(dim=1).flatten().sort().values
 
-    torch.testing.assert_close(together(0), together(1), atol=1e-12, rtol=0)
+    torch.testing.assert_close(sum_of_branches(0), sum_of_branches(1), atol=1e-12, rtol=0)
     assert choose(branch).item() != choose(shortcut).item()
 
 
-def test_learned_sampling_learns() -> None:
-    """In training its choice is soft, and a gradient reaches the small network."""
+def test_learned_sampling_in_training_gives_gradient_to_every_weight() -> None:
     layer = LearnedPolyphaseSampling(3, 2).train()
     torch.manual_seed(0)
     layer(randoms(2, 3, 4, 4, dtype=torch.float32)).square().sum().backward()
@@ -142,7 +142,7 @@ def test_learned_sampling_learns() -> None:
         assert parameter.ndim == 1 or parameter.grad.abs().sum() > 0
 
 
-def test_gradients_pass_through_the_chosen_phase_only() -> None:
+def test_adaptive_sampling_gives_gradient_to_chosen_phase_only() -> None:
     maps = randoms(2, 2, 4, 4).requires_grad_()
     assert torch.autograd.gradcheck(AdaptivePolyphaseSampling(2, filter_size=3), (maps,))
     maps.grad = None
@@ -153,7 +153,7 @@ def test_gradients_pass_through_the_chosen_phase_only() -> None:
 
 @pytest.mark.parametrize("kind", ["aps", "lps"])
 @pytest.mark.timeout(600)
-def test_compiled_exported_and_in_onnx_it_gives_the_same(kind: str, tmp_path: Path) -> None:
+def test_sampling_compiled_exported_and_in_onnxruntime_equals_eager(kind: str, tmp_path: Path) -> None:
     layer = sampling(kind, 3, 2, 3).float()
     maps = randoms(2, 3, 8, 6, dtype=torch.float32)
     expected = layer(maps)
@@ -171,14 +171,14 @@ def test_compiled_exported_and_in_onnx_it_gives_the_same(kind: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("size", [7, 8])
-def test_ideal_resampling_gives_back_what_it_was_given(size: int) -> None:
+@pytest.mark.parametrize("factor", [2, 3])
+def test_alias_free_identity_returns_its_input(size: int, factor: int) -> None:
     maps = randoms(2, 3, size, size + 1)
-    for factor in (2, 3):
-        torch.testing.assert_close(AliasFreeActivation(nn.Identity(), factor=factor)(maps), maps, atol=1e-10, rtol=0)
+    torch.testing.assert_close(AliasFreeActivation(nn.Identity(), factor=factor)(maps), maps, atol=1e-10, rtol=0)
 
 
 def moved(maps: Tensor, by: float) -> Tensor:
-    """By a part of a position along the last axis, as a sum of waves (odd sizes)."""
+    """Move maps by a fraction of a position along the last axis, of odd size, by Fourier transform."""
     waves = torch.fft.rfft(maps)
     turns = by * torch.arange(waves.shape[-1], dtype=torch.float64) / maps.shape[-1]
     return torch.fft.irfft(waves * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns), n=maps.shape[-1])
@@ -194,8 +194,8 @@ class Power(nn.Module):
 
 
 @pytest.mark.parametrize(("degree", "factor"), [(2, 2), (3, 2), (5, 3)])
-def test_a_polynomial_without_aliases_commutes_with_any_part_of_a_position(degree: int, factor: int) -> None:
-    """Exactly up to degree 2 factor - 1; without room, or with a higher degree, it does not."""
+def test_alias_free_polynomial_commutes_with_fractional_shift(degree: int, factor: int) -> None:
+    """Exactly up to degree 2 factor - 1; not without upsampling, nor with a higher degree."""
     maps = randoms(1, 2, 1, 9)
     layer = AliasFreeActivation(Power(degree), factor=factor)
     torch.testing.assert_close(layer(moved(maps, 0.3)), moved(layer(maps), 0.3), atol=1e-9, rtol=1e-9)
@@ -203,41 +203,51 @@ def test_a_polynomial_without_aliases_commutes_with_any_part_of_a_position(degre
         assert not torch.allclose(aliasing(moved(maps, 0.3)), moved(aliasing(maps), 0.3), atol=1e-3)
 
 
-def test_any_activation_commutes_with_the_fine_grids_shifts() -> None:
+def test_alias_free_relu_commutes_with_shifts_of_the_fine_grid() -> None:
     maps = randoms(1, 2, 1, 9)
     layer = AliasFreeActivation(nn.ReLU(), factor=4)
     torch.testing.assert_close(layer(moved(maps, 0.25)), moved(layer(maps), 0.25), atol=1e-10, rtol=0)
 
 
-def test_a_relu_aliases_less_the_more_room_it_has() -> None:
+def test_alias_free_relu_aliases_less_at_higher_factor() -> None:
     maps = randoms(4, 3, 1, 15)
-    losses = []
+    errors = []
     for layer in (nn.ReLU(), AliasFreeActivation(nn.ReLU(), factor=2), AliasFreeActivation(nn.ReLU(), factor=8)):
-        losses.append((layer(moved(maps, 0.3)) - moved(layer(maps), 0.3)).norm().item())
-    assert losses[0] > 2 * losses[1] > 4 * losses[2]
+        errors.append((layer(moved(maps, 0.3)) - moved(layer(maps), 0.3)).norm().item())
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "text"),
     [
-        (lambda: AdaptivePolyphaseSampling(2)(torch.zeros(1, 1, 7, 8)), "needs a map whose sides are multiples of it, got 7x8"),
+        (
+            lambda: AdaptivePolyphaseSampling(2)(torch.zeros(1, 1, 7, 8)),
+            "multiples of the stride (2, 2) of polyphase sampling",
+        ),
         (lambda: AdaptivePolyphaseSampling(0), "`stride` must be 1 or more positions, got (0, 0)"),
         (lambda: AdaptivePolyphaseSampling(2, filter_size=9), "`filter_size` must be 1 to 7, got 9"),
         (lambda: LearnedPolyphaseSampling(3, temperature=0.0), "`temperature` must be positive, got 0.0"),
         (lambda: AliasFreeActivation(nn.ReLU(), factor=1), "`factor` must be 2 or more, got 1"),
     ],
 )
-def test_bad_input_is_told_in_a_sentence(make: object, told: str) -> None:
+def test_invalid_input_raises_error(make: object, text: str) -> None:
     with pytest.raises(InputError) as caught:
         make()  # type: ignore[operator]
-    assert told in str(caught.value)
+    assert text in str(caught.value)
 
 
-def test_without_ties_no_rule_beyond_the_first_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    rules = polyphase._norms
-    monkeypatch.setattr(polyphase, "_norms", lambda found: (asked.append(1) or score for score in rules(found)))
-    AdaptivePolyphaseSampling(2)(torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(0)))
-    assert len(asked) == 1
-    AdaptivePolyphaseSampling(2)(torch.ones(1, 2, 4, 4))
-    assert len(asked) > 5
+class Rolls(TorchDispatchMode):
+    """Counts calls of ``torch.roll``, which only the rules that compare neighbours use."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.roll.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("maps", "ties"), [(randoms(3, 2, 8, 8), False), (torch.ones(1, 2, 4, 4), True)])
+def test_norm_choice_computes_later_rules_for_ties_only(maps: Tensor, ties: bool) -> None:
+    with Rolls() as rolls:
+        NormChoice(2)(maps)
+    assert (rolls.count > 0) == ties

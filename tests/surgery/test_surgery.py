@@ -298,7 +298,10 @@ def test_a_part_that_cannot_be_traced_is_kept_whole_and_named() -> None:
         (lambda: antialias(Shared(), border="valid"), "`border` must keep the maps' sizes, got 'valid'"),
         (lambda: antialias(Shared(), filter_size=9), "`filter_size` must be 1 to 7, got 9"),
         (lambda: PLAIN.make_equivariant(Shared(), method="best"), "`method` must be 'aps' or 'lps', got 'best'"),
-        (lambda: make_equivariant(Shared(), image=(3, 30, 30)), "needs a map whose sides are multiples of it, got 15x15"),
+        (
+            lambda: make_equivariant(Shared(), image=(3, 30, 30)),
+            "multiples of the stride (2, 2) of polyphase sampling",
+        ),
         (
             lambda: circular(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 36, 2)), image=(1, 8, 8)),
             "does not run on an image of (1, 8, 8)",

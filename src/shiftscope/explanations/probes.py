@@ -18,7 +18,7 @@ from shiftscope.engine.direct import Canvas, Direct, ran_out_of_memory
 from shiftscope.errors import InputError
 from shiftscope.graphs.geometry import Geometry, MapGeometry, call_name, geometry_of
 from shiftscope.graphs.operators import POINTWISE
-from shiftscope.layers.maxima import max_filtered
+from shiftscope.layers.blur import max_filtered
 from shiftscope.layers.polyphase import PhaseLogits, PolyphaseSampling, TakePhase
 from shiftscope.layers.resampling import Filter, filtered
 from shiftscope.shifts import translate, translate_by_parts

@@ -1,10 +1,10 @@
-"""Layers that alias less, or not at all: drop-in pooling, sampling and activation.
+"""Drop-in layers that alias less, or not at all: pooling, subsampling and activation.
 
-- :mod:`~shiftscope.layers.blur`: BlurPool and MaxBlurPool, a filter before each subsampling;
+- :mod:`~shiftscope.layers.blur`: BlurPool and MaxBlurPool, a low-pass filter before subsampling;
 - :mod:`~shiftscope.layers.polyphase`: adaptive and learned polyphase sampling, exactly equivariant under circular shifts;
 - :mod:`~shiftscope.layers.activations`: an activation between upsampling and a filter.
 
-They know no model; :mod:`shiftscope.surgery` puts them into one.
+They know no model; :mod:`shiftscope.surgery` inserts them into one.
 """
 
 from shiftscope.layers.activations import AliasFreeActivation

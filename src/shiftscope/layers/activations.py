@@ -1,7 +1,7 @@
 """An activation that does not alias.
 
-A nonlinearity makes frequencies that its input did not hold; those above half the sampling rate fold back, and how depends on
-where the object is. Between an upsampling and a low-pass filter there is room for them.
+A nonlinearity creates new frequencies; those above half the sampling rate fold back, and how depends on where the object is.
+Upsampling before it makes room for them, and a low-pass filter after it removes them.
 """
 
 from __future__ import annotations
@@ -13,32 +13,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
-from shiftscope.layers.resampling import along_axes, may_keep
+from shiftscope.layers.resampling import along_axes, may_cache
 
 __all__ = ["AliasFreeActivation"]
 
 
 class AliasFreeActivation(nn.Module):
-    """Upsample, apply a nonlinearity, take out what is above the first sampling rate, downsample.
+    """Upsample, apply a nonlinearity, low-pass filter, downsample.
 
-    Up- and downsampling are ideal and circular: a map is read as a sum of waves (a discrete Fourier series). Circular shifts by
-    multiples of ``1 / factor`` of a position then commute with it exactly, whatever the activation; any other part of a position
-    exactly where the activation is a polynomial of degree up to ``2 factor - 1``, and nearly for others, the more so, the
-    larger ``factor`` is.
+    Up- and downsampling are ideal and circular: they read a map as a discrete Fourier series. Circular shifts by multiples of
+    ``1 / factor`` of a position then commute with the layer exactly, for every activation; shifts by any other fraction exactly
+    for polynomials of degree up to ``2 factor - 1``, and approximately for other activations, better for larger ``factor``.
 
     Args:
-        activation: acts on each value alone.
-        factor: positions between two, after upsampling.
+        activation: a module that acts on each value alone.
+        factor: how many times finer the map is after upsampling, 2 or more.
 
     Shape:
         [image, channel, *position] -> the same.
 
     Raises:
-        InputError: a factor below 2.
+        InputError: `factor` is below 2.
 
     Source: Karras et al., "Alias-free generative adversarial networks", NeurIPS 2021, with filters of finite length; Michaeli,
-    Michaeli and Soudry, "Alias-free convnets", CVPR 2023, with ideal filters and polynomials. Ours takes any activation, and
-    filters by a matrix an axis.
+    Michaeli and Soudry, "Alias-free convnets", CVPR 2023, with ideal filters and polynomials. Ours accepts any activation, and
+    filters by one matrix an axis.
 
     >>> maps = torch.rand(1, 1, 3, 3)
     >>> bool(torch.allclose(AliasFreeActivation(nn.Identity())(maps), maps, atol=1e-6))
@@ -49,34 +48,34 @@ class AliasFreeActivation(nn.Module):
         super().__init__()
         if factor < 2:
             raise InputError(
-                f"`factor` must be 2 or more, got {factor}: without upsampling there is no room for new frequencies."
+                f"`factor` must be 2 or more, got {factor}.", "Without upsampling there is no room for new frequencies."
             )
         self.activation, self.factor = activation, factor
 
     def forward(self, maps: Float[Tensor, "image channel *position"]) -> Float[Tensor, "image channel *position"]:
-        """The activation's values, low-passed."""
+        """Apply the activation to the upsampled maps and return to their size."""
         sizes, kind = maps.shape[2:], (maps.dtype, maps.device)
         with torch.autocast(maps.device.type, enabled=False):
-            make = _kept if may_keep() else _resampling
+            make = _cached_resampling if may_cache() else _resampling
             fine = along_axes(maps, [make(size, size * self.factor, *kind) for size in sizes])
             back: Tensor = self.activation(fine)
             return along_axes(back.to(maps.dtype), [make(size * self.factor, size, *kind) for size in sizes])
 
 
 @lru_cache(maxsize=64)
-def _kept(before: int, after: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A matrix for many calls, which may need gradients though the first does not."""
+def _cached_resampling(before: int, after: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a cached matrix, an ordinary tensor even if the first call is in inference mode."""
     with torch.inference_mode(False):
         return _resampling(before, after, dtype, device)
 
 
 def _resampling(before: int, after: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "after before"]:
-    """Ideal circular resampling: the waves that both rates can hold, the highest of an even rate as a cosine."""
+    """Return the matrix of ideal circular resampling: all waves that both rates hold, the highest of an even rate as a cosine."""
     spectrum = torch.fft.rfft(torch.eye(before, dtype=torch.float64), dim=0)
-    kept = min(before, after)
-    if kept % 2 == 0:
+    rate = min(before, after)
+    if rate % 2 == 0:
         # At the lower rate its two signs fall together: halved going up, doubled (as the real part) going down.
-        spectrum[kept // 2] *= 0.5 if after > before else 2.0
-    spectrum = spectrum[: kept // 2 + 1]
+        spectrum[rate // 2] *= 0.5 if after > before else 2.0
+    spectrum = spectrum[: rate // 2 + 1]
     matrix: Tensor = torch.fft.irfft(spectrum, n=after, dim=0) * (after / before)
     return matrix.contiguous().to(device, dtype)

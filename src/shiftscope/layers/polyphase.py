@@ -1,11 +1,11 @@
-"""Subsampling that moves with the image: keep the phase that the map itself points to.
+"""Polyphase sampling: subsampling that is equivariant, because the map itself decides which phase is kept.
 
-Subsampling by ``s`` along each axis keeps one of ``s * s`` phases of the map. Plain stride keeps the first, whatever is there; a
-shift of the image by one position then puts another phase in its place. If instead the kept phase is chosen by a rule that does
-not see positions, a circular shift of the map moves the choice along, and the result is the same up to a shift.
+Subsampling by ``s`` along each axis keeps one of ``s * s`` phases of the map. Plain stride always keeps the first; a shift of the
+image by one position then puts another phase in its place. If a rule that is independent of positions chooses the phase, a
+circular shift of the map shifts the choice, too, and the output is the same up to a shift.
 
-A choice is made once and may be applied to several maps: branches that meet again (a residual shortcut) must keep the same
-phase, or they no longer lie on top of each other.
+One choice may be applied to several maps: branches that meet again (a residual shortcut) must keep the same phase to stay
+aligned.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ __all__ = [
     "phases",
 ]
 
-#: Scores this close, relative to the largest, are ties: rounding depends on the order of summation, and that on the position.
+#: Scores this close, relative to the largest, are ties: rounding depends on the order of summation, which depends on the shift.
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def phases(
     maps: Float[Tensor, "image channel height width"], stride: tuple[int, int]
 ) -> Float[Tensor, "image phase channel tall wide"]:
-    """The polyphase components of maps: phase ``i * stride[1] + j`` holds ``x[stride[0] y + i, stride[1] x + j]``.
+    """Return the polyphase components of maps: phase ``i * stride[1] + j`` is ``x[stride[0] y + i, stride[1] x + j]``.
 
     Raises:
-        InputError: height or width is no multiple of the stride.
+        InputError: height or width is not a multiple of the stride.
     """
     images, channels, height, width = maps.shape
     down, right = stride
     if not torch.compiler.is_compiling() and (height % down or width % right):
         raise InputError(
-            f"polyphase sampling by {stride} needs a map whose sides are multiples of it, got {height}x{width}. Pad or resize "
-            "the images to a multiple of the model's subsampling factor."
+            f"`maps` must have sides that are multiples of the stride {stride} of polyphase sampling, got {height}x{width}.",
+            "Pad or resize the images to a multiple of the model's subsampling factor.",
         )
     split = maps.reshape(images, channels, height // down, down, width // right, right)
     return split.permute(0, 3, 5, 1, 2, 4).reshape(images, down * right, channels, height // down, width // right)
 
 
 class TakePhase(nn.Module):
-    """Subsample maps by a choice made elsewhere: an index for each image, or weights over all phases."""
+    """Subsample maps by a given choice: a phase index for each image, or weights over all phases."""
 
     def __init__(self, stride: int | Sequence[int] = 2, filter_size: int = 1) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class TakePhase(nn.Module):
     def forward(
         self, maps: Float[Tensor, "image channel height width"], choice: Shaped[Tensor, image * phase]
     ) -> Float[Tensor, "image channel tall wide"]:
-        """The chosen phase of each image's map, filtered before where ``filter_size`` says so."""
+        """Filter the maps and return each image's chosen phase."""
         found = phases(filtered(maps, self.filter), self.stride)
         if choice.ndim == 1:
             index = choice.reshape(-1, 1, 1, 1, 1).expand(-1, 1, *found.shape[2:])
@@ -73,17 +73,17 @@ class TakePhase(nn.Module):
         return (found * choice[:, :, None, None, None].to(found.dtype)).sum(dim=1)
 
     def extra_repr(self) -> str:
-        """The settings, as ``print`` shows them."""
+        """Return the settings that ``print`` shows."""
         return f"stride={self.stride}, filter_size={len(self.filter.taps[0])}"
 
 
 class NormChoice(nn.Module):
     """Choose the phase of the largest Euclidean norm.
 
-    Ties, which rounding makes of nearly equal norms, go to sums of absolute values, of values, of fourth powers, and then of
-    products of neighbours at several distances: none of these sees positions. Only phases that agree in all of them are taken in
-    order: those of a constant map, or of one that repeats with the stride, which are alike anyway; and, rarely, of maps of few
-    values, two that are each other's mirror image. There, and only there, a shift can change the choice.
+    Norms that differ by no more than rounding are ties, broken by sums of absolute values, of values, of fourth powers, and then
+    of products of neighbours at several distances, all independent of positions. Phases that agree in all of them are taken in
+    order: those of a constant map, or of one that repeats with the stride, which are equal anyway; and, rarely, of maps of few
+    values, two that are each other's mirror image. Only there can a shift change the choice.
     """
 
     def __init__(self, stride: int | Sequence[int] = 2, filter_size: int = 1) -> None:
@@ -92,30 +92,29 @@ class NormChoice(nn.Module):
         self.filter = _blur(filter_size)
 
     def forward(self, maps: Float[Tensor, "image channel height width"]) -> Shaped[Tensor, " image"]:
-        """Each image's phase."""
+        """Return each image's phase."""
         with torch.no_grad():
             found = phases(filtered(maps, self.filter), self.stride)
             return _best(_norms(found))
 
     def extra_repr(self) -> str:
-        """The settings, as ``print`` shows them."""
+        """Return the settings that ``print`` shows."""
         return f"stride={self.stride}, filter_size={len(self.filter.taps[0])}"
 
 
 class PhaseLogits(nn.Module):
-    """Choose the phase that a small network, the same for every phase, gives the largest logit.
+    """Choose the phase with the largest logit of a small network that is shared by all phases.
 
-    Equal logits (a small network whose hidden values are all zero) are broken by :class:`NormChoice`'s rules.
-
-    The network is two circular convolutions with a ReLU between and a mean over positions, so that it does not see where a phase
-    begins. In training the choice is soft (weights drawn by Gumbel's softmax), in evaluation it is the largest.
+    The network is two circular convolutions with a ReLU between them and a mean over positions, so that it is independent of
+    where a phase begins. In training the choice is soft (weights drawn by the Gumbel softmax), in evaluation the largest logit.
+    Equal logits (a network whose hidden values are all zero) are ties, broken as in :class:`NormChoice`.
 
     Args:
         channels: of the maps.
-        stride: keep every so many positions.
-        hidden: channels between the two convolutions.
+        stride: positions from one output to the next.
+        hidden: channels between the two convolutions; half of ``channels`` by default.
         temperature: of the softmax in training.
-        filter_size: of a binomial filter before.
+        filter_size: of a binomial filter before the choice; 1 does not filter.
     """
 
     def __init__(
@@ -140,7 +139,7 @@ class PhaseLogits(nn.Module):
         )
 
     def forward(self, maps: Float[Tensor, "image channel height width"]) -> Shaped[Tensor, image * phase]:
-        """Each image's phase in evaluation, weights over phases in training."""
+        """Return each image's phase in evaluation, weights over phases in training."""
         found = phases(filtered(maps, self.filter), self.stride)
         images, count = found.shape[:2]
         logits = self.score(found.flatten(0, 1)).mean(dim=(1, 2, 3)).reshape(images, count)
@@ -152,33 +151,33 @@ class PhaseLogits(nn.Module):
 
 
 class PolyphaseSampling(nn.Module):
-    """What both kinds share: a choice, and what takes the chosen phase."""
+    """Base of both kinds: a choice of phase, and a module that takes the chosen phase."""
 
     def __init__(self, choose: nn.Module, take: TakePhase) -> None:
         super().__init__()
         self.choose, self.take = choose, take
 
     def forward(self, maps: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image channel tall wide"]:
-        """Each image's chosen phase."""
+        """Return each image's chosen phase."""
         taken: Tensor = self.take(maps, self.choose(maps))
         return taken
 
 
 class AdaptivePolyphaseSampling(PolyphaseSampling):
-    """Keep the phase of the largest norm: subsampling that a circular shift cannot change, but for a shift of its result (APS).
+    """Keep the phase of the largest norm (APS): subsampling that is equivariant under circular shifts.
 
     Args:
-        stride: keep every so many positions, one number or one for each axis.
+        stride: positions from one output to the next, one number or one for each axis.
         filter_size: of a binomial filter before, with circular border; 1 does not filter.
 
     Shape:
         [image, channel, height, width] -> [image, channel, height / stride, width / stride]; both sides must be multiples.
 
     Raises:
-        InputError: they are not; an impossible filter.
+        InputError: a side is not a multiple of the stride, or `filter_size` is out of range.
 
-    Source: Chaman and Dokmanic, "Truly shift-invariant convolutional neural networks", CVPR 2021. Theirs takes stride 2 only and
-    the first of equal norms; ours takes any stride and breaks ties by position-independent rules (:class:`NormChoice`).
+    Source: Chaman and Dokmanic, "Truly shift-invariant convolutional neural networks", CVPR 2021. Theirs supports stride 2 only
+    and keeps the first of equal norms; ours supports any stride and breaks ties independently of positions (:class:`NormChoice`).
 
     >>> pool = AdaptivePolyphaseSampling(stride=2)
     >>> pool(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])).item(), pool(torch.tensor([[[[3.0, 2.0], [1.0, 0.0]]]])).item()
@@ -190,23 +189,23 @@ class AdaptivePolyphaseSampling(PolyphaseSampling):
 
 
 class LearnedPolyphaseSampling(PolyphaseSampling):
-    """Keep the phase that a small learned network points to (LPS).
+    """Keep the phase that a small learned network chooses (LPS).
 
     Args:
         channels: of the maps.
-        stride: keep every so many positions, one number or one for each axis.
+        stride: positions from one output to the next, one number or one for each axis.
         hidden: channels inside the small network; half of ``channels`` by default.
-        temperature: of Gumbel's softmax, which makes the choice soft in training.
+        temperature: of the Gumbel softmax, which makes the choice soft in training; must be positive.
         filter_size: of a binomial filter before, with circular border; 1 does not filter.
 
     Shape:
         [image, channel, height, width] -> [image, channel, height / stride, width / stride]; both sides must be multiples.
 
     Raises:
-        InputError: they are not; an impossible filter or temperature.
+        InputError: a side is not a multiple of the stride, or a setting is out of range.
 
     Source: Rojas-Gomez, Lim, Schwing, Do and Yeh, "Learnable polyphase sampling for shift invariant and equivariant convolutional
-    networks", NeurIPS 2022. Theirs anneals the temperature in training; here it is a setting.
+    networks", NeurIPS 2022. Theirs anneals the temperature during training; ours is fixed.
     """
 
     def __init__(
@@ -226,7 +225,7 @@ Score = tuple[Float[Tensor, "image phase"], Float[Tensor, "image phase"]]
 
 
 def _norms(found: Float[Tensor, "image phase channel tall wide"]) -> Iterator[Score]:
-    """What can be said of phases without seeing positions, each with the scale its rounding goes by; each made when asked for."""
+    """Yield scores of phases that are independent of positions, each with the scale of its rounding, computed lazily."""
     values = found.flatten(2)
     values = values if values.dtype == torch.float64 else values.float()
     size = values.abs().sum(-1)
@@ -239,7 +238,7 @@ def _norms(found: Float[Tensor, "image phase channel tall wide"]) -> Iterator[Sc
         yield _neighbours(found.to(values.dtype), *steps)
 
 
-#: (down, right) of the one and of the other neighbour; the second makes the product unlike its mirror image's.
+#: (down, right) of two neighbours; the second makes the product differ from its mirror image's.
 NEIGHBOURS = (
     ((0, 1), (0, 0)),
     ((1, 0), (0, 0)),
@@ -257,25 +256,25 @@ NEIGHBOURS = (
 
 
 def _neighbours(found: Tensor, one: tuple[int, int], other: tuple[int, int]) -> Score:
-    """The sum over each phase, read as a torus, of every value with its two neighbours at these distances, and its scale."""
+    """Return the sum over each phase, as a torus, of every value times its two neighbours at these distances, and its scale."""
     product = found * found.roll(one, (3, 4)) * found.roll(other, (3, 4))
     return product.flatten(2).sum(-1), product.abs().flatten(2).sum(-1)
 
 
 def _best(scores: Iterable[Score]) -> Shaped[Tensor, " image"]:
-    """The phase of the largest first score; of those that tie, the largest second, and so on; at last the first."""
-    still = torch.ones((), dtype=torch.bool)
+    """Return the phase of the largest first score; of ties, of the largest second, and so on; finally the first."""
+    tied = torch.ones((), dtype=torch.bool)
     for score, scale in scores:
-        still = still.to(score.device).expand(score.shape)
-        best = score.masked_fill(~still, float("-inf")).amax(1, keepdim=True)
-        still = still & (score >= best - ROUNDING.get(score.dtype, 1e-5) * scale.amax(1, keepdim=True))
-        if not is_rewritten() and bool((still.sum(1) == 1).all()):
-            break  # the rest only breaks ties
-    return still.to(torch.uint8).argmax(1)
+        tied = tied.to(score.device).expand(score.shape)
+        best = score.masked_fill(~tied, float("-inf")).amax(1, keepdim=True)
+        tied = tied & (score >= best - ROUNDING.get(score.dtype, 1e-5) * scale.amax(1, keepdim=True))
+        if not is_rewritten() and bool((tied.sum(1) == 1).all()):
+            break  # later scores only break ties
+    return tied.to(torch.uint8).argmax(1)
 
 
 def _blur(size: int) -> Filter:
-    """A circular filter that keeps every position."""
+    """Return a circular binomial filter at stride 1."""
     return Filter((binomial(size),) * 2, (1, 1), (centred_margins(size),) * 2, "circular")
 
 

@@ -1,14 +1,14 @@
-"""Filtering and subsampling as one small matrix an axis. It knows no layer.
+"""Filtering and subsampling as one small matrix an axis. This module knows no layer.
 
 Filtering along an axis, continuing the map beyond its border and keeping every ``stride``-th position is linear, so it is a
 matrix ``[positions after, positions before]``, and a map is filtered by a product along each axis. Borders are rows of that
-matrix: no padded copy is made, maps may be smaller than the filter, and the gradient is the transposed product.
+matrix: there is no padded copy, maps may be smaller than the filter, and the gradient is the transposed product.
 
-Three ways to the same numbers, chosen by who asks:
+Three implementations of the same numbers:
 
-- the products, eagerly and wherever a gradient is wanted;
+- the products, in eager mode and wherever a gradient is needed;
 - one sum over shifted slices, under ``torch.compile`` without a gradient, which fuses into a single pass over the map;
-- padding and a depthwise convolution, under ``torch.export``, where heights and widths may stay open.
+- padding and a depthwise convolution, under ``torch.export``, where heights and widths may be symbolic.
 """
 
 from __future__ import annotations
@@ -37,32 +37,35 @@ __all__ = [
     "filtered",
     "is_channels_last",
     "is_rewritten",
-    "may_keep",
+    "may_cache",
     "matrices",
     "output_size",
     "pieces",
     "products",
 ]
 
-#: What lies beyond a map's border. ``valid``: nothing, the filter stays inside.
+#: How a map continues beyond its border. ``valid``: not at all, the filter stays inside.
 Border = Literal["reflect", "replicate", "zero", "circular", "valid"]
-#: Positions that the filter reaches before the first and after the last.
+#: Positions that the filter reaches before the map's first and after its last position.
 Margins = tuple[int, int]
 PAD_MODES = {"reflect": "reflect", "replicate": "replicate", "circular": "circular", "zero": "constant"}
-#: A gradient is made in so many pieces on a CPU, so that little lies between two products.
+#: Pieces in which a gradient is computed on a CPU, so that the tensors between two products stay small.
 GRADIENT_PIECES = 4
-#: Positions of a long axis that are made at once: most of its matrix is zero, and a few rows touch a few columns only.
+#: Output positions of a long axis that are computed at once: most of its matrix is zero, and few rows use few columns.
 ROWS_AT_ONCE = 64
 
 
 class Filter:
-    """A separable filter with its stride, margins and border: all that subsampling needs to know.
+    """A separable filter with its stride, margins and border.
 
     Args:
         taps: weights along each axis.
-        stride: keep every so many positions, along each axis.
-        margins: positions read beyond the border, before and after, along each axis; none where ``border`` is ``valid``.
-        border: what is there.
+        stride: positions from one output to the next, along each axis.
+        margins: positions read beyond the border, before and after, along each axis; ignored if ``border`` is ``valid``.
+        border: how the map continues there.
+
+    Raises:
+        InputError: `border` is unknown, or a stride is below 1.
     """
 
     def __init__(
@@ -77,59 +80,60 @@ class Filter:
         self.margins = tuple(margins) if border != "valid" else ((0, 0),) * len(self.taps)
         self.border: Border = border
         places = product(*(range(len(axis)) for axis in self.taps))
-        #: Each of the box's places with its weight.
+        #: Weight of each place of the box.
         self.weights = {place: prod(axis[tap] for axis, tap in zip(self.taps, place, strict=True)) for place in places}
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing is filtered, only subsampled."""
+        """Return whether the filter only subsamples."""
         return all(axis == (1.0,) for axis in self.taps)
 
     def check(self, sizes: Sequence[int]) -> None:
-        """Refuse a map that the border cannot continue, or that is smaller than a filter that stays inside.
+        """Check that a map of these sizes is large enough.
 
         Raises:
-            InputError: with the border that would do.
+            InputError: the border cannot continue the map, or the filter does not fit into it.
         """
         for size, axis, margins in zip(sizes, self.taps, self.margins, strict=True):
             if self.border == "reflect" and max(margins) >= size:
                 raise InputError(
-                    f"a filter of size {len(axis)} reaches {max(margins)} positions beyond a map of size {size}, which "
-                    "reflection cannot continue. Use border 'replicate', 'zero' or 'circular', or a smaller filter."
+                    f"`border` 'reflect' cannot continue a map of size {size} by the {max(margins)} positions that a filter of "
+                    f"size {len(axis)} needs.",
+                    "Use border 'replicate', 'zero' or 'circular', or a smaller filter.",
                 )
             if size + sum(margins) < len(axis):
                 raise InputError(
-                    f"a filter of size {len(axis)} does not fit into a map of size {size}. Use border 'replicate', 'zero' or "
-                    "'circular', or a smaller filter."
+                    f"`filter_size` must fit into the map: a filter of size {len(axis)} does not fit into a map of size {size}.",
+                    "Use border 'replicate', 'zero' or 'circular', or a smaller filter.",
                 )
 
 
 def binomial(size: int) -> tuple[float, ...]:
-    """The binomial filter of a size: Pascal's triangle, summing to one.
+    """Return the binomial filter of a size: a row of Pascal's triangle, divided by its sum.
 
     >>> binomial(3)
     (0.25, 0.5, 0.25)
     """
     if not 1 <= size <= 7:
-        raise InputError(f"`filter_size` must be 1 to 7, got {size}. Give other filters as `taps`.")
+        raise InputError(f"`filter_size` must be 1 to 7, got {size}.", "Pass other filters as `taps`.")
     return tuple(comb(size - 1, tap) / 2 ** (size - 1) for tap in range(size))
 
 
 def centred_margins(size: int) -> Margins:
-    """Margins that give every position once at stride 1; an even filter reaches further to the right."""
+    """Return margins with which stride 1 keeps the map's size; an even filter reaches further to the right."""
     return (size - 1) // 2, size // 2
 
 
 def output_size(size: int, taps: int, stride: int, margins: Margins) -> int:
-    """Positions after filtering and subsampling an axis."""
+    """Return the positions of an axis after filtering and subsampling."""
     return (size + sum(margins) - taps) // stride + 1
 
 
 def filtered(maps: Float[Tensor, "image channel *position"], by: Filter) -> Float[Tensor, "image channel *position"]:
-    """Maps filtered and subsampled along each axis, in their own precision and memory order.
+    """Filter and subsample maps along each axis, in their own precision and memory order.
 
     Raises:
-        InputError: what :meth:`Filter.check` says.
+        InputError: the maps are too small, see :meth:`Filter.check`.
     """
     if torch.compiler.is_exporting():
         return _convolved(maps, by)
@@ -143,14 +147,14 @@ def filtered(maps: Float[Tensor, "image channel *position"], by: Filter) -> Floa
 
 
 def matrices(by: Filter, sizes: Sequence[int], like: Tensor) -> list[Float[Tensor, "after before"]]:
-    """The matrix of each axis of a filter, for a map of these sizes."""
+    """Return the matrix of each axis of a filter, for a map of these sizes."""
     axes = zip(by.taps, sizes, by.stride, by.margins, strict=True)
-    make = _kept_matrix if may_keep() else _matrix
+    make = _cached_matrix if may_cache() else _matrix
     return [make(*axis, by.border, like.dtype, like.device) for axis in axes]
 
 
-def may_keep() -> bool:
-    """Whether tensors made now are ordinary ones, that a later call can use."""
+def may_cache() -> bool:
+    """Return whether tensors made now are ordinary ones, which a later call can use."""
     return not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
 
 
@@ -163,7 +167,7 @@ def _matrix(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Row i holds the taps around position ``i * stride``, each at the position that the border continues."""
+    """Return a matrix whose row i holds the taps around position ``i * stride``, mapped into the axis by the border."""
     count = output_size(size, len(taps), stride, margins)
     rows = torch.arange(count).repeat_interleave(len(taps))
     places = (torch.arange(count)[:, None] * stride - margins[0] + torch.arange(len(taps))).flatten()
@@ -182,18 +186,18 @@ def _matrix(
 
 
 @lru_cache(maxsize=256)
-def _kept_matrix(*settings: Any) -> Tensor:
-    """A matrix for many calls, which may need gradients though the first does not."""
+def _cached_matrix(*settings: Any) -> Tensor:
+    """Return a cached matrix, an ordinary tensor even if the first call is in inference mode."""
     with torch.inference_mode(False):
         return _matrix(*settings)
 
 
 def along_axes(maps: Tensor, factors: Sequence[Float[Tensor, "after before"]]) -> Tensor:
-    """A product along each position axis, beginning with the one whose lines lie closest together in memory.
+    """Multiply along each position axis, first along the one that is contiguous in memory.
 
     Args:
         maps: [image, channel, *position], contiguous or channels-last; others are made contiguous.
-        factors: one a position axis; they are constants, no gradient goes to them.
+        factors: one a position axis; constants without a gradient.
     """
     wants_gradient = torch.is_grad_enabled() and maps.requires_grad
     if not wants_gradient or is_rewritten():
@@ -203,7 +207,7 @@ def along_axes(maps: Tensor, factors: Sequence[Float[Tensor, "after before"]]) -
 
 
 class _AlongAxes(torch.autograd.Function):
-    """The gradient is the transposed products, a few images at a time, and has a gradient itself."""
+    """Products whose gradient is the transposed products, a few images at a time, which has a gradient itself."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, *factors: Tensor) -> Tensor:
@@ -224,22 +228,22 @@ class _AlongAxes(torch.autograd.Function):
 
 
 def pieces(maps: Tensor, images: int) -> Iterator[slice]:
-    """So many images at a time on a CPU, all at once elsewhere."""
-    whole = max(len(maps), 1)
-    step = max(1, images) if maps.device.type == "cpu" else whole
-    for start in range(0, whole, step):
+    """Yield slices of ``images`` images on a CPU, one slice of all elsewhere."""
+    count = max(len(maps), 1)
+    step = max(1, images) if maps.device.type == "cpu" else count
+    for start in range(0, count, step):
         yield slice(start, start + step)
 
 
 def empty_like(maps: Tensor, sizes: Sequence[int], *, channels_last: bool) -> Tensor:
-    """Uninitialised maps of other sizes."""
+    """Return uninitialised maps of other sizes."""
     if channels_last:
         return maps.new_empty(len(maps), *sizes, maps.shape[1]).movedim(-1, 1)
     return maps.new_empty(*maps.shape[:2], *sizes)
 
 
 def products(maps: Tensor, factors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-    """The products along all axes; the last of them written to ``out``, whose memory order is then taken."""
+    """Multiply along all axes; write the result to ``out`` if given, in its memory order."""
     last = is_channels_last(maps if out is None else out)
     lines = maps.movedim(1, -1).contiguous() if last else maps.contiguous()
     place = out if out is None or not last else out.movedim(1, -1)
@@ -251,17 +255,17 @@ def products(maps: Tensor, factors: Sequence[Tensor], out: Tensor | None = None)
 
 
 def is_rewritten() -> bool:
-    """Whether the code is being compiled, or transformed by ``torch.func``: no value may be asked for, or written in place."""
+    """Return whether the code is compiled or transformed by ``torch.func``: values cannot be read, or written in place."""
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_channels_last(maps: Tensor) -> bool:
-    """Whether a position's channels lie together in memory, and only they."""
+    """Return whether the maps are channels-last in memory, and not contiguous as well."""
     return maps.ndim > 2 and not maps.is_contiguous() and maps.movedim(1, -1).is_contiguous()
 
 
 def _along(maps: Tensor, axis: int, factor: Tensor, out: Tensor | None) -> Tensor:
-    """The product along one axis of a contiguous tensor."""
+    """Multiply along one axis of a contiguous tensor."""
     before, size, after = prod(maps.shape[:axis]), maps.shape[axis], prod(maps.shape[axis + 1 :])
     shape = (*maps.shape[:axis], len(factor), *maps.shape[axis + 1 :])
     flat = (before, len(factor)) if after == 1 else (before, len(factor), after)
@@ -284,20 +288,20 @@ def _product(lines: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor
 
 
 def _band(rows: Tensor) -> tuple[int, int]:
-    """The columns that some rows of a factor use."""
+    """Return the range of columns that some rows of a factor use."""
     used = rows.any(dim=0).nonzero()
     return (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
 
 
 def _padded(maps: Tensor, by: Filter) -> Tensor:
-    """The map continued beyond its border, as the other two ways need it."""
+    """Return the map continued beyond its border."""
     if not any(map(any, by.margins)):
         return maps
     return functional.pad(maps, [end for margins in reversed(by.margins) for end in margins], mode=PAD_MODES[by.border])
 
 
 def _summed(maps: Tensor, by: Filter) -> Tensor:
-    """One weighted sum over shifted slices; slices and padding are index arithmetic once they are fused."""
+    """Filter by one weighted sum over shifted slices, which become index arithmetic once they are fused."""
     if by.border == "circular" and any(max(m) > n for m, n in zip(by.margins, maps.shape[2:], strict=True)):
         return along_axes(maps, matrices(by, maps.shape[2:], maps))
     sizes = [
@@ -313,12 +317,12 @@ def _summed(maps: Tensor, by: Filter) -> Tensor:
 
 
 def _every(maps: Tensor, spans: Sequence[tuple[int, int, int]]) -> Tensor:
-    """The positions from a first to before a last, a step apart, along each axis."""
+    """Return the positions of each axis's (start, stop, step)."""
     return maps[(Ellipsis, *(slice(*span) for span in spans))]  # type: ignore[index]  # torch's types know no mixed tuple
 
 
 def _convolved(maps: Tensor, by: Filter) -> Tensor:
-    """Padding and a depthwise convolution."""
+    """Filter by padding and a depthwise convolution."""
     weight = torch.ones((1,) * (2 + len(by.taps)), dtype=maps.dtype, device=maps.device)
     for axis, taps in enumerate(by.taps):
         shape = [1] * (2 + len(by.taps))
