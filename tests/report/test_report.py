@@ -89,7 +89,7 @@ def test_a_networks_answers_in_the_page_are_the_engines_for_every_shift(study: P
     drags, missing = galleries(read_folder(study))
     assert missing == []
     (shown,) = drags
-    assert [network.name for network in shown.networks] == ["factor 1", "factor 4"]
+    assert [network.name for network in shown.networks] == ["subsampling factor 1", "subsampling factor 4"]
     assert len(shown.images) == 48
     assert shown.networks[0].outputs.shifts.tolist() == grid(6).tolist()
 
@@ -97,7 +97,7 @@ def test_a_networks_answers_in_the_page_are_the_engines_for_every_shift(study: P
 def test_without_weights_the_page_says_so_and_shows_the_rest(study: Path, tmp_path: Path) -> None:
     page = study_page(pages.without(study, "model.safetensors", 0, tmp_path / "bare"))
     missing = next(section for section in page.sections if isinstance(section, Missing))
-    assert missing.sentences[0] == "factor 1: no weights are kept beside its records, so it cannot answer a drag."
+    assert missing.sentences[0] == "subsampling factor 1: no weights are kept beside its records, so it cannot answer a drag."
     assert "All measured numbers" in [section.title for section in page.sections]
 
 
@@ -119,7 +119,7 @@ def test_records_of_an_older_form_are_shown_as_they_stand(study: Path, tmp_path:
     assert (held.runs_finished, held.runs_planned) == (0, 4)
     text = render(study_page(copy))
     assert "0 of 4 runs are finished, 2 more are known from records of an older form." in text
-    assert f"has a record of form {records.RECORD_VERSION - 1}; this is form {records.RECORD_VERSION}" in text
+    assert f"has a record of version {records.RECORD_VERSION - 1}; the current version is {records.RECORD_VERSION}" in text
 
 
 def test_a_measure_that_no_record_holds_is_left_out(study: Path, tmp_path: Path) -> None:

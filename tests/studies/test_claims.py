@@ -1,8 +1,7 @@
-"""A study beside its source: differences, ranks and verdicts agree with independent restatements, missing runs are said."""
+"""Claims and comparisons: numbers agree with independent computations, and verdicts follow from intervals."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -12,13 +11,14 @@ import pytest
 import torch
 from scipy import stats
 
-from helpers import as_users_import_it
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean_over_seeds
-from shiftscope.studies.claims import Held, _claims, _ranks, _statistic, _verdict, compare
+from shiftscope.studies.claims import Judgement, MeasuredCell, Verdict, judge
+from shiftscope.studies.comparison import Comparison, RankCorrelation, compare, rank_correlation
+from shiftscope.studies.folder import read_folder
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import run_study
-from shiftscope.studies.spec import Claim, Source
+from shiftscope.studies.spec import Claim
 from small import SMALL
 
 CLAIMS = """
@@ -28,156 +28,199 @@ of = { network.factor = 4 }
 less = { network.factor = [1] }
 
 [[source.claims]]
-text = "all is below 2"
+text = "everything is below 2"
 of = {}
 expect = "below"
 bound = 2
 
 [[source.claims]]
-text = "of what is not here"
+text = "about a factor that the study does not have"
 of = { network.factor = 8 }
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of two factors and two seeds, with claims."""
     base = tmp_path_factory.mktemp("comparison")
     (base / "small.toml").write_text(SMALL + CLAIMS)
     run_study(load_study(str(base / "small.toml")), out=base / "out")
     return base / "out"
 
 
-def test_cells_stand_beside_the_source_and_claims_have_verdicts(folder: Path) -> None:
-    cells, claims = compare(folder)
-    row = cells.rows[1]
-    assert isinstance(row["mcs"], Estimate)
-    assert (row["factor"], row["seeds"], row["source_mcs"]) == (4, 2, 0.5)
-    assert row["difference_mcs"].value == pytest.approx(row["mcs"].value - 0.5)
-    assert row["difference_mcs"].low == pytest.approx(row["mcs"].low - 0.5)
-    assert [claim["verdict"] for claim in claims.rows][1:] == ["holds", "not in this study: factor 8"]
-    first = claims.rows[0]["number"]
-    assert first.value == pytest.approx(cells.rows[1]["mcs"].value - _mean(folder, 1, "mcs"))
-    assert first.low < first.value < first.high
-    centred = claims.rows[0]["number_centred"]
-    assert centred.value == pytest.approx(_mean(folder, 4, "mcs_centred") - _mean(folder, 1, "mcs_centred"))
-    assert claims.rows[1]["verdict_centred"] == "holds"
-    assert json.dumps(claims.to_json())
+@pytest.fixture(scope="module")
+def comparison(folder: Path) -> Comparison:
+    return compare(read_folder(folder))
 
 
-def _mean(folder: Path, factor: int, measure: str) -> float:
+def mean_of_records(folder: Path, factor: int, measure: str) -> float:
     records = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/record.json")]
     return float(np.mean([each["results"][measure]["value"] for each in records if each["spec"]["network"]["factor"] == factor]))
 
 
-def test_missing_runs_are_said_and_not_judged(folder: Path, tmp_path: Path) -> None:
+def cell(number: int, mean: float, **settings: object) -> MeasuredCell:
+    """Three networks and 200 images whose values scatter around a mean."""
+    generator = torch.Generator().manual_seed(number)
+    return MeasuredCell(settings, {"mcs": mean + 0.01 * torch.randn(3, 200, generator=generator)}, number)
+
+
+def test_compare_cell_has_difference_to_source(comparison: Comparison) -> None:
+    row = comparison.cells[1]
+    ours, difference = row.ours["mcs"], row.difference("mcs")
+    assert (row.settings, row.networks, row.source) == ({"network.factor": 4}, 2, {"mcs": 0.5})
+    assert ours is not None
+    assert difference is not None
+    assert (difference.value, difference.low) == pytest.approx((ours.value - 0.5, ours.low - 0.5))
+    assert comparison.cells[0].difference("mcs") is None
+
+
+def test_compare_claim_number_is_difference_of_means(folder: Path, comparison: Comparison) -> None:
+    first, second, _ = comparison.claims
+    assert first.number is not None
+    assert first.centred is not None
+    assert first.centred.number is not None
+    for judgement, measure in ((first, "mcs"), (first.centred, "mcs_centred")):
+        expected = mean_of_records(folder, 4, measure) - mean_of_records(folder, 1, measure)
+        assert judgement.number is not None
+        assert judgement.number.value == pytest.approx(expected)
+        assert judgement.number.low < judgement.number.value < judgement.number.high
+    assert (second.verdict, second.centred.verdict) == (Verdict.HOLDS, Verdict.HOLDS)  # type: ignore[union-attr]
+
+
+def test_compare_claim_about_unknown_setting_names_it(comparison: Comparison) -> None:
+    third = comparison.claims[2]
+    assert (third.verdict, third.absent, third.number) == (Verdict.NOT_IN_STUDY, {"network.factor": 8}, None)
+    assert str(third) == "not in this study: factor 8"
+
+
+def test_compare_json_has_numbers_as_fields(comparison: Comparison) -> None:
+    found = json.loads(json.dumps(comparison.to_json()))
+    assert found["cells"][1]["settings"] == {"network.factor": 4}
+    measures = found["cells"][1]["measures"]["mcs"]
+    assert measures["source"] == 0.5
+    assert measures["difference"]["value"] == pytest.approx(measures["ours"]["value"] - 0.5)
+    claim = found["claims"][0]
+    assert (claim["text"], claim["expect"], claim["bound"]) == ("factor 4 is above factor 1", "above", 0.0)
+    assert set(claim["number"]) == {"value", "low", "high", "count", "seeds"}
+    assert claim["verdict"] in {"holds", "does not hold", "undecided"}
+    assert [table["columns"][0] for table in found["tables"]] == ["factor", "claim"]
+
+
+def test_compare_tables_show_fields(comparison: Comparison) -> None:
+    cells, claims = comparison.tables()
+    assert cells.rows[1]["difference_mcs"] == comparison.cells[1].difference("mcs")
+    assert [row["verdict"] for row in claims.rows] == [str(each) for each in comparison.claims]
+    assert claims.rows[0]["number_centred"] == comparison.claims[0].centred.number  # type: ignore[union-attr]
+
+
+def test_compare_missing_runs_are_not_judged(folder: Path, tmp_path: Path) -> None:
     part = tmp_path / "part"
     shutil.copytree(folder, part)
     for path in (part / "runs").iterdir():
         if json.loads((path / "record.json").read_text())["spec"]["network"]["factor"] == 1:
             shutil.rmtree(path)
-    cells, claims = compare(part)
-    assert [row["seeds"] for row in cells.rows] == [0, 2]
-    assert "1 cells are not measured yet" in cells.notes[0]
-    assert claims.rows[0]["verdict"] == "not measured: 1 of 2 cells are missing"
+    found = compare(read_folder(part))
+    assert [row.networks for row in found.cells] == [0, 2]
+    assert "Cells not measured yet: 1." in found.tables()[0].notes[0]
+    first = found.claims[0]
+    assert (first.verdict, first.cells_missing, first.cells) == (Verdict.NOT_MEASURED, 1, 2)
+    assert str(first) == "not measured: 1 of 2 cells are missing"
 
 
-def held(number: int, mean: float, **settings: object) -> Held:
-    generator = torch.Generator().manual_seed(number)
-    return Held(settings, {"mcs": mean + 0.01 * torch.randn(3, 200, generator=generator)}, number)
+def test_compare_without_source_or_runs_raises(folder: Path, tmp_path: Path) -> None:
+    empty, sourceless = tmp_path / "empty", tmp_path / "sourceless"
+    for path in (empty, sourceless):
+        path.mkdir()
+        shutil.copy(folder / "study.json", path)
+    with pytest.raises(InputError, match="holds no finished run"):
+        compare(read_folder(empty))
+    document = json.loads((folder / "study.json").read_text())
+    (sourceless / "study.json").write_text(json.dumps(document | {"source": None, "name": "mine"}))
+    with pytest.raises(InputError, match=r"has no source to compare with\. Add a \[source\] table"):
+        compare(read_folder(sourceless))
 
 
-def test_a_cells_estimate_is_that_of_the_study() -> None:
-    several = held(3, 0.995)
+def test_cell_estimate_is_that_of_the_study() -> None:
+    several = cell(3, 0.995)
     assert several.estimate("mcs") == mean_over_seeds(several.values["mcs"], bounds=(-1.0, 1.0))
 
 
-def test_the_rank_correlation_is_scipys() -> None:
+def test_rank_correlation_agrees_with_scipy() -> None:
     means, printed = [0.3, 0.5, 0.4, 0.9, 0.8], [0.1, 0.2, 0.3, 0.4, 0.5]
-    cells = [held(place, mean) for place, mean in enumerate(means, start=1)]
-    note = _ranks(cells, [{"mcs": number} for number in printed], "mcs", "mcs")
-    expected = stats.spearmanr(means, printed).statistic
-    assert f"over 5 cells {expected:.3f} [{expected:.3f}, {expected:.3f}]" in note
-    assert _ranks(cells[:3], [{"mcs": 0.1}] * 3, "mcs", "mcs") == ""
-    assert _ranks(cells, [{"mcs": 0.1}] * 5, "mcs", "mcs") == "mcs: all cells are alike, so that there is no rank correlation."
+    cells = [cell(place, mean) for place, mean in enumerate(means, start=1)]
+    found = rank_correlation(cells, [{"mcs": number} for number in printed], "mcs", "mcs")
+    assert found is not None
+    expected = pytest.approx(stats.spearmanr(means, printed).statistic)
+    assert (found.cells, found.value, found.low, found.high) == (5, expected, expected, expected)
 
 
-def test_differences_of_cells_are_paired_over_images() -> None:
-    """Two cells that differ by a constant on the same images have a difference without spread; resampled apart they would not."""
+def test_rank_correlation_needs_four_cells() -> None:
+    cells = [cell(place, mean) for place, mean in enumerate((0.3, 0.5, 0.4), start=1)]
+    assert rank_correlation(cells, [{"mcs": 0.1 * place} for place in range(3)], "mcs", "mcs") is None
+
+
+def test_rank_correlation_of_equal_cells_has_no_value() -> None:
+    cells = [cell(place, mean) for place, mean in enumerate((0.3, 0.5, 0.4, 0.6), start=1)]
+    assert rank_correlation(cells, [{"mcs": 0.1}] * 4, "mcs", "mcs") == RankCorrelation("mcs", "mcs", 4)
+
+
+def test_difference_pairs_cells_over_images() -> None:
+    """Two cells that differ by a constant on the same images have a difference without spread; unpaired draws would spread."""
     values = torch.rand(1, 300, generator=torch.Generator().manual_seed(0))
-    of, less = Held({}, {"mcs": values + 0.1}, 1), Held({}, {"mcs": values}, 2)
-    value, draws, _ = _statistic(Claim(text="x"), [of], [less])
-    assert value == pytest.approx(0.1)
-    assert np.ptp(draws) < 1e-5
+    of, less = (MeasuredCell({"network.factor": f}, {"mcs": values + 0.1 * (f > 1)}, f) for f in (4, 1))
+    claim = Claim(text="x", of={"network.factor": (4,)}, less={"network.factor": (1,)})
+    number = judge(claim, [of, less]).number
+    assert number is not None
+    assert number.value == pytest.approx(0.1)
+    assert number.high - number.low < 1e-5
     assert np.ptp(of.draws("mcs")) > 0.01
 
 
-def test_a_range_is_the_largest_less_the_smallest() -> None:
-    cells = [held(1, 0.3), held(2, 0.7), held(3, 0.5)]
-    value, draws, spreads = _statistic(Claim(text="x", kind="range"), cells, [])
-    assert value == pytest.approx(max(cell.mean("mcs") for cell in cells) - min(cell.mean("mcs") for cell in cells))
-    assert abs(float(np.median(draws)) - value) < 0.01
-    assert spreads == [cells[1].spread("mcs"), cells[0].spread("mcs")]
+def test_range_is_largest_minus_smallest() -> None:
+    cells = [cell(1, 0.3), cell(2, 0.7), cell(3, 0.5)]
+    number = judge(Claim(text="x", kind="range"), cells).number
+    assert number is not None
+    assert number.value == pytest.approx(cells[1].mean("mcs") - cells[0].mean("mcs"))
+    assert number.low < number.value < number.high
+    assert number.high - number.low < 0.1
 
 
-def test_a_range_of_equal_cells_is_not_found_to_be_one() -> None:
-    """Four cells of the same mean, each of three networks that scatter: their range is below any bound, not above."""
+def test_range_of_equal_cells_seldom_holds() -> None:
+    """Four cells have the same mean, and each has three networks that scatter: their range is not above any bound."""
     verdicts = []
     for trial in range(30):
         generator = torch.Generator().manual_seed(trial)
         scattered = [0.5 + 0.05 * torch.randn(3, 1, generator=generator).expand(3, 20) for _ in range(4)]
-        cells = [Held({}, {"mcs": values}, number) for number, values in enumerate(scattered, start=1)]
-        claim = Claim(text="x", kind="range", expect="above", bound=0.025)
-        verdicts.append(_verdict(claim, cells[0].counted(*_statistic(claim, cells, []), "mcs")))
-    assert verdicts.count("holds") <= 6
+        cells = [MeasuredCell({}, {"mcs": values}, number) for number, values in enumerate(scattered, start=1)]
+        verdicts.append(judge(Claim(text="x", kind="range", expect="above", bound=0.025), cells).verdict)
+    assert verdicts.count(Verdict.HOLDS) <= 6
 
 
-def test_a_claim_is_not_judged_on_a_part_of_its_cells() -> None:
-    cells = [held(1, 0.3, **{"network.factor": 1}), held(2, 0.5, **{"network.factor": 2})]
-    source = Source(title="t", claims=(Claim.model_validate({"text": "x", "of": {"network.factor": [2, 4]}}),))
-    assert _claims(load_study("digits"), source, cells).rows[0]["verdict"] == "not in this study: factor 4"
+def test_judge_needs_every_cell_of_claim() -> None:
+    cells = [cell(1, 0.3, **{"network.factor": 1}), cell(2, 0.5, **{"network.factor": 2})]
+    found = judge(Claim(text="x", of={"network.factor": (2, 4)}), cells)
+    assert (found.verdict, found.absent) == (Verdict.NOT_IN_STUDY, {"network.factor": 4})
 
 
-def test_one_image_decides_nothing() -> None:
-    assert _verdict(Claim(text="x"), Estimate(0.5, 0.5, 0.5, count=1)) == "undecided"
+def test_judge_one_image_is_undecided() -> None:
+    assert judge(Claim(text="x"), [MeasuredCell({}, {"mcs": torch.full((2, 1), 0.5)}, 1)]).verdict is Verdict.UNDECIDED
 
 
 @pytest.mark.parametrize(
-    ("expect", "bound", "low", "high", "verdict"),
+    ("expect", "bound", "verdict"),
     [
-        ("above", 0.0, 0.1, 0.2, "holds"),
-        ("above", 0.0, -0.2, -0.1, "does not hold"),
-        ("above", 0.0, -0.1, 0.1, "undecided"),
-        ("below", 0.5, 0.1, 0.4, "holds"),
-        ("below", 0.5, 0.6, 0.7, "does not hold"),
-        ("below", 0.5, 0.4, 0.7, "undecided"),
+        ("above", 0.4, Verdict.HOLDS),
+        ("above", 0.6, Verdict.DOES_NOT_HOLD),
+        ("above", None, Verdict.UNDECIDED),
+        ("below", 0.6, Verdict.HOLDS),
+        ("below", 0.4, Verdict.DOES_NOT_HOLD),
+        ("below", None, Verdict.UNDECIDED),
     ],
 )
-def test_a_verdict_needs_the_whole_interval(expect: str, bound: float, low: float, high: float, verdict: str) -> None:
-    assert (
-        _verdict(
-            Claim.model_validate({"text": "x", "expect": expect, "bound": bound}), Estimate((low + high) / 2, low, high, count=9)
-        )
-        == verdict
-    )
-
-
-def test_what_cannot_be_compared_is_told_in_a_sentence(folder: Path, tmp_path: Path) -> None:
-    plain = as_users_import_it(importlib.import_module("shiftscope.studies.claims"))
-    with pytest.raises(InputError, match=r"study\.json cannot be read"):
-        plain.compare(tmp_path)
-    empty, sourceless, broken = tmp_path / "empty", tmp_path / "sourceless", tmp_path / "broken"
-    for path in (empty, sourceless, broken):
-        path.mkdir()
-        shutil.copy(folder / "study.json", path)
-    with pytest.raises(InputError, match="holds no finished run"):
-        plain.compare(empty)
-    document = json.loads((folder / "study.json").read_text())
-    (sourceless / "study.json").write_text(json.dumps(document | {"source": None, "name": "mine"}))
-    with pytest.raises(InputError, match="has no source to compare with"):
-        plain.compare(sourceless)
-    (broken / "study.json").write_text('{"title": 3}')
-    with pytest.raises(InputError, match="is not a study: "):
-        plain.compare(broken)
-    (broken / "study.json").write_text(json.dumps(document | {"network": {"colour": 3}}))
-    with pytest.raises(InputError, match=r"is not a study: network\.colour: is not a known setting"):
-        plain.compare(broken)
+def test_verdict_needs_whole_interval_on_one_side(expect: str, bound: float | None, verdict: Verdict) -> None:
+    """The cell's mean is about 0.5, with a narrow interval; None stands for a bound inside it."""
+    measured = cell(1, 0.5)
+    claim = Claim.model_validate({"text": "x", "expect": expect, "bound": measured.mean("mcs") if bound is None else bound})
+    found: Judgement = judge(claim, [measured])
+    assert found.verdict is verdict
+    assert isinstance(found.number, Estimate)

@@ -196,13 +196,14 @@ def compare(folder: Path, *, as_json: AsJson = False) -> None:
         Folder of a study, such as studies/digits or results/digits; it may be unfinished.
     """
     with reporting("reading the records"):
-        from shiftscope.studies.claims import compare as compare_with_source
+        from shiftscope.studies.comparison import compare as compare_with_source
+        from shiftscope.studies.folder import read_folder
 
-        tables = compare_with_source(folder)
+        found = compare_with_source(read_folder(folder))
     if as_json:
-        print_json({"tables": [table.to_json() for table in tables]})
+        print_json(found.to_json())
         return
-    for table in tables:
+    for table in found.tables():
         print_table(table)
 
 

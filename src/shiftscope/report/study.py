@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from shiftscope.report import Chart, Grid, Lesson, Maps, Missing, Page, Rows, Sc
 from shiftscope.report.content import Section, Signal
 from shiftscope.report.gallery import Progress, galleries
 from shiftscope.report.words import WORDS, bare
-from shiftscope.studies.claims import compare
+from shiftscope.studies.comparison import compare
 from shiftscope.studies.folder import StudyFolder, read_folder
 from shiftscope.studies.spec import short
 from shiftscope.studies.tables import across_and_series
@@ -35,7 +34,7 @@ def study_page(
     held = read_folder(folder)
     table = held.table()
     drags, lacking = galleries(held, data_dir=data_dir, device=device, progress=progress)
-    beside, told = _compared(folder) if held.study.source else ([], [])
+    beside, told = _compared(held) if held.study.source else ([], [])
     missing = (*held.missing, *lacking, *told)
     curves = _curves(held, table)
     sections: list[Section] = [*curves[:1], *drags, *curves[1:], *_grids(held, table), *_maps(held), *_shifts(held)]
@@ -179,12 +178,10 @@ def _scatter(held: StudyFolder, table: Table) -> list[Section]:
     return [Scatter("Accuracy against invariance", caption, table, "mcs", "test_accuracy", names)]
 
 
-def _compared(folder: Path) -> tuple[list[Section], list[str]]:
+def _compared(held: StudyFolder) -> tuple[list[Section], list[str]]:
     """The tables beside the source, or why there are none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is damaged was said already
-            cells, claims = compare(folder)
+        cells, claims = compare(held).tables()
     except InputError as error:
         return [], [f"Nothing stands beside the source: {error}"]
     sections: list[Section] = []

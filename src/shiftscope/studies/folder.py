@@ -1,19 +1,20 @@
-"""What there is of a study on disk, and what is missing of it, in sentences. It trains and measures nothing.
+"""Read a study's folder: which runs belong to which cell, their tables, and what is missing or damaged.
 
-Unlike a study that is run, a study that is shown may be half done, damaged in places or of an older form: whatever can be read is
-handed out, and the rest is named.
+A run belongs to a cell if its record has the specification of one of the cell's runs. The name of its folder, the content id,
+does not decide, so that records are found whose ids an older version of the code made. Reading does not stop at a study that is
+unfinished or damaged in places: :class:`StudyFolder` has what can be read, and names the rest.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from jaxtyping import Float
 from torch import Tensor
 
 from shiftscope.errors import InputError
@@ -21,27 +22,24 @@ from shiftscope.estimates import Estimate
 from shiftscope.runtime.provenance import joined
 from shiftscope.studies import records
 from shiftscope.studies.loading import read_study
-from shiftscope.studies.records import Finished, Record
-from shiftscope.studies.spec import DERIVED, VARIANT, Run, Study, short
+from shiftscope.studies.records import DamagedRecordError, Finished, Record
+from shiftscope.studies.spec import VARIANT, Cell, Run, Study, short
 from shiftscope.studies.tables import curves, gains, layers, summarise, table_of
-from shiftscope.tables import Table
+from shiftscope.tables import Table, heading
 
 __all__ = ["CellRuns", "StudyFolder", "read_folder"]
-
-#: Settings whose names say less than a few words.
-PLAIN = {"antialias": "filter size", "pool_kernel": "pooling kernel"}
 
 
 @dataclass(frozen=True)
 class CellRuns:
-    """A cell and what there is of it.
+    """A cell of a study and its runs on disk.
 
     Attributes:
-        name: the settings that vary, in words.
-        settings: of the cell, path to value.
-        planned: the runs it consists of, one a seed.
-        finished: the finished ones, of this form.
-        older: records of an older form.
+        name: the settings that differ between cells, in words.
+        settings: of the cell, path -> value.
+        planned: the cell's runs, one for each seed.
+        finished: the finished runs, in the order of ``planned``.
+        older: records of an older version, of runs without a current one.
         folders: of the finished runs and then of the older records.
     """
 
@@ -53,69 +51,103 @@ class CellRuns:
     folders: tuple[Path, ...]
 
     @property
+    def measured(self) -> tuple[Finished, ...]:
+        """The finished runs whose training did not diverge."""
+        return tuple(run for run in self.finished if run.record.training.status != "diverged")
+
+    @property
     def records(self) -> tuple[Record, ...]:
         """The records in the order of ``folders``."""
         return (*(run.record for run in self.finished), *self.older)
 
     @property
     def factor(self) -> int:
-        """The subsampling factor of its networks."""
+        """The subsampling factor of the cell's networks."""
         return self.planned[0].network.factor
 
-    def map(self, measure: str) -> Tensor | None:
-        """The mean of each shift over its networks, [shift]; None where no record holds it."""
+    def values(self) -> dict[str, Float[Tensor, "seed image"]]:
+        """Return the value of every test image, by measure; only measures that all measured runs have."""
+        runs = self.measured
+        shared = set.intersection(*(set(run.values) for run in runs)) if runs else set()
+        return {name: torch.stack([run.values[name].float() for run in runs]) for name in sorted(shared)}
+
+    def map(self, measure: str) -> Float[Tensor, " shift"] | None:
+        """Return a measure's mean at each shift over the cell's networks; None if no record has it."""
         maps = [run.maps[measure] for run in self.finished if measure in run.maps]
         return torch.stack(maps).mean(dim=0) if maps else None
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """A study and what there is of it.
+    """A study and its runs on disk.
 
     Attributes:
-        folder: where it lies.
-        study: what it was to be.
+        folder: the study's folder.
+        study: its specification.
         cells: in the study's order.
-        missing: what is not there or cannot be used, a sentence each.
+        damaged: a sentence for each record that cannot be read.
+        unusable: a sentence for each run without a record, or with one of an older version.
     """
 
     folder: Path
     study: Study
     cells: tuple[CellRuns, ...]
-    missing: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
+    unusable: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """A sentence for everything that is damaged, unusable or not finished."""
+        gaps = (sentence for cell in self.cells for sentence in _gaps(cell))
+        return (*self.damaged, *self.unusable, *gaps)
 
     @property
     def runs_finished(self) -> int:
-        """How many runs are finished and of this form."""
+        """The number of finished runs; records of an older version do not count."""
         return sum(len(cell.finished) for cell in self.cells)
 
     @property
     def runs_planned(self) -> int:
-        """How many runs the study consists of."""
+        """The number of the study's runs."""
         return sum(len(cell.planned) for cell in self.cells)
 
+    def labels(self) -> dict[str, Path]:
+        """Return the folder of each run on disk by a readable label, such as ``factor=8,seed=0``."""
+        return {
+            ",".join(
+                [*(f"{short(path)}={cell.settings[path]}" for path in self.study.varied()), f"seed={record.spec.seed}"]
+            ): folder
+            for cell in self.cells
+            for record, folder in zip(cell.records, cell.folders, strict=True)
+        }
+
     def table(self) -> Table:
-        """A row a cell. A cell known from one record of an older form alone has that record's numbers."""
-        table = table_of(self.study, [list(cell.finished) for cell in self.cells])
-        rows = [{**row, **_older(cell)} if not cell.finished else row for row, cell in zip(table.rows, self.cells, strict=True)]
-        empty = {name for name in table.columns if all(row.get(name) is None for row in rows)}
-        kept = tuple(name for name in table.columns if name not in empty)
-        return Table(table.title, kept, tuple(rows), (*table.notes, *self._told_older()), table.provenance or self._origin())
+        """Return a row for each cell; a cell with a single record, of an older version, has that record's numbers."""
+        table = table_of(self.study, self._finished)
+        rows = [
+            row if cell.finished else {**row, **_older_numbers(cell)} for row, cell in zip(table.rows, self.cells, strict=True)
+        ]
+        columns = tuple(name for name in table.columns if any(row.get(name) is not None for row in rows))
+        notes = (*table.notes, *self._note_on_older())
+        return Table(table.title, columns, tuple(rows), notes, table.provenance or self._older_provenance())
 
     def curves(self) -> Table:
-        """MCS and top-1 change against the largest shift; see :func:`shiftscope.studies.tables.curves`."""
-        return curves(self.study, self._sound())
+        """Return the measures against the largest shift; see :func:`shiftscope.studies.tables.curves`."""
+        return curves(self.study, self._measured)
 
     def layers(self) -> Table:
-        """Every layer's response; see :func:`shiftscope.studies.tables.layers`."""
-        return layers(self.study, self._sound())
+        """Return every layer's response to shifts; see :func:`shiftscope.studies.tables.layers`."""
+        return layers(self.study, self._measured)
 
     def gains(self) -> Table:
-        """Homogeneity and what subsampling gains; see :func:`shiftscope.studies.tables.gains`."""
-        return gains(self.study, self._sound())
+        """Return the gain of subsampling beside homogeneity; see :func:`shiftscope.studies.tables.gains`."""
+        return gains(self.study, self._measured)
 
     def write_tables(self) -> bool:
-        """Write the study's tables and figure from what there is, where that is not of an older form; whether it did.
+        """Write the study's tables, unless no run is finished or a record is of an older version.
+
+        Returns:
+            whether they were written.
 
         Raises:
             InputError: they cannot be written.
@@ -123,126 +155,117 @@ class StudyFolder:
         if not self.runs_finished or any(cell.older for cell in self.cells):
             return False
         try:
-            summarise(self.study, [list(cell.finished) for cell in self.cells], self.folder)
+            summarise(self.study, self._finished, self.folder)
         except OSError as error:
             raise InputError(
-                f"{self.folder} cannot be written ({error.strerror}). Make room, or write the page alone, elsewhere, with --out."
+                f"{self.folder} cannot be written ({error.strerror}).",
+                "Make room, or write the page alone to another place with --out.",
             ) from error
         return True
 
-    def _sound(self) -> list[list[Finished]]:
-        return [[run for run in cell.finished if run.record.training.status != "diverged"] for cell in self.cells]
+    @cached_property
+    def _finished(self) -> list[list[Finished]]:
+        return [list(cell.finished) for cell in self.cells]
 
-    def _told_older(self) -> tuple[str, ...]:
-        """That some numbers come from records of an older form."""
+    @cached_property
+    def _measured(self) -> list[list[Finished]]:
+        return [list(cell.measured) for cell in self.cells]
+
+    def _note_on_older(self) -> tuple[str, ...]:
         names = [cell.name for cell in self.cells if not cell.finished and len(cell.older) == 1]
-        return (f"From records of an older form, one network each: {'; '.join(names)}.",) if names else ()
+        return (f"From records of an older version, one network each: {'; '.join(names)}.",) if names else ()
 
-    def _origin(self) -> dict[str, str]:
-        """The provenance of older records, where there are no others."""
+    def _older_provenance(self) -> dict[str, str]:
         return joined([record.provenance for cell in self.cells for record in cell.older])
 
 
+@dataclass(frozen=True)
+class _OnDisk:
+    """A run's folder and its record; ``finished`` is None if the record is of an older version."""
+
+    path: Path
+    record: Record
+    finished: Finished | None
+
+
 def read_folder(folder: Path) -> StudyFolder:
-    """What there is of a study.
+    """Return a study and its runs on disk.
 
     Args:
-        folder: of the study: ``study.json`` and ``runs/``.
+        folder: of the study, with ``study.json`` and ``runs/``.
 
     Raises:
-        InputError: it holds no study.
+        InputError: the folder has no ``study.json``, or it is not a study.
     """
     study = read_study(folder)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        found, older, reasons = _records(folder)
-    cells = []
-    for cell in study.cells():
-        current = {run.seed: path for run in cell.runs for path, each in found.items() if _same(run, each.record.spec)}
-        before = {run.seed: path for run in cell.runs for path, each in older.items() if _same(run, each.spec)}
-        outdated = [path for seed, path in before.items() if seed not in current]
-        cells.append(
-            CellRuns(
-                name=_name(study, cell.settings),
-                settings=cell.settings,
-                planned=cell.runs,
-                finished=tuple(found[path] for path in current.values()),
-                older=tuple(older[path] for path in outdated),
-                folders=(*current.values(), *outdated),
-            )
-        )
-    missing = [*(str(each.message).replace("is computed again", "is left out") for each in told), *reasons, *_gaps(cells)]
-    return StudyFolder(folder, study, tuple(cells), tuple(missing))
-
-
-def _records(folder: Path) -> tuple[dict[Path, Finished], dict[Path, Record], list[str]]:
-    """Finished runs, records of an older form, and what is said of folders that are neither."""
-    found: dict[Path, Finished] = {}
-    older: dict[Path, Record] = {}
-    reasons = []
-    for path in _folders(folder / "runs"):
-        run = records.read(path)
-        if run is not None:
-            found[path] = run
+    damaged: list[str] = []
+    unusable: list[str] = []
+    found: dict[Run, list[_OnDisk]] = {}
+    for path in sorted(each for each in (folder / "runs").glob("*") if each.is_dir()):
+        try:
+            finished = records.load(path)
+        except DamagedRecordError as error:
+            damaged.append(f"{error}; the run is left out.")
             continue
-        if not (path / records.RECORD).exists():
-            reasons.append(f"Run {path.name} is not finished: it has no record yet.")
+        record = records.head(path) if finished is None else finished.record
+        if record is None:
+            unusable.append(f"Run {path.name} is not finished: it has no record yet.")
             continue
-        record = _older_record(path)
-        if record is not None:
-            older[path] = record
-            reasons.append(
-                f"Run {path.name} has a record of form {record.schema_version}; this is form {records.RECORD_VERSION}. "
-                "`shiftscope study` with the same folder measures it anew where its weights were kept."
+        found.setdefault(record.spec.without_derived(), []).append(_OnDisk(path, record, finished))
+        if finished is None:
+            unusable.append(
+                f"Run {path.name} has a record of version {record.schema_version}; the current version is "
+                f"{records.RECORD_VERSION}. `shiftscope study` with the same folder measures it again if its weights were kept."
             )
-    return found, older, reasons
-
-
-def _folders(runs: Path) -> Iterator[Path]:
-    return iter(sorted(path for path in runs.glob("*") if path.is_dir()))
-
-
-def _older_record(path: Path) -> Record | None:
-    """A record of an older form, which says the same of how the training ended; None where it is damaged, which was said."""
-    try:
-        record = Record.model_validate_json((path / records.RECORD).read_bytes())
-    except (ValidationError, OSError):
-        return None
-    return record if record.schema_version != records.RECORD_VERSION else None
-
-
-def _name(study: Study, settings: Mapping[str, Any]) -> str:
-    """A cell's settings in words, those left out that all cells share."""
-    varied = {path: settings[path] for path in study.varied()}
-    names = {path: PLAIN.get(short(path), short(path).replace("_", " ")) for path in varied}
-    return (
-        ", ".join(str(value) if path == VARIANT else f"{names[path]} {value}" for path, value in varied.items()) or "the network"
+    return StudyFolder(
+        folder, study, tuple(_cell_runs(study, cell, found) for cell in study.cells()), tuple(damaged), tuple(unusable)
     )
 
 
-def _same(run: Run, recorded: Run) -> bool:
-    """Whether a record is of a run; what follows from the data is known to the record only."""
-    derived = {name: getattr(recorded.network, name) for name in DERIVED}
-    return run.model_copy(update={"network": run.network.model_copy(update=derived)}) == recorded
+def _cell_runs(study: Study, cell: Cell, found: Mapping[Run, list[_OnDisk]]) -> CellRuns:
+    """Return a cell with its runs on disk, those with a current record first."""
+    chosen = [_chosen(run, found[key]) for run in cell.runs if (key := run.without_derived()) in found]
+    current = [each for each in chosen if each.finished is not None]
+    older = [each for each in chosen if each.finished is None]
+    return CellRuns(
+        name=_name(study, cell.settings),
+        settings=cell.settings,
+        planned=cell.runs,
+        finished=tuple(each.finished for each in current if each.finished is not None),
+        older=tuple(each.record for each in older),
+        folders=tuple(each.path for each in (*current, *older)),
+    )
 
 
-def _gaps(cells: list[CellRuns]) -> list[str]:
-    """What is missing of each cell."""
-    told = []
-    for cell in cells:
-        lacking = len(cell.planned) - len(cell.finished) - len(cell.older)
-        if lacking and lacking == len(cell.planned):
-            told.append(f"{cell.name}: none of {len(cell.planned)} runs is finished.")
-        elif lacking:
-            told.append(f"{cell.name}: {len(cell.finished)} of {len(cell.planned)} runs are finished.")
-        for run in cell.finished:
-            if run.record.training.status == "diverged":
-                told.append(f"{cell.name}, seed {run.record.spec.seed}: the training diverged, so nothing was measured.")
-    return told
+def _chosen(run: Run, same: list[_OnDisk]) -> _OnDisk:
+    """Return the one to use of several folders with the same run: a current record before an older one, then the current id."""
+
+    def rank(each: _OnDisk) -> tuple[bool, bool]:
+        return each.finished is not None, each.path.name == run.content_id(each.record.provenance.get("data_sha256", ""))
+
+    return max(same, key=rank)
 
 
-def _older(cell: CellRuns) -> dict[str, int | float | Estimate]:
-    """The numbers of a cell's only record of an older form, as they stand there."""
+def _name(study: Study, settings: Mapping[str, Any]) -> str:
+    """Return a cell's settings in words, without those that all cells share."""
+    words = [str(settings[path]) if path == VARIANT else f"{heading(short(path))} {settings[path]}" for path in study.varied()]
+    return ", ".join(words) or "the network"
+
+
+def _gaps(cell: CellRuns) -> Iterator[str]:
+    """Yield a sentence for each thing that is missing of a cell."""
+    lacking = len(cell.planned) - len(cell.finished) - len(cell.older)
+    if lacking and lacking == len(cell.planned):
+        yield f"{cell.name}: none of {len(cell.planned)} runs is finished."
+    elif lacking:
+        yield f"{cell.name}: {len(cell.finished)} of {len(cell.planned)} runs are finished."
+    for run in cell.finished:
+        if run.record.training.status == "diverged":
+            yield f"{cell.name}, seed {run.record.spec.seed}: the training diverged, so nothing was measured."
+
+
+def _older_numbers(cell: CellRuns) -> dict[str, int | float | Estimate]:
+    """Return the numbers of a cell's only record, of an older version, as they stand there."""
     if len(cell.older) != 1:
         return {}
     record = cell.older[0]

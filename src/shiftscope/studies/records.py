@@ -26,11 +26,14 @@ from shiftscope.studies.spec import Run
 from shiftscope.training.loop import Training
 
 __all__ = [
+    "DamagedRecordError",
     "Finished",
     "Outcome",
     "Record",
+    "head",
     "heads",
     "kept_files",
+    "load",
     "put_files",
     "read",
     "read_training",
@@ -109,8 +112,16 @@ def write(folder: Path, finished: Finished) -> None:
     write_text(folder / RECORD, finished.record.model_dump_json(indent=2) + "\n")
 
 
-def read(folder: Path) -> Finished | None:
-    """The finished run in a folder; None where there is none of this form, or, said as a warning, where it is damaged."""
+class DamagedRecordError(Exception):
+    """A run's record cannot be read; the message names it and says why."""
+
+
+def load(folder: Path) -> Finished | None:
+    """Return the finished run in a folder; None if there is no record, or one of an older version.
+
+    Raises:
+        DamagedRecordError: the record, or the tensors beside it, cannot be read.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -125,7 +136,23 @@ def read(folder: Path) -> Finished | None:
         return Finished(record, **_parts(load_file(folder / MEASURES) if record.results else {}, len(record.layers)))
     except (ValidationError, ValueError, OSError, SafetensorError) as error:
         reason = "not a whole record" if isinstance(error, ValidationError) else str(error)
-        warnings.warn(f"{folder / RECORD} is damaged ({reason}); the run is computed again.", stacklevel=2)
+        raise DamagedRecordError(f"{folder / RECORD} is damaged ({reason})") from error
+
+
+def read(folder: Path) -> Finished | None:
+    """Return the finished run in a folder as :func:`load` does; None, with a warning, if its record is damaged."""
+    try:
+        return load(folder)
+    except DamagedRecordError as error:
+        warnings.warn(f"{error}; the run is computed again.", stacklevel=2)
+        return None
+
+
+def head(folder: Path) -> Record | None:
+    """Return the record in a folder, of whatever version, without its tensors; None if there is none, or it is damaged."""
+    try:
+        return Record.model_validate_json((folder / RECORD).read_bytes())
+    except (ValidationError, OSError):
         return None
 
 
@@ -136,10 +163,8 @@ def heads(runs: Path) -> Iterator[Record]:
         runs: that holds a folder a run.
     """
     for path in sorted(runs.glob(f"*/{RECORD}")):
-        try:
-            yield Record.model_validate_json(path.read_bytes())
-        except (ValidationError, OSError):
-            continue
+        if (record := head(path.parent)) is not None:
+            yield record
 
 
 def _named(finished: Finished) -> dict[str, Tensor]:

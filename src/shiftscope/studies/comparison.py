@@ -1,0 +1,247 @@
+"""Compare a study with the publication it follows: cell by cell, in rank, and claim by claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import rankdata, spearmanr
+
+from shiftscope.errors import InputError
+from shiftscope.estimates import Estimate, percentile_interval
+from shiftscope.studies.claims import CENTRED, Judgement, MeasuredCell, judge
+from shiftscope.studies.folder import StudyFolder
+from shiftscope.studies.spec import short
+from shiftscope.tables import Table
+
+__all__ = ["CellComparison", "Comparison", "RankCorrelation", "compare", "rank_correlation"]
+
+#: A rank correlation over fewer cells means little.
+CELLS_FOR_RANKS = 4
+
+
+@dataclass(frozen=True)
+class CellComparison:
+    """A cell's numbers beside the source's.
+
+    Attributes:
+        settings: path -> value.
+        networks: the number of networks measured.
+        ours: estimates by measure, None where not measured.
+        source: the source's numbers by measure, where it printed them.
+    """
+
+    settings: Mapping[str, Any]
+    networks: int
+    ours: Mapping[str, Estimate | None]
+    source: Mapping[str, float]
+
+    def difference(self, measure: str) -> Estimate | None:
+        """Return our number minus the source's; None if either is missing."""
+        ours, source = self.ours.get(measure), self.source.get(measure)
+        if ours is None or source is None:
+            return None
+        return Estimate(ours.value - source, ours.low - source, ours.high - source, ours.count, ours.seeds)
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rank correlation of our measure with the source's numbers.
+
+    Attributes:
+        measure: ours.
+        source_measure: the source's.
+        cells: the number of cells that have both.
+        value, low, high: the correlation and its 95 % interval; None if all cells are equal in one of the two.
+    """
+
+    measure: str
+    source_measure: str
+    cells: int
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.measure}: all cells are equal, so there is no rank correlation."
+        beside = "the source" if self.measure == self.source_measure else f"the source's {self.source_measure}"
+        numbers = f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.measure}: Spearman's rank correlation with {beside} over {self.cells} cells {numbers}."
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A study beside its source.
+
+    Attributes:
+        title: of the study.
+        source: the publication.
+        measures: those compared cell by cell.
+        cells: each cell's numbers, in the study's order.
+        correlations: rank correlations over the cells.
+        claims: the source's claims with their verdicts.
+        damaged: a sentence for each record that cannot be read.
+    """
+
+    title: str
+    source: str
+    measures: tuple[str, ...]
+    cells: tuple[CellComparison, ...]
+    correlations: tuple[RankCorrelation, ...]
+    claims: tuple[Judgement, ...]
+    damaged: tuple[str, ...] = ()
+
+    def tables(self) -> tuple[Table, Table]:
+        """Return a table with a row for each cell, and one with a row for each claim."""
+        return self._cells_table(), self._claims_table()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every number as a field of its own, and the tables as they are printed."""
+        return {
+            "title": self.title,
+            "source": self.source,
+            "cells": [
+                {
+                    "settings": dict(cell.settings),
+                    "networks": cell.networks,
+                    "measures": {
+                        name: {
+                            "ours": _plain(cell.ours.get(name)),
+                            "source": cell.source.get(name),
+                            "difference": _plain(cell.difference(name)),
+                        }
+                        for name in self.measures
+                    },
+                }
+                for cell in self.cells
+            ],
+            "rank_correlations": [asdict(each) for each in self.correlations],
+            "claims": [each.to_json() for each in self.claims],
+            "damaged": list(self.damaged),
+            "tables": [table.to_json() for table in self.tables()],
+        }
+
+    def _cells_table(self) -> Table:
+        printed = [name for name in self.measures if any(name in cell.source for cell in self.cells)]
+        rows = []
+        for cell in self.cells:
+            row: dict[str, Any] = {short(path): value for path, value in cell.settings.items()} | {"seeds": cell.networks}
+            for name in self.measures:
+                row[name] = cell.ours.get(name)
+                if name in printed:
+                    row |= {f"source_{name}": cell.source.get(name), f"difference_{name}": cell.difference(name)}
+            rows.append(row)
+        origin = f"source_...: as printed, {self.source}. " if printed else ""
+        notes = [f"{origin}In brackets: 95 % intervals. {self._networks_note()}", *map(str, self.correlations), *self.damaged]
+        return Table(f"{self.title}: beside the source", tuple(rows[0]), tuple(rows), tuple(notes))
+
+    def _claims_table(self) -> Table:
+        rows = []
+        for each in self.claims:
+            row: dict[str, Any] = {"claim": each.claim.text, "number": each.number}
+            row |= {"expected": f"{each.claim.expect} {each.claim.bound:g}", "verdict": str(each)}
+            if each.centred:
+                row |= {"number_centred": each.centred.number, "verdict_centred": str(each.centred)}
+            rows.append(row)
+        columns: tuple[str, ...] = ("claim", "number", "expected", "verdict")
+        note = "holds: the whole 95 % interval lies on the claimed side; does not hold: on the other side; undecided: on both. "
+        if any(each.centred for each in self.claims):
+            columns += ("number_centred", "verdict_centred")
+            note += (
+                "centred: of outputs minus their mean over classes; the optimizer moves that mean, and neither the loss nor the "
+                "prediction depends on it. "
+            )
+        return Table(f"{self.title}: claims", columns, tuple(rows), (note + self._networks_note(),))
+
+    def _networks_note(self) -> str:
+        """Return how many networks each cell's numbers come from."""
+        counts = sorted({cell.networks for cell in self.cells if cell.networks})
+        missing = sum(not cell.networks for cell in self.cells)
+        span = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else str(counts[0])
+        text = f"Trained networks in each cell: {span}."
+        if counts[0] == 1:
+            text += (
+                " The interval of a single network covers images only; it does not say how much another training would differ."
+            )
+        return text + (f" Cells not measured yet: {missing}." if missing else "")
+
+
+def compare(results: StudyFolder) -> Comparison:
+    """Compare a study with its source.
+
+    Args:
+        results: the study and its runs; it may be unfinished.
+
+    Raises:
+        InputError: the study names no source, or none of its runs is finished.
+    """
+    study, source = results.study, results.study.source
+    if source is None:
+        raise InputError(
+            f"the study in {results.folder} has no source to compare with.",
+            "Add a [source] table with a title and cells or claims to the study's file.",
+        )
+    cells = [MeasuredCell(cell.settings, cell.values(), number) for number, cell in enumerate(results.cells, start=1)]
+    if not any(cell.values for cell in cells):
+        raise InputError(
+            f"{results.folder} holds no finished run of the current version.",
+            f"Run `shiftscope study` with --out {results.folder} first.",
+        )
+    printed = [study.source_numbers(cell.settings) for cell in cells]
+    names = tuple(dict.fromkeys(name for numbers in printed for name in numbers)) or ("mcs",)
+    pairs = [(name, name) for name in names] + [(CENTRED, "mcs")] * ("mcs" in names)
+    correlations = (rank_correlation(cells, printed, ours, theirs) for ours, theirs in pairs)
+    return Comparison(
+        title=study.title,
+        source=source.title,
+        measures=names,
+        cells=tuple(
+            CellComparison(cell.settings, cell.networks, {name: cell.estimate(name) for name in names}, numbers)
+            for cell, numbers in zip(cells, printed, strict=True)
+        ),
+        correlations=tuple(each for each in correlations if each is not None),
+        claims=tuple(judge(claim, cells) for claim in source.claims),
+        damaged=results.damaged,
+    )
+
+
+def rank_correlation(
+    cells: Sequence[MeasuredCell], printed: Sequence[Mapping[str, float]], measure: str, source_measure: str
+) -> RankCorrelation | None:
+    """Return Spearman's rank correlation between a measure of ours and one of the source's.
+
+    Args:
+        cells: our cells.
+        printed: the source's numbers for each of them, by measure.
+        measure: ours.
+        source_measure: the source's.
+
+    Returns:
+        the correlation over the cells that have both; None if these are too few.
+    """
+    pairs = zip(cells, printed, strict=True)
+    both = [(cell, numbers[source_measure]) for cell, numbers in pairs if source_measure in numbers and measure in cell.values]
+    if len(both) < CELLS_FOR_RANKS:
+        return None
+    ours, theirs = np.array([cell.mean(measure) for cell, _ in both]), np.array([number for _, number in both])
+    if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
+        return RankCorrelation(measure, source_measure, len(both))
+    draws = rankdata(np.stack([cell.draws(measure) for cell, _ in both]), axis=0)
+    low, high = percentile_interval(_correlations(draws, rankdata(theirs)))
+    return RankCorrelation(measure, source_measure, len(both), float(spearmanr(ours, theirs).statistic), float(low), float(high))
+
+
+def _correlations(draws: Float[np.ndarray, "cell draw"], other: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " draw"]:
+    """Return Pearson's correlation of each draw with other numbers; 0 for a draw in which all cells are equal."""
+    draws, other = draws - draws.mean(axis=0), other - other.mean()
+    norms = np.linalg.norm(draws, axis=0) * np.linalg.norm(other)
+    correlations: np.ndarray = (draws * other[:, None]).sum(axis=0) / np.where(norms > 0, norms, 1)
+    return correlations
+
+
+def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else asdict(estimate)

@@ -1,0 +1,106 @@
+"""A study's folder: which runs belong to which cell, their labels, and what is reported missing or damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shiftscope.errors import InputError
+from shiftscope.studies.comparison import compare
+from shiftscope.studies.folder import read_folder
+from shiftscope.studies.loading import load_study
+from shiftscope.studies.runner import run_study
+from small import SMALL
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of two factors and two seeds."""
+    base = tmp_path_factory.mktemp("folder")
+    (base / "small.toml").write_text(SMALL)
+    run_study(load_study(str(base / "small.toml")), out=base / "out")
+    return base / "out"
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def give_other_id(run: Path, name: str) -> Path:
+    """Turn a run's folder into one whose id another rule made."""
+    record = json.loads((run / "record.json").read_text())
+    (run / "record.json").write_text(json.dumps(record | {"id": name}))
+    return run.rename(run.with_name(name))
+
+
+def test_record_with_older_id_is_in_table_and_comparison(folder: Path) -> None:
+    before = read_folder(folder)
+    older = give_other_id(before.cells[1].folders[0], "0123456789ab")
+    results = read_folder(folder)
+    assert older in results.cells[1].folders
+    assert results.missing == ()
+    table, comparison = results.table(), compare(results)
+    assert table.rows == before.table().rows
+    assert [row["mcs"] for row in table.rows] == [cell.ours["mcs"] for cell in comparison.cells]
+    assert [row["seeds"] for row in table.rows] == [cell.networks for cell in comparison.cells] == [2, 2]
+
+
+def test_current_id_wins_over_older_id(folder: Path) -> None:
+    current = read_folder(folder).cells[0].folders[0]
+    shutil.copytree(current, folder / "copied")
+    (folder / "copied").rename(folder / "runs" / current.name[::-1])
+    give_other_id(folder / "runs" / current.name[::-1], "000000000000")
+    assert read_folder(folder).cells[0].folders[0] == current
+    assert read_folder(folder).runs_finished == 4
+
+
+def test_labels_name_the_settings_that_vary(folder: Path) -> None:
+    labels = read_folder(folder).labels()
+    assert list(labels) == ["factor=1,seed=0", "factor=1,seed=1", "factor=4,seed=0", "factor=4,seed=1"]
+    spec = json.loads((labels["factor=4,seed=1"] / "record.json").read_text())["spec"]
+    assert (spec["network"]["factor"], spec["seed"]) == (4, 1)
+
+
+def test_missing_names_damaged_unfinished_and_absent_runs(folder: Path) -> None:
+    labels = read_folder(folder).labels()
+    (labels["factor=1,seed=0"] / "record.json").write_text("{")
+    (labels["factor=1,seed=1"] / "record.json").unlink()
+    shutil.rmtree(labels["factor=4,seed=0"])
+    results = read_folder(folder)
+    assert results.damaged == (
+        f"{labels['factor=1,seed=0'] / 'record.json'} is damaged (not a whole record); the run is left out.",
+    )
+    assert results.missing == (
+        *results.damaged,
+        f"Run {labels['factor=1,seed=1'].name} is not finished: it has no record yet.",
+        "subsampling factor 1: none of 2 runs is finished.",
+        "subsampling factor 4: 1 of 2 runs are finished.",
+    )
+    assert (results.runs_finished, results.runs_planned) == (1, 4)
+    assert compare(results).damaged == results.damaged
+
+
+def test_read_folder_without_study_raises(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"study\.json cannot be read .* Give the folder that `shiftscope study` wrote"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"title": 3}, "is not a study: title: input should be a valid string, got 3"),
+        ({"network": {"colour": 3}}, "is not a study: network.colour: is not a known setting"),
+    ],
+)
+def test_read_folder_with_wrong_study_raises(folder: Path, change: dict[str, object], message: str) -> None:
+    document = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(document | change))
+    with pytest.raises(InputError) as caught:
+        read_folder(folder)
+    assert message in str(caught.value)
