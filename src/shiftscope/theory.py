@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
+from math import sqrt
 from typing import Any
 
 import torch
@@ -200,7 +201,7 @@ def respond(a: Shaped[Tensor, "*shape"], b: Shaped[Tensor, "*shape"], *, axes: i
     nearest = peaks[lengths.argmin()]
     return Response(
         similarity=min(float(similarities.max()), 1.0),
-        movement=float(lengths.min()) ** 0.5,
+        movement=sqrt(float(lengths.min())),
         displacement=tuple(nearest.tolist()),
         in_place=_cosine(a, b),
     )
@@ -220,7 +221,7 @@ def homogeneity(signal: Shaped[Tensor, "*positions"], factor: int, *, axes: int 
     Raises:
         ValueError: `factor` is not positive.
 
-    >>> homogeneity(torch.tensor([0, 0, 0, 0, 0, 2, 2, 3, 3, 1, 1, 2, 2, 0, 0, 0, 0, 0]), 2)
+    >>> round(homogeneity(torch.tensor([0, 0, 0, 0, 0, 2, 2, 3, 3, 1, 1, 2, 2, 0, 0, 0, 0, 0]), 2), 9)
     1.0
     """
     spatial = signal.ndim if axes is None else axes
