@@ -1,4 +1,4 @@
-"""Dense equals a slow reference for random networks; where it is not exact, direct is taken and says why."""
+"""Dense equals a slow reference for random networks; where it is not exact, the engine chooses direct and gives the reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shiftscope.shifts import grid
 
 
 def circular_pad(kernel: int) -> nn.Module:
-    """Continues a map so that a window of the kernel finds every position once."""
+    """Pad a map so that a convolution with this kernel keeps its size."""
     before = (kernel - 1) // 2
     return nn.CircularPad2d((before, kernel - 1 - before) * 2)
 
@@ -36,7 +36,7 @@ class Residual(nn.Module):
 
 
 class Blur(nn.Module):
-    """A depthwise binomial filter with stride, as the anti-aliasing layers have it."""
+    """A depthwise binomial filter with stride, as in anti-aliasing layers of other libraries."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -58,10 +58,8 @@ def ours(draw: st.DrawFn, stride: int, pad: list[nn.Module], kernel: int, *, cir
 
 
 def block(draw: st.DrawFn, channels: int, *, circular: bool) -> tuple[list[nn.Module], int, int]:  # noqa: C901 - one case a kind
-    """Layers, their output channels and their stride."""
-    kind = draw(
-        st.sampled_from(["convolution", "max", "average", "norm", "activation", "residual", "cat", "blur", "grouped", "ours"])
-    )
+    """Draw layers, their output channels and their stride."""
+    kind = draw(st.sampled_from(KINDS))
     kernel = draw(st.integers(1, 3))
     stride = draw(st.sampled_from([1, 1, 2]))
     pad = [circular_pad(kernel)] if circular else []
@@ -90,7 +88,7 @@ def block(draw: st.DrawFn, channels: int, *, circular: bool) -> tuple[list[nn.Mo
         return ours(draw, stride, pad, kernel, circular=circular), channels, stride
     if kind == "blur" and not circular:
         return [Blur(channels, stride)], channels, stride
-    # Both branches must lie alike: without padding that means kernels of one size.
+    # Both branches must align: without padding their kernels must have one size.
     left = nn.Sequential(*pad, nn.Conv2d(channels, channels, kernel, stride), nn.ReLU())
     if circular:
         right: nn.Module = nn.Sequential(nn.Conv2d(channels, channels, 1, stride))
@@ -102,7 +100,7 @@ def block(draw: st.DrawFn, channels: int, *, circular: bool) -> tuple[list[nn.Mo
 
 @st.composite
 def networks(draw: st.DrawFn, *, circular: bool) -> tuple[nn.Module, int, int]:
-    """A network, its input size and channels."""
+    """Draw a network, its input size and channels."""
     torch.manual_seed(draw(st.integers(0, 999)))
     size = draw(st.sampled_from([8, 12, 16])) if circular else draw(st.integers(10, 17))
     inputs = channels = draw(st.integers(1, 2))
@@ -131,8 +129,8 @@ def networks(draw: st.DrawFn, *, circular: bool) -> tuple[nn.Module, int, int]:
     return nn.Sequential(*layers).eval(), size, inputs
 
 
-def slow(model: nn.Module, images: Tensor, shifts: Tensor, mode: str, fill: float) -> Tensor:
-    """One image and one shift at a time; the shift by copying what stays."""
+def slow_outputs(model: nn.Module, images: Tensor, shifts: Tensor, mode: str, fill: float) -> Tensor:
+    """Run the model on one image and one shift at a time, moved pixel by pixel."""
     out = []
     size = images.shape[2]
     with torch.no_grad():
@@ -151,7 +149,7 @@ def slow(model: nn.Module, images: Tensor, shifts: Tensor, mode: str, fill: floa
 
 
 def content(size: int, channels: int, margin: int, fill: float, seed: int) -> Tensor:
-    """Images of one colour with something in their middle."""
+    """Images of one colour with random content in the middle."""
     images = torch.full((2, channels, size, size), fill)
     inner = images[:, :, margin : size - margin, margin : size - margin]
     inner.copy_(torch.rand(inner.shape, generator=torch.Generator().manual_seed(seed)))
@@ -160,7 +158,7 @@ def content(size: int, channels: int, margin: int, fill: float, seed: int) -> Te
 
 @given(data=st.data(), mode=st.sampled_from(["zero", "circular"]), margin=st.integers(0, 4), fill=st.sampled_from([0.0, 0.4]))
 @settings(deadline=None, max_examples=60)
-def test_dense_equals_shifting_one_image_at_a_time(data: st.DataObject, mode: str, margin: int, fill: float) -> None:
+def test_dense_equals_slow_reference(data: st.DataObject, mode: str, margin: int, fill: float) -> None:
     model, size, channels = data.draw(networks(circular=mode == "circular"))
     count = data.draw(st.integers(1, 7))
     reach = data.draw(st.integers(0, size))
@@ -168,7 +166,7 @@ def test_dense_equals_shifting_one_image_at_a_time(data: st.DataObject, mode: st
     shifts = torch.randint(-reach, reach + 1, (count, 2), generator=generator)
     images = content(size, channels, margin, fill, count)
     found = shift_outputs(model, images, shifts, mode=mode, fill=fill, method="dense")
-    expected = slow(model, images, shifts, mode, fill)
+    expected = slow_outputs(model, images, shifts, mode, fill)
     torch.testing.assert_close(found.values, expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(found.reference, model(images), rtol=1e-4, atol=1e-5)
@@ -183,7 +181,7 @@ def test_dense_equals_shifting_one_image_at_a_time(data: st.DataObject, mode: st
     antialias=st.integers(1, 3),
 )
 @settings(deadline=None, max_examples=25)
-def test_the_papers_family_is_dense_on_its_whole_grid(factor: int, pool_kernel: int, antialias: int, **how: str) -> None:
+def test_dense_for_the_papers_networks_equals_direct(factor: int, pool_kernel: int, antialias: int, **how: str) -> None:
     sizes = {"channels": (3, 4, 5), "input_size": 48, "factor": factor, "pool_kernel": pool_kernel, "antialias": antialias}
     spec = NetworkSpec.model_validate(sizes | how)
     padding = spec.padding
@@ -197,7 +195,7 @@ def test_the_papers_family_is_dense_on_its_whole_grid(factor: int, pool_kernel: 
     torch.testing.assert_close(dense.values, direct.values, rtol=1e-4, atol=1e-5)
 
 
-def test_shifts_inside_larger_images_are_a_model_that_crops() -> None:
+def test_shift_outputs_of_cropping_model_moves_real_content_in() -> None:
     model = build(NetworkSpec(channels=(3, 4), factor=2, input_size=20), generator=torch.Generator().manual_seed(0)).eval()
     images = torch.rand(2, 1, 31, 29, generator=torch.Generator().manual_seed(0))
     found = shift_outputs(lambda large: model(large[:, :, 5:25, 4:24]), images, torch.tensor([[3, -2]]), mode="circular")
@@ -207,7 +205,7 @@ def test_shifts_inside_larger_images_are_a_model_that_crops() -> None:
 
 
 class Attention(nn.Module):
-    """Every position looks at every other."""
+    """Attention between all positions."""
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(2)
@@ -215,14 +213,14 @@ class Attention(nn.Module):
 
 
 class Branching(nn.Module):
-    """What it does depends on the data."""
+    """A branch that depends on the data."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
 
 class Overwriting(nn.Module):
-    """Uses a map after something worked on it in place."""
+    """Reads a map after an in-place operation on it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +233,7 @@ class Overwriting(nn.Module):
 
 
 class Calling(nn.Module):
-    """Runs a function of its input, written as a user may write it."""
+    """Calls a function of its input, written as a user may write it."""
 
     def __init__(self, call) -> None:
         super().__init__()
@@ -300,13 +298,13 @@ HOOKED[0].register_forward_hook(lambda *_: None)
         (lambda batch: batch.mean((2, 3)), "zero", "plain callable"),
     ],
 )
-def test_where_dense_is_not_exact_direct_is_taken_and_says_why(model, mode: str, reason: str) -> None:
+def test_auto_where_dense_is_not_exact_is_direct_with_reason(model, mode: str, reason: str) -> None:
     images = content(12, 2, 2, 0.0, 0)
     found = shift_outputs(model, images, grid(2), mode=mode)
     assert found.method == "direct"
     assert reason in found.reason
-    if "batch" not in reason:  # such a model has no outputs of single images
-        torch.testing.assert_close(found.values, slow(model, images, grid(2), mode, 0.0), rtol=1e-4, atol=1e-5)
+    if "batch" not in reason:  # normalising by the batch has no outputs of single images
+        torch.testing.assert_close(found.values, slow_outputs(model, images, grid(2), mode, 0.0), rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="'dense' is not exact here"):
         shift_outputs(model, images, grid(2), mode=mode, method="dense")
 
@@ -339,33 +337,33 @@ def test_where_dense_is_not_exact_direct_is_taken_and_says_why(model, mode: str,
         ),
     ],
 )
-def test_models_are_right_however_they_are_written(call, method: str) -> None:
+def test_auto_for_any_way_to_write_a_model_equals_slow_reference(call, method: str) -> None:
     model = Calling(call).eval()
     images = content(12, 2, 2, 0.0, 0)
     found = shift_outputs(model, images, grid(3))
     assert found.method == method, found.reason
-    torch.testing.assert_close(found.values, slow(model, images, grid(3), "zero", 0.0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.values, slow_outputs(model, images, grid(3), "zero", 0.0), rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_that_drops_in_evaluation_is_not_dense() -> None:
+def test_auto_with_dropout_in_evaluation_is_direct() -> None:
     found = shift_outputs(
         Calling(lambda m, x: nn.functional.dropout(x, 0.5).mean((2, 3))).eval(), content(12, 2, 2, 0.0, 0), grid(2)
     )
     assert (found.method, "drops in evaluation mode" in found.reason) == ("direct", True)
 
 
-def test_double_precision_is_kept_and_taken_directly() -> None:
+@pytest.mark.parametrize("mode", ["zero", "circular"])
+def test_auto_in_double_precision_is_direct(mode: str) -> None:
     model = Calling(lambda m, x: m.conv(x).mean((2, 3))).eval().double()
     images = content(12, 2, 2, 0.0, 0).double()
-    for mode in ("zero", "circular"):
-        found = shift_outputs(model, images, grid(2), mode=mode)
-        assert "single precision" in found.reason
-        expected = slow(model, images, grid(2), mode, 0.0).float()
-        torch.testing.assert_close(found.values, expected, rtol=1e-5, atol=1e-6)
+    found = shift_outputs(model, images, grid(2), mode=mode)
+    assert "single precision" in found.reason
+    expected = slow_outputs(model, images, grid(2), mode, 0.0).float()
+    torch.testing.assert_close(found.values, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_outputs_that_cancel_to_nothing_are_no_disagreement() -> None:
-    """A derivative averages to zero on a torus: what is left is rounding, different in the two ways."""
+def test_dense_of_outputs_that_cancel_agrees_with_direct() -> None:
+    """A derivative averages to zero on a torus: its outputs are rounding, which differs between the two methods."""
     derivative = nn.Conv2d(1, 3, 3, padding=1, padding_mode="circular", bias=False)
     taps = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     derivative.weight.data = torch.stack([taps, taps.T, taps + taps.T])[:, None]
@@ -375,8 +373,8 @@ def test_outputs_that_cancel_to_nothing_are_no_disagreement() -> None:
     assert found.values.abs().max() < 1e-5
 
 
-def test_the_guard_notices_a_graph_that_does_not_tell_the_truth() -> None:
-    """A module that calls itself torch.nn.ReLU and does something else: the graph cannot know, the comparison can."""
+def test_dense_of_module_that_imitates_relu_raises_error() -> None:
+    """The graph takes it for torch.nn.ReLU; the comparison with direct detects that it is not."""
 
     class Lying(nn.ReLU):
         def forward(self, x: Tensor) -> Tensor:
@@ -388,13 +386,13 @@ def test_the_guard_notices_a_graph_that_does_not_tell_the_truth() -> None:
         shift_outputs(model, content(12, 2, 0, 0.0, 0), grid(3))
 
 
-def test_a_plain_callable_cannot_be_traced() -> None:
+def test_trace_of_plain_callable_raises_error() -> None:
     with pytest.raises(NotDenseError, match="plain callable"):
         trace(lambda batch: batch)
 
 
 @pytest.mark.parametrize("fill", [0.0, 0.3])
-def test_an_image_without_content_gives_the_background_everywhere(fill: float) -> None:
+def test_dense_of_empty_canvas_is_constant_over_shifts(fill: float) -> None:
     model = build(NetworkSpec(channels=(3, 4), factor=4, input_size=20), generator=torch.Generator().manual_seed(0)).eval()
     found = shift_outputs(model, torch.full((2, 1, 20, 20), fill), grid(2), fill=fill, method="dense")
     torch.testing.assert_close(found.values, found.reference[:, None].expand_as(found.values), rtol=1e-5, atol=1e-6)

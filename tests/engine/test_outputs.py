@@ -1,4 +1,4 @@
-"""The engine gives each image's outputs under its own shifts, leaves the model as it was, and refuses what it cannot measure."""
+"""The engine returns each image's outputs under its shifts, leaves the model unchanged, and rejects invalid input."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from helpers import as_users_import_it
+from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.engine.outputs import shift_outputs, stream_outputs
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, ModelFailsError, NotFiniteError
 from shiftscope.shifts import translate_by_parts
 
 SHIFTS = torch.tensor([[[0, 1], [2, 0]], [[-1, 0], [0, 0]], [[3, 3], [-2, 1]]])
@@ -28,7 +29,7 @@ def small_model() -> nn.Module:
 @pytest.mark.parametrize("mode", ["zero", "circular"])
 @pytest.mark.parametrize("batch_size", [1, 2, None])
 @pytest.mark.parametrize("shared", [True, False])
-def test_outputs_equal_those_of_images_shifted_one_at_a_time(mode: str, batch_size: int | None, shared: bool) -> None:
+def test_shift_outputs_equal_model_on_images_shifted_one_at_a_time(mode: str, batch_size: int | None, shared: bool) -> None:
     model = small_model().eval()
     shifts = SHIFTS[0] if shared else SHIFTS
     found = shift_outputs(model, images(), shifts, mode=mode, batch_size=batch_size, method="direct")
@@ -45,19 +46,19 @@ def test_outputs_equal_those_of_images_shifted_one_at_a_time(mode: str, batch_si
     assert (found.method, found.reason) == ("direct", "Direct was asked for.")
 
 
-def test_shifts_beyond_the_image_leave_the_fill() -> None:
+def test_shift_outputs_beyond_image_see_fill_only() -> None:
     model = small_model().eval()
     found = shift_outputs(model, images(), torch.tensor([[9, 0], [0, -40]]), fill=torch.tensor([0.1, 0.2]), method="direct")
     empty = torch.tensor([0.1, 0.2])[:, None, None].expand(3, 2, 6, 6)
     torch.testing.assert_close(found.values, model(empty)[:, None].expand(-1, 2, -1))
 
 
-def test_shifts_of_each_image_belong_to_one_batch() -> None:
+def test_stream_outputs_several_batches_with_shifts_of_each_image_raises_error() -> None:
     with pytest.raises(InputError, match="must be one batch where each image has shifts of its own"):
         list(stream_outputs(lambda batch: batch.mean((2, 3)), [images(), images()], SHIFTS))
 
 
-def test_blocks_hold_the_same_outputs_as_the_whole() -> None:
+def test_stream_outputs_equal_shift_outputs() -> None:
     model, shifts = small_model().eval(), SHIFTS[0]
     whole = shift_outputs(model, images(), shifts, batch_size=2)
     streamed = list(stream_outputs(model, iter(images().split(1)), shifts))
@@ -65,18 +66,18 @@ def test_blocks_hold_the_same_outputs_as_the_whole() -> None:
     torch.testing.assert_close(torch.cat([block.values for block in streamed]), whole.values)
 
 
-def test_between_blocks_all_modes_are_the_takers_own() -> None:
+def test_stream_outputs_between_blocks_restores_modes() -> None:
     model = small_model()
     with pytest.warns(UserWarning, match="training mode"):
         for block in stream_outputs(model, images(), SHIFTS[0], batch_size=1):
             assert model.training
             assert torch.is_grad_enabled()
             assert not torch.is_inference_mode_enabled()
-            block.values.add_(1)  # an ordinary tensor
+            block.values.add_(1)  # fails for tensors made in inference mode
             model(images()).sum().backward()
 
 
-def test_a_model_in_training_mode_is_evaluated_said_and_handed_back_as_it_was() -> None:
+def test_shift_outputs_model_in_training_mode_warns_and_restores_it() -> None:
     model = small_model()
     model[2].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -88,21 +89,21 @@ def test_a_model_in_training_mode_is_evaluated_said_and_handed_back_as_it_was() 
 
 
 @pytest.mark.parametrize("mode", ["zero", "circular"])
-def test_whole_shifts_given_as_parts_of_pixels_are_the_same_shifts(mode: str) -> None:
+def test_shift_outputs_whole_shifts_as_floats_equal_integers(mode: str) -> None:
     model = small_model().eval()
     whole, parts = (shift_outputs(model, images(), shifts, mode=mode) for shifts in (SHIFTS[0], SHIFTS[0].float()))
     torch.testing.assert_close(parts.values, whole.values, rtol=1e-4, atol=1e-5)
 
 
-def test_half_a_pixel_twice_is_one_pixel_under_fourier_shifts() -> None:
-    """Band-limited images: the highest frequency of an even size has no direction and is left out."""
+def test_translate_by_parts_circular_half_pixel_twice_is_one_pixel() -> None:
+    """On band-limited images: the highest frequency of an even size has no direction and is removed."""
     smooth = torch.fft.irfft2(torch.fft.rfft2(images())[:, :, :, :3] * torch.tensor([1.0, 1, 1, 0, 1, 1])[:, None], s=(6, 6))
     half = torch.full((3, 2), 0.5)
     twice = translate_by_parts(translate_by_parts(smooth, half, mode="circular"), half, mode="circular")
     torch.testing.assert_close(twice, smooth.roll((1, 1), (2, 3)), rtol=1e-4, atol=1e-5)
 
 
-def test_bilinear_shifts_are_torchs_own_interpolation() -> None:
+def test_translate_by_parts_zero_equals_grid_sample() -> None:
     steps = torch.tensor([[0.25, -1.5], [2.75, 0.0], [-0.5, 0.5]])
     large = torch.nn.functional.pad(images(), (4, 4, 4, 4))
     size = large.shape[2]
@@ -112,7 +113,7 @@ def test_bilinear_shifts_are_torchs_own_interpolation() -> None:
     torch.testing.assert_close(translate_by_parts(images(), steps), expected[:, :, 4:-4, 4:-4], rtol=1e-4, atol=1e-5)
 
 
-def test_running_out_of_memory_halves_the_batch_and_says_so_once() -> None:
+def test_shift_outputs_out_of_memory_halves_batch_and_warns() -> None:
     sizes: list[int] = []
 
     def hungry(batch: Tensor) -> Tensor:
@@ -122,24 +123,24 @@ def test_running_out_of_memory_halves_the_batch_and_says_so_once() -> None:
         return batch.mean((2, 3))
 
     many = torch.rand(9, 2, 6, 6)
-    with pytest.warns(UserWarning, match="out of memory; going on with batches of") as told:
+    with pytest.warns(UserWarning, match="out of memory; going on with batches of") as warned:
         found = shift_outputs(hungry, many, SHIFTS[0], batch_size=8)
-    assert len(told) == 2  # 8, 4: each halving is said once, and stays for all that follows
+    assert len(warned) == 2  # 8 to 4 to 2, once each: later batches stay small
     torch.testing.assert_close(found.reference, many.mean((2, 3)))
     assert max(sizes) == 2
 
 
-def test_a_model_that_works_on_its_input_in_place_changes_nothing_else() -> None:
-    def greedy(batch: Tensor) -> Tensor:
+def test_shift_outputs_model_that_changes_its_input_in_place_is_isolated() -> None:
+    def in_place(batch: Tensor) -> Tensor:
         batch -= 0.5
         batch *= 3
         return batch.mean((2, 3))
 
-    given = images()
-    found = shift_outputs(greedy, given, SHIFTS[0])
+    original = images()
+    found = shift_outputs(in_place, original, SHIFTS[0])
     expected = shift_outputs(lambda batch: (3 * (batch - 0.5)).mean((2, 3)), images(), SHIFTS[0])
     torch.testing.assert_close(found.values, expected.values)
-    assert torch.equal(given, images())
+    assert torch.equal(original, images())
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,29 @@ def test_a_model_that_works_on_its_input_in_place_changes_nothing_else() -> None
         ),
     ],
 )
-def test_bad_input_is_told_in_a_sentence(model, given: Tensor, options: dict[str, object], text: str) -> None:
+def test_invalid_input_raises_error(model, given: Tensor, options: dict[str, object], text: str) -> None:
     plain = as_users_import_it(importlib.import_module("shiftscope.engine.outputs"))
     with pytest.raises(InputError, match=text):
         plain.shift_outputs(model, given, **{"shifts": SHIFTS[0], **options})
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"), [(lambda batch: batch.mean((2, 3)) / 0, NotFiniteError), (lambda batch: [][0], ModelFailsError)]
+)
+def test_failing_model_raises_its_kind_of_error(model, kind: type[InputError]) -> None:
+    with pytest.raises(kind):
+        shift_outputs(model, images(), SHIFTS[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("x"), True),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_ran_out_of_memory_tells_memory_from_other_errors(error: Exception, expected: bool) -> None:
+    assert ran_out_of_memory(error) == expected
