@@ -1,11 +1,10 @@
-"""What several protocols cost in one pass, beside the bare forward passes that they need, and beside one after the other.
+"""Measure what several protocols cost in one pass, against the bare forward passes and against one audit per protocol.
 
     python benchmarks/audit.py [--rounds 5] [--no-resnet]
 
-The views that the model sees during an audit are kept, each must be there once, and the same batches go through the bare model:
-that is the union of the protocols' distinct forward passes. Audit, union and the protocols in separate audits take turns, round
-by round; time on the processor, medians with their spread. On the source's network for CIFAR-10, and on a ResNet-18 (needs
-torchvision).
+The benchmark records the views that the model receives during an audit, checks that no view is repeated, and runs the same
+batches through the bare model. The three ways take turns, round by round; CPU time, medians with their range. On the paper's
+network for CIFAR-10, and on a ResNet-18 (needs torchvision).
 """
 
 from __future__ import annotations
@@ -38,14 +37,17 @@ PROTOCOLS = (
 
 
 def paper() -> tuple[nn.Module, Tensor, int]:
-    """The source's network at factor 4, and images of noise with a margin."""
+    """Return the paper's network at factor 4, images of noise with a margin, and the input size."""
     spec = NetworkSpec(channels=(32, 64, 128), factor=4, input_size=50, input_channels=3)
     network = build(spec, generator=torch.Generator().manual_seed(0)).eval()
     return network, torch.rand(64, 3, 58, 58, generator=torch.Generator().manual_seed(1)), 50
 
 
 def resnet() -> tuple[nn.Module, Tensor, int]:
-    """Torchvision's ResNet-18; beside a PyTorch without CUDA two of its operators must be named before its import."""
+    """Return torchvision's ResNet-18, images of noise with a margin, and the input size.
+
+    With a PyTorch without CUDA, importing torchvision needs two of its operators to be declared first.
+    """
     names = torch.library.Library("torchvision", "FRAGMENT")
     for signature in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a, Tensor b, float c) -> Tensor"):
         with suppress(RuntimeError):
@@ -56,7 +58,7 @@ def resnet() -> tuple[nn.Module, Tensor, int]:
 
 
 def processor_seconds(run: Callable[[], object]) -> Callable[[], float]:
-    """How long a call keeps the processor busy, all threads together; other work on the machine hardly changes it."""
+    """Return a function that measures a call's CPU time over all threads, which other work on the machine hardly changes."""
 
     def timed() -> float:
         started = process_time()
@@ -67,7 +69,7 @@ def processor_seconds(run: Callable[[], object]) -> Callable[[], float]:
 
 
 def measure(name: str, model: nn.Module, images: Tensor, size: int, rounds: int) -> None:
-    """One audit beside its union, and beside one audit a protocol."""
+    """Measure one audit, the bare forward passes of its views, and one audit per protocol."""
     batches: list[Tensor] = []
 
     def recorded(batch: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def measure(name: str, model: nn.Module, images: Tensor, size: int, rounds: int)
         return output
 
     cost = audit(recorded, images, protocols=PROTOCOLS, size=size, max_shift=4).cost
-    views = torch.cat(batches[1:])  # after the first look at one image
+    views = torch.cat(batches[1:])  # the first batch is the example
     assert len(views.flatten(1).unique(dim=0)) == len(views) == cost.forward == cost.distinct
 
     def bare() -> None:
@@ -91,13 +93,13 @@ def measure(name: str, model: nn.Module, images: Tensor, size: int, rounds: int)
         for protocol in PROTOCOLS:
             audit(model, images, protocols=[protocol], size=size, max_shift=4)
 
-    ways = {"union": bare, "together": together, "apart": apart}
+    ways = {"bare": bare, "together": together, "apart": apart}
     found = interleaved({way: processor_seconds(run) for way, run in ways.items()}, rounds)
-    over, spread = ratios(found["together"], found["union"])
+    over, spread = ratios(found["together"], found["bare"])
     gain, gain_spread = ratios(found["apart"], found["together"])
     print(
-        f"{name:<22}{len(PROTOCOLS)} names, {len(images)} images: {cost.asked:,} views asked for, {cost.distinct:,} different   "
-        f"one pass over bare forward passes {over:.3f} {spread}   one after the other over one pass {gain:.2f} {gain_spread}",
+        f"{name:<22}{len(PROTOCOLS)} names, {len(images)} images: {cost.asked:,} views needed, {cost.distinct:,} distinct   "
+        f"audit / bare forward passes {over:.3f} {spread}   one audit per protocol / audit {gain:.2f} {gain_spread}",
         flush=True,
     )
 

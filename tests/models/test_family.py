@@ -1,4 +1,4 @@
-"""The family's specifications give the networks they describe, and impossible ones are refused with the sizes named."""
+"""Specifications build the networks that they describe, and impossible ones are refused with the sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     input_channels=st.integers(1, 3),
 )
 @settings(deadline=None, max_examples=80)
-def test_every_accepted_specification_builds_maps_of_the_sizes_it_names(**settings_: object) -> None:
+def test_accepted_specification_builds_maps_of_its_sizes(**settings_: object) -> None:
     try:
         spec = NetworkSpec(**settings_)
     except ValidationError:
@@ -44,13 +44,16 @@ def test_every_accepted_specification_builds_maps_of_the_sizes_it_names(**settin
     assert tuple(seen) == spec.sizes()
 
 
-def test_the_factor_is_the_product_of_the_strides_and_comes_first_or_last() -> None:
-    assert NetworkSpec(factor=4).pool_strides() == (2, 2, 1)
-    assert NetworkSpec(factor=4, strided="last").pool_strides() == (1, 2, 2)
+@pytest.mark.parametrize(("strided", "strides"), [("first", (2, 2, 1)), ("last", (1, 2, 2))])
+def test_factor_gives_the_first_or_last_pools_stride_2(strided: str, strides: tuple[int, ...]) -> None:
+    assert NetworkSpec(factor=4, strided=strided).pool_strides() == strides
+
+
+def test_factor_is_the_product_of_given_strides() -> None:
     assert NetworkSpec(strides=(3, 1, 2)).factor == 6
 
 
-def test_max_pooling_before_relu_gives_the_values_of_the_sources_order() -> None:
+def test_max_pooling_before_relu_equals_relu_first() -> None:
     network = build(NetworkSpec(factor=4), generator=seeded())
     layers = [layer for layer in network.features if not isinstance(layer, nn.ReLU)]
     images = torch.rand(2, 1, 40, 40, generator=seeded(1))
@@ -62,7 +65,7 @@ def test_max_pooling_before_relu_gives_the_values_of_the_sources_order() -> None
 
 @given(factor=st.sampled_from([1, 2, 4, 8]), pool_kernel=st.integers(2, 4), pool=st.sampled_from(["max", "average"]))
 @settings(deadline=None, max_examples=15)
-def test_a_circular_network_with_gap_does_not_see_shifts_on_its_lattice(factor: int, pool_kernel: int, pool: str) -> None:
+def test_circular_network_with_gap_is_invariant_on_its_lattice(factor: int, pool_kernel: int, pool: str) -> None:
     spec = NetworkSpec(factor=factor, pool_kernel=pool_kernel, pool=pool, padding="circular", head="gap", input_size=16)
     network = build(spec, generator=seeded()).double()
     images = torch.rand(3, 1, 16, 16, generator=seeded(1), dtype=torch.float64)
@@ -70,7 +73,7 @@ def test_a_circular_network_with_gap_does_not_see_shifts_on_its_lattice(factor: 
     torch.testing.assert_close(network(shifted), network(images), rtol=1e-12, atol=1e-12)
 
 
-def test_the_same_generator_gives_the_same_weights_and_leaves_the_global_stream_alone() -> None:
+def test_weights_depend_on_the_generator_and_not_on_the_global_state() -> None:
     state = torch.get_rng_state()
     first, second, other = (build(NetworkSpec(), generator=seeded(seed)).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -78,14 +81,14 @@ def test_the_same_generator_gives_the_same_weights_and_leaves_the_global_stream_
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_weights_follow_the_rule_pytorch_starts_from() -> None:
+def test_weights_follow_pytorchs_rule() -> None:
     weight = build(NetworkSpec(channels=(8, 64, 64)), generator=seeded()).features[3].weight
     bound = (8 * 9) ** -0.5
     assert weight.abs().max() <= bound
     assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
-def test_normalisation_lives_in_the_network_and_travels_with_the_weights() -> None:
+def test_state_dict_holds_the_normalisation() -> None:
     network = build(NetworkSpec(), generator=seeded())
     network.normalise.mean.fill_(0.25)
     network.normalise.deviation.fill_(0.5)
@@ -114,6 +117,6 @@ def test_normalisation_lives_in_the_network_and_travels_with_the_weights() -> No
         ({"padding": "circular", "factor": 8, "input_size": 36}, "pool 3 has stride 2, its input is 9x9"),
     ],
 )
-def test_impossible_specifications_are_refused_with_the_sizes_named(given_: dict[str, object], text: str) -> None:
+def test_impossible_specification_is_refused(given_: dict[str, object], text: str) -> None:
     with pytest.raises(ValidationError, match=text):
         NetworkSpec(**given_)

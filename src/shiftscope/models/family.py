@@ -1,13 +1,13 @@
-"""The source's family of networks: (convolution, ReLU, pooling) times a few, then one fully connected layer.
+"""The paper's family of networks: a few blocks of (convolution, ReLU, pooling), then one fully connected layer.
 
-A :class:`NetworkSpec` is the whole description; :func:`build` makes the module. The subsampling factor is the product of
-the pools' strides. Images come in [0, 1]; their normalisation is the network's first layer.
+A :class:`NetworkSpec` describes a network completely; :func:`build` builds it. The subsampling factor is the product of the
+pools' strides. Images are in [0, 1]; the network's first layer normalises them.
 
-Order inside a block: convolution, ReLU, pooling, filter, as in the source. Because a maximum commutes with ReLU, max pooling
-without a filter is done first: the same values from fewer operations.
+A block is convolution, ReLU, pooling, low-pass filter, as in the paper. Because a maximum commutes with ReLU, max pooling without
+a filter comes before ReLU: the same values from fewer operations.
 
-Padding of a convolution: ``valid`` (none), ``same`` (zeros) or ``circular``. In a circular network the pools are circular
-too: the map is a torus, and subsampling is all that can break its equivariance.
+Convolutions pad ``valid`` (nothing), ``same`` (zeros) or ``circular``. In a circular network the pools are circular too: the map
+is a torus, and only subsampling can break its equivariance.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shiftscope.runtime.settings import Spec
 
 __all__ = ["Network", "NetworkSpec", "build"]
 
-#: How a filter continues the maps of a network, by the padding of its convolutions.
+#: The border of the low-pass filters, by the padding of the convolutions.
 BORDERS: dict[str, layers.Border] = {"valid": "valid", "same": "zero", "circular": "circular"}
 
 
@@ -33,22 +33,22 @@ class NetworkSpec(Spec):
     """One network of the family.
 
     Attributes:
-        channels: of each convolution, one block an entry.
-        convolution_kernel: height and width of every convolution, pixels.
+        channels: output channels of each convolution, one per block.
+        convolution_kernel: height and width of every convolution, positions.
         pool_kernel: height and width of every pool, positions.
-        pool: what a pool keeps of its window.
-        strides: of the pools, given one by one; else they follow from ``factor``.
-        factor: the subsampling factor: so many pools have stride 2 that their product is the factor.
-        antialias: size of the binomial filter that follows each pool, before it subsamples; 1 is none. It is applied at stride
-            1 too, as in the source's factor 1.
-        sampling: what a strided pool keeps: the first phase (``stride``), the one of the largest norm (``aps``) or the one that a
-            small learned network chooses (``lps``).
-        strided: which pools those are, counted from the input (``first``) or from the head (``last``).
-        padding: of the convolutions (see the module).
-        head: ``flatten`` weighs every position, ``gap`` averages over positions first.
-        normalise: subtract the training images' mean and divide by their standard deviation, colour by colour.
+        pool: whether pools take the maximum or the average of their window.
+        strides: of the pools, one each; None to derive them from ``factor``.
+        factor: the subsampling factor, a power of 2; pools get stride 2 until the product of strides is the factor.
+        antialias: size of the binomial filter after each pool, before it subsamples; 1 does not filter. It filters at stride 1
+            too, as in the paper's networks with factor 1.
+        sampling: which phase a strided pool keeps: the first (``stride``), the one with the largest norm (``aps``), or the one
+            that a small learned network chooses (``lps``).
+        strided: whether the ``first`` or the ``last`` pools, counted from the input, have stride 2.
+        padding: of the convolutions: ``valid``, ``same`` or ``circular``.
+        head: ``flatten`` gives every position its own weights, ``gap`` averages over positions first.
+        normalise: whether to subtract the training images' mean and divide by their standard deviation, per channel.
         input_size: height and width of the canvas, pixels.
-        input_channels: colours of an image.
+        input_channels: channels of an image.
         classes: length of an output.
     """
 
@@ -99,14 +99,14 @@ class NetworkSpec(Spec):
             )
         if self.sampling != "stride" and self.padding != "circular":
             raise ValueError(
-                f"`sampling` {self.sampling!r} needs `padding` 'circular', got {self.padding!r}: its choice follows the image "
-                "only where nothing is lost at the border."
+                f"`sampling` {self.sampling!r} needs `padding` 'circular', got {self.padding!r}: its choice "
+                "moves with the image only where the border loses nothing."
             )
         self.sizes()
         return self
 
     def pool_strides(self) -> tuple[int, ...]:
-        """The stride of each pool, from the input to the head."""
+        """Return the stride of each pool, from the input to the head."""
         if self.strides is not None:
             return self.strides
         strided = self.factor.bit_length() - 1
@@ -114,17 +114,17 @@ class NetworkSpec(Spec):
         return strides if self.strided == "first" else strides[::-1]
 
     def sizes(self) -> tuple[int, ...]:
-        """Height and width of the map after each convolution and each pool, in positions.
+        """Return the size of the map after each convolution and each pool: height and width in positions.
 
         Raises:
-            ValueError: a map is smaller than the kernel that comes next, or a torus does not divide by its stride.
+            ValueError: a map is smaller than the next kernel, or the size of a torus is no multiple of its stride.
         """
         sizes = [self.input_size]
         for block, stride in enumerate(self.pool_strides(), start=1):
             pool = self.pool_kernel + (self.antialias - 1 if self.padding == "valid" else 0)
             for layer, kernel, step in (("convolution", self.convolution_kernel, 1), ("pool", pool, stride)):
                 size = sizes[-1]
-                keeps = self.padding == "circular" or (self.padding == "same" and layer == "convolution")
+                same = self.padding == "circular" or (self.padding == "same" and layer == "convolution")
                 if size < kernel:
                     raise ValueError(
                         f"the map shrinks below the kernel: {layer} {block} has kernel {kernel}, but its input is {size}x{size} "
@@ -132,15 +132,15 @@ class NetworkSpec(Spec):
                     )
                 if self.padding == "circular" and size % step:
                     raise ValueError(
-                        f"a circular map must divide by the stride: pool {block} has stride {step}, its input is {size}x{size}. "
-                        "Use a canvas that is a multiple of the factor."
+                        f"the size of a circular map must be a multiple of the stride: pool {block} has stride {step}, its input is "
+                        f"{size}x{size}. Use a canvas that is a multiple of the factor."
                     )
-                sizes.append(size // step if keeps else (size - kernel) // step + 1)
+                sizes.append(size // step if same else (size - kernel) // step + 1)
         return tuple(sizes[1:])
 
 
 class Normalise(nn.Module):
-    """(x - mean) / deviation, colour by colour; both are buffers, so they travel with the weights."""
+    """(images - mean) / deviation, per channel. Both are buffers, so weight files hold them."""
 
     mean: Tensor
     deviation: Tensor
@@ -151,12 +151,16 @@ class Normalise(nn.Module):
         self.register_buffer("deviation", torch.ones(channels))
 
     def forward(self, images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image channel height width"]:
-        """Normalised images."""
+        """Return normalised images."""
         return (images - self.mean[:, None, None]) / self.deviation[:, None, None]
 
 
 class Network(nn.Module):
-    """Normalisation, spatial part (``features``) and head (``head``)."""
+    """A network: ``normalise``, ``features`` (blocks) and ``head``.
+
+    Args:
+        spec: its description.
+    """
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -169,13 +173,17 @@ class Network(nn.Module):
         self.head = nn.Sequential(pooled, nn.Flatten(), nn.Linear(width * positions, spec.classes))
 
     def forward(self, images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image class"]:
-        """Outputs before the softmax for images in [0, 1]."""
+        """Return outputs before the softmax for images in [0, 1]."""
         output: Tensor = self.head(self.features(self.normalise(images)))
         return output
 
 
 def build(spec: NetworkSpec, *, generator: torch.Generator) -> Network:
-    """A network with weights drawn from ``generator`` by PyTorch's own rule: uniform on +-1/sqrt(inputs of a unit).
+    """Build a network with random weights, by PyTorch's rule: uniform on +-1 / sqrt(inputs of a unit).
+
+    Args:
+        spec: its description.
+        generator: of the random weights.
 
     >>> network = build(NetworkSpec(factor=4), generator=torch.Generator().manual_seed(0))
     >>> network(torch.zeros(2, 1, 40, 40)).shape
@@ -196,16 +204,16 @@ def build(spec: NetworkSpec, *, generator: torch.Generator) -> Network:
 
 
 def _features(spec: NetworkSpec) -> nn.Sequential:
-    found: list[nn.Module] = []
+    blocks: list[nn.Module] = []
     inputs = spec.input_channels
     for outputs, stride in zip(spec.channels, spec.pool_strides(), strict=True):
-        found += [*_convolution(spec, inputs, outputs), *_pool(spec, outputs, stride)]
+        blocks += [*_convolution(spec, inputs, outputs), *_pool(spec, outputs, stride)]
         inputs = outputs
-    return nn.Sequential(*found)
+    return nn.Sequential(*blocks)
 
 
 def _pool(spec: NetworkSpec, channels: int, stride: int) -> list[nn.Module]:
-    """ReLU and pool, in the order that costs least; a filter must see what the ReLU leaves."""
+    """Return ReLU and pool in the cheapest order; a filter needs the values after ReLU."""
     kernel, border = spec.pool_kernel, BORDERS[spec.padding]
     around: list[nn.Module] = [nn.CircularPad2d(_margins(kernel))] if spec.padding == "circular" else []
     if spec.pool == "max" and spec.antialias > 1 and spec.sampling == "stride":
@@ -217,7 +225,7 @@ def _pool(spec: NetworkSpec, channels: int, stride: int) -> list[nn.Module]:
 
 
 def _sampling(spec: NetworkSpec, channels: int, stride: int) -> nn.Module:
-    """What follows a pool that keeps every position."""
+    """Return the layer that subsamples after a pool of stride 1."""
     if spec.sampling == "stride" or stride == 1:
         return layers.BlurPool2d(spec.antialias, stride, border=BORDERS[spec.padding])
     if spec.sampling == "aps":
@@ -235,6 +243,6 @@ def _convolution(spec: NetworkSpec, inputs: int, outputs: int) -> list[nn.Module
 
 
 def _margins(kernel: int) -> tuple[int, int, int, int]:
-    """Left, right, top and bottom margins after which a window of ``kernel`` finds every position once."""
+    """Return the left, right, top and bottom padding with which a window of ``kernel`` is centred on every position once."""
     before = (kernel - 1) // 2
     return (before, kernel - 1 - before) * 2
