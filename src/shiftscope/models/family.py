@@ -132,8 +132,8 @@ class NetworkSpec(Spec):
                     )
                 if self.padding == "circular" and size % step:
                     raise ValueError(
-                        f"the size of a circular map must be a multiple of the stride: pool {block} has stride {step}, its input is "
-                        f"{size}x{size}. Use a canvas that is a multiple of the factor."
+                        f"the size of a circular map must be a multiple of the stride: pool {block} has stride {step}, "
+                        f"its input is {size}x{size}. Use a canvas that is a multiple of the factor."
                     )
                 sizes.append(size // step if same else (size - kernel) // step + 1)
         return tuple(sizes[1:])
