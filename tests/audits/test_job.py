@@ -72,28 +72,28 @@ def spec(**options: object) -> AuditSpec:
 
 
 def test_merged_shards_equal_one_run_bit_for_bit(here: Path) -> None:
-    whole = run_audit(spec())
+    single = run_audit(spec())
     for shard in (3, 1, 2):
         assert not is_complete(here / "out")
         run_shard(AuditJob(spec(), shard, 3, here / "out"))
     found = merge_audit(here / "out")
-    assert found.rows == whole.rows
-    assert found.changed == whole.changed
-    for name, values in whole.maps().items():
+    assert found.rows == single.rows
+    assert found.changed == single.changed
+    for name, values in single.maps().items():
         assert torch.equal(found.maps()[name], values)
-    assert torch.equal(found.units["tmeasures"], whole.units["tmeasures"])
-    assert (found.cost.forward, found.cost.distinct) == (whole.cost.forward, whole.cost.distinct)
+    assert torch.equal(found.units["tmeasures"], single.units["tmeasures"])
+    assert (found.cost.forward, found.cost.distinct) == (single.cost.forward, single.cost.distinct)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_shards_in_processes_equal_one_run_bit_for_bit(here: Path, resumed: bool) -> None:
-    whole = run_shards(spec(), Processes(1), shards=1)
+    single = run_shards(spec(), Processes(1), shards=1)
     out = here / "several" if resumed else None
     if out is not None:
         run_shard(AuditJob(spec(), 2, 3, out))
     events: list[Event] = []
     several = run_shards(spec(), Processes(2), shards=3, out=out, report=events.append)
-    assert several.table().rows == whole.table().rows
+    assert several.table().rows == single.table().rows
     assert events[-1] == Stage("measuring images", 200, 200)
 
 

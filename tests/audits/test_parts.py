@@ -53,3 +53,15 @@ def test_part_comes_back_from_its_tensors() -> None:
 
 def test_names_of_damaged_files_come_back_from_tensors() -> None:
     assert from_tensors(to_tensors(Part(damaged=("a/ä.png", "b.png")))).damaged == ("a/ä.png", "b.png")
+
+
+def test_tensors_keep_the_names_that_files_of_earlier_versions_hold() -> None:
+    part = Part({("p", "mcs"): torch.ones(2)}, sums={"q": {"count": torch.ones(10)}}, correct=torch.tensor([True, False]))
+    assert {*to_tensors(part)} >= {
+        "each/score/p/mcs",
+        "sum/spread/q/count",
+        "sum/cost/seconds",
+        "each/right",
+        "most/changed",
+        "each/damaged",
+    }

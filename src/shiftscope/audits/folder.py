@@ -169,7 +169,7 @@ def merge_audit(out: Path) -> Audit:
     return found
 
 
-def assemble_planned(plan: AuditPlan, whole: Part) -> Audit:
+def assemble_planned(plan: AuditPlan, merged: Part) -> Audit:
     """Return the audit of a plan from all its parts, merged."""
     provenance = {
         "model": plan.spec.model,
@@ -179,7 +179,7 @@ def assemble_planned(plan: AuditPlan, whole: Part) -> Audit:
         "seed": str(plan.spec.seed),
         **plan.provenance,
     }
-    return assemble(whole, plan.protocols, kind=plan.kind, borders=plan.borders, notes=plan.notes, provenance=provenance)
+    return assemble(merged, plan.protocols, kind=plan.kind, borders=plan.borders, notes=plan.notes, provenance=provenance)
 
 
 def prepare_folder(out: Path, plan: AuditPlan) -> None:

@@ -35,7 +35,7 @@ Grid = tuple[Mode, int]
 VECTOR_MEASURES = ("mcs",)
 #: Views per forward pass by default.
 VIEWS = 64
-#: Whether views with a border, by its number, are candidates for the largest change: its protocols shift whole objects.
+#: Whether views with a border, by its number, are candidates for the largest change. The others shift by fractions of a pixel.
 COMPARABLE = torch.tensor([border in ("zero", "mean", "circular", "crop") for border in BORDERS])
 
 
@@ -149,7 +149,7 @@ class Measurer:
         for (mode, reach), outputs in surveyed.items():
             borders, steps = plan.rows[:, 0], plan.steps
             inside = (borders == 0) | (borders == BORDERS.index(mode))
-            inside &= (steps.abs().amax(dim=1) <= reach) & plan.whole & ~known
+            inside &= (steps.abs().amax(dim=1) <= reach) & plan.whole_pixels & ~known
             place = ((steps[:, 0] + reach) * (2 * reach + 1) + steps[:, 1] + reach).long()
             from_grid.append((inside, outputs.values[plan.images[inside], place[inside]]))
             known |= inside
@@ -166,7 +166,7 @@ class Measurer:
         """Run the model on some views once; of maps return the top class of each pixel."""
         batch = images.new_empty(len(rows), images.shape[1], *self.framing.size)
         # Views with the same border are formed together, whole and fractional shifts apart.
-        groups = plan.rows[rows, 0] * 2 + ~plan.whole[rows]
+        groups = plan.rows[rows, 0] * 2 + ~plan.whole_pixels[rows]
         for group in groups.unique():
             chosen = (groups == group).nonzero()[:, 0]
             border = BORDERS[int(group) // 2]
@@ -248,7 +248,7 @@ class Measurer:
             rows = comparable.nonzero()[:, 0]
             similarity = cosine(outputs[rows], reference[plan.images[rows]])
         else:
-            rows = (comparable & plan.whole).nonzero()[:, 0]
+            rows = (comparable & plan.whole_pixels).nonzero()[:, 0]
             similarity = torch.empty(len(rows))
             for place, row in enumerate(rows.split(1)):
                 circular = BORDERS[int(plan.rows[row, 0])] == "circular"

@@ -159,7 +159,7 @@ class Audit:
 
 
 def assemble(
-    whole: Part,
+    merged: Part,
     protocols: Sequence[Protocol],
     *,
     kind: Kind,
@@ -170,45 +170,45 @@ def assemble(
     """Return the audit of all parts.
 
     Args:
-        whole: all parts, merged.
+        merged: all parts, merged by :func:`shiftscope.audits.merge_parts`.
         protocols: that were measured.
         kind: of the model's outputs.
         borders: protocol -> what filled its border.
         notes: what a reader needs to know.
         provenance: how it was made, name -> value.
     """
-    rows = [] if whole.correct is None else [Row("unshifted", "accuracy", "", 0, 1, proportion(whole.correct), None)]
+    rows = [] if merged.correct is None else [Row("unshifted", "accuracy", "", 0, 1, proportion(merged.correct), None)]
     units: dict[str, Tensor] = {}
     for protocol in protocols:
-        scores, surveyed = supported_measures(protocol, kind=kind, labels=whole.correct is not None)
+        scores, surveyed = supported_measures(protocol, kind=kind, labels=merged.correct is not None)
         for name in scores:
             if name in SCORES:
-                rows.append(_score_row(whole, protocol, name, borders[protocol.name]))
+                rows.append(_score_row(merged, protocol, name, borders[protocol.name]))
             else:
-                found, units[protocol.name] = normalised_variance(whole.sums[protocol.name])
+                found, units[protocol.name] = normalised_variance(merged.sums[protocol.name])
                 views = len(protocol.draw(1)[0])
                 rows.append(Row(protocol.name, name, borders[protocol.name], protocol.max_shift, views, found, None))
         for measure, over in surveyed:
-            rows += _survey_rows(whole.surveys[grid_name((protocol.mode, int(protocol.max_shift)))], protocol, measure, over)
-    damaged = list(whole.damaged[:DAMAGED])
-    if len(whole.damaged) > DAMAGED:
-        damaged.append(f"and {len(whole.damaged) - DAMAGED} more")
-    unreadable = [f"{len(whole.damaged)} images cannot be read and are left out: {', '.join(damaged)}."] if damaged else []
+            rows += _survey_rows(merged.surveys[grid_name((protocol.mode, int(protocol.max_shift)))], protocol, measure, over)
+    damaged = list(merged.damaged[:DAMAGED])
+    if len(merged.damaged) > DAMAGED:
+        damaged.append(f"and {len(merged.damaged) - DAMAGED} more")
+    unreadable = [f"{len(merged.damaged)} images cannot be read and are left out: {', '.join(damaged)}."] if damaged else []
     return Audit(
         rows=tuple(rows),
-        changed=whole.changed,
-        cost=whole.cost,
-        surveys=whole.surveys,
+        changed=merged.changed,
+        cost=merged.cost,
+        surveys=merged.surveys,
         units=units,
-        damaged=whole.damaged,
+        damaged=merged.damaged,
         notes=(*notes, *unreadable),
         provenance=dict(provenance or {}),
     )
 
 
-def _score_row(whole: Part, protocol: Protocol, measure: str, border: str) -> Row:
-    values = whole.scores[protocol.name, measure]
-    right = None if whole.correct is None else values[whole.correct]
+def _score_row(merged: Part, protocol: Protocol, measure: str, border: str) -> Row:
+    values = merged.scores[protocol.name, measure]
+    right = None if merged.correct is None else values[merged.correct]
     given = None if right is None or len(right) == 0 else estimate(measure, right)
     return Row(protocol.name, measure, border, protocol.max_shift, len(protocol.draw(1)[0]), estimate(measure, values), given)
 

@@ -212,16 +212,16 @@ class Session:
             )
         return self.measurer.part(images, labels, indices=indices)
 
-    def result(self, whole: Part, *, provenance: dict[str, str] | None = None) -> Audit:
+    def result(self, merged: Part, *, provenance: dict[str, str] | None = None) -> Audit:
         """Return the audit.
 
         Args:
-            whole: all parts, merged.
+            merged: all parts, merged by :func:`shiftscope.audits.merge_parts`.
             provenance: how it was made, name -> value.
         """
         protocols = self.measurer.protocols
         borders = {each.name: self.framing.border(each) for each in protocols}
-        return assemble(whole, protocols, kind=self.kind, borders=borders, notes=self.notes, provenance=provenance)
+        return assemble(merged, protocols, kind=self.kind, borders=borders, notes=self.notes, provenance=provenance)
 
 
 def _label_mismatch(kind: Kind, outputs: int, classes: int | None) -> str:

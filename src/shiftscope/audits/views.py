@@ -128,7 +128,7 @@ class ViewPlan:
         return self.rows[:, 2:]
 
     @property
-    def whole(self) -> Tensor:
+    def whole_pixels(self) -> Tensor:
         """Whether each row shifts by whole pixels, [row]."""
         return (self.steps == self.steps.round()).all(dim=1)
 
