@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shiftscope.runtime.files import LOCK, locked, sweep, write_tensors, write_text, write_whole
+from shiftscope.runtime.files import LOCK, locked, remove_temporary_files, write_atomically, write_tensors, write_text
 
 
 def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write_whole(target, half)
+        write_atomically(target, half)
     assert target.read_text() == "old"
     assert os.listdir(target.parent) == ["table.csv"]
 
@@ -38,7 +38,7 @@ def test_sweeping_removes_a_dead_writers_file_and_keeps_a_living_ones(tmp_path: 
     left.touch()
     living.touch()
     (folder / "record.json").touch()
-    sweep(tmp_path)
+    remove_temporary_files(tmp_path)
     assert sorted(os.listdir(folder)) == [living.name, "record.json"]
 
 

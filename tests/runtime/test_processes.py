@@ -15,7 +15,7 @@ import torch
 import helpers
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import LOCK, locked
-from shiftscope.runtime.processes import Processes, sensible_workers
+from shiftscope.runtime.processes import Processes, default_workers
 from shiftscope.runtime.progress import JobEvent
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import RunEnded, run_study
@@ -75,8 +75,8 @@ def test_results_that_are_tensors_leave_no_file_open() -> None:
 
 
 def test_as_many_workers_as_cores_and_memory_carry() -> None:
-    assert sensible_workers(1 << 62) == 1
-    assert 1 <= sensible_workers(1) <= (os.cpu_count() or 1)
+    assert default_workers(1 << 62) == 1
+    assert 1 <= default_workers(1) <= (os.cpu_count() or 1)
 
 
 def rows(out: Path) -> list[str]:

@@ -19,7 +19,7 @@ from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.results import Audit, assemble
 from shiftscope.datasets.sources import is_folder
 from shiftscope.errors import InputError
-from shiftscope.runtime.files import sweep, write_tensors, write_text
+from shiftscope.runtime.files import remove_temporary_files, write_tensors, write_text
 from shiftscope.runtime.settings import Spec
 
 __all__ = [
@@ -193,7 +193,7 @@ def prepare_folder(out: Path, plan: AuditPlan) -> None:
         raise InputError(f"{out} holds another audit ({known.spec.model} on {known.data}).", "Choose another folder with --out.")
     try:
         (out / PARTS).mkdir(parents=True, exist_ok=True)
-        sweep(out)
+        remove_temporary_files(out)
         if known is None:
             write_text(out / PLAN, plan.model_dump_json(indent=1) + "\n")
     except OSError as error:

@@ -132,7 +132,7 @@ def run_shards(spec: AuditSpec, executor: Executor, *, shards: int, out: Path | 
     done = len(known)
     anywhere = spec.with_absolute_paths()
     jobs = [AuditJob(anywhere, number, shards, out, known, plan.model_sha256) for number in range(1, shards + 1)]
-    for _, files in executor.run(_run_away if executor.away else _run_here, jobs, lambda *_: None):
+    for _, files in executor.run(_run_away if executor.remote else _run_here, jobs, lambda *_: None):
         for name, content in files.items():
             if content is not None:
                 write_bytes(part_file(out, int(Path(name).stem)), content)

@@ -106,14 +106,14 @@ def _audit_spec(model: str | None, options: AuditOptions, **others: Any) -> Audi
     from pydantic import ValidationError
 
     from shiftscope.audits.folder import AuditSpec
-    from shiftscope.runtime.settings import mistakes
+    from shiftscope.runtime.settings import validation_messages
 
     shared = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
     del shared["as_json"]
     try:
         return AuditSpec(model=str(model), **shared, **{**others, "protocols": others["protocols"] or None})
     except ValidationError as error:
-        raise InputError(mistakes(error)[0]) from error
+        raise InputError(validation_messages(error)[0]) from error
 
 
 def _audited(

@@ -144,9 +144,9 @@ class ExecutorOptions(DeviceOptions):
             raise InputError("`--address` and `--gpus` describe a Ray cluster.", "Add `--executor ray`.")
         if workers == 1 or (workers is None and self.job_device() != "cpu"):
             return None
-        from shiftscope.runtime.processes import Processes, sensible_workers
+        from shiftscope.runtime.processes import Processes, default_workers
 
-        return Processes(sensible_workers(BYTES_PER_WORKER) if workers is None else workers)
+        return Processes(default_workers(BYTES_PER_WORKER) if workers is None else workers)
 
 
 @Parameter(name="*")

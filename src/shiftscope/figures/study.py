@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from shiftscope import figures
 from shiftscope.errors import InputError
-from shiftscope.runtime.files import write_whole
+from shiftscope.runtime.files import write_atomically
 from shiftscope.studies.folder import StudyFolder, read_folder
 from shiftscope.studies.spec import short
 from shiftscope.studies.tables import across_and_series, curve
@@ -59,7 +59,7 @@ def write_figures(folder: Path, *, out: Path, formats: tuple[str, ...] = ("pdf",
 
 def _write(figure: Figure, path: Path) -> None:
     try:
-        write_whole(path, lambda temporary: figures.save(figure, temporary))
+        write_atomically(path, lambda temporary: figures.save(figure, temporary))
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror}). Make room, or choose another place with --out."

@@ -30,7 +30,7 @@ from shiftscope.models.libraries import LIBRARIES, PRETRAINED, call_factory, fin
 from shiftscope.models.weights import load_weights, read_safetensors, read_weights, with_normalisation
 from shiftscope.runtime.files import write_tensors
 from shiftscope.runtime.seeds import stream
-from shiftscope.runtime.settings import Spec, mistakes
+from shiftscope.runtime.settings import Spec, validation_messages
 from shiftscope.surgery import Kind, Surgery, operate
 
 __all__ = ["Fix", "LoadedModel", "ModelSpec", "load_model", "save_model"]
@@ -226,7 +226,7 @@ def _spec_in_record(file: Path) -> ModelSpec:
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}).", remedy) from error
     except ValidationError as error:
-        raise InputError(f"{file} is not a complete record: {mistakes(error)[0]}", remedy) from error
+        raise InputError(f"{file} is not a complete record: {validation_messages(error)[0]}", remedy) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is not a complete record: it names no network and no data.", remedy) from error
 
@@ -251,7 +251,9 @@ def _spec_in_metadata(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
     try:
         return ModelSpec.model_validate_json(metadata[METADATA_KEY])
     except ValidationError as error:
-        raise InputError(f"{path} does not say how to build its model: {mistakes(error)[0]}", "Write the file again.") from error
+        raise InputError(
+            f"{path} does not say how to build its model: {validation_messages(error)[0]}", "Write the file again."
+        ) from error
 
 
 def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> LoadedModel:

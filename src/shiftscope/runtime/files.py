@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all.
+"""Write files atomically, and lock folders.
 
-Everything is written beside its place under a temporary name, flushed to the disk and then renamed, so that neither a kill
-nor a power cut leaves half a file under the final name.
+A file is written under a temporary name beside its place, flushed to the disk and renamed, so that neither a kill nor a power cut
+leaves half a file under the final name.
 """
 
 from __future__ import annotations
@@ -9,20 +9,33 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from shiftscope.errors import InputError
 
-__all__ = ["locked", "sweep", "write_bytes", "write_tensors", "write_text", "write_whole"]
+__all__ = ["LOCK", "locked", "remove_temporary_files", "write_atomically", "write_bytes", "write_tensors", "write_text"]
 
 LOCK = ".lock"
+#: Long enough for a lock file that its owner removes at this moment.
+SECONDS_TO_LOCK = 0.2
+#: What a file system without locks answers.
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file in the same folder, then give it its name. The folder is made where missing."""
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file completely or not at all.
+
+    Args:
+        path: of the file; its folder is created if it is missing.
+        write: fills a temporary file in the same folder.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -36,17 +49,27 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text whole."""
+    """Write text atomically, as UTF-8 with the line ends that it has."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write bytes whole."""
-    write_whole(path, lambda temporary: _fill(temporary, content))
+    """Write bytes atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomically(path, write)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors whole, as safetensors."""
+    """Write named tensors atomically, as safetensors.
+
+    Args:
+        path: of the file.
+        tensors: by name, on any device.
+        metadata: texts by name, for the file's header.
+    """
     from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -55,62 +78,51 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mappin
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder for the duration. The system gives a dead process's lock back.
+    """Keep other processes out of a folder for the duration. The system frees the lock of a process that dies.
+
+    Args:
+        folder: an existing one.
 
     Raises:
-        InputError: another process is at work there; or the folder cannot be written.
+        InputError: another process is at work there, or the folder cannot be written.
     """
+    lock = FileLock(folder / LOCK)
     try:
-        import fcntl
-    except ImportError:  # such a system has no advisory locks
+        lock.acquire(timeout=SECONDS_TO_LOCK)
+    except Timeout as error:
+        raise InputError(
+            f"another command is at work in {folder} ({_owner(folder)}).", "Wait for it, or choose another folder with --out."
+        ) from error
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            reason = error.strerror or error
+            raise InputError(f"{folder} cannot be written ({reason}).", "Choose another folder with --out.") from error
+    try:
+        with suppress(OSError):  # Windows does not share a locked file
+            (folder / LOCK).write_text(f"process {os.getpid()}")
         yield
-        return
-    while True:
-        try:
-            handle = (folder / LOCK).open("a+")
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written ({error.strerror}). Choose another folder with --out.") from error
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):  # such a file system has no locks
-                    yield
-                    return
-                handle.seek(0)
-                owner = handle.read().strip() or "it does not say which"
-                raise InputError(
-                    f"another command is at work in {folder} ({owner}). Wait for it, or choose another folder with --out."
-                ) from error
-            if not _is_still(handle.fileno(), folder / LOCK):
-                continue  # whoever had it has just removed it
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()}")
-            handle.flush()
-            try:
-                yield
-            finally:
-                (folder / LOCK).unlink(missing_ok=True)
-            return
+    finally:
+        with suppress(OSError):  # while the lock is held: afterwards the file may be another process's
+            (folder / LOCK).unlink()
+        lock.release()
 
 
-def _is_still(handle: int, path: Path) -> bool:
-    """Whether an open file is the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except OSError:
-        return False
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files of writers that died, in a folder and below it; a living writer's stay."""
+    for path in folder.rglob(".*.tmp*"):
+        process = path.name.split(".tmp")[0].rpartition(".")[2]
+        if process.isdecimal() and not _is_alive(int(process)):
+            path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder and below it; a living writer's file stays."""
-    for left in folder.rglob(".*.tmp*"):
-        process = left.name.split(".tmp")[0].rpartition(".")[2]
-        if process.isdecimal() and not _alive(int(process)):
-            left.unlink(missing_ok=True)
+def _owner(folder: Path) -> str:
+    """Return which process holds a folder's lock."""
+    with suppress(OSError):
+        return (folder / LOCK).read_text().strip() or "process unknown"
+    return "process unknown"
 
 
-def _alive(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -120,12 +132,8 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _fill(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
 def _flush_folder(folder: Path) -> None:
-    """Make the renaming itself last, where the system can."""
+    """Make a renaming durable, where the system can."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

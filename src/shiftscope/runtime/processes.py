@@ -1,8 +1,8 @@
-"""Ways to carry out several jobs at once. They know no study.
+"""Run several jobs at once, in processes of this machine.
 
-A job is handed to a function with a report for whatever the function tells meanwhile. Results come back in the order in which
-jobs finish. A process that dies (killed, or out of memory) loses its job in flight, which is given to a new one, a few times.
-:class:`Processes` uses processes of this machine; :class:`shiftscope.runtime.ray.Ray` the machines of a Ray cluster.
+An executor gives each job to a function, with a callback for the events that the job reports. Results come back in the order in
+which jobs finish. If a process dies (killed, or out of memory), its job goes to a new process, a few times.
+:class:`Processes` uses processes of this machine, :class:`shiftscope.runtime.ray.Ray` the machines of a Ray cluster.
 """
 
 from __future__ import annotations
@@ -28,23 +28,25 @@ from shiftscope.errors import InputError
 
 __all__ = [
     "RETRIES",
-    "Answer",
     "Executor",
+    "JobReport",
+    "JobResult",
     "Processes",
-    "Report",
     "Work",
-    "attempt",
-    "content_of",
+    "default_workers",
     "keep_freed_memory",
-    "sensible_workers",
-    "settle",
+    "prepare_process",
+    "result_of",
+    "run_job",
 ]
 
-#: Does a job; told events go to its second argument. A function of a module, so that another process finds it.
+#: Does a job, and calls its second argument with events. A function of a module, so that another process can import it.
 Work = Callable[[Any, Callable[[Any], None]], Any]
-#: Called with the job and what it tells.
-Report = Callable[[Any, Any], None]
-#: A job whose process died is given out again so many times.
+#: Called with a job and an event that it reports.
+JobReport = Callable[[Any, Any], None]
+#: The outcome of a job, in a form that travels between processes.
+JobResult = tuple[Literal["done", "refused", "disk", "failed"], Any]
+#: How often a job is started again after its process died.
 RETRIES = 2
 SECONDS_TO_END = 5.0
 # Names of the GNU C library's malloc.h.
@@ -54,54 +56,65 @@ TOP_PAD_BYTES = 256 * 2**20
 
 @runtime_checkable
 class Executor(Protocol):
-    """A way to carry out jobs.
+    """Runs jobs.
 
     Attributes:
-        away: whether a job may be done where this machine's folders are not.
+        remote: whether jobs may run where this machine's folders are missing.
     """
 
-    away: ClassVar[bool]
+    remote: ClassVar[bool]
 
-    def run(self, work: Work, jobs: Sequence[Any], report: Report) -> Iterator[tuple[Any, Any]]:
-        """Do jobs.
+    def run(self, work: Work, jobs: Sequence[Any], report: JobReport) -> Iterator[tuple[Any, Any]]:
+        """Run jobs.
 
         Args:
-            work: does a job.
-            jobs: to be done; they and the results travel between processes.
-            report: told what a job tells.
+            work: does one job.
+            jobs: what to do; jobs and results must be picklable.
+            report: called with a job and an event, for each event that a job reports.
 
         Yields:
             each job with its result, as they finish.
 
         Raises:
-            InputError: a job was refused, or what does it died at the same job more than ``RETRIES`` times.
+            InputError: a job raised it, or the process of a job died more than ``RETRIES`` times.
             OSError: a job could not write.
             RuntimeError: a job failed; the message carries its traceback.
         """
         ...
 
 
-#: What came of a job, as something that travels between processes.
-Answer = tuple[Literal["done", "refused", "disk", "failed"], Any]
+def run_job(work: Work, job: Any, report: Callable[[Any], None]) -> JobResult:
+    """Run a job and return its outcome, whatever it raises.
 
-
-def attempt(work: Work, job: Any, tell: Callable[[Any], None]) -> Answer:
-    """Do a job, and say what came of it."""
+    Args:
+        work: does the job.
+        job: what to do.
+        report: called with each event.
+    """
     try:
-        return "done", work(job, tell)
+        return "done", work(job, report)
     except InputError as error:
-        return "refused", str(error)
+        return "refused", error
     except OSError as error:
         return "disk", (error.errno, error.strerror or str(error))
-    except Exception:  # whatever went wrong is told where the jobs came from
+    except Exception:  # whatever it is, the process that gave out the job reports it
         return "failed", traceback.format_exc()
 
 
-def content_of(answer: Answer) -> Any:
-    """The result; a failure is raised here as what it was there."""
-    kind, content = answer
+def result_of(result: JobResult) -> Any:
+    """Return the result of a finished job, or raise what the job raised.
+
+    Args:
+        result: what :func:`run_job` returned.
+
+    Raises:
+        InputError: the job raised it.
+        OSError: the job could not write.
+        RuntimeError: the job failed; the message carries its traceback.
+    """
+    kind, content = result
     if kind == "refused":
-        raise InputError(content)
+        raise content
     if kind == "disk":
         raise OSError(*content)
     if kind == "failed":
@@ -110,11 +123,11 @@ def content_of(answer: Answer) -> Any:
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep what it frees, for the rest of its life; whether the system's allocator can be told so.
+    """Let this process keep the memory that it frees; return whether the system's allocator supports that.
 
     A training step on the CPU frees tensors of tens of megabytes and asks for them again at once. By default the GNU C
     library gives such blocks back to the system, which clears every page of the next one: a third of the time of a step of a
-    factor 1 network (``benchmarks/training.py``). It is a setting of the whole process, so a program chooses it, not a library.
+    factor 1 network (``benchmarks/training.py``). The setting holds for the process, so a program chooses it, not a library.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -122,85 +135,90 @@ def keep_freed_memory() -> bool:
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_TOP_PAD, TOP_PAD_BYTES)])
 
 
-def settle() -> None:
-    """Ready a process of its own for jobs: one thread, and freed memory kept."""
+def prepare_process() -> None:
+    """Set up a worker process: one thread, and freed memory stays."""
     import torch
 
     torch.set_num_threads(1)
     keep_freed_memory()
 
 
-def sensible_workers(bytes_each: int) -> int:
-    """As many processes as cores and memory carry."""
+def default_workers(bytes_each: int) -> int:
+    """Return how many worker processes this machine's cores and free memory allow.
+
+    Args:
+        bytes_each: memory that one of them needs.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # this system tells it otherwise
+    except (OSError, StopIteration):  # not Linux
         return cores
     return max(1, min(cores, free // bytes_each))
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Processes of this machine, each with one thread for its arithmetic. They end with the one that made them.
+    """Runs jobs in processes of this machine, each with one thread. They end with the process that made them.
 
     Attributes:
-        workers: how many.
+        workers: number of processes.
 
     Raises:
-        InputError: fewer than one.
+        InputError: ``workers`` is less than 1.
     """
 
     workers: int
-    away: ClassVar[bool] = False
+    remote: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.workers < 1:
-            raise InputError(f"`workers` must be 1 or more, got {self.workers}.")
+            raise InputError(f"`workers` must be 1 or more, got {self.workers}.", "Leave it out to use every core.")
 
-    def run(self, work: Work, jobs: Sequence[Any], report: Report) -> Iterator[tuple[Any, Any]]:
-        """See :class:`Executor`."""
+    def run(self, work: Work, jobs: Sequence[Any], report: JobReport) -> Iterator[tuple[Any, Any]]:
+        """Run jobs, see :meth:`Executor.run`."""
         waiting = deque((job, 0) for job in jobs)
-        crew = [_Worker(work) for _ in range(min(self.workers, len(jobs)))]
+        workers = [_Worker(work) for _ in range(min(self.workers, len(jobs)))]
         try:
-            for number in range(len(crew)):
-                _begin(crew, number, waiting, work)
-            while busy := {worker.connection: worker for worker in crew if worker.job is not None}:
+            for number in range(len(workers)):
+                _start_next(workers, number, waiting, work)
+            while busy := {worker.connection: number for number, worker in enumerate(workers) if worker.job is not None}:
                 for ready in wait(list(busy)):
-                    worker = busy[ready]  # type: ignore[index]  # wait hands back what it was given
+                    number = busy[ready]  # type: ignore[index]  # wait returns what it was given
+                    worker = workers[number]
                     job, tries = worker.job or (None, 0)
                     try:
                         kind, content = worker.connection.recv()
                     except (EOFError, OSError):
-                        _give_again(waiting, worker, job, tries)
-                        _begin(crew, crew.index(worker), waiting, work)
+                        _retry(waiting, worker, job, tries)
+                        _start_next(workers, number, waiting, work)
                         continue
-                    if kind == "told":
+                    if kind == "event":
                         report(job, content)
                         continue
                     worker.job = None
-                    yield job, content_of((kind, content))
-                    _begin(crew, crew.index(worker), waiting, work)
+                    yield job, result_of((kind, content))
+                    _start_next(workers, number, waiting, work)
         finally:
-            for worker in crew:
+            for worker in workers:
                 worker.end()
 
 
 class _Worker:
-    """A process and the job it has in hand, with how often that was given out before."""
+    """A process and its current job, with the number of earlier tries."""
 
     def __init__(self, work: Work) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True)
-        with _deaf_to_interrupts():  # so is the process from its first moment; see _serve
+        self.process = context.Process(target=_work_on_jobs, args=(work, theirs, os.getpid()), daemon=True)
+        with _ignore_sigint():  # the process inherits it, until it ignores the signal itself
             self.process.start()
         theirs.close()
         self.job: tuple[Any, int] | None = None
 
-    def take(self, job: tuple[Any, int]) -> bool:
-        """Begin a job; False where the process is dead."""
+    def start(self, job: tuple[Any, int]) -> bool:
+        """Start a job; return False if the process is dead."""
         try:
             _send(self.connection, job[0])
         except OSError:
@@ -220,36 +238,36 @@ class _Worker:
 
 
 def _send(connection: Connection, content: Any) -> None:
-    """Send values, tensors as well. ``Connection.send`` would lend the other process an open file for each tensor."""
+    """Send values, tensors as well. ``Connection.send`` would keep a file open for each tensor."""
     connection.send_bytes(pickle.dumps(content))
 
 
-def _begin(crew: list[_Worker], number: int, waiting: deque[tuple[Any, int]], work: Work) -> None:
-    """Let a worker take the next job, if there is one; another in its place where it died meanwhile."""
-    while waiting and not (crew[number].process.is_alive() and crew[number].take(waiting[0])):
-        crew[number].end()
-        crew[number] = _Worker(work)
+def _start_next(workers: list[_Worker], number: int, waiting: deque[tuple[Any, int]], work: Work) -> None:
+    """Start the next job, if there is one, on a worker, or on a new one in its place if it died."""
+    while waiting and not (workers[number].process.is_alive() and workers[number].start(waiting[0])):
+        workers[number].end()
+        workers[number] = _Worker(work)
     if waiting:
         waiting.popleft()
 
 
-def _give_again(waiting: deque[tuple[Any, int]], dead: _Worker, job: Any, tries: int) -> None:
-    """Put the job of a process that died back in front."""
+def _retry(waiting: deque[tuple[Any, int]], dead: _Worker, job: Any, tries: int) -> None:
+    """Put the job of a dead process back in front."""
     dead.process.join()
     code = dead.process.exitcode or 0
     dead.end()
     if tries >= RETRIES:
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         raise InputError(
-            f"a worker process ended {how} at the same job {tries + 1} times ({job}). If the system ended it for want of memory, "
-            "use fewer --workers."
+            f"a worker process ended {how} at the same job {tries + 1} times ({job}).",
+            "If the system ended it because memory ran out, use fewer --workers.",
         )
     waiting.appendleft((job, tries + 1))
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C for the duration, where this thread decides on it."""
+def _ignore_sigint() -> Iterator[None]:
+    """Ignore Ctrl-C for the duration, if this is the main thread, which handles signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -260,22 +278,22 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(work: Work, connection: Connection, parent: int) -> None:
-    """A worker's life: one job after the other, until the other end is closed."""
-    # Ctrl-C reaches every process of a terminal; the one that gave out the jobs answers it, for all.
+def _work_on_jobs(work: Work, connection: Connection, parent: int) -> None:
+    """Run one job after the other, until the parent closes the connection."""
+    # Ctrl-C reaches every process of a terminal; the parent handles it and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with(parent)
-    settle()
+    prepare_process()
     with suppress(EOFError, BrokenPipeError):
         while True:
             job = connection.recv()
-            _send(connection, attempt(work, job, lambda event: _send(connection, ("told", event))))
+            _send(connection, run_job(work, job, lambda event: _send(connection, ("event", event))))
 
 
 def _end_with(parent: int) -> None:
-    """Let the system end this process with the one that made it, so that no orphan writes beside a command that goes on."""
+    """Let the system kill this process when its parent dies, so that no orphan writes into the folder of a resumed command."""
     if sys.platform != "linux":
-        return  # elsewhere it ends with the next thing it tells
+        return  # elsewhere it ends with the next event it sends
     parent_death_signal = 1
     ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
     if os.getppid() != parent:

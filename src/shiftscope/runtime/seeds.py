@@ -1,6 +1,6 @@
-"""What makes a run repeatable: random streams, and algorithms without chance.
+"""Make runs repeatable: random streams and deterministic algorithms.
 
-A seed gives each purpose its own stream, so that drawing more for one leaves the others as they were.
+A seed gives each purpose its own stream, so that drawing more numbers for one purpose does not change the others.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ from typing import Any
 
 import torch
 
-__all__ = ["deterministic", "drawing", "stream"]
+__all__ = ["deterministic", "seeded_layers", "stream"]
 
 
 def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """The generator of one purpose under one seed.
+    """Return the random generator of one purpose under one seed.
+
+    Args:
+        seed: of the run.
+        purpose: what the numbers are for, such as "order".
+        device: where the numbers are drawn.
 
     >>> stream(0, "order").initial_seed() == stream(0, "weights").initial_seed()
     False
@@ -28,12 +33,16 @@ def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch
 
 @contextmanager
 def deterministic(device: torch.device | str) -> Iterator[None]:
-    """Only deterministic algorithms; every global switch as it was afterwards."""
+    """Use only deterministic algorithms for the duration, and restore PyTorch's global settings afterwards.
+
+    Args:
+        device: the one that computes.
+    """
     if torch.device(device).type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     filling: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
-    filling.fill_uninitialized_memory = False  # it would cost time and change nothing: no uninitialised memory is read
+    filling.fill_uninitialized_memory = False  # it costs time and changes nothing: no uninitialised memory is read
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
@@ -45,16 +54,20 @@ def deterministic(device: torch.device | str) -> Iterator[None]:
 
 
 @contextmanager
-def drawing(seed: int, device: torch.device | str) -> Iterator[torch.Generator]:
-    """PyTorch's own generator, from which layers draw, on the seed's stream; where it was afterwards.
+def seeded_layers(seed: int, device: torch.device | str) -> Iterator[torch.Generator]:
+    """Seed PyTorch's global generator, from which random layers draw, for the duration; restore its state afterwards.
 
-    Whatever else draws from it meanwhile takes the layers' numbers.
+    Anything else that draws from it meanwhile changes the layers' numbers.
+
+    Args:
+        seed: of the run.
+        device: where the layers are.
     """
     place = torch.device(device)
-    own = torch.cuda.default_generators[place.index or 0] if place.type == "cuda" else torch.default_generator
-    before = own.get_state()
-    own.manual_seed(stream(seed, "layers").initial_seed())
+    generator = torch.cuda.default_generators[place.index or 0] if place.type == "cuda" else torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(stream(seed, "layers").initial_seed())
     try:
-        yield own
+        yield generator
     finally:
-        own.set_state(before)
+        generator.set_state(before)

@@ -1,8 +1,4 @@
-"""What every specification shares: frozen, strict, and told wrong in sentences.
-
-A specification is a pydantic model that refuses unknown names. What is wrong with a whole document is gathered and told
-at once, each mistake with its path.
-"""
+"""The base of every specification: frozen, and strict about names and values."""
 
 from __future__ import annotations
 
@@ -10,17 +6,22 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-__all__ = ["Spec", "mistakes"]
+__all__ = ["Spec", "validation_messages"]
 
 
 class Spec(BaseModel):
-    """A frozen, validated value that can be written to JSON and hashed."""
+    """A frozen, validated value that refuses unknown names, and can be written to JSON and hashed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def mistakes(error: ValidationError, prefix: Iterable[str] = ()) -> list[str]:
-    """One line a mistake: its path, the rule, and what was given."""
+def validation_messages(error: ValidationError, prefix: Iterable[str] = ()) -> list[str]:
+    """Return one line per invalid setting: its path, the rule and the value.
+
+    Args:
+        error: from validating a :class:`Spec`; it holds every invalid setting of the document.
+        prefix: names that lead to the document, for the paths.
+    """
     lines = []
     for item in error.errors(include_url=False, include_context=True):
         path = ".".join([*prefix, *(str(part) for part in item["loc"])])

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shiftscope.errors import InputError
-from shiftscope.runtime.settings import mistakes
+from shiftscope.runtime.settings import validation_messages
 from shiftscope.studies.spec import VARIANT, Study, check_path, flatten
 
 __all__ = ["load_study", "read_study", "shipped_studies"]
@@ -78,7 +78,7 @@ def read_study(folder: Path) -> Study:
             "Give the folder that `shiftscope study` wrote, such as studies/digits.",
         ) from error
     except ValidationError as error:
-        raise InputError(f"{path} is not a study: {mistakes(error)[0]}") from error
+        raise InputError(f"{path} is not a study: {validation_messages(error)[0]}") from error
     return study
 
 
@@ -118,7 +118,7 @@ def _validated(document: dict[str, Any], where: str) -> Study:
     try:
         study = Study.model_validate(document)
     except ValidationError as error:
-        found = mistakes(error)
+        found = validation_messages(error)
         # Check what is left without the entries that are wrong, to report all mistakes at once.
         wrong = {str(item["loc"][0]) for item in error.errors()}
         study = Study.model_validate(
@@ -140,7 +140,7 @@ def _mistakes_of_cells(study: Study) -> list[str]:
         try:
             study.run(settings, study.seeds[0])
         except ValidationError as error:
-            for line in mistakes(error):
+            for line in validation_messages(error):
                 if not line.startswith("network.input_size"):  # `data.canvas` has the same mistake
                     first.setdefault(line, settings)
                     count[line] += 1

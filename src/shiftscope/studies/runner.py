@@ -19,7 +19,7 @@ import torch
 from shiftscope.datasets.dataset import Dataset, DataSpec, load
 from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.errors import InputError
-from shiftscope.runtime.files import locked, sweep, write_text
+from shiftscope.runtime.files import locked, remove_temporary_files, write_text
 from shiftscope.runtime.processes import Executor, Work
 from shiftscope.runtime.progress import Event, JobEvent, Report, silent
 from shiftscope.studies import records
@@ -197,12 +197,12 @@ def _done_by(executor: Executor, missing: list[_Job], finished: dict[str, Finish
         report(JobEvent(job.label, len(finished), of, event))
 
     work: Work = _do
-    if executor.away:
+    if executor.remote:
         work = _do_away
         missing = [replace(job, kept=tuple(map(_begun, job.pieces))) for job in missing]
     for job, several in executor.run(work, missing, told):
         for piece, made in zip(job.pieces, several, strict=True):
-            finished[piece.name] = records.receive(piece.folder, made) if executor.away else made
+            finished[piece.name] = records.receive(piece.folder, made) if executor.remote else made
             piece.checkpoint().remove()
             told(job, RunEnded(finished[piece.name].record, found=False))
 
@@ -292,7 +292,7 @@ def _make(out: Path) -> None:
 
 def _prepare(out: Path, study: Study) -> None:
     try:
-        sweep(out)
+        remove_temporary_files(out)
         write_text(out / "study.json", study.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise _unwritable(out, error) from error

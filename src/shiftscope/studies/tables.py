@@ -12,7 +12,7 @@ import torch
 from shiftscope import figures
 from shiftscope.estimates import Estimate, bootstrap, combine_draws, confidence_interval, variance_component
 from shiftscope.measures import MEASURES
-from shiftscope.runtime.files import write_text, write_whole
+from shiftscope.runtime.files import write_atomically, write_text
 from shiftscope.runtime.provenance import joined
 from shiftscope.studies.measuring import CURVES, RESPONSES
 from shiftscope.studies.measuring import MEASURES as OF_OUTPUTS
@@ -179,7 +179,7 @@ def _draw(study: Study, table: Table, out: Path) -> None:
     if across is not None and any("mcs" in row for row in table.rows):
         figure = curve(table, across, series, {"mcs": "mean cosine similarity", "mcs_centred": "of centred outputs"})
         for suffix in ("png", "svg"):
-            write_whole(out / f"figure.{suffix}", lambda path: figures.save(figure, path))
+            write_atomically(out / f"figure.{suffix}", lambda path: figures.save(figure, path))
 
 
 def curve(table: Table, across: str, series: tuple[str, ...], measures: Mapping[str, str]) -> Figure:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from shiftscope.datasets.sources import Labelled
 from shiftscope.engine.checks import evaluating
 from shiftscope.runtime.progress import Event, Report, silent
-from shiftscope.runtime.seeds import deterministic, drawing, stream
+from shiftscope.runtime.seeds import deterministic, seeded_layers, stream
 from shiftscope.runtime.settings import Spec
 from shiftscope.shifts import sample
 from shiftscope.training.pools import fast_max_pools
@@ -205,7 +205,7 @@ def train(
     optimizer = make_optimizer(model.parameters(), recipe)
     order, shifts = stream(seed, "order"), stream(seed, "shifts", device)
     pools = fast_max_pools(model) if worth_compiling(recipe, len(training), device) else nullcontext()
-    with deterministic(device), drawing(seed, device) as layers, pools:
+    with deterministic(device), seeded_layers(seed, device) as layers, pools:
         streams = {"order": order, "shifts": shifts, "layers": layers}
         state = TrainingState(model, (training, validation), recipe, place, optimizer, streams)
         if checkpoint is not None:
