@@ -1,11 +1,10 @@
-"""Anti-aliased pooling, ours beside antialiased-cnns: time forward, forward and backward, and peak memory.
+"""Anti-aliased pooling compared with antialiased-cnns: time forward, time forward and backward, and peak memory.
 
     python benchmarks/antialias.py [--rounds 7] [--no-resnet]
 
-Same maps, same values (checked to 1e-5), interleaved rounds, medians with their spread, both memory orders. Beside each time
-stands its floor: the bytes that go in and come out, at the bandwidth that a copy of the same map reaches in the same run. A whole
-ResNet-18 with filters in every place follows, ours against theirs, against the plain one. Needs antialiased-cnns; for the ResNet
-torchvision.
+Same maps, same values (checked to 1e-5), interleaved rounds, medians with ranges, both memory orders. The limit of each time is
+that of reading the input and writing the output, at the bandwidth of a copy of the same map in the same run. A complete ResNet-18
+with filters in every place follows: ours, theirs, and without filters. Needs antialiased-cnns, and torchvision for the ResNet.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from time import perf_counter
 
 import antialiased_cnns
 import torch
 from antialiased_cnns.blurpool import BlurPool
 from torch import Tensor, nn
 
+from interleaving import interleaved, seconds
 from shiftscope.layers import BlurPool2d, MaxBlurPool2d
 from shiftscope.surgery import antialias, cost
 
@@ -34,7 +33,7 @@ FILTER = 3
 
 
 def layers(kind: str, channels: int) -> dict[str, nn.Module]:
-    """Ours and theirs."""
+    """Build our layer and theirs."""
     blur = BlurPool(channels, filt_size=FILTER, stride=2)
     if kind == "BlurPool":
         return {"ours": BlurPool2d(FILTER, 2), "theirs": blur}
@@ -42,21 +41,12 @@ def layers(kind: str, channels: int) -> dict[str, nn.Module]:
 
 
 def timed(rounds: int, runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of each, interleaved."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            started = perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if number:
-                found[name].append(perf_counter() - started)
-    return found
+    """Measure the seconds of each, interleaved."""
+    return interleaved({name: seconds(run) for name, run in runs.items()}, rounds)
 
 
 def forward(layer: nn.Module, maps: Tensor) -> Callable[[], object]:
-    """One forward pass without gradients."""
+    """Return a function that runs one forward pass without gradients."""
 
     def run() -> None:
         with torch.no_grad():
@@ -66,7 +56,7 @@ def forward(layer: nn.Module, maps: Tensor) -> Callable[[], object]:
 
 
 def both(layer: nn.Module, maps: Tensor, gradient: Tensor) -> Callable[[], object]:
-    """Forward and backward."""
+    """Return a function that runs one forward and backward pass."""
     leaf = maps.detach().clone(memory_format=torch.preserve_format).requires_grad_()
 
     def run() -> None:
@@ -98,24 +88,24 @@ print(peak() - before + maps.nbytes // 1024)
 
 
 def peak_kib(kind: str, name: str, order: str, shape: tuple[int, ...]) -> int:
-    """Peak memory of one forward and backward, the map itself included, in a process of its own (Linux)."""
+    """Measure the peak memory of one forward and backward pass, input included, in its own process (Linux)."""
     command = [sys.executable, "-c", PEAK, kind, name, order, *map(str, shape)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout)
 
 
 def spread(values: list[float]) -> str:
-    """Median and range in milliseconds."""
+    """Return median and range in milliseconds."""
     return f"{1e3 * statistics.median(values):7.1f} ({1e3 * min(values):.1f}-{1e3 * max(values):.1f})"
 
 
 def geometric(values: list[float]) -> float:
-    """Geometric mean."""
+    """Return the geometric mean."""
     return statistics.geometric_mean(values)
 
 
 def one_shape(kind: str, shape: tuple[int, ...], order: str, rounds: int, device: str) -> dict[str, float]:
-    """Print a line for a shape; its ratios, theirs over ours."""
+    """Print a line for a shape; return its ratios, theirs over ours."""
     maps = torch.randn(shape, device=device).to(memory_format=FORMATS[order])
     pair = {name: layer.to(device) for name, layer in layers(kind, shape[1]).items()}
     with torch.no_grad():
@@ -127,11 +117,11 @@ def one_shape(kind: str, shape: tuple[int, ...], order: str, rounds: int, device
     back = timed(rounds, {name: both(layer, maps, gradient) for name, layer in pair.items()})
     median = statistics.median
     moved = (maps.nbytes + gradient.nbytes) / (2 * maps.nbytes)  # a copy reads and writes the map
-    floor = median(ahead["copy"]) * moved
+    limit = median(ahead["copy"]) * moved
     ratios = {"forward": median(ahead["theirs"]) / median(ahead["ours"]), "both": median(back["theirs"]) / median(back["ours"])}
     line = f"{kind:11} {shape!s:18} {order:13} forward {spread(ahead['ours'])} theirs {spread(ahead['theirs'])}"
-    line += f" {ratios['forward']:5.2f}x floor {1e3 * floor:.1f} | both {spread(back['ours'])} theirs {spread(back['theirs'])}"
-    line += f" {ratios['both']:5.2f}x floor {2e3 * floor:.1f}"
+    line += f" {ratios['forward']:5.2f}x limit {1e3 * limit:.1f} | both {spread(back['ours'])} theirs {spread(back['theirs'])}"
+    line += f" {ratios['both']:5.2f}x limit {2e3 * limit:.1f}"
     if device == "cpu" and sys.platform == "linux":
         kib = {name: peak_kib(kind, name, order, shape) for name in pair}
         ratios["memory"] = kib["ours"] / kib["theirs"]
@@ -141,7 +131,7 @@ def one_shape(kind: str, shape: tuple[int, ...], order: str, rounds: int, device
 
 
 def plain_resnet() -> nn.Module:
-    """Torchvision's ResNet-18; beside a PyTorch without CUDA two of its operators must be named before its import."""
+    """Return torchvision's ResNet-18; with a PyTorch without CUDA, two of its operators must be defined before the import."""
     names = torch.library.Library("torchvision", "FRAGMENT")
     for signature in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a, Tensor b, float c) -> Tensor"):
         with suppress(RuntimeError):
@@ -152,7 +142,7 @@ def plain_resnet() -> nn.Module:
 
 
 def resnet(rounds: int) -> None:
-    """A whole ResNet-18 with a filter before every subsampling: what that costs, ours and theirs, forward and both ways."""
+    """Print the cost of a ResNet-18 with a filter before every subsampling, ours and theirs, forward and with backward."""
     torch.manual_seed(0)
     plain = plain_resnet()
     ours = antialias(plain, filter_size=FILTER, image=(3, 224, 224))
@@ -161,7 +151,7 @@ def resnet(rounds: int) -> None:
         counted = cost(theirs, (3, 224, 224)).multiply_adds
         print(
             f"ResNet-18 multiply-adds: plain {ours.before.multiply_adds:,}, ours {ours.after.multiply_adds:,}, "
-            f"theirs {counted:,} (without its filters, which are not layers of a kind that is counted)"
+            f"theirs {counted:,} (without its filters, whose class is not counted)"
         )
     maps = torch.randn(16, 3, 224, 224)
     models = {"plain": plain, "ours": ours.model.eval(), "theirs": theirs}
@@ -183,7 +173,7 @@ def resnet(rounds: int) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run all measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--resnet", action=argparse.BooleanOptionalAction, default=True)

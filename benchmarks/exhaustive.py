@@ -1,18 +1,18 @@
-"""Every shift of every image: dense beside direct, beside its floor, and beside other tools.
+"""Every shift of every image: the dense method compared with direct, with its theoretical limit, and with other tools.
 
     python benchmarks/exhaustive.py [--data-dir DIR] [--rounds 5] [--images 128]
 
-For each network, interleaved, fp32: the time of all shifts of some images by ``direct`` (the model run on each shifted copy;
-its own overhead over bare forward passes is printed too) and by ``dense``, and their ratio in each round; then the ratio to
-direct with the model's weights in channels-last order, which dense's maps have always, and which a user has to ask for.
+For each network, interleaved, in single precision: the time of all shifts of some images by ``direct`` (the model run on each
+shifted copy; its overhead over plain forward passes is printed, too) and by ``dense``, and their ratio in each round; then the
+ratio to direct with the model's weights in channels-last order, which dense always uses and direct only if the user sets it.
 
-The *floor* beside it is the most that could be had by arithmetic alone: the real multiply-adds of direct over those of dense,
-both counted while they run (convolutions, matrix products; a real Fourier transform of n points counts 2.5 n log2 n / 2). What
-is not multiply-adds (pooling, activations, copies) is in the time and not in the floor.
+The *limit* is the largest ratio that arithmetic alone allows: the real multiply-adds of direct over those of dense, both counted
+while they run (convolutions, matrix products; a real Fourier transform of n points counts 2.5 n log2 n / 2). Everything else
+(pooling, activations, copies) counts in the time and not in the limit.
 
-Then: the largest difference of the two, peak memory for 1,000 and 10,000 images, and tmeasures (PyPI, in a folder of its own
-on PYTHONPATH; skipped where it is not installed), which takes any model: the same model, images and shifts, its variance over
-transformations of the output layer.
+Then: the largest difference between the methods, peak memory for 1,000 and 10,000 images, and tmeasures (PyPI, in a folder of its
+own on PYTHONPATH; skipped if not installed), which accepts any model: the variance of its output layer over transformations, for
+the same model, images and shifts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from shiftscope.surveys import survey
 
 
 class Block(nn.Module):
-    """Two circular convolutions around a shortcut, as in a residual network."""
+    """Two circular convolutions beside a shortcut, as in a residual network."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -54,13 +54,13 @@ class Block(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if stride > 1 or inputs != outputs else nn.Identity()
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The block's maps."""
+        """Return the block's maps."""
         rest = self.norms[1](self.second(torch.relu(self.norms[0](self.first(maps)))))
         return torch.relu(rest + self.shortcut(maps))
 
 
 def circular_resnet() -> nn.Module:
-    """Four stages of 16 to 128 channels, subsampling factor 8, global average pooling."""
+    """Build a residual network of 16 to 128 channels, subsampling factor 8, with global average pooling."""
     torch.manual_seed(0)
     stem = nn.Conv2d(3, 16, 3, padding=1, padding_mode="circular")
     blocks = [Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2), Block(64, 128, 2)]
@@ -68,12 +68,12 @@ def circular_resnet() -> nn.Module:
 
 
 def family(**settings: Any) -> nn.Module:
-    """An untrained network of the paper's family; the time does not depend on its weights."""
+    """Build an untrained network of the paper's family; the time does not depend on its weights."""
     return build(NetworkSpec(**settings), generator=stream(0, "weights")).eval()
 
 
 def digits(count: int, data_dir: Path | None) -> Tensor:
-    """MNIST on its canvas where it is at hand; elsewhere noise of its extent."""
+    """Return MNIST on its canvas if available, otherwise noise of the same size."""
     if data_dir or os.environ.get("SHIFTSCOPE_DATA"):
         data = load(DataSpec(name="mnist"), data_dir=data_dir)
         return data.canvas.place(data.test.images[:count])
@@ -83,7 +83,7 @@ def digits(count: int, data_dir: Path | None) -> Tensor:
 
 
 def colours(count: int, canvas: int) -> Tensor:
-    """Noise of CIFAR-10's extent on a canvas."""
+    """Return noise of CIFAR-10's size on a canvas."""
     images = torch.zeros(count, 3, canvas, canvas)
     margin = (canvas - 32) // 2
     images[:, :, margin : margin + 32, margin : margin + 32] = torch.rand(count, 3, 32, 32, generator=stream(0, "images"))
@@ -91,7 +91,7 @@ def colours(count: int, canvas: int) -> Tensor:
 
 
 def multiply_adds(run: Callable[[], object]) -> float:
-    """Real multiply-adds of a call: what PyTorch's counter sees, and Fourier transforms."""
+    """Count the real multiply-adds of a call: those of PyTorch's counter, and of Fourier transforms."""
     extra = 0.0
 
     def counted(transform: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -114,36 +114,37 @@ def multiply_adds(run: Callable[[], object]) -> float:
 
 
 def compare(title: str, model: nn.Module, images: Tensor, shifts: Tensor, *, mode: Mode, rounds: int) -> tuple[float, float]:
-    """Print one network's line; the ratio of times and the floor."""
+    """Print one network's line; return the ratio of times and its limit."""
     few = images[: max(4, len(images) // 4)]
     dense_blocks = _dense_pass(model, images, shifts, mode)
     direct_adds = multiply_adds(lambda: model(images[:1])) * len(shifts)
     dense_adds = multiply_adds(dense_blocks) / len(images)
-    floor = direct_adds / dense_adds
+    limit = direct_adds / dense_adds
     last = deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # known to torch, not to its types
-    ways = {
+    runs = {
         "direct": seconds(lambda: shift_outputs(model, few, shifts, mode=mode, method="direct")),
         "channels last": seconds(lambda: shift_outputs(last, few, shifts, mode=mode, method="direct")),
         "dense": seconds(lambda: shift_outputs(model, images, shifts, mode=mode, method="dense")),
     }
-    found = interleaved(ways, rounds)
+    found = interleaved(runs, rounds)
     direct = [time / len(few) for time in found["direct"]]
     other = [time / len(few) for time in found["channels last"]]
     dense = [time / len(images) for time in found["dense"]]
     ratio, spread = ratios(direct, dense)
     a, b = (shift_outputs(model, few, shifts, mode=mode, method=method).values for method in ("direct", "dense"))
-    apart = float(((a - b).norm(dim=-1) / a.norm(dim=-1)).max())
+    difference = float(((a - b).norm(dim=-1) / a.norm(dim=-1)).max())
     print(
         f"{title:<44} {len(shifts):>5} shifts  direct {1e3 * median(direct):8.2f}  dense {1e3 * median(dense):7.2f} ms an image  "
-        f"ratio {ratio:6.1f} {spread:<14} floor {floor:6.1f} ({direct_adds / 1e6:,.0f} / {dense_adds / 1e6:,.1f} M)  "
-        f"of floor {ratio / floor:.2f}  apart {apart:.1e}  beside direct with channels last: ratio {ratios(other, dense)[0]:.1f}",
+        f"ratio {ratio:6.1f} {spread:<14} limit {limit:6.1f} ({direct_adds / 1e6:,.0f} / {dense_adds / 1e6:,.1f} M)  "
+        f"of limit {ratio / limit:.2f}  difference {difference:.1e}  "
+        f"channels last: ratio {ratios(other, dense)[0]:.1f}",
         flush=True,
     )
-    return ratio, floor
+    return ratio, limit
 
 
 def _dense_pass(model: nn.Module, images: Tensor, shifts: Tensor, mode: Mode) -> Callable[[], object]:
-    """The dense arithmetic of all images, without the check against direct and without the unshifted pass."""
+    """Return a function that runs dense on all images, without the check against direct and without the unshifted pass."""
     from shiftscope.engine.dense import Dense, choose
     from shiftscope.engine.direct import Canvas, Direct
 
@@ -162,22 +163,22 @@ def _dense_pass(model: nn.Module, images: Tensor, shifts: Tensor, mode: Mode) ->
 
 
 def overhead(model: nn.Module, images: Tensor, shifts: Tensor, rounds: int) -> None:
-    """Direct beside bare forward passes over batches that are ready."""
+    """Print the overhead of direct over plain forward passes of prepared batches."""
     ready = images.contiguous()
 
-    def bare() -> None:
+    def plain() -> None:
         with torch.inference_mode():
             for _ in range(len(shifts) + 1):
                 model(ready)
 
-    ways = {"bare": seconds(bare), "direct": seconds(lambda: shift_outputs(model, images, shifts, method="direct"))}
-    found = interleaved(ways, rounds)
-    ratio, spread = ratios(found["direct"], found["bare"])
-    print(f"direct over bare forward passes, batch {len(images)}: {ratio:.3f} {spread}", flush=True)
+    runs = {"plain": seconds(plain), "direct": seconds(lambda: shift_outputs(model, images, shifts, method="direct"))}
+    found = interleaved(runs, rounds)
+    ratio, spread = ratios(found["direct"], found["plain"])
+    print(f"direct over plain forward passes, batch {len(images)}: {ratio:.3f} {spread}", flush=True)
 
 
-def beside_tmeasures(model: nn.Module, images: Tensor, reach: int, rounds: int) -> None:
-    """The same outputs by tmeasures: its standard deviation over transformations, averaged over images."""
+def compare_tmeasures(model: nn.Module, images: Tensor, reach: int, rounds: int) -> None:
+    """Print the time of tmeasures for the same outputs: standard deviations over transformations, averaged over images."""
     try:
         import tmeasures as tm
         from tmeasures.pytorch.activations_iterator import ActivationsModule
@@ -200,13 +201,13 @@ def beside_tmeasures(model: nn.Module, images: Tensor, reach: int, rounds: int) 
             return [self.model(batch)]
 
     transformations = TranslationGenerator(steps)
-    options = tm.pytorch.PyTorchMeasureOptions(batch_size=256, verbose=False)
+    measure_options = tm.pytorch.PyTorchMeasureOptions(batch_size=256, verbose=False)
     measure = tm.pytorch.TransformationVarianceInvariance()
     theirs: list[Tensor] = []
     ours: list[Tensor] = []
 
     def run_theirs() -> None:
-        theirs[:] = [measure.eval(list(images), transformations, Last(), options).layers[0]]
+        theirs[:] = [measure.eval(list(images), transformations, Last(), measure_options).layers[0]]
 
     def run_ours() -> None:
         outputs = shift_outputs(model, images, shifts)
@@ -214,18 +215,18 @@ def beside_tmeasures(model: nn.Module, images: Tensor, reach: int, rounds: int) 
 
     found = interleaved({"tmeasures": seconds(run_theirs), "shiftscope": seconds(run_ours)}, rounds)
     ratio, spread = ratios(found["tmeasures"], found["shiftscope"])
-    apart = float((theirs[0].flatten() - ours[0]).abs().max() / ours[0].abs().max())
+    difference = float((theirs[0].flatten() - ours[0]).abs().max() / ours[0].abs().max())
     print(
         f"tmeasures over shiftscope, {len(images)} images, {len(shifts)} shifts, factor 4: {ratio:.1f} {spread}; "
-        f"their standard deviations of the outputs differ by {apart:.1e}",
+        f"their standard deviations of the outputs differ by {difference:.1e}",
         flush=True,
     )
 
 
 def peak_megabytes(count: int) -> None:
-    """Print the peak memory of a survey of so many images, made batch by batch.
+    """Print the peak memory of a survey of ``count`` images, generated batch by batch.
 
-    Read from the kernel's own high-water mark where there is one: ``getrusage`` counts a child from its parent's size.
+    From Linux's high-water mark if available: ``getrusage`` of a child process includes its parent's size.
     """
     model = family(factor=4)
 
@@ -240,7 +241,7 @@ def peak_megabytes(count: int) -> None:
 
 
 def memory() -> None:
-    """Peak memory of 1,000 and of 10,000 images, each in a process of its own."""
+    """Print the peak memory of 1,000 and of 10,000 images, each in its own process."""
     environment = {name: value for name, value in os.environ.items() if name != "SHIFTSCOPE_DATA"}
     peaks = {}
     for count in (1000, 10_000):
@@ -252,33 +253,35 @@ def memory() -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run all measurements and print them."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--peak", type=int, help="print the peak memory of a survey of so many images, and nothing else")
-    asked = parser.parse_args()
+    parser.add_argument("--data-dir", type=Path, help="folder with MNIST; noise of its size without it")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to take the median of (default: 5)")
+    parser.add_argument("--images", type=int, default=128, help="images for dense (default: 128)")
+    parser.add_argument("--peak", type=int, help="only print the peak memory of a survey of this many images")
+    options = parser.parse_args()
     keep_freed_memory()
-    if asked.peak:
-        peak_megabytes(asked.peak)
+    if options.peak:
+        peak_megabytes(options.peak)
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {asked.rounds} rounds, median [least, greatest]")
-    images = digits(asked.images, asked.data_dir)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.rounds} rounds, median [least, greatest]")
+    images = digits(options.images, options.data_dir)
     found = []
     for factor in (1, 2, 4, 8):
-        found.append(compare(f"MNIST, factor {factor}", family(factor=factor), images, grid(8), mode="zero", rounds=asked.rounds))
+        found.append(
+            compare(f"MNIST, factor {factor}", family(factor=factor), images, grid(8), mode="zero", rounds=options.rounds)
+        )
     means = [exp(sum(log(pair[index]) for pair in found) / len(found)) for index in (0, 1)]
-    worst = min(ratio / floor for ratio, floor in found)
-    print(f"geometric mean: ratio {means[0]:.1f}, floor {means[1]:.1f}; least share of its floor {worst:.2f}")
-    compare("MNIST, factor 4, m = 16", family(factor=4), images, grid(16), mode="zero", rounds=asked.rounds)
+    worst = min(ratio / limit for ratio, limit in found)
+    print(f"geometric mean: ratio {means[0]:.1f}, limit {means[1]:.1f}; least share of its limit {worst:.2f}")
+    compare("MNIST, factor 4, m = 16", family(factor=4), images, grid(16), mode="zero", rounds=options.rounds)
     cifar = family(channels=(32, 64, 128), factor=4, pool_kernel=5, input_size=50, input_channels=3)
-    compare("CIFAR-10 50x50, factor 4, pool kernel 5", cifar, colours(8, 50), grid(8), mode="zero", rounds=asked.rounds)
+    compare("CIFAR-10 50x50, factor 4, pool kernel 5", cifar, colours(8, 50), grid(8), mode="zero", rounds=options.rounds)
     everywhere = torch.cartesian_prod(torch.arange(32), torch.arange(32))
     compare("circular residual network, all of 32x32", circular_resnet(), colours(8, 32), everywhere, mode="circular", rounds=3)
-    overhead(family(factor=8), digits(256, asked.data_dir), grid(3), asked.rounds)
-    overhead(family(factor=1), digits(64, asked.data_dir), grid(1), asked.rounds)
-    beside_tmeasures(family(factor=4), images[:32], 8, min(asked.rounds, 3))
+    overhead(family(factor=8), digits(256, options.data_dir), grid(3), options.rounds)
+    overhead(family(factor=1), digits(64, options.data_dir), grid(1), options.rounds)
+    compare_tmeasures(family(factor=4), images[:32], 8, min(options.rounds, 3))
     memory()
 
 

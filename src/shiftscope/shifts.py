@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Complex, Float, Int, Shaped
 from torch import Tensor
 
+from shiftscope.errors import InputError
+
 __all__ = ["Mode", "grid", "sample", "translate", "translate_by_parts"]
 
 #: What comes in at the border: a fill (``zero``), or what left on the opposite side (``circular``).
@@ -22,7 +24,7 @@ def grid(max_shift: int) -> Int[Tensor, "shift 2"]:
     """Return all (2 m + 1)^2 shifts of up to ``max_shift`` pixels along each axis, row by row.
 
     Raises:
-        ValueError: `max_shift` is negative.
+        InputError: `max_shift` is negative.
 
     >>> grid(1)[:4].tolist()
     [[-1, -1], [-1, 0], [-1, 1], [0, -1]]
@@ -36,7 +38,7 @@ def sample(count: int, max_shift: int, generator: torch.Generator) -> Int[Tensor
     """Draw ``count`` independent shifts, uniform on the square of up to ``max_shift`` pixels, on the generator's device.
 
     Raises:
-        ValueError: `max_shift` is negative.
+        InputError: `max_shift` is negative.
 
     >>> sample(3, 8, torch.Generator().manual_seed(0)).shape
     torch.Size([3, 2])
@@ -69,7 +71,7 @@ def translate(
         the moved batch, of the images' dtype.
 
     Raises:
-        ValueError: `mode` is unknown, `shifts` does not hold one shift an image, or `size` differs from the images' in mode
+        InputError: `mode` is unknown, `shifts` does not hold one shift an image, or `size` differs from the images' in mode
             ``circular``.
 
     >>> translate(torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor([[0, 1]])).tolist()
@@ -78,11 +80,11 @@ def translate(
     count, _, height, width = images.shape
     tall, wide = size or (height, width)
     if mode not in ("zero", "circular"):
-        raise ValueError(f"`mode` must be 'zero' or 'circular', got {mode!r}.")
+        raise InputError(f"`mode` must be 'zero' or 'circular', got {mode!r}.")
     if shifts.shape != (count, 2):
-        raise ValueError(f"`shifts` must hold one (dy, dx) for each of {count} images, got shape {tuple(shifts.shape)}.")
+        raise InputError(f"`shifts` must hold one (dy, dx) for each of {count} images, got shape {tuple(shifts.shape)}.")
     if mode == "circular" and (tall, wide) != (height, width):
-        raise ValueError(f"`size` must be the images' own {(height, width)} when `mode` is 'circular', got {(tall, wide)}.")
+        raise InputError(f"`size` must be the images' own {(height, width)} when `mode` is 'circular', got {(tall, wide)}.")
     down, right = shifts.to(images.device).unbind(1)
     rows = _sources(down, tall, height)
     columns = _sources(right, wide, width)
@@ -115,7 +117,7 @@ def translate_by_parts(
         fill: the canvas's colour, one value or one a channel; not used in mode ``circular``.
 
     Raises:
-        ValueError: `mode` is unknown, or `shifts` does not hold one shift an image.
+        InputError: `mode` is unknown, or `shifts` does not hold one shift an image.
 
     >>> translate_by_parts(torch.tensor([[[[0.0, 1.0, 0.0]]]]), torch.tensor([[0.0, 0.5]])).tolist()
     [[[[0.0, 0.5, 0.5]]]]
@@ -164,4 +166,4 @@ def _gather(
 
 def _check_max_shift(max_shift: int) -> None:
     if max_shift < 0:
-        raise ValueError(f"`max_shift` must be 0 or more pixels, got {max_shift}.")
+        raise InputError(f"`max_shift` must be 0 or more pixels, got {max_shift}.")

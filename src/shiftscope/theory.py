@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from shiftscope.errors import InputError
 from shiftscope.shifts import Mode
 from shiftscope.similarity import TIE, cosine
 
@@ -60,17 +61,17 @@ def correlate(
         stride: the step between samples, in positions, at least 1.
 
     Raises:
-        ValueError: `kernel` does not fit into the signal, or `stride` is not positive.
+        InputError: `kernel` does not fit into the signal, or `stride` is not positive.
 
     >>> correlate(torch.tensor([0, 0, 0, 0, 1, 2, 0, 0, 0, 0]), torch.tensor([1, 0, 1]), stride=2).tolist()
     [0, 1, 1, 0]
     """
     if stride < 1:
-        raise ValueError(f"`stride` must be at least 1, got {stride}.")
+        raise InputError(f"`stride` must be at least 1, got {stride}.")
     lead = signal.ndim - kernel.ndim
     if lead < 0 or any(taps > size for taps, size in zip(kernel.shape, signal.shape[max(lead, 0) :], strict=True)):
-        raise ValueError(
-            f"`kernel` must fit into the signal, got {tuple(kernel.shape)} over {tuple(signal.shape)}. Use a smaller kernel."
+        raise InputError(
+            f"`kernel` must fit into the signal, got {tuple(kernel.shape)} over {tuple(signal.shape)}.", "Use a smaller kernel."
         )
     windows = signal
     for axis, taps in enumerate(kernel.shape, start=lead):
@@ -89,13 +90,13 @@ def translate(
         mode: what comes in at the border: zeros (``zero``) or what left on the opposite side (``circular``).
 
     Raises:
-        ValueError: `mode` is unknown.
+        InputError: `mode` is unknown.
 
     >>> translate(torch.tensor([1, 2, 3]), 1).tolist(), translate(torch.tensor([1, 2, 3]), 1, mode="circular").tolist()
     ([0, 1, 2], [3, 1, 2])
     """
     if mode not in ("zero", "circular"):
-        raise ValueError(f"`mode` must be 'zero' or 'circular', got {mode!r}.")
+        raise InputError(f"`mode` must be 'zero' or 'circular', got {mode!r}.")
     steps = (displacement,) if isinstance(displacement, int) else tuple(displacement)
     dims = tuple(range(-len(steps), 0))
     if mode == "circular":
@@ -115,13 +116,13 @@ def subsample(signal: Shaped[Tensor, "*positions"], factor: int, *, axes: int | 
     """Return every ``factor``-th position along each of the last ``axes`` axes (all by default), starting with the first.
 
     Raises:
-        ValueError: `factor` is not positive.
+        InputError: `factor` is not positive.
 
     >>> subsample(torch.arange(6), 2).tolist()
     [0, 2, 4]
     """
     if factor < 1:
-        raise ValueError(f"`factor` must be at least 1, got {factor}.")
+        raise InputError(f"`factor` must be at least 1, got {factor}.")
     spatial = signal.ndim if axes is None else axes
     steps = [slice(None)] * (signal.ndim - spatial) + [slice(None, None, factor)] * spatial
     return signal[tuple(steps)]
@@ -140,13 +141,13 @@ def cross_similarity(
         and 0 elsewhere; if one is, c is 0 everywhere.
 
     Raises:
-        ValueError: `a` and `b` differ in shape.
+        InputError: `a` and `b` differ in shape.
 
     >>> cross_similarity(torch.tensor([0, 1, 0]), torch.tensor([0, 0, 1])).argmax().item() - 2
     1
     """
     if a.shape != b.shape:
-        raise ValueError(f"`a` and `b` must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
+        raise InputError(f"`a` and `b` must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
     spatial = a.ndim if axes is None else axes
     dims = tuple(range(-spatial, 0))
     sizes = [2 * a.shape[dim] - 1 for dim in dims]
@@ -188,7 +189,7 @@ def respond(a: Shaped[Tensor, "*shape"], b: Shaped[Tensor, "*shape"], *, axes: i
         axes: how many axes are positions, all by default.
 
     Raises:
-        ValueError: `a` and `b` differ in shape.
+        InputError: `a` and `b` differ in shape.
 
     >>> x = torch.tensor([0, 1, 2, 0, 0])
     >>> respond(x, translate(x, 2)).movement
@@ -219,7 +220,7 @@ def homogeneity(signal: Shaped[Tensor, "*positions"], factor: int, *, axes: int 
         axes: how many axes are positions.
 
     Raises:
-        ValueError: `factor` is not positive.
+        InputError: `factor` is not positive.
 
     >>> round(homogeneity(torch.tensor([0, 0, 0, 0, 0, 2, 2, 3, 3, 1, 1, 2, 2, 0, 0, 0, 0, 0]), 2), 9)
     1.0
