@@ -1,4 +1,4 @@
-"""Studies and pages for the tests of the report, and a browser to look at them with."""
+"""Studies and pages for the tests of reports and figures, and a browser to show them in."""
 
 from __future__ import annotations
 
@@ -19,39 +19,40 @@ from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import run_study
 from small import SMALL
 
+#: The browser is installed under one of these names.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def trained(folder: Path) -> Path:
-    """A small study, trained and measured, whose factor 4 has a source."""
+    """Train and measure a small study, whose factor 4 has a source."""
     (folder / "small.toml").write_text(SMALL)
     run_study(load_study(str(folder / "small.toml")), out=folder / "study")
     return folder / "study"
 
 
-def without(folder: Path, name: str, kept: int, target: Path) -> Path:
-    """A copy of a study in which only so many runs still have a file of that name."""
+def without(folder: Path, name: str, runs: int, target: Path) -> Path:
+    """Copy a study so that only so many runs have a file of that name."""
     shutil.copytree(folder, target)
-    for run in sorted((target / "runs").iterdir())[kept:]:
+    for run in sorted((target / "runs").iterdir())[runs:]:
         (run / name).unlink()
     return target
 
 
 def drag(classes: tuple[str, ...], *, images: int = 2, networks: int = 2, reach: int = 2, names: str = "network {}") -> Drag:
-    """Images of noise and networks that answer at random."""
+    """Return images of noise and networks with random outputs."""
     generator = torch.Generator().manual_seed(0)
     shifts = grid(reach)
-    answers = []
+    shown = []
     for number in range(networks):
         values = torch.randn(images, len(shifts), len(classes), generator=generator) * 3
-        answers.append(Network(names.format(number), 2 * number + 1, Outputs(values, values[:, len(shifts) // 2], shifts)))
+        shown.append(Network(names.format(number), 2 * number + 1, Outputs(values, values[:, len(shifts) // 2], shifts)))
     noise = torch.randint(0, 256, (images, 1, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.arange(images) % len(classes)
-    return Drag("Drag", "", noise, labels, classes, 8 + 2 * reach, (0,), reach, tuple(answers))
+    return Drag("Drag", "", noise, labels, classes, 8 + 2 * reach, (0,), reach, tuple(shown))
 
 
 def page_of(*sections: Any, title: str = "A page") -> Page:
-    return Page(title, "An answer.", sections, provenance={"made by": "the tests"})
+    return Page(title, "An answer.", sections, provenance={"code": "the tests"})
 
 
 def lesson() -> Lesson:
@@ -62,12 +63,12 @@ def lesson() -> Lesson:
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """Headless Chromium, or a skip that says what is missing."""
+    """Start headless Chromium, or skip the test and say what is missing."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, which the extra `test` installs")
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if found is None:
+    path = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if path is None:
         pytest.skip("needs Chromium: install the system's package `chromium`")
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield chromium
         chromium.close()

@@ -1,4 +1,4 @@
-"""The page in a real browser: opened from disk with the network cut off, dragged, sorted, saved, read aloud."""
+"""A page in a real browser, opened from disk without a network: dragged, sorted, saved, and checked for accessibility."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ import pages
 from shiftscope.datasets.dataset import load
 from shiftscope.models import load_model
 from shiftscope.report import render
-from shiftscope.report.gallery import spread_over_classes
+from shiftscope.report.gallery import balanced
 from shiftscope.report.write import write_report
 from shiftscope.shifts import grid, translate
 from shiftscope.studies.folder import read_folder
 from shiftscope.theory import correlate, homogeneity, respond, subsample, worked_tables
 from shiftscope.theory import translate as translate_signal
 
-AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
+AXE = Path(__file__).parents[1] / "vendor" / "axe-core" / "axe.min.js"
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = pages.trained(tmp_path_factory.mktemp("browser"))
-    write_report(folder)
-    return folder
+def report(study: Path) -> Path:
+    """The page of the trained study."""
+    return write_report(study)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +40,10 @@ def chromium() -> Iterator[Any]:
 
 @dataclass
 class Opened:
-    """A page in the browser, and what it complained about or asked for."""
+    """A page in the browser, its console messages and its requests."""
 
     page: Any
-    complaints: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
     def text(self, selector: str) -> str:
@@ -60,9 +59,9 @@ def show(chromium: Any) -> Iterator[Callable[..., Opened]]:
         contexts.append(context)
         shown = Opened(context.new_page())
         shown.page.set_default_timeout(10_000)
-        shown.page.on("console", lambda told: shown.complaints.append(told.text))
-        shown.page.on("pageerror", lambda error: shown.complaints.append(str(error)))
-        shown.page.on("dialog", lambda dialog: (shown.complaints.append(dialog.message), dialog.dismiss()))
+        shown.page.on("console", lambda message: shown.messages.append(message.text))
+        shown.page.on("pageerror", lambda error: shown.messages.append(str(error)))
+        shown.page.on("dialog", lambda dialog: (shown.messages.append(dialog.message), dialog.dismiss()))
         shown.page.on("request", lambda request: shown.requests.append(request.url))
         shown.page.goto(path.resolve().as_uri())
         return shown
@@ -80,47 +79,47 @@ def write(folder: Path, *sections: Any, title: str = "A page") -> Path:
 
 @lru_cache
 def network_and_canvas(study: Path, cell: int, image: int) -> tuple[torch.nn.Module, torch.Tensor]:
-    """A cell's first network, and an image of the page on its canvas."""
-    held = read_folder(study).cells[cell]
-    data = load(held.planned[0].data)
-    place = int(spread_over_classes(data.test.labels, image + 1)[image])
-    return load_model(str(held.folders[0])).model, data.canvas.place(data.test.images[place : place + 1])
+    """Return a cell's first network, and an image of the page on its canvas."""
+    runs = read_folder(study).cells[cell]
+    data = load(runs.planned[0].data)
+    index = int(balanced(data.test.labels, image + 1)[image])
+    return load_model(str(runs.folders[0])).model, data.canvas.place(data.test.images[index : index + 1])
 
 
-def truth(study: Path, cell: int, image: int, dy: int, dx: int) -> tuple[torch.Tensor, float]:
-    """What a network itself says of a test image that is moved: probabilities, and the cosine with the unmoved one's output."""
+def predict(study: Path, cell: int, image: int, dy: int, dx: int) -> tuple[torch.Tensor, float]:
+    """Run a network on a shifted test image: its probabilities, and the cosine of its outputs before and after."""
     model, canvas = network_and_canvas(study, cell, image)
     with torch.inference_mode():
         before, after = model(canvas), model(translate(canvas, torch.tensor([[dy, dx]])))
     return after.softmax(-1)[0], float(torch.cosine_similarity(before, after)[0])
 
 
-def shown_answer(opened: Opened, panel: int) -> tuple[str, list[int], float]:
-    """Predicted class, percentages and cosine of one of the two networks."""
+def shown_prediction(opened: Opened, panel: int) -> tuple[str, list[int], float]:
+    """Return the predicted class, the percentages and the cosine that the page shows for one of its two networks."""
     network = opened.page.locator(".network").nth(panel)
     shares = [int(text.split()[0]) for text in network.locator(".share").all_inner_texts()]
     return network.locator(".class").inner_text(), shares, float(network.locator(".cosine b").inner_text())
 
 
-def assert_shows_truth(opened: Opened, study: Path, image: int, dy: int, dx: int, cells: tuple[int, int] = (0, 1)) -> None:
+def assert_shows_prediction(opened: Opened, study: Path, image: int, dy: int, dx: int, cells: tuple[int, int] = (0, 1)) -> None:
     for panel, cell in enumerate(cells):
-        probabilities, cosine = truth(study, cell, image, dy, dx)
-        top, shares, similarity = shown_answer(opened, panel)
+        probabilities, cosine = predict(study, cell, image, dy, dx)
+        top, shares, similarity = shown_prediction(opened, panel)
         assert top == str(int(probabilities.argmax()))
         assert shares == pytest.approx([100 * float(each) for each in probabilities], abs=0.75)
         assert similarity == pytest.approx(cosine, abs=6e-4)
 
 
-def test_a_page_opens_from_disk_without_network_and_without_complaint(study: Path, show: Callable[..., Opened]) -> None:
-    opened = show(study / "report.html")
+def test_page_opens_from_disk_without_requests_or_messages(report: Path, show: Callable[..., Opened]) -> None:
+    opened = show(report)
     opened.page.wait_for_timeout(500)
-    assert opened.complaints == []
+    assert opened.messages == []
     assert {url.partition(":")[0] for url in opened.requests} <= {"file", "data", "blob"}
     assert sum(url.startswith("file:") for url in opened.requests) == 1
 
 
-def test_the_numbers_in_the_page_are_those_of_the_records(study: Path, show: Callable[..., Opened]) -> None:
-    opened = show(study / "report.html")
+def test_table_shows_the_numbers_of_the_records(report: Path, study: Path, show: Callable[..., Opened]) -> None:
+    opened = show(report)
     section = opened.page.locator("section.rows", has_text="All measured numbers")
     table = read_folder(study).table()
     for row, expected in zip(section.locator("tbody tr").all(), table.rows, strict=True):
@@ -133,8 +132,8 @@ def test_the_numbers_in_the_page_are_those_of_the_records(study: Path, show: Cal
         ]
 
 
-def test_dragging_with_the_mouse_shows_what_the_networks_say(study: Path, show: Callable[..., Opened]) -> None:
-    opened = show(study / "report.html")
+def test_dragging_with_the_mouse_shows_predictions(report: Path, study: Path, show: Callable[..., Opened]) -> None:
+    opened = show(report)
     opened.page.locator(".stage").scroll_into_view_if_needed()
     box = opened.page.locator(".stage").bounding_box()
     step = box["width"] / 22
@@ -144,13 +143,13 @@ def test_dragging_with_the_mouse_shows_what_the_networks_say(study: Path, show: 
     opened.page.mouse.move(x + 3 * step, y - 2 * step, steps=4)
     opened.page.mouse.up()
     assert opened.text(".shift") == "3 pixels right, 2 up"
-    assert_shows_truth(opened, study, image=0, dy=-2, dx=3)
+    assert_shows_prediction(opened, study, image=0, dy=-2, dx=3)
     opened.page.mouse.move(x, y)
     assert opened.text(".shift") == "3 pixels right, 2 up", "a released image must stay"
 
 
-def test_a_finger_drags_and_no_drag_leaves_the_grid(study: Path, show: Callable[..., Opened]) -> None:
-    opened = show(study / "report.html", width=390, has_touch=True)
+def test_dragging_with_a_finger_stops_at_the_edge_of_the_grid(report: Path, study: Path, show: Callable[..., Opened]) -> None:
+    opened = show(report, width=390, has_touch=True)
     opened.page.locator(".stage").scroll_into_view_if_needed()
     box = opened.page.locator(".stage").bounding_box()
     x, y = box["x"] + 60, box["y"] + 60
@@ -163,58 +162,60 @@ def test_a_finger_drags_and_no_drag_leaves_the_grid(study: Path, show: Callable[
     ):
         client.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     assert opened.text(".shift") == "6 pixels right, 6 down"
-    assert_shows_truth(opened, study, image=0, dy=6, dx=6)
+    assert_shows_prediction(opened, study, image=0, dy=6, dx=6)
 
 
-def test_arrow_keys_sliders_and_buttons_move_the_image(study: Path, show: Callable[..., Opened]) -> None:
-    opened = show(study / "report.html")
+def test_arrow_keys_sliders_and_buttons_move_the_image(report: Path, study: Path, show: Callable[..., Opened]) -> None:
+    opened = show(report)
     opened.page.focus(".stage")
     for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft", "ArrowLeft"):
         opened.page.keyboard.press(key)
     assert opened.text(".shift") == "1 pixel left, 2 down"
-    assert_shows_truth(opened, study, image=0, dy=2, dx=-1)
-    opened.page.locator(".told", has_text="1 pixel left, 2 down.").first.wait_for()
+    assert_shows_prediction(opened, study, image=0, dy=2, dx=-1)
+    opened.page.locator(".status", has_text="1 pixel left, 2 down.").first.wait_for()
     opened.page.keyboard.press("Home")
     assert opened.text(".shift") == "not shifted"
     opened.page.fill(".dx", "-4")
     assert opened.text(".shift") == "4 pixels left"
-    opened.page.click(".home")
+    opened.page.click(".reset")
     assert opened.text(".shift") == "not shifted"
 
 
-def test_another_image_and_another_network_are_shown_when_chosen(study: Path, show: Callable[..., Opened]) -> None:
-    opened = show(study / "report.html")
+def test_choosing_image_and_network_shows_their_predictions(report: Path, study: Path, show: Callable[..., Opened]) -> None:
+    opened = show(report)
     opened.page.focus(".thumbs input >> nth=0")
     for _ in range(3):
         opened.page.keyboard.press("ArrowRight")
     opened.page.locator(".network select").nth(1).select_option(index=0)
     opened.page.focus(".stage")
     opened.page.keyboard.press("ArrowUp")
-    assert_shows_truth(opened, study, image=3, dy=-1, dx=0, cells=(0, 0))
-    assert "every shift is on the lattice" in opened.text(".network >> nth=1")
+    assert_shows_prediction(opened, study, image=3, dy=-1, dx=0, cells=(0, 0))
+    assert "every shift is a multiple of it" in opened.text(".network >> nth=1")
     opened.page.locator(".network select").nth(1).select_option(label="factor 4")
-    assert_shows_truth(opened, study, image=3, dy=-1, dx=0)
+    assert_shows_prediction(opened, study, image=3, dy=-1, dx=0)
     dots = 3 * 3  # multiples of 4 within 6 pixels, along each axis
     assert opened.page.locator(".network >> nth=1").locator(".lattice").count() == dots
 
 
-def test_the_nearest_shift_that_changes_the_answer_is_the_nearest(study: Path, show: Callable[..., Opened]) -> None:
-    opened = show(study / "report.html")
-    opened.page.click(".fool")
+def test_button_moves_to_the_nearest_change(report: Path, study: Path, show: Callable[..., Opened]) -> None:
+    opened = show(report)
+    opened.page.click(".nearest")
     player = "shiftscope.players[0]"
     dy, dx = opened.page.evaluate(f"[{player}.dy, {player}.dx]")
     changed = [
         float(torch.tensor([y, x]).square().sum())
         for y, x in grid(6).tolist()
-        if any(int(truth(study, cell, 0, y, x)[0].argmax()) != int(truth(study, cell, 0, 0, 0)[0].argmax()) for cell in (0, 1))
+        if any(
+            int(predict(study, cell, 0, y, x)[0].argmax()) != int(predict(study, cell, 0, 0, 0)[0].argmax()) for cell in (0, 1)
+        )
         and y * y + x * x <= dy * dy + dx * dx
     ]
     assert min(changed) == dy * dy + dx * dx
     assert opened.page.locator(".network.changed").count() >= 1
 
 
-def test_the_map_marks_the_shift_and_can_be_pressed(study: Path, show: Callable[..., Opened]) -> None:
-    opened = show(study / "report.html")
+def test_clicking_the_map_moves_the_image(report: Path, show: Callable[..., Opened]) -> None:
+    opened = show(report)
     box = opened.page.locator(".mapbox").first
     box.scroll_into_view_if_needed()
     size = box.bounding_box()["width"] / 13
@@ -223,8 +224,8 @@ def test_the_map_marks_the_shift_and_can_be_pressed(study: Path, show: Callable[
     assert [box.locator(".here").last.get_attribute(name) for name in ("cx", "cy")] == ["8.5", "3.5"]
 
 
-def test_tables_sort_by_number_and_empty_cells_stay_last(study: Path, show: Callable[..., Opened]) -> None:
-    opened = show(study / "report.html")
+def test_sorting_is_numerical_and_keeps_empty_cells_last(report: Path, study: Path, show: Callable[..., Opened]) -> None:
+    opened = show(report)
     section = opened.page.locator("section.rows", has_text="All measured numbers")
     place = list(read_folder(study).table().columns).index("source_mcs") + 1
     button = section.locator(f"th:nth-child({place}) button")
@@ -237,17 +238,17 @@ def test_tables_sort_by_number_and_empty_cells_stay_last(study: Path, show: Call
     assert section.locator("tbody td:nth-child(1)").all_inner_texts() == ["4", "1"]
 
 
-def test_a_saved_table_is_the_tables_csv(study: Path, show: Callable[..., Opened]) -> None:
-    opened = show(study / "report.html", accept_downloads=True)
+def test_saved_table_is_csv(report: Path, study: Path, show: Callable[..., Opened]) -> None:
+    opened = show(report, accept_downloads=True)
     with opened.page.expect_download() as waiting:
         opened.page.locator("section.rows", has_text="All measured numbers").locator(".save").click()
     assert waiting.value.suggested_filename == "small.csv"
     assert Path(waiting.value.path()).read_text() == read_folder(study).table().to_csv()
 
 
-def test_dark_follows_the_system_and_the_button(study: Path, show: Callable[..., Opened]) -> None:
+def test_dark_theme_follows_system_and_button(report: Path, show: Callable[..., Opened]) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
-    light, dark = (show(study / "report.html", color_scheme=scheme) for scheme in ("light", "dark"))
+    light, dark = (show(report, color_scheme=scheme) for scheme in ("light", "dark"))
     before = light.page.evaluate(background)
     assert before != dark.page.evaluate(background)
     light.page.click("#theme")
@@ -256,8 +257,8 @@ def test_dark_follows_the_system_and_the_button(study: Path, show: Callable[...,
     assert dark.page.evaluate(background) == before
 
 
-def test_tips_tell_the_numbers(study: Path, show: Callable[..., Opened]) -> None:
-    opened = show(study / "report.html")
+def test_tips_show_numbers(report: Path, study: Path, show: Callable[..., Opened]) -> None:
+    opened = show(report)
     opened.page.locator(".wide .point").first.hover()
     table = read_folder(study).table()
     assert str(table.rows[0]["mcs"]) in opened.text(".tip")
@@ -271,14 +272,14 @@ HOSTILE = ("<script>alert(1)</script>", "\"quoted' & <b>bold</b>", "שלום ע�
 def test_hostile_names_are_shown_as_text(tmp_path: Path, show: Callable[..., Opened]) -> None:
     path = write(tmp_path, pages.drag(HOSTILE, images=5, names="</option><script>alert({})</script>"), title=HOSTILE[4])
     opened = show(path)
-    assert opened.complaints == []
+    assert opened.messages == []
     assert opened.page.title() == opened.text("h1") == HOSTILE[4]
     assert opened.page.locator(".network").first.locator(".label").all_inner_texts() == list(HOSTILE)
     assert opened.page.locator("option").first.inner_text() == "</option><script>alert(0)</script>"
     assert opened.page.locator("b, img").count() == 2, "only the two cosines are bold"
 
 
-def test_many_classes_show_the_ten_likeliest(tmp_path: Path, show: Callable[..., Opened]) -> None:
+def test_of_many_classes_the_ten_most_probable_are_shown(tmp_path: Path, show: Callable[..., Opened]) -> None:
     shown = pages.drag(tuple(f"class {place}" for place in range(40)))
     opened = show(write(tmp_path, shown))
     most = torch.stack([network.outputs.values[0].softmax(-1).amax(dim=0) for network in shown.networks]).amax(dim=0)
@@ -286,8 +287,8 @@ def test_many_classes_show_the_ten_likeliest(tmp_path: Path, show: Callable[...,
     assert opened.page.locator(".network").first.locator(".label").all_inner_texts() == [f"class {place}" for place in likely]
 
 
-def test_a_script_that_is_not_the_pages_own_does_not_run(study: Path, show: Callable[..., Opened]) -> None:
-    opened = show(study / "report.html")
+def test_injected_script_does_not_run(report: Path, show: Callable[..., Opened]) -> None:
+    opened = show(report)
     opened.page.evaluate(
         """() => {
             const added = document.createElement("script");
@@ -296,10 +297,10 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(study: Path, show: Call
         }"""
     )
     assert opened.page.evaluate("window.ran === undefined")
-    assert any("Content Security Policy" in complaint for complaint in opened.complaints)
+    assert any("Content Security Policy" in message for message in opened.messages)
 
 
-def test_the_lesson_computes_what_the_theory_computes(tmp_path: Path, show: Callable[..., Opened]) -> None:
+def test_lesson_computes_what_theory_computes(tmp_path: Path, show: Callable[..., Opened]) -> None:
     opened = show(write(tmp_path, pages.lesson()))
     generator = torch.Generator().manual_seed(0)
     for _ in range(60):
@@ -327,7 +328,7 @@ def test_the_lesson_computes_what_the_theory_computes(tmp_path: Path, show: Call
 
 
 @pytest.mark.parametrize("kind", ["max", "mean"])
-def test_the_lessons_pooling_is_dense_pooling(tmp_path: Path, show: Callable[..., Opened], kind: str) -> None:
+def test_lesson_pools_with_stride_one(tmp_path: Path, show: Callable[..., Opened], kind: str) -> None:
     opened = show(write(tmp_path, pages.lesson()))
     signal = [3.0, 1.0, -2.0, 4.0, 0.0, 5.0]
     windows = torch.tensor(signal).unfold(0, 3, 1)
@@ -337,7 +338,7 @@ def test_the_lessons_pooling_is_dense_pooling(tmp_path: Path, show: Callable[...
     )
 
 
-def test_the_lesson_shows_the_sources_worked_example(tmp_path: Path, show: Callable[..., Opened]) -> None:
+def test_lesson_shows_the_worked_example(tmp_path: Path, show: Callable[..., Opened]) -> None:
     opened = show(write(tmp_path, pages.lesson()))
     expected = next(table for table in worked_tables() if table.name == "broken equivariance").rows[1]
     assert [int(text) for text in opened.page.locator(".strip").nth(3).locator("span").all_inner_texts()] == expected["output"]
@@ -345,14 +346,14 @@ def test_the_lesson_shows_the_sources_worked_example(tmp_path: Path, show: Calla
     assert float(opened.text("dd.movement")) == expected["movement"]
     assert float(opened.text("dd.in-place")) == pytest.approx(expected["cosine in place"], abs=6e-4)
     opened.page.fill(".stride", "1")
-    assert "equivariant" in opened.text(".bench .told")
-    opened.page.fill(".typed", "1 2 three")
-    assert "8 to 32 numbers" in opened.text(".bench .told")
+    assert "equivariance" in opened.text(".demo .status")
+    opened.page.fill(".signal-values", "1 2 three")
+    assert "8 to 32 numbers" in opened.text(".demo .status")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_no_serious_fault_of_accessibility(study: Path, show: Callable[..., Opened], width: int, scheme: str) -> None:
-    opened = show(study / "report.html", width=width, color_scheme=scheme, bypass_csp=True)
+def test_axe_finds_no_serious_violation(report: Path, show: Callable[..., Opened], width: int, scheme: str) -> None:
+    opened = show(report, width=width, color_scheme=scheme, bypass_csp=True)
     opened.page.add_script_tag(content=AXE.read_text())
     found = opened.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
     serious = [
@@ -363,7 +364,7 @@ def test_no_serious_fault_of_accessibility(study: Path, show: Callable[..., Open
     assert serious == []
 
 
-def test_faults_of_accessibility_are_found_where_there_are_some(chromium: Any) -> None:
+def test_axe_finds_a_violation_where_there_is_one(chromium: Any) -> None:
     """So that the test above can fail."""
     page = chromium.new_page()
     page.set_content("<html lang='en'><title>x</title><main><h1>x</h1><button></button></main>")
@@ -373,17 +374,15 @@ def test_faults_of_accessibility_are_found_where_there_are_some(chromium: Any) -
 
 
 @pytest.mark.parametrize("width", [1280, 390, 320])
-def test_nothing_overflows(study: Path, show: Callable[..., Opened], width: int) -> None:
-    opened = show(study / "report.html", width=width)
+def test_page_does_not_scroll_sideways(report: Path, show: Callable[..., Opened], width: int) -> None:
+    opened = show(report, width=width)
     assert opened.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
-def test_a_half_done_study_shows_what_there_is_and_says_what_is_missing(
-    study: Path, tmp_path: Path, show: Callable[..., Opened]
-) -> None:
+def test_unfinished_study_has_a_page_that_says_what_is_missing(study: Path, tmp_path: Path, show: Callable[..., Opened]) -> None:
     half = pages.without(study, "record.json", 1, tmp_path / "half")
     opened = show(write_report(half))
-    assert opened.complaints == []
+    assert opened.messages == []
     assert "1 of 4 runs are finished" in opened.text(".warning")
     assert "is not finished: it has no record yet" in opened.text("section.missing")
     assert opened.page.locator("section.drag").count() == 1

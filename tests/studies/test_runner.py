@@ -58,7 +58,6 @@ def test_a_study_gives_estimates_over_seeds_and_images_and_keeps_everything(tmp_
             assert (estimate.count, estimate.seeds) == (60, 2)
     assert (out / "table.csv").read_text() == table.to_csv()
     assert (out / "table.md").read_text() == table.to_markdown()
-    assert (out / "figure.png").stat().st_size > 1000
     assert len(list((out / "runs").iterdir())) == 4
     for folder in (out / "runs").iterdir():
         assert sorted(os.listdir(folder)) == ["history.json", "measures.safetensors", "model.safetensors", "record.json"]
@@ -275,7 +274,7 @@ def test_killing_it_at_any_moment_and_starting_again_ends_in_the_undisturbed_tab
         running.wait()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert (tmp_path / "killed" / "table.csv").read_bytes() == (tmp_path / "undisturbed" / "table.csv").read_bytes()
-    assert (tmp_path / "killed" / "figure.svg").read_bytes() == (tmp_path / "undisturbed" / "figure.svg").read_bytes()
+    assert (tmp_path / "killed" / "curves.csv").read_bytes() == (tmp_path / "undisturbed" / "curves.csv").read_bytes()
     left = [path.name for path in (tmp_path / "killed").rglob("*") if ".tmp" in path.name]
     assert left == []
 
@@ -312,7 +311,6 @@ def test_a_diverged_run_is_in_the_record_and_the_notes_and_not_in_the_numbers(tm
     assert [row["seeds"] for row in table.rows] == [0, 0]
     assert "mcs" not in table.rows[0]
     assert sum("stopped being a number" in note for note in table.notes) == 4
-    assert not (tmp_path / "out" / "figure.png").exists()
     told: list[object] = []
     again = run_study(small(tmp_path, text), out=tmp_path / "out", report=told.append)
     assert [each.found for each in told if isinstance(each, RunEnded)] == [True] * 4

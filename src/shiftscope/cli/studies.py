@@ -101,15 +101,8 @@ def _settings(changes: tuple[str, ...]) -> dict[str, Any]:
 def _write_report(folder: Path, options: PageOptions, out: Path | None = None) -> Path:
     with reporting("drawing the page") as tell:
         from shiftscope.report.write import write_report
-        from shiftscope.runtime.progress import Stage
 
-        return write_report(
-            folder,
-            out=out,
-            data_dir=options.data_dir,
-            device=options.torch_device(),
-            progress=lambda *at: tell(Stage(*at)),
-        )
+        return write_report(folder, out=out, data_dir=options.data_dir, device=options.torch_device(), report=tell)
 
 
 @app.command(group=STUDIES)

@@ -1,25 +1,24 @@
-"""Figures from tables, for publication. What is measured is decided elsewhere; fonts, colours and sizes in ``style``.
+"""Draw tables as figures for publication.
 
-Every function takes a plain table (or maps over shifts) and gives a figure; :func:`save` writes it as PDF, SVG or PNG, and the
-same table gives the same bytes.
+Every function takes a plain table, or maps over shifts, and returns a matplotlib figure; :func:`save` writes it as PDF, SVG or
+PNG. Columns are labelled with :func:`shiftscope.tables.heading`. The same table gives the same bytes.
 """
 
-from shiftscope.figures.curves import bands
+from shiftscope.figures.curves import line_plot
 from shiftscope.figures.grids import heat_maps, sensitivity_maps
-from shiftscope.figures.relations import before_after, causes, listed, pareto, relation, through_layers
+from shiftscope.figures.relations import dot_plot, layer_plot, paired_plot, pareto_plot, scatter_plot
 from shiftscope.figures.style import COLUMN, PAGE, save
 
 __all__ = [
     "COLUMN",
     "PAGE",
-    "bands",
-    "before_after",
-    "causes",
+    "dot_plot",
     "heat_maps",
-    "listed",
-    "pareto",
-    "relation",
+    "layer_plot",
+    "line_plot",
+    "paired_plot",
+    "pareto_plot",
     "save",
+    "scatter_plot",
     "sensitivity_maps",
-    "through_layers",
 ]

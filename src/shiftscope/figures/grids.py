@@ -1,4 +1,4 @@
-"""Heat maps: a measure over two settings, and over every shift."""
+"""Draw heat maps: a measure over two settings, and over every shift."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from shiftscope.figures.style import COLUMN, DIVERGING, PAGE, SEQUENTIAL, blank, ordered, styled, value
-from shiftscope.tables import Table
+from shiftscope.errors import InputError
+from shiftscope.figures.cells import distinct, number
+from shiftscope.figures.style import COLUMN, DIVERGING, PAGE, SEQUENTIAL, new_figure, with_fonts
+from shiftscope.tables import Table, heading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,99 +21,103 @@ if TYPE_CHECKING:
 __all__ = ["heat_maps", "sensitivity_maps"]
 
 #: Maps side by side on a page.
-ABREAST = 4
-#: Settings from which numbers no longer fit into the cells.
-CROWDED = 9
-#: A range within which two decimals would hide the differences.
-CLOSE = 0.05
+MAPS_A_ROW = 4
+#: From so many settings on, numbers no longer fit into the cells.
+TOO_MANY_FOR_NUMBERS = 9
+#: Two decimals would hide differences within this range.
+NARROW_RANGE = 0.05
 
 
-@styled
-def heat_maps(table: Table, *, across: str, down: str, measure: str, label: str) -> Figure:
-    """Ours, the source's and their difference over two settings, the first two in one scale; empty panels are left out.
+@with_fonts
+def heat_maps(table: Table, *, x: str, y: str, measure: str) -> Figure:
+    """Draw our numbers, the source's and their difference over two settings; panels without numbers are left out.
+
+    Our numbers and the source's share one colour scale.
 
     Args:
-        table: rows with the columns named here and, where the source printed it, ``source_`` + ``measure``.
-        across: the setting along the horizontal axis.
-        down: the setting along the vertical axis.
+        table: rows with the columns named here and, where the source printed the measure, ``source_`` + ``measure``.
+        x: the setting along the horizontal axis.
+        y: the setting along the vertical axis.
         measure: the column of estimates.
-        label: what the measure is called.
+
+    Raises:
+        InputError: no row holds a number of ours or of the source's.
     """
-    columns, rows = ordered(table, across), ordered(table, down)
-    ours, theirs = (_grid(table, (across, down, name), columns, rows) for name in (measure, f"source_{measure}"))
-    panels = [("ours", ours), ("the source", theirs), ("ours less the source's", ours - theirs)]
-    shown = [(name, grid) for name, grid in panels if np.isfinite(grid).any()]
-    both = np.concatenate([grid.ravel() for name, grid in shown if "less" not in name])
-    ends = (float(np.nanmin(both)), float(np.nanmax(both)))
-    figure, axes = blank(PAGE if len(shown) > 1 else COLUMN, 0.95 + 0.32 * len(rows), columns=max(len(shown), 1))
-    figure.suptitle(label, x=0.01, ha="left", fontsize=9, fontweight="bold")
-    for place, (panel, (name, grid)) in enumerate(zip(axes, shown, strict=True)):
-        most = float(np.nanmax(np.abs(grid)))
-        image = panel.imshow(
-            grid,
-            cmap=DIVERGING if "less" in name else SEQUENTIAL,
-            vmin=-most if "less" in name else ends[0],
-            vmax=most if "less" in name else ends[1],
-            aspect="auto",
-        )
-        _write(panel, grid, image)
+    columns, rows = distinct(table.rows, x), distinct(table.rows, y)
+    ours, source = (_grid(table, (x, y, name), columns, rows) for name in (measure, f"source_{measure}"))
+    in_common_scale = {"ours": ours, "the source": source}
+    known = np.concatenate([grid[np.isfinite(grid)] for grid in in_common_scale.values()])
+    panels = [
+        (name, grid)
+        for name, grid in (in_common_scale | {"ours minus the source": ours - source}).items()
+        if np.isfinite(grid).any()
+    ]
+    if not panels:
+        raise InputError(f"No row of the table {table.title!r} holds a number in {measure}.", "Measure it first.")
+    figure, axes = new_figure(PAGE if len(panels) > 1 else COLUMN, 0.95 + 0.32 * len(rows), columns=len(panels))
+    figure.suptitle(heading(measure), x=0.01, ha="left", fontsize=9, fontweight="bold")
+    for panel, (name, grid) in zip(axes, panels, strict=True):
+        if name in in_common_scale:
+            image = panel.imshow(grid, cmap=SEQUENTIAL, vmin=known.min(), vmax=known.max(), aspect="auto")
+        else:
+            most = float(np.nanmax(np.abs(grid)))
+            image = panel.imshow(grid, cmap=DIVERGING, vmin=-most, vmax=most, aspect="auto")
+        _write_numbers(panel, grid, image)
         panel.set_title(name, loc="left")
-        panel.set(xlabel=across.replace("_", " "), ylabel=down.replace("_", " ") if place == 0 else "")
-        panel.set_xticks(range(len(columns)), [str(each) for each in columns])
-        panel.set_yticks(range(len(rows)), [str(each) for each in rows])
+        panel.set_xlabel(heading(x))
+        panel.set_xticks(range(len(columns)), [str(value) for value in columns])
+        panel.set_yticks(range(len(rows)), [str(value) for value in rows])
         panel.spines[:].set_visible(False)
+    axes[0].set_ylabel(heading(y))
     return figure
 
 
-@styled
-def sensitivity_maps(maps: Mapping[str, Float[Tensor, " shift"]], *, label: str) -> Figure:
-    """A map over shifts for each name, all in one scale (Myburgh, Mouton and Davel 2021).
+@with_fonts
+def sensitivity_maps(maps: Mapping[str, Float[Tensor, " shift"]], *, measure: str = "mcs") -> Figure:
+    """Draw a map over shifts for each name, all in one colour scale (Myburgh, Mouton and Davel 2021).
 
     Args:
-        maps: name -> a value for each shift of a square grid, row by row from (-reach, -reach).
-        label: what the measure is called.
+        maps: name -> a value for each shift of a square grid, row by row from the shift furthest up and left.
+        measure: what the values are.
     """
     grids = {name: values.reshape(round(len(values) ** 0.5), -1).numpy() for name, values in maps.items()}
-    low, high = (float(pick([pick_in(grid) for grid in grids.values()])) for pick, pick_in in ((min, np.min), (max, np.max)))
-    columns = min(len(grids), ABREAST)
+    low, high = min(float(grid.min()) for grid in grids.values()), max(float(grid.max()) for grid in grids.values())
+    columns = min(len(grids), MAPS_A_ROW)
     rows = -(-len(grids) // columns)
-    figure, axes = blank(PAGE, 0.6 + (PAGE - 1.1) / columns * rows * 1.12, columns=columns, rows=rows, share=True)
+    figure, axes = new_figure(PAGE, 0.6 + (PAGE - 1.1) / columns * rows * 1.12, columns=columns, rows=rows, share=True)
     for panel, (name, grid) in zip(axes, grids.items(), strict=False):
-        reach = grid.shape[0] // 2
-        image = panel.imshow(
-            grid, cmap=SEQUENTIAL, vmin=low, vmax=high, extent=(-reach - 0.5, reach + 0.5, reach + 0.5, -reach - 0.5)
-        )
+        edge = grid.shape[0] // 2 + 0.5
+        image = panel.imshow(grid, cmap=SEQUENTIAL, vmin=low, vmax=high, extent=(-edge, edge, edge, -edge))
         panel.set_title(name, loc="left")
     for panel in axes[len(grids) :]:
         panel.set_visible(False)
     figure.supxlabel("shift right, pixels", fontsize=8)
     figure.supylabel("shift down, pixels", fontsize=8)
-    figure.colorbar(image, ax=axes, label=label, shrink=0.8, pad=0.01)
+    figure.colorbar(image, ax=axes, label=heading(measure), shrink=0.8, pad=0.01)
     return figure
 
 
 def _grid(
     table: Table, names: tuple[str, str, str], columns: Sequence[Any], rows: Sequence[Any]
 ) -> Float[np.ndarray, "row column"]:
-    """A column of a table as a grid; not a number where there is none."""
-    across, down, measure = names
+    """Arrange a column of a table over two settings; NaN where it holds no number."""
+    x, y, measure = names
     grid = np.full((len(rows), len(columns)), np.nan)
     for row in table.rows:
-        found = value(row.get(measure))
-        if found is not None:
-            grid[rows.index(row.get(down)), columns.index(row.get(across))] = found
+        value = number(row.get(measure))
+        if value is not None:
+            grid[rows.index(row.get(y)), columns.index(row.get(x))] = value
     return grid
 
 
-def _write(panel: Axes, grid: np.ndarray, image: Any) -> None:
-    """The numbers into the cells, black or white, whichever can be read."""
-    if max(grid.shape) >= CROWDED:
+def _write_numbers(panel: Axes, grid: Float[np.ndarray, "row column"], image: Any) -> None:
+    """Write the numbers into the cells, black or white, whichever contrasts more."""
+    if max(grid.shape) >= TOO_MANY_FOR_NUMBERS:
         return
-    digits = 2 if np.nanmax(grid) - np.nanmin(grid) > CLOSE else 3
-    for (row, column), number in np.ndenumerate(grid):
-        if np.isfinite(number):
-            red, green, blue, _ = image.cmap(image.norm(number))
+    digits = 2 if np.nanmax(grid) - np.nanmin(grid) > NARROW_RANGE else 3
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5
-            panel.text(
-                column, row, f"{number:.{digits}f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
-            )
+            colour = "white" if dark else "black"
+            panel.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color=colour)

@@ -1,260 +1,230 @@
-"""How measures hang together: accuracy and invariance, layers, homogeneity and gain, before and after a fix, causes.
-
-The tables are plain: each function names the columns it reads, and whoever measures fills them.
-"""
+"""Draw how measures relate: accuracy and invariance, layer by layer, homogeneity and gain, before and after a fix."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from shiftscope.errors import InputError
-from shiftscope.figures.style import COLOURS, COLUMN, MARKS, PAGE, blank, key, named, ordered, reach, styled, tidy, value
-from shiftscope.tables import Cell, Table
+from shiftscope.figures.cells import Row, number, pareto_front, row_name
+from shiftscope.figures.style import (
+    COLOURS,
+    COLUMN,
+    MARKERS,
+    PAGE,
+    add_legend,
+    error_lengths,
+    new_figure,
+    remove_frame,
+    with_fonts,
+)
+from shiftscope.tables import Table, heading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["before_after", "causes", "listed", "pareto", "relation", "through_layers"]
+__all__ = ["dot_plot", "layer_plot", "paired_plot", "pareto_plot", "scatter_plot"]
 
-#: A line with more bars is too tall for a column.
-BAR_INCHES = 0.24
+GREY = "#777777"
 
 
-@styled
-def pareto(table: Table, *, across: str, up: str, names: tuple[str, ...], labels: tuple[str, str]) -> Figure:
-    """One measure against another, more being better on both, with the front of rows that no other beats on both.
+@with_fonts
+def pareto_plot(table: Table, *, x: str, y: str, names: tuple[str, ...]) -> Figure:
+    """Draw one measure against another, and the Pareto front: the rows that no other beats on both. More is better on both axes.
 
     Args:
         table: rows with two columns of estimates.
-        across: the one along the horizontal axis.
-        up: the other.
-        names: the columns that name a row of the front.
-        labels: of the axes.
+        x: the column along the horizontal axis.
+        y: the column along the vertical axis.
+        names: the columns whose settings name a row of the front.
+
+    Raises:
+        InputError: no row holds both numbers.
     """
-    rows = _with(table, across, up)
-    figure, (axes,) = blank(COLUMN, 2.6)
-    points = [(_number(row, across), _number(row, up)) for row in rows]
-    best = [index for index, (x, y) in enumerate(points) if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)]
+    rows = _rows_with(table, x, y)
+    figure, (axes,) = new_figure(COLUMN, 2.6)
+    points = [(_value(row, x), _value(row, y)) for row in rows]
+    front = pareto_front(points)
     for index, row in enumerate(rows):
-        _crossed(axes, row, (across, up), COLOURS[0] if index in best else "#777777")
-    front = sorted(points[index] for index in best)
-    axes.plot(*zip(*front, strict=True), linestyle="--", linewidth=0.9, color=COLOURS[0], zorder=1)
+        _draw_point(axes, row, (x, y), COLOURS[0] if index in front else GREY)
+    axes.plot(*zip(*(points[index] for index in front), strict=True), linestyle="--", linewidth=0.9, color=COLOURS[0], zorder=1)
     middle = sum(axes.get_xlim()) / 2
-    for index in best:
-        right = points[index][0] > middle
-        axes.annotate(
-            named(rows[index], names),
-            points[index],
-            (-4 if right else 4, 5),
-            textcoords="offset points",
-            fontsize=6.5,
-            ha="right" if right else "left",
-        )
-    axes.set(xlabel=labels[0], ylabel=labels[1])
-    tidy(axes, grid="both")
+    for index in front:
+        # Names extend towards the middle, where there is room.
+        offset, side = ((-4, 5), "right") if points[index][0] > middle else ((4, 5), "left")
+        name = row_name(rows[index], names)
+        axes.annotate(name, points[index], offset, textcoords="offset points", fontsize=6.5, ha=side)
+    _finish(axes, heading(x), heading(y))
     return figure
 
 
-@styled
-def relation(table: Table, *, across: str, up: str, series: tuple[str, ...], labels: tuple[str, str]) -> Figure:
-    """A cloud of points of two measures, as of homogeneity against what subsampling gains; a colour and a mark a series.
+@with_fonts
+def scatter_plot(table: Table, *, x: str, y: str, series: tuple[str, ...] = ()) -> Figure:
+    """Draw one measure against another, with a colour and a marker for each series.
 
     Args:
-        table: a row a network or data set.
-        across: the column along the horizontal axis.
-        up: the other column.
-        series: the columns that tell colours apart.
-        labels: of the axes.
+        table: a row for each network or data set.
+        x: the column of estimates along the horizontal axis.
+        y: the column of estimates along the vertical axis.
+        series: the settings that distinguish the colours.
+
+    Raises:
+        InputError: no row holds both numbers.
     """
-    rows = _with(table, across, up)
-    figure, (axes,) = blank(COLUMN, 2.6)
-    kinds = list(dict.fromkeys(named(row, series) for row in rows))
-    for row in rows:
-        place = kinds.index(named(row, series))
-        _crossed(axes, row, (across, up), COLOURS[place % len(COLOURS)], MARKS[place % len(MARKS)])
-    for place, kind in enumerate(kinds):
-        axes.plot([], [], MARKS[place % len(MARKS)], color=COLOURS[place % len(COLOURS)], label=kind, markersize=4)
-    if series:
-        key(figure, axes)
-    axes.axhline(0, color="#777777", linewidth=0.6)
-    axes.set(xlabel=labels[0], ylabel=labels[1])
-    tidy(axes, grid="both")
+    rows = _rows_with(table, x, y)
+    figure, (axes,) = new_figure(COLUMN, 2.6)
+    for index, (name, group) in enumerate(_grouped(rows, series).items()):
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        for row in group:
+            _draw_point(axes, row, (x, y), colour, marker)
+        if series:
+            axes.plot([], [], marker, color=colour, label=name, markersize=4)
+    add_legend(figure, axes)
+    axes.axhline(0, color=GREY, linewidth=0.6)
+    _finish(axes, heading(x), heading(y))
     return figure
 
 
-@styled
-def through_layers(
-    table: Table,
-    *,
-    layer: str = "layer",
-    similarity: str = "similarity",
-    movement: str = "movement",
-    unit: str = "pixels",
-    series: tuple[str, ...] = (),
-) -> Figure:
-    """Similarity and movement from layer to layer, in the table's order.
+@with_fonts
+def layer_plot(table: Table, *, series: tuple[str, ...] = ()) -> Figure:
+    """Draw the similarity and the movement of feature maps, layer by layer.
 
     Args:
-        table: a row a layer, and a network where there are several.
-        layer: the column of layers' names.
-        similarity: the column of similarities.
-        movement: the column of movements.
-        unit: of these.
-        series: the columns that tell networks apart.
+        table: a row for each layer of each network, in the network's order, with the columns ``layer``, ``similarity`` and
+            ``movement`` (positions of the map).
+        series: the settings that distinguish the networks.
+
+    Raises:
+        InputError: no row holds both numbers.
     """
-    rows = _with(table, similarity, movement)
-    names = list(dict.fromkeys(str(row.get(layer)) for row in rows))
-    figure, (above, below) = blank(PAGE, 3.6, rows=2)
+    rows = _rows_with(table, "similarity", "movement")
+    layers = list(dict.fromkeys(str(row.get("layer")) for row in rows))
+    figure, (above, below) = new_figure(PAGE, 3.6, rows=2)
     above.sharex(below)
-    kinds: dict[str, list[Mapping[str, Cell]]] = {}
-    for row in rows:
-        kinds.setdefault(named(row, series), []).append(row)
-    for axes, column, label in ((above, similarity, "similarity"), (below, movement, f"movement, {unit}")):
-        for place, (kind, held) in enumerate(kinds.items()):
-            at = [names.index(str(row.get(layer))) for row in held]
-            _whiskers(axes, at, held, column, look=place, label=kind)
+    for axes, column, label in ((above, "similarity", "similarity"), (below, "movement", "movement, positions")):
+        for index, (name, group) in enumerate(_grouped(rows, series).items()):
+            places = [layers.index(str(row.get("layer"))) for row in group]
+            _draw_estimates(axes, places, group, column, look=index, label=name)
         axes.set_ylabel(label)
-        tidy(axes)
+        remove_frame(axes)
     if series:
-        key(figure, above)
-    below.set_xticks(range(len(names)), names, rotation=35, ha="right")
+        add_legend(figure, above)
+    below.set_xticks(range(len(layers)), layers, rotation=35, ha="right")
     above.tick_params(labelbottom=False)
     return figure
 
 
-@styled
-def before_after(table: Table, *, name: tuple[str, ...], before: str, after: str, label: str) -> Figure:
-    """Two estimates a row, joined by a line: without and with anti-aliasing, before and after a fix.
+@with_fonts
+def paired_plot(table: Table, *, names: tuple[str, ...], before: str, after: str, measure: str) -> Figure:
+    """Draw two estimates a row, joined by a line: before and after a change to a network.
 
     Args:
-        table: a row a network.
-        name: the columns that name it.
-        before: the column of estimates without.
-        after: the column of estimates with.
-        label: what the measure is called.
+        table: a row for each network.
+        names: the columns whose settings name a row.
+        before: the column of estimates before the change.
+        after: the column of estimates after it.
+        measure: what both columns hold.
+
+    Raises:
+        InputError: no row holds both numbers.
     """
-    rows = _with(table, before, after)
-    figure, (axes,) = blank(COLUMN, 0.75 + 0.3 * len(rows))
+    rows = _rows_with(table, before, after)
+    figure, (axes,) = new_figure(COLUMN, 0.75 + 0.3 * len(rows))
     for place, row in enumerate(rows):
-        axes.plot([_number(row, before), _number(row, after)], [place, place], color="#aaaaaa", linewidth=1.2, zorder=1)
+        axes.plot([_value(row, before), _value(row, after)], [place, place], color="#aaaaaa", linewidth=1.2, zorder=1)
     for look, column in ((1, before), (0, after)):
-        _whiskers(axes, range(len(rows)), rows, column, look=look, lying=True, label=column.replace("_", " "))
-    axes.set_yticks(range(len(rows)), [named(row, name) for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel(label)
-    key(figure, axes)
-    tidy(axes, grid="x")
+        _draw_estimates(axes, range(len(rows)), rows, column, look=look, horizontal=True, label=heading(column))
+    _name_rows(axes, rows, names)
+    axes.set_xlabel(heading(measure))
+    add_legend(figure, axes)
     return figure
 
 
-@styled
-def listed(table: Table, *, name: tuple[str, ...], measures: Mapping[str, str]) -> Figure:
-    """Estimates of measures on one scale, a line a row: for settings that are words, which no curve joins.
+@with_fonts
+def dot_plot(table: Table, *, names: tuple[str, ...], measures: tuple[str, ...]) -> Figure:
+    """Draw estimates of several measures on one axis, row by row: for settings that are words, which no line should join.
 
     Args:
-        table: a row a network.
-        name: the columns that name it.
-        measures: columns of estimates, and what they are called; those that no row holds are left out.
+        table: a row for each network.
+        names: the columns whose settings name a row.
+        measures: columns of estimates; those without a number are left out.
+
+    Raises:
+        InputError: no row holds a number in any of ``measures``.
     """
-    held = {column: label for column, label in measures.items() if any(value(row.get(column)) is not None for row in table.rows)}
-    rows = [row for row in table.rows if any(value(row.get(column)) is not None for column in held)]
+    columns = [column for column in measures if any(number(row.get(column)) is not None for row in table.rows)]
+    rows = [row for row in table.rows if any(number(row.get(column)) is not None for column in columns)]
     if not rows:
-        raise InputError(f"no row of {table.title!r} holds a number in {' or '.join(measures)}. Measure them first.")
-    figure, (axes,) = blank(COLUMN, 0.75 + 0.22 * len(rows))
-    for number, (column, label) in enumerate(held.items()):
-        places = [place for place, row in enumerate(rows) if value(row.get(column)) is not None]
-        _whiskers(axes, places, [rows[place] for place in places], column, look=number, lying=True, label=label)
-    axes.set_yticks(range(len(rows)), [named(row, name) for row in rows])
-    axes.invert_yaxis()
-    if len(held) == 1:
-        axes.set_xlabel(next(iter(held.values())))
+        raise _no_numbers(table, " or ".join(measures))
+    figure, (axes,) = new_figure(COLUMN, 0.75 + 0.22 * len(rows))
+    for look, column in enumerate(columns):
+        places = [place for place, row in enumerate(rows) if number(row.get(column)) is not None]
+        label = heading(column) if len(columns) > 1 else ""
+        _draw_estimates(axes, places, [rows[place] for place in places], column, look=look, horizontal=True, label=label)
+    _name_rows(axes, rows, names)
+    if len(columns) > 1:
+        add_legend(figure, axes)
     else:
-        key(figure, axes)
-    tidy(axes, grid="x")
+        axes.set_xlabel(heading(columns[0]))
     return figure
 
 
-@styled
-def causes(
-    table: Table,
-    *,
-    cause: str = "cause",
-    share: str = "share",
-    series: tuple[str, ...] = (),
-    label: str = "share of what is lost",
-) -> Figure:
-    """How much of the loss each cause makes up, a bar a cause, with intervals where they are known.
-
-    Args:
-        table: a row a cause, and a network where there are several.
-        cause: the column of causes' names.
-        share: the column of their shares or sizes.
-        series: the columns that tell networks apart.
-        label: what the share is of.
-    """
-    rows = _with(table, share)
-    names = ordered(Table("", table.columns, tuple(rows)), cause)
-    kinds = list(dict.fromkeys(named(row, series) for row in rows))
-    figure, (axes,) = blank(COLUMN, 0.7 + BAR_INCHES * len(names) * max(len(kinds), 1))
-    tall = 0.8 / max(len(kinds), 1)
-    for row in rows:
-        kind = kinds.index(named(row, series))
-        place = names.index(row.get(cause)) + (kind - (len(kinds) - 1) / 2) * tall
-        low, high = reach(row.get(share))
-        axes.barh(
-            place,
-            _number(row, share),
-            height=tall * 0.9,
-            color=COLOURS[kind % len(COLOURS)],
-            xerr=[[low], [high]],
-            error_kw={"linewidth": 0.8},
-            label=named(row, series) if row.get(cause) == names[0] else None,
-        )
-    axes.set_yticks(range(len(names)), [str(each) for each in names])
-    axes.invert_yaxis()
-    axes.axvline(0, color="#777777", linewidth=0.6)
-    axes.set_xlabel(label)
-    if series:
-        key(figure, axes)
-    tidy(axes, grid="x")
-    return figure
-
-
-def _with(table: Table, *columns: str) -> list[Mapping[str, Cell]]:
-    """The rows that hold a number in each of these columns; none is bad input."""
-    rows = [row for row in table.rows if all(value(row.get(name)) is not None for name in columns)]
+def _rows_with(table: Table, *columns: str) -> list[Row]:
+    """Return the rows that hold a number in each of these columns; raise InputError if there are none."""
+    rows = [row for row in table.rows if all(number(row.get(column)) is not None for column in columns)]
     if not rows:
-        raise InputError(f"no row of {table.title!r} holds a number in {' and '.join(columns)}. Measure them first.")
+        raise _no_numbers(table, " and ".join(columns))
     return rows
 
 
-def _number(row: Mapping[str, Cell], column: str) -> float:
-    return value(row.get(column)) or 0.0
+def _no_numbers(table: Table, columns: str) -> InputError:
+    return InputError(f"No row of the table {table.title!r} holds a number in {columns}.", "Measure them first.")
 
 
-def _whiskers(
+def _grouped(rows: Sequence[Row], series: tuple[str, ...]) -> dict[str, list[Row]]:
+    """Group rows by their settings in words."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row_name(row, series), []).append(row)
+    return groups
+
+
+def _value(row: Row, column: str) -> float:
+    return number(row.get(column)) or 0.0
+
+
+def _finish(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    remove_frame(axes, grid="both")
+
+
+def _name_rows(axes: Axes, rows: Sequence[Row], names: tuple[str, ...]) -> None:
+    """Label the vertical axis with the rows' settings, the first row on top."""
+    axes.set_yticks(range(len(rows)), [row_name(row, names) for row in rows])
+    axes.invert_yaxis()
+    remove_frame(axes, grid="x")
+
+
+def _draw_estimates(
     axes: Axes,
     places: Sequence[int],
-    rows: Sequence[Mapping[str, Cell]],
+    rows: Sequence[Row],
     column: str,
     *,
     look: int,
     label: str,
-    lying: bool = False,
+    horizontal: bool = False,
 ) -> None:
-    """Estimates of a column with their intervals, one a place: upright and joined by a line, or lying."""
-    numbers = [_number(row, column) for row in rows]
-    reaches = list(zip(*(reach(row.get(column)) for row in rows), strict=True))
+    """Draw a column of estimates with their intervals at these places: horizontal, or vertical and joined by a line."""
+    values = [_value(row, column) for row in rows]
+    lengths = list(zip(*(error_lengths(row.get(column)) for row in rows), strict=True))
+    points = {"x": values, "y": places, "xerr": lengths} if horizontal else {"x": places, "y": values, "yerr": lengths}
     axes.errorbar(
-        numbers if lying else places,
-        places if lying else numbers,
-        xerr=reaches if lying else None,
-        yerr=None if lying else reaches,
-        linestyle="none" if lying else "-",
+        **points,  # type: ignore[arg-type]  # a dictionary holds one type for places and lengths
+        linestyle="none" if horizontal else "-",
         color=COLOURS[look % len(COLOURS)],
-        marker=MARKS[look % len(MARKS)],
+        marker=MARKERS[look % len(MARKERS)],
         markersize=4,
         linewidth=1.1,
         capsize=2,
@@ -262,18 +232,8 @@ def _whiskers(
     )
 
 
-def _crossed(axes: Axes, row: Mapping[str, Cell], columns: tuple[str, str], colour: str, mark: str = "o") -> None:
-    """A point with its two intervals."""
-    across, up = columns
-    xerr, yerr = ([[end] for end in reach(row.get(column))] for column in columns)
-    axes.errorbar(
-        _number(row, across),
-        _number(row, up),
-        xerr=xerr,
-        yerr=yerr,
-        fmt=mark,
-        color=colour,
-        markersize=4,
-        linewidth=0.8,
-        capsize=1.5,
-    )
+def _draw_point(axes: Axes, row: Row, columns: tuple[str, str], colour: str, marker: str = "o") -> None:
+    """Draw a row as a point with both its intervals."""
+    xerr, yerr = ([[length] for length in error_lengths(row.get(column))] for column in columns)
+    x, y = (_value(row, column) for column in columns)
+    axes.errorbar(x, y, xerr=xerr, yerr=yerr, fmt=marker, color=colour, markersize=4, linewidth=0.8, capsize=1.5)

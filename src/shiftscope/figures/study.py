@@ -1,9 +1,10 @@
-"""A study's figures for publication: those that its records allow, and for the others the reason why not."""
+"""Draw a study's figures: those its records allow, and the reason why each of the others is left out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,150 +12,208 @@ from shiftscope import figures
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import write_atomically
 from shiftscope.studies.folder import StudyFolder, read_folder
-from shiftscope.studies.spec import short
-from shiftscope.studies.tables import across_and_series, curve
+from shiftscope.studies.spec import Study, short
 from shiftscope.tables import Cell, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["write_figures"]
+__all__ = ["main_plot", "write_figures", "write_main_figure", "x_and_series"]
 
-LABELS = {
-    "top1_change": "share of changed answers",
-    "mcs": "mean cosine similarity",
-    "mcs_centred": "centred similarity",
-    "test_accuracy": "test accuracy",
-}
+#: The measures that have a figure over the study's settings.
+MEASURES = ("mcs", "mcs_centred", "test_accuracy")
+#: The measures that have a figure over the largest shift.
+MEASURES_OVER_SHIFTS = ("mcs", "top1_change")
 
 
 def write_figures(folder: Path, *, out: Path, formats: tuple[str, ...] = ("pdf", "svg", "png")) -> tuple[list[str], list[str]]:
     """Write the figures that a study's records allow.
 
     Args:
-        folder: of the study; it may be half done.
+        folder: the study's folder; the study may be unfinished.
         out: folder for the files.
-        formats: ``pdf``, ``svg``, ``png``.
+        formats: any of ``pdf``, ``svg`` and ``png``.
 
     Returns:
-        the names of the figures written, without suffix; and a sentence for each that was left out.
+        the names of the figures written, without suffix; and for each figure left out its name and the reason.
 
     Raises:
-        InputError: the folder holds no study or no finished run, or the files cannot be written.
+        InputError: the folder holds no study or no finished run, or a file cannot be written.
     """
-    held = read_folder(folder)
-    table = held.table()
-    if not any("mcs" in row for row in table.rows):
-        raise InputError(f"{folder} holds no finished run. Run `shiftscope study` with --out {folder} first.")
+    results = read_folder(folder)
+    if not any("mcs" in row for row in results.table().rows):
+        raise InputError(f"{folder} holds no finished run.", f"Run `shiftscope study` with --out {folder} first.")
     written, left_out = [], []
-    for name, drawn in _candidates(held, table):
-        if isinstance(drawn, str):
-            left_out.append(f"{name}: {drawn}")
+    for name, draw in _Drawings(results).by_name().items():
+        try:
+            draw()
+        except _NoFigureError as reason:
+            left_out.append(f"{name}: {reason}")
             continue
         for suffix in formats:
-            _write(drawn(), out / f"{name}.{suffix}")
+            _write(draw(), out / f"{name}.{suffix}")  # drawn anew, because saving changes a figure's layout
         written.append(name)
     return written, left_out
+
+
+def write_main_figure(results: StudyFolder) -> None:
+    """Write a study's main figure into its folder, as ``figure.png`` and ``figure.svg``.
+
+    A study in which no setting varies, or no run is finished, has none.
+
+    Args:
+        results: the study and its records.
+
+    Raises:
+        InputError: the files cannot be written.
+    """
+    x, series = x_and_series(results.study)
+    table = results.table()
+    if x is not None and any("mcs" in row for row in table.rows):
+        figure = main_plot(table, x, series, ("mcs", "mcs_centred"))
+        for suffix in ("png", "svg"):
+            _write(figure, results.folder / f"figure.{suffix}")
+
+
+def main_plot(table: Table, x: str, series: tuple[str, ...], measures: tuple[str, ...]) -> Figure:
+    """Draw the first measure against a setting of numbers; or all measures, row by row, if the setting's values are words.
+
+    Args:
+        table: a row for each cell of a study.
+        x: the setting.
+        series: the settings that distinguish lines.
+        measures: columns of estimates.
+    """
+    if any(isinstance(row.get(x), str) for row in table.rows):
+        return figures.dot_plot(table, names=(*series, x), measures=measures)
+    return figures.line_plot(table, x=x, measure=measures[0], series=series)
+
+
+def x_and_series(study: Study) -> tuple[str | None, tuple[str, ...]]:
+    """Return which setting is the horizontal axis, the subsampling factor or else the last, and which ones distinguish lines.
+
+    Returns:
+        the setting of the horizontal axis, None if nothing varies; and the others.
+    """
+    varied = [short(path) for path in study.varied()]
+    x = "factor" if "factor" in varied else varied[-1] if varied else None
+    return x, tuple(name for name in varied if name != x)
+
+
+class _NoFigureError(Exception):
+    """The records do not allow a figure; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Drawings:
+    """Draws each figure of a study, or raises ``_NoFigureError``."""
+
+    results: StudyFolder
+
+    def by_name(self) -> dict[str, Callable[[], Figure]]:
+        """Return how to draw each figure, by its file's name."""
+        drawings: dict[str, Callable[[], Figure]] = {}
+        for measure in MEASURES:
+            drawings |= {f"{measure}_curve": partial(self.curve, measure), f"{measure}_grid": partial(self.grid, measure)}
+        drawings |= {"sensitivity": self.sensitivity, "accuracy_invariance": self.accuracy, "antialias": self.antialias}
+        drawings |= {f"{measure}_shift": partial(self.over_shifts, measure) for measure in MEASURES_OVER_SHIFTS}
+        return drawings | {"layers": self.layers, "homogeneity": self.homogeneity}
+
+    @cached_property
+    def table(self) -> Table:
+        return self.results.table()
+
+    @cached_property
+    def varied(self) -> tuple[str, ...]:
+        return tuple(short(path) for path in self.results.study.varied())
+
+    @cached_property
+    def x(self) -> str | None:
+        return x_and_series(self.results.study)[0]
+
+    def curve(self, measure: str) -> Figure:
+        x, series = x_and_series(self.results.study)
+        if x is None:
+            raise _NoFigureError("no setting varies in this study.")
+        self._require(measure)
+        return main_plot(self.table, x, series, (measure,))
+
+    def grid(self, measure: str) -> Figure:
+        if len(self.varied) != 2:
+            raise _NoFigureError(f"it needs two settings that vary, and this study varies {len(self.varied)}.")
+        self._require(measure)
+        return figures.heat_maps(self.table, x=self.varied[0], y=self.varied[1], measure=measure)
+
+    def sensitivity(self) -> Figure:
+        maps = {cell.name: values.float() for cell in self.results.cells if (values := cell.map("mcs")) is not None}
+        if not maps:
+            raise _NoFigureError("no record holds a map over shifts.")
+        return figures.sensitivity_maps(maps)
+
+    def accuracy(self) -> Figure:
+        if sum({"mcs", "test_accuracy"} <= set(row) for row in self.table.rows) < 2:
+            raise _NoFigureError("it needs two measured rows or more.")
+        return figures.pareto_plot(self.table, x="mcs", y="test_accuracy", names=self.varied)
+
+    def antialias(self) -> Figure:
+        names = tuple(name for name in self.varied if name != "antialias")
+        pairs = _with_and_without_filter(self.table, names)
+        if not pairs.rows:
+            raise _NoFigureError("no setting is measured both with and without a filter.")
+        return figures.paired_plot(pairs, names=names, before="plain", after="filtered", measure="mcs")
+
+    def over_shifts(self, measure: str) -> Figure:
+        table = _alike(self.results.curves(), self.x)
+        if not table.rows:
+            raise _NoFigureError("no record holds a curve.")
+        return figures.line_plot(table, x="max_shift", measure=measure, series=self._series)
+
+    def layers(self) -> Figure:
+        table = _alike(self.results.layers(), self.x)
+        rows = tuple(row for row in table.rows if row.get("pixels"))
+        if not rows:
+            raise _NoFigureError("no record holds the responses of layers.")
+        return figures.layer_plot(Table(table.title, table.columns, rows), series=self._series)
+
+    def homogeneity(self) -> Figure:
+        gains = self.results.gains()
+        if len(gains.rows) < 2:
+            raise _NoFigureError("it needs two cells or more that subsample, and factor 1 beside them.")
+        series = tuple(name for name in self.varied if name != "factor")
+        return figures.scatter_plot(gains, x="homogeneity", y="gain", series=series)
+
+    @property
+    def _series(self) -> tuple[str, ...]:
+        """The horizontal axis of the study's curves tells lines apart where something else is on that axis."""
+        return (self.x,) if self.x else ()
+
+    def _require(self, measure: str) -> None:
+        if not any(measure in row for row in self.table.rows):
+            raise _NoFigureError(f"no record holds {measure}.")
+
+
+def _alike(table: Table, varying: str | None) -> Table:
+    """Return the rows that differ from the first in one setting at most, so that a figure has few lines."""
+    settings = table.columns[: table.columns.index("seeds")]
+    fixed = [name for name in settings if name not in (varying, "max_shift")]
+    rows = tuple(row for row in table.rows if all(row.get(name) == table.rows[0].get(name) for name in fixed))
+    return Table(table.title, table.columns, rows)
+
+
+def _with_and_without_filter(table: Table, names: tuple[str, ...]) -> Table:
+    """Return a row for each pair of rows that differ only in whether there is a filter, its estimates side by side."""
+    pairs: dict[tuple[Cell, ...], dict[str, Cell]] = {}
+    for row in table.rows:
+        if row.get("mcs") is not None and isinstance(size := row.get("antialias"), int):
+            pair = pairs.setdefault(tuple(row.get(name) for name in names), {name: row.get(name) for name in names})
+            pair["plain" if size == 1 else "filtered"] = row["mcs"]
+    rows: tuple[Mapping[str, Cell], ...] = tuple(pair for pair in pairs.values() if {"plain", "filtered"} <= set(pair))
+    return Table(table.title, (*names, "plain", "filtered"), rows)
 
 
 def _write(figure: Figure, path: Path) -> None:
     try:
         write_atomically(path, lambda temporary: figures.save(figure, temporary))
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}). Make room, or choose another place with --out."
-        ) from error
-
-
-def _candidates(held: StudyFolder, table: Table) -> Iterator[tuple[str, Callable[[], Figure] | str]]:
-    """Each figure's name, and how to draw it or why it cannot be drawn."""
-    varied = [short(path) for path in held.study.varied()]
-    across, series = across_and_series(held.study)
-    for measure in ("mcs", "mcs_centred", "test_accuracy"):
-        yield _curve(table, across, series, measure)
-        yield _grid(table, varied, measure)
-    maps = {cell.name: values.float() for cell in held.cells if (values := cell.map("mcs")) is not None}
-    yield (
-        "sensitivity",
-        (lambda: figures.sensitivity_maps(maps, label=LABELS["mcs"])) if maps else "no record holds a map over shifts.",
-    )
-    names, labels = tuple(varied), (LABELS["mcs"], LABELS["test_accuracy"])
-    whole = [row for row in table.rows if {"mcs", "test_accuracy"} <= set(row)]
-    if len(whole) < 2:
-        yield "accuracy_invariance", "it needs two measured rows or more."
-    else:
-        yield "accuracy_invariance", lambda: figures.pareto(table, across="mcs", up="test_accuracy", names=names, labels=labels)
-    paired = _paired(table, tuple(name for name in varied if name != "antialias"))
-    if paired is None:
-        yield "antialias", "no setting is measured both with and without a filter."
-    else:
-        rest = tuple(name for name in varied if name != "antialias")
-        yield "antialias", lambda: figures.before_after(paired, name=rest, before="plain", after="filtered", label=LABELS["mcs"])
-    yield from _of_shifts(held, across)
-    yield _of_layers(held, across)
-    gained, series = held.gains(), tuple(name for name in varied if name != "factor")
-    axes = ("local homogeneity of what is subsampled", "gain in similarity over factor 1")
-    yield (
-        "homogeneity",
-        (lambda: figures.relation(gained, across="homogeneity", up="gain", series=series, labels=axes))
-        if len(gained.rows) > 1
-        else "it needs two cells or more that subsample, and factor 1 beside them.",
-    )
-    yield "causes", "it needs a breakdown by cause, which `shiftscope explain` makes of one model."
-
-
-def _of_shifts(held: StudyFolder, across: str | None) -> Iterator[tuple[str, Callable[[], Figure] | str]]:
-    """Measures against the largest shift, a line for each value of the main setting."""
-    table, series = _alike(held.curves(), across), (across,) if across else ()
-    for measure in ("mcs", "top1_change"):
-        yield (
-            f"{measure}_shift",
-            partial(figures.bands, table, across="max_shift", measure=measure, label=LABELS[measure], series=series)
-            if table.rows
-            else "no record holds a curve.",
-        )
-
-
-def _of_layers(held: StudyFolder, across: str | None) -> tuple[str, Callable[[], Figure] | str]:
-    table = _alike(held.layers(), across)
-    maps = Table(table.title, table.columns, tuple(row for row in table.rows if row.get("pixels")))
-    if not maps.rows:
-        return "layers", "no record holds the responses of layers."
-    return "layers", lambda: figures.through_layers(maps, unit="positions of the map", series=(across,) if across else ())
-
-
-def _alike(table: Table, across: str | None) -> Table:
-    """The rows that differ from the first in one setting at most: as many lines as a figure carries."""
-    settings = table.columns[: table.columns.index("seeds")]
-    fixed = [name for name in settings if name not in (across, "max_shift")]
-    rows = tuple(row for row in table.rows if all(row.get(name) == table.rows[0].get(name) for name in fixed))
-    return Table(table.title, table.columns, rows)
-
-
-def _curve(table: Table, across: str | None, series: tuple[str, ...], measure: str) -> tuple[str, Callable[[], Figure] | str]:
-    name = f"{measure}_curve"
-    if across is None:
-        return name, "no setting varies in this study."
-    if not any(measure in row for row in table.rows):
-        return name, f"no record holds {measure}."
-    return name, lambda: curve(table, across, series, {measure: LABELS[measure]})
-
-
-def _grid(table: Table, varied: list[str], measure: str) -> tuple[str, Callable[[], Figure] | str]:
-    name = f"{measure}_grid"
-    if len(varied) != 2:
-        return name, f"it needs two settings that vary, and this study varies {len(varied)}."
-    if not any(measure in row for row in table.rows):
-        return name, f"no record holds {measure}."
-    return name, lambda: figures.heat_maps(table, across=varied[0], down=varied[1], measure=measure, label=LABELS[measure])
-
-
-def _paired(table: Table, names: tuple[str, ...]) -> Table | None:
-    """Rows that differ in the filter only, side by side; None where there is no pair."""
-    pairs: dict[tuple[Cell, ...], dict[str, Cell]] = {}
-    for row in table.rows:
-        if row.get("mcs") is not None and isinstance(size := row.get("antialias"), int):
-            held = pairs.setdefault(tuple(row.get(name) for name in names), {name: row.get(name) for name in names})
-            held["plain" if size == 1 else "filtered"] = row["mcs"]
-    rows: tuple[Mapping[str, Cell], ...] = tuple(row for row in pairs.values() if {"plain", "filtered"} <= set(row))
-    return Table(table.title, (*names, "plain", "filtered"), rows) if rows else None
+        problem = f"{path} cannot be written ({error.strerror})."
+        raise InputError(problem, "Make room, or choose another folder with --out.") from error

@@ -1,7 +1,7 @@
-"""How figures look: sizes, colours, fonts, and files without a time stamp.
+"""The look of all figures: sizes, colours, fonts, and files without a time stamp.
 
-The palette is Okabe and Ito's, which colour-blind readers can tell apart; lines also differ in their marks. Scales of colour are
-viridis, and blue to orange where values part at 0.
+The palette is Okabe and Ito's, which colour-blind readers can tell apart; lines also differ in their markers. Colour scales are
+viridis, and purple to orange where values diverge from 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from shiftscope.estimates import Estimate
-from shiftscope.tables import Cell, Table
+from shiftscope.tables import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,27 +22,23 @@ __all__ = [
     "COLOURS",
     "COLUMN",
     "DIVERGING",
-    "MARKS",
+    "MARKERS",
     "PAGE",
     "SEQUENTIAL",
-    "blank",
-    "key",
-    "named",
-    "ordered",
-    "reach",
+    "add_legend",
+    "error_lengths",
+    "new_figure",
+    "remove_frame",
     "save",
-    "styled",
-    "tidy",
-    "value",
+    "with_fonts",
 ]
 
-Given = ParamSpec("Given")
-#: Widths of a column and of a page of two columns, inches.
+Arguments = ParamSpec("Arguments")
+#: Width of a column and of a page with two columns, inches.
 COLUMN, PAGE = 3.35, 6.9
 #: Blue, vermilion, green, purple, orange, sky blue (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKS = ("o", "s", "^", "D", "v", "P")
-COLUMNS_OF_A_KEY = 2
+MARKERS = ("o", "s", "^", "D", "v", "P")
 SEQUENTIAL, DIVERGING = "viridis", "PuOr_r"
 FONTS = {
     "font.size": 8,
@@ -54,8 +50,18 @@ FONTS = {
 }
 
 
-def blank(width: float, height: float, *, columns: int = 1, rows: int = 1, share: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of a width and height, inches, with its axes row by row."""
+def new_figure(width: float, height: float, *, columns: int = 1, rows: int = 1, share: bool = False) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure and its axes, row by row.
+
+    It is built without pyplot, so that no interactive backend is loaded whatever ``MPLBACKEND`` says.
+
+    Args:
+        width: inches.
+        height: inches.
+        columns: axes side by side.
+        rows: axes one above the other.
+        share: whether all axes share their scales.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -63,30 +69,32 @@ def blank(width: float, height: float, *, columns: int = 1, rows: int = 1, share
     return figure, list(axes.ravel())
 
 
-def styled(draw: Callable[Given, Figure]) -> Callable[Given, Figure]:
-    """A function that draws, with our fonts."""
+def with_fonts(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+    """Decorate a drawing function so that it uses the font sizes of this module."""
 
     @wraps(draw)
-    def drawn(*given: Given.args, **named: Given.kwargs) -> Figure:
+    def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
         import matplotlib
 
         with matplotlib.rc_context(FONTS):
-            return draw(*given, **named)
+            return draw(*args, **kwargs)
 
-    return drawn
+    return wrapper
 
 
-def key(figure: Figure, axes: Axes) -> None:
-    """The legend above the axes, where it hides nothing."""
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Add a legend above the axes, where it covers no data; nothing if no artist has a label."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper left", ncols=COLUMNS_OF_A_KEY, frameon=False)
+        # Two columns fit a figure as wide as a text column only while the labels are short.
+        columns = 2 if max(map(len, labels)) < 30 or figure.get_figwidth() > COLUMN else 1
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False)
 
 
-def tidy(axes: Axes, *, grid: str = "y") -> None:
-    """Axes without a frame and with quiet lines behind."""
+def remove_frame(axes: Axes, *, grid: str = "y") -> None:
+    """Remove the frame's upper and right side, and draw faint grid lines behind the data along ``grid``: x, y or both."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, alpha=0.3, linewidth=0.6)  # type: ignore[arg-type]  # known to matplotlib as one of three words
+    axes.grid(axis=grid, alpha=0.3, linewidth=0.6)  # type: ignore[arg-type]  # matplotlib types it as one of three literals
     axes.set_axisbelow(True)
 
 
@@ -94,35 +102,15 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure as PDF, SVG or PNG, by the path's suffix; equal figures give equal bytes."""
     import matplotlib
 
-    unstamped: Mapping[str, dict[str, Any]] = {
+    no_time_stamp: Mapping[str, dict[str, Any]] = {
         ".svg": {"Date": None},
         ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
         ".png": {"Software": None},
     }
     with matplotlib.rc_context({"svg.hashsalt": "shiftscope", "svg.fonttype": "none", "pdf.fonttype": 42}):
-        figure.savefig(path, dpi=200, metadata=unstamped[path.suffix])
+        figure.savefig(path, dpi=200, metadata=no_time_stamp[path.suffix])
 
 
-def value(cell: Cell) -> float | None:
-    """A cell's number; None where it holds none."""
-    if isinstance(cell, Estimate):
-        return cell.value
-    return float(cell) if isinstance(cell, int | float) else None
-
-
-def reach(cell: Cell) -> tuple[float, float]:
-    """How far an estimate's interval goes below and above it; nothing for a bare number."""
+def error_lengths(cell: Cell) -> tuple[float, float]:
+    """Return how far an estimate's interval extends below and above its value; zeros for a bare number."""
     return (cell.value - cell.low, cell.high - cell.value) if isinstance(cell, Estimate) else (0.0, 0.0)
-
-
-def ordered(table: Table, column: str) -> list[Any]:
-    """A column's different values: numbers by size, all else as they come."""
-    found = list(dict.fromkeys(row.get(column) for row in table.rows))
-    return sorted(found, key=float) if all(isinstance(each, int | float) for each in found) else found
-
-
-def named(row: Mapping[str, Cell], columns: tuple[str, ...]) -> str:
-    """The settings of a row in words."""
-    return ", ".join(
-        str(row.get(name)) if isinstance(row.get(name), str) else f"{name.replace('_', ' ')} {row.get(name)}" for name in columns
-    )

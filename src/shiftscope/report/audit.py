@@ -1,83 +1,96 @@
-"""An audit as a page: the answer in words, every measure, sensitivity maps, and the images that change most."""
+"""Gather the page of an audit: the result in one sentence, every measure, sensitivity maps, and the images that change most."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from shiftscope.audits import Audit
+from shiftscope.measures import MEASURES
 from shiftscope.report import Chart, Maps, Missing, Page, Rows, ShiftMap
 from shiftscope.report.content import Section
-from shiftscope.report.words import WORDS, bare
 from shiftscope.surveys import Survey
 from shiftscope.tables import Table
 
 __all__ = ["audit_page"]
 
-#: What is followed from ring to ring.
-RINGS = {"mcs": "How similarity falls with the distance of a shift", "top1_change": "How often the answer changes with it"}
+#: The measures that are drawn against the distance of a shift.
+OVER_DISTANCE = ("mcs", "top1_change")
+#: A sensitivity map of fewer shifts is not worth a section.
+MIN_SHIFTS = 9
 
 
-def audit_page(found: Audit) -> Page:
-    """An audit's page, not rendered yet."""
-    table = found.table()
-    sections: list[Section] = [Rows("Every measure", "Each with its 95 % interval; press a heading to sort.", bare(table))]
-    for name, survey in found.surveys.items():
-        sections += [*_rings(name, survey), *_maps(name, survey)]
-    if found.changed:
-        caption = "Of all shifts that were run, the one that leaves the least of what the model answered without a shift."
-        sections.append(Rows("Images that change most", caption, _changed(found)))
-    if found.damaged:
-        sections.append(Missing("Images that cannot be read", found.damaged))
-    origin, cost = dict(found.provenance), found.cost
+def audit_page(audit: Audit) -> Page:
+    """Return the content of an audit's page."""
+    sections: list[Section] = [Rows("Every measure", "Each with its 95 % interval. Click a heading to sort.", audit.table())]
+    for name, survey in audit.surveys.items():
+        sections += [*_over_distance(name, survey), *_maps(name, survey)]
+    if audit.changed:
+        caption = "Each under that one of all measured shifts after which its outputs are least similar."
+        sections.append(Rows("Images that change most", caption, _changed(audit)))
+    if audit.damaged:
+        sections.append(Missing("Images that cannot be read", "", audit.damaged))
+    provenance, cost = dict(audit.provenance), audit.cost
+    model = Path(provenance.get("model", "the model")).name
     facts = (
-        Path(origin.get("model", "a model")).name,
+        model,
         f"{cost.images:,} images",
         f"{cost.forward + cost.dense:,} views through the model",
         f"{cost.images_per_second:.3g} images a second",
     )
     return Page(
-        title=f"How stable is {Path(origin.get('model', 'the model')).name} under shifts?",
-        answer=_answer(found),
+        title=f"How stable is {model} under shifts?",
+        answer=_answer(audit),
         sections=tuple(sections),
         facts=facts,
-        words={**WORDS, "given_right": "of images classified correctly", "estimate": "value"},
-        provenance=origin,
+        provenance=provenance,
     )
 
 
-def _answer(found: Audit) -> str:
-    """The result in one sentence; the whole paragraph where an audit has neither of the usual measures."""
-    told = {row.measure: row for row in reversed(found.rows)}
-    change, cosine = told.get("top1_change"), told.get("mcs")
+def _answer(audit: Audit) -> str:
+    """Return the result in one sentence; or the audit's summary, if it has neither of the two main measures."""
+    first = {row.measure: row for row in reversed(audit.rows)}
+    change, cosine = first.get("top1_change"), first.get("mcs")
     effects = []
     if change is not None:
-        effects.append(f"gives {change.estimate.value:.0%} of the images another answer".replace("%", " %"))
+        effects.append(f"the top class changes for {100 * change.estimate.value:.0f} % of the images")
     if cosine is not None and (change is None or change.protocol == cosine.protocol):
-        effects.append(f"leaves their outputs a mean cosine similarity of {cosine.estimate.value:.2f}")
+        effects.append(f"the {MEASURES['mcs'].label} of the outputs is {cosine.estimate.value:.2f}")
     row = change or cosine
-    return f"A shift of up to {row.max_shift:g} pixels {' and '.join(effects)}." if row is not None else found.words()
+    return f"After a shift of up to {row.max_shift:g} pixels, {' and '.join(effects)}." if row else audit.words()
 
 
-def _rings(name: str, survey: Survey) -> list[Chart]:
-    """Measures against the distance of a shift."""
+def _over_distance(name: str, survey: Survey) -> list[Chart]:
+    """Return charts of measures against the distance of a shift."""
     rings = [over for measure, over in survey.values if measure == "mcs" and over.startswith("radius ")]
+    if len(rings) < 2:
+        return []
     rows = tuple(
-        {"radius": int(over.removeprefix("radius ")), **{measure: survey.estimate(measure, over=over) for measure in RINGS}}
+        {
+            "distance": int(over.removeprefix("radius ")),
+            **{measure: survey.estimate(measure, over=over) for measure in OVER_DISTANCE},
+        }
         for over in rings
     )
-    table = Table(f"By distance, {name}", ("radius", *RINGS), rows)
-    caption = f"All shifts whose larger part is that many pixels ({name}); bars are 95 % intervals."
-    return [Chart(title, caption, table, "radius", measure) for measure, title in RINGS.items()] if len(rings) > 1 else []
+    table = Table(f"By distance, {name}", ("distance", *OVER_DISTANCE), rows)
+    caption = f"All shifts with this many pixels along their longer axis ({name}), with 95 % intervals."
+    return [
+        Chart(f"{MEASURES[measure].label.capitalize()} against distance, {name}", caption, table, "distance", measure)
+        for measure in OVER_DISTANCE
+    ]
 
 
 def _maps(name: str, survey: Survey) -> list[Maps]:
-    if len(survey.shifts) < 9:
+    if len(survey.shifts) < MIN_SHIFTS:
         return []
-    caption = "The mean cosine at every shift; the middle is no shift, right is right and down is down; light is more alike."
+    caption = (
+        f"{MEASURES['mcs'].label.capitalize()} at every shift. The centre is no shift; to the right of it the image moves right, "
+        "below it down. Light is more similar."
+    )
     return [Maps(f"Sensitivity map, {name}", caption, (ShiftMap("the model", survey.maps["mcs"].float(), 1),))]
 
 
-def _changed(found: Audit) -> Table:
+def _changed(audit: Audit) -> Table:
+    """Return a row for each image that changes most."""
     columns = ("image", "down", "right", "border", "similarity", "before", "after")
     rows = tuple(
         {
@@ -89,7 +102,7 @@ def _changed(found: Audit) -> Table:
             "before": each.before,
             "after": each.after,
         }
-        for each in found.changed
+        for each in audit.changed
     )
-    classes = any(each.before is not None for each in found.changed)
-    return Table("Images that change most", columns if classes else columns[:-2], rows)
+    has_classes = any(each.before is not None for each in audit.changed)
+    return Table("Images that change most", columns if has_classes else columns[:-2], rows)

@@ -1,4 +1,4 @@
-"""What a page consists of: frozen values with a table, maps or images each. Nothing here is drawn."""
+"""The content of a page: frozen sections, each with its table, maps or images. Nothing here is drawn."""
 
 from __future__ import annotations
 
@@ -29,62 +29,68 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Chart:
-    """One measure against one setting, a line for each combination of others.
+class Section:
+    """A part of a page.
 
     Attributes:
-        title, caption: above and below it.
-        table: the rows.
-        across: the column on the horizontal axis.
-        measure: the column of estimates; ``source_`` + measure holds printed numbers, where there are any.
-        series: the columns that tell lines apart.
+        title: the heading.
+        caption: a sentence or two below it.
     """
 
     title: str
     caption: str
+
+
+@dataclass(frozen=True)
+class Chart(Section):
+    """A measure against a setting, with a line for each series.
+
+    Attributes:
+        table: the rows.
+        x: the column on the horizontal axis.
+        measure: the column of estimates; the column ``source_`` + measure, where there is one, holds the source's numbers.
+        series: the columns that distinguish the lines.
+    """
+
     table: Table
-    across: str
+    x: str
     measure: str
     series: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Section):
     """Heat maps over two settings, side by side.
 
     Attributes:
-        title, caption: above and below them.
         table: the rows.
-        across, down: the columns of the two settings.
-        panels: heading -> column of numbers or estimates; ``diverging`` names those whose colours part at 0.
-        diverging: headings.
+        x: the column along the horizontal axis.
+        y: the column along the vertical axis.
+        panels: heading of each heat map -> its column of numbers or estimates.
+        diverging: the headings of heat maps whose colour scale diverges from 0; all others share one scale.
     """
 
-    title: str
-    caption: str
     table: Table
-    across: str
-    down: str
+    x: str
+    y: str
     panels: Mapping[str, str]
     diverging: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Scatter:
-    """One measure against another, more being better on both axes, with the rows that no other beats on both.
+class Scatter(Section):
+    """A measure against another, with the Pareto front. More is better on both axes.
 
     Attributes:
-        title, caption: above and below it.
         table: the rows.
-        across, up: the columns of estimates.
-        names: the columns that name a row.
+        x: the column of estimates along the horizontal axis.
+        y: the column of estimates along the vertical axis.
+        names: the columns whose settings name a row.
     """
 
-    title: str
-    caption: str
     table: Table
-    across: str
-    up: str
+    x: str
+    y: str
     names: tuple[str, ...]
 
 
@@ -93,9 +99,9 @@ class ShiftMap:
     """A value for every shift of a square grid.
 
     Attributes:
-        name: whose it is.
-        values: [shift], row by row, from (-reach, -reach).
-        factor: the subsampling factor, whose multiples are marked.
+        name: the network's name.
+        values: row by row, from the shift furthest up and left.
+        factor: the network's subsampling factor.
     """
 
     name: str
@@ -104,38 +110,33 @@ class ShiftMap:
 
 
 @dataclass(frozen=True)
-class Maps:
-    """Maps over shifts, in one scale of colours."""
+class Maps(Section):
+    """Maps over shifts, in one colour scale; a section without maps is left out."""
 
-    title: str
-    caption: str
     maps: tuple[ShiftMap, ...]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A table that can be sorted and saved.
+class Rows(Section):
+    """A table that readers can sort, and save as CSV.
 
     Attributes:
-        title, caption: above and below it.
         table: the rows.
-        verdicts: columns whose text is shown as a badge.
+        verdicts: the columns whose text is shown as a badge.
     """
 
-    title: str
-    caption: str
     table: Table
     verdicts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network and what it says of the images of a :class:`Drag` under every shift of its grid.
+    """A network and its outputs for the images of a :class:`Drag`.
 
     Attributes:
-        name: of the network.
+        name: the network's name.
         factor: its subsampling factor.
-        outputs: of all images; all share their shifts, row by row from (-reach, -reach).
+        outputs: for every image, under every shift of the grid, row by row from the shift furthest up and left.
     """
 
     name: str
@@ -144,22 +145,19 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Drag:
-    """Images that can be dragged, and what networks answer at every shift.
+class Drag(Section):
+    """Images to drag, and what networks predict at every shift.
 
     Attributes:
-        title, caption: above and below it.
         images: without canvas.
-        labels: of the images.
-        classes: their names.
+        labels: the index of each image's class.
+        classes: the classes' names.
         canvas: height and width of the canvas, pixels.
-        colour: of the canvas, 0 to 255 for each colour of the images.
+        colour: the canvas's colour, 0 to 255 for each channel of the images.
         reach: the largest shift along an axis, pixels.
         networks: at least one.
     """
 
-    title: str
-    caption: str
     images: UInt8[Tensor, "image channel height width"]
     labels: Int[Tensor, " image"]
     classes: tuple[str, ...]
@@ -171,51 +169,43 @@ class Drag:
 
 @dataclass(frozen=True)
 class Signal:
-    """A signal of the lesson: its name and its values."""
+    """A named signal or kernel of the lesson."""
 
     name: str
     values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """The theory on one axis, to be played with; the page computes it.
+class Lesson(Section):
+    """The theory in one dimension, as an interactive demonstration that the page computes.
 
     Attributes:
-        title, caption: above and below it.
         signals: to choose from.
         kernels: to choose from.
     """
 
-    title: str
-    caption: str
     signals: tuple[Signal, ...]
     kernels: tuple[Signal, ...]
 
 
 @dataclass(frozen=True)
-class Missing:
-    """What a page cannot show, and why."""
+class Missing(Section):
+    """A list of what the page cannot show, with reasons."""
 
-    title: str
     sentences: tuple[str, ...]
-
-
-Section = Chart | Grid | Scatter | Maps | Rows | Drag | Lesson | Missing
 
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page.
+    """The content of a page.
 
     Attributes:
-        title: what it is about.
+        title: what the page is about.
         answer: the result in one sentence.
-        facts: what a reader should know at once, a few words each.
-        warning: shown above all else, where something is incomplete.
         sections: in order.
-        words: column -> what a reader is shown instead.
-        provenance: how the numbers were made.
+        facts: what the result rests on, a few words each.
+        warning: a sentence above all sections, for incomplete results.
+        provenance: how the numbers were made, name to value.
     """
 
     title: str
@@ -223,5 +213,4 @@ class Page:
     sections: tuple[Section, ...]
     facts: tuple[str, ...] = ()
     warning: str = ""
-    words: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)

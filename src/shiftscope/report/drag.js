@@ -1,5 +1,5 @@
 "use strict";
-// Drag the image: every answer was computed before by the engine; here it is only looked up and shown.
+// Drag the image. The engine computed every output beforehand; this script looks it up and shows it.
 
 shiftscope.Player = class {
   static PROBABILITY_STEPS = 255;
@@ -17,10 +17,10 @@ shiftscope.Player = class {
     this.stage = section.querySelector(".stage");
     this.picture = section.querySelector(".picture");
     this.picture.width = this.picture.height = this.data.canvas;
-    this.told = section.querySelector(".told");
+    this.status = section.querySelector(".status");
     this.decoded = new Map();
     const shown = this.data.networks.length > 1 ? [0, this.data.networks.length - 1] : [0];
-    this.panels = shown.map((network, place) => new shiftscope.Panel(this, network, place));
+    this.panels = shown.map((network, position) => new shiftscope.Panel(this, network, position));
     section.querySelector(".networks").append(...this.panels.map((panel) => panel.element));
     this.addThumbs();
     this.listen();
@@ -28,7 +28,7 @@ shiftscope.Player = class {
     this.choose(0);
   }
 
-  /** A network's answers, decoded when they are first asked for. */
+  /** A network's outputs, decoded when they are first needed. */
   network(number) {
     if (!this.decoded.has(number)) {
       const raw = this.data.networks[number];
@@ -36,16 +36,16 @@ shiftscope.Player = class {
         name: raw.name,
         factor: raw.factor,
         probabilities: shiftscope.bytes(raw.probabilities),
-        cosines: shiftscope.words(raw.cosines, true),
-        tops: shiftscope.words(raw.tops, false),
-        unshifted: shiftscope.words(raw.unshifted, false),
+        cosines: shiftscope.int16s(raw.cosines, true),
+        tops: shiftscope.int16s(raw.tops, false),
+        unshifted: shiftscope.int16s(raw.unshifted, false),
       });
     }
     return this.decoded.get(number);
   }
 
-  /** The place of an image at a shift in the answers. */
-  place(image, dy, dx) {
+  /** The index of an image at a shift among a network's outputs. */
+  index(image, dy, dx) {
     return (image * this.side + dy + this.data.reach) * this.side + dx + this.data.reach;
   }
 
@@ -62,14 +62,14 @@ shiftscope.Player = class {
       const canvas = shiftscope.make("canvas");
       canvas.width = this.data.width;
       canvas.height = this.data.height;
-      canvas.getContext("2d").putImageData(this.plain(image), 0, 0);
+      canvas.getContext("2d").putImageData(this.imageData(image), 0, 0);
       return shiftscope.make("label", "", "", input, canvas);
     });
     this.section.querySelector(".thumbs").append(...thumbs);
   }
 
-  /** An image without canvas. */
-  plain(image) {
+  /** The pixels of an image without canvas. */
+  imageData(image) {
     const { height, width, channels } = this.data;
     const result = new ImageData(width, height);
     const start = image * height * width * channels;
@@ -88,14 +88,14 @@ shiftscope.Player = class {
       if (event.button !== 0) return;
       start = { x: event.clientX - this.dx * this.scale(), y: event.clientY - this.dy * this.scale() };
       this.stage.setPointerCapture(event.pointerId);
-      this.stage.classList.add("held");
+      this.stage.classList.add("dragging");
     });
     this.stage.addEventListener("pointermove", (event) => {
       if (start) this.move((event.clientY - start.y) / this.scale(), (event.clientX - start.x) / this.scale());
     });
     const end = () => {
       start = null;
-      this.stage.classList.remove("held");
+      this.stage.classList.remove("dragging");
     };
     this.stage.addEventListener("pointerup", end);
     this.stage.addEventListener("pointercancel", end);
@@ -110,18 +110,18 @@ shiftscope.Player = class {
     for (const slider of Object.values(this.sliders)) {
       slider.addEventListener("input", () => this.move(Number(this.sliders.dy.value), Number(this.sliders.dx.value)));
     }
-    this.section.querySelector(".home").addEventListener("click", () => this.move(0, 0));
-    this.section.querySelector(".fool").addEventListener("click", () => this.fool());
+    this.section.querySelector(".reset").addEventListener("click", () => this.move(0, 0));
+    this.section.querySelector(".nearest").addEventListener("click", () => this.moveToNearestChange());
   }
 
-  /** Screen pixels a canvas pixel. */
+  /** Screen pixels for each pixel of the canvas. */
   scale() {
     return this.stage.clientWidth / this.data.canvas;
   }
 
   choose(image) {
     this.image = image;
-    this.drawn = this.plain(image);
+    this.drawn = this.imageData(image);
     for (const panel of this.panels) panel.chooseImage();
     this.move(this.dy, this.dx, true);
   }
@@ -136,8 +136,9 @@ shiftscope.Player = class {
     this.sliders.dx.value = dx;
     this.sliders.dy.value = dy;
     this.section.querySelector(".shift").textContent = shiftscope.shiftWords(dy, dx);
-    clearTimeout(this.telling);
-    this.telling = setTimeout(() => this.tell(), 350);
+    // A screen reader announces the predictions once the image rests.
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.announce(), 350);
   }
 
   draw() {
@@ -154,21 +155,21 @@ shiftscope.Player = class {
     return Math.min(...least, 0) / shiftscope.Player.COSINE_STEPS;
   }
 
-  /** In words, once the hand rests. */
-  tell() {
-    const said = this.panels.map((panel) => `${panel.answers().name}: ${panel.sentence()}`);
-    this.told.textContent = `${shiftscope.shiftWords(this.dy, this.dx)}. ${said.join("; ")}.`;
+  /** Write what the networks predict where a screen reader announces it. */
+  announce() {
+    const sentences = this.panels.map((panel) => `${panel.outputs().name}: ${panel.sentence()}`);
+    this.status.textContent = `${shiftscope.shiftWords(this.dy, this.dx)}. ${sentences.join("; ")}.`;
   }
 
-  /** Go to the shortest shift at which a shown network answers otherwise than unshifted. */
-  fool() {
+  /** Move to the shortest shift at which a shown network predicts another class than without a shift. */
+  moveToNearestChange() {
     let best = null;
     for (let dy = -this.data.reach; dy <= this.data.reach; dy++) {
       for (let dx = -this.data.reach; dx <= this.data.reach; dx++) {
         const length = dy * dy + dx * dx;
         const changed = this.panels.some((panel) => {
-          const answers = panel.answers();
-          return answers.tops[this.place(this.image, dy, dx)] !== answers.unshifted[this.image];
+          const outputs = panel.outputs();
+          return outputs.tops[this.index(this.image, dy, dx)] !== outputs.unshifted[this.image];
         });
         if (changed && (!best || length < best.length)) best = { dy, dx, length };
       }
@@ -177,18 +178,18 @@ shiftscope.Player = class {
       this.move(best.dy, best.dx);
       return;
     }
-    this.told.textContent = this.section.querySelector(".shift").textContent = "no shift of this grid changes these networks' answers";
+    this.status.textContent = this.section.querySelector(".shift").textContent = "no shift of this grid changes these networks' predictions";
   }
 };
 
-/** One of the networks side by side. */
+/** One of the two networks side by side. */
 shiftscope.Panel = class {
-  constructor(player, number, place) {
+  constructor(player, number, position) {
     const make = shiftscope.make;
     this.player = player;
     this.number = number;
     this.select = make("select");
-    this.select.setAttribute("aria-label", place ? "right network" : "left network");
+    this.select.setAttribute("aria-label", position ? "right network" : "left network");
     this.select.append(...player.data.networks.map((network, index) => {
       const option = make("option", "", network.name);
       option.value = index;
@@ -199,8 +200,8 @@ shiftscope.Panel = class {
       this.number = Number(this.select.value);
       this.player.choose(this.player.image);
     });
-    this.says = make("span", "class");
-    this.was = make("span", "was");
+    this.predicted = make("span", "class");
+    this.before = make("span", "before");
     this.cosine = make("b");
     this.bars = make("div", "bars");
     this.map = make("canvas");
@@ -217,29 +218,29 @@ shiftscope.Panel = class {
     });
     this.note = make("p", "mapnote");
     const similarity = make("p", "cosine", "cosine similarity ", this.cosine);
-    this.element = make("div", "network", "", this.select, make("div", "says", "", this.says, this.was), similarity, this.bars, box, this.note);
+    this.element = make("div", "network", "", this.select, make("div", "prediction", "", this.predicted, this.before), similarity, this.bars, box, this.note);
   }
 
-  answers() {
+  outputs() {
     return this.player.network(this.number);
   }
 
-  /** What depends on image and network but not on the shift: the bars' classes, the map, the lattice. */
+  /** Draw what depends on the image and the network but not on the shift: the bars' classes, the map and its lattice. */
   chooseImage() {
     this.makeBars();
     this.drawMap();
     this.drawLattice();
   }
 
-  /** The classes that are likely at some shift of this image, in the classes' order; the same for all panels. */
+  /** The classes that are most probable at some shift of this image, in their own order; the same for all panels. */
   classes() {
     const { player } = this;
     const count = player.data.classes.length;
     if (count <= shiftscope.Player.BARS) return Array.from({ length: count }, (_, index) => index);
     const most = new Float64Array(count);
     for (const panel of player.panels) {
-      const { probabilities } = panel.answers();
-      const start = player.place(player.image, -player.data.reach, -player.data.reach) * count;
+      const { probabilities } = panel.outputs();
+      const start = player.index(player.image, -player.data.reach, -player.data.reach) * count;
       for (let index = 0; index < player.side * player.side * count; index++) {
         most[index % count] = Math.max(most[index % count], probabilities[start + index]);
       }
@@ -251,24 +252,24 @@ shiftscope.Panel = class {
   makeBars() {
     const make = shiftscope.make;
     const names = this.player.data.classes;
-    this.rows = this.classes().map((index) => {
-      const label = make("span", "label", names[index]);
-      label.dir = "auto";
-      label.title = names[index];
+    this.rows = this.classes().map((label) => {
+      const name = make("span", "label", names[label]);
+      name.dir = "auto";
+      name.title = names[label];
       const fill = make("div", "fill");
       const share = make("span", "share");
-      const row = make("div", "barrow", "", label, make("div", "track", "", fill), share);
-      return { index, row, fill, share };
+      const row = make("div", "barrow", "", name, make("div", "track", "", fill), share);
+      return { label, row, fill, share };
     });
-    this.bars.classList.toggle("long", this.rows.some((each) => names[each.index].length > 2));
+    this.bars.classList.toggle("long", this.rows.some((each) => names[each.label].length > 2));
     this.bars.replaceChildren(...this.rows.map((each) => each.row));
   }
 
   /** The cosines of the shown image at every shift. */
   cosines() {
     const { player } = this;
-    const start = player.place(player.image, -player.data.reach, -player.data.reach);
-    return this.answers().cosines.subarray(start, start + player.side * player.side);
+    const start = player.index(player.image, -player.data.reach, -player.data.reach);
+    return this.outputs().cosines.subarray(start, start + player.side * player.side);
   }
 
   drawMap() {
@@ -281,14 +282,14 @@ shiftscope.Panel = class {
       picture.data.set([...shiftscope.colour(share), 255], 4 * index);
     });
     this.map.getContext("2d").putImageData(picture, 0, 0);
-    const factor = this.answers().factor;
-    this.note.textContent = `Similarity at each shift, from dark ${(Math.round(100 * low) / 100 || 0).toFixed(2)} to light 1. `
-      + (factor > 1 ? `Dots: multiples of ${factor}, this network's subsampling factor.` : "Subsampling factor 1: every shift is on the lattice.");
+    const factor = this.outputs().factor;
+    this.note.textContent = `Cosine similarity at every shift, from dark ${(Math.round(100 * low) / 100 || 0).toFixed(2)} to light 1. `
+      + (factor > 1 ? `Dots: multiples of ${factor}, this network's subsampling factor.` : "Subsampling factor 1: every shift is a multiple of it.");
   }
 
   drawLattice() {
     const { side, data } = this.player;
-    const { factor } = this.answers();
+    const { factor } = this.outputs();
     const mark = (className, x, y, radius) => {
       const circle = document.createElementNS("http://www.w3.org/2000/svg", "circle");
       circle.setAttribute("class", className);
@@ -309,17 +310,17 @@ shiftscope.Panel = class {
 
   show() {
     const { player } = this;
-    const answers = this.answers();
+    const outputs = this.outputs();
     const names = player.data.classes;
-    const place = player.place(player.image, player.dy, player.dx);
-    const [top, before] = [answers.tops[place], answers.unshifted[player.image]];
+    const index = player.index(player.image, player.dy, player.dx);
+    const [top, before] = [outputs.tops[index], outputs.unshifted[player.image]];
     this.element.classList.toggle("changed", top !== before);
-    this.says.textContent = names[top];
-    this.was.textContent = top === before ? "as without a shift" : `was ${names[before]}`;
-    this.cosine.textContent = this.similarity(place).toFixed(3);
-    for (const { index, row, fill, share } of this.rows) {
-      const value = answers.probabilities[place * names.length + index] / shiftscope.Player.PROBABILITY_STEPS;
-      row.classList.toggle("top", index === top);
+    this.predicted.textContent = names[top];
+    this.before.textContent = top === before ? "as without a shift" : `${names[before]} without a shift`;
+    this.cosine.textContent = this.similarity(index).toFixed(3);
+    for (const { label, row, fill, share } of this.rows) {
+      const value = outputs.probabilities[index * names.length + label] / shiftscope.Player.PROBABILITY_STEPS;
+      row.classList.toggle("top", label === top);
       fill.style.transform = `scaleX(${value})`;
       share.textContent = `${Math.round(100 * value)} %`;
     }
@@ -329,12 +330,12 @@ shiftscope.Panel = class {
     }
   }
 
-  similarity(place) {
-    return this.answers().cosines[place] / shiftscope.Player.COSINE_STEPS;
+  similarity(index) {
+    return this.outputs().cosines[index] / shiftscope.Player.COSINE_STEPS;
   }
 
   sentence() {
-    return `${this.says.textContent}, ${this.was.textContent}, similarity ${this.cosine.textContent}`;
+    return `${this.predicted.textContent}, ${this.before.textContent}, cosine similarity ${this.cosine.textContent}`;
   }
 };
 

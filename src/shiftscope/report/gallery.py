@@ -1,11 +1,10 @@
-"""What a study's kept networks answer when an image is dragged: every shift of a few test images, by the engine.
+"""Compute what a study's networks predict at every shift of a few test images, for readers to drag.
 
-Whatever is not there (weights, images, the same images) is said in a sentence, and the rest is shown.
+Networks whose weights or images are not there are left out, each with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,146 +17,152 @@ from shiftscope.engine.outputs import shift_outputs
 from shiftscope.errors import InputError
 from shiftscope.models import LoadedModel, load_model
 from shiftscope.report import Drag, Network
-from shiftscope.runtime.progress import Event, Stage
+from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid
 from shiftscope.studies import records
 from shiftscope.studies.folder import CellRuns, StudyFolder
 from shiftscope.studies.spec import VARIANT
 
-__all__ = ["IMAGES", "Progress", "Scene", "galleries", "spread_over_classes"]
+__all__ = ["MAX_IMAGES", "balanced", "drag_sections"]
 
-#: Test images of a gallery, at most.
-IMAGES = 48
-#: What the answers of a page may take, bytes before base64.
-BUDGET = 1_500_000
-#: So many images have a place; where they would not fit, networks are left out.
-FEWEST = 4
-#: Beside its probabilities an answer holds a cosine and a top class, 16 bits each.
-BYTES_BESIDE = 4
-
-Progress = Callable[[str, int, int], None]
+#: Test images of a section, at most.
+MAX_IMAGES = 48
+#: Size of all outputs and images of a page, at most, bytes before base64.
+MAX_BYTES = 1_500_000
+#: Networks are left out if fewer images than this would fit otherwise.
+MIN_IMAGES = 4
+#: An output takes a byte for each probability and these for its cosine and its top class.
+COSINE_AND_TOP_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Scene:
-    """The kept networks that share their images.
+class _Group:
+    """Networks that were trained on the same images.
 
     Attributes:
-        data: the images.
+        data: specification of the images.
         reach: the largest shift of a drag, pixels.
-        models: name -> cell and network.
-        checksum: of the data they were trained on.
+        checksum: of the images.
+        networks: name -> cell and network.
     """
 
     data: DataSpec
     reach: int
-    models: dict[str, tuple[CellRuns, LoadedModel]]
     checksum: str
+    networks: dict[str, tuple[CellRuns, LoadedModel]]
 
 
-def galleries(
-    held: StudyFolder, *, data_dir: Path | None = None, device: torch.device | str = "cpu", progress: Progress = lambda *_: None
+def drag_sections(
+    results: StudyFolder, *, data_dir: Path | None = None, device: torch.device | str = "cpu", report: Report = silent
 ) -> tuple[list[Drag], list[str]]:
-    """A gallery for each data set of a study whose networks and images are there, and what is missing of others.
+    """Return a section for each data set of a study.
 
     Args:
-        held: the study.
-        data_dir: a local folder that holds the data set; nothing is fetched from the network.
-        device: where to compute.
-        progress: told how it goes.
+        results: the study and its records.
+        data_dir: local folder with the data set; nothing is downloaded.
+        device: where to compute the outputs.
+        report: called with each progress event.
+
+    Returns:
+        the sections; and a sentence for each network and data set that is left out.
     """
-    scenes, missing = _scenes(held)
-    found = []
-    for place, scene in enumerate(scenes):
+    groups, missing = _groups(results)
+    sections = []
+    for group in groups:
         try:
-            found.append(_gallery(scene, len(scenes), data_dir, device, lambda *at: progress(*at)))
+            sections.append(_section(group, len(groups), data_dir, device, report))
         except InputError as error:
-            missing.append(f"The images of {scene.data.name} cannot be shown: {error}")
-        progress("computing what networks answer to a drag", place + 1, len(scenes))
-    return found, missing
+            missing.append(f"The images of {group.data.name} cannot be shown: {error}")
+    return sections, missing
 
 
-def spread_over_classes(labels: Int[Tensor, " image"], count: int) -> Int[Tensor, " picked"]:
-    """The first images such that every class has as many as any other, where there are so many; class by class in turn.
+def balanced(labels: Int[Tensor, " image"], count: int) -> Int[Tensor, " picked"]:
+    """Return the indices of ``count`` images, the first of every class, then the second, and so on.
 
-    >>> spread_over_classes(torch.tensor([0, 0, 0, 1, 2, 1]), 4).tolist()
+    >>> balanced(torch.tensor([0, 0, 0, 1, 2, 1]), 4).tolist()
     [0, 3, 4, 1]
     """
-    turns: dict[int, int] = {}
+    seen: dict[int, int] = {}
     keys = []
-    for place, label in enumerate(labels.tolist()):
-        turn = turns[label] = turns.get(label, -1) + 1
-        keys.append((turn, label, place))
-    return torch.tensor([place for _, _, place in sorted(keys)[:count]], dtype=torch.long)
+    for index, label in enumerate(labels.tolist()):
+        turn = seen[label] = seen.get(label, -1) + 1
+        keys.append((turn, label, index))
+    return torch.tensor([index for _, _, index in sorted(keys)[:count]], dtype=torch.long)
 
 
-def _scenes(held: StudyFolder) -> tuple[list[Scene], list[str]]:
-    """The kept networks by their images: the first of each cell that has its weights."""
-    scenes: dict[tuple[DataSpec, int, str], Scene] = {}
+def _groups(results: StudyFolder) -> tuple[list[_Group], list[str]]:
+    """Return the first network of each cell that has its weights, grouped by images, and what is missing of other cells."""
+    groups: dict[tuple[DataSpec, int, str], _Group] = {}
     missing = []
-    for cell in held.cells:
-        kept = next((folder for folder in cell.folders if (folder / records.MODEL).exists()), None)
-        if kept is None:
+    for cell in results.cells:
+        folder = next((folder for folder in cell.folders if (folder / records.MODEL).exists()), None)
+        if folder is None:
             if cell.folders:
-                missing.append(f"{cell.name}: no weights are kept beside its records, so it cannot answer a drag.")
+                missing.append(f"{cell.name}: its folder holds no weights, so its predictions cannot be computed.")
             continue
         try:
-            loaded = load_model(str(kept))
+            network = load_model(str(folder))
         except InputError as error:
             missing.append(f"{cell.name}: {error}")
             continue
         run = cell.planned[0]
-        checksum = cell.records[cell.folders.index(kept)].provenance.get("data_sha256", "")
-        scene = scenes.setdefault(
-            (run.data, run.measure.max_shift, checksum), Scene(run.data, run.measure.max_shift, {}, checksum)
-        )
-        scene.models[cell.name] = (cell, loaded)
-    return list(scenes.values()), missing
+        checksum = cell.records[cell.folders.index(folder)].provenance.get("data_sha256", "")
+        key = (run.data, run.measure.max_shift, checksum)
+        groups.setdefault(key, _Group(*key, {})).networks[cell.name] = (cell, network)
+    return list(groups.values()), missing
 
 
-def _gallery(scene: Scene, scenes: int, data_dir: Path | None, device: torch.device | str, progress: Progress) -> Drag:
-    def report(event: Event) -> None:
-        if isinstance(event, Stage):
-            progress(event.sentence, event.done, event.of)
-
-    data = load(scene.data, data_dir=data_dir, online=False, report=report)
-    if data.checksum != scene.checksum:
-        raise InputError(
-            f"the networks were trained on other images (sha256 {scene.checksum[:12]}, here {data.checksum[:12]}). Give the "
-            "folder that holds theirs with --data-dir."
-        )
-    room, count = _room(scene, scenes, data)
-    picked = spread_over_classes(data.test.labels, count)
-    images = data.canvas.place(data.test.images[picked])
+def _section(group: _Group, groups: int, data_dir: Path | None, device: torch.device | str, report: Report) -> Drag:
+    data = _images(group, data_dir, report)
+    room, count = _room(group, groups, data)
+    picked = balanced(data.test.labels, count)
+    images, shifts = data.canvas.place(data.test.images[picked]), grid(group.reach)
     networks = []
-    for done, (name, (cell, loaded)) in enumerate(list(scene.models.items())[:room]):
-        progress("computing what networks answer to a drag", done, room)
-        outputs = shift_outputs(loaded.model.to(device), images, grid(scene.reach), fill=data.canvas.colour, device=device)
+    for done, (name, (cell, loaded)) in enumerate(list(group.networks.items())[:room]):
+        report(Stage("computing predictions at every shift", done, room))
+        outputs = shift_outputs(loaded.model.to(device), images, shifts, fill=data.canvas.colour, device=device)
         networks.append(Network(name, cell.factor, outputs))
+    report(Stage("computing predictions at every shift", room, room))
+    caption = (
+        "Move it with the mouse, a finger or the arrow keys, and see what two networks predict. The networks computed these "
+        f"predictions beforehand, at all {len(shifts):,} shifts of {len(picked)} test images."
+    )
+    if room < len(group.networks):
+        caption += f" The page has room for {room} of {len(group.networks)} networks."
     return Drag(
-        title=f"Drag the image: {_title(scene)}" if scenes > 1 else "Drag the image",
-        caption="Move it with the mouse, a finger or the arrow keys and watch two networks answer. Every answer was computed "
-        f"before by the networks themselves, at all {len(grid(scene.reach)):,} shifts of {len(picked)} test images."
-        + (f" The page has room for {room} of {len(scene.models)} networks." if room < len(scene.models) else ""),
+        title=f"Drag the image: {_title(group)}" if groups > 1 else "Drag the image",
+        caption=caption,
         images=data.test.images[picked],
         labels=data.test.labels[picked],
         classes=data.classes,
         canvas=data.canvas.size,
         colour=tuple(int(part) for part in data.canvas.colour.mul(255).round()),
-        reach=scene.reach,
+        reach=group.reach,
         networks=tuple(networks),
     )
 
 
-def _title(scene: Scene) -> str:
-    """The variant that the networks share, or their data set."""
-    variants = {str(cell.settings.get(VARIANT, "")) for cell, _ in scene.models.values()}
-    return variants.pop() if len(variants) == 1 and "" not in variants else scene.data.name
+def _images(group: _Group, data_dir: Path | None, report: Report) -> Dataset:
+    """Load the images that a group's networks were trained on."""
+    data = load(group.data, data_dir=data_dir, online=False, report=report)
+    if data.checksum != group.checksum:
+        raise InputError(
+            f"the networks were trained on other images (sha256 {group.checksum[:12]}, here {data.checksum[:12]}).",
+            "Give the folder with their images as --data-dir.",
+        )
+    return data
 
 
-def _room(scene: Scene, scenes: int, data: Dataset) -> tuple[int, int]:
-    """How many networks and how many images the page has room for."""
-    pixels = data.test.images[0].numel()
-    answers = (2 * scene.reach + 1) ** 2 * (len(data.classes) + BYTES_BESIDE)
-    networks = min(len(scene.models), max(1, (BUDGET // scenes // FEWEST - pixels) // answers))
-    return networks, max(1, min(IMAGES, BUDGET // scenes // (networks * answers + pixels)))
+def _title(group: _Group) -> str:
+    """Return the variant that the networks share, or their data set."""
+    variants = {str(cell.settings.get(VARIANT, "")) for cell, _ in group.networks.values()}
+    return variants.pop() if len(variants) == 1 and "" not in variants else group.data.name
+
+
+def _room(group: _Group, groups: int, data: Dataset) -> tuple[int, int]:
+    """Return how many networks and how many images fit on a page with so many groups."""
+    image = data.test.images[0].numel()
+    outputs = (2 * group.reach + 1) ** 2 * (len(data.classes) + COSINE_AND_TOP_BYTES)
+    budget = MAX_BYTES // groups
+    networks = min(len(group.networks), max(1, (budget // MIN_IMAGES - image) // outputs))
+    return networks, max(1, min(MAX_IMAGES, budget // (networks * outputs + image)))

@@ -1,5 +1,5 @@
 "use strict";
-// The theory on one axis, in the few lines it takes. The definitions are those of the package's signals.py; a test compares them.
+// The theory in one dimension. The definitions are those of the package's theory.py; a test compares them.
 
 shiftscope.theory = {
   TIE: 1e-9,
@@ -9,12 +9,12 @@ shiftscope.theory = {
     Array.from({ length: signal.length - kernel.length + 1 }, (_, i) =>
       kernel.reduce((sum, tap, k) => sum + tap * signal[i + k], 0)),
 
-  /** The content moved right; zeros come in. */
+  /** Move the signal right and fill with zeros. */
   translate: (signal, shift) => signal.map((_, i) => signal[i - shift] ?? 0),
 
   subsample: (signal, factor) => signal.filter((_, i) => i % factor === 0),
 
-  /** Dense pooling over windows of a size. */
+  /** Pool over windows of a size, with stride 1. */
   pool: (signal, kind, size) => {
     if (kind === "none") return signal;
     return Array.from({ length: signal.length - size + 1 }, (_, i) => {
@@ -25,20 +25,20 @@ shiftscope.theory = {
 
   energy: (signal) => signal.reduce((sum, value) => sum + value * value, 0),
 
-  /** Cosine of the angle between two signals; two zero signals are alike, a zero signal is like no other. */
+  /** Cosine of the angle between two signals; 1 for two zero signals, 0 for a zero signal and another. */
   cosine: (a, b) => {
     const [one, other] = [shiftscope.theory.energy(a), shiftscope.theory.energy(b)];
     if (one === 0 || other === 0) return one === other ? 1 : 0;
     return a.reduce((sum, value, i) => sum + value * b[i], 0) / Math.sqrt(one * other);
   },
 
-  /** Similarity and movement: the largest c(u) = <a, T_-u b> / (|a| |b|) over displacements u, and the nearest u that has it. */
+  /** Similarity and movement: the largest c(u) = <a, T_-u b> / (|a| |b|) over displacements u, and the smallest |u| with it. */
   respond: (a, b) => {
     const { cosine, energy, TIE } = shiftscope.theory;
     const norm = Math.sqrt(energy(a) * energy(b));
     if (norm === 0) {
-      const alike = energy(a) === energy(b) ? 1 : 0;
-      return { similarity: alike, movement: 0, inPlace: cosine(a, b) };
+      const similarity = energy(a) === energy(b) ? 1 : 0;
+      return { similarity, movement: 0, inPlace: cosine(a, b) };
     }
     const found = [];
     for (let u = 1 - a.length; u < a.length; u++) {
@@ -49,12 +49,12 @@ shiftscope.theory = {
     return { similarity: Math.min(most, 1), movement, inPlace: cosine(a, b) };
   },
 
-  /** The mean over shifts below the factor, 0 left out, of the cosine between what subsampling keeps; 1 at factor 1. */
+  /** Mean cosine between the subsampled signal and the subsampled shifted signal, over shifts 1 to factor - 1; 1 at factor 1. */
   homogeneity: (signal, factor) => {
     const { cosine, subsample, translate } = shiftscope.theory;
-    const kept = subsample(signal, factor);
+    const subsampled = subsample(signal, factor);
     let sum = 0;
-    for (let shift = 1; shift < factor; shift++) sum += cosine(kept, subsample(translate(signal, shift), factor));
+    for (let shift = 1; shift < factor; shift++) sum += cosine(subsampled, subsample(translate(signal, shift), factor));
     return factor > 1 ? sum / (factor - 1) : 1;
   },
 };
@@ -71,35 +71,35 @@ shiftscope.Lesson = class {
         return option;
       }));
     }
-    find("signal").addEventListener("change", () => this.take());
-    for (const name of ["kernel", "pool", "size", "stride", "move"]) find(name).addEventListener("input", () => this.show());
-    find("typed").addEventListener("input", () => this.read());
-    find("bench").hidden = false;
-    this.take();
+    find("signal").addEventListener("change", () => this.chooseSignal());
+    for (const name of ["kernel", "pool", "size", "stride", "shift-size"]) find(name).addEventListener("input", () => this.show());
+    find("signal-values").addEventListener("input", () => this.readValues());
+    find("demo").hidden = false;
+    this.chooseSignal();
   }
 
-  take() {
+  chooseSignal() {
     this.values = this.data.signals[Number(this.find("signal").value)].values;
-    this.find("typed").value = this.values.join(" ");
-    this.find("typed").removeAttribute("aria-invalid");
+    this.find("signal-values").value = this.values.join(" ");
+    this.find("signal-values").removeAttribute("aria-invalid");
     this.show();
   }
 
-  /** Numbers that were typed; what is no number is told, and the last signal stays. */
-  read() {
-    const parts = this.find("typed").value.split(/[\s,;]+/).filter((part) => part !== "");
+  /** Read the typed values; if they are invalid, say so and keep the last signal. */
+  readValues() {
+    const parts = this.find("signal-values").value.split(/[\s,;]+/).filter((part) => part !== "");
     const values = parts.map(Number);
-    const sound = values.length >= 8 && values.length <= 32 && values.every((value) => Number.isFinite(value) && Math.abs(value) <= 1e6);
-    this.find("typed").setAttribute("aria-invalid", String(!sound));
-    if (sound) {
+    const valid = values.length >= 8 && values.length <= 32 && values.every((value) => Number.isFinite(value) && Math.abs(value) <= 1e6);
+    this.find("signal-values").setAttribute("aria-invalid", String(!valid));
+    if (valid) {
       this.values = values;
       this.show();
     } else {
-      this.find("told").textContent = "The signal must be 8 to 32 numbers with spaces between them.";
+      this.find("status").textContent = "The signal must be 8 to 32 numbers, separated by spaces.";
     }
   }
 
-  whole(name) {
+  integer(name) {
     const input = this.find(name);
     const value = Math.round(Number(input.value)) || Number(input.min);
     return Math.min(Math.max(value, Number(input.min)), Number(input.max));
@@ -109,9 +109,9 @@ shiftscope.Lesson = class {
     return {
       kernel: this.data.kernels[Number(this.find("kernel").value)].values,
       pool: this.find("pool").value,
-      size: this.whole("size"),
-      stride: this.whole("stride"),
-      shift: this.whole("move"),
+      size: this.integer("size"),
+      stride: this.integer("stride"),
+      shift: this.integer("shift-size"),
     };
   }
 
@@ -122,16 +122,15 @@ shiftscope.Lesson = class {
     const dense = [this.values, moved].map((signal) => pool(correlate(signal, kernel), kind, size));
     const [before, after] = dense.map((signal) => subsample(signal, stride));
     const response = respond(before, after);
-    const alike = homogeneity(dense[0], stride);
-    this.find("controls").querySelector("output").textContent = shift;
+        this.find("controls").querySelector("output").textContent = shift;
     this.find("strips").replaceChildren(
       ...this.strips("input", this.values, moved, shift), ...this.strips(`output at stride ${stride}`, before, after, shift));
     const write = (name, value, digits) => { this.find(name).textContent = value.toFixed(digits); };
     write("similarity", response.similarity, 3);
     write("movement", response.movement, 0);
     write("in-place", response.inPlace, 3);
-    write("homogeneity", alike, 3);
-    this.find("told").textContent = this.lesson(response, { shift, stride, before, after });
+    write("homogeneity", homogeneity(dense[0], stride), 3);
+    this.find("status").textContent = this.explanation(response, { shift, stride, before, after });
   }
 
   strips(name, before, after, shift) {
@@ -149,22 +148,22 @@ shiftscope.Lesson = class {
     return make("div", `strip ${className}`, "", make("p", "", name), make("div", "cells", "", ...cells));
   }
 
-  /** What is to be seen, in a sentence. */
-  lesson(response, { shift, stride, before, after }) {
+  /** What the outputs show, in a sentence or two. */
+  explanation(response, { shift, stride, before, after }) {
     const { movement, similarity } = response;
-    const lost = similarity < 1 - 1e-6;
-    // A cosine does not see that an output has only been scaled.
-    const scaled = !lost && Math.abs(shiftscope.theory.energy(before) - shiftscope.theory.energy(after)) > 1e-6;
-    if (shift === 0) return "Without a shift nothing changes. Move the signal.";
-    if (lost && stride > 1 && shift % stride !== 0) {
+    const changed = similarity < 1 - 1e-6;
+    // A cosine does not change when an output is only scaled.
+    const scaled = !changed && Math.abs(shiftscope.theory.energy(before) - shiftscope.theory.energy(after)) > 1e-6;
+    if (shift === 0) return "Without a shift nothing changes. Shift the signal.";
+    if (changed && stride > 1 && shift % stride !== 0) {
       return `${shift} is not a multiple of the stride ${stride}, so subsampling picks other positions and the output changes. `
-        + "Pool over a larger window: neighbours grow alike, and the similarity returns.";
+        + "Pool over a larger window: neighbouring values become similar, and so do the outputs.";
     }
-    if (lost) return "Part of the output has left the signal's end, or the window; what is left has moved.";
-    if (scaled) return "The output looks alike to a cosine, but its size has changed: subsampling has picked other positions.";
-    if (movement === 0) return "The output is where it was and what it was: this shift is invisible behind the stride.";
-    return `The output is preserved and has moved by ${movement} of the input's ${shift}: `
-      + (movement === shift ? "equivariant, and a fully connected layer sees the whole move." : "subsampling has scaled the shift.");
+    if (changed) return "Part of the signal has moved out of its range; the rest of the output has moved.";
+    if (scaled) return "The output is scaled, which a cosine does not show: subsampling has picked other positions.";
+    if (movement === 0) return "The output is unchanged: this shift does not show after the stride.";
+    return `The output is preserved and has moved by ${movement}, the input by ${shift}: `
+      + (movement === shift ? "this is equivariance, and a fully connected layer sees the full shift." : "subsampling has scaled the shift down.");
   }
 };
 

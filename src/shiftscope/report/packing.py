@@ -1,7 +1,7 @@
-"""Outputs and images as compact text for a page: 8 bits a probability, 16 a cosine, base64.
+"""Pack outputs and images as compact text for a page: 8 bits a probability, 16 bits a cosine, base64.
 
-What is lost is known: a probability is off by at most 1/510, a cosine by at most 1/65534. Which class is on top is kept apart, so
-that rounding never changes an answer.
+The error is bounded: at most 1/510 for a probability and 1/65534 for a cosine. The top classes are stored apart, so that rounding
+never changes a prediction.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from torch import Tensor
 
 from shiftscope.engine.outputs import Outputs
 from shiftscope.errors import InputError
-from shiftscope.report.colours import SEQUENTIAL, mixed
+from shiftscope.report.colours import SEQUENTIAL, interpolate
 from shiftscope.report.content import Drag, Network, ShiftMap
 from shiftscope.surveys import per_shift_cosines
 
-__all__ = ["COSINE_STEPS", "PROBABILITY_STEPS", "drag_data", "map_picture", "spread"]
+__all__ = ["COSINE_STEPS", "PROBABILITY_STEPS", "colour_range", "drag_data", "map_picture"]
 
 PROBABILITY_STEPS, COSINE_STEPS = 255, 32767
 
 
 def drag_data(drag: Drag) -> dict[str, Any]:
-    """All that a page needs to answer a drag.
+    """Return what the page's script needs to show a drag, as plain data.
 
     Args:
-        drag: its networks must have answered every shift of the grid, for every image.
+        drag: the section.
 
     Raises:
-        InputError: the outputs are of other images or shifts.
+        InputError: a network's outputs belong to other images, shifts or classes.
     """
     count, channels, height, width = drag.images.shape
     return {
@@ -56,18 +56,16 @@ def _network(drag: Drag, network: Network) -> Mapping[str, Any]:
     outputs = network.outputs
     expected = (len(drag.images), (2 * drag.reach + 1) ** 2, len(drag.classes))
     if tuple(outputs.values.shape) != expected:
+        shape = tuple(outputs.values.shape)
         raise InputError(
-            f"the outputs of {network.name!r} must be {expected} (images, shifts, classes), got {tuple(outputs.values.shape)}."
+            f"The outputs of {network.name!r} must have shape {expected} (images, shifts, classes), got {shape}.",
+            "Compute them with `shift_outputs` over `grid(reach)`.",
         )
-    return {
-        "name": network.name,
-        "factor": network.factor,
-        **packed(outputs),
-    }
+    return {"name": network.name, "factor": network.factor, **packed(outputs)}
 
 
 def packed(outputs: Outputs) -> dict[str, str]:
-    """Probabilities, cosines and top classes at every shift, [image, shift(, class)], and the unshifted top classes."""
+    """Return probabilities, cosines and top classes at every shift, [image, shift(, class)], and the unshifted top classes."""
     probabilities = outputs.values.softmax(-1).mul(PROBABILITY_STEPS).round().byte()
     cosines = per_shift_cosines(outputs).mul(COSINE_STEPS).round().to(torch.int16)
     return {
@@ -78,19 +76,19 @@ def packed(outputs: Outputs) -> dict[str, str]:
     }
 
 
-def spread(maps: tuple[ShiftMap, ...]) -> tuple[float, float]:
-    """The least and the greatest value of several maps; a little apart where they are equal."""
+def colour_range(maps: tuple[ShiftMap, ...]) -> tuple[float, float]:
+    """Return the least and the greatest value of several maps; if they are equal, a range of width 1 around them."""
     values = torch.cat([each.values for each in maps])
     low, high = float(values.min()), float(values.max())
     return (low, high) if high - low > 1e-6 else (low - 0.5, high + 0.5)
 
 
 def map_picture(values: Float[Tensor, " shift"], low: float, high: float) -> str:
-    """A map over shifts as a PNG of a pixel a shift, in a data URL."""
+    """Return a map over shifts as the data URL of a PNG with one pixel for each shift."""
     from PIL import Image
 
     side = round(len(values) ** 0.5)
-    colours = [mixed((value - low) / (high - low), SEQUENTIAL) for value in values.tolist()]
+    colours = [interpolate((value - low) / (high - low), SEQUENTIAL) for value in values.tolist()]
     pixels: UInt8[np.ndarray, "height width 3"] = np.array(colours, dtype=np.uint8).reshape(side, side, 3)
     target = BytesIO()
     Image.fromarray(pixels).save(target, format="PNG", optimize=True)

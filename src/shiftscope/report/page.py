@@ -1,10 +1,10 @@
-"""A page's content as one HTML text: every name and number escaped, script and style allowed by their hashes and nothing else."""
+"""Render a page's content as one HTML text. Every name and number is escaped; only the page's own script and style may run."""
 
 from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
@@ -12,28 +12,31 @@ from typing import Any
 from markupsafe import Markup
 
 from shiftscope.estimates import Estimate
-from shiftscope.report.charts import NARROW, WIDE, Drawn, draw_chart, draw_grid, draw_scatter, number
+from shiftscope.figures.cells import number
+from shiftscope.report.charts import NARROW, WIDE, Drawing, draw_chart, draw_grid, draw_scatter
 from shiftscope.report.colours import SEQUENTIAL
-from shiftscope.report.content import Chart, Drag, Grid, Lesson, Maps, Missing, Page, Rows, Scatter, Section, ShiftMap
-from shiftscope.report.packing import drag_data, map_picture, spread
-from shiftscope.tables import Cell, Table
+from shiftscope.report.content import Chart, Drag, Grid, Lesson, Maps, Missing, Page, Rows, Scatter, Section, Signal
+from shiftscope.report.packing import colour_range, drag_data, map_picture
+from shiftscope.tables import Cell, heading
 
-__all__ = ["render"]
+__all__ = ["json_text", "render"]
 
 STYLES = ("style.css",)
 SCRIPTS = ("report.js", "drag.js", "lesson.js")
-#: Letters from which a cell is given room for lines.
+#: A cell with more characters gets a wide column, in which it wraps.
 LONG = 30
+#: The colours of verdicts.
+BADGES = {"holds": "good", "does not hold": "bad", "undecided": "open"}
 
 
 def render(page: Page) -> str:
-    """The page as HTML that needs nothing from anywhere.
+    """Return a page as HTML that loads nothing from anywhere.
 
     Args:
-        page: its content; any text in it is shown as text.
+        page: its content. Text in it is shown as text, whatever it contains.
 
     Raises:
-        InputError: outputs that do not belong to the images they are to answer for.
+        InputError: a network's outputs belong to other images, shifts or classes than its section's.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -49,7 +52,7 @@ def render(page: Page) -> str:
         f"default-src 'none'; style-src {_hashes(styles)}; script-src {_hashes(scripts)}; img-src data:; base-uri 'none'; "
         "form-action 'none'"
     )
-    sections = [shown for place, each in enumerate(page.sections) if (shown := _section(each, f"section-{place}", page.words))]
+    sections = [data for index, section in enumerate(page.sections) if (data := _section_data(section, f"section-{index}"))]
     return environment.get_template("page.html").render(
         page=page,
         policy=policy,
@@ -61,7 +64,7 @@ def render(page: Page) -> str:
 
 
 def json_text(content: Any) -> Markup:
-    """JSON that cannot leave the script element it stands in."""
+    """Return JSON that cannot end the script element around it."""
     text = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704 - escaped here
 
@@ -74,44 +77,31 @@ def _hashes(texts: list[str]) -> str:
     return " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in texts)
 
 
-def _section(section: Section, name: str, words: Mapping[str, str]) -> dict[str, Any] | None:
-    """What the template needs of a section; None where there is nothing to draw."""
-    shared = {"id": name, "kind": type(section).__name__.lower(), "title": section.title}
-    match section:
-        case Missing(sentences=sentences):
-            return shared | {"sentences": sentences, "caption": ""}
-        case Chart() | Grid() | Scatter():
-            drawn = [_drawn(section, words, width) for width in (WIDE, NARROW)]
-            if drawn[0] is None:
-                return None
-            svgs = [{"width": name, "svg": each.svg} for name, each in zip(("wide", "narrow"), drawn, strict=True) if each]
-            return shared | {"caption": section.caption, "kind": "figure", "svgs": svgs, "legend": drawn[0].legend}
-        case Rows():
-            return shared | {"caption": section.caption, **_rows(section.table, words, section.verdicts)}
-        case Maps():
-            return shared | {"caption": section.caption, **_maps(section.maps)} if section.maps else None
-        case Drag():
-            data = drag_data(section)
-            return shared | {"caption": section.caption, "data": json_text(data), "plain": data}
-        case Lesson():
-            signals = [{"name": each.name, "values": list(each.values)} for each in section.signals]
-            kernels = [{"name": each.name, "values": list(each.values)} for each in section.kernels]
-            return shared | {"caption": section.caption, "data": json_text({"signals": signals, "kernels": kernels})}
+def _section_data(section: Section, name: str) -> dict[str, Any] | None:
+    """Return what the template needs of a section; None if there is nothing to show."""
+    data = _DATA[type(section)](section)
+    kind = type(section).__name__.lower()
+    return data and {"id": name, "kind": kind, "title": section.title, "caption": section.caption, **data}
 
 
-def _drawn(section: Chart | Grid | Scatter, words: Mapping[str, str], width: float) -> Drawn | None:
-    match section:
-        case Chart():
-            return draw_chart(section, words, width)
-        case Grid():
-            return draw_grid(section, words, width)
-        case Scatter():
-            return draw_scatter(section, words, width)
+def _drawings(draw: Callable[[Any, float], Drawing | None]) -> Callable[[Any], dict[str, Any] | None]:
+    """Return a function that draws a section for a desktop and for a telephone, of which the style sheet shows one."""
+
+    def data(section: Section) -> dict[str, Any] | None:
+        wide, narrow = draw(section, WIDE), draw(section, NARROW)
+        if wide is None or narrow is None:
+            return None
+        svgs = [{"width": "wide", "svg": wide.svg}, {"width": "narrow", "svg": narrow.svg}]
+        return {"kind": "figure", "svgs": svgs, "legend": wide.legend}
+
+    return data
 
 
-def _maps(maps: tuple[ShiftMap, ...]) -> dict[str, Any]:
-    low, high = spread(maps)
-    shown = [
+def _maps_data(section: Maps) -> dict[str, Any] | None:
+    if not section.maps:
+        return None
+    low, high = colour_range(section.maps)
+    maps = [
         {
             "name": each.name,
             "factor": each.factor,
@@ -121,47 +111,69 @@ def _maps(maps: tuple[ShiftMap, ...]) -> dict[str, Any]:
             "least": f"{float(each.values.min()):.2f}",
             "most": f"{float(each.values.max()):.2f}",
         }
-        for each in maps
+        for each in section.maps
     ]
-    return {"maps": shown, "low": f"{low:.2f}", "high": f"{high:.2f}"}
+    return {"maps": maps, "low": f"{low:.2f}", "high": f"{high:.2f}"}
 
 
-def _rows(table: Table, words: Mapping[str, str], verdicts: tuple[str, ...]) -> dict[str, Any]:
+def _rows_data(section: Rows) -> dict[str, Any]:
+    table = section.table
     columns = [
-        {
-            "name": words.get(column, column.replace("_", " ")),
-            "numeric": all(not isinstance(row.get(column), str) for row in table.rows),
-        }
+        {"name": heading(column), "numeric": all(not isinstance(row.get(column), str) for row in table.rows)}
         for column in table.columns
     ]
-    body = [[_cell(row.get(column), badge=column in verdicts) for column in table.columns] for row in table.rows]
     return {
         "columns": columns,
-        "rows": body,
+        "rows": [[_cell(row.get(column), badge=column in section.verdicts) for column in table.columns] for row in table.rows],
         "notes": table.notes,
         "csv": json_text(table.to_csv()),
         "file": _file_name(table.title),
     }
 
 
+def _drag_data(section: Drag) -> dict[str, Any]:
+    data = drag_data(section)
+    return {"data": json_text(data), "reach": section.reach}
+
+
+def _lesson_data(section: Lesson) -> dict[str, Any]:
+    def plain(signals: tuple[Signal, ...]) -> list[dict[str, Any]]:
+        return [{"name": each.name, "values": list(each.values)} for each in signals]
+
+    return {"data": json_text({"signals": plain(section.signals), "kernels": plain(section.kernels)})}
+
+
+#: What the template needs of each kind of section.
+_DATA: dict[type[Section], Callable[[Any], dict[str, Any] | None]] = {
+    Chart: _drawings(draw_chart),
+    Grid: _drawings(draw_grid),
+    Scatter: _drawings(draw_scatter),
+    Maps: _maps_data,
+    Rows: _rows_data,
+    Drag: _drag_data,
+    Lesson: _lesson_data,
+    Missing: lambda section: {"sentences": section.sentences},
+}
+
+
 def _cell(cell: Cell, *, badge: bool) -> dict[str, Any]:
-    """A cell's text, its interval apart, and what it is sorted by."""
+    """Return a cell's text, its interval, and the key it is sorted by."""
     value = number(cell)
-    order = "" if value is None else repr(value)
+    interval, text = "", "" if cell is None else str(cell)
     if isinstance(cell, Estimate):
-        return {
-            "text": f"{cell.value:.3f}",
-            "interval": f"{cell.low:.3f} to {cell.high:.3f}",
-            "order": order,
-            "badge": "",
-            "long": False,
-        }
-    text = "" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell)
-    kind = {"holds": "good", "does not hold": "bad", "undecided": "open"}.get(text, "none") if badge else ""
-    return {"text": text, "interval": "", "order": order or text, "badge": kind, "long": len(text) > LONG}
+        text, interval = f"{cell.value:.3f}", f"{cell.low:.3f} to {cell.high:.3f}"
+    elif isinstance(cell, float):
+        text = f"{cell:.3f}"
+    return {
+        "text": text,
+        "interval": interval,
+        "order": text if value is None else repr(value),
+        "badge": BADGES.get(text, "none") if badge else "",
+        "long": len(text) > LONG,
+    }
 
 
 def _file_name(title: str) -> str:
-    """A title as the name of a CSV file."""
-    kept = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in title.lower())
-    return ("-".join(part for part in kept.split("-") if part)[:60] or "table") + ".csv"
+    """Return a CSV file's name made from a title."""
+    letters = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in title.lower())
+    return ("-".join(part for part in letters.split("-") if part)[:60] or "table") + ".csv"

@@ -1,5 +1,5 @@
 "use strict";
-// What all parts of a page share: colours, decoding, tips, the theme, sorting and saving of tables. No network, no storage.
+// Shared by all parts of a page: colours, decoding, tips, the theme, sorting and saving of tables. It uses no network and no storage.
 
 const shiftscope = {};
 
@@ -8,8 +8,8 @@ shiftscope.json = (element) => JSON.parse(element.textContent);
 /** Bytes of base64 text. */
 shiftscope.bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-/** Little-endian 16-bit numbers of base64 text. */
-shiftscope.words = (text, signed) => {
+/** Little-endian 16-bit integers of base64 text. */
+shiftscope.int16s = (text, signed) => {
   const view = new DataView(shiftscope.bytes(text).buffer);
   const result = signed ? new Int16Array(view.byteLength / 2) : new Uint16Array(view.byteLength / 2);
   for (let index = 0; index < result.length; index++) {
@@ -20,10 +20,10 @@ shiftscope.words = (text, signed) => {
 
 shiftscope.stops = shiftscope.json(document.getElementById("scale"));
 
-/** The colour at a share of the way along the scale: [red, green, blue]. */
-shiftscope.colour = (share) => {
+/** The colour at a fraction of the way along the scale: [red, green, blue]. */
+shiftscope.colour = (fraction) => {
   const stops = shiftscope.stops;
-  const place = Math.min(Math.max(share, 0), 1) * (stops.length - 1);
+  const place = Math.min(Math.max(fraction, 0), 1) * (stops.length - 1);
   const below = Math.min(Math.floor(place), stops.length - 2);
   return stops[below].map((start, part) => Math.round(start + (stops[below + 1][part] - start) * (place - below)));
 };
@@ -43,7 +43,7 @@ shiftscope.shiftWords = (dy, dx) => {
   const parts = [];
   if (dx) parts.push([Math.abs(dx), dx > 0 ? "right" : "left"]);
   if (dy) parts.push([Math.abs(dy), dy > 0 ? "down" : "up"]);
-  return parts.map(([length, way], place) => `${length} ${place ? "" : length === 1 ? "pixel " : "pixels "}${way}`).join(", ");
+  return parts.map(([length, direction], index) => `${length} ${index ? "" : length === 1 ? "pixel " : "pixels "}${direction}`).join(", ");
 };
 
 shiftscope.tips = () => {
@@ -56,7 +56,7 @@ shiftscope.tips = () => {
     const above = event.clientY - box.height - 14;
     tip.style.transform = `translate(${left}px, ${above > 4 ? above : event.clientY + 18}px)`;
   };
-  const told = (event) => {
+  const textAt = (event) => {
     const marked = event.target.closest?.("[data-tip]");
     if (marked) return marked.dataset.tip;
     const map = event.target.closest?.(".shiftmap");
@@ -72,7 +72,7 @@ shiftscope.tips = () => {
     return `${shiftscope.shiftWords(row - reach, column - reach)}\n${value}`;
   };
   const follow = (event) => {
-    const text = told(event);
+    const text = textAt(event);
     if (text) show(text, event);
     else tip.hidden = true;
   };
@@ -96,7 +96,7 @@ shiftscope.theme = () => {
   button.hidden = false;
 };
 
-/** Sort a table by a column: numbers by size, texts by the alphabet, empty cells last either way. */
+/** Sort a table by a column, numerically or alphabetically; empty cells come last in both directions. */
 shiftscope.sort = (table, column, ascending) => {
   const body = table.tBodies[0];
   const numeric = table.tHead.rows[0].cells[column].classList.contains("numeric");
@@ -125,11 +125,11 @@ shiftscope.tables = () => {
     const save = section.querySelector(".save");
     save.addEventListener("click", () => {
       const link = shiftscope.make("a");
-      const address = URL.createObjectURL(new Blob([shiftscope.json(section.querySelector(".csv"))], { type: "text/csv" }));
-      link.href = address;
+      const url = URL.createObjectURL(new Blob([shiftscope.json(section.querySelector(".csv"))], { type: "text/csv" }));
+      link.href = url;
       link.download = table.dataset.file;
       link.click();
-      setTimeout(() => URL.revokeObjectURL(address), 1000);
+      setTimeout(() => URL.revokeObjectURL(url), 1000);
     });
     save.hidden = false;
   }

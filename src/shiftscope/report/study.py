@@ -1,207 +1,206 @@
-"""A study's folder as a page: its records, the source's numbers, the kept networks' answers and the lesson, as a ``report``."""
+"""Gather the page of a study: its records, the source's numbers, its networks' predictions and the lesson."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
+from shiftscope.figures.cells import Row, row_name
+from shiftscope.figures.study import x_and_series
 from shiftscope.report import Chart, Grid, Lesson, Maps, Missing, Page, Rows, Scatter, ShiftMap
 from shiftscope.report.content import Section, Signal
-from shiftscope.report.gallery import Progress, galleries
-from shiftscope.report.words import WORDS, bare
+from shiftscope.report.gallery import drag_sections
+from shiftscope.runtime.progress import Report, silent
 from shiftscope.studies.comparison import compare
-from shiftscope.studies.folder import StudyFolder, read_folder
-from shiftscope.studies.spec import short
-from shiftscope.studies.tables import across_and_series
-from shiftscope.tables import Cell, Table
+from shiftscope.studies.folder import StudyFolder
+from shiftscope.studies.spec import VARIANT, short
+from shiftscope.tables import Table, heading
 from shiftscope.theory import HOMOGENEOUS, KERNEL, SIGNAL
 
 __all__ = ["study_page"]
 
-#: Kinds of layers that a page lists.
-AFTER = ("canvas", "pool", "filter", "polyphase sampling", "output")
+#: Kinds of layers that the page lists; layers.csv holds all.
+LISTED_LAYERS = ("canvas", "pool", "filter", "polyphase sampling", "output")
 
 
 def study_page(
-    folder: Path, *, data_dir: Path | None = None, device: torch.device | str = "cpu", progress: Progress = lambda *_: None
+    results: StudyFolder, *, data_dir: Path | None = None, device: torch.device | str = "cpu", report: Report = silent
 ) -> Page:
-    """A study's page, not rendered yet; arguments and errors as in :func:`shiftscope.report.write.write_report`."""
-    held = read_folder(folder)
-    table = held.table()
-    drags, lacking = galleries(held, data_dir=data_dir, device=device, progress=progress)
-    beside, told = _compared(held) if held.study.source else ([], [])
-    missing = (*held.missing, *lacking, *told)
-    curves = _curves(held, table)
-    sections: list[Section] = [*curves[:1], *drags, *curves[1:], *_grids(held, table), *_maps(held), *_shifts(held)]
-    sections += [*_scatter(held, table), *beside, *_layers(held)]
-    sections.append(Rows("All measured numbers", "Each with its 95 % interval; press a heading to sort.", bare(table)))
+    """Return the content of a study's page.
+
+    Args:
+        results: the study and its records; the study may be unfinished.
+        data_dir: local folder with the study's data set. By default ``SHIFTSCOPE_DATA`` or what was decoded before; nothing is
+            downloaded.
+        device: where to compute the predictions of the networks.
+        report: called with each progress event.
+    """
+    table = results.table()
+    drags, without_drag = drag_sections(results, data_dir=data_dir, device=device, report=report)
+    comparison, without_comparison = _comparison(results) if results.study.source else ([], [])
+    missing = (*results.missing, *without_drag, *without_comparison)
+    curves = _curves(results, table)
+    sections: list[Section] = [*curves[:1], *drags, *curves[1:], *_grids(results, table), *_maps(results)]
+    sections += [*_over_shifts(results), _scatter(results, table), *comparison, *_layers(results)]
+    sections.append(Rows("All measured numbers", "Each with its 95 % interval. Click a heading to sort.", table))
     sections.append(_lesson())
     if missing:
-        sections.append(Missing("What is missing", tuple(missing)))
+        sections.append(Missing("What is missing", "", missing))
     return Page(
-        title=held.study.title,
-        answer=_answer(held, table),
+        title=results.study.title,
+        answer=_answer(results, table),
         sections=tuple(sections),
-        facts=_facts(held, table),
-        warning=_warning(held),
-        words=WORDS,
+        facts=_facts(results, table),
+        warning=_warning(results),
         provenance=table.provenance,
     )
 
 
-def _answer(held: StudyFolder, table: Table) -> str:
-    """The result in one sentence."""
+def _answer(results: StudyFolder, table: Table) -> str:
+    """Return the result in one sentence."""
     rows = [row for row in table.rows if isinstance(row.get("mcs"), Estimate)]
     if not rows:
-        why = "every training diverged" if held.runs_finished else "no run of this study is finished"
+        why = "every training diverged" if results.runs_finished else "no run of this study is finished"
         return f"Nothing has been measured yet: {why}."
-    reach = held.cells[0].planned[0].measure.max_shift
-    least, most = (chosen(rows, key=lambda row: _value(row, "mcs")) for chosen in (min, max))
-    shift = f"a shift of up to {reach} pixel{'' if reach == 1 else 's'}"
+    reach = results.cells[0].planned[0].measure.max_shift
+    least, most = (pick(rows, key=lambda row: _value(row, "mcs")) for pick in (min, max))
+    sentence = f"After a shift of up to {reach} pixel{'' if reach == 1 else 's'}, the {heading('mcs')} of the outputs is "
     if len(rows) == 1:
-        sentence = f"After {shift} the outputs keep a mean cosine similarity of {most['mcs']}"
+        sentence += str(least["mcs"])
     else:
-        sentence = (
-            f"After {shift} the outputs keep a mean cosine similarity of {_rounded(least, 'mcs')} at {_setting(held, least)} and "
-            f"of {_rounded(most, 'mcs')} at {_setting(held, most)}"
+        of_each = (
+            f"{_value(row, 'mcs'):.2f} with {row_name(row, _varied(results)) or 'these settings'}" for row in (least, most)
         )
+        sentence += " and ".join(of_each)
     changes = [_value(row, "top1_change") for row in rows if isinstance(row.get("top1_change"), Estimate)]
     if changes:
-        low, high = f"{min(changes):.0%}", f"{max(changes):.0%}"
-        share = low if low == high else f"{low[:-1]} to {high}"
-        sentence += f"; {share.replace('%', ' %')} of the images get another answer"
+        low, high = (f"{100 * pick(changes):.0f}" for pick in (min, max))
+        sentence += f"; the top class changes for {low if low == high else f'{low} to {high}'} % of the images"
     return f"{sentence}."
 
 
-def _facts(held: StudyFolder, table: Table) -> tuple[str, ...]:
+def _facts(results: StudyFolder, table: Table) -> tuple[str, ...]:
     counts = [cell.count for row in table.rows for cell in row.values() if isinstance(cell, Estimate)]
-    run = held.cells[0].planned[0]
-    known = held.runs_finished + sum(len(cell.older) for cell in held.cells)
-    facts = [f"{known} of {held.runs_planned} networks trained and measured"]
+    reach = results.cells[0].planned[0].measure.max_shift
+    measured = results.runs_finished + sum(len(cell.older) for cell in results.cells)
+    facts = [f"{measured} of {results.runs_planned} networks trained and measured"]
     if counts:
         facts.append(f"{max(counts):,} test images")
-    facts.append(f"{(2 * run.measure.max_shift + 1) ** 2} shifts of each")
-    facts.append(", ".join(dict.fromkeys(cell.planned[0].data.name for cell in held.cells)))
+    facts.append(f"{(2 * reach + 1) ** 2} shifts of each")
+    facts.append(", ".join(dict.fromkeys(cell.planned[0].data.name for cell in results.cells)))
     return tuple(facts)
 
 
-def _warning(held: StudyFolder) -> str:
-    if held.runs_finished == held.runs_planned:
+def _warning(results: StudyFolder) -> str:
+    if results.runs_finished == results.runs_planned:
         return ""
-    older = sum(len(cell.older) for cell in held.cells)
-    text = f"Not whole: {held.runs_finished} of {held.runs_planned} runs are finished"
-    text += f", {older} more are known from records of an older form." if older else "."
-    return f"{text} The last section says what is missing."
+    older = sum(len(cell.older) for cell in results.cells)
+    older_records = f", and {older} more have records of an older version" if older else ""
+    finished = f"{results.runs_finished} of {results.runs_planned} runs are finished{older_records}."
+    return f"This study is incomplete: {finished} The last section lists what is missing."
 
 
-def _curves(held: StudyFolder, table: Table) -> list[Section]:
-    """The main measures against the setting of most interest."""
-    across, series = across_and_series(held.study)
-    if across is None:
+def _curves(results: StudyFolder, table: Table) -> list[Section]:
+    """Return the main measures against the setting on the horizontal axis."""
+    x, series = x_and_series(results.study)
+    if x is None:
         return []
-    series = tuple(name for name in series if len({str(row.get(name)) for row in _shown(table)}) > 1)
-    note = "Points are means with 95 % intervals" + (
-        "; hollow squares are the source's numbers." if _has(table, "source_mcs") else "."
-    )
-    curves: list[Section] = [Chart("Similarity of outputs before and after a shift", note, table, across, "mcs", series)]
+    shown = [row for row in table.rows if row.get("mcs") is not None or row.get("source_mcs") is not None]
+    series = tuple(name for name in series if len({str(row.get(name)) for row in shown}) > 1)
+    caption = "Points are means with 95 % intervals"
+    caption += "; hollow squares are the source's numbers." if _has(table, "source_mcs") else "."
+    curves: list[Section] = [Chart(_title("mcs", "of the outputs before and after a shift"), caption, table, x, "mcs", series)]
     if _has(table, "mcs_centred"):
         caption = (
-            "The same of outputs less their mean over classes: only this part decides the answer, and the optimiser does not "
-            "move the rest of it."
+            "The mean over classes is subtracted from the outputs first: it does not affect the prediction, and training does "
+            "not control it."
         )
-        curves.append(Chart("What of it decides the answer", caption, table, across, "mcs_centred", series))
+        curves.append(Chart(_title("mcs_centred"), caption, table, x, "mcs_centred", series))
     return curves
 
 
-def _grids(held: StudyFolder, table: Table) -> list[Section]:
-    """Ours, the source's and their difference over the two settings of a grid."""
-    axes = [short(path) for path in held.study.axes()]
-    if len(axes) != 2 or "variant" in axes:
+def _grids(results: StudyFolder, table: Table) -> list[Section]:
+    """Return heat maps of our numbers, the source's and their difference, for a study over two settings."""
+    paths = results.study.axes()
+    if len(paths) != 2 or VARIANT in paths:
         return []
+    x, y = (short(path) for path in paths)
+    caption = "Lighter is more; in the difference, orange means that our number is higher. Pale cells are not measured."
     grids: list[Section] = []
     for name in ("mcs", "test_accuracy"):
         rows = tuple({**row, f"difference_{name}": _difference(row, name)} for row in table.rows)
         panels = {"ours": name, "the source": f"source_{name}", "difference": f"difference_{name}"}
-        whole = Table(table.title, (*table.columns, f"difference_{name}"), rows)
-        title = f"{WORDS[name].capitalize()} over both settings"
-        caption = "Lighter is more; orange in the difference means that ours is higher. Pale cells are not measured."
-        grids.append(Grid(title, caption, whole, axes[0], axes[1], panels, diverging=("difference",)))
+        with_difference = Table(table.title, (*table.columns, f"difference_{name}"), rows)
+        grids.append(Grid(_title(name, "over both settings"), caption, with_difference, x, y, panels, diverging=("difference",)))
     return grids
 
 
-def _maps(held: StudyFolder) -> list[Section]:
-    """Sensitivity maps: the mean cosine at every shift."""
-    maps = [(cell, values) for cell in held.cells if (values := cell.map("mcs")) is not None]
-    if not maps:
-        return []
+def _maps(results: StudyFolder) -> list[Section]:
+    """Return the sensitivity maps of all cells."""
+    maps = [ShiftMap(cell.name, values.float(), cell.factor) for cell in results.cells if (values := cell.map("mcs")) is not None]
     caption = (
-        "The mean cosine similarity at every shift (Myburgh, Mouton and Davel 2021). The middle is no shift, right is right and "
-        "down is down; light is more alike."
+        f"{_title('mcs', 'at every shift')} (Myburgh, Mouton and Davel 2021). The centre is no shift; to the right of it the "
+        "image moves right, below it down. Light is more similar."
     )
-    return [Maps("Sensitivity maps", caption, tuple(ShiftMap(cell.name, values.float(), cell.factor) for cell, values in maps))]
+    return [Maps("Sensitivity maps", caption, tuple(maps))]
 
 
-def _shifts(held: StudyFolder) -> list[Section]:
-    """The main measure against the largest shift."""
-    table, series = held.curves(), tuple(_varied(held))
+def _over_shifts(results: StudyFolder) -> list[Section]:
+    """Return the main measure against the largest shift."""
+    table = results.curves()
     if not table.rows:
         return []
-    caption = "Over all shifts up to the largest, of every test image; bars are 95 % intervals."
-    return [Chart("How similarity falls with the largest shift", caption, table, "max_shift", "mcs", series)]
+    caption = "Over all shifts up to the largest, of every test image, with 95 % intervals."
+    return [Chart(_title("mcs", "against the largest shift"), caption, table, "max_shift", "mcs", _varied(results))]
 
 
-def _layers(held: StudyFolder) -> list[Section]:
-    """What shifts do to every layer, and what homogeneity has to do with it."""
-    table, gained = held.layers(), held.gains()
+def _layers(results: StudyFolder) -> list[Section]:
+    """Return the tables of layers and of homogeneity."""
+    table, gains = results.layers(), results.gains()
     sections: list[Section] = []
     if table.rows:
         caption = (
-            "What a shift leaves of the maps after each pool, how far they move, how alike neighbours are before subsampling; "
-            "layers.csv holds every layer."
+            "How similar feature maps stay after a shift, how far they move, and how similar neighbouring positions are before "
+            "subsampling. layers.csv lists every layer."
         )
-        rows = tuple(row for row in table.rows if row["kind"] in AFTER)
-        sections.append(Rows("Layer by layer", caption, bare(Table(table.title, table.columns, rows, table.notes))))
-    if gained.rows:
-        caption = "What subsampling gains over factor 1, beside the local homogeneity of what it subsamples."
-        sections.append(Rows("Homogeneity and gain", caption, bare(gained)))
+        rows = tuple(row for row in table.rows if row["kind"] in LISTED_LAYERS)
+        sections.append(Rows("Layer by layer", caption, Table(table.title, table.columns, rows, table.notes)))
+    if gains.rows:
+        caption = f"Increase of the {heading('mcs')} over subsampling factor 1, and the local homogeneity of what is subsampled."
+        sections.append(Rows("Homogeneity and gain", caption, gains))
     return sections
 
 
-def _scatter(held: StudyFolder, table: Table) -> list[Section]:
-    names = tuple(_varied(held))
-    caption = "Right is more invariant, up is more accurate. Blue are the networks that no other beats on both."
-    return [Scatter("Accuracy against invariance", caption, table, "mcs", "test_accuracy", names)]
+def _scatter(results: StudyFolder, table: Table) -> Section:
+    caption = "Right is more invariant, up is more accurate. Blue marks the networks that no other beats on both."
+    return Scatter("Accuracy against invariance", caption, table, "mcs", "test_accuracy", _varied(results))
 
 
-def _compared(held: StudyFolder) -> tuple[list[Section], list[str]]:
-    """The tables beside the source, or why there are none."""
+def _comparison(results: StudyFolder) -> tuple[list[Section], list[str]]:
+    """Return the tables that compare with the source, and a sentence if there are none."""
     try:
-        cells, claims = compare(held).tables()
+        cells, claims = compare(results).tables()
     except InputError as error:
-        return [], [f"Nothing stands beside the source: {error}"]
+        return [], [f"The comparison with the source is left out: {error}"]
     sections: list[Section] = []
     if claims.rows:
-        caption = "Each claim as a number with its interval, and a verdict."
-        badges = ("verdict", "verdict_centred")
-        sections.append(Rows("What the source claims", caption, bare(claims), badges))
-    sections.append(Rows("Beside the source", "Ours, the printed numbers, and the difference.", bare(cells)))
+        caption = "Each claim as a number with its 95 % interval, and a verdict."
+        sections.append(Rows("The source's claims", caption, claims, ("verdict", "verdict_centred")))
+    sections.append(Rows("Compared with the source", "Our numbers, the source's, and the difference.", cells))
     return sections, []
 
 
 def _lesson() -> Lesson:
-    """The worked examples of the source, and what to play with."""
-    ramp = torch.tensor([0, 0, 0, 0, 1, 2, 3, 4, 3, 2, 1, 0, 0, 0, 0, 0])
-    impulse = torch.tensor([0, 0, 0, 0, 0, 1, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0])
+    """Return the source's worked examples as an interactive lesson."""
     signals = {
         "two values": SIGNAL,
-        "alike in pairs": HOMOGENEOUS,
-        "smooth": ramp,
-        "spikes": impulse,
+        "equal in pairs": HOMOGENEOUS,
+        "smooth": torch.tensor([0, 0, 0, 0, 1, 2, 3, 4, 3, 2, 1, 0, 0, 0, 0, 0]),
+        "spikes": torch.tensor([0, 0, 0, 0, 0, 1, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]),
     }
     kernels = {
         "1 0 1": KERNEL,
@@ -212,7 +211,7 @@ def _lesson() -> Lesson:
     }
     return Lesson(
         "The lesson: why stride and homogeneity decide",
-        "A signal on one axis goes through a kernel, pooling and stride. Move it, and see what a shift does to the output.",
+        "A one-dimensional signal passes through a kernel, pooling and a stride. Shift it, and see how the output changes.",
         _signals(signals),
         _signals(kernels),
     )
@@ -222,37 +221,28 @@ def _signals(named: Mapping[str, torch.Tensor]) -> tuple[Signal, ...]:
     return tuple(Signal(name, tuple(float(value) for value in values)) for name, values in named.items())
 
 
-def _shown(table: Table) -> list[Mapping[str, Cell]]:
-    """The rows with a number of ours or of the source's."""
-    return [row for row in table.rows if row.get("mcs") is not None or row.get("source_mcs") is not None]
+def _title(measure: str, rest: str = "") -> str:
+    """Return a measure's words as the start of a title."""
+    return f"{heading(measure).capitalize()} {rest}".rstrip()
 
 
 def _has(table: Table, column: str) -> bool:
     return any(row.get(column) is not None for row in table.rows)
 
 
-def _difference(row: Mapping[str, Cell], name: str) -> Estimate | None:
-    ours, theirs = row.get(name), row.get(f"source_{name}")
-    if not isinstance(ours, Estimate) or not isinstance(theirs, int | float):
+def _difference(row: Row, name: str) -> Estimate | None:
+    """Return our number minus the source's."""
+    ours, source = row.get(name), row.get(f"source_{name}")
+    if not isinstance(ours, Estimate) or not isinstance(source, int | float):
         return None
-    return Estimate(ours.value - theirs, ours.low - theirs, ours.high - theirs, ours.count, ours.seeds)
+    return Estimate(ours.value - source, ours.low - source, ours.high - source, ours.count, ours.seeds)
 
 
-def _setting(held: StudyFolder, row: Mapping[str, Any]) -> str:
-    """A row's settings in words."""
-    names = _varied(held)
-    return ", ".join(f"{WORDS.get(name, name.replace('_', ' '))} {row[name]}" for name in names) or "its settings"
+def _varied(results: StudyFolder) -> tuple[str, ...]:
+    """Return the settings that differ between cells."""
+    return tuple(short(path) for path in results.study.varied())
 
 
-def _varied(held: StudyFolder) -> list[str]:
-    """The settings that differ between cells."""
-    return [short(path) for path in held.study.varied()]
-
-
-def _rounded(row: Mapping[str, Any], name: str) -> str:
-    return f"{_value(row, name):.2f}"
-
-
-def _value(row: Mapping[str, Any], name: str) -> float:
+def _value(row: Row, name: str) -> float:
     cell = row[name]
     return cell.value if isinstance(cell, Estimate) else float("nan")

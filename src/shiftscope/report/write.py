@@ -1,4 +1,4 @@
-"""A folder of a study or of an audit as a page: what is on disk, gathered for ``report``."""
+"""Write the page of a study or an audit."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import torch
 
 from shiftscope.audits.folder import is_audit, merge_audit
 from shiftscope.errors import InputError
+from shiftscope.figures.study import write_main_figure
 from shiftscope.report import Page, render
 from shiftscope.report.audit import audit_page
-from shiftscope.report.gallery import Progress
 from shiftscope.report.study import study_page
-from shiftscope.report.words import WORDS
 from shiftscope.runtime.files import write_bytes
+from shiftscope.runtime.progress import Report, silent
+from shiftscope.studies.folder import read_folder
 
-__all__ = ["REPORT", "WORDS", "audit_page", "study_page", "write_page", "write_report"]
+__all__ = ["REPORT", "audit_page", "study_page", "write_page", "write_report"]
 
+#: The page's name in its folder.
 REPORT = "report.html"
 
 
@@ -26,40 +28,49 @@ def write_report(
     out: Path | None = None,
     data_dir: Path | None = None,
     device: torch.device | str = "cpu",
-    progress: Progress = lambda *_: None,
+    report: Report = silent,
 ) -> Path:
-    """Write the page of a study or of an audit.
+    """Write the page of a study or an audit.
 
     Args:
-        folder: of the study, which may be half done; or of an audit whose parts are all there.
-        out: the file; ``report.html`` in the folder by default.
-        data_dir: a local folder that holds the study's data set; else ``SHIFTSCOPE_DATA``, else what was decoded before.
-        device: where to compute the answers of a study's networks.
-        progress: told how it goes.
+        folder: of a study, which may be unfinished; or of an audit with all its parts.
+        out: file for the page. None writes ``report.html`` into the folder and, for a study, its main figure beside it.
+        data_dir: local folder with the study's data set. By default ``SHIFTSCOPE_DATA`` or what was decoded before; nothing is
+            downloaded.
+        device: where to compute the predictions of a study's networks.
+        report: called with each progress event.
+
+    Returns:
+        the page's file.
+
+    Raises:
+        InputError: the folder holds neither a study nor an audit, an audit lacks parts, or a file cannot be written.
+    """
+    if is_audit(folder):
+        return write_page(audit_page(merge_audit(folder)), out or folder / REPORT)
+    results = read_folder(folder)
+    if out is None:
+        write_main_figure(results)
+    page = study_page(results, data_dir=data_dir, device=device, report=report)
+    return write_page(page, out or folder / REPORT)
+
+
+def write_page(page: Page, path: Path) -> Path:
+    """Render a page and write it.
+
+    Args:
+        page: its content.
+        path: the file.
 
     Returns:
         the file.
 
     Raises:
-        InputError: the folder holds neither, or an audit whose parts are missing; the file cannot be written.
-    """
-    if is_audit(folder):
-        page = audit_page(merge_audit(folder))
-    else:
-        page = study_page(folder, data_dir=data_dir, device=device, progress=progress)
-    return write_page(page, out or folder / REPORT)
-
-
-def write_page(page: Page, path: Path) -> Path:
-    """Write a page.
-
-    Raises:
         InputError: the file cannot be written.
     """
     try:
-        write_bytes(path, render(page).encode(errors="replace"))  # names of files may hold what no text can
+        write_bytes(path, render(page).encode(errors="replace"))  # file names may hold characters that UTF-8 cannot encode
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}). Make room, or choose another place with --out."
-        ) from error
+        problem = f"{path} cannot be written ({error.strerror})."
+        raise InputError(problem, "Make room, or choose another file with --out.") from error
     return path

@@ -1,18 +1,16 @@
-"""A study's table and figure from its records alone, so that a resumed study gives those of an undisturbed one."""
+"""Build a study's tables from its records alone, so that a resumed study gives those of an uninterrupted one."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from shiftscope import figures
 from shiftscope.estimates import Estimate, bootstrap, combine_draws, confidence_interval, variance_component
 from shiftscope.measures import MEASURES
-from shiftscope.runtime.files import write_atomically, write_text
+from shiftscope.runtime.files import write_text
 from shiftscope.runtime.provenance import joined
 from shiftscope.studies.measuring import CURVES, RESPONSES
 from shiftscope.studies.measuring import MEASURES as OF_OUTPUTS
@@ -20,17 +18,14 @@ from shiftscope.studies.records import Finished, Record
 from shiftscope.studies.spec import Study, short
 from shiftscope.tables import Table
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 FACTOR = "network.factor"
 #: So many trainings that missed their target are named below a table.
 NAMED = 6
-__all__ = ["across_and_series", "curve", "curves", "gains", "layers", "summarise", "table_of"]
+__all__ = ["curves", "gains", "layers", "summarise", "table_of"]
 
 
 def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
-    """Write a study's tables and figure: ``table``, ``curves`` over the largest shift, and every layer's responses in ``layers``.
+    """Write a study's tables: ``table``, ``curves`` over the largest shift, and every layer's responses in ``layers``.
 
     Args:
         study: whose cells these are, in its order.
@@ -45,7 +40,6 @@ def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
     for name, each in (("table", table), ("curves", curves(study, sound)), ("layers", layers(study, sound))):
         write_text(out / f"{name}.csv", each.to_csv())
         write_text(out / f"{name}.md", each.to_markdown())
-    _draw(study, table, out)
     return table
 
 
@@ -173,30 +167,6 @@ def _others(settings: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(_cell(value) for path, value in settings.items() if path != FACTOR)
 
 
-def _draw(study: Study, table: Table, out: Path) -> None:
-    """MCS against what the study varies."""
-    across, series = across_and_series(study)
-    if across is not None and any("mcs" in row for row in table.rows):
-        figure = curve(table, across, series, {"mcs": "mean cosine similarity", "mcs_centred": "of centred outputs"})
-        for suffix in ("png", "svg"):
-            write_atomically(out / f"figure.{suffix}", lambda path: figures.save(figure, path))
-
-
-def curve(table: Table, across: str, series: tuple[str, ...], measures: Mapping[str, str]) -> Figure:
-    """The first measure against a setting of numbers; all of them, line by line, where the setting is one of words.
-
-    Args:
-        table: a row a cell.
-        across: the setting.
-        series: the settings that tell lines apart.
-        measures: columns, and what they are called.
-    """
-    if any(isinstance(row.get(across), str) for row in table.rows):
-        return figures.listed(table, name=(*series, across), measures=measures)
-    measure, label = next(iter(measures.items()))
-    return figures.bands(table, across=across, measure=measure, label=label, series=series)
-
-
 def _numbers(runs: list[Finished]) -> dict[str, Any]:
     """A cell's estimates, over the runs that did not diverge."""
     sound = [run for run in runs if run.record.training.status != "diverged"]
@@ -262,13 +232,6 @@ def _origin(every: list[Record]) -> dict[str, str]:
     origin["started"] = min(record.provenance["started"] for record in every)
     origin["seconds"] = f"{sum(float(record.provenance['seconds']) for record in every):.1f} over {len(every)} runs"
     return origin
-
-
-def across_and_series(study: Study) -> tuple[str | None, tuple[str, ...]]:
-    """Of the settings that vary, the one for a horizontal axis (the factor, else the last) and those that tell lines apart."""
-    varied = [short(path) for path in study.varied()]
-    across = "factor" if "factor" in varied else varied[-1] if varied else None
-    return across, tuple(name for name in varied if name != across)
 
 
 def _cell(value: Any) -> str | int | float:
