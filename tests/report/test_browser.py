@@ -191,7 +191,7 @@ def test_choosing_image_and_network_shows_their_predictions(report: Path, study:
     opened.page.keyboard.press("ArrowUp")
     assert_shows_prediction(opened, study, image=3, dy=-1, dx=0, cells=(0, 0))
     assert "every shift is a multiple of it" in opened.text(".network >> nth=1")
-    opened.page.locator(".network select").nth(1).select_option(label="factor 4")
+    opened.page.locator(".network select").nth(1).select_option(label="subsampling factor 4")
     assert_shows_prediction(opened, study, image=3, dy=-1, dx=0)
     dots = 3 * 3  # multiples of 4 within 6 pixels, along each axis
     assert opened.page.locator(".network >> nth=1").locator(".lattice").count() == dots
