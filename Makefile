@@ -1,24 +1,28 @@
-# Everything a fresh machine with Python 3.11 or later needs. `make demo` and `make test` build the environment first.
+# Everything that a fresh machine with Python 3.11 or later needs. Each target builds the environment first.
 
 PYTHON ?= python3
 BIN := .venv/bin
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test lint check docs clean
+.PHONY: demo test quick lint check docs clean
 
-demo: .venv/ready  ## the study on the embedded digits: table, figure and records in studies/digits
+demo: .venv/ready  ## run the study on the embedded digits; table, figure and page go to studies/digits
 	$(BIN)/shiftscope study digits
 
-test: .venv/ready  ## all tests, doctests and the code in the pages
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+test: .venv/ready  ## run all tests, doctests and the code in the pages
+	$(TEST)
 
-lint: .venv/ready  ## format, lint, types
+quick: .venv/ready  ## run the tests that are not marked slow
+	$(TEST) -m "not slow"
+
+lint: .venv/ready  ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 check: lint test
 
-docs: .venv/ready  ## the site in build/site, with the reference of commands and Python
+docs: .venv/ready  ## build the site in build/site
 	$(BIN)/python docs/build.py
 
 clean:

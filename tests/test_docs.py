@@ -1,4 +1,4 @@
-"""The pages say what the code does: references are up to date, commands exist, sessions print what is shown."""
+"""The pages agree with the code: commands exist, sessions print what is shown, numbers come from results, links work."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)(?: title=\"([\w.]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-#: How commands are written, not a command: options in brackets, choices, dots, a capital for a number, an option without a value.
+#: A synopsis instead of a command: options in brackets, choices, dots, a capital for a number, an option without a value.
 SYNOPSIS = re.compile(r"\[(--|[A-Z])|\||\.\.\.|\s[A-Z](/[A-Z])?(\s|$)|--[\w-]+$")
 
 
 def script(name: str) -> ModuleType:
-    """A script of docs/."""
+    """Import a script of docs/."""
     spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,22 +36,22 @@ def script(name: str) -> ModuleType:
 
 
 def blocks(page: Path) -> list[tuple[str, str, str]]:
-    """(language, file name, text) of each block of code."""
+    """Return (language, file name, text) of each block of code."""
     return [(found[1], found[2] or "", found[3]) for found in BLOCK.finditer(page.read_text())]
 
 
-def written(page: Path) -> list[str]:
-    """Every `shiftscope ...` of a page, from blocks and from its text."""
+def command_lines(page: Path) -> list[str]:
+    """Return every `shiftscope ...` of a page, from blocks and from its text."""
     lines = [line.removeprefix("$ ") for _, _, text in blocks(page) for line in text.replace("\\\n", " ").splitlines()]
     inline = re.findall(r"`(shiftscope [^`]+)`", BLOCK.sub("", page.read_text()))
     return [line for line in (*lines, *(" ".join(code.split()) for code in inline)) if line.startswith("shiftscope ")]
 
 
 def complaint(line: str) -> str | None:
-    """What is wrong with a command as it is written; a synopsis (capitals, brackets) is held to its names."""
+    """Return what is wrong with a command line, or None; of a synopsis only the names are checked."""
     tokens = shlex.split(line, comments=True)[1:]
     name = tokens[0]
-    if name.isupper() or name in ("--help", "--version"):
+    if name.isupper() or name in ("--help", "--version", "--install-completion"):
         return None
     if name not in app.resolved_commands():
         return f"there is no command {name}"
@@ -69,7 +69,7 @@ def complaint(line: str) -> str | None:
 
 
 def session(text: str) -> list[tuple[str, str]]:
-    """(command, what it prints) of a `console` block."""
+    """Return (command, output) pairs of a `console` block."""
     parts = re.split(r"^\$ (.*)\n", text, flags=re.MULTILINE)[1:]
     return list(zip(parts[::2], parts[1::2], strict=True))
 
@@ -92,8 +92,8 @@ def test_reference_shows_signature_arguments_and_example_of_a_function() -> None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_in_a_page_are_commands(page: Path) -> None:
-    assert [f"{line}: {wrong}" for line in written(page) if (wrong := complaint(line))] == []
+def test_commands_of_a_page_exist_with_their_options(page: Path) -> None:
+    assert [f"{line}: {wrong}" for line in command_lines(page) if (wrong := complaint(line))] == []
 
 
 @pytest.mark.parametrize(
@@ -108,15 +108,16 @@ def test_commands_in_a_page_are_commands(page: Path) -> None:
         ("shiftscope study digits --seeds 3  # a comment", None),
     ],
 )
-def test_a_wrong_command_would_be_noticed(line: str, wrong: str | None) -> None:
+def test_check_of_commands_finds_mistakes(line: str, wrong: str | None) -> None:
     found = complaint(line)
     assert found is None if wrong is None else found is not None and wrong in found
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```console" in page.read_text()], ids=lambda page: page.name)
-def test_a_session_prints_what_the_page_shows(
+def test_session_prints_what_the_page_shows(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "results").symlink_to(ROOT / "results")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     for language, file, text in blocks(page):
@@ -125,24 +126,32 @@ def test_a_session_prints_what_the_page_shows(
             monkeypatch.delitem(sys.modules, Path(file).stem, raising=False)
         for command, shown in session(text) if language == "console" else []:
             main(shlex.split(command)[1:])
-            told = capsys.readouterr()
-            printed = told.out + "".join(told.err.partition("shiftscope:")[1:])  # progress, which comes before, is not shown
+            captured = capsys.readouterr()
+            printed = captured.out + "".join(captured.err.partition("shiftscope:")[1:])  # without the progress before an error
             assert doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS), f"{command} prints\n{printed}"
 
 
+def test_results_of_the_readme_are_those_of_the_tables() -> None:
+    section = (ROOT / "README.md").read_text().partition("## The paper beside ours")[2].partition("## ")[0]
+    intervals = re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", section)
+    tables = "".join(table.read_text() for table in (ROOT / "results").glob("*/table.md"))
+    assert len(intervals) == 6
+    assert [interval for interval in intervals if interval not in tables] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_no_text_is_taken_for_html(page: Path) -> None:
+def test_prose_holds_no_html(page: Path) -> None:
     prose = re.sub(r"`[^`]*`", "", BLOCK.sub("", page.read_text()))
     assert re.findall(r"<[^\s\d=-][^>\n]*", prose) == [], "write it as code"
 
 
-def test_every_page_is_in_the_sites_navigation() -> None:
+def test_navigation_lists_every_page() -> None:
     navigation = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
     named = [page for entry in navigation for page in entry.values()]
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(named), "add it to `nav` in zensical.toml"
 
 
-def test_make_targets_that_pages_name_exist() -> None:
+def test_make_targets_of_pages_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
         named = set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE))
@@ -151,7 +160,7 @@ def test_make_targets_that_pages_name_exist() -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site."""
+    """Return the folder of the built site."""
     pytest.importorskip("zensical", reason="needs zensical, which the extra `docs` installs")
     folder = tmp_path_factory.mktemp("site")
     shutil.copyfile(ROOT / "zensical.toml", folder / "zensical.toml")
@@ -160,7 +169,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_every_link_in_the_site_leads_somewhere(site: Path) -> None:
+def test_links_of_the_site_have_targets(site: Path) -> None:
     anchors = {page: set(re.findall(r'\bid="?([^\s">]+)', page.read_text())) for page in site.rglob("*.html")}
     assert {"index.html", "commands.html", "python.html", "concepts.html", "lesson.html"} <= {page.name for page in anchors}
     for page in anchors:
@@ -170,27 +179,29 @@ def test_every_link_in_the_site_leads_somewhere(site: Path) -> None:
             assert not place or target not in anchors or unquote(place) in anchors[target], f"{page.name} links to {link}#{place}"
 
 
-def test_a_site_that_cannot_be_built_says_so(site: Path, tmp_path: Path) -> None:
+def test_failed_build_raises_with_its_output(site: Path, tmp_path: Path) -> None:
     (tmp_path / "zensical.toml").write_text((ROOT / "zensical.toml").read_text().replace("[project]", "[project", 1))
     with pytest.raises(RuntimeError, match="the site was not built:"):
         script("build").build(tmp_path)
 
 
-def test_what_would_come_from_the_network_is_noticed(site: Path, tmp_path: Path) -> None:
+def test_check_for_network_resources_finds_them(site: Path, tmp_path: Path) -> None:
     check = script("build").loaded_from_elsewhere
     assert check(site) == []
     (tmp_path / "page.html").write_text('<a href="https://a.example">fine</a><script src="https://b.example/x.js"></script>')
     (tmp_path / "style.css").write_text("@import '//c.example/font.css';")
-    assert [told.partition(":")[0] for told in check(tmp_path)] == ["page.html", "style.css"]
+    assert [found.partition(":")[0] for found in check(tmp_path)] == ["page.html", "style.css"]
 
 
-def test_the_site_opens_from_disk_fits_and_asks_for_nothing(site: Path) -> None:
+def test_site_opens_from_disk_fits_the_screen_and_loads_nothing(site: Path) -> None:
     with pages.browser() as chromium:
         page = chromium.new_context(offline=True).new_page()
-        told: list[str] = []
-        page.on("request", lambda request: told.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
+        noticed: list[str] = []
+        page.on(
+            "request", lambda request: noticed.append(request.url) if not request.url.startswith(("file:", "data:")) else None
+        )
+        page.on("console", lambda message: noticed.append(message.text))
+        page.on("pageerror", lambda error: noticed.append(str(error)))
         for path in sorted(site.glob("*.html")):
             page.goto(path.as_uri())
             for width in (1280, 390):
@@ -200,4 +211,4 @@ def test_the_site_opens_from_disk_fits_and_asks_for_nothing(site: Path) -> None:
         page.keyboard.press("Control+k")
         page.keyboard.type("homogeneity")
         page.get_by_text("Local homogeneity").first.wait_for(timeout=10_000)
-        assert told == []
+        assert noticed == []

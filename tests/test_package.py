@@ -1,4 +1,4 @@
-"""The wheel holds everything and runs far from the checkout; the pages say what is true."""
+"""The wheel is complete and runs outside the checkout; modules load lazily; links of pages have targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 GENERATED = {"commands.md", "python.md"}
 
 
-def test_the_wheel_holds_the_studies_and_runs_outside_the_checkout(tmp_path: Path) -> None:
+def test_wheel_is_complete_and_runs_outside_the_checkout(tmp_path: Path) -> None:
     build = [
         sys.executable,
         "-m",
@@ -45,13 +45,13 @@ def test_the_wheel_holds_the_studies_and_runs_outside_the_checkout(tmp_path: Pat
     assert done.stdout == "4\n"
 
 
-def test_links_in_the_pages_lead_somewhere() -> None:
+def test_links_of_pages_have_targets() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert link in GENERATED or (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
-def test_the_test_command_is_the_one_ci_runs() -> None:
+def test_ci_runs_the_documented_test_command() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 

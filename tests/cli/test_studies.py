@@ -53,7 +53,7 @@ def test_open_without_a_page_says_how_to_write_it(shiftscope: Command) -> None:
         (("study", "three.toml"), "has 3 mistakes"),
         (("study", "tiny.toml", "--seeds", "0"), "`seeds` must be one or more"),
         (("study", "tiny.toml", "--set", "data.canvas"), "`--set` must be PATH=VALUE"),
-        (("study", "tiny.toml", "--set", "data.canvass=3"), "'data.canvass' names no setting"),
+        (("study", "tiny.toml", "--set", "data.canvass=3"), "'data.canvass' is not a setting"),
         (("study", "tiny.toml", "--device", "tpu"), "`device` must be auto, cpu or an available cuda device, got 'tpu'"),
         (("study", "tiny.toml", "--gpus", "0.5"), "`--address` and `--gpus` describe a Ray cluster. Add `--executor ray`."),
         (("study", "mnist", "--data-dir", "nowhere"), "`data_dir` must be an existing folder, got nowhere"),
