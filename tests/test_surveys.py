@@ -56,14 +56,14 @@ def test_centred_cosines_ignore_constant_added_to_all_classes(seed: int) -> None
     assert not torch.allclose(cosines(plain), cosines(moved), atol=1e-2)
 
 
-def blocks(whole: Outputs, size: int) -> list[Outputs]:
-    parts = zip(whole.values.split(size), whole.reference.split(size), strict=True)
-    return [Outputs(values, reference, whole.shifts) for values, reference in parts]
+def blocks(measured: Outputs, size: int) -> list[Outputs]:
+    parts = zip(measured.values.split(size), measured.reference.split(size), strict=True)
+    return [Outputs(values, reference, measured.shifts) for values, reference in parts]
 
 
-def slow_measures(whole: Outputs, labels: Tensor, keep: list[int], image: int) -> dict[str, float]:
+def slow_measures(measured: Outputs, labels: Tensor, keep: list[int], image: int) -> dict[str, float]:
     """Compute one image's measures over some shifts from their definitions."""
-    reference, values = whole.reference[image], [whole.values[image, index] for index in keep]
+    reference, values = measured.reference[image], [measured.values[image, index] for index in keep]
     top = reference.argmax().item()
     tops = [value.argmax().item() for value in values]
     pairs = [a == b for a, b in permutations(tops, 2)]
@@ -81,10 +81,10 @@ def slow_measures(whole: Outputs, labels: Tensor, keep: list[int], image: int) -
 @given(count=st.integers(1, 9), seed=st.integers(0, 99), size=st.integers(1, 5), factor=st.sampled_from([1, 2, 3]))
 @settings(deadline=None, max_examples=25)
 def test_survey_equals_definition_for_each_measure_and_part(count: int, seed: int, size: int, factor: int) -> None:
-    whole = outputs(count, seed)
-    labels = whole.reference.argmax(1).clone()
+    measured = outputs(count, seed)
+    labels = measured.reference.argmax(1).clone()
     labels[::3] = (labels[::3] + 1) % 3
-    found = survey(blocks(whole, size), labels=labels, factor=factor)
+    found = survey(blocks(measured, size), labels=labels, factor=factor)
     steps = SHIFTS.tolist()
     parts = {
         "all": list(range(25)),
@@ -95,16 +95,18 @@ def test_survey_equals_definition_for_each_measure_and_part(count: int, seed: in
     parts = {name: keep for name, keep in parts.items() if keep}
     assert set(found.values) == {(measure, over) for measure in SURVEYED for over in parts}
     for over, keep in parts.items():
-        expected = [slow_measures(whole, labels, keep, image) for image in range(count)]
+        expected = [slow_measures(measured, labels, keep, image) for image in range(count)]
         for measure in SURVEYED:
             assert found.values[measure, over].tolist() == pytest.approx([each[measure] for each in expected], abs=1e-5)
-    assert found.right.tolist() == (whole.reference.argmax(1) == labels).tolist()
+    assert found.right.tolist() == (measured.reference.argmax(1) == labels).tolist()
 
 
 def test_survey_maps_are_means_over_images() -> None:
-    whole = outputs(7, 0)
-    found = survey(blocks(whole, 3))
-    cosines = torch.nn.functional.cosine_similarity(whole.reference[:, None].expand_as(whole.values), whole.values, dim=-1)
+    measured = outputs(7, 0)
+    found = survey(blocks(measured, 3))
+    cosines = torch.nn.functional.cosine_similarity(
+        measured.reference[:, None].expand_as(measured.values), measured.values, dim=-1
+    )
     torch.testing.assert_close(found.maps["mcs"], cosines.mean(0))
     assert found.maps["mcs"].mean().item() == pytest.approx(found.estimate("mcs").value, abs=1e-6)
 
@@ -112,10 +114,10 @@ def test_survey_maps_are_means_over_images() -> None:
 def test_survey_maps_have_interval_of_a_mean() -> None:
     from scipy import stats
 
-    whole = outputs(40, 5)
-    found = survey(blocks(whole, 7))
+    measured = outputs(40, 5)
+    found = survey(blocks(measured, 7))
     cosines = torch.nn.functional.cosine_similarity(
-        whole.reference[:, None].expand_as(whole.values), whole.values, dim=-1
+        measured.reference[:, None].expand_as(measured.values), measured.values, dim=-1
     ).double()
     low, high = stats.norm.interval(0.95, loc=cosines.mean(0), scale=stats.sem(cosines, axis=0))
     torch.testing.assert_close(found.intervals["mcs"][:, 0], torch.from_numpy(low).float(), rtol=1e-4, atol=1e-5)
@@ -124,18 +126,18 @@ def test_survey_maps_have_interval_of_a_mean() -> None:
 
 
 def test_estimate_given_right_leaves_out_misclassified_images() -> None:
-    whole = outputs(30, 1)
-    labels = whole.reference.argmax(1).clone()
+    measured = outputs(30, 1)
+    labels = measured.reference.argmax(1).clone()
     labels[:20] = (labels[:20] + 1) % 3
-    found = survey([whole], labels=labels)
+    found = survey([measured], labels=labels)
     assert found.estimate("mcs", given="right").count == 10
     assert found.estimate("worst_case").value <= 10 / 30
 
 
 def test_estimate_given_right_of_no_image_is_none() -> None:
-    whole = outputs(5, 2)
-    wrong = (whole.reference.argmax(1) + 1) % 3
-    assert survey([whole], labels=wrong).estimate("mcs", given="right") is None
+    measured = outputs(5, 2)
+    wrong = (measured.reference.argmax(1) + 1) % 3
+    assert survey([measured], labels=wrong).estimate("mcs", given="right") is None
 
 
 def test_estimate_stays_in_bounds() -> None:
@@ -149,8 +151,8 @@ def test_estimate_stays_in_bounds() -> None:
 
 
 def test_table_has_row_for_each_measure_and_part() -> None:
-    whole = outputs(6, 4)
-    table = survey([whole], labels=torch.zeros(6, dtype=torch.long), factor=2).table()
+    measured = outputs(6, 4)
+    table = survey([measured], labels=torch.zeros(6, dtype=torch.long), factor=2).table()
     assert len(table.rows) == 6 * (1 + 3 + 2)
     assert table.columns == ("measure", "over", "estimate", "given_right")
 

@@ -77,7 +77,7 @@ def test_homogeneity_of_known_signals(signal: Tensor, factor: int, expected: flo
 @settings(deadline=None, max_examples=40)
 def test_homogeneity_is_mean_cosine_over_shifts_below_factor(size: int, factor: int, axes: int, seed: int) -> None:
     signal = numbers((3, *[size * factor] * axes), seed)
-    kept = signal[(slice(None), *[slice(None, None, factor)] * axes)]
+    sampled = signal[(slice(None), *[slice(None, None, factor)] * axes)]
     cosines = []
     for shift in product(range(factor), repeat=axes):
         if any(shift):
@@ -87,7 +87,9 @@ def test_homogeneity_is_mean_cosine_over_shifts_below_factor(size: int, factor: 
                 if min(origin) >= 0:
                     moved[(slice(None), *place)] = signal[(slice(None), *origin)]
             other = moved[(slice(None), *[slice(None, None, factor)] * axes)]
-            cosines.append(torch.nn.functional.cosine_similarity(kept.double().flatten(), other.double().flatten(), dim=0).item())
+            cosines.append(
+                torch.nn.functional.cosine_similarity(sampled.double().flatten(), other.double().flatten(), dim=0).item()
+            )
     assert homogeneity(signal, factor, axes=axes) == pytest.approx(sum(cosines) / len(cosines), abs=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""How alike feature maps and vectors are: cosine, similarity, displacement and local homogeneity, for whole batches.
+"""How alike feature maps and vectors are: cosine, similarity, displacement and local homogeneity, for batches.
 
 The definitions are those of :func:`shiftscope.theory.respond` and :func:`shiftscope.theory.homogeneity`, with the same results
 for zero maps, constant maps and ties. Everything is computed in double precision. A batch goes through the Fourier transform

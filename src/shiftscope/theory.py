@@ -50,7 +50,7 @@ HOMOGENEOUS = torch.tensor([0, 0, 0, 0, 0, 2, 2, 3, 3, 1, 1, 2, 2, 0, 0, 0, 0, 0
 
 def correlate(
     signal: Shaped[Tensor, "*positions"], kernel: Shaped[Tensor, "*taps"], *, stride: int = 1
-) -> Shaped[Tensor, "*kept"]:
+) -> Shaped[Tensor, "*sampled"]:
     """Return the valid cross-correlation of a signal with a kernel, sampled every ``stride`` positions.
 
     ``out[i] = sum_k kernel[k] * signal[stride * i + k]``, on each of the kernel's axes (the signal's last ones).
@@ -112,7 +112,7 @@ def translate(
     return shifted
 
 
-def subsample(signal: Shaped[Tensor, "*positions"], factor: int, *, axes: int | None = None) -> Shaped[Tensor, "*kept"]:
+def subsample(signal: Shaped[Tensor, "*positions"], factor: int, *, axes: int | None = None) -> Shaped[Tensor, "*sampled"]:
     """Return every ``factor``-th position along each of the last ``axes`` axes (all by default), starting with the first.
 
     Raises:

@@ -60,10 +60,10 @@ def test_stream_outputs_several_batches_with_shifts_of_each_image_raises_error()
 
 def test_stream_outputs_equal_shift_outputs() -> None:
     model, shifts = small_model().eval(), SHIFTS[0]
-    whole = shift_outputs(model, images(), shifts, batch_size=2)
+    expected = shift_outputs(model, images(), shifts, batch_size=2)
     streamed = list(stream_outputs(model, iter(images().split(1)), shifts))
     assert [len(block.reference) for block in streamed] == [1, 1, 1]
-    torch.testing.assert_close(torch.cat([block.values for block in streamed]), whole.values)
+    torch.testing.assert_close(torch.cat([block.values for block in streamed]), expected.values)
 
 
 def test_stream_outputs_between_blocks_restores_modes() -> None:

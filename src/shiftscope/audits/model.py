@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.engine.outputs import Model
-from shiftscope.errors import InputError, ModelFailsError, NotFiniteError
+from shiftscope.errors import InputError, ModelFailsError, NotFiniteError, first_line
 
 __all__ = ["CountedModel", "select_output"]
 
@@ -132,7 +132,7 @@ class CountedModel:
         shape = "x".join(str(size) for size in images.shape[1:])
         if ran_out_of_memory(error):
             return InputError(f"memory runs out on batches of {len(images)} images of {shape}.", "Lower `batch_size`.")
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        reason = first_line(error).rstrip(".")
         return ModelFailsError(f"the model fails on images of {shape}: {reason}.", self._channel_remedy(images))
 
     def _channel_remedy(self, images: Tensor) -> str:

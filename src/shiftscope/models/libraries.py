@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, first_line
 
 __all__ = ["LIBRARIES", "PRETRAINED", "LibraryModel", "call_factory", "find_library", "library_model"]
 
@@ -75,7 +75,7 @@ def library_model(library: str, name: str, *, pretrained: bool) -> LibraryModel:
             torch.manual_seed(0)
             return _from_timm(module, name, pretrained) if library == "timm" else _from_torchvision(module, name, pretrained)
     except Exception as error:  # the libraries raise anything
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         if pretrained:
             raise InputError(
                 f"{library} cannot download the weights of {name} ({reason}).", "Check the network, or give a file of `weights`."
@@ -149,7 +149,7 @@ def _import(library: str) -> ModuleType:
             warnings.simplefilter("ignore")
             return importlib.import_module("timm" if library == "timm" else "torchvision.models")
     except Exception as error:  # a build that does not match the installed PyTorch raises anything
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(
             f"{library} cannot be imported ({reason}).",
             "Install it with `pip install 'shiftscope[zoo]'`, in a build that matches your PyTorch.",
