@@ -92,7 +92,7 @@ def _quick(maps: Tensor, kernel: int, stride: int) -> Tensor:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_it_works_in_pieces_and_in_several_threads(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "AT_ONCE", 500)
+    monkeypatch.setattr(pools, "CHUNK", 500)
     maps = torch.randn(7, 5, 12, 12, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
     threads = torch.get_num_threads()
     try:

@@ -101,7 +101,7 @@ def _trained(
     started, clock = datetime.now(UTC), perf_counter()
     recipe, seeds, parts = pieces[0].run.training, [piece.run.seed for piece in pieces], (data.train, data.validation)
     compiled = len(pieces) == 1 and worth_compiling(recipe, len(data.train), device)
-    made_by = {**provenance(device), "numba": (pools.version() if compiled else None) or "not used"}
+    made_by = {**provenance(device), "numba": (pools.numba_version() if compiled else None) or "not used"}
     checkpoint = pieces[0].checkpoint(made_by)
     if len(pieces) == 1:
         saved = checkpoint if pieces[0].lasting else None

@@ -1,15 +1,14 @@
-"""Max pooling of what a ReLU leaves, compiled for the processor by Numba (extra ``fast``).
+"""Max pooling and ReLU in one pass, compiled for the CPU by Numba (extra ``fast``).
 
-PyTorch's max pooling on a CPU stores an index of eight bytes for every value it keeps, in loops that use little of the
-processor, and rectifies in a pass of its own: in the family's networks of factor 1 that takes more time than the
-convolutions. Here both are one pass (``benchmarks/training.py``), which gains where one thread does the work: several share
-PyTorch's loops better. The bits of floating point numbers that are not negative
-are in the order of the numbers, so that the maximum is one of integers, whatever the precision, and what is stored is one
-byte.
+PyTorch's max pooling on a CPU stores an index of eight bytes per output in loops that use little of the processor, and ReLU is
+another pass: in the family's networks of factor 1 both take more time than the convolutions. Here both are one pass
+(``benchmarks/training.py``), which is faster on one thread; on several threads PyTorch's loops scale better. Floating-point
+numbers that are not negative have the order of their bits, so the maximum is one of integers in any precision, and an index of
+one byte is stored.
 
-The values are those of ``relu(max_pool2d(x))``, and the gradient goes where PyTorch's does, to the first of equal ones. Where
+The values are those of ``relu(max_pool2d(x))``, and the gradient goes where PyTorch's does, to the first of equal inputs. Where
 windows overlap, gradients are added in single precision at least, in PyTorch's order: in single precision the result is PyTorch's
-bit for bit, in half precision it is rounded once instead of at every addition.
+bit for bit; in half precision it is rounded once instead of at every addition.
 """
 
 from __future__ import annotations
@@ -32,85 +31,85 @@ from torch.nn import functional
 
 from shiftscope.layers import BlurPool2d, MaxBlurPool2d
 
-__all__ = ["ReluMaxPool2d", "fast_max_pools", "version"]
+__all__ = ["ReluMaxPool2d", "fast_max_pools", "numba_version"]
 
-#: Bits of a number as an integer, by the size of the number in bytes.
+#: The integer type of the same size as a floating-point number, by bytes.
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-#: Values that are worked on at once, so that they stay in the processor's cache.
-AT_ONCE = 1 << 18
-#: The index of a value that no input was kept for, because none was positive.
-NONE = 255
+#: Values per chunk, so that a chunk stays in the processor's cache.
+CHUNK = 1 << 18
+#: The index of an output that comes from no input, because none in its window is positive.
+NO_INPUT = 255
 
 
 @contextmanager
 def fast_max_pools(model: nn.Module) -> Iterator[None]:
-    """Let a model on a CPU rectify and pool in one pass for the duration, wherever an ``nn.Sequential`` has one after the other.
+    """Run ReLU and max pooling of a model in one pass for the duration, wherever an ``nn.Sequential`` has one after the other.
 
-    The model's parameters and their names stay as they are. Without Numba nothing is changed.
+    The model's parameters and their names stay. Without Numba nothing changes.
 
     Args:
-        model: any. Left alone are layers that pad, dilate, give indices, work in place or have hooks, and subclasses.
+        model: on the CPU. Layers that pad, dilate, return indices, work in place or have hooks stay as they are; so do subclasses
+            of the layers and of ``nn.Sequential``.
     """
-    swapped: list[tuple[nn.Sequential, int, nn.Module]] = []
+    replaced: list[tuple[nn.Sequential, int, nn.Module]] = []
     if _numba() is not None:
         for sequence in [module for module in model.modules() if type(module) is nn.Sequential]:
-            swapped += _swap(sequence)
+            replaced += _replace(sequence)
     try:
         yield
     finally:
-        for sequence, place, module in swapped:
-            sequence[place] = module
+        for sequence, index, module in replaced:
+            sequence[index] = module
 
 
-def _swap(sequence: nn.Sequential) -> list[tuple[nn.Sequential, int, nn.Module]]:
-    """Put quick layers into a sequence; what was there before, with its place."""
-    before = []
-    for place in range(len(sequence) - 1):
-        pair = sequence[place], sequence[place + 1]
-        quick = _quick(*pair)
-        if quick is not None:
-            before += [(sequence, place, pair[0]), (sequence, place + 1, pair[1])]
-            sequence[place], sequence[place + 1] = quick
-    return before
+def _replace(sequence: nn.Sequential) -> list[tuple[nn.Sequential, int, nn.Module]]:
+    """Put fast layers into a sequence; return the replaced ones with their indices."""
+    replaced = []
+    for index in range(len(sequence) - 1):
+        pair = sequence[index], sequence[index + 1]
+        fast = _fast_pair(*pair)
+        if fast is not None:
+            replaced += [(sequence, index, pair[0]), (sequence, index + 1, pair[1])]
+            sequence[index], sequence[index + 1] = fast
+    return replaced
 
 
-def _quick(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """Two layers that do the same as two layers in a row; None where there are none."""
+def _fast_pair(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """Return two layers that compute what two successive layers do, faster; None if there are none."""
     if any(module._forward_hooks or module._forward_pre_hooks or getattr(module, "inplace", False) for module in (first, second)):
         return None
-    kinds = {type(first), type(second)}
-    if kinds == {nn.ReLU, nn.MaxPool2d}:
+    if {type(first), type(second)} == {nn.ReLU, nn.MaxPool2d}:
         pool: Any = first if isinstance(first, nn.MaxPool2d) else second
-        kernel, stride = _alike(pool.kernel_size), _alike(pool.stride)
-        plain = (_alike(pool.padding), _alike(pool.dilation)) == (0, 1) and not (pool.ceil_mode or pool.return_indices)
+        kernel, stride = _square(pool.kernel_size), _square(pool.stride)
+        plain = (_square(pool.padding), _square(pool.dilation)) == (0, 1) and not (pool.ceil_mode or pool.return_indices)
         return (ReluMaxPool2d(kernel, stride), nn.Identity()) if plain and kernel and stride else None
     if type(first) is nn.ReLU and type(second) is MaxBlurPool2d:
-        kernel = _alike(second.kernel_size)
-        if kernel and (_alike(second.padding), _alike(second.dilation)) == (0, 1):
-            by = second.filter
-            return ReluMaxPool2d(kernel, 1), BlurPool2d(1, by.stride, border=by.border, taps=by.taps, compat=second.compat)
+        kernel = _square(second.kernel_size)
+        if kernel and (_square(second.padding), _square(second.dilation)) == (0, 1):
+            blur = second.filter
+            return ReluMaxPool2d(kernel, 1), BlurPool2d(1, blur.stride, border=blur.border, taps=blur.taps, compat=second.compat)
     return None
 
 
-def version() -> str | None:
-    """Of Numba, where it is there and has not turned out to be of no use. It is not imported for that: it takes a while."""
+def numba_version() -> str | None:
+    """Return Numba's version; None if it is missing or cannot be used. It is not imported for that: imports take a while."""
     if find_spec("numba") is None or (_numba.cache_info().currsize and _numba() is None):
         return None
     return metadata.version("numba")
 
 
-def _alike(value: int | tuple[int, ...]) -> int | None:
-    """The one number along both axes; None where they differ."""
+def _square(value: int | tuple[int, ...]) -> int | None:
+    """Return the one number along both axes; None if they differ."""
     values = {value} if isinstance(value, int) else set(value)
     return values.pop() if len(values) == 1 else None
 
 
 class ReluMaxPool2d(nn.Module):
-    """``relu(max_pool2d(x, kernel, stride))`` of [image, channel, height, width], compiled where ``x`` lies on a CPU.
+    """``relu(max_pool2d(x, kernel, stride))`` of [image, channel, height, width], compiled if ``x`` is on a CPU.
 
     Args:
         kernel: height and width of a window, positions, up to 15.
-        stride: from one window to the next.
+        stride: from one window to the next, positions.
     """
 
     def __init__(self, kernel: int, stride: int) -> None:
@@ -118,84 +117,84 @@ class ReluMaxPool2d(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The rectified maxima."""
-        served = maps.device.type == "cpu" and maps.is_floating_point() and maps.numel() and self.kernel**2 < NONE
-        if not served or maps.ndim != 4 or min(maps.shape[2:]) < self.kernel:
+        """Return the rectified maxima."""
+        supported = maps.device.type == "cpu" and maps.is_floating_point() and maps.numel() and self.kernel**2 < NO_INPUT
+        if not supported or maps.ndim != 4 or min(maps.shape[2:]) < self.kernel:
             return functional.relu(functional.max_pool2d(maps, self.kernel, self.stride))
-        found: Tensor = _Pooled.apply(maps, self.kernel, self.stride)
+        found: Tensor = _ReluMaxPool.apply(maps, self.kernel, self.stride)
         return found
 
 
-class _Pooled(torch.autograd.Function):
-    """Rows are followed along width and channels (channels last) or along width alone, whichever lies in one piece in memory."""
+class _ReluMaxPool(torch.autograd.Function):
+    """Walks along width and channels (channels last) or along width alone, whichever is contiguous in memory."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, kernel: int, stride: int) -> Tensor:
         _, channels, *size = maps.shape
         high, wide = ((each - kernel) // stride + 1 for each in size)
         last = channels > 1 and not maps.is_contiguous()
-        form = torch.channels_last if last else torch.contiguous_format
-        maps = maps.contiguous(memory_format=form)
-        pooled = torch.empty((*maps.shape[:2], high, wide), dtype=maps.dtype, memory_format=form)
-        rows, kept = _rows(maps, last), _rows(pooled, last)
-        index = torch.empty(kept.shape, dtype=torch.uint8)
+        layout = torch.channels_last if last else torch.contiguous_format
+        maps = maps.contiguous(memory_format=layout)
+        pooled = torch.empty((*maps.shape[:2], high, wide), dtype=maps.dtype, memory_format=layout)
+        rows, maxima = _rows(maps, last), _rows(pooled, last)
+        index = torch.empty(maxima.shape, dtype=torch.uint8)
         bits = INTEGERS[maps.element_size()]
         lowest = torch.tensor(-torch.inf, dtype=maps.dtype).view(bits).item()
-        inputs, outputs, places = rows.view(bits).numpy(), kept.view(bits).numpy(), index.numpy()
-        run, keep = channels if last else 1, _kernels()[0]
-        strange = [False] * len(rows)
+        inputs, outputs, indices = rows.view(bits).numpy(), maxima.view(bits).numpy(), index.numpy()
+        run, pool = channels if last else 1, _kernels()[0]
+        invalid = [False] * len(rows)
 
         def work(start: int, stop: int) -> None:
             part = slice(start, stop)
-            strange[start] = keep(inputs[part], outputs[part], places[part], kernel, stride, run, lowest)
+            invalid[start] = pool(inputs[part], outputs[part], indices[part], kernel, stride, run, lowest)
 
-        _in_parts(0, len(rows), work)
-        if any(strange):  # not a number, with a sign: its bits say nothing
+        _in_threads(0, len(rows), work)
+        if any(invalid):  # a negative NaN, whose bits are no order
             pooled.fill_(torch.nan)
         ctx.save_for_backward(index)
-        ctx.form = (maps.shape, last, kernel, stride)
+        ctx.settings = (maps.shape, last, kernel, stride)
         return pooled
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (index,) = ctx.saved_tensors
-        shape, last, kernel, stride = ctx.form
-        form = torch.channels_last if last else torch.contiguous_format
-        rows = _rows(gradient.contiguous(memory_format=form), last)
-        found = torch.empty(shape, dtype=gradient.dtype, memory_format=form)
-        whole, places = _rows(found, last), index.numpy()
+        shape, last, kernel, stride = ctx.settings
+        layout = torch.channels_last if last else torch.contiguous_format
+        rows = _rows(gradient.contiguous(memory_format=layout), last)
+        result = torch.empty(shape, dtype=gradient.dtype, memory_format=layout)
+        planes, indices = _rows(result, last), index.numpy()
         wide = torch.promote_types(gradient.dtype, torch.float32)
-        run, give = shape[1] if last else 1, _kernels()[1]
-        for start in range(0, len(rows), each := _at_once(whole)):
-            part = slice(start, start + each)
-            moved = rows[part].to(wide).numpy()
-            target = whole[part] if gradient.dtype == wide else torch.empty_like(whole[part], dtype=wide)
+        run, scatter = shape[1] if last else 1, _kernels()[1]
+        for start in range(0, len(rows), size := _planes_per_chunk(planes)):
+            part = slice(start, start + size)
+            given = rows[part].to(wide).numpy()
+            target = planes[part] if gradient.dtype == wide else torch.empty_like(planes[part], dtype=wide)
             summed = target.numpy()
 
-            def work(one: int, other: int, start: int = start, moved: Any = moved, summed: Any = summed) -> None:
-                give(places[start:][one:other], moved[one:other], summed[one:other], kernel, stride, run)
+            def work(one: int, other: int, start: int = start, given: Any = given, summed: Any = summed) -> None:
+                scatter(indices[start:][one:other], given[one:other], summed[one:other], kernel, stride, run)
 
-            _in_parts(0, len(summed), work)
-            if target.dtype != found.dtype:
-                whole[part].copy_(target)
-        return found, None, None
+            _in_threads(0, len(summed), work)
+            if target.dtype != result.dtype:
+                planes[part].copy_(target)
+        return result, None, None
 
 
 def _rows(maps: Tensor, last: bool) -> Tensor:
-    """Maps as [plane, row, what lies in a row in one piece]."""
+    """Return maps as [plane, row, contiguous values of a row]."""
     if last:
         return maps.permute(0, 2, 3, 1).flatten(2)
     return maps.flatten(0, 1)
 
 
-def _at_once(planes: Tensor) -> int:
-    """How many planes to work on at once."""
-    return max(1, AT_ONCE // planes[0].numel()) * torch.get_num_threads()
+def _planes_per_chunk(planes: Tensor) -> int:
+    """Return how many planes to process at once."""
+    return max(1, CHUNK // planes[0].numel()) * torch.get_num_threads()
 
 
-def _in_parts(start: int, stop: int, work: Callable[[int, int], None]) -> None:
-    """Work on a range in as many parts as there are threads."""
+def _in_threads(start: int, stop: int, work: Callable[[int, int], None]) -> None:
+    """Process a range in as many parts as PyTorch has threads."""
     threads = min(torch.get_num_threads(), stop - start)
     if threads <= 1:
         work(start, stop)
@@ -207,7 +206,7 @@ def _in_parts(start: int, stop: int, work: Callable[[int, int], None]) -> None:
 
 @lru_cache(maxsize=1)
 def _numba() -> Any:
-    """The package; None where it is missing, or where it says that it cannot work with the others here."""
+    """Return the package; None if it is missing or refuses the versions of other packages."""
     try:
         import numba
     except ImportError as error:
@@ -219,24 +218,24 @@ def _numba() -> Any:
 
 @lru_cache(maxsize=1)
 def _kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The two loops, compiled when they are first called. They let other threads run."""
+    """Return the two loops, compiled when they are first called. They release the interpreter's lock."""
     compiled = _numba().njit(nogil=True)
-    return compiled(inspect.unwrap(_keep)), compiled(inspect.unwrap(_give))
+    return compiled(inspect.unwrap(_pool_kernel)), compiled(inspect.unwrap(_scatter_kernel))
 
 
-def _keep(maps: Any, kept: Any, index: Any, kernel: int, stride: int, run: int, lowest: int) -> bool:
-    """Rectified maxima [plane, high, wide * run] and their places in the windows; whether a value is not a number, signed.
+def _pool_kernel(maps: Any, maxima: Any, index: Any, kernel: int, stride: int, run: int, lowest: int) -> bool:
+    """Write rectified maxima [plane, high, wide * run] and their indices in the windows; say whether one is a negative NaN.
 
-    ``run`` values of neighbouring positions lie side by side. At stride 1 a whole row is one loop.
+    A position has ``run`` contiguous values. At stride 1 a complete row is one loop.
     """
-    strange = 0
-    pieces, length = (1, kept.shape[2]) if stride == 1 else (kept.shape[2] // run, run)
-    for plane in range(kept.shape[0]):
-        for row in range(kept.shape[1]):
-            best, where = kept[plane, row], index[plane, row]
+    invalid = 0
+    pieces, length = (1, maxima.shape[2]) if stride == 1 else (maxima.shape[2] // run, run)
+    for plane in range(maxima.shape[0]):
+        for row in range(maxima.shape[1]):
+            best, where = maxima[plane, row], index[plane, row]
             for place in range(best.shape[0]):
                 best[place] = 0
-                where[place] = NONE
+                where[place] = NO_INPUT
             for down in range(kernel):
                 for across in range(kernel):
                     number = np.uint8(down * kernel + across)
@@ -252,12 +251,12 @@ def _keep(maps: Any, kept: Any, index: Any, kernel: int, stride: int, run: int, 
         for row in range(maps.shape[1]):
             values = maps[plane, row]
             for place in range(values.shape[0]):
-                strange += (values[place] > lowest) & (values[place] < 0)
-    return strange > 0
+                invalid += (values[place] > lowest) & (values[place] < 0)
+    return invalid > 0
 
 
-def _give(index: Any, gradient: Any, summed: Any, kernel: int, stride: int, run: int) -> None:
-    """Each gradient to the input that was kept, in the order of the windows."""
+def _scatter_kernel(index: Any, gradient: Any, summed: Any, kernel: int, stride: int, run: int) -> None:
+    """Add each gradient to the input that was the maximum, in the order of the windows."""
     pieces, length = (1, gradient.shape[2]) if stride == 1 else (gradient.shape[2] // run, run)
     for plane in range(gradient.shape[0]):
         summed[plane] = 0
