@@ -1,4 +1,4 @@
-"""Image folders are read a few at a time, by the documented rule, and damaged files are left out and named."""
+"""Image folders are read a few files at a time, and damaged files are left out and named."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "pics"
 
 
-def test_subfolders_are_classes_and_loose_files_are_left_out(folder: Path) -> None:
+def test_subfolders_are_classes_and_other_files_are_left_out(folder: Path) -> None:
     found = list_images(folder)
     assert found.classes == ("ant", "cat")
     assert [file.name for file in found.files] == ["0.png", "2.png", "4.png", "1.png", "3.png", "5.png", "bad.jpg"]
@@ -54,7 +54,7 @@ def test_damaged_files_are_left_out_and_named(folder: Path) -> None:
     assert nothing.shape == (0, 3, 10, 10)
 
 
-def test_the_shorter_side_is_scaled_and_the_centre_cut(tmp_path: Path) -> None:
+def test_shorter_side_is_scaled_and_the_centre_cropped(tmp_path: Path) -> None:
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = 200  # the centre square
     Image.fromarray(wide).save(tmp_path / "wide.png")
@@ -64,7 +64,7 @@ def test_the_shorter_side_is_scaled_and_the_centre_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("L", "png"), ("P", "png"), ("RGBA", "png"), ("1", "png"), ("CMYK", "jpg")])
-def test_any_kind_of_colour_becomes_the_models(mode: str, suffix: str, tmp_path: Path) -> None:
+def test_every_colour_mode_is_converted(mode: str, suffix: str, tmp_path: Path) -> None:
     picture(tmp_path / f"a.{suffix}", 255, mode=mode)
     for channels in (1, 3):
         images, _, damaged = list_images(tmp_path).read(0, 1, size=8, channels=channels)
@@ -74,13 +74,13 @@ def test_any_kind_of_colour_becomes_the_models(mode: str, suffix: str, tmp_path:
     assert list_images(tmp_path).image_shape()[0] == (1 if mode in ("L", "1") else 3)
 
 
-def test_sixteen_bits_keep_their_range(tmp_path: Path) -> None:
+def test_16_bit_grey_keeps_its_brightness(tmp_path: Path) -> None:
     Image.fromarray(np.full((6, 6), 32896, np.uint16)).save(tmp_path / "a.png")
     images, _, _ = list_images(tmp_path).read(0, 1, size=6, channels=1)
     assert torch.allclose(images, torch.full((1, 1, 6, 6), 128 / 255))
 
 
-def test_images_are_turned_upright(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     tall = Image.fromarray(np.zeros((30, 10, 3), np.uint8))
     exif = tall.getexif()
     exif[0x0112] = 6  # to be turned by a quarter
@@ -88,7 +88,7 @@ def test_images_are_turned_upright(tmp_path: Path) -> None:
     assert list_images(tmp_path).image_shape() == (3, 10, 30)
 
 
-def test_some_images_are_picked_with_a_fixed_seed_and_kept_in_order(folder: Path) -> None:
+def test_sample_has_a_fixed_seed_and_keeps_the_order(folder: Path) -> None:
     one, two = list_images(folder, count=4), list_images(folder, count=4)
     assert one == two
     assert len(one.files) == 4
@@ -98,7 +98,7 @@ def test_some_images_are_picked_with_a_fixed_seed_and_kept_in_order(folder: Path
     assert one.checksum != list_images(folder).checksum
 
 
-def test_a_folder_without_images_is_told(tmp_path: Path) -> None:
+def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the image folder .* holds no image"):
         list_images(tmp_path)
     with pytest.raises(InputError, match=r"the image folder .*none does not exist"):

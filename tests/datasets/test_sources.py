@@ -1,4 +1,4 @@
-"""Images come out of parquet files and image folders exactly, once decoded they stay decoded, and damage is told."""
+"""Parquet files and image folders are decoded exactly, the result is cached, and damage is reported."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def local(tmp_path: Path) -> Path:
     return folder.parent
 
 
-def test_parquet_files_give_their_very_pixels_labels_and_names(local: Path) -> None:
+def test_parquet_files_give_exact_pixels_labels_and_class_names(local: Path) -> None:
     source = get("pets", local)
     assert source.classes == ("cat", "dog")
     assert torch.equal(source.splits["train"].images, torch.from_numpy(pixels(5, 6, 3)).permute(0, 3, 1, 2))
@@ -51,7 +51,7 @@ def test_parquet_files_give_their_very_pixels_labels_and_names(local: Path) -> N
     assert str(local) not in source.origin
 
 
-def test_what_was_decoded_is_read_from_the_cache_until_the_files_change(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_used_until_the_files_change(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = get("pets", local)
     with monkeypatch.context() as patch:
         patch.setattr(sources, "_decode", lambda *_: pytest.fail("decoded again"))
@@ -63,7 +63,7 @@ def test_what_was_decoded_is_read_from_the_cache_until_the_files_change(local: P
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
-def test_a_damaged_cache_is_told_and_decoded_again(local: Path, empty_cache: Path, damage: str) -> None:
+def test_damaged_cache_is_reported_and_decoded_again(local: Path, empty_cache: Path, damage: str) -> None:
     first = get("pets", local)
     (kept,) = empty_cache.glob("*.safetensors")
     content = bytearray(kept.read_bytes())
@@ -76,14 +76,14 @@ def test_a_damaged_cache_is_told_and_decoded_again(local: Path, empty_cache: Pat
         assert get("pets", local).checksum == first.checksum
 
 
-def test_an_unwritable_cache_is_told_and_nothing_is_lost(local: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unwritable_cache_is_reported_and_the_images_read(local: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("SHIFTSCOPE_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.warns(UserWarning, match="the decoded images cannot be cached"):
         assert len(get("pets", local).splits["train"]) == 5
 
 
-def test_an_image_folder_gives_a_class_for_each_subfolder_and_grey_and_colour_mix(tmp_path: Path) -> None:
+def test_image_folder_gives_a_class_for_each_subfolder_and_mixes_grey_and_colour(tmp_path: Path) -> None:
     for split, count in (("train", 4), ("test", 2)):
         for label, colours in (("apple", 1), ("pear", 3)):
             folder = tmp_path / "fruit" / split / label
@@ -98,7 +98,7 @@ def test_an_image_folder_gives_a_class_for_each_subfolder_and_grey_and_colour_mi
     assert sorted(grey[:, 0].sum((1, 2)).tolist()) == sorted(pixels(2, 8, 1, seed=2).sum((1, 2)).tolist())
 
 
-def test_images_of_several_sizes_need_one_and_get_it(tmp_path: Path) -> None:
+def test_images_of_different_sizes_need_an_image_size(tmp_path: Path) -> None:
     for number, size in enumerate((6, 9)):
         folder = tmp_path / "mixed" / "train" / f"class{number}"
         folder.mkdir(parents=True)
@@ -108,14 +108,14 @@ def test_images_of_several_sizes_need_one_and_get_it(tmp_path: Path) -> None:
     assert get(str(tmp_path / "mixed"), image_size=5).splits["train"].images.shape == (2, 1, 5, 5)
 
 
-def test_a_truncated_parquet_file_is_named(local: Path) -> None:
+def test_truncated_parquet_file_is_named(local: Path) -> None:
     path = local / "pets" / "test.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match=r"test.parquet is not a whole parquet file .* Copy it again"):
         get("pets", local)
 
 
-def test_a_parquet_file_damaged_in_the_middle_is_told(local: Path) -> None:
+def test_parquet_file_damaged_in_the_middle_is_refused(local: Path) -> None:
     path = local / "pets" / "train.parquet"
     content = bytearray(path.read_bytes())
     content[40:200] = bytes(160)
@@ -124,7 +124,7 @@ def test_a_parquet_file_damaged_in_the_middle_is_told(local: Path) -> None:
         get("pets", local)
 
 
-def test_a_damaged_image_is_told(tmp_path: Path) -> None:
+def test_damaged_image_is_refused(tmp_path: Path) -> None:
     for label in ("a", "b"):
         folder = tmp_path / "pets" / "train" / label
         folder.mkdir(parents=True)
@@ -135,7 +135,7 @@ def test_a_damaged_image_is_told(tmp_path: Path) -> None:
         get(str(tmp_path / "pets"))
 
 
-def test_training_and_test_images_may_differ_in_colours_and_not_in_size(tmp_path: Path) -> None:
+def test_splits_may_differ_in_channels_but_not_in_size(tmp_path: Path) -> None:
     folder = tmp_path / "pets"
     folder.mkdir()
     write_parquet(folder / "train.parquet", pixels(2, 6, 3), [0, 1])
@@ -146,13 +146,13 @@ def test_training_and_test_images_may_differ_in_colours_and_not_in_size(tmp_path
         get("pets", tmp_path)
 
 
-def test_a_local_folder_goes_before_the_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: Path) -> None:
+def test_path_takes_precedence_over_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: Path) -> None:
     monkeypatch.setenv("SHIFTSCOPE_DATA", str(tmp_path / "elsewhere"))
     spec = DataSpec(name=str(local / "pets"), validation_images=1)
     assert load(spec).classes == ("cat", "dog")
 
 
-def test_a_table_without_images_is_told(tmp_path: Path) -> None:
+def test_table_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "plain" / "train.parquet")
     with pytest.raises(InputError, match=r"must have an image column and a label column, got \['x'\]"):
@@ -167,12 +167,12 @@ def test_a_table_without_images_is_told(tmp_path: Path) -> None:
         ("mnist", ".", "holds no folder 'mnist'"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_told(name: str, folder: str | None, text: str, tmp_path: Path) -> None:
+def test_unknown_name_is_refused(name: str, folder: str | None, text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=text):
         get(name, tmp_path / folder if folder else None)
 
 
-def test_an_unreachable_hub_is_told_at_once_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.delenv("HTTPS_PROXY", raising=False)
@@ -185,7 +185,7 @@ def test_an_unreachable_hub_is_told_at_once_with_what_to_do(monkeypatch: pytest.
         load(DataSpec(name="mnist"))
 
 
-def test_a_hub_data_set_is_loaded_by_the_real_client_and_then_needs_no_hub(local: Path, tmp_path: Path) -> None:
+def test_hub_data_set_is_downloaded_once_by_the_real_client(local: Path, tmp_path: Path) -> None:
     code = (
         "from shiftscope.datasets.sources import read\n"
         "source = read('someone/pets')\n"
@@ -220,7 +220,7 @@ def test_digits_are_scikit_learns_scaled_to_bytes() -> None:
     assert np.array_equal(source.splits["train"].images[:, 0].numpy(), expected)
 
 
-def test_real_mnist_is_what_it_is_known_to_be(real_data: Path) -> None:
+def test_real_mnist_has_its_known_statistics(real_data: Path) -> None:
     source = get("mnist", real_data)
     assert {name: tuple(split.images.shape) for name, split in source.splits.items()} == {
         "train": (60_000, 1, 28, 28),
@@ -238,7 +238,7 @@ def test_cached_files_can_be_read_by_others(local: Path, empty_cache: Path) -> N
     assert kept.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
-def test_hidden_test_labels_make_way_for_the_validation_split(local: Path) -> None:
+def test_hidden_test_labels_give_way_to_the_validation_split(local: Path) -> None:
     write_parquet(local / "pets" / "test.parquet", pixels(3, 6, 3, seed=1), [-1, -1, -1])
     assert "test" not in get("pets", local).splits
     write_parquet(local / "pets" / "validation-00000.parquet", pixels(2, 6, 3, seed=2), [1, 0])
@@ -247,13 +247,13 @@ def test_hidden_test_labels_make_way_for_the_validation_split(local: Path) -> No
     assert source.splits["test"].labels.tolist() == [1, 0]
 
 
-def test_training_images_without_labels_are_told(local: Path) -> None:
+def test_training_images_without_labels_are_refused(local: Path) -> None:
     write_parquet(local / "pets" / "train.parquet", pixels(2, 6, 3), [0, -1])
     with pytest.raises(InputError, match=r"images without a label \(-1\) in its split 'train'"):
         get("pets", local)
 
 
-def test_grey_images_of_16_bits_keep_their_brightness(tmp_path: Path) -> None:
+def test_16_bit_grey_images_keep_their_brightness(tmp_path: Path) -> None:
     deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     for label in ("a", "b"):
         folder = tmp_path / "deep" / "train" / label

@@ -1,4 +1,4 @@
-"""Jobs are all done once whatever happens to the processes that do them; a study in processes is the study done here."""
+"""Every job is done once whatever happens to the worker processes, and a study in processes equals one without."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ignore(*_: object) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_every_job_is_done_once_and_what_it_tells_arrives(workers: int) -> None:
+def test_every_job_is_done_once_and_its_events_arrive(workers: int) -> None:
     heard: list[tuple[int, object]] = []
     done = Processes(workers).run(helpers.square, range(5), lambda job, event: heard.append((job, event)))
     assert sorted(done) == [(job, job * job) for job in range(5)]
@@ -41,7 +41,7 @@ def test_workers_are_processes_with_one_thread_each() -> None:
     assert {threads for _, threads in found} == {1}
 
 
-def test_the_job_of_a_killed_process_is_done_by_another(tmp_path: Path) -> None:
+def test_job_of_a_killed_process_is_done_by_another(tmp_path: Path) -> None:
     jobs = [(str(tmp_path), number) for number in range(4)]
     done = list(Processes(2).run(helpers.die_once, jobs, ignore))
     assert sorted(result for _, result in done) == [0, 1, 2, 3]
@@ -57,14 +57,14 @@ def test_the_job_of_a_killed_process_is_done_by_another(tmp_path: Path) -> None:
         (helpers.fail, "bug", RuntimeError, "ZeroDivisionError: bug"),
     ],
 )
-def test_failures_arrive_as_what_they_are_and_no_process_stays(work, job, kind: type[Exception], told: str) -> None:
+def test_failures_keep_their_kind_and_no_process_stays(work, job, kind: type[Exception], told: str) -> None:
     with pytest.raises(kind, match=told):
         list(Processes(2).run(work, [job], ignore))
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not show a process's open files")
-def test_results_that_are_tensors_leave_no_file_open() -> None:
+def test_tensor_results_leave_no_file_open() -> None:
     before = len(os.listdir("/proc/self/fd"))
     results = Processes(1).run(helpers.many_tensors, range(2), ignore)
     held = [next(results)]
@@ -74,7 +74,7 @@ def test_results_that_are_tensors_leave_no_file_open() -> None:
     assert all(torch.equal(tensors["t7"], torch.full((3,), 7.0 + job)) for job, tensors in held)
 
 
-def test_as_many_workers_as_cores_and_memory_carry() -> None:
+def test_default_workers_fit_cores_and_memory() -> None:
     assert default_workers(1 << 62) == 1
     assert 1 <= default_workers(1) <= (os.cpu_count() or 1)
 
@@ -83,8 +83,8 @@ def rows(out: Path) -> list[str]:
     return (out / "table.csv").read_text().splitlines()
 
 
-def test_a_study_in_processes_is_the_same_and_goes_on_in_either_way(tmp_path: Path) -> None:
-    """Every number as with one thread here, bit for bit; half of it there, the other half here."""
+def test_study_in_processes_equals_one_without_and_resumes_without(tmp_path: Path) -> None:
+    """Every number as with one thread in this process, bit for bit."""
     (tmp_path / "small.toml").write_text(SMALL)
     study = load_study(str(tmp_path / "small.toml"))
     command = [sys.executable, "-m", "shiftscope", "study", "small.toml", "--out", "alone"]
@@ -99,7 +99,7 @@ def test_a_study_in_processes_is_the_same_and_goes_on_in_either_way(tmp_path: Pa
     assert [event.found for event in again if isinstance(event, RunEnded)] == [True] * 4
 
 
-def test_a_killed_worker_costs_a_study_nothing_but_time(tmp_path: Path) -> None:
+def test_killed_workers_leave_the_same_table(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL.replace("max_epochs = 2", "max_epochs = 12"))
     study = load_study(str(tmp_path / "small.toml"))
     run_study(study, out=tmp_path / "calm", executor=Processes(2))
@@ -119,7 +119,7 @@ def test_a_killed_worker_costs_a_study_nothing_but_time(tmp_path: Path) -> None:
     assert not [name for name in names if ".tmp" in name or name == LOCK]
 
 
-def test_a_folder_at_work_refuses_a_second_command_and_says_whose_it_is(tmp_path: Path) -> None:
+def test_locked_folder_refuses_a_second_command_and_names_the_process(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from shiftscope.runtime.files import locked\nwith locked(Path({str(tmp_path)!r})): pass"
     with locked(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -128,7 +128,7 @@ def test_a_folder_at_work_refuses_a_second_command_and_says_whose_it_is(tmp_path
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
+def test_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
     code = "import os, sys, pathlib\nfrom shiftscope.runtime.files import locked\n"
     code += "with locked(pathlib.Path(sys.argv[1])): os._exit(1)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
@@ -137,20 +137,20 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
         pass
 
 
-def test_a_number_of_workers_below_one_is_refused() -> None:
+def test_fewer_than_one_worker_is_refused() -> None:
     with pytest.raises(InputError, match="`workers` must be 1 or more, got 0"):
         Processes(0)
 
 
 def runs(process: int) -> bool:
-    """Whether a process is there and not merely waiting to be buried."""
+    """Return whether a process exists and is not a zombie."""
     stat = Path(f"/proc/{process}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
-def test_workers_end_with_the_process_that_made_them(tmp_path: Path) -> None:
-    """Killed outright, it leaves no orphan that would write beside a command that goes on."""
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """A killed parent leaves no orphan that writes into the folder of a resumed command."""
     code = (
         "import helpers, sys\nfrom shiftscope.runtime.processes import Processes\n"
         "if __name__ == '__main__':\n"

@@ -1,4 +1,4 @@
-"""On a real Ray cluster of two nodes: jobs, their failures, and a study that loses a worker and a node."""
+"""Jobs on a real Ray cluster of two nodes, their failures, and a study that loses a worker and a node."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cluster() -> Iterator[Any]:
         os.environ["PYTHONPATH"] = before
 
 
-def test_every_job_is_done_once_and_what_it_tells_arrives(cluster: Any) -> None:
+def test_every_job_is_done_once_and_its_events_arrive(cluster: Any) -> None:
     heard: list[tuple[int, object]] = []
     done = list(Ray().run(helpers.square, range(5), lambda job, event: heard.append((job, event))))
     assert sorted(done) == [(job, job * job) for job in range(5)]
@@ -70,18 +70,18 @@ def test_every_job_is_done_once_and_what_it_tells_arrives(cluster: Any) -> None:
         (helpers.fail, "bug", RuntimeError, "ZeroDivisionError: bug"),
     ],
 )
-def test_failures_arrive_as_what_they_are(cluster: Any, work: Any, job: object, kind: type[Exception], told: str) -> None:
+def test_failures_keep_their_kind(cluster: Any, work: Any, job: object, kind: type[Exception], told: str) -> None:
     with pytest.raises(kind, match=told):
         list(Ray().run(work, [job], lambda *_: None))
 
 
-def test_a_gpu_that_no_node_has_is_refused(cluster: Any) -> None:
+def test_gpu_that_no_node_has_is_refused(cluster: Any) -> None:
     with pytest.raises(InputError, match=r"no node of the Ray cluster has 0\.25 GPU"):
         list(Ray(gpus=0.25).run(helpers.square, [1], lambda *_: None))
 
 
 def tasks() -> list[int]:
-    """Processes that are at work on a task."""
+    """Return the processes that work on a task."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
@@ -92,7 +92,7 @@ def tasks() -> list[int]:
     return found
 
 
-def test_a_study_that_loses_a_worker_and_a_node_ends_in_the_undisturbed_table(cluster: Any, tmp_path: Path) -> None:
+def test_study_that_loses_a_worker_and_a_node_has_the_undisturbed_table(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL.replace("max_epochs = 2", "max_epochs = 40"))
     study = load_study(str(tmp_path / "small.toml"))
     run_study(study, out=tmp_path / "calm", executor=Processes(2))
@@ -117,7 +117,7 @@ def test_a_study_that_loses_a_worker_and_a_node_ends_in_the_undisturbed_table(cl
     assert disturbed == calm
 
 
-def test_what_is_kept_is_measured_anew_and_not_trained_again(cluster: Any, tmp_path: Path) -> None:
+def test_older_records_are_measured_again_and_not_trained_again(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL.replace("seeds = 2", "seeds = 1"))
     study = load_study(str(tmp_path / "small.toml"))
     first = run_study(study, out=tmp_path / "out", executor=Processes(1))

@@ -1,4 +1,4 @@
-"""A training that is interrupted goes on from its last kept epoch, and ends where it would have ended."""
+"""An interrupted training resumes from its last checkpoint, and ends as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LPS = NetworkSpec(channels=(4, 8), factor=4, input_size=12, classes=4, padding="
 
 
 class TrainingEndedError(Exception):
-    """Stands for whatever ends a process."""
+    """Whatever ends a process."""
 
 
 def fit(
@@ -43,7 +43,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 def told(training: Training) -> list[tuple[object, ...]]:
-    """Every epoch but for its times."""
+    """Return every epoch without its times."""
     return [
         (each.epoch, each.loss, each.train_accuracy, each.validation_accuracy, each.validation_loss) for each in training.epochs
     ]
@@ -58,15 +58,15 @@ def told(training: Training) -> list[tuple[object, ...]]:
         (SPEC, {"precision": "bf16", "translate": 2}),
         (LPS, {}),
     ],
-    ids=["adam", "sgd, decaying", "bf16, shifted", "layers that draw"],
+    ids=["adam", "sgd, decaying", "bf16, shifted", "random layers"],
 )
-def test_an_interrupted_training_ends_as_if_it_had_not_been(
+def test_interrupted_training_ends_in_the_same_weights(
     tmp_path: Path, spec: NetworkSpec, settings: dict[str, object], quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shiftscope.training.loop.IMAGES_WORTH_COMPILING", 0 if quick else 10**9)
     whole, expected = fit(None, spec=spec, **settings)
     path = tmp_path / "checkpoint.safetensors"
-    for end_after in (3, 6):  # the epoch that ends it is lost: the next sitting does it again
+    for end_after in (3, 6):  # the interrupted epoch is lost: the next session repeats it
         with pytest.raises(TrainingEndedError):
             fit(Checkpoint(path, seconds=0.0), spec=spec, end_after=end_after, **settings)
     resumed, model = fit(Checkpoint(path, seconds=0.0), spec=spec, **settings)
@@ -77,7 +77,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
     assert same(model, expected)
 
 
-def test_where_pytorchs_own_generator_stands_changes_nothing_and_is_not_changed() -> None:
+def test_global_generator_has_no_influence_and_keeps_its_state() -> None:
     torch.manual_seed(1)
     _, first = fit(None, spec=LPS)
     torch.manual_seed(2)
@@ -87,13 +87,13 @@ def test_where_pytorchs_own_generator_stands_changes_nothing_and_is_not_changed(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_short_training_is_not_written(tmp_path: Path) -> None:
+def test_short_training_is_not_saved(tmp_path: Path) -> None:
     fit(Checkpoint(tmp_path / "checkpoint.safetensors", seconds=1000.0))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "of another recipe", "of another network", "of nothing"])
-def test_a_file_that_cannot_be_used_is_told_and_the_training_begins_anew(tmp_path: Path, damage: str) -> None:
+def test_unusable_file_is_reported_and_training_starts_anew(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "checkpoint.safetensors"
     other = {"of another recipe": {"learning_rate_decay": 0.5}, "of another network": {"spec": LPS}}.get(damage, {})
     with pytest.raises(TrainingEndedError):
@@ -108,7 +108,7 @@ def test_a_file_that_cannot_be_used_is_told_and_the_training_begins_anew(tmp_pat
     assert same(model, fit(None)[1])
 
 
-def test_what_made_each_sitting_is_kept(tmp_path: Path) -> None:
+def test_provenance_of_each_session_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     for machine in ("one", "two"):
         with pytest.raises(TrainingEndedError):
@@ -118,7 +118,7 @@ def test_what_made_each_sitting_is_kept(tmp_path: Path) -> None:
     assert last.sessions == [{"machine": "one"}, {"machine": "two"}]
 
 
-def test_a_training_of_another_device_is_told_as_such(tmp_path: Path) -> None:
+def test_checkpoint_of_another_device_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     with pytest.raises(TrainingEndedError):
         fit(Checkpoint(path, seconds=0.0), end_after=3)

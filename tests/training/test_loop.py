@@ -1,4 +1,4 @@
-"""Training reaches its target, keeps the best epoch, repeats itself bit for bit, and never ends silently."""
+"""Training reaches its target, keeps the best epoch, is repeatable bit for bit, and says how it ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shiftscope.training.pools import ReluMaxPool2d, fast_max_pools
 from small import CANVAS, blobs, fit, fresh
 
 
-def test_a_learnable_task_reaches_every_training_image_and_says_so() -> None:
+def test_learnable_task_reaches_every_training_image() -> None:
     model = fresh()
     training = fit(model)
     assert training.status == "reached"
@@ -24,7 +24,7 @@ def test_a_learnable_task_reaches_every_training_image_and_says_so() -> None:
     assert "Reached 100 % train accuracy" in training.sentence
 
 
-def test_the_kept_epoch_is_the_best_on_validation_of_those_that_reached_the_target() -> None:
+def test_best_epoch_is_the_best_on_validation_of_those_at_the_target() -> None:
     model = fresh()
     training = fit(model, patience=4)
     reached = [epoch for epoch in training.epochs if epoch.train_accuracy == 1.0]
@@ -37,7 +37,7 @@ def test_the_kept_epoch_is_the_best_on_validation_of_those_that_reached_the_targ
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("translate", [0, 2])
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(precision: str, translate: int) -> None:
+def test_same_seed_gives_the_same_weights_bit_for_bit(precision: str, translate: int) -> None:
     first, second, other = fresh(), fresh(), fresh()
     settings = {"precision": precision, "translate": translate, "max_epochs": 3}
     fit(first, **settings)
@@ -48,7 +48,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(precision: str, transl
     assert not torch.equal(first.state_dict()["head.2.weight"], other.state_dict()["head.2.weight"])
 
 
-def test_compiled_pools_are_used_where_they_pay_and_lead_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_pools_are_used_where_faster_and_give_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, quick, swapped = fresh(), fresh(), []
 
     @contextmanager
@@ -81,14 +81,14 @@ def test_augmentation_shifts_every_image_anew_in_every_epoch() -> None:
     assert torch.stack(seen).abs().max() == 2
 
 
-def test_missing_the_target_is_said_and_the_best_epoch_kept() -> None:
+def test_missed_target_is_reported_and_the_best_epoch_kept() -> None:
     training = fit(fresh(), max_epochs=1, learning_rate=1e-6)
     assert training.status == "not reached"
     assert "Did not reach 100 % train accuracy in 1 epochs" in training.sentence
     assert training.best_epoch == 1
 
 
-def test_a_diverging_loss_ends_the_run_and_says_in_which_epoch() -> None:
+def test_diverging_loss_ends_the_training_and_names_the_epoch() -> None:
     model = fresh()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     training = fit(model, learning_rate=1e30, optimiser="sgd")
@@ -97,13 +97,13 @@ def test_a_diverging_loss_ends_the_run_and_says_in_which_epoch() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_weights_that_blow_up_in_the_last_step_are_noticed() -> None:
+def test_weights_that_blow_up_in_the_last_step_count_as_divergence() -> None:
     """One step an epoch: its loss is from before it, and is fine."""
     training = fit(fresh(), learning_rate=1e38, batch_size=200, max_epochs=1)
     assert training.status == "diverged"
 
 
-def test_global_switches_are_as_before_even_after_a_failure() -> None:
+def test_global_settings_are_restored_after_a_failure() -> None:
     def broken(images: Tensor, shifts: Tensor | None = None) -> Tensor:
         raise RuntimeError("no canvas")
 
@@ -112,13 +112,13 @@ def test_global_switches_are_as_before_even_after_a_failure() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_progress_tells_every_epoch_in_order() -> None:
+def test_every_epoch_is_reported_in_order() -> None:
     told: list[Step | Epoch] = []
     training = fit(fresh(), report=told.append, max_epochs=3)
     assert [event for event in told if isinstance(event, Epoch)] == list(training.epochs)
 
 
-def test_the_learning_rate_decays_by_epoch() -> None:
+def test_learning_rate_decays_by_epoch() -> None:
     rates: list[float] = []
 
     class Watching(torch.optim.SGD):
@@ -144,7 +144,7 @@ def test_evaluation_counts_every_image_once() -> None:
     assert loss == pytest.approx(nn.functional.cross_entropy(outputs, data.labels).item(), rel=1e-5)
 
 
-def test_accuracy_is_asked_to_the_end_only_where_the_target_is_reached() -> None:
+def test_evaluation_stops_once_the_target_is_missed() -> None:
     model, data = fresh(), blobs(2000, 0)
     fit(model)
     asked: list[int] = []

@@ -1,4 +1,4 @@
-"""Rectifying and pooling in one compiled pass gives what PyTorch's two layers give, forward and backward."""
+"""ReLU and max pooling in one compiled pass equal PyTorch's two layers, forward and backward."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def reference(maps: Tensor, kernel: int, stride: int) -> Tensor:
     st.sampled_from((torch.float16, torch.bfloat16, torch.float32, torch.float64)),
     st.integers(0, 99),
 )
-def test_values_and_gradients_are_pytorchs_ties_included(
+def test_values_and_gradients_equal_pytorchs_with_ties(
     images: int,
     channels: int,
     more_high: int,
@@ -62,7 +62,7 @@ def test_values_and_gradients_are_pytorchs_ties_included(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_overlapping_gradients_are_added_in_pytorchs_order(layout: torch.memory_format) -> None:
+def test_overlapping_gradients_equal_pytorchs_bit_for_bit(layout: torch.memory_format) -> None:
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(3, 6, 17, 19, generator=generator).contiguous(memory_format=layout)
     one, other = maps.clone().requires_grad_(), maps.clone().requires_grad_()
@@ -73,7 +73,7 @@ def test_overlapping_gradients_are_added_in_pytorchs_order(layout: torch.memory_
     assert torch.equal(other.grad, one.grad)
 
 
-def test_half_precision_is_nearer_to_the_exact_gradient_than_pytorchs() -> None:
+def test_half_precision_gradient_is_closer_to_the_exact_one_than_pytorchs() -> None:
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(2, 8, 24, 24, generator=generator).bfloat16()
     leaves = [maps.double().requires_grad_(), maps.clone().requires_grad_(), maps.clone().requires_grad_()]
@@ -91,7 +91,7 @@ def _quick(maps: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_it_works_in_pieces_and_in_several_threads(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_and_threads_change_nothing(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "CHUNK", 500)
     maps = torch.randn(7, 5, 12, 12, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
     threads = torch.get_num_threads()
@@ -107,7 +107,7 @@ def test_it_works_in_pieces_and_in_several_threads(layout: torch.memory_format, 
         torch.set_num_threads(threads)
 
 
-NOT_NUMBERS = {  # with and without the sign, as what an operation without a result leaves
+NOT_NUMBERS = {  # positive and negative, as undefined operations leave them
     torch.bfloat16: (torch.int16, 0x7FC0, 0xFFC0 - 2**16),
     torch.float32: (torch.int32, 0x7FC00000, 0xFFC00000 - 2**32),
 }
@@ -115,7 +115,7 @@ NOT_NUMBERS = {  # with and without the sign, as what an operation without a res
 
 @pytest.mark.parametrize("sign", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_what_is_no_number_stays_none(sign: int, dtype: torch.dtype) -> None:
+def test_nan_stays_nan(sign: int, dtype: torch.dtype) -> None:
     integer, *patterns = NOT_NUMBERS[dtype]
     bits = torch.tensor(patterns[sign], dtype=integer)
     maps = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -135,7 +135,7 @@ def test_gradients_pass_the_numerical_check() -> None:
     assert torch.autograd.gradcheck(ReluMaxPool2d(3, 2), maps)
 
 
-def test_a_model_is_as_before_afterwards_and_its_weights_keep_their_names() -> None:
+def test_model_and_weight_names_are_restored() -> None:
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2)),
         nn.MaxPool2d(3, 1),
@@ -158,7 +158,7 @@ def test_a_model_is_as_before_afterwards_and_its_weights_keep_their_names() -> N
 
 
 @pytest.mark.parametrize("settings", [{}, {"pool_kernel": 3, "factor": 2}, {"antialias": 3}, {"padding": "circular"}])
-def test_a_training_takes_the_same_steps(settings: dict[str, object]) -> None:
+def test_training_takes_the_same_steps(settings: dict[str, object]) -> None:
     spec = NetworkSpec.model_validate({"channels": (4, 8), "input_size": 16, "classes": 4, **settings})
     images = torch.rand(20, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(20) % 4
@@ -180,7 +180,7 @@ def test_a_training_takes_the_same_steps(settings: dict[str, object]) -> None:
         assert torch.equal(quick[name], weights) if exact else torch.allclose(quick[name], weights, atol=1e-5)
 
 
-def test_a_numba_that_cannot_work_here_is_said_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_numba_is_reported_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)  # importing it raises ImportError
     monkeypatch.setattr(pools, "find_spec", lambda _: object())
     monkeypatch.setattr(pools, "_numba", inspect.unwrap(pools._numba.__wrapped__))
@@ -190,7 +190,7 @@ def test_a_numba_that_cannot_work_here_is_said_and_done_without(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("kind", ["in place", "hooked", "a subclass"])
-def test_layers_that_others_may_look_into_are_left_alone(kind: str) -> None:
+def test_layers_with_visible_intermediates_stay(kind: str) -> None:
     class Own(nn.Sequential):
         pass
 
@@ -202,12 +202,12 @@ def test_layers_that_others_may_look_into_are_left_alone(kind: str) -> None:
         assert [type(module) for module in model] == [nn.ReLU, nn.MaxPool2d]
 
 
-def test_a_map_without_a_batch_is_pooled_too() -> None:
+def test_map_without_batch_axis_is_pooled() -> None:
     maps = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(ReluMaxPool2d(2, 2)(maps), reference(maps, 2, 2))
 
 
-def test_without_numba_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_numba_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "_numba", lambda: None)
     model = nn.Sequential(nn.MaxPool2d(2), nn.ReLU())
     with fast_max_pools(model):
