@@ -108,16 +108,7 @@ class Measurer:
         self.grids = {at: _GridOutputs(model, at, framing, batch_size) for at in grids}
 
     def part(self, images: Tensor, labels: Tensor | None, *, indices: Tensor) -> Part:
-        """Return all that the audit needs of a block of images.
-
-        Args:
-            images: [image, channel, height, width] in [0, 1], margin included.
-            labels: [image], their classes.
-            indices: [image], of the images in the data, increasing.
-
-        Raises:
-            InputError: the model fails, or returns what cannot be measured.
-        """
+        """Return what a block of images gives; :meth:`shiftscope.audits.Session.part` describes the arguments."""
         started = perf_counter()
         with self.model.counting(), evaluating(self.model.model), torch.inference_mode():
             surveyed = {at: self._run_grid(outputs, images) for at, outputs in self.grids.items()}

@@ -36,20 +36,7 @@ BLOCK, BLOCK_OF_LARGE, LARGE = 64, 16, 96
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """How to audit a model; :func:`audit` takes each as a keyword.
-
-    Attributes:
-        protocols: names of :data:`shiftscope.audits.protocols.PUBLISHED`, or protocols; by default those that suit the output.
-        max_shift: the largest shift of all protocols, pixels; by default each one's own.
-        size: (height, width) of the model's input; crops are cut from larger images. By default that of the images.
-        fill: the canvas's colour in [0, 1], one value or one per channel.
-        mean: the mean colour in [0, 1], one value per channel, for protocols that fill with it.
-        output: name or position of the output to measure, if the model returns several.
-        embedding: whether outputs are not classes; then only cosines are measured.
-        seed: of the random shifts.
-        batch_size: images per forward pass.
-        device: where to compute; the model's own by default.
-    """
+    """How to audit a model: the keywords of :func:`audit`, which describes them."""
 
     protocols: Sequence[str | Protocol] | None = None
     max_shift: int | None = None
