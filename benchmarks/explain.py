@@ -1,17 +1,20 @@
-"""The pass over all layers, beside the two forward passes that it cannot do without.
+"""Time the comparison of all layers against the two forward passes that it needs at least.
 
     python benchmarks/explain.py [--data-dir DIR] [--rounds 5] [--images 128]
 
-For each network, interleaved, fp32, one shift an image: the time of `layer_responses` on all layers; of the comparisons inside it
-(what an empty canvas gives taken off, Fourier transforms, cosines, homogeneity and its pools at stride 1; timed where they are
-called); and of two bare forward passes over the same images in batches of the same size, one of them of shifted images that are
-ready. What is neither
-moves images, reads the graph, runs hooks and collects numbers: some 50 ms once, and little for each image, so that without its
-comparisons the pass costs about two forward passes where these take seconds.
+Timed for each network, interleaved, in fp32, with one shift an image:
 
-Then: peak memory for 300 and for 3,000 images, each in a process of its own.
+- `layer_responses` on all layers;
+- the comparisons inside it (subtraction of the response to a blank image, Fourier transforms, cosines, homogeneity, pools at
+  stride 1), where they are called;
+- two forward passes over the same images in batches of the same size, one of them over images that are shifted already.
 
-With ``--known EPOCHS`` instead: networks whose answer is known are trained on the digits, and explained.
+The rest shifts images, reads the graph, runs hooks and collects numbers: some 50 ms once and little for each image, so that
+without its comparisons `layer_responses` costs about two forward passes where these take seconds.
+
+Then peak memory is measured for 300 and for 3,000 images, each in a process of its own.
+
+With ``--known EPOCHS`` instead, networks whose main cause is known are trained on the digits and explained.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 
 
 def timed(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
-    """The same call, its time added up."""
+    """Return a function that makes the same call and adds the time it takes to ``spent[0]``."""
 
     def counted(*arguments: Any, **options: Any) -> Any:
         started = perf_counter()
@@ -62,7 +65,7 @@ def timed(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
 
 
 def compare(title: str, model: nn.Module, images: Tensor, rounds: int) -> None:
-    """Print one network's line."""
+    """Time one network and print a line."""
     shifts = sample(len(images), 8, stream(0, "shifts"))[:, None]
     moved = translate(images, shifts[:, 0])
     comparisons: list[float] = []
@@ -70,7 +73,7 @@ def compare(title: str, model: nn.Module, images: Tensor, rounds: int) -> None:
     def every_layer() -> float:
         spent = [0.0]
         with ExitStack() as patches:
-            for name in ("responses", "homogeneities", "_at_stride_one", "_less"):
+            for name in ("responses", "homogeneities", "at_stride_one", "_minus"):
                 patches.enter_context(mock.patch.object(probes, name, timed(getattr(probes, name), spent)))
             started = perf_counter()
             layer_responses(model, images, shifts)
@@ -97,10 +100,10 @@ def compare(title: str, model: nn.Module, images: Tensor, rounds: int) -> None:
 
 
 def known(epochs: int) -> None:
-    """Print the table of networks whose answer is known, trained on the digits."""
+    """Train networks whose main cause is known on the digits, and print a table of their explanations."""
     data = load(DataSpec(image_size=20, validation_images=150))
     images = data.canvas.place(data.test.images[:64])
-    print("| network | test accuracy | invariance | lost | head | borders | aliasing | on the lattice | verdict |")
+    print("| network | test accuracy | invariance | loss | head | borders | aliasing | loss at multiples | main cause |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, settings in KNOWN.items():
         spec = NetworkSpec(channels=(8, 16, 32), **settings)
@@ -108,14 +111,15 @@ def known(epochs: int) -> None:
         train(network, (data.train, data.validation), Recipe(max_epochs=epochs), place=data.canvas.place, seed=0)
         found = explain(network.eval(), images, data.test.labels[:64], mode="circular", max_shift=19)
         shares = {each.name: each.share for each in found.causes.causes if each.share is not None}
-        told = [f"{100 * shares[cause].value:.1f} %" if cause in shares else "" for cause in ("head", "borders", "aliasing")]
-        lattice = "" if found.causes.lattice is None else f"{found.causes.lattice.value:.1g}"
-        row = (name, found.remedies.accuracy, found.guarantee.status, f"{found.causes.whole.value:.2g}", *told, lattice)
-        print("| " + " | ".join(map(str, (*row, found.causes.main or "nothing is lost"))) + " |", flush=True)
+        percent = [f"{100 * shares[cause].value:.1f} %" if cause in shares else "" for cause in ("head", "borders", "aliasing")]
+        lattice = "" if found.causes.lattice_loss is None else f"{found.causes.lattice_loss.value:.1g}"
+        before = found.causes.before
+        row = (name, before.accuracy, found.guarantee.status, f"{before.loss.value:.2g}", *percent, lattice)
+        print("| " + " | ".join(map(str, (*row, found.causes.main or "no loss"))) + " |", flush=True)
 
 
 def peak_megabytes(count: int) -> None:
-    """Print the peak memory of a pass over so many images, made batch by batch."""
+    """Print the peak memory of `layer_responses` over ``count`` images, made batch by batch."""
     model = family(factor=4, channels=(4, 8, 16))
 
     def batches() -> Iterator[Tensor]:
@@ -128,7 +132,7 @@ def peak_megabytes(count: int) -> None:
 
 
 def memory() -> None:
-    """Peak memory of few and of ten times as many images."""
+    """Print the peak memory for 300 and for 3,000 images."""
     peaks = {}
     for count in (300, 3000):
         done = subprocess.run([sys.executable, __file__, "--peak", str(count)], check=True, capture_output=True, text=True)
@@ -137,28 +141,33 @@ def memory() -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the options, measure, and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--known", type=int, metavar="EPOCHS", help="train networks whose answer is known; print their table")
-    parser.add_argument("--peak", type=int, help="print the peak memory of so many images, and nothing else")
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--known",
+        type=int,
+        metavar="EPOCHS",
+        help="train networks whose main cause is known for EPOCHS epochs, and print their table",
+    )
+    parser.add_argument("--peak", type=int, help="print the peak memory for this many images, and nothing else")
+    options = parser.parse_args()
     keep_freed_memory()
-    if asked.known:
-        known(asked.known)
+    if options.known:
+        known(options.known)
         return
-    if asked.peak:
-        peak_megabytes(asked.peak)
+    if options.peak:
+        peak_megabytes(options.peak)
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {asked.rounds} rounds, median [least, greatest]")
-    images = digits(asked.images, asked.data_dir)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.rounds} rounds, median [least, greatest]")
+    images = digits(options.images, options.data_dir)
     for factor in (1, 4, 8):
-        compare(f"MNIST, factor {factor}", family(factor=factor), images, asked.rounds)
+        compare(f"MNIST, factor {factor}", family(factor=factor), images, options.rounds)
     cifar = family(channels=(32, 64, 128), factor=4, pool_kernel=5, input_size=50, input_channels=3)
-    compare("CIFAR-10 50x50, factor 4, pool kernel 5", cifar, colours(asked.images // 2, 50), asked.rounds)
-    compare("circular residual network, 32x32", circular_resnet(), colours(asked.images // 2, 32), asked.rounds)
+    compare("CIFAR-10 50x50, factor 4, pool kernel 5", cifar, colours(options.images // 2, 50), options.rounds)
+    compare("circular residual network, 32x32", circular_resnet(), colours(options.images // 2, 32), options.rounds)
     memory()
 
 

@@ -1,4 +1,4 @@
-"""Explanations name the cause where it is known, their parts are what a loop by hand gives, and what is impossible is said."""
+"""Explanations name the main cause where it is known, and their parts equal those of a loop over images and shifts."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import shiftscope
 from helpers import as_users_import_it
 from shiftscope.errors import InputError
 from shiftscope.explanations import Explanation, causes, explain, guarantee_of
-from shiftscope.explanations import explanation as whole
-from shiftscope.explanations.causes import share
-from shiftscope.explanations.trial import Trial, between, drawn
+from shiftscope.explanations import explanation as explanation_module
+from shiftscope.explanations.trial import Trial, cosines_between_images, draw_shifts, share
 from shiftscope.layers import AdaptivePolyphaseSampling
 from shiftscope.models.family import NetworkSpec, build
+from shiftscope.runtime.progress import Event, Stage
 from shiftscope.shifts import translate
 from shiftscope.surgery import antialias, cost, global_pool, make_equivariant
 from zoo import timm, torchvision_models
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.rand(8, 1, 16, 16, generator=GENERATOR)
-#: What each network loses under circular shifts, and to what.
+#: Networks and the main cause of their loss under circular shifts; empty where they have none.
 KNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "stride 1, circular, mean over positions": ({"factor": 1, "padding": "circular", "head": "gap"}, ""),
     "stride 2, circular, mean over positions": ({"factor": 2, "padding": "circular", "head": "gap"}, "aliasing"),
@@ -45,10 +45,10 @@ def explained(model: nn.Module, **options: Any) -> Explanation:
 
 
 def parts(found: Explanation) -> dict[str, float]:
-    return {each.name: each.lost.value for each in found.causes.causes if each.lost is not None and not each.part_of}
+    return {each.name: each.part.value for each in found.causes.causes if each.part is not None and not each.part_of}
 
 
-def lost_by_hand(model: nn.Module, shifts: Tensor, *, circular: bool) -> float:
+def loss_by_hand(model: nn.Module, shifts: Tensor, *, circular: bool) -> float:
     """1 - cosine, one image and one shift at a time."""
     total = 0.0
     with torch.no_grad():
@@ -60,54 +60,54 @@ def lost_by_hand(model: nn.Module, shifts: Tensor, *, circular: bool) -> float:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_the_verdict_is_right_where_the_answer_is_known(name: str) -> None:
+def test_main_cause_is_right_where_it_is_known(name: str) -> None:
     settings, cause = KNOWN[name]
     found = explained(network(**settings))
     assert found.causes.main == cause
-    assert sum(parts(found).values()) == pytest.approx(found.causes.whole.value, abs=1e-9)
+    assert sum(parts(found).values()) == pytest.approx(found.causes.before.loss.value, abs=1e-9)
     if not cause:
-        assert found.causes.whole.value < 2e-7
-        assert found.verdict == "Nothing is lost: the outputs are the same under these shifts."
+        assert found.causes.before.loss.value < 2e-7
+        assert found.verdict == "There is no loss: the outputs are the same under these shifts."
         assert found.guarantee.status == "guaranteed"
         return
-    assert found.causes.whole.value > 1e-6
+    assert found.causes.before.loss.value > 1e-6
     shares = {each.name: each.share.value for each in found.causes.causes if each.share is not None}
     assert shares[cause] > (0.9 if cause == "head" else 0.99)
-    assert found.verdict.startswith("The mean cosine falls by")
+    assert found.verdict.startswith("Shifts lower the mean cosine of the outputs by")
     assert causes.PHRASES[cause] in found.verdict
 
 
-def test_on_the_lattice_subsampling_costs_nothing() -> None:
+def test_subsampling_costs_nothing_at_shifts_by_multiples_of_the_factor() -> None:
     found = explained(network(factor=4, padding="circular", head="gap")).causes
-    assert found.lattice is not None
-    assert found.drawn is not None
-    assert found.lattice.value < 2e-7
-    assert found.drawn.value > 10 * found.lattice.value
-    assert explained(network(factor=1, padding="circular", head="flatten")).causes.lattice is None
+    assert found.lattice_loss is not None
+    assert found.circular_loss is not None
+    assert found.lattice_loss.value < 2e-7
+    assert found.circular_loss.value > 10 * found.lattice_loss.value
+    assert explained(network(factor=1, padding="circular", head="flatten")).causes.lattice_loss is None
 
 
 @pytest.mark.parametrize("mode", ["zero", "circular"])
-def test_the_whole_and_the_heads_part_are_those_of_a_loop_by_hand(mode: str) -> None:
+def test_loss_and_parts_of_head_and_borders_equal_a_loop_by_hand(mode: str) -> None:
     model = network(factor=2, padding="circular", head="flatten")
     found = explained(model, mode=mode, shifts=3)
-    shifts = drawn(8, 3, 5, torch.Generator().manual_seed(0))
+    shifts = draw_shifts(8, 3, 5, torch.Generator().manual_seed(0))
     weights = model.head[2].weight
     pooled = nn.Sequential(model.normalise, model.features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
     pooled[4].weight.data = weights.detach().reshape(5, 6, -1).sum(2)
     pooled[4].bias.data = model.head[2].bias.detach()
-    lost, left = (lost_by_hand(each, shifts, circular=mode == "circular") for each in (model, pooled))
-    assert found.causes.whole.value == pytest.approx(lost, abs=1e-6)
+    lost, left = (loss_by_hand(each, shifts, circular=mode == "circular") for each in (model, pooled))
+    assert found.causes.before.loss.value == pytest.approx(lost, abs=1e-6)
     assert found.similarity.value == pytest.approx(1 - lost, abs=1e-6)
     assert parts(found)["head"] == pytest.approx(lost - left, abs=1e-6)
-    assert parts(found)["borders"] == pytest.approx(left - lost_by_hand(pooled, shifts, circular=True), abs=1e-6)
+    assert parts(found)["borders"] == pytest.approx(left - loss_by_hand(pooled, shifts, circular=True), abs=1e-6)
 
 
-def test_activations_are_a_part_of_aliasing_that_is_not_added() -> None:
+def test_activations_are_a_part_of_aliasing() -> None:
     found = explained(network(factor=4, padding="circular", head="gap"))
     rows = {each.name: each for each in found.causes.causes}
     assert rows["activations"].part_of == "aliasing"
-    assert rows["activations"].lost is not None
-    assert parts(found)["aliasing"] == pytest.approx(found.causes.whole.value, abs=1e-6)
+    assert rows["activations"].part is not None
+    assert parts(found)["aliasing"] == pytest.approx(found.causes.before.loss.value, abs=1e-6)
 
 
 class Freely(nn.Module):
@@ -127,35 +127,33 @@ class Untraceable(Freely):
         return super().forward(images if images.sum() < 1e9 else -images)
 
 
-def test_what_a_counterfactual_cannot_tell_is_none_with_the_reason() -> None:
+def test_impossible_steps_are_unknown_with_the_reason() -> None:
     torch.manual_seed(0)
     rows = {each.name: each for each in explained(Freely().eval()).causes.causes}
-    assert rows["activations"].lost is None
+    assert rows["activations"].part is None
     assert "activations are called as functions (`relu`)" in rows["activations"].reason
     uneven = explain(Freely().eval(), IMAGES[:, :, :15, :15], mode="circular", max_shift=3)
     aliasing = next(each for each in uneven.causes.causes if each.name == "aliasing")
-    assert aliasing.lost is None
+    assert aliasing.part is None
     assert "multiples" in aliasing.reason
-    assert "What is owed to aliasing could not be told" in uneven.verdict
-    assert sum(parts(uneven).values()) == pytest.approx(uneven.causes.whole.value, abs=1e-9)
+    assert "The part of aliasing is unknown: " in uneven.verdict
+    assert sum(parts(uneven).values()) == pytest.approx(uneven.causes.before.loss.value, abs=1e-9)
 
 
-def test_a_head_that_cannot_be_replaced_is_said_and_no_fix_is_made_of_it() -> None:
+def test_head_that_cannot_be_replaced_is_unknown_and_no_fix() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2), nn.Flatten(), nn.Linear(2 * 28 * 28, 3)).eval()
     found = explain(model, IMAGES, max_shift=2)
-    assert found.causes.causes[0].lost is None
+    assert found.causes.causes[0].part is None
     assert found.causes.causes[0].reason == "the number of its map's channels does not follow from the graph"
-    tried = {each.kinds: each.reason for each in found.remedies.remedies}
+    tried = {each.kinds: each.reason for each in found.fixes.ranked}
     assert "nothing to change (unsupported: the number of its map's channels" in tried["gap",]
 
 
-def test_a_canvas_is_continued_to_multiples_of_the_factor() -> None:
+def test_canvas_is_extended_to_multiples_of_the_factor_for_circular_shifts() -> None:
     torch.manual_seed(0)
-    trial = Trial(
-        IMAGES[:, :, :15, :14], drawn(8, 1, 3, GENERATOR), "zero", torch.tensor([0.5]), None, None, None, lambda *_: None
-    )
-    around = trial.around((4, 4))
+    trial = Trial(IMAGES[:, :, :15, :14], draw_shifts(8, 1, 3, GENERATOR), fill=torch.tensor([0.5]))
+    around = trial.circular((4, 4))
     assert around.image == (1, 16, 16)
     assert around.mode == "circular"
     assert torch.allclose(around.images[:, :, :15, :14], trial.images)
@@ -164,22 +162,46 @@ def test_a_canvas_is_continued_to_multiples_of_the_factor() -> None:
     assert parts(found).keys() == {"head", "borders", "aliasing", "other"}
 
 
-def test_an_untraceable_model_has_the_measured_part_only() -> None:
+def test_untraceable_model_gets_measured_results_only() -> None:
     torch.manual_seed(0)
     found = explained(Untraceable().eval(), labels=torch.zeros(8, dtype=torch.long))
     assert found.guarantee.status == "unknown"
     assert found.guarantee.sentence.startswith("The graph of Untraceable cannot be traced")
-    assert found.guarantee.sentence.endswith("Only the measured part is available.")
-    assert [each.lost is None for each in found.causes.causes] == [True, True, True, True, False]
-    assert "What is owed to head, borders, aliasing could not be told: the model's graph cannot be traced." in found.verdict
-    assert found.remedies.remedies == ()
-    assert "cannot be traced" in found.remedies.table().notes[0]
-    assert found.remedies.accuracy is not None
+    assert found.guarantee.sentence.endswith("Only measured results are available.")
+    assert [each.part is None for each in found.causes.causes] == [True, True, True, True, False]
+    assert "The part of head, borders, aliasing is unknown: the model's graph cannot be traced." in found.verdict
+    assert found.fixes.ranked == ()
+    assert "cannot be traced" in found.fixes.table().notes[0]
+    assert found.fixes.before.accuracy is not None
     assert [layer.name for layer in found.layers.layers] == ["canvas", "first", "head, input", "output"]
 
 
-def test_a_step_that_makes_outputs_of_different_images_alike_is_warned_of() -> None:
+class CountsTraces(Freely):
+    """Counts how often torch.fx traces it; copies count for themselves."""
+
+    def __init__(self, *, traceable: bool) -> None:
+        super().__init__()
+        self.traceable, self.traces = traceable, [0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        if isinstance(images, fx.Proxy):
+            self.traces[0] += 1
+            if not self.traceable:
+                raise TypeError("it refuses")
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_graph_of_the_model_is_read_once(traceable: bool) -> None:
+    torch.manual_seed(0)
+    model = CountsTraces(traceable=traceable).eval()
+    assert explained(model).guarantee.status == ("possible" if traceable else "unknown")
+    assert model.traces == [1]
+
+
+def test_step_that_makes_outputs_of_different_images_alike_adds_a_warning() -> None:
     """A head that weighs a bright spot by where it is; the mean knows only that there is one."""
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(256, 8)).eval()
     nn.init.ones_(model[0].weight)
     nn.init.normal_(model[2].weight, generator=torch.Generator().manual_seed(0))
@@ -188,24 +210,26 @@ def test_a_step_that_makes_outputs_of_different_images_alike_is_warned_of() -> N
         spots[number, 0, 4 + number // 2, 4 + number % 8] = 1
     found = explain(model, spots, max_shift=3)
     assert found.causes.main == "head"
-    assert "outputs say less without it: those of different images had cosine" in found.verdict
+    assert "outputs say less without it: the mean cosine between those of different images rises from" in found.verdict
     head = found.causes.causes[0]
-    assert head.between is not None
-    assert head.between.value > 0.99 > found.causes.between.value
-    assert found.causes.relative is not None
-    assert found.causes.relative.value == pytest.approx(found.causes.whole.value / (1 - found.causes.between.value))
-    assert f"the loss goes from {found.causes.relative.value:.2f} to" in found.verdict or head.relative is None
+    before = found.causes.before
+    assert head.after is not None
+    assert head.after.between_images.value > 0.99 > before.between_images.value
+    assert before.relative is not None
+    assert before.relative.value == pytest.approx(before.loss.value / (1 - before.between_images.value))
+    after = head.after.relative  # None if rounding leaves all images one output
+    assert after is None or f"goes from {before.relative.value:.2f} to {after.value:.2f}." in found.verdict
 
 
-def test_between_is_the_mean_over_all_other_images() -> None:
+def test_cosine_between_images_is_a_mean_over_all_other_images() -> None:
     outputs = torch.randn(6, 4, generator=GENERATOR)
     outputs[2] = 0
     cosines = functional.cosine_similarity(outputs[:, None], outputs[None], dim=2)
     expected = (cosines.sum(1) - cosines.diagonal()) / 5
-    assert between(outputs).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert cosines_between_images(outputs).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def test_shares_resample_part_and_whole_together() -> None:
+def test_share_resamples_part_and_total_by_the_same_images() -> None:
     everything = torch.rand(50, generator=GENERATOR) + 0.1
     found = share(0.3 * everything, everything)
     assert found is not None
@@ -216,23 +240,27 @@ def test_shares_resample_part_and_whole_together() -> None:
     assert share(everything, torch.zeros(50)) is None
 
 
-PROMISES: dict[str, tuple[list[nn.Module], str, str]] = {
+GUARANTEES: dict[str, tuple[list[nn.Module], str, str]] = {
     "circular": ([nn.Conv2d(1, 3, 3, padding=1, padding_mode="circular")], "guaranteed", "every whole-pixel shift, circular."),
     "strided": (
         [nn.Conv2d(1, 3, 3, 2, padding=1, padding_mode="circular"), nn.ReLU(), nn.MaxPool2d(2)],
         "possible",
         "multiples of 4 pixels, circular, on images whose sides are multiples of 4 pixels",
     ),
-    "zeros": ([nn.Conv2d(1, 3, 3, padding=1), nn.MaxPool2d(2)], "possible", "multiples of 2 pixels, as long as what differs"),
-    "valid": ([nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, (3, 1))], "possible", "receptive field is 5x3 pixels"),
-    "along one axis": ([nn.AvgPool2d((1, 2))], "possible", "multiples of 1 pixels down and 2 across, circular"),
-    "unknown": ([nn.Conv2d(1, 3, 1), nn.Upsample(scale_factor=2)], "possible", "not known what `1` (Upsample) make of positions"),
+    "zeros": (
+        [nn.Conv2d(1, 3, 3, padding=1), nn.MaxPool2d(2)],
+        "possible",
+        "2 pixels, as long as everything that differs",
+    ),
+    "valid": ([nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, (3, 1))], "possible", "receptive field (5x3 pixels)"),
+    "along one axis": ([nn.AvgPool2d((1, 2))], "possible", "multiples of 1 pixel down and 2 across, circular"),
+    "unknown": ([nn.Conv2d(1, 3, 1), nn.Upsample(scale_factor=2)], "possible", "not known how `1` (Upsample) treat positions"),
 }
 
 
-@pytest.mark.parametrize("name", PROMISES)
-def test_promises_name_the_layers_they_rest_on_and_are_kept(name: str) -> None:
-    spatial, status, exact = PROMISES[name]
+@pytest.mark.parametrize("name", GUARANTEES)
+def test_guaranteed_equivariance_holds_exactly(name: str) -> None:
+    spatial, status, exact = GUARANTEES[name]
     torch.manual_seed(0)
     model = nn.Sequential(*spatial, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     found = guarantee_of(model)
@@ -252,63 +280,63 @@ def test_promises_name_the_layers_they_rest_on_and_are_kept(name: str) -> None:
         assert not torch.allclose(model(images), model(images.roll((9, 9), (2, 3))), atol=1e-5)
 
 
-def test_a_flattening_head_and_an_unknown_one_are_told() -> None:
+def test_guarantee_names_a_flattening_head_and_an_unknown_one() -> None:
     flat = guarantee_of(network(factor=2, head="flatten"))
     assert flat.status == "impossible"
     assert "the head (`head.1`) flattens the map" in flat.sentence
     other = guarantee_of(nn.Conv2d(1, 2, 3))
     assert other.status == "possible"
-    assert "what the head sees of positions is not known" in other.sentence
+    assert "it is not known how the head uses positions" in other.sentence
 
 
-def test_polyphase_sampling_is_guaranteed_on_circular_maps_only() -> None:
+def test_polyphase_sampling_guarantees_invariance_on_circular_maps_only() -> None:
     assert guarantee_of(network(factor=4, padding="circular", head="gap", sampling="aps")).status == "guaranteed"
     mixed = nn.Sequential(nn.Conv2d(1, 2, 3), AdaptivePolyphaseSampling(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert "polyphase sampling is so on circular maps only" in guarantee_of(mixed).exact_at
 
 
-def test_fixes_gain_and_cost_what_they_do_by_hand_and_are_ranked_by_the_rule() -> None:
+def test_fixes_gain_and_cost_what_a_loop_by_hand_finds() -> None:
     model = network(factor=2, padding="same", head="flatten")
     labels = torch.arange(8) % 5
     found = explain(model, IMAGES, labels, max_shift=4, name="runs/a")
-    shifts = drawn(8, 4, 4, torch.Generator().manual_seed(0))
-    tried = {each.kinds: each for each in found.remedies.remedies}
+    shifts = draw_shifts(8, 4, 4, torch.Generator().manual_seed(0))
+    tried = {each.kinds: each for each in found.fixes.ranked}
     assert set(tried) == {(kind,) for kind in ("gap", "blur", "circular", "aps")} | {
         ("gap", kind) for kind in ("blur", "circular", "aps")
     }
-    whole_loss = lost_by_hand(model, shifts, circular=False)
+    loss = loss_by_hand(model, shifts, circular=False)
     for kinds, fixed in ((("gap",), global_pool(model).model), (("gap", "blur"), antialias(global_pool(model).model).model)):
         each = tried[kinds]
         assert each.gain is not None
-        assert each.gain.value == pytest.approx(whole_loss - lost_by_hand(fixed, shifts, circular=False), abs=1e-6)
-        assert each.relative is not None
-        assert each.between is not None
-        left = whole_loss - each.gain.value
-        assert each.relative.value == pytest.approx(left / (1 - each.between.value), rel=1e-3)
+        assert each.gain.value == pytest.approx(loss - loss_by_hand(fixed, shifts, circular=False), abs=1e-6)
+        assert each.after is not None
+        assert each.after.relative is not None
+        left = loss - each.gain.value
+        assert each.after.relative.value == pytest.approx(left / (1 - each.after.between_images.value), rel=1e-3)
         assert each.multiply_adds == cost(fixed, (1, 16, 16)).multiply_adds
-        assert each.accuracy is not None
-        assert each.accuracy.value == pytest.approx(float((fixed(IMAGES).argmax(1) == labels).double().mean()))
+        assert each.after.accuracy is not None
+        assert each.after.accuracy.value == pytest.approx(float((fixed(IMAGES).argmax(1) == labels).double().mean()))
     assert tried["gap", "blur"].command == "shiftscope fix runs/a --with gap --with blur --out fixed.safetensors"
-    working = [each for each in found.remedies.remedies if each.works]
-    assert list(found.remedies.remedies[: len(working)]) == sorted(working, key=lambda each: -each.worth)
-    assert found.remedies.remedies[0].works
-    assert "To try first: " in found.verdict
-    worse = working[0].accuracy is not None and working[0].accuracy.value < found.remedies.accuracy.value
-    assert ("train it again" in found.verdict) == worse
-    costs = found.remedies.table().rows[-1]
+    working = [each for each in found.fixes.ranked if each.works]
+    assert list(found.fixes.ranked[: len(working)]) == sorted(working, key=lambda each: -each.efficiency)
+    assert found.fixes.ranked[0].works
+    assert "Try first: " in found.verdict
+    worse = working[0].after.accuracy.value < found.fixes.before.accuracy.value
+    assert ("train again, because" in found.verdict) == worse
+    costs = found.fixes.table().rows[-1]
     assert (costs["fix"], costs["multiply_adds"]) == ("as it is", cost(model, (1, 16, 16)).multiply_adds)
 
 
-def test_a_fix_that_does_not_fit_says_why_and_comes_last() -> None:
-    found = explain(network(factor=2, head="flatten"), IMAGES, max_shift=4).remedies
-    assert found.remedies[-1].gain is None
-    assert "does not run on an image" in found.remedies[-1].reason
-    assert found.remedies[-1].worth == float("-inf")
+def test_impossible_fix_is_ranked_last_with_the_reason() -> None:
+    found = explain(network(factor=2, head="flatten"), IMAGES, max_shift=4).fixes
+    assert found.ranked[-1].gain is None
+    assert "does not run on an image" in found.ranked[-1].reason
+    assert found.ranked[-1].efficiency == float("-inf")
 
 
-def test_a_model_without_anything_to_fix_says_so() -> None:
-    found = explained(network(factor=1, padding="circular", head="gap")).remedies
-    assert found.remedies == ()
+def test_model_without_anything_to_fix_has_no_fixes() -> None:
+    found = explained(network(factor=1, padding="circular", head="gap")).fixes
+    assert found.ranked == ()
     assert found.table().notes[0] == "No fix of this package applies to the model."
 
 
@@ -321,19 +349,19 @@ def small_convnext() -> nn.Module:
 
 
 @pytest.mark.parametrize(("make", "size"), [(resnet, 64), (small_convnext, 128)])
-def test_whole_architectures_are_explained_from_end_to_end(make: Callable[[], nn.Module], size: int) -> None:
+def test_known_architectures_are_explained(make: Callable[[], nn.Module], size: int) -> None:
     torch.manual_seed(0)
     found = explain(make(), torch.rand(2, 3, size, size, generator=GENERATOR), shifts=1)
     assert found.guarantee.geometry is not None
     assert (found.guarantee.geometry.factor, found.guarantee.geometry.head) == ((32, 32), "gap")
-    assert {each.name for each in found.causes.causes if each.lost is not None} >= {"head", "borders", "aliasing", "other"}
+    assert {each.name for each in found.causes.causes if each.part is not None} >= {"head", "borders", "aliasing", "other"}
     assert parts(found)["other"] < 1e-5
-    assert sum(parts(found).values()) == pytest.approx(found.causes.whole.value, abs=1e-9)
-    assert {each.kinds for each in found.remedies.remedies} == {("blur",), ("circular",), ("aps",)}
+    assert sum(parts(found).values()) == pytest.approx(found.causes.before.loss.value, abs=1e-9)
+    assert {each.kinds for each in found.fixes.ranked} == {("blur",), ("circular",), ("aps",)}
     json.dumps(found.to_json(), allow_nan=False)
 
 
-def test_the_same_call_gives_the_same_explanation() -> None:
+def test_same_call_gives_the_same_explanation() -> None:
     one, other = (explained(network(factor=2, head="flatten"), max_shift=3).to_json() for _ in range(2))
     assert one == other
     assert one["graph"]["factor"] == [2, 2]
@@ -341,27 +369,29 @@ def test_the_same_call_gives_the_same_explanation() -> None:
     assert {"causes", "layers", "fixes", "settings", "verdict"} <= set(one)
 
 
-def test_the_table_tells_verdict_promise_and_parts() -> None:
+def test_table_has_verdict_guarantee_and_parts() -> None:
     found = explained(network(factor=2, padding="circular", head="gap"))
     table = found.table()
-    assert [row["cause"] for row in table.rows] == ["head", "borders", "aliasing", "of aliasing: activations", "other", "whole"]
+    assert [row["cause"] for row in table.rows] == ["head", "borders", "aliasing", "of aliasing: activations", "other", "total"]
     assert table.notes[0] == found.verdict
     assert found.guarantee.sentence in table.notes
-    assert "factor 2, receptive field 10x10 pixels; of its layers 4 pad with circular" in table.notes[1]
+    assert "factor 2, receptive field 10x10 pixels, 4 layers padded with circular; the head is" in table.notes[1]
     assert len(found.tables()) == 3
 
 
-def test_the_model_is_left_as_it_was_and_progress_is_told() -> None:
+def test_model_is_unchanged_and_progress_is_reported() -> None:
     model = network(factor=2, padding="same", head="flatten").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    told: list[tuple[str, int, int]] = []
+    events: list[Event] = []
     with pytest.warns(UserWarning, match="training mode"):
-        shiftscope.explain(model, IMAGES, max_shift=2, progress=lambda *at: told.append(at))
+        shiftscope.explain(model, IMAGES, max_shift=2, report=events.append)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(part._forward_hooks for part in model.modules())
-    assert {what for what, _, _ in told} >= {"every layer", "the model as it is", "without head", "without borders", "with gap"}
-    assert all(0 <= done <= of == 8 for _, done, of in told)
+    stages = [event for event in events if isinstance(event, Stage)]
+    expected = {"comparing feature maps of every layer", "the unchanged model", "without head", "without borders", "with gap"}
+    assert {stage.sentence for stage in stages} >= expected
+    assert all(0 <= stage.done <= stage.of == 8 for stage in stages)
 
 
 class Fails(nn.Module):
@@ -373,8 +403,8 @@ class Fails(nn.Module):
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "`images` must hold at least two images, of which intervals can be made, got none": {"images": IMAGES[:0]},
-    "`images` must hold at least two images, of which intervals can be made, got 1": {"images": IMAGES[:1]},
+    "`images` must hold 2 or more images, so that intervals can be computed, got 0": {"images": IMAGES[:0]},
+    "`images` must hold 2 or more images, so that intervals can be computed, got 1": {"images": IMAGES[:1]},
     "`images` must be [image, channel, height, width], all of one size, got shape (8, 16, 16)": {"images": IMAGES[:, 0]},
     "`images` must be floating point in [0, 1], got torch.uint8": {"images": IMAGES.byte()},
     "`labels` must hold one label an image, got 3 for 8 images": {"labels": torch.zeros(3, dtype=torch.long)},
@@ -388,20 +418,20 @@ WRONG: dict[str, dict[str, Any]] = {
         "model": Fails().eval(),
         "images": torch.cat([IMAGES[:6], IMAGES[:2] * 0]),
     },
-    "`model` must be a torch.nn.Module to be looked into, got function": {"model": lambda images: images.mean((2, 3))},
+    "`model` must be a torch.nn.Module, got function": {"model": lambda images: images.mean((2, 3))},
 }
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_bad_input_is_answered_in_a_sentence(text: str) -> None:
+def test_invalid_input_is_reported(text: str) -> None:
     call = {"model": network(factor=2), "images": IMAGES, "labels": None} | WRONG[text]
     with pytest.raises(InputError) as raised:
-        as_users_import_it(whole).explain(call.pop("model"), call.pop("images"), call.pop("labels"), **call)
+        as_users_import_it(explanation_module).explain(call.pop("model"), call.pop("images"), call.pop("labels"), **call)
     assert text in str(raised.value)
 
 
 @pytest.mark.parametrize("sampling", ["aps", "lps"])
-def test_polyphase_sampling_of_either_kind_is_one_layer_and_loses_nothing(sampling: str) -> None:
+def test_polyphase_sampling_of_either_kind_is_one_layer_without_loss(sampling: str) -> None:
     spec = NetworkSpec(factor=4, channels=(4, 6), input_size=16, padding="circular", sampling=sampling, head="gap")
     net = build(spec, generator=torch.Generator().manual_seed(0)).eval()
     images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""Every layer's numbers are those of the theory on its maps, whatever the batches, and the model is left as it was."""
+"""Every layer's numbers equal those of the theory on its maps, whatever the batches, and the model is not changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from shiftscope import layers
 from shiftscope.errors import InputError
 from shiftscope.explanations import layers as layerwise
 from shiftscope.explanations.layers import layer_responses
-from shiftscope.explanations.probes import _at_stride_one
+from shiftscope.explanations.probes import at_stride_one
+from shiftscope.runtime.progress import Event, Stage
 from shiftscope.shifts import translate
 from shiftscope.theory import homogeneity, respond
 from zoo import timm, torchvision_models
@@ -44,11 +45,9 @@ def maps_of(model: nn.Sequential, images: Tensor) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_every_layers_numbers_are_the_theorys_on_its_maps(keep: bool) -> None:
-    """On the maps, or on what they differ by from an empty canvas's; the output as it is."""
+def test_responses_equal_the_theory_on_maps_less_those_of_a_blank_image() -> None:
     model = small()
-    found = layer_responses(model, IMAGES, EACH, fill=0.3, keep_background=keep)
+    found = layer_responses(model, IMAGES, EACH, fill=0.3)
     empty = maps_of(model, torch.full_like(IMAGES[:1], 0.3))
     names = ["canvas", "0", "1", "2", "3", "1, call 2", "output"]
     assert [layer.name for layer in found.layers] == names
@@ -59,7 +58,7 @@ def test_every_layers_numbers_are_the_theorys_on_its_maps(keep: bool) -> None:
             for image in range(5):
                 one, other = before[place][image], after[place][image]
                 axes = 2 if one.ndim == 3 else None
-                if axes and not keep:
+                if axes:
                     one, other = one - empty[place][0], other - empty[place][0]
                 expected = respond(one, other, axes=2) if axes else None
                 in_place = functional.cosine_similarity(one.double().flatten(), other.double().flatten(), dim=0)
@@ -70,39 +69,34 @@ def test_every_layers_numbers_are_the_theorys_on_its_maps(keep: bool) -> None:
                     assert layer.movement[image, number].item() == pytest.approx(expected.movement)
 
 
-def test_homogeneity_is_that_of_the_map_in_front_of_each_subsampling_at_its_stride() -> None:
+def test_homogeneity_is_that_of_the_input_of_each_layer_that_subsamples() -> None:
     model = small()
-    found = layer_responses(model, IMAGES, EACH, keep_background=True)
-    before = maps_of(model, IMAGES)
+    found = layer_responses(model, IMAGES, EACH)
+    before, blank = maps_of(model, IMAGES), maps_of(model, torch.zeros(1, 2, 16, 16))
+    first, second = (before[name] - blank[name] for name in ("1", "2"))
     pool = found.layer("2")
     assert pool.homogeneity is not None
     assert pool.homogeneity_pooled is not None
-    assert pool.homogeneity.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in before["1"]], abs=1e-6)
+    assert pool.homogeneity.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in first], abs=1e-6)
     dense = functional.max_pool2d(before["1"], 3, 1)
     assert torch.equal(dense[:, :, ::2, ::2], before["2"])
+    dense = dense - functional.max_pool2d(blank["1"], 3, 1)
     assert pool.homogeneity_pooled.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in dense], abs=1e-6)
     strided = found.layer("3")
     assert strided.homogeneity is not None
-    along = [homogeneity(each.transpose(1, 2), 2, axes=1) for each in before["2"]]
+    along = [homogeneity(each.transpose(1, 2), 2, axes=1) for each in second]
     assert strided.homogeneity.tolist() == pytest.approx(along, abs=1e-6)
     assert strided.homogeneity_pooled is None
     assert [layer.name for layer in found.layers if layer.homogeneity is not None] == ["2", "3"]
-    less = layer_responses(model, IMAGES, EACH).layer("2")
-    empty = maps_of(model, torch.zeros(1, 2, 16, 16))["1"]
-    assert less.homogeneity is not None
-    assert less.homogeneity_pooled is not None
-    assert less.homogeneity.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in before["1"] - empty], abs=1e-6)
-    dense = dense - functional.max_pool2d(empty, 3, 1)
-    assert less.homogeneity_pooled.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in dense], abs=1e-6)
 
 
 POOLS = (nn.AvgPool2d(3, 2, padding=1), nn.MaxPool2d(2, 2, dilation=2), layers.BlurPool2d(3, 2), layers.MaxBlurPool2d(2, 3, 2))
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=lambda pool: type(pool).__name__)
-def test_what_is_subsampled_is_what_the_window_makes_at_stride_one(pool: nn.Module) -> None:
+def test_output_at_stride_one_contains_the_subsampled_output(pool: nn.Module) -> None:
     found = layer_responses(nn.Sequential(pool, nn.Flatten()), IMAGES, EACH).layer("0")
-    made = _at_stride_one(pool, IMAGES)
+    made = at_stride_one(pool, IMAGES)
     assert made is not None
     assert found.homogeneity_pooled is not None
     whole = pool(IMAGES)
@@ -112,7 +106,7 @@ def test_what_is_subsampled_is_what_the_window_makes_at_stride_one(pool: nn.Modu
     assert found.homogeneity_pooled.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in made], abs=1e-6)
 
 
-def test_a_map_that_only_moves_has_similarity_one_and_moves_by_the_shift() -> None:
+def test_map_that_only_moves_has_similarity_one_and_moves_by_the_shift() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 3, 3), nn.Flatten())
     images = torch.zeros(3, 1, 40, 40)
@@ -126,7 +120,7 @@ def test_a_map_that_only_moves_has_similarity_one_and_moves_by_the_shift() -> No
         assert (layer.movement * layer.factor[0]).allclose(layer.movement_in_pixels)
 
 
-def test_batches_blocks_and_shifts_taken_apart_give_what_they_give_together() -> None:
+def test_responses_do_not_depend_on_batches() -> None:
     model = small()
     together = layer_responses(model, IMAGES, EACH)
     for apart in (
@@ -142,12 +136,12 @@ def test_batches_blocks_and_shifts_taken_apart_give_what_they_give_together() ->
     torch.testing.assert_close(shared.layers[-1].in_place[1], together.layers[-1].in_place[1], atol=1e-6, rtol=0)
 
 
-def test_the_same_call_gives_the_same_numbers() -> None:
+def test_same_call_gives_the_same_numbers() -> None:
     one, other = (layer_responses(small(), IMAGES, EACH) for _ in range(2))
     assert all(torch.equal(a.similarity, b.similarity) for a, b in zip(one.layers, other.layers, strict=True))
 
 
-def test_parts_of_pixels_are_shifts_too() -> None:
+def test_fractional_shifts_are_measured() -> None:
     model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     found = layer_responses(model, IMAGES, torch.tensor([[0.5, 0.25], [0.0, 0.0]]), mode="circular")
     assert found.layer("canvas").similarity[:, 0].max() < 1
@@ -155,7 +149,7 @@ def test_parts_of_pixels_are_shifts_too() -> None:
     assert found.layer("output").similarity.min() > 1 - 1e-6
 
 
-def test_each_image_passes_once_unshifted_and_once_for_each_shift() -> None:
+def test_each_image_passes_the_model_once_unshifted_and_once_for_each_shift() -> None:
     passed = []
 
     class Counts(nn.Module):
@@ -164,7 +158,7 @@ def test_each_image_passes_once_unshifted_and_once_for_each_shift() -> None:
             return images
 
     layer_responses(nn.Sequential(Counts(), small()), IMAGES, EACH)
-    assert passed[:2] == [1, 1], "the example and the empty canvas"
+    assert passed[:2] == [1, 1], "the example and the blank image"
     assert sum(passed[2:]) == 5 * 3
     assert passed[0] == 1
 
@@ -185,7 +179,7 @@ def test_images_are_held_one_batch_at_a_time() -> None:
     assert len(held) == 6
 
 
-def test_hooks_and_modes_are_as_they_were_also_after_a_failure() -> None:
+def test_hooks_are_removed_and_modes_restored_after_a_failure() -> None:
     model = small().train()
     model[3].eval()
     seen = []
@@ -204,7 +198,7 @@ def test_hooks_and_modes_are_as_they_were_also_after_a_failure() -> None:
     assert [part.training for part in model] == [True, True, True, False, True, True, True]
 
 
-def test_residual_blocks_name_each_call_and_the_heads_vector() -> None:
+def test_residual_network_has_a_row_for_each_call_and_the_vector_of_the_head() -> None:
     torch.manual_seed(0)
     model = torchvision_models().resnet18(num_classes=4).eval()
     found = layer_responses(model, torch.rand(2, 3, 64, 64, generator=GENERATOR), torch.tensor([[0, 1]]))
@@ -215,7 +209,7 @@ def test_residual_blocks_name_each_call_and_the_heads_vector() -> None:
     assert found.from_graph
 
 
-def test_maps_whose_channels_come_last_are_read_as_such() -> None:
+def test_maps_with_channels_last_are_transposed() -> None:
     torch.manual_seed(0)
     images = torch.rand(2, 3, 64, 64, generator=GENERATOR)
     sizes = []
@@ -247,12 +241,12 @@ class Gated(nn.Module):
         return self.head(maps.mean((2, 3)))
 
 
-def test_gates_are_no_part_of_the_spatial_part() -> None:
+def test_gates_are_left_out() -> None:
     found = layer_responses(Gated(True), IMAGES, EACH)
     assert [layer.name for layer in found.layers] == ["canvas", "first", "second", "swapped", "head, input", "output"]
 
 
-def test_without_a_graph_factors_come_from_sizes_and_unreadable_maps_are_left_out() -> None:
+def test_untraceable_model_gets_factors_from_sizes_of_maps() -> None:
     found = layer_responses(Gated(False), IMAGES, EACH)
     assert [layer.name for layer in found.layers] == ["canvas", "first", "second", "head, input", "output"]
     assert found.layer("first").factor == (2, 2)
@@ -261,7 +255,7 @@ def test_without_a_graph_factors_come_from_sizes_and_unreadable_maps_are_left_ou
     assert any("cannot be traced" in note for note in found.table().notes)
 
 
-def test_behind_an_operator_without_a_rule_the_factor_comes_from_the_size() -> None:
+def test_factor_after_an_unknown_operator_comes_from_the_size() -> None:
     def halved(maps: Tensor) -> Tensor:
         return functional.interpolate(maps, scale_factor=0.5)
 
@@ -277,7 +271,7 @@ def test_behind_an_operator_without_a_rule_the_factor_comes_from_the_size() -> N
     assert [layer.factor for layer in found.layers if layer.kind == "convolution"] == [(1, 1), (4, 4)]
 
 
-def test_layers_on_what_a_pool_left_are_told_without_factor() -> None:
+def test_layers_after_a_global_pool_have_no_factor() -> None:
     model = nn.Sequential(
         nn.Conv2d(2, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Flatten(), nn.Linear(5, 2)
     )
@@ -292,7 +286,7 @@ def test_layers_on_what_a_pool_left_are_told_without_factor() -> None:
     ]
 
 
-def test_chosen_layers_are_looked_at_whatever_they_are() -> None:
+def test_chosen_layers_are_compared_whatever_their_kind() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert [layer.name for layer in layer_responses(model, IMAGES, EACH, layers=["1"]).layers] == [
         "canvas",
@@ -302,25 +296,25 @@ def test_chosen_layers_are_looked_at_whatever_they_are() -> None:
     ]
 
 
-def test_a_chosen_layer_without_a_map_is_told() -> None:
+def test_chosen_layer_without_a_map_is_left_out_with_the_reason() -> None:
     found = layer_responses(small(), IMAGES, EACH, layers=["0", "6"])
     assert [layer.name for layer in found.layers] == ["canvas", "0", "5, input", "output"]
-    assert found.left_out == (("6", "it gives no map of positions"),)
+    assert found.left_out == (("6", "its output is no map"),)
 
 
-def test_memory_that_runs_out_asks_for_smaller_batches() -> None:
+def test_memory_that_runs_out_is_reported_with_the_remedy() -> None:
     class Large(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             if images.shape[0] > 4:
                 raise MemoryError
             return images.mean((2, 3))
 
-    with pytest.raises(InputError, match=r"memory ran out in a pass of 15 images. Choose a smaller `batch_size`"):
+    with pytest.raises(InputError, match=r"Memory ran out in a pass of 15 images. Choose a smaller `batch_size`"):
         layer_responses(nn.Sequential(Large()), IMAGES, EACH)
     assert layer_responses(nn.Sequential(Large()), IMAGES, EACH, batch_size=4).layers[-1].name == "output"
 
 
-def test_the_table_has_a_row_a_layer_and_intervals_over_images() -> None:
+def test_table_has_a_row_for_each_layer_with_intervals_over_images() -> None:
     table = layer_responses(small(), IMAGES, EACH).table()
     assert len(table.rows) == 7
     similarity = table.rows[1]["similarity"]
@@ -333,14 +327,14 @@ def test_the_table_has_a_row_a_layer_and_intervals_over_images() -> None:
     assert (one.low, one.high) == (-1.0, 1.0)
 
 
-def test_progress_is_told_after_every_pass() -> None:
-    told: list[tuple[int, int | None]] = []
-    layer_responses(small(), IMAGES, EACH, batch_size=6, progress=lambda *at: told.append(at))
-    assert told == [(2, 5), (4, 5), (5, 5)]
+def test_progress_is_reported_after_every_pass() -> None:
+    events: list[Event] = []
+    layer_responses(small(), IMAGES, EACH, batch_size=6, report=events.append)
+    assert [(event.done, event.of) for event in events if isinstance(event, Stage)] == [(2, 5), (4, 5), (5, 5)]
 
 
 WRONG = {
-    "`model` must be a torch.nn.Module to be looked into, got function": {"model": lambda images: images.mean((2, 3))},
+    "`model` must be a torch.nn.Module, got function": {"model": lambda images: images.mean((2, 3))},
     "`images` must hold at least one image, got none": {"images": IMAGES[:0]},
     "`images` must be floating point": {"images": (IMAGES * 255).byte()},
     "`images` must be finite": {"images": IMAGES / 0},
@@ -348,7 +342,7 @@ WRONG = {
     "`shifts` must hold a list for each of 5 images, got 2": {"shifts": EACH[:2]},
     "`fill` must be one value or one for each of 2 channels": {"fill": torch.zeros(3)},
     "`batch_size` must be 2 or more images, one of them unshifted, got 1": {"batch_size": 1},
-    "the model has no layer '7'. Similar names: ": {"layers": ["7"]},
+    "The model has no layer '7'. Similar names: ": {"layers": ["7"]},
     "`model` fails on images of shape (1, 3, 16, 16): ": {"images": torch.rand(2, 3, 16, 16), "shifts": EACH[:2]},
     "`model` must return one vector for each of 1 images": {"model": nn.Conv2d(2, 2, 1)},
     "not finite": {"model": nn.Sequential(small(), nn.BatchNorm1d(3, eps=float("nan"))).eval()},
@@ -356,21 +350,21 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_bad_input_is_answered_in_a_sentence(text: str) -> None:
+def test_invalid_input_is_reported(text: str) -> None:
     call = {"model": small(), "images": IMAGES, "shifts": EACH} | WRONG[text]
     with pytest.raises(InputError) as raised:
         as_users_import_it(layerwise).layer_responses(call.pop("model"), call.pop("images"), call.pop("shifts"), **call)
     assert text in str(raised.value)
 
 
-def test_too_few_or_too_many_lists_of_shifts_for_batches_are_refused() -> None:
+def test_wrong_number_of_shift_lists_is_reported() -> None:
     with pytest.raises(InputError, match="`shifts` must hold a list for each image, got 3 for 4 or more"):
         layer_responses(small(), IMAGES.split(2), EACH[:3])
     with pytest.raises(InputError, match="`shifts` must hold a list for each of 4 images, got 5"):
         layer_responses(small(), IMAGES[:4].split(2), EACH)
 
 
-def test_a_layer_that_is_not_called_every_time_or_looks_at_the_batch_is_named() -> None:
+def test_layer_that_is_not_always_called_or_depends_on_the_batch_is_reported() -> None:
     class Sometimes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -379,17 +373,17 @@ def test_a_layer_that_is_not_called_every_time_or_looks_at_the_batch_is_named() 
         def forward(self, images: Tensor) -> Tensor:
             return (self.maybe(images) if len(images) == 1 else images).mean((2, 3))
 
-    with pytest.raises(InputError, match="layer 'maybe' was not called in every pass"):
+    with pytest.raises(InputError, match="Layer 'maybe' is not called in every pass"):
         layer_responses(Sometimes(), IMAGES, EACH)
 
     class Together(Sometimes):
         def forward(self, images: Tensor) -> Tensor:
             return images.mean((2, 3)) + self.maybe(images.mean(0, keepdim=True)).mean((2, 3))
 
-    with pytest.raises(InputError, match="layer 'maybe' gives maps that depend on the batch"):
+    with pytest.raises(InputError, match="The maps of layer 'maybe' depend on the batch"):
         layer_responses(Together(), IMAGES, EACH)
 
 
-def test_there_is_no_layer_of_another_name() -> None:
-    with pytest.raises(InputError, match=r"there is no layer 'x' here. There are: canvas, 0"):
+def test_unknown_name_of_a_layer_is_reported() -> None:
+    with pytest.raises(InputError, match=r"There is no layer 'x' here. There are: canvas, 0"):
         layer_responses(small(), IMAGES, EACH).layer("x")

@@ -184,7 +184,6 @@ def explain(
     with reporting("loading the model") as report:
         from shiftscope.datasets.images import largest_shift
         from shiftscope.explanations import explain as explain_model
-        from shiftscope.runtime.progress import Stage
 
         loaded = options.load(model)
         dataset = _dataset(loaded, options, report)
@@ -196,7 +195,7 @@ def explain(
             mode=mode,
             fill=dataset.canvas.colour,
             name=model,
-            progress=lambda what, done, of: report(Stage(what, done, of if done else 0)),
+            report=report,
         )
         found = replace(found, settings={**found.settings, "data": dataset.origin, "data_sha256": dataset.checksum})
     if out is not None:

@@ -1,14 +1,17 @@
-"""Where invariance is lost, and why: by layer, by cause, and what to do about it.
+"""Explain why a model's outputs change under shifts: by cause, by layer, and with the fixes that would help.
 
-- :mod:`~shiftscope.explanations.guarantee`: what the model's graph promises;
-- :mod:`~shiftscope.explanations.causes`: counterfactuals on the same weights, one cause after the other;
-- :mod:`~shiftscope.explanations.fixes`: fixes tried without training, ranked;
-- :mod:`~shiftscope.explanations.explanation`: all of it, and :mod:`shiftscope.explanations.layers` for the layers.
+- :mod:`~shiftscope.explanations.guarantee`: what the model's graph guarantees, before anything is measured;
+- :mod:`~shiftscope.explanations.trial`: what shifts cost a model's outputs, on fixed images and shifts;
+- :mod:`~shiftscope.explanations.causes`: what they cost without the head, without borders, without aliasing;
+- :mod:`~shiftscope.explanations.layers`: how every layer's feature maps respond to shifts;
+- :mod:`~shiftscope.explanations.fixes`: which fix helps most, tried without training;
+- :mod:`~shiftscope.explanations.explanation`: all of these together.
 """
 
 from shiftscope.explanations.causes import Cause, Causes
 from shiftscope.explanations.explanation import Explanation, explain
-from shiftscope.explanations.fixes import Remedies, Remedy
+from shiftscope.explanations.fixes import Fixes, TriedFix
 from shiftscope.explanations.guarantee import Guarantee, guarantee_of
+from shiftscope.explanations.trial import Loss
 
-__all__ = ["Cause", "Causes", "Explanation", "Guarantee", "Remedies", "Remedy", "explain", "guarantee_of"]
+__all__ = ["Cause", "Causes", "Explanation", "Fixes", "Guarantee", "Loss", "TriedFix", "explain", "guarantee_of"]

@@ -1,23 +1,25 @@
-"""By cause: what of the lost similarity is owed to the head, to borders, to aliasing.
+"""By cause: how much of what shifts cost is due to the head, to borders, to aliasing.
 
-What is lost is 1 - mean cosine between the outputs of unshifted and shifted images. Counterfactuals on the same weights, images
-and shifts take causes away one after the other, in this order:
+The *loss* is 1 - mean cosine between a model's outputs before and after a shift. To attribute it, copies of the model with the
+same weights are measured on the same images and shifts. Each copy has one cause removed, and keeps the changes of earlier copies:
 
-1. **head**: the fully connected head gets the mean over positions (:func:`shiftscope.surgery.global_pool`);
-2. **borders**: then maps continue at their other end (:func:`shiftscope.surgery.circular`), and so do the images;
-3. **aliasing**: then every subsampling follows the map (:func:`shiftscope.surgery.make_equivariant`);
-4. **other**: what is lost even then. For stationary operators that is nothing.
+1. **head**: the fully connected head sees the mean over positions instead of a weight for each
+   (:func:`shiftscope.surgery.global_pool`);
+2. **borders**: padding is circular (:func:`shiftscope.surgery.circular`), and so are the shifts: nothing enters or leaves;
+3. **aliasing**: polyphase sampling replaces strides (:func:`shiftscope.surgery.make_equivariant`), so that every subsampling
+   keeps the same samples of the shifted map;
+4. **other**: the loss that is left. If all operators treat positions alike, it is zero.
 
-Each cause's part is the loss before its step less the loss after it, image by image, so that the parts sum to the whole. A part
-is negative where a step makes things worse. The order matters: what two causes do together goes to the one that is taken away
-first. Where a step is impossible its part is unknown, with the reason, and falls to what comes later.
+A cause's part is the loss before its step less the loss after it, for each image; the parts sum to the total. A part is negative
+where its step makes the outputs less similar. The order matters: where two causes act together, the part goes to the one that is
+removed first. Where a step is impossible its part is unknown, with the reason, and is contained in later parts.
 
-A step can also take similarity's meaning away: a head that gets means may answer alike to everything. So each step tells how
-alike the outputs of *different* images are after it, and the verdict warns where they have come much closer.
+A step can also make similarity meaningless: a head that sees means may answer almost alike to every image. So each step also
+reports the similarity of outputs of *different* images, and the verdict warns where it has risen much.
 
-Within aliasing, **activations** is the part that goes when every activation is kept from making frequencies that its map cannot
-hold (:class:`shiftscope.layers.AliasFreeActivation`). A shift by whole pixels commutes with any activation; only through these
-frequencies, at the next subsampling, can a nonlinearity cost similarity.
+Within aliasing, **activations** is the part that vanishes if every activation is kept from creating frequencies that its map
+cannot hold (:class:`shiftscope.layers.AliasFreeActivation`). An activation commutes with a shift by whole pixels; only through
+these frequencies, at the next stride, can it cost similarity.
 """
 
 from __future__ import annotations
@@ -32,71 +34,68 @@ from torch import Tensor, nn
 
 from shiftscope import layers
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, bootstrap, mean, percentile_interval
-from shiftscope.explanations.trial import Trial, between
+from shiftscope.estimates import Estimate, mean
+from shiftscope.explanations.trial import ROUNDING, Loss, Measured, Trial, share
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.operators import POINTWISE
 from shiftscope.surgery import Surgery, circular, global_pool, make_equivariant
 from shiftscope.surgery.head import ONE_POSITION
 from shiftscope.tables import Cell, Table
 
-__all__ = ["Cause", "Causes", "causes_of", "share"]
+__all__ = ["PHRASES", "Cause", "Causes", "causes_of"]
 
-#: A mean loss below this is what cosines in single precision leave of none.
-ROUNDING = 2e-7
+#: The verdict warns where 1 - cosine between different images has shrunk to less than this share.
+MORE_ALIKE = 0.5
+NOT_CIRCULAR = "it needs circular maps, which are impossible here"
 
-#: Outputs of different images have come much closer where 1 - cosine has shrunk to less than this share.
-CLOSER = 0.5
-
+#: Cause -> its step, and what the step can and cannot show.
 STEPS = {
     "head": (
-        "the head gets the mean over positions instead of a weight for each",
-        "shows what the head makes of the same features; not what a head trained on means would answer",
+        "the head sees the mean over positions instead of a weight for each",
+        "shows what the head costs with the same features; not what a head trained on means would cost",
     ),
     "borders": (
-        "then images and maps continue at their other end",
-        "shows what comes in and leaves at borders, the image's own included; maps without padding grow by it",
+        "then circular padding and circular shifts",
+        "shows what enters and leaves at borders, the image's own included; maps without padding grow by it",
     ),
     "aliasing": (
         "then every subsampling keeps the phase of largest norm",
-        "shows what other samples of the same map cost; not which filter would bring it back",
+        "shows what sampling other positions of the same map costs; not which filter would repair it",
     ),
     "activations": (
-        "with circular borders, every activation low-passed, subsampling as it was",
-        "shows what goes with the frequencies that activations make; maxima make some too, and keep theirs",
+        "with circular borders, every activation low-passed, strides unchanged",
+        "shows the part of frequencies that activations create; those that maxima create remain",
     ),
-    "other": ("what is lost after all steps", "contains whatever an impossible step would have taken away"),
+    "other": ("the loss after all steps", "contains the part of every impossible step"),
 }
 PHRASES = {
-    "head": "the head, which weighs every position for itself",
-    "borders": "borders: what comes in and leaves at the edges of the image and of the maps",
-    "aliasing": "aliasing: a shift lets every subsampling keep other samples",
-    "other": "what these counterfactuals do not take away",
+    "head": "the head, which has a weight for every position",
+    "borders": "borders: what enters and leaves at the edges of the image and of the maps",
+    "aliasing": "aliasing: after a shift every subsampling keeps other samples",
+    "other": "what none of these steps removes",
 }
 
 
 @dataclass(frozen=True)
 class Cause:
-    """One cause's part.
+    """One cause's part of the loss.
 
     Attributes:
         name: head, borders, aliasing, activations or other.
-        part_of: the cause it is a part of; empty for those that sum to the whole.
-        lost: its part of 1 - mean cosine; None where its step is impossible.
-        share: the same as a share of the whole; None where nothing is lost.
-        between: mean cosine between unshifted outputs of different images after the step; None where nothing was run for it.
-        relative: what is lost after the step over 1 - that: the loss between shifts as a share of that between images.
-        step: the counterfactual.
-        shows: what that can and cannot show.
-        reason: why the step is impossible, or takes nothing away by itself; empty otherwise.
+        part_of: the cause that it is a part of; empty for those that sum to the total.
+        part: the cause's part of the loss; None where its step is impossible.
+        share: ``part`` as a share of the total; None where the total is zero.
+        after: what shifts cost the model after the step; None where the step was not measured.
+        step: what was changed.
+        shows: what the step can and cannot show.
+        reason: why the step is impossible or changes nothing; empty otherwise.
     """
 
     name: str
     part_of: str
-    lost: Estimate | None
+    part: Estimate | None
     share: Estimate | None
-    between: Estimate | None
-    relative: Estimate | None
+    after: Loss | None
     step: str
     shows: str
     reason: str
@@ -104,264 +103,273 @@ class Cause:
 
 @dataclass(frozen=True)
 class Causes:
-    """All parts of what is lost.
+    """All parts of the loss.
 
     Attributes:
-        whole: 1 - mean cosine of the model as it is.
-        between: mean cosine between its unshifted outputs of different images.
-        relative: the whole over 1 - that; None where all images have one output.
-        causes: in the order of the steps; those that are part of another come after it.
-        lattice, drawn: what is lost on circular maps before subsampling is changed, at shifts by multiples of the factor
-            and at the trial's own; None where that step is impossible or the factor is not below the image's size.
-        main: the cause of the largest part; empty where nothing is lost.
-        verdict: that in a sentence.
+        before: what shifts cost the unchanged model.
+        causes: in the order of the steps; a part of another cause follows it.
+        lattice_loss: loss after the step "borders" at shifts by multiples of the subsampling factor, where strides cost nothing;
+            None where that step is impossible or nothing is subsampled.
+        circular_loss: loss after the same step at the trial's shifts; None likewise.
+        main: the cause with the largest part; empty where there is no loss.
+        verdict: the main cause in a sentence.
     """
 
-    whole: Estimate
-    between: Estimate
-    relative: Estimate | None
+    before: Loss
     causes: tuple[Cause, ...]
-    lattice: Estimate | None
-    drawn: Estimate | None
+    lattice_loss: Estimate | None
+    circular_loss: Estimate | None
     main: str
     verdict: str
 
     def table(self) -> Table:
-        """A row for each cause, and one for the whole."""
+        """Return a row for each cause, and one for the total."""
         rows: list[dict[str, Cell]] = [
             {
                 "cause": f"of {each.part_of}: {each.name}" if each.part_of else each.name,
-                "lost": each.lost,
+                "lost": each.part,
                 "share": each.share,
-                "different_images": each.between,
-                "relative_loss": each.relative,
+                **_cells(each.after),
                 "step": each.step,
                 "reason": each.reason or None,
             }
             for each in self.causes
         ]
-        measured = {"lost": self.whole, "different_images": self.between, "relative_loss": self.relative}
-        rows.append({"cause": "whole", **measured, "step": "the model as it is"})
+        rows.append({"cause": "total", "lost": self.before.loss, **_cells(self.before), "step": "the unchanged model"})
         notes = [
             self.verdict,
-            "lost: of 1 - mean cosine of outputs; the causes' parts sum to the whole, those within another apart. Steps follow "
-            "each other, and what two causes do together goes to the first. In brackets: 95 % intervals over "
-            f"{self.whole.count} images.",
-            "different_images: mean cosine between the unshifted outputs of different images after the step; near 1 they say "
-            "little. relative_loss: what is lost after the step over 1 - that: near 0 where shifts change outputs less than "
-            "other images do, near 1 where they change them as much.",
+            "lost: 1 - mean cosine of outputs before and after a shift. The causes' parts sum to the total, not counting a part "
+            "of another cause. Each step keeps the changes of earlier ones, and where two causes act together, the part goes to "
+            f"the first. In brackets: 95 % intervals over {self.before.loss.count} images.",
+            "different_images: mean cosine between unshifted outputs of different images after the step; near 1 they say little. "
+            "relative_loss: loss after the step over 1 - that; near 0 where shifts change outputs less than another image does, "
+            "near 1 where they change them as much.",
         ]
-        if self.lattice is not None and self.drawn is not None:
+        if self.lattice_loss is not None and self.circular_loss is not None:
             notes.append(
-                f"On circular maps {_number(self.lattice)} is lost at shifts by multiples of the factor, where subsampling must "
-                f"cost nothing, and {_number(self.drawn)} at the shifts that were drawn."
+                f"On circular maps the loss is {_number(self.lattice_loss)} at shifts by multiples of the subsampling factor, "
+                f"where strides cost nothing, and {_number(self.circular_loss)} at the trial's own shifts."
             )
         columns = ("cause", "lost", "share", "different_images", "relative_loss", "step", "reason")
-        return Table("What is lost, by cause", columns, tuple(rows), tuple(notes))
+        return Table("What shifts cost, by cause", columns, tuple(rows), tuple(notes))
 
 
-def causes_of(
-    model: nn.Module,
-    trial: Trial,
-    geometry: Geometry | None,
-    lost: Float[Tensor, " image"],
-    reference: Float[Tensor, "image class"],
-    *,
-    seed: int,
-) -> Causes:
-    """Take causes away one after the other.
+def causes_of(model: nn.Module, trial: Trial, geometry: Geometry | None, measured: Measured, *, seed: int) -> Causes:
+    """Remove one cause of the loss at a time, and measure what is left.
 
     Args:
-        model: left as it is.
+        model: in evaluation mode; it is not changed.
         trial: the images and their shifts.
-        geometry: of the model's graph; None where there is none.
-        lost: of the model as it is, image by image.
-        reference: its unshifted outputs.
-        seed: draws the lattice shifts.
+        geometry: of the model's graph; None where it cannot be read, so that every part is unknown.
+        measured: the unchanged model in this trial.
+        seed: draws the shifts by multiples of the subsampling factor.
     """
-    whole, others = mean(lost, bounds=(0.0, 2.0)), mean(between(reference), bounds=(-1.0, 1.0))
-    relative = share(lost, 1 - between(reference))
-    if geometry is None:
-        reason = "the model's graph cannot be traced"
-        causes = tuple(_cause(name, None, lost, reason) for name in ("head", "borders", "aliasing", "activations"))
-        causes += (_cause("other", lost, lost, ""),)
-        return Causes(whole, others, relative, causes, None, None, "", _verdict(whole, others, relative, causes)[1])
-    steps = _Steps(model, trial, geometry, lost)
-    causes = tuple(steps.causes())
-    around, lattice = steps.circular_trial, None
-    if steps.circular_model is not None and around is not None:
-        multiples = around.on_lattice(geometry.factor, torch.Generator().manual_seed(seed))
-        if multiples is not None and geometry.factor != (1, 1):
-            lattice = mean(multiples.lost(steps.circular_model, "lattice shifts")[0], bounds=(0.0, 2.0))
-    drawn = None if lattice is None or steps.circular_lost is None else mean(steps.circular_lost, bounds=(0.0, 2.0))
-    main, verdict = _verdict(whole, others, relative, causes)
-    return Causes(whole, others, relative, causes, lattice, drawn, main, verdict)
+    before = measured.estimates()
+    steps = _Steps(model, trial, measured.loss)
+    causes = tuple(steps.without_graph() if geometry is None else steps.run(geometry))
+    lattice = None if geometry is None or steps.circular is None else steps.circular.on_lattice(geometry, seed)
+    main, verdict = _verdict(before, causes)
+    circular_loss = None if lattice is None or steps.circular is None else steps.circular.loss
+    main = "" if geometry is None else main  # without a graph all of the loss is in "other"
+    return Causes(before, causes, _loss(lattice), _loss(circular_loss), main, verdict)
+
+
+@dataclass(frozen=True)
+class _Circular:
+    """The copy with circular padding, measured under circular shifts."""
+
+    model: nn.Module
+    trial: Trial
+    loss: Float[Tensor, " image"]
+
+    def on_lattice(self, geometry: Geometry, seed: int) -> Float[Tensor, " image"] | None:
+        """Return the loss at shifts by multiples of the factor; None where nothing is subsampled or no such shift exists."""
+        trial = self.trial.on_lattice(geometry.factor, torch.Generator().manual_seed(seed))
+        if trial is None or geometry.factor == (1, 1):
+            return None
+        return trial.measure(self.model, "shifts by multiples of the factor").loss
 
 
 class _Steps:
-    """The counterfactuals, one on top of the other."""
+    """Removes the causes, one after the other.
 
-    def __init__(self, model: nn.Module, trial: Trial, geometry: Geometry, lost: Tensor) -> None:
-        self.model, self.trial, self.geometry = model, trial, geometry
-        self.whole = self.left = lost
-        self.changed = model
-        self.circular_model: nn.Module | None = None
-        self.circular_trial: Trial | None = None
-        self.circular_lost: Tensor | None = None
+    Attributes:
+        model: the model with all changes so far that later steps keep.
+        total: loss of the unchanged model.
+        left: loss after the last step that was possible.
+        circular: result of the step "borders"; None where it is impossible.
+    """
 
-    def causes(self) -> list[Cause]:
-        if float(self.whole.mean()) < ROUNDING:
-            none = torch.zeros_like(self.whole)
-            return [_cause(name, none, self.whole, "nothing is lost") for name in ("head", "borders", "aliasing", "other")]
-        found = [self._head(), self._borders()]
-        activations = self._activations()
-        return [*found, self._aliasing(), activations, _cause("other", self.left, self.whole, "")]
+    def __init__(self, model: nn.Module, trial: Trial, total: Float[Tensor, " image"]) -> None:
+        self.model, self.trial = model, trial
+        self.total = self.left = total
+        self.circular: _Circular | None = None
 
-    def _head(self) -> Cause:
-        if self.geometry.head != "flatten":
-            why = "the head averages already" if self.geometry.head == "gap" else "what the head sees of positions is not known"
-            known = torch.zeros_like(self.whole) if self.geometry.head == "gap" else None
-            return _cause("head", known, self.whole, why)
-        left = [change.why for change in global_pool(self.model).changes if not change.becomes]
-        if left and left[0] == ONE_POSITION:
-            return _cause("head", torch.zeros_like(self.whole), self.whole, left[0])
-        if left:
-            return _cause("head", None, self.whole, left[0].removeprefix("unsupported: "))
-        return self._step("head", self.trial, lambda: global_pool(self.model, image=self.trial.image))
+    def without_graph(self) -> list[Cause]:
+        reason = "the model's graph cannot be traced"
+        unknown = [self._unknown(name, reason) for name in ("head", "borders", "aliasing", "activations")]
+        return [*unknown, self._cause("other", self.total)]
 
-    def _borders(self) -> Cause:
-        around = self.trial.around(self.geometry.factor)
-        found = self._step("borders", around, lambda: circular(self.model, image=around.image), keep=False)
-        if found.lost is not None:
-            self.circular_trial, self.circular_lost = around, self.left
-            self.circular_model = self.changed
-        return found
+    def run(self, geometry: Geometry) -> list[Cause]:
+        if float(self.total.mean()) < ROUNDING:
+            return [self._none(name, "there is no loss") for name in ("head", "borders", "aliasing", "other")]
+        head, borders = self._head(geometry), self._borders(geometry)
+        activations = self._activations(geometry)  # before aliasing, which changes what is left
+        return [head, borders, self._aliasing(geometry), activations, self._cause("other", self.left)]
 
-    def _aliasing(self) -> Cause:
-        if not any(not each.polyphase for each in self.geometry.subsamplings):
-            why = "every subsampling follows the map already" if self.geometry.subsamplings else "nothing is subsampled"
-            return _cause("aliasing", torch.zeros_like(self.whole), self.whole, why)
-        if self.circular_trial is None:
-            return _cause("aliasing", None, self.whole, "it needs circular maps, which are impossible here")
-        around = self.circular_trial
-        return self._step("aliasing", around, lambda: make_equivariant(self.model, image=around.image))
-
-    def _activations(self) -> Cause:
-        """A part of aliasing: what is lost on circular maps less what is lost there with low-passed activations."""
-        if self.circular_model is None or self.circular_trial is None or self.circular_lost is None:
-            return _cause("activations", None, self.whole, "it needs circular maps, which are impossible here")
-        if not self.geometry.subsamplings:
-            return _cause("activations", torch.zeros_like(self.whole), self.whole, "nothing is subsampled")
-        low_passed, reason = _low_passed(self.circular_model, self.geometry)
-        if low_passed is None:
-            return _cause("activations", None, self.whole, reason)
+    def _head(self, geometry: Geometry) -> Cause:
+        if geometry.head == "gap":
+            return self._none("head", "the head averages over positions already")
+        if geometry.head == "other":
+            return self._unknown("head", "it is not known how the head uses positions")
         try:
-            after, reference = self.circular_trial.lost(low_passed, "without the activations' new frequencies")
+            surgery = global_pool(self.model, image=self.trial.image)
         except InputError as error:
-            return _cause("activations", None, self.whole, _short(error))
-        return _cause("activations", self.circular_lost - after, self.whole, "", (after, reference))
+            return self._unknown("head", _reason(error))
+        if not surgery.changed:
+            why = surgery.changes[0].why
+            return self._none("head", why) if why == ONE_POSITION else self._unknown("head", why.removeprefix("unsupported: "))
+        cause, changed = self._step("head", self.trial, lambda: surgery)
+        self.model = changed or self.model
+        return cause
 
-    def _step(self, name: str, trial: Trial, change: Callable[[], Surgery], *, keep: bool = True) -> Cause:
-        """One counterfactual: measured, and kept for those that follow unless ``keep`` says otherwise."""
+    def _borders(self, geometry: Geometry) -> Cause:
+        trial = self.trial.circular(geometry.factor)
+        cause, changed = self._step("borders", trial, lambda: circular(self.model, image=trial.image))
+        if changed is not None:
+            self.circular = _Circular(changed, trial, self.left)
+        return cause
+
+    def _aliasing(self, geometry: Geometry) -> Cause:
+        if not any(not each.polyphase for each in geometry.subsamplings):
+            why = "every subsampling is polyphase sampling already" if geometry.subsamplings else "nothing is subsampled"
+            return self._none("aliasing", why)
+        if self.circular is None:
+            return self._unknown("aliasing", NOT_CIRCULAR)
+        trial = self.circular.trial
+        return self._step("aliasing", trial, lambda: make_equivariant(self.model, image=trial.image))[0]
+
+    def _activations(self, geometry: Geometry) -> Cause:
+        """Measure a part of aliasing: the loss on circular maps less the loss there with low-passed activations."""
+        if self.circular is None:
+            return self._unknown("activations", NOT_CIRCULAR)
+        if not geometry.subsamplings:
+            return self._none("activations", "nothing is subsampled")
+        try:
+            low_passed = _low_passed(self.circular.model, geometry)
+            after = self.circular.trial.measure(low_passed, "with low-passed activations")
+        except InputError as error:
+            return self._unknown("activations", _reason(error))
+        return self._cause("activations", self.circular.loss - after.loss, after)
+
+    def _step(self, name: str, trial: Trial, change: Callable[[], Surgery]) -> tuple[Cause, nn.Module | None]:
+        """Change the model and measure it. Return the cause and the changed model; None where the change is impossible."""
         try:
             changed = change().model
-            after, reference = trial.lost(changed, f"without {name}")
+            after = trial.measure(changed, f"without {name}")
         except InputError as error:
-            return _cause(name, None, self.whole, _short(error))
-        part, self.left, self.changed = self.left - after, after, changed
-        if keep:
-            self.model = changed
-        return _cause(name, part, self.whole, "", (after, reference))
+            return self._unknown(name, _reason(error)), None
+        cause = self._cause(name, self.left - after.loss, after)
+        self.left = after.loss
+        return cause, changed
+
+    def _none(self, name: str, reason: str) -> Cause:
+        return self._cause(name, torch.zeros_like(self.total), reason=reason)
+
+    def _unknown(self, name: str, reason: str) -> Cause:
+        return self._cause(name, None, reason=reason)
+
+    def _cause(self, name: str, part: Tensor | None, after: Measured | None = None, reason: str = "") -> Cause:
+        step, shows = STEPS[name]
+        return Cause(
+            name=name,
+            part_of="aliasing" if name == "activations" else "",
+            part=None if part is None else mean(part, bounds=(-2.0, 2.0)),
+            share=None if part is None else share(part, self.total),
+            after=None if after is None else after.estimates(),
+            step=step,
+            shows=shows,
+            reason=reason,
+        )
 
 
-def _cause(name: str, part: Tensor | None, whole: Tensor, reason: str, after: tuple[Tensor, Tensor] | None = None) -> Cause:
-    lost = None if part is None else mean(part, bounds=(-2.0, 2.0))
-    others = None if after is None else mean(between(after[1]), bounds=(-1.0, 1.0))
-    relative = None if after is None else share(after[0], 1 - between(after[1]))
-    step, shows = STEPS[name]
-    within = "aliasing" if name == "activations" else ""
-    return Cause(name, within, lost, None if part is None else share(part, whole), others, relative, step, shows, reason)
+def _low_passed(model: nn.Module, geometry: Geometry) -> nn.Module:
+    """Return a copy whose activations create no frequencies that their maps cannot hold.
 
-
-def share(part: Float[Tensor, " image"], whole: Float[Tensor, " image"]) -> Estimate | None:
-    """Sum of parts over sum of wholes, with a bootstrap interval over images, which both resample together.
-
-    Returns:
-        None where the whole is nothing.
-
-    >>> share(torch.tensor([0.1, 0.2]), torch.tensor([0.2, 0.4])).value
-    0.5
+    Raises:
+        InputError: an activation cannot be replaced, or there is none.
     """
-    if float(whole.mean()) < ROUNDING:
-        return None
-    value = float(part.double().mean() / whole.double().mean())
-    above, below = bootstrap(part[None]), bootstrap(whole[None])
-    low, high = percentile_interval(above[below > 0] / below[below > 0])
-    return Estimate(value, min(float(low), value), max(float(high), value), count=len(whole))
-
-
-def _low_passed(model: nn.Module, geometry: Geometry) -> tuple[nn.Module | None, str]:
-    """A copy whose activations make no frequencies that their maps cannot hold; or why there is none."""
     copy = deepcopy(model)
     graph = getattr(copy, "graph", None)
     nodes = graph.nodes if graph is not None else ()
-    functions = [node for node in nodes if node.target in (*POINTWISE.functions, *POINTWISE.methods)]
+    functions = [node for node in nodes if node.op != "call_module" and POINTWISE.match(node, None)]
     if functions:
-        return None, f"activations are called as functions (`{functions[0].name}`), where no layer can be put"
+        raise InputError(f"activations are called as functions (`{functions[0].name}`), which cannot be replaced")
     found = [name for name, part in copy.named_modules() if isinstance(part, POINTWISE.modules)]
     turned = [name for name in found if (place := geometry.maps.get(name)) and place.layout == "channels last"]
     if turned:
-        return None, f"`{turned[0]}` works on maps whose channels come last"
+        raise InputError(f"`{turned[0]}` works on maps with channels last")
     if not found:
-        return None, "the model has no activation that is a layer of a known kind"
+        raise InputError("the model has no activation of a known kind that is a layer")
     for name in found:
         copy.set_submodule(name, layers.AliasFreeActivation(copy.get_submodule(name)))
-    return copy, ""
+    return copy
 
 
-def _short(error: InputError) -> str:
-    """The reason alone, without the remedy."""
-    return str(error).split(". ")[0].rstrip(".")
+def _reason(error: InputError) -> str:
+    return error.problem.rstrip(".")
 
 
-def _verdict(whole: Estimate, others: Estimate, relative: Estimate | None, causes: tuple[Cause, ...]) -> tuple[str, str]:
-    """The main cause, and a sentence."""
-    if whole.value < ROUNDING:
-        return "", "Nothing is lost: the outputs are the same under these shifts."
+def _loss(values: Tensor | None) -> Estimate | None:
+    return None if values is None else mean(values, bounds=(0.0, 2.0))
+
+
+def _cells(loss: Loss | None) -> dict[str, Cell]:
+    return {} if loss is None else {"different_images": loss.between_images, "relative_loss": loss.relative}
+
+
+def _verdict(before: Loss, causes: tuple[Cause, ...]) -> tuple[str, str]:
+    """Return the main cause, and a verdict in a few sentences."""
+    if before.loss.value < ROUNDING:
+        return "", "There is no loss: the outputs are the same under these shifts."
     known = [each for each in causes if each.share is not None and not each.part_of]
-    unknown = [each for each in causes if each.lost is None and not each.part_of]
     ranked = sorted(known, key=lambda each: -each.share.value if each.share else 0.0)
     main = ranked[0]
-    sentence = f"The mean cosine falls by {_number(whole)}. {_told(main)} of that is owed to {PHRASES[main.name]}."
-    if main.between is not None and 1 - main.between.value < CLOSER * (1 - others.value):
-        sentence += (
-            f" But part of that is because outputs say less without it: those of different images had cosine {others.value:.2f} "
-            f"and have {main.between.value:.2f} then{_against(relative, main.relative)}."
-        )
-    rest = [f"{each.name} {_told(each)}" for each in ranked[1:] if each.share and abs(each.share.value) >= 0.05]
+    sentences = [
+        f"Shifts lower the mean cosine of the outputs by {_number(before.loss)}. {_percent(main)} of that is due to "
+        f"{PHRASES[main.name]}."
+    ]
+    if main.after is not None and 1 - main.after.between_images.value < MORE_ALIKE * (1 - before.between_images.value):
+        sentences.append(_warning(before, main.after))
+    rest = [f"{each.name} {_percent(each)}" for each in ranked[1:] if each.share and abs(each.share.value) >= 0.05]
     if rest:
-        sentence += f" The rest: {', '.join(rest)}."
+        sentences.append(f"The rest: {', '.join(rest)}.")
+    unknown = [each for each in causes if each.part is None and not each.part_of]
     for reason in dict.fromkeys(each.reason for each in unknown):
         names = ", ".join(each.name for each in unknown if each.reason == reason)
-        sentence += f" What is owed to {names} could not be told: {reason}."
-    return main.name, sentence
+        sentences.append(f"The part of {names} is unknown: {reason}.")
+    return main.name, " ".join(sentences)
 
 
-def _against(before: Estimate | None, after: Estimate | None) -> str:
-    """The loss against what tells different images apart."""
-    if before is None or after is None:
-        return ""
-    return f"; against what tells these apart, the loss goes from {before.value:.2f} to {after.value:.2f}"
+def _warning(before: Loss, after: Loss) -> str:
+    """Return a sentence on outputs that say less after the main cause is removed."""
+    text = (
+        "Part of that is because outputs say less without it: the mean cosine between those of different images rises from "
+        f"{before.between_images.value:.2f} to {after.between_images.value:.2f}"
+    )
+    if before.relative is not None and after.relative is not None:
+        text += f", and the loss relative to their difference goes from {before.relative.value:.2f} to {after.relative.value:.2f}"
+    return f"{text}."
 
 
-def _told(cause: Cause) -> str:
+def _percent(cause: Cause) -> str:
     if cause.share is None:
         return ""
     return f"{cause.share.value:.0%} [{cause.share.low:.0%}, {cause.share.high:.0%}]"
 
 
 def _number(estimate: Estimate) -> str:
-    """With three decimals, or two digits where these would be zeros."""
+    """Return an estimate with three decimals, or with two significant digits where it is small."""
     if estimate.value >= 0.01:
         return str(estimate)
     return f"{estimate.value:.2g} [{estimate.low:.2g}, {estimate.high:.2g}]"

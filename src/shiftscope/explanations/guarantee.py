@@ -1,8 +1,9 @@
-"""What a model's graph promises about shifts, before anything is measured.
+"""What a model's graph guarantees about circular shifts, before anything is measured.
 
-The spatial part (all before the head) moves its maps along with the image where every operator is stationary, nothing is seen
-beyond the border that the shift does not move, and the shift is a multiple of the factor; polyphase sampling lifts the last
-condition. The head then has to be blind to positions. That is all; each sentence names the layers it rests on.
+A shift of the image moves the last feature map with it (the layers before the head are *equivariant*) if every operator treats
+all positions alike, no layer reads beyond a border that the shift does not move, and the shift is a multiple of the subsampling
+factor; polyphase sampling removes the last condition. Outputs then stay the same (are *invariant*) if the head treats all
+positions alike. Each sentence here names the layers that it rests on, so that a reader can check it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Literal
 from torch import nn
 
 from shiftscope.errors import UntraceableError
-from shiftscope.graphs.geometry import Geometry, geometry_of
+from shiftscope.graphs.geometry import Geometry, Reading, read_geometry
 
-__all__ = ["Guarantee", "described", "guarantee_of"]
+__all__ = ["Guarantee", "describe", "guarantee_of"]
 
 HEADS = {"flatten": "a flattened map", "gap": "a mean over positions", "other": "of an unknown kind"}
 Status = Literal["guaranteed", "possible", "impossible", "unknown"]
@@ -24,15 +25,15 @@ Status = Literal["guaranteed", "possible", "impossible", "unknown"]
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What follows from the graph.
+    """What follows from a model's graph.
 
     Attributes:
-        status: of invariance under whole-pixel circular shifts: ``guaranteed`` for all of them, whatever the weights;
-            ``possible`` where it holds for some of them, or only if the weights make it so; ``impossible`` while the head weighs
-            every position for itself; ``unknown`` without a graph.
-        sentence: why, so that a reader can check it.
-        exact_at: at which shifts the spatial part is exactly equivariant.
-        geometry: strides, receptive fields, borders and head; None without a graph.
+        status: of invariance to circular shifts by whole pixels: ``guaranteed`` for all of them, whatever the weights;
+            ``possible`` where it holds for some shifts or some weights only; ``impossible`` where the head has a weight for
+            every position; ``unknown`` where the graph cannot be read.
+        sentence: the reason.
+        exact_at: at which shifts the layers before the head are exactly equivariant.
+        geometry: strides, receptive fields, borders and head; None where the graph cannot be read.
     """
 
     status: Status
@@ -41,46 +42,47 @@ class Guarantee:
     geometry: Geometry | None
 
 
-def described(geometry: Geometry) -> str:
-    """Factor, receptive field, borders and head, in a sentence."""
+def guarantee_of(model: nn.Module | Reading) -> Guarantee:
+    """Return what a model's graph guarantees; ``unknown``, with the reason, where the graph cannot be read.
+
+    Args:
+        model: a model, or what :func:`shiftscope.graphs.geometry.read_geometry` returned for it.
+
+    >>> convolution = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular")
+    >>> guarantee_of(nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))).status
+    'guaranteed'
+    """
+    geometry = read_geometry(model) if isinstance(model, nn.Module) else model
+    if isinstance(geometry, UntraceableError):
+        return Guarantee("unknown", f"{geometry.problem} Only measured results are available.", "", None)
+    status, sentence = _invariance(geometry)
+    return Guarantee(status, sentence, _equivariance(geometry), geometry)
+
+
+def describe(geometry: Geometry) -> str:
+    """Return factor, receptive field, borders and head in a sentence."""
     (down, right), (tall, wide) = geometry.factor, geometry.last.receptive_field
     factor = str(down) if down == right else f"{down} down, {right} across"
     kinds = Counter(geometry.borders.values())
-    borders = ", ".join(f"{count} pad with {kind}" for kind, count in sorted(kinds.items())) or "none pads"
+    borders = ", ".join(f"{count} {_s(count, 'layer')} padded with {kind}" for kind, count in sorted(kinds.items()))
     return (
-        f"The graph: subsampling factor {factor}, receptive field {tall}x{wide} pixels; of its layers {borders}; its head is "
+        f"The graph: subsampling factor {factor}, receptive field {tall}x{wide} pixels, {borders or 'no padding'}; the head is "
         f"{HEADS[geometry.head]}."
     )
 
 
-def guarantee_of(model: nn.Module) -> Guarantee:
-    """Read what the graph promises; ``unknown``, with the reason, where there is none.
-
-    >>> around = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular")
-    >>> guarantee_of(nn.Sequential(around, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))).status
-    'guaranteed'
-    """
-    try:
-        geometry = geometry_of(model)
-    except UntraceableError as error:
-        return Guarantee("unknown", f"{error.problem} Only the measured part is available.", "", None)
-    status, sentence = _promise(geometry)
-    return Guarantee(status, sentence, _exact_at(geometry), geometry)
-
-
-def _promise(geometry: Geometry) -> tuple[Status, str]:
+def _invariance(geometry: Geometry) -> tuple[Status, str]:
     if geometry.head == "flatten":
         return "impossible", (
-            f"Invariance is impossible: the head (`{geometry.head_name}`) flattens the map, so that a fully connected layer "
-            "weighs every position for itself; a shift of the map changes the output, unless the weights of all positions are "
-            "alike, which would be an average."
+            f"Invariance is impossible: the head (`{geometry.head_name}`) flattens the map, so that a fully connected layer has "
+            "a weight for every position, and a shift of the map changes the output unless all these weights are alike."
         )
     if geometry.head == "other":
         return "possible", (
-            "Invariance is possible, not guaranteed: no mean over positions and no flattening is found in the graph, so that "
-            "what the head sees of positions is not known."
+            "Invariance is possible, not guaranteed: the graph has neither a mean over positions nor a flattening, so that it is "
+            "not known how the head uses positions."
         )
-    conditions = [*_samples(geometry), *_edges(geometry), *_strangers(geometry)]
+    conditions = [*_strides(geometry), *_borders(geometry), *_unknown_layers(geometry)]
     if conditions:
         return "possible", (
             "Invariance is possible, not guaranteed: the head averages over positions "
@@ -88,56 +90,59 @@ def _promise(geometry: Geometry) -> tuple[Status, str]:
         )
     samplings = "every subsampling follows the map (polyphase sampling)" if geometry.subsamplings else "nothing is subsampled"
     return "guaranteed", (
-        "Invariance is guaranteed for every circular shift by whole pixels: every map continues at its other end, "
+        "Invariance is guaranteed for every circular shift by whole pixels: every map is circular, "
         f"{samplings}, and the head averages over positions (`{geometry.head_name}`)."
     )
 
 
-def _samples(geometry: Geometry) -> list[str]:
+def _strides(geometry: Geometry) -> list[str]:
     plain = [each.name for each in geometry.subsamplings if not each.polyphase]
-    return [f"shifts that are no multiples of {_pixels(geometry)} meet other samples at {_listed(plain)}"] if plain else []
+    return [f"{_names(plain)} sample other positions after shifts that are no multiples of {_pixels(geometry)}"] if plain else []
 
 
-def _edges(geometry: Geometry) -> list[str]:
-    """What keeps maps from being tori."""
+def _borders(geometry: Geometry) -> list[str]:
+    """Return what keeps maps from being circular."""
     leaking = [name for name, border in geometry.borders.items() if border != "circular"]
     inside = [name for name in geometry.misfits if name not in leaking]
     kinds = "/".join(sorted({geometry.borders[name] for name in leaking}))
-    found = [f"{_listed(leaking)} pad with {kinds}, which the shift does not move"] if leaking else []
+    found = [f"{_names(leaking)} pad with {kinds}, which the shift does not move"] if leaking else []
     if inside:
-        found.append(f"{_listed(inside)} do not pad as far as they read, so that content near the border counts for less")
+        found.append(f"{_names(inside)} do not pad by what their window reads, so that content near the border counts for less")
     return found
 
 
-def _strangers(geometry: Geometry) -> list[str]:
+def _unknown_layers(geometry: Geometry) -> list[str]:
     unknown = ", ".join(geometry.unknown[:3])
-    return [f"it is not known what {unknown} make of positions"] if unknown else []
+    return [f"it is not known how {unknown} treat positions"] if unknown else []
 
 
-def _exact_at(geometry: Geometry) -> str:
-    """Where the spatial part is exactly equivariant."""
-    unknown = _strangers(geometry)
-    if unknown:
-        return f"At which shifts the spatial part is exactly equivariant is not known: {unknown[0]}."
-    follows = [each.polyphase for each in geometry.subsamplings]
-    where = "every whole-pixel shift" if all(follows) else f"shifts by multiples of {_pixels(geometry)}"
-    if not _edges(geometry):
+def _equivariance(geometry: Geometry) -> str:
+    """Return a sentence on the shifts at which the layers before the head are exactly equivariant."""
+    if unknown := _unknown_layers(geometry):
+        return f"It is not known at which shifts the layers before the head are exactly equivariant: {unknown[0]}."
+    polyphase = [each.polyphase for each in geometry.subsamplings]
+    shifts = "every whole-pixel shift" if all(polyphase) else f"shifts by multiples of {_pixels(geometry)}"
+    if not _borders(geometry):
         sides = "" if geometry.factor == (1, 1) else f", on images whose sides are multiples of {_pixels(geometry)}"
-        return f"The spatial part is exactly equivariant to {where}, circular{sides}."
-    if any(follows):
-        return "The spatial part is not exactly equivariant: polyphase sampling is so on circular maps only."
+        return f"The layers before the head are exactly equivariant to {shifts}, circular{sides}."
+    if any(polyphase):
+        return "The layers before the head are not exactly equivariant: polyphase sampling is so on circular maps only."
     down, right = geometry.last.receptive_field
     return (
-        f"The spatial part is exactly equivariant to {where}, as long as what differs from the background stays as far from "
-        f"every edge as a position sees (its receptive field is {down}x{right} pixels)."
+        f"The layers before the head are exactly equivariant to {shifts}, as long as everything that differs from the background "
+        f"stays farther from every edge than the receptive field ({down}x{right} pixels)."
     )
 
 
 def _pixels(geometry: Geometry) -> str:
     down, right = geometry.factor
-    return f"{down} pixels" if down == right else f"{down} pixels down and {right} across"
+    return f"{down} {_s(down, 'pixel')}" if down == right else f"{down} {_s(down, 'pixel')} down and {right} across"
 
 
-def _listed(names: list[str]) -> str:
+def _s(count: int, noun: str) -> str:
+    return noun if count == 1 else f"{noun}s"
+
+
+def _names(names: list[str]) -> str:
     shown = ", ".join(f"`{name}`" for name in names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

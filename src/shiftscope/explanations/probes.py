@@ -1,4 +1,4 @@
-"""Hooks on a model's layers that compare the maps of unshifted and shifted images as they pass, and keep numbers only."""
+"""Probes: hooks on a model's layers that compare the feature maps of unshifted and shifted images, and keep numbers only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -16,18 +15,20 @@ from torch.nn import functional
 from shiftscope import layers as ours
 from shiftscope.engine.direct import Canvas, Direct, ran_out_of_memory
 from shiftscope.errors import InputError
-from shiftscope.graphs.geometry import Geometry, MapGeometry, call_name, geometry_of
+from shiftscope.graphs.geometry import Geometry, MapGeometry, call_name
 from shiftscope.graphs.operators import POINTWISE
+from shiftscope.graphs.sites import Pair, check_layer, pair
 from shiftscope.layers.blur import max_filtered
 from shiftscope.layers.polyphase import PhaseLogits, PolyphaseSampling, TakePhase
 from shiftscope.layers.resampling import Filter, filtered
 from shiftscope.shifts import translate, translate_by_parts
 from shiftscope.similarity import homogeneities, responses
 
-__all__ = ["Kind", "Probe", "Probes"]
+__all__ = ["Kind", "Probe", "Probes", "at_stride_one"]
 
 Kind = Literal["canvas", "convolution", "pool", "activation", "filter", "polyphase sampling", "layer", "head input", "output"]
-Pair = tuple[int, int]
+#: Similarity [image, shift], displacement [image, shift, 2] and similarity in place [image, shift].
+Response = tuple[Tensor, Tensor, Tensor]
 
 KINDS: tuple[tuple[tuple[type[nn.Module], ...], Kind], ...] = (
     ((nn.Conv2d, nn.ConvTranspose2d), "convolution"),
@@ -36,194 +37,176 @@ KINDS: tuple[tuple[tuple[type[nn.Module], ...], Kind], ...] = (
     ((PolyphaseSampling, TakePhase), "polyphase sampling"),
     ((*POINTWISE.modules, nn.PReLU, ours.AliasFreeActivation), "activation"),
 )
+#: Names of activations, also those of other libraries.
 ACTIVATIONS = {*(kind.__name__ for kind in POINTWISE.modules), "Swish", "HardSwish", "HardSigmoid", "QuickGELU", "GELUTanh"}
-#: What a head begins with; of those that still get a map the last is the head.
+#: Layers that a head starts with. The last of them that receives a map belongs to the head; earlier ones are gates.
 HEADS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)
 
 
 @dataclass
 class Probe:
-    """A place to look at, and what was seen there.
+    """A place in the model, and what was measured there.
 
     Attributes:
-        name: the reader's, of the layer's call.
+        name: as readers see it, of the layer's call.
         kind: of layer.
-        call: the module's name, and which of its calls in a pass.
-        side: whether its input or its output is looked at.
-        place: where the positions of its map lie.
+        call: the module's name, and which of its calls in a pass, counted from 0.
+        side: whether the module's input or its output is compared.
+        geometry: where the positions of its map lie.
         shape: channels, height and width of its map.
         stride: of the layer.
-        empty: the map of an empty canvas, [1, channel, height, width], which is taken off; None where none is.
-        empty_before: the map that the layer made that of, where it subsamples.
-        seen: similarity, displacement and in place, [image, shift ...], block by block.
-        homogeneity: in front of the layer, block by block.
-        homogeneity_pooled: of what its window makes of that, block by block.
+        blank: the map [1, channel, height, width] of a blank image, which is subtracted; None where none is.
+        blank_input: the layer's input for a blank image, where the layer subsamples.
+        responses: of each block of images.
+        homogeneity: of the layer's input, for each block of images.
+        homogeneity_pooled: of that input after the layer's pool or filter at stride 1, for each block of images.
     """
 
     name: str
     kind: Kind
     call: tuple[str, int]
     side: Literal["in", "out"]
-    place: MapGeometry
+    geometry: MapGeometry
     shape: tuple[int, int, int]
     stride: Pair = (1, 1)
-    empty: Tensor | None = None
-    empty_before: Tensor | None = None
-    seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    blank: Tensor | None = None
+    blank_input: Tensor | None = None
+    responses: list[Response] = field(default_factory=list)
     homogeneity: list[Tensor] = field(default_factory=list)
     homogeneity_pooled: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What a first pass told of a module's call."""
+    """A module's call in the first pass, with copies of its tensors."""
 
     layer: str
     number: int
     module: nn.Module
     kind: Kind | None
-    gets: Tensor
-    gives: Tensor
+    into: Tensor
+    out: Tensor
 
     @property
-    def into(self) -> tuple[int, ...]:
-        """Its input's shape."""
-        return tuple(self.gets.shape)
-
-    @property
-    def out(self) -> tuple[int, ...]:
-        """Its output's shape."""
-        return tuple(self.gives.shape)
+    def name(self) -> str:
+        return call_name(self.layer, self.number)
 
     @property
     def positions(self) -> int:
-        """Of its output; 0 where that is no map."""
-        return self.out[2] * self.out[3] if len(self.out) == 4 else 0
+        """Positions of the output; 0 where that is no map."""
+        return self.out[0, 0].numel() if self.out.ndim == 4 else 0
 
 
 class Probes:
-    """All places of a model, found in one pass of one image.
+    """All probes of a model, found in a pass of one image.
 
     Args:
         model: in evaluation mode.
-        example: one image, where the model is.
-        surroundings: what surrounds the images.
-        layers: names of modules to look at, None for all of known kinds.
-        batch_size: images a pass.
-        keep_background: leave in maps what an empty canvas gives.
+        example: one image, on the model's device.
+        canvas: what surrounds the images.
+        geometry: of the model's graph; None where that cannot be read.
+        layers: names of the modules to compare; None for all of known kinds.
+        batch_size: images a forward pass.
+
+    Attributes:
+        probes: of the canvas, the layers, the head's input and the output, in this order.
+        left_out: names of chosen layers that cannot be compared, and why.
 
     Raises:
-        InputError: an unknown layer; the model fails on such an image.
+        InputError: the model has no layer of such a name, or fails on the image.
     """
 
     def __init__(
         self,
         model: nn.Module,
         example: Tensor,
-        surroundings: Canvas,
+        canvas: Canvas,
+        geometry: Geometry | None,
         layers: Sequence[str] | None,
         batch_size: int,
-        *,
-        keep_background: bool = False,
     ) -> None:
-        self.model, self.surroundings, self.batch_size = model, surroundings, batch_size
-        self.mode = surroundings.mode
+        self.model, self.canvas, self.geometry, self.batch_size = model, canvas, geometry, batch_size
         self.left_out: list[tuple[str, str]] = []
-        try:
-            self.geometry: Geometry | None = geometry_of(model)
-        except InputError:
-            self.geometry = None
-        chosen = _chosen(model, layers)
-        calls, output = self._first_pass(chosen, example)
-        size = (example.shape[2], example.shape[3])
-        canvas = Probe("canvas", "canvas", ("", 0), "in", MapGeometry(), (example.shape[1], *size))
+        calls, output = self._first_pass(_chosen(model, layers), example)
+        first = Probe("canvas", "canvas", ("", 0), "in", MapGeometry(), (example.shape[1], *canvas.size))
         last = Probe("output", "output", ("", 0), "out", MapGeometry(has_positions=False), (output.shape[1], 1, 1))
-        self.probes = [canvas, *self._layers(calls, size), *self._head(calls, size), last]
-        told = {*(probe.call[0] for probe in self.probes), *(name for name, _ in self.left_out)}
-        self.left_out += [(name, "it gives no map of positions") for name in layers or () if name not in told]
+        self.probes = [first, *self._layers(calls), *self._head(calls), last]
+        known = {*(probe.call[0] for probe in self.probes), *(name for name, _ in self.left_out)}
+        self.left_out += [(name, "its output is no map") for name in layers or () if name not in known]
         self.names = sorted({probe.call[0] for probe in self.probes[1:-1]})
-        if not keep_background:
-            self._take_off(self.surroundings.background(example).reshape(1, -1, 1, 1).expand_as(example))
-
-    def _take_off(self, canvas: Tensor) -> None:
-        """Remember what an empty canvas gives, for every place with positions; vectors stay as the head sees them."""
-
-        def see(layer: str, number: int, _: nn.Module, into: Tensor, out: Any) -> None:
-            for probe in self.probes[1:-1]:
-                if probe.call == (layer, number) and probe.place.has_positions:
-                    probe.empty = _finite(as_maps(into if probe.side == "in" else out, probe.place))
-                    probe.empty_before = _finite(into) if probe.stride != (1, 1) else None
-
-        self.probes[0].empty = canvas
-        with _watching(self.model, self.names, see), suppress(InputError):  # what it answers there is asked by nobody
-            self._run(canvas.contiguous())
+        self._measure_blank(self.canvas.background(example).reshape(1, -1, 1, 1).expand_as(example))
 
     def compare(self, images: Tensor, shifts: Tensor, device: torch.device) -> Iterator[int]:
-        """Run images and their shifted copies, and see every place.
+        """Run images and their shifted copies, and measure every probe.
 
         Args:
             images: unshifted.
-            shifts: [image, shift, 2].
+            shifts: [image, shift, 2], pixels.
             device: where the model is.
 
         Yields:
-            how many images are done.
+            the number of images done.
         """
-        several = min(shifts.shape[1], self.batch_size - 1)
-        some = max(1, self.batch_size // (1 + several))
+        shifts_at_once = min(shifts.shape[1], self.batch_size - 1)
+        images_at_once = max(1, self.batch_size // (1 + shifts_at_once))
         done = 0
-        for part, steps in zip(images.split(some), shifts.split(some), strict=True):
-            pieces = [self._pass(part.to(device), piece.to(device)) for piece in steps.split(several, dim=1)]
-            for probe, *found in zip(self.probes, *pieces, strict=True):
-                probe.seen.append(tuple(torch.cat(each, dim=1) for each in zip(*found, strict=True)))
-            done += len(part)
+        for some, theirs in zip(images.split(images_at_once), shifts.split(images_at_once), strict=True):
+            passes = [self._pass(some.to(device), steps.to(device)) for steps in theirs.split(shifts_at_once, dim=1)]
+            for probe, *found in zip(self.probes, *passes, strict=True):
+                probe.responses.append(tuple(torch.cat(each, dim=1) for each in zip(*found, strict=True)))
+            done += len(some)
             yield done
 
-    def _pass(self, images: Tensor, shifts: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """One pass of images and some of their shifted copies: what each place showed."""
+    def _pass(self, images: Tensor, shifts: Tensor) -> list[Response]:
+        """Run images and their shifted copies in one batch, and return each probe's response."""
         count = len(shifts)
-        batch = torch.cat([images, *(self._moved(images, steps) for steps in shifts.unbind(1))])
-        found: dict[int, tuple[Tensor, Tensor, Tensor]] = {0: self._seen(self.probes[0], batch, count)}
+        batch = torch.cat([images, *(self._shifted(images, steps) for steps in shifts.unbind(1))])
+        found: dict[int, Response] = {0: _response(self.probes[0], batch, count)}
 
         def see(layer: str, number: int, module: nn.Module, into: Tensor, out: Any) -> None:
             for place, probe in enumerate(self.probes[1:-1], start=1):
                 if probe.call == (layer, number):
-                    found[place] = self._seen(probe, into if probe.side == "in" else out, count)
-                    if probe.stride != (1, 1) and len(probe.homogeneity) == len(probe.seen):
-                        _alike(probe, module, into[:count])
+                    found[place] = _response(probe, into if probe.side == "in" else out, count)
+                    # Once for each block of images: homogeneity does not depend on the shifts.
+                    if probe.stride != (1, 1) and len(probe.homogeneity) == len(probe.responses):
+                        _measure_homogeneity(probe, module, into[:count])
 
-        with _watching(self.model, self.names, see):
+        with _hooks(self.model, self.names, see):
             output = self._run(batch)
-        found[len(self.probes) - 1] = self._seen(self.probes[-1], output, count)
+        found[len(self.probes) - 1] = _response(self.probes[-1], output, count)
         missing = [probe.name for place, probe in enumerate(self.probes) if place not in found]
         if missing:
-            raise InputError(f"layer {missing[0]!r} was not called in every pass. Leave it out with `layers`.")
+            raise InputError(f"Layer {missing[0]!r} is not called in every pass.", "Leave it out with `layers`.")
         return [found[place] for place in range(len(self.probes))]
 
-    def _seen(self, probe: Probe, value: Any, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The first maps of a pass, beside all that follow."""
-        maps = as_maps(value, probe.place)
-        if len(maps) % count or maps.shape[1:] != probe.shape:
-            raise InputError(f"layer {probe.name!r} gives maps that depend on the batch. Leave it out with `layers`.")
-        maps = _less(maps, probe.empty)
-        after = maps[count:].reshape(-1, count, *probe.shape)
-        found = responses(maps[:count].float(), after.float())
-        return found.similarity.T, found.displacement.transpose(0, 1), found.in_place.T
+    def _measure_blank(self, image: Tensor) -> None:
+        """Keep every probe's map of a blank image; vectors are compared as they are."""
 
-    def _moved(self, images: Tensor, steps: Tensor) -> Tensor:
+        def see(layer: str, number: int, _: nn.Module, into: Tensor, out: Any) -> None:
+            for probe in self.probes[1:-1]:
+                if probe.call == (layer, number) and probe.geometry.has_positions:
+                    probe.blank = _finite_copy(_as_maps(into if probe.side == "in" else out, probe.geometry))
+                    probe.blank_input = _finite_copy(into) if probe.stride != (1, 1) else None
+
+        self.probes[0].blank = image
+        with _hooks(self.model, self.names, see), suppress(InputError):  # outputs of a blank image may be NaN; nobody uses them
+            self._run(image.contiguous())
+
+    def _shifted(self, images: Tensor, steps: Tensor) -> Tensor:
         move = translate_by_parts if steps.is_floating_point() else translate
-        return move(images, steps, mode=self.mode, fill=self.surroundings.background(images))
+        return move(images, steps, mode=self.canvas.mode, fill=self.canvas.background(images))
 
     def _run(self, batch: Tensor) -> Tensor:
-        """The outputs, checked; in one pass, because a hook has to see all of it together."""
+        """Return checked outputs of one pass; never split, because hooks must see all of the batch together."""
         try:
-            return Direct(self.model, self.surroundings, batch.device).once(batch)
-        except (MemoryError, RuntimeError) as error:
+            return Direct(self.model, self.canvas, batch.device).once(batch)
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):
                 raise
-            raise InputError(f"memory ran out in a pass of {len(batch)} images. Choose a smaller `batch_size`.") from error
+            raise InputError(f"Memory ran out in a pass of {len(batch)} images.", "Choose a smaller `batch_size`.") from error
 
     def _first_pass(self, chosen: dict[str, Kind | None], example: Tensor) -> tuple[list[_Call], Tensor]:
+        """Return every call of a chosen module, and the output."""
         calls: list[_Call] = []
 
         def see(layer: str, number: int, module: nn.Module, into: Tensor, out: Any) -> None:
@@ -231,53 +214,72 @@ class Probes:
                 # Copies, because the next layer may work in place.
                 calls.append(_Call(layer, number, module, chosen[layer], into.clone(), out.clone()))
 
-        with _watching(self.model, list(chosen), see):
+        with _hooks(self.model, list(chosen), see):
             output = self._run(example)
         return calls, output
 
-    def _layers(self, calls: list[_Call], size: Pair) -> Iterator[Probe]:
-        """A probe for each call of a layer on maps; what works on single positions before larger maps is a gate's."""
+    def _layers(self, calls: list[_Call]) -> Iterator[Probe]:
+        """Yield a probe for each call of a layer on maps, except gates: single positions before larger maps."""
         for order, call in enumerate(calls):
-            name = call_name(call.layer, call.number)
-            if call.kind is None or len(call.out) != 4:
+            if call.kind is None or call.out.ndim != 4:
                 continue
             if call.positions == 1 and any(later.kind and later.positions > 1 for later in calls[order + 1 :]):
                 continue
-            place = self._place(call, size)
-            if place is None:
-                self.left_out.append((name, f"the axes of its maps {call.out[1:]} are not known"))
+            maps = self.geometry.maps if self.geometry else {}
+            shape = tuple(call.out.shape)
+            geometry = _fitting(maps.get(call.name, maps.get(call.layer)), shape, self.canvas.size)
+            if geometry is None:
+                self.left_out.append((call.name, f"the axes of its maps {shape[1:]} are not known"))
                 continue
-            yield Probe(name, call.kind, (call.layer, call.number), "out", place, shape_of(call.out, place), _stride(call.module))
+            stride, sizes = _stride(call.module), _sizes(shape, geometry)
+            yield Probe(call.name, call.kind, (call.layer, call.number), "out", geometry, sizes, stride)
 
-    def _head(self, calls: list[_Call], size: Pair) -> Iterator[Probe]:
-        """What the head gets: the last map, where no layer gave just that, and the vector of the first fully connected layer."""
-        maps = [(order, call) for order, call in enumerate(calls) if isinstance(call.module, HEADS) and _is_map(call.into)]
+    def _head(self, calls: list[_Call]) -> Iterator[Probe]:
+        """Yield probes of the head's inputs: the last map, unless a layer's output is the same, and the vector after it."""
+        heads = [order for order, call in enumerate(calls) if isinstance(call.module, HEADS) and _is_map(call.into)]
         spatial = [order for order, call in enumerate(calls) if call.kind and call.positions > 1]
         order = spatial[-1] if spatial else -1
-        held = calls[order].gives if spatial else torch.empty(0)
-        if maps and maps[-1][0] > order:
-            order, call = maps[-1]
-            place = placed(self.geometry.last if self.geometry else None, call.into, size)
-            if place is not None and not torch.equal(held, call.gets):
-                shape = shape_of(call.into, place)
-                yield Probe(f"{call.layer}, input", "head input", (call.layer, call.number), "in", place, shape)
-            held = call.gets
+        last = calls[order].out if spatial else torch.empty(0)
+        if heads and heads[-1] > order:
+            order = heads[-1]
+            call, shape = calls[order], tuple(calls[order].into.shape)
+            geometry = _fitting(self.geometry.last if self.geometry else None, shape, self.canvas.size)
+            if geometry is not None and not torch.equal(last, call.into):
+                yield _head_input(call, geometry, _sizes(shape, geometry))
+            last = call.into
         for call in calls[order + 1 :]:
-            if isinstance(call.module, nn.Linear) and len(call.into) == 2:
-                if call.gets.numel() != held.numel():
-                    place = MapGeometry(has_positions=False)
-                    shape = (call.into[1], 1, 1)
-                    yield Probe(f"{call.layer}, input", "head input", (call.layer, call.number), "in", place, shape)
+            if isinstance(call.module, nn.Linear) and call.into.ndim == 2:
+                if call.into.numel() != last.numel():
+                    yield _head_input(call, MapGeometry(has_positions=False), (call.into.shape[1], 1, 1))
                 return
 
-    def _place(self, call: _Call, size: Pair) -> MapGeometry | None:
-        places = self.geometry.maps if self.geometry else {}
-        return placed(places.get(call_name(call.layer, call.number), places.get(call.layer)), call.out, size)
+
+def at_stride_one(module: nn.Module, maps: Tensor) -> Tensor | None:
+    """Return a pool's or filter's output before it subsamples; None for other layers.
+
+    Args:
+        module: a layer.
+        maps: its input [image, channel, height, width].
+    """
+    if isinstance(module, nn.MaxPool2d):
+        # A maximum over rows of maxima over columns: kernel + kernel values instead of kernel * kernel.
+        (high, wide), (down, right), (tall, broad) = map(pair, (module.kernel_size, module.padding, module.dilation))
+        columns = functional.max_pool2d(maps, (high, 1), 1, (down, 0), (tall, 1))
+        return functional.max_pool2d(columns, (1, wide), 1, (0, right), (1, broad))
+    if isinstance(module, nn.AvgPool2d):
+        options = module.padding, False, module.count_include_pad, module.divisor_override
+        return functional.avg_pool2d(maps, module.kernel_size, 1, *options)
+    if isinstance(module, ours.BlurPool2d | ours.MaxBlurPool2d):
+        by = Filter(module.filter.taps, (1, 1), module.filter.margins, module.filter.border)
+        if isinstance(module, ours.BlurPool2d):
+            return filtered(maps, by)
+        return max_filtered(maps, module.kernel_size, module.padding, module.dilation, by)
+    return None
 
 
 @contextmanager
-def _watching(model: nn.Module, names: Sequence[str], see: Callable[[str, int, nn.Module, Tensor, Any], None]) -> Iterator[None]:
-    """Hooks on modules, for as long as this lasts."""
+def _hooks(model: nn.Module, names: Sequence[str], see: Callable[[str, int, nn.Module, Tensor, Any], None]) -> Iterator[None]:
+    """Call ``see`` with name, number of the call, module, input and output at every call of the named modules."""
     numbers: Counter[str] = Counter()
 
     def hook(layer: str) -> Callable[[nn.Module, Any, Any, Any], None]:
@@ -300,122 +302,116 @@ def _watching(model: nn.Module, names: Sequence[str], see: Callable[[str, int, n
 
 
 def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Kind | None]:
-    """The modules to look at with their kinds; None for what a head may begin with."""
+    """Return the modules to watch and their kinds; None for those that only a head's input is found by."""
     modules = {name: part for name, part in model.named_modules() if name}
-    # What a choice of phases is made of works on phases, not on the map.
+    # Layers inside polyphase sampling work on phases, not on the map.
     inside = tuple(f"{name}." for name, part in modules.items() if isinstance(part, (PolyphaseSampling, PhaseLogits)))
     known = {name: kind for name, part in modules.items() if (kind := _kind(part)) and not name.startswith(inside)}
     if layers is not None:
         for name in layers:
-            if name not in modules:
-                near = get_close_matches(name, modules, n=3) or list(modules)[:3]
-                raise InputError(f"the model has no layer {name!r}. Similar names: {', '.join(near)}.")
+            check_layer(name, modules)
         known = {name: known.get(name, "layer") for name in layers}
     heads = {name: None for name, part in modules.items() if isinstance(part, (*HEADS, nn.Linear))}
     return {name: known.get(name, heads.get(name)) for name in modules if name in known or name in heads}
 
 
 def _kind(part: nn.Module) -> Kind | None:
-    """Known by type, or an activation of another library by its name."""
+    """Return a module's kind by its type; an activation of another library is known by its name."""
     if type(part).__name__ in ACTIVATIONS:
         return "activation"
     return next((kind for types, kind in KINDS if isinstance(part, types)), None)
 
 
 def _stride(module: nn.Module) -> Pair:
-    """By how much a layer subsamples."""
     if isinstance(module, PolyphaseSampling):
         module = module.take
     found: Any = module.filter.stride if isinstance(module, ours.BlurPool2d | ours.MaxBlurPool2d) else None
     if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d | TakePhase):
         found = module.stride if getattr(module, "stride", None) is not None else module.kernel_size
-    found = 1 if found is None else found
-    return _two(found)
+    return pair(1 if found is None else found)
 
 
-def _alike(probe: Probe, module: nn.Module, maps: Tensor) -> None:
-    """How alike neighbours are in front of a subsampling, and in what its window makes of that."""
-    maps = as_maps(maps, probe.place)
-    empty = None if probe.empty_before is None else as_maps(probe.empty_before, probe.place)
-    probe.homogeneity.append(homogeneities(_less(maps, empty), probe.stride))
-    dense = _at_stride_one(module, maps)
+def _head_input(call: _Call, geometry: MapGeometry, shape: tuple[int, int, int]) -> Probe:
+    return Probe(f"{call.layer}, input", "head input", (call.layer, call.number), "in", geometry, shape)
+
+
+def _is_map(value: Tensor) -> bool:
+    return value.ndim == 4 and value.shape[2] * value.shape[3] > 1
+
+
+def _response(probe: Probe, value: Any, count: int) -> Response:
+    """Compare a batch's first ``count`` maps, of unshifted images, with all that follow."""
+    maps = _as_maps(value, probe.geometry)
+    if len(maps) % count or maps.shape[1:] != probe.shape:
+        raise InputError(f"The maps of layer {probe.name!r} depend on the batch.", "Leave it out with `layers`.")
+    maps = _minus(maps, probe.blank)
+    after = maps[count:].reshape(-1, count, *probe.shape)
+    found = responses(maps[:count].float(), after.float())
+    return found.similarity.T, found.displacement.transpose(0, 1), found.in_place.T
+
+
+def _measure_homogeneity(probe: Probe, module: nn.Module, maps: Tensor) -> None:
+    """Measure the local homogeneity of the input of a layer that subsamples, and of that input after its pool or filter."""
+    maps = _as_maps(maps, probe.geometry)
+    blank = None if probe.blank_input is None else _as_maps(probe.blank_input, probe.geometry)
+    probe.homogeneity.append(homogeneities(_minus(maps, blank), probe.stride))
+    dense = at_stride_one(module, maps)
     if dense is not None:
-        without = None if empty is None else _at_stride_one(module, empty)
-        probe.homogeneity_pooled.append(homogeneities(_less(dense, without), probe.stride))
+        dense_blank = None if blank is None else at_stride_one(module, blank)
+        probe.homogeneity_pooled.append(homogeneities(_minus(dense, dense_blank), probe.stride))
 
 
-def _finite(maps: Tensor) -> Tensor | None:
-    """A copy, where it says something."""
+def _finite_copy(maps: Tensor) -> Tensor | None:
     return maps.clone() if bool(maps.isfinite().all()) else None
 
 
-def _less(maps: Tensor, empty: Tensor | None) -> Tensor:
-    return maps if empty is None else maps - empty
+def _minus(maps: Tensor, blank: Tensor | None) -> Tensor:
+    return maps if blank is None else maps - blank
 
 
-def _at_stride_one(module: nn.Module, maps: Tensor) -> Tensor | None:
-    """What a pool or filter makes of maps before it subsamples; None for other layers."""
-    if isinstance(module, nn.MaxPool2d):
-        # A maximum over a box is one over rows of maxima over columns, for kernel + kernel values instead of kernel * kernel.
-        (high, wide), (down, right), (tall, broad) = map(_two, (module.kernel_size, module.padding, module.dilation))
-        columns = functional.max_pool2d(maps, (high, 1), 1, (down, 0), (tall, 1))
-        return functional.max_pool2d(columns, (1, wide), 1, (0, right), (1, broad))
-    if isinstance(module, nn.AvgPool2d):
-        options = module.padding, False, module.count_include_pad, module.divisor_override
-        return functional.avg_pool2d(maps, module.kernel_size, 1, *options)
-    if isinstance(module, ours.BlurPool2d | ours.MaxBlurPool2d):
-        by = Filter(module.filter.taps, (1, 1), module.filter.margins, module.filter.border)
-        if isinstance(module, ours.BlurPool2d):
-            return filtered(maps, by)
-        return max_filtered(maps, module.kernel_size, module.padding, module.dilation, by)
-    return None
-
-
-def _two(value: Any) -> Pair:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def _is_map(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 and shape[2] * shape[3] > 1
-
-
-def as_maps(value: Any, place: MapGeometry) -> Tensor:
-    """[image, channel, height, width]; a vector has one position."""
+def _as_maps(value: Any, geometry: MapGeometry) -> Tensor:
+    """Return a layer's value as [image, channel, height, width]; a vector gets one position."""
     if not isinstance(value, Tensor):
         return torch.empty(0, 0, 0, 0)
     if value.ndim == 2:
         return value[:, :, None, None]
-    return value.permute(0, 3, 1, 2) if place.layout == "channels last" else value
+    return value.permute(0, 3, 1, 2) if geometry.layout == "channels last" else value
 
 
-def shape_of(shape: tuple[int, ...], place: MapGeometry) -> tuple[int, int, int]:
-    """Channels, height and width of maps of a shape, whichever way they lie."""
-    return (shape[3], shape[1], shape[2]) if place.layout == "channels last" else (shape[1], shape[2], shape[3])
+def _sizes(shape: tuple[int, ...], geometry: MapGeometry) -> tuple[int, int, int]:
+    """Return channels, height and width of a map from its shape and layout."""
+    return (shape[3], shape[1], shape[2]) if geometry.layout == "channels last" else (shape[1], shape[2], shape[3])
 
 
-def placed(known: MapGeometry | None, shape: tuple[int, ...], size: Pair) -> MapGeometry | None:
-    """Where the positions of a map lie: as the graph says, or by the map's size where it does not, or cannot be right."""
+def _fitting(known: MapGeometry | None, shape: tuple[int, ...], size: Pair) -> MapGeometry | None:
+    """Return a map's geometry from the graph if it fits the map's size, else from that size; None where neither is possible.
+
+    Args:
+        known: from the graph; None where the graph does not say.
+        shape: of the map.
+        size: height and width of the image.
+    """
     if known is None or (not known.has_positions and shape[2] * shape[3] > 1):
-        return _by_size(shape, size)
+        return _from_size(shape[2:4], size)
     if not known.has_positions:
         return known
-    channels, height, width = shape_of(shape, known)
-    if _agrees(known, (height, width), size):
+    _, height, width = _sizes(shape, known)
+    if _fits(known, (height, width), size):
         return known
-    found = _by_size((1, channels, height, width), size)  # behind an operator that the graph does not explain
+    found = _from_size((height, width), size)  # after an operator that the graph's reader does not know
     return None if found is None else replace(found, layout=known.layout)
 
 
-def _agrees(place: MapGeometry, found: Pair, size: Pair) -> bool:
-    """Whether a map is as large as its factor says: no smaller than without padding, no larger than with as much as it sees."""
-    each = zip(found, size, place.factor, place.receptive_field, strict=True)
-    return all((whole - seen) // step + 1 <= part <= (whole + seen) // step + 1 for part, whole, step, seen in each)
+def _fits(geometry: MapGeometry, positions: Pair, size: Pair) -> bool:
+    """Return whether a map is as large as its factor says: between no padding and padding by the receptive field."""
+    each = zip(positions, size, geometry.factor, geometry.receptive_field, strict=True)
+    return all((side - seen) // step + 1 <= count <= (side + seen) // step + 1 for count, side, step, seen in each)
 
 
-def _by_size(shape: tuple[int, ...], size: Pair) -> MapGeometry | None:
-    """Where positions lie, as far as the map's size tells; None where height and width do not shrink alike."""
-    tall, wide = (whole / max(part, 1) for whole, part in zip(size, shape[2:4], strict=True))
-    apart = 1.0 if size[0] == size[1] else 1.5
-    if max(tall, wide) > apart * min(tall, wide):
+def _from_size(positions: Sequence[int], size: Pair) -> MapGeometry | None:
+    """Return the geometry that follows from a map's size; None where height and width shrink by different factors."""
+    tall, wide = (side / max(count, 1) for side, count in zip(size, positions, strict=True))
+    tolerance = 1.0 if size[0] == size[1] else 1.5
+    if max(tall, wide) > tolerance * min(tall, wide):
         return None
     return MapGeometry((max(1, round(tall)), max(1, round(wide))))

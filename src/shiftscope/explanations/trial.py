@@ -1,8 +1,7 @@
-"""A model's loss of similarity on the same images and shifts, whatever the model: what counterfactuals are compared by."""
+"""Measure what shifts cost any model's outputs, always on the same images and shifts, so that models can be compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,40 +10,87 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shiftscope.engine.outputs import shift_outputs
+from shiftscope.estimates import Estimate, bootstrap, mean, percentile_interval
+from shiftscope.measures import MEASURES
+from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import Mode, sample
-from shiftscope.surveys import per_shift_cosines
+from shiftscope.surveys import correct, per_shift_cosines
 
-__all__ = ["Progress", "Trial", "between", "drawn"]
+__all__ = ["ROUNDING", "Loss", "Measured", "Trial", "cosines_between_images", "draw_shifts", "share"]
 
-#: Called with what is going on, how many images are done, and of how many.
-Progress = Callable[[str, int, int], None]
-#: Images between two reports.
+#: A mean loss below this is rounding: what cosines in single precision differ from 1.
+ROUNDING = 2e-7
+#: Images measured between two progress reports.
 BLOCK = 16
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Images, each with its own shifts, and the world they lie in.
+class Loss:
+    """What shifts cost a model: estimates over images.
 
     Attributes:
-        images: unshifted.
+        loss: 1 - mean cosine between the outputs before and after a shift.
+        between_images: mean cosine between unshifted outputs of different images; near 1 the outputs say little.
+        relative: the loss over 1 - ``between_images``: near 0 where shifts change outputs less than another image does, near 1
+            where they change them as much. None where all images have the same output.
+        accuracy: share of unshifted images classified correctly; None without labels.
+    """
+
+    loss: Estimate
+    between_images: Estimate
+    relative: Estimate | None
+    accuracy: Estimate | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What shifts cost a model, image by image.
+
+    Attributes:
+        loss: 1 - cosine between the outputs before and after a shift, averaged over the image's shifts.
+        reference: the unshifted outputs.
+        labels: class of each image; None where it is not known.
+    """
+
+    loss: Float[Tensor, " image"]
+    reference: Float[Tensor, "image class"]
+    labels: Int[Tensor, " image"] | None = None
+
+    def estimates(self) -> Loss:
+        """Return estimates over images, with 95 % intervals."""
+        between = cosines_between_images(self.reference)
+        right = None if self.labels is None else correct(self.reference, self.labels.cpu())
+        return Loss(
+            loss=mean(self.loss, bounds=(0.0, 2.0)),
+            between_images=mean(between, bounds=(-1.0, 1.0)),
+            relative=share(self.loss, 1 - between),
+            accuracy=None if right is None else MEASURES["test_accuracy"].estimate(right),
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Images, each with its own shifts, and how they are shifted.
+
+    Attributes:
+        images: unshifted images, canvas included.
         shifts: (dy, dx), pixels.
-        mode: what comes in at the border.
-        fill: the canvas's colour.
-        labels: of the images, if they are known.
-        batch_size: images a pass.
-        device: where to compute; the model's own if None.
-        progress: told how it goes.
+        mode: what comes in at the border: the ``fill`` (``zero``) or what left on the other side (``circular``).
+        fill: colour of the canvas in mode ``zero``, one value or one a channel.
+        labels: class of each image; None where it is not known.
+        batch_size: images a forward pass; None chooses it automatically.
+        device: where to compute; None is the model's own.
+        report: called with progress events.
     """
 
     images: Float[Tensor, "image channel height width"]
     shifts: Int[Tensor, "image shift 2"]
-    mode: Mode
-    fill: Float[Tensor, " channel"] | float
-    labels: Int[Tensor, " image"] | None
-    batch_size: int | None
-    device: torch.device | str | None
-    progress: Progress
+    mode: Mode = "zero"
+    fill: Float[Tensor, " channel"] | float = 0.0
+    labels: Int[Tensor, " image"] | None = None
+    batch_size: int | None = None
+    device: torch.device | str | None = None
+    report: Report = silent
 
     @property
     def image(self) -> tuple[int, int, int]:
@@ -52,50 +98,59 @@ class Trial:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
-    def lost(self, model: nn.Module, what: str) -> tuple[Float[Tensor, " image"], Float[Tensor, "image class"]]:
-        """1 - cosine of each image's outputs, averaged over its shifts; and the unshifted outputs.
+    def measure(self, model: nn.Module, description: str) -> Measured:
+        """Measure what the shifts cost a model's outputs.
 
         Args:
-            model: under trial.
-            what: it is called in messages.
+            model: images [image, channel, height, width] in [0, 1] -> outputs [image, class].
+            description: of the model, for progress events.
 
         Raises:
             InputError: what :func:`shiftscope.engine.outputs.shift_outputs` says.
         """
-        lost, references = [], []
+        losses, references = [], []
         for start in range(0, len(self.images), BLOCK):
-            self.progress(what, start, len(self.images))
-            part = slice(start, start + BLOCK)
+            self.report(Stage(description, start, len(self.images)))
+            block = slice(start, start + BLOCK)
             outputs = shift_outputs(
                 model,
-                self.images[part],
-                self.shifts[part],
+                self.images[block],
+                self.shifts[block],
                 mode=self.mode,
                 fill=self.fill,
                 method="direct",
                 batch_size=self.batch_size,
                 device=self.device,
             )
-            lost.append(1 - per_shift_cosines(outputs).double().mean(dim=1))
+            losses.append(1 - per_shift_cosines(outputs).double().mean(dim=1))
             references.append(outputs.reference)
-        self.progress(what, len(self.images), len(self.images))
-        return torch.cat(lost), torch.cat(references)
+        self.report(Stage(description, len(self.images), len(self.images)))
+        return Measured(torch.cat(losses), torch.cat(references), self.labels)
 
-    def around(self, factor: tuple[int, int]) -> Trial:
-        """The same images and shifts where what leaves on one side comes back on the other.
+    def circular(self, factor: tuple[int, int]) -> Trial:
+        """Return the trial with circular shifts of the same images.
 
-        Canvases with a fill are first continued by it, at their lower and right edges, to multiples of the factor, on which a
-        subsampled map can be a torus.
+        Args:
+            factor: the model's subsampling factor. In mode ``zero`` the canvas is first extended by its fill at the lower and
+                right edges to multiples of it, because a map is circular only if every stride divides its size.
         """
         images = self.images
         if self.mode == "zero":
-            (high, wide), (down, right) = images.shape[2:], factor
+            (height, width), (down, right) = images.shape[2:], factor
             fill = torch.as_tensor(self.fill, dtype=images.dtype).reshape(-1, 1, 1)
-            images = functional.pad(images - fill, (0, -wide % right, 0, -high % down)) + fill
+            images = functional.pad(images - fill, (0, -width % right, 0, -height % down)) + fill
         return replace(self, images=images, mode="circular")
 
     def on_lattice(self, factor: tuple[int, int], generator: torch.Generator) -> Trial | None:
-        """The same images under one shift each, a multiple of the factor and not zero; None where none is below the size."""
+        """Return the trial with one random shift an image, a multiple of the subsampling factor along both axes and not zero.
+
+        Args:
+            factor: of the model, along height and width.
+            generator: draws the shifts.
+
+        Returns:
+            None where no such shift is smaller than the image.
+        """
         counts = [max(1, size // step) for size, step in zip(self.images.shape[2:], factor, strict=True)]
         if counts == [1, 1]:
             return None
@@ -104,27 +159,51 @@ class Trial:
         return replace(self, shifts=steps[:, None])
 
 
-def between(reference: Float[Tensor, "image class"]) -> Float[Tensor, " image"]:
-    """Mean cosine of each image's unshifted output with those of all other images: how alike a model finds different images.
+def cosines_between_images(reference: Float[Tensor, "image class"]) -> Float[Tensor, " image"]:
+    """Return the mean cosine of each image's output with the outputs of all other images.
 
-    Where it is near 1, outputs say little, and their similarity under shifts means little. A zero output is like no other.
+    Where it is near 1, outputs say little about the image, and their similarity under shifts means little. The cosine of a zero
+    output with any other is 0.
 
-    >>> between(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])).tolist()
+    >>> cosines_between_images(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])).tolist()
     [0.5, 0.0, 0.5]
     """
     directions = functional.normalize(reference.double(), dim=1)
-    itself = directions.square().sum(dim=1)
-    return (directions @ directions.sum(dim=0) - itself) / (len(reference) - 1)
+    own = directions.square().sum(dim=1)
+    return (directions @ directions.sum(dim=0) - own) / (len(reference) - 1)
 
 
-def drawn(count: int, shifts: int, max_shift: int, generator: torch.Generator) -> Int[Tensor, "count shifts 2"]:
-    """So many shifts for each image, uniform on the square of up to ``max_shift`` pixels, the zero shift left out.
+def share(part: Float[Tensor, " image"], total: Float[Tensor, " image"]) -> Estimate | None:
+    """Return the sum of parts over the sum of totals, with a bootstrap interval that resamples both by the same images.
 
-    >>> steps = drawn(4, 3, 1, torch.Generator().manual_seed(0))
+    Returns:
+        None where the total is 0 within rounding.
+
+    >>> round(share(torch.tensor([0.1, 0.2]), torch.tensor([0.2, 0.4])).value, 6)
+    0.5
+    """
+    if float(total.mean()) < ROUNDING:
+        return None
+    value = float(part.double().mean() / total.double().mean())
+    parts, totals = bootstrap(part[None]), bootstrap(total[None])
+    low, high = percentile_interval(parts[totals > 0] / totals[totals > 0])
+    return Estimate(value, min(float(low), value), max(float(high), value), count=len(total))
+
+
+def draw_shifts(count: int, shifts: int, max_shift: int, generator: torch.Generator) -> Int[Tensor, "count shifts 2"]:
+    """Draw shifts for each image, uniformly from the square of up to ``max_shift`` pixels without the zero shift.
+
+    Args:
+        count: number of images.
+        shifts: number of shifts of each image.
+        max_shift: the largest shift along an axis, pixels.
+        generator: draws them.
+
+    >>> steps = draw_shifts(4, 3, 1, torch.Generator().manual_seed(0))
     >>> steps.shape, bool((steps == 0).all(dim=2).any())
     (torch.Size([4, 3, 2]), False)
     """
     steps = sample(count * shifts, max_shift, generator)
-    while (none := (steps == 0).all(dim=1)).any():
-        steps[none] = sample(int(none.sum()), max_shift, generator)
+    while (zero := (steps == 0).all(dim=1)).any():
+        steps[zero] = sample(int(zero.sum()), max_shift, generator)
     return steps.reshape(count, shifts, 2)

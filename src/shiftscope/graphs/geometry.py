@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from shiftscope import layers
+from shiftscope.errors import UntraceableError
 from shiftscope.graphs.positions import (
     BORDERS,
     Head,
@@ -29,7 +30,7 @@ from shiftscope.graphs.positions import (
 from shiftscope.graphs.sites import Pair, Site, TracedModel, pair
 from shiftscope.layers.polyphase import PolyphaseSampling, TakePhase
 
-__all__ = ["Geometry", "MapGeometry", "Subsampling", "call_name", "geometry_of"]
+__all__ = ["Geometry", "MapGeometry", "Reading", "Subsampling", "call_name", "geometry_of", "read_geometry"]
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,18 @@ def geometry_of(model: nn.Module) -> Geometry:
     ((2, 2), (8, 8), 'flatten')
     """
     return _Reader(TracedModel(model)).geometry()
+
+
+#: A model's geometry, or why its graph cannot be read.
+Reading = Geometry | UntraceableError
+
+
+def read_geometry(model: nn.Module) -> Reading:
+    """Return :func:`geometry_of` a model, or its error, for those who work without a graph too."""
+    try:
+        return geometry_of(model)
+    except UntraceableError as error:
+        return error
 
 
 class _Reader:

@@ -127,7 +127,7 @@ def measured(
         shifts[:some],
         fill=fill,
         device=device,
-        progress=lambda done, of: report(Stage("comparing every layer's maps", done, of or 0)),
+        report=report,
     ).layers
     values = {
         "test_accuracy": surveys.correct(outputs.reference, data.test.labels),
