@@ -201,8 +201,7 @@ def test_graph_of_the_model_is_read_once(traceable: bool) -> None:
 
 def test_step_that_makes_outputs_of_different_images_alike_adds_a_warning() -> None:
     """A head that weighs a bright spot by where it is; the mean knows only that there is one."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(256, 8)).eval()
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Flatten(), nn.Linear(256, 8, bias=False)).eval()
     nn.init.ones_(model[0].weight)
     nn.init.normal_(model[2].weight, generator=torch.Generator().manual_seed(0))
     spots = torch.zeros(16, 1, 16, 16)
