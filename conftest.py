@@ -1,4 +1,4 @@
-"""Set-up for all tests and doctests: axis names in annotations are enforced, and nothing outside a scratch folder is written."""
+"""Set-up for all tests and doctests: check axis names in annotations, and write only into a scratch folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook
 
 REAL_DATA = os.environ.get("SHIFTSCOPE_DATA")
 SOURCES = Path(__file__).parent / "src"
-#: These are also run on stand-ins for tensors, when a graph is traced, compiled or exported.
+#: Modules that also run on stand-ins for tensors, when a graph is traced, compiled or exported.
 TRACED = ("shiftscope.models.family", "shiftscope.layers.")
 MODULES = [".".join(path.relative_to(SOURCES).with_suffix("").parts) for path in SOURCES.rglob("*.py") if path.stem != "__init__"]
 install_import_hook([module for module in MODULES if not module.startswith(TRACED)], "beartype.beartype")
@@ -19,7 +19,7 @@ install_import_hook([module for module in MODULES if not module.startswith(TRACE
 
 @pytest.fixture(scope="session", autouse=True)
 def scratch_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder of the session's own, for the command line in other processes too."""
+    """Cache decoded images in a folder of this session, in other processes too."""
     folder = tmp_path_factory.mktemp("cache")
     before = os.environ.get("SHIFTSCOPE_CACHE")
     os.environ["SHIFTSCOPE_CACHE"] = str(folder)
@@ -32,13 +32,13 @@ def scratch_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the tests that ask for real data see its folder."""
+    """Hide the folder of real data from tests that do not ask for it."""
     monkeypatch.delenv("SHIFTSCOPE_DATA", raising=False)
 
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder with real MNIST and CIFAR-10, or a skip that says what to set."""
+    """Return the folder with real MNIST and CIFAR-10, or skip the test."""
     if not REAL_DATA or not (Path(REAL_DATA) / "mnist").is_dir():
         pytest.skip("needs MNIST and CIFAR-10 as parquet: set SHIFTSCOPE_DATA to their folder")
     return Path(REAL_DATA)

@@ -1,4 +1,4 @@
-"""What several tests use."""
+"""Jobs for executors, a model factory and modules without annotation checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shiftscope.errors import InputError
 
 
 def as_users_import_it(module: ModuleType) -> ModuleType:
-    """The module without the annotation checks that the tests add, so that its own checks are what answers."""
+    """Return a module without the annotation checks that the tests add, so that its own checks answer."""
     name = f"plain_{module.__name__.replace('.', '_')}"
     loader = SourceFileLoader(name, str(module.__file__))
     spec = importlib.util.spec_from_loader(name, loader)
@@ -30,26 +30,26 @@ def as_users_import_it(module: ModuleType) -> ModuleType:
     return plain
 
 
-def square(job: int, tell: Callable[[object], None]) -> int:
-    """For executors: tells the job twice."""
-    tell(("half", job))
-    tell(("whole", job))
+def square(job: int, report: Callable[[object], None]) -> int:
+    """Report two events and return the job squared."""
+    report(("half", job))
+    report(("whole", job))
     return job * job
 
 
-def who_and_how(job: int, tell: Callable[[object], None]) -> tuple[int, int]:
-    """The process and its number of threads."""
+def who_and_how(job: int, report: Callable[[object], None]) -> tuple[int, int]:
+    """Return the process and its number of threads."""
     time.sleep(0.5)
     return os.getpid(), torch.get_num_threads()
 
 
-def many_tensors(job: int, tell: Callable[[object], None]) -> dict[str, torch.Tensor]:
-    """As many tensors as a run's record holds."""
+def many_tensors(job: int, report: Callable[[object], None]) -> dict[str, torch.Tensor]:
+    """Return as many tensors as a run's record holds."""
     return {f"t{number}": torch.full((3,), float(number + job)) for number in range(60)}
 
 
-def die_once(job: tuple[str, int], tell: Callable[[object], None]) -> int:
-    """Is killed at the first try of one job."""
+def die_once(job: tuple[str, int], report: Callable[[object], None]) -> int:
+    """Die at the first try of job 1."""
     mark = Path(job[0]) / f"tried{job[1]}"
     if job[1] == 1 and not mark.exists():
         mark.touch()
@@ -57,24 +57,24 @@ def die_once(job: tuple[str, int], tell: Callable[[object], None]) -> int:
     return job[1]
 
 
-def die(job: int, tell: Callable[[object], None]) -> int:
-    """Is killed every time."""
+def die(job: int, report: Callable[[object], None]) -> int:
+    """Die at every try."""
     os.kill(os.getpid(), signal.SIGKILL)
     return job
 
 
-def fail(job: str, tell: Callable[[object], None]) -> None:
-    """Fails in the way that the job says."""
+def fail(job: str, report: Callable[[object], None]) -> None:
+    """Fail in the way that the job says."""
     raise {"input": InputError("do otherwise"), "disk": OSError(28, "No space left on device")}.get(job, ZeroDivisionError(job))
 
 
-def sleep(job: str, tell: Callable[[object], None]) -> None:
-    """Tells its process, then does not come to an end."""
-    tell(os.getpid())
+def sleep(job: str, report: Callable[[object], None]) -> None:
+    """Report the process, then run for ten minutes."""
+    report(os.getpid())
     time.sleep(600)
 
 
 def network() -> nn.Module:
-    """A factory of a small model for images of 20x20."""
+    """Return a small model for images of 20x20 (a factory)."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9 * 9, 10))

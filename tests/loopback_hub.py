@@ -1,4 +1,4 @@
-"""As much of the Hugging Face hub as its client asks for, served on loopback from a folder of files."""
+"""A minimal Hugging Face hub on the loopback interface, which serves a folder of files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(folder: Path, name: str) -> Iterator[str]:
-    """The hub's address, while it serves the folder's files as the data set of that name."""
+    """Serve a folder's files as the data set of a name for the duration; return the hub's address."""
     handler = type("Hub", (_Hub,), {"folder": folder, "name": name})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from loopback_hub import serving
 from pictures import pixels, png, write_parquet
@@ -20,6 +21,8 @@ from shiftscope.datasets import sources
 from shiftscope.datasets.dataset import DataSpec, load
 from shiftscope.datasets.sources import Source, read
 from shiftscope.errors import InputError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,7 @@ def test_parquet_files_give_exact_pixels_labels_and_class_names(local: Path) -> 
 def test_cache_is_used_until_the_files_change(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = get("pets", local)
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "_decode", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(sources, "open_splits", lambda _: pytest.fail("decoded again"))
         second = get("pets", local)
     assert second.checksum == first.checksum
     assert torch.equal(second.splits["train"].images, first.splits["train"].images)
@@ -96,6 +99,51 @@ def test_image_folder_gives_a_class_for_each_subfolder_and_mixes_grey_and_colour
     grey = source.splits["test"].images[source.splits["test"].labels == 0]
     assert torch.equal(grey[:, 0], grey[:, 2])
     assert sorted(grey[:, 0].sum((1, 2)).tolist()) == sorted(pixels(2, 8, 1, seed=2).sum((1, 2)).tolist())
+
+
+LAYOUTS = {
+    "classes": {"ant/1.png": "L", "ant/2.png": "RGB", "bee/1.png": "RGB", "bee/.hidden.png": "RGB", "__skipped/1.png": "RGB"},
+    "deep": {"photos/ant/1.png": "1", "photos/bee/1.png": "P"},
+    "folders of splits": {f"{split}/{name}/1.png": "RGBA" for split in ("train", "test") for name in ("ant", "bee")},
+    "other words": {f"{split}/{name}/1.jpg": "RGB" for split in ("training-set", "val 2") for name in ("ant", "bee")},
+    "file names": {f"{name}/{split}_1.png": "LA" for split in ("train", "test") for name in ("ant", "bee")},
+    "turned": {"ant/1.jpg": "turned", "ant/2.png": "RGB", "bee/1.png": "RGB"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_image_folders_are_decoded_as_by_the_datasets_library(layout: str, tmp_path: Path) -> None:
+    import datasets
+
+    folder = tmp_path / "pets"
+    for number, (name, mode) in enumerate(LAYOUTS[layout].items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(pixels(1, 8, 3, seed=number)[0])
+        exif = image.getexif()
+        if mode == "turned":
+            exif[0x0112] = 6  # by a quarter
+        image.convert("RGB" if mode == "turned" else mode).save(folder / name, exif=exif)
+    theirs = datasets.load_dataset("imagefolder", data_dir=str(folder), streaming=True)
+    ours = get(str(folder), image_size=6)
+    held_out = next((name for name in ("test", "validation") if name in theirs), None)
+    assert ours.classes == tuple(theirs["train"].features["label"].names)
+    assert list(ours.splits) == ["train", *(["test"] if held_out else [])]
+    for name, reference in (("train", "train"), ("test", held_out)):
+        if reference is None:
+            continue
+        rows = list(theirs[reference])
+        images = [ImageOps.fit(row["image"].convert("L" if row["image"].mode in ("1", "L") else "RGB"), (6, 6)) for row in rows]
+        expected = np.stack([np.asarray(image.convert("RGB")) for image in images])
+        assert ours.splits[name].labels.tolist() == [row["label"] for row in rows]
+        assert np.array_equal(ours.splits[name].images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy(), expected)
+
+
+def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/1.png", "c.png"):
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / name).write_bytes(png(pixels(1, 6, 1)[0]))
+    with pytest.raises(InputError, match="must hold two or more subfolders with images, one for each class"):
+        get(str(tmp_path / "pets"))
 
 
 def test_images_of_different_sizes_need_an_image_size(tmp_path: Path) -> None:
@@ -185,6 +233,7 @@ def test_unreachable_hub_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPat
         load(DataSpec(name="mnist"))
 
 
+@pytest.mark.slow
 def test_hub_data_set_is_downloaded_once_by_the_real_client(local: Path, tmp_path: Path) -> None:
     code = (
         "from shiftscope.datasets.sources import read\n"
@@ -228,6 +277,14 @@ def test_real_mnist_has_its_known_statistics(real_data: Path) -> None:
     }
     assert torch.bincount(source.splits["test"].labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert source.splits["train"].images.double().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mnist", pytest.param("cifar10", marks=pytest.mark.slow)])
+def test_real_data_has_the_checksum_and_origin_of_the_committed_records(name: str, real_data: Path) -> None:
+    source = get(name, real_data)
+    records = [json.loads(path.read_text()) for path in (ROOT / "results" / name / "runs").glob("*/record.json")]
+    found = {(record["provenance"]["data_sha256"], record["provenance"]["data"]) for record in records}
+    assert found == {(source.checksum, source.origin)}
 
 
 def test_cached_files_can_be_read_by_others(local: Path, empty_cache: Path) -> None:
