@@ -1,7 +1,7 @@
-"""Builds the site from the pages: ``make docs``, then open ``build/site/index.html``. Nothing in it asks the network.
+"""Build the site: ``make docs``, then open ``build/site/index.html``. Its pages load nothing from the network.
 
-The pages are written to be read in the repository too, so they link to files outside docs/. Each of those is taken along, at
-its place in the repository, and what it links to as well.
+The pages are read in the repository too, so they link to files outside docs/. The build copies each linked file to its place, and
+the files that it links to as well.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from shiftscope.report.content import Signal
 from shiftscope.theory import HOMOGENEOUS, KERNEL, SIGNAL
 
 ROOT = Path(__file__).parent.parent
-#: A link or image of a page to a file: what stands before it, the path, and a place in the file.
+#: A link or image in a page: the text before the path, the path, and an anchor in the file.
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")
-#: What a browser loads by itself, where it lies elsewhere.
+#: A tag that makes a browser load something from the network.
 LOADED = re.compile(r"""<(?:script|img|iframe|source|link)\b[^>]*?\b(?:src|href)=["']?(https?:)?//[^>]*>""")
-#: The theme would fetch this so that the search works on pages opened from disk; worker.js does.
+#: The theme loads this so that the search works on pages opened from disk; worker.js replaces it.
 SHIM = "https://unpkg.com/iframe-worker/shim"
 FETCHED = re.compile(r"""(?:url\(|@import )["']?((?:https?:)?//[^)"']*)""")
 CANONICAL = re.compile(r'rel="?(?:canonical|next|prev)"?')
 
 
 def assemble(target: Path) -> None:
-    """Copy the pages, and all that they link to, into a folder of their own; links between them lead there."""
+    """Copy the pages and every file that they link to into a folder, write the generated pages, and adapt the links."""
     shutil.rmtree(target, ignore_errors=True)
     waiting, known = sorted((ROOT / "docs").glob("*.md")), set()
     while waiting:
@@ -54,7 +54,7 @@ def assemble(target: Path) -> None:
 
 
 def lesson() -> str:
-    """The lesson of a study's report on a page of its own: the slides' signals, to be played with."""
+    """Return the page of the lesson: the signals of the paper's talk, for a reader to move."""
     signals = {
         "two values": SIGNAL.tolist(),
         "alike in pairs": HOMOGENEOUS.tolist(),
@@ -70,7 +70,7 @@ def lesson() -> str:
 
 
 def _linked(page: Path, text: str) -> Iterator[Path]:
-    """The files that a page links to."""
+    """Yield the files that a page links to."""
     for _, link, _ in LINK.findall(text):
         path = (page.parent / link).resolve()
         if path.is_file():
@@ -78,13 +78,13 @@ def _linked(page: Path, text: str) -> Iterator[Path]:
 
 
 def _place(source: Path) -> Path:
-    """Where a file of the repository stands among the pages: what is in docs/ at the top."""
+    """Return a file's path among the pages; files of docs/ are at the top."""
     path = source.relative_to(ROOT)
     return path.relative_to("docs") if path.parts[0] == "docs" else path
 
 
 def _with_links(page: Path, text: str) -> str:
-    """The page's text, its links as they must be among the assembled pages; what is no file of ours is left as it is."""
+    """Return the page's text with links to files adapted to the assembled pages; other links stay."""
 
     def moved(found: re.Match[str]) -> str:
         path = (page.parent / found[2]).resolve()
@@ -96,7 +96,7 @@ def _with_links(page: Path, text: str) -> str:
 
 
 def make_portable(site: Path) -> None:
-    """Let pages load our own file where the theme's would come from the network, and leave out the one that needs a server."""
+    """Load worker.js where the theme loads a script from the network, and remove the page that needs a server."""
     (site / "404.html").unlink()
     for page in site.rglob("*.html"):
         ours = Path(os.path.relpath(site / "worker.js", page.parent)).as_posix()
@@ -104,7 +104,7 @@ def make_portable(site: Path) -> None:
 
 
 def loaded_from_elsewhere(site: Path) -> list[str]:
-    """What pages would load from the network when they are looked at; links that a reader may follow do not count."""
+    """List what a browser would load from the network to show the pages; links that a reader may follow do not count."""
     found = []
     for page in sorted(site.rglob("*.html")):
         tags = (match[0] for match in LOADED.finditer(page.read_text()))
@@ -115,10 +115,10 @@ def loaded_from_elsewhere(site: Path) -> list[str]:
 
 
 def build(folder: Path = ROOT) -> Path:
-    """Assemble the pages in a folder that holds zensical.toml, build the site there, and look whether it stands by itself.
+    """Assemble the pages in a folder that holds zensical.toml, build the site there, and check that it needs no network.
 
     Raises:
-        RuntimeError: a page does not build, a link leads nowhere, or something would be loaded from the network.
+        RuntimeError: a page does not build, a link has no target, or a page would load something from the network.
     """
     site = folder / "build" / "site"
     assemble(folder / "build" / "pages")

@@ -1,4 +1,4 @@
-// A page that is opened from disk may not start a worker, and the search is one. Here it runs in an empty frame of the page instead.
+// Browsers let no page opened from disk start a worker, and the search is one: run it in an empty frame of the page instead.
 if (location.protocol === "file:") {
   window.Worker = class {
     constructor(address) {
