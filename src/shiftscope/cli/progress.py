@@ -44,13 +44,14 @@ def reporting(stage: str) -> Iterator[Report]:
         stage: what is going on until the first event, "loading the model".
     """
     console = Console(stderr=True)
+    narrow = Column(no_wrap=True, overflow="ellipsis")
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
-        BarColumn(bar_width=20),
-        Counted(),
-        TimeLeft(),
-        TextColumn("{task.fields[details]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.description}", markup=False, table_column=narrow),
+        BarColumn(bar_width=10),
+        Counted(Column(no_wrap=True)),
+        TimeLeft(Column(no_wrap=True)),
+        TextColumn("{task.fields[details]}", markup=False, table_column=narrow.copy()),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         yield ProgressDisplay(bars, stage).report

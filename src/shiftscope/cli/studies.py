@@ -56,12 +56,14 @@ def study(
     """
     with reporting("loading PyTorch") as tell:
         from shiftscope.runtime.processes import keep_freed_memory
+        from shiftscope.runtime.progress import Stage
         from shiftscope.studies.loading import load_study
         from shiftscope.studies.runner import run_study
 
         chosen = load_study(name, seeds=seeds, changes=_settings(changes))
         folder = out or DEFAULT_OUT / chosen.name
         keep_freed_memory()
+        tell(Stage("starting the runs", 0, 0))
         with resumable(folder, "runs"):
             table = run_study(
                 chosen,
