@@ -15,7 +15,7 @@ from shiftscope.estimates import Estimate, percentile_interval
 from shiftscope.studies.claims import CENTRED, Judgement, MeasuredCell, judge
 from shiftscope.studies.folder import StudyFolder
 from shiftscope.studies.spec import short
-from shiftscope.tables import Table
+from shiftscope.tables import Table, heading
 
 __all__ = ["CellComparison", "Comparison", "RankCorrelation", "compare", "rank_correlation"]
 
@@ -67,10 +67,10 @@ class RankCorrelation:
 
     def __str__(self) -> str:
         if self.value is None:
-            return f"{self.measure}: all cells are equal, so there is no rank correlation."
-        beside = "the source" if self.measure == self.source_measure else f"the source's {self.source_measure}"
+            return f"{heading(self.measure)}: all cells are equal, so there is no rank correlation."
+        beside = "the source" if self.measure == self.source_measure else f"the source's {heading(self.source_measure)}"
         numbers = f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-        return f"{self.measure}: Spearman's rank correlation with {beside} over {self.cells} cells {numbers}."
+        return f"{heading(self.measure)}: Spearman's rank correlation with {beside} over {self.cells} cells {numbers}."
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Comparison:
                 if name in printed:
                     row |= {f"source_{name}": cell.source.get(name), f"difference_{name}": cell.difference(name)}
             rows.append(row)
-        origin = f"source_...: as printed, {self.source}. " if printed else ""
+        origin = f"source: as printed, {self.source}; difference: ours minus the source's. " if printed else ""
         notes = [f"{origin}In brackets: 95 % intervals. {self._networks_note()}", *map(str, self.correlations), *self.damaged]
         return Table(f"{self.title}: beside the source", tuple(rows[0]), tuple(rows), tuple(notes))
 
