@@ -202,8 +202,8 @@ def test_a_half_done_study_has_tables_of_what_there_is(tmp_path: Path, monkeypat
     rows = (out / "table.csv").read_text().splitlines()
     assert sorted(row.split(",")[1] for row in rows[1:]) == ["1", "2"]
     text = (out / "table.md").read_text()
-    assert "Half done: 1 of 4 runs are not finished." in text
-    assert "1 to 2 trained networks a row" in text
+    assert "Unfinished study: 1 of 4 runs are missing." in text
+    assert "1 to 2 trained networks in each row" in text
     assert "One seed in some rows" in text
     shutil.rmtree(out / "runs")
     assert not read_folder(out).write_tables()
@@ -373,7 +373,7 @@ def test_shifts_beyond_the_margin_are_possible_when_asked_for_and_counted(tmp_pa
         padded = torch.nn.functional.pad(image[None], (6, 6, 6, 6))
         cut += int((translate(padded, steps[None]) > 0).sum() < (padded > 0).sum())
     assert 0 < cut < 60
-    assert any(f"cut some content of {cut / 60:.1%} of the test images" in note for note in table.notes)
+    assert any(f"cut content from {cut / 60:.1%} of the test images" in note for note in table.notes)
 
 
 def test_a_mean_coloured_canvas_is_not_counted_as_content(tmp_path: Path) -> None:

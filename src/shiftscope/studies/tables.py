@@ -1,8 +1,9 @@
-"""Build a study's tables from its records alone, so that a resumed study gives those of an uninterrupted one."""
+"""Build a study's tables from its records alone, so that a resumed study has the tables of an uninterrupted one."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,211 +13,243 @@ from shiftscope.estimates import Estimate, bootstrap, combine_draws, confidence_
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.files import write_text
 from shiftscope.runtime.provenance import joined
-from shiftscope.studies.measuring import CURVES, RESPONSES
-from shiftscope.studies.measuring import MEASURES as OF_OUTPUTS
+from shiftscope.studies.measuring import CURVES, RESPONSES, Curve
+from shiftscope.studies.measuring import MEASURES as OUTPUT_MEASURES
 from shiftscope.studies.records import Finished, Record
 from shiftscope.studies.spec import Study, short
-from shiftscope.tables import Table
+from shiftscope.tables import Table, heading
 
-FACTOR = "network.factor"
-#: So many trainings that missed their target are named below a table.
-NAMED = 6
 __all__ = ["curves", "gains", "layers", "summarise", "table_of"]
 
+FACTOR = "network.factor"
+#: The output measures that use one random shift of each image, and those that use every shift.
+ONE_SHIFT, EVERY_SHIFT = ("mcs", "mcs_centred", "top1_change"), ("mcs_all_shifts", "worst_case")
+#: A table's notes name so many of the trainings that missed their target.
+NAMED = 6
 
-def summarise(study: Study, cells: list[list[Finished]], out: Path) -> Table:
-    """Write a study's tables: ``table``, ``curves`` over the largest shift, and every layer's responses in ``layers``.
+#: The finished runs of each cell, in the study's order.
+Cells = Sequence[Sequence[Finished]]
+
+
+def summarise(study: Study, cells: Cells, out: Path) -> Table:
+    """Write a study's tables, as CSV and Markdown: ``table``, ``curves`` and ``layers``.
 
     Args:
-        study: whose cells these are, in its order.
-        cells: the finished runs of each.
+        study: the study.
+        cells: the finished runs of each cell, in the study's order.
         out: the study's folder.
 
     Returns:
-        the first of them.
+        the first of them, :func:`table_of`.
     """
-    sound = [[run for run in runs if run.record.training.status != "diverged"] for runs in cells]
+    measured = [_measured(runs) for runs in cells]
     table = table_of(study, cells)
-    for name, each in (("table", table), ("curves", curves(study, sound)), ("layers", layers(study, sound))):
+    for name, each in (("table", table), ("curves", curves(study, measured)), ("layers", layers(study, measured))):
         write_text(out / f"{name}.csv", each.to_csv())
         write_text(out / f"{name}.md", each.to_markdown())
     return table
 
 
-def table_of(study: Study, cells: list[list[Finished]]) -> Table:
-    """A row a cell, whatever of it is there: a cell without runs has empty places, and so has a measure that no record holds.
+def table_of(study: Study, cells: Cells) -> Table:
+    """Return a table with a row for each cell: settings, estimates, and the source's numbers.
+
+    A cell without runs has empty places, and so has a measure that no record has.
 
     Args:
-        study: whose cells these are, in its order.
-        cells: the finished runs of each.
+        study: the study.
+        cells: the finished runs of each cell, in the study's order.
     """
-    settings = study.combinations()
-    printed = [study.source_numbers(combination) for combination in settings]
-    extra = sorted({f"source_{name}" for row in printed for name in row})
+    source = [study.source_numbers(settings) for settings in study.combinations()]
     rows = [
-        {
-            **{short(path): _cell(value) for path, value in combination.items()},
-            **_numbers(runs),
-            **{f"source_{name}": value for name, value in numbers.items()},
-        }
-        for combination, runs, numbers in zip(settings, cells, printed, strict=True)
+        {**_settings(settings), **_numbers(_measured(runs)), **{f"source_{name}": value for name, value in numbers.items()}}
+        for settings, runs, numbers in zip(study.combinations(), cells, source, strict=True)
     ]
-    columns = (*(short(path) for path in study.axes()), "seeds", "train_accuracy", *OF_OUTPUTS, *extra)
-    every = [run.record for runs in cells for run in runs]
-    return Table(study.title, columns, tuple(rows), _notes(study, every), _origin(every))
+    printed = sorted({f"source_{name}" for numbers in source for name in numbers})
+    columns = (*map(short, study.axes()), "seeds", "train_accuracy", *OUTPUT_MEASURES, *printed)
+    records = [run.record for runs in cells for run in runs]
+    return Table(study.title, columns, tuple(rows), tuple(_notes(study, records)), _provenance(records))
 
 
-def curves(study: Study, cells: list[list[Finished]]) -> Table:
-    """MCS and top-1 change of each cell against the largest shift, from the shifts that were all measured.
+def curves(study: Study, cells: Cells) -> Table:
+    """Return each cell's measures against the largest shift, over all shifts up to it.
 
     Args:
-        study: whose cells these are, in its order.
-        cells: the finished runs of each, without those that diverged.
+        study: the study.
+        cells: the measured runs of each cell, in the study's order.
     """
     own = ("max_shift", "seeds", *CURVES)
-    rows, names = [], _names(study, own)
+    names = _setting_names(study, own)
+    rows = []
     for settings, runs in zip(study.combinations(), cells, strict=True):
-        found = {name: torch.stack([run.curves[name].means for run in runs]) for name in CURVES} if runs else {}
-        draws = {name: torch.stack([run.curves[name].deviations for run in runs]) for name in found}
-        for radius in range(len(found["mcs"][0]) if found else 0):
-            row: dict[str, Any] = {names[path]: _cell(value) for path, value in settings.items()}
-            row |= {"max_shift": radius, "seeds": len(runs)}
-            for name in CURVES:
-                means = found[name][:, radius, None]
-                value, drawn = float(means.double().mean()), means.double() + draws[name][:, radius].double()
-                low, high = confidence_interval(value, combine_draws(drawn), [variance_component(means)]).clip(
-                    *MEASURES[name].bounds
-                )
-                count = next(iter(runs[0].record.results.values())).count
-                row[name] = _estimate(value, (low, high), count, len(runs))
-            rows.append(row)
-    note = "Over all shifts up to the largest, of every test image. In brackets: 95 % intervals over networks and images."
+        count = next(iter(runs[0].record.results.values())).count if runs else 0
+        for radius in range(len(runs[0].curves["mcs"].means) if runs else 0):
+            row = _settings(settings, names) | {"max_shift": radius, "seeds": len(runs)}
+            rows.append(row | {name: _at_radius(name, [run.curves[name] for run in runs], radius, count) for name in CURVES})
+    note = "Over all shifts up to the largest, and every test image. In brackets: 95 % intervals over networks and images."
     return Table(f"{study.title}: against the largest shift", (*names.values(), *own), tuple(rows), (note,))
 
 
-def _names(study: Study, own: tuple[str, ...]) -> dict[str, str]:
-    """What the settings that cells have are called in a table with columns of its own, by path."""
-    return {path: path if short(path) in own else short(path) for path in study.axes()}
+def _at_radius(measure: str, several: Sequence[Curve], radius: int, count: int) -> Estimate:
+    """Return the estimate of a measure at one largest shift from the curves of several networks."""
+    means = torch.stack([curve.means[radius] for curve in several])[:, None].double()
+    deviations = torch.stack([curve.deviations[radius] for curve in several]).double()
+    value = float(means.mean())
+    ends = confidence_interval(value, combine_draws(means + deviations), [variance_component(means)])
+    return _estimate(value, ends.clip(*MEASURES[measure].bounds), count, len(several))
 
 
-def _estimate(value: float, ends: tuple[float, float], count: int, seeds: int) -> Estimate:
-    return Estimate(value, min(float(ends[0]), value), max(float(ends[1]), value), count=count, seeds=seeds)
-
-
-def layers(study: Study, cells: list[list[Finished]]) -> Table:
-    """What shifts did to each layer's maps, of each cell.
+def layers(study: Study, cells: Cells) -> Table:
+    """Return how each layer of each cell's networks responds to shifts.
 
     Args:
-        study: whose cells these are, in its order.
-        cells: the finished runs of each, without those that diverged.
+        study: the study.
+        cells: the measured runs of each cell, in the study's order.
     """
     own = ("seeds", "layer", "kind", "channels", "size", "stride", "pixels", *RESPONSES)
-    rows, images, names = [], 0, _names(study, own)
+    rows, names = [], _setting_names(study, own)
     for settings, runs in zip(study.combinations(), cells, strict=True):
         for number, layer in enumerate(runs[0].record.layers if runs else ()):
-            row: dict[str, Any] = {names[path]: _cell(value) for path, value in settings.items()}
-            row |= {"seeds": len(runs), "layer": layer.name, "kind": layer.kind, "channels": layer.channels}
-            row |= {"size": "x".join(map(str, layer.size)) if layer.factor else "", "stride": layer.stride[0]}
-            row["pixels"] = layer.factor[0] if layer.factor else None
-            for name in RESPONSES:
-                values = [run.responses[number][name] for run in runs if name in run.responses[number]]
-                row[name] = MEASURES[name].estimate_over_seeds(torch.stack(values)) if values else None
-                images = max(images, len(values[0]) if values else 0)
-            rows.append(row)
+            row = _settings(settings, names) | {"seeds": len(runs), "layer": layer.name, "kind": layer.kind}
+            row |= {"channels": layer.channels, "size": "x".join(map(str, layer.size)) if layer.factor else ""}
+            row |= {"stride": layer.stride[0], "pixels": layer.factor[0] if layer.factor else None}
+            rows.append(row | {name: _response(name, number, runs) for name in RESPONSES})
+    images = max((row[name].count for row in rows for name in RESPONSES if row[name] is not None), default=0)
     notes = (
-        f"Of the first {images} test images, each under its own shift. In brackets: 95 % intervals over networks and images.",
-        "similarity: the largest cosine over all displacements of the map, less what an empty canvas gives; movement: where it "
-        "is reached, in the map's positions and in pixels; in_place: the cosine without displacement; homogeneity: of the map in "
-        "front of a subsampling, at its stride; homogeneity_pooled: of what its window makes of that map.",
+        f"Over the first {images} test images, each under one random shift. In brackets: 95 % intervals over networks and "
+        "images. The response to an empty canvas is subtracted from each map first.",
+        *(f"{heading(name)}: {MEASURES[name].sentence}" for name in RESPONSES),
     )
     return Table(f"{study.title}: layer by layer", (*names.values(), *own), tuple(rows), notes)
 
 
-def gains(study: Study, cells: list[list[Finished]]) -> Table:
-    """What subsampling gains over factor 1, beside the homogeneity of what it subsamples, of each cell that has both.
+def _response(measure: str, layer: int, runs: Sequence[Finished]) -> Estimate | None:
+    values = [run.responses[layer][measure] for run in runs if measure in run.responses[layer]]
+    return MEASURES[measure].estimate_over_seeds(torch.stack(values)) if values else None
+
+
+def gains(study: Study, cells: Cells) -> Table:
+    """Return what subsampling gains over factor 1 in each cell, and the homogeneity of the maps it subsamples.
 
     Args:
-        study: whose cells these are, in its order.
-        cells: the finished runs of each, without those that diverged.
+        study: the study.
+        cells: the measured runs of each cell, in the study's order; only cells with runs at their factor and at factor 1 have a
+            row.
     """
-    settings = study.combinations()
-    dense = {_others(each): number for number, each in enumerate(settings) if each.get(FACTOR) == 1 and cells[number]}
+    combinations = study.combinations()
+    at_factor_1 = {
+        _without_factor(each): number for number, each in enumerate(combinations) if each.get(FACTOR) == 1 and cells[number]
+    }
     rows = []
-    for number, (each, runs) in enumerate(zip(settings, cells, strict=True)):
-        base = dense.get(_others(each))
+    for number, (settings, runs) in enumerate(zip(combinations, cells, strict=True)):
+        base = at_factor_1.get(_without_factor(settings))
         if base is None or base == number or not runs or not all("homogeneity" in run.values for run in runs):
             continue
-        ours, theirs = (torch.stack([run.values["mcs"] for run in several]) for several in (runs, cells[base]))
-        value = float(ours.double().mean() - theirs.double().mean())
-        draws = bootstrap(ours, group=number + 1) - bootstrap(theirs, group=base + 1)
-        low, high = confidence_interval(value, draws, [variance_component(ours), variance_component(theirs)])
-        row: dict[str, Any] = {short(path): _cell(value) for path, value in each.items()}
-        row["homogeneity"] = MEASURES["homogeneity"].estimate_over_seeds(torch.stack([run.values["homogeneity"] for run in runs]))
-        row["gain"] = _estimate(value, (low, high), ours.shape[1], len(runs))
-        rows.append(row)
+        homogeneity = torch.stack([run.values["homogeneity"] for run in runs])
+        row = _settings(settings) | {"homogeneity": MEASURES["homogeneity"].estimate_over_seeds(homogeneity)}
+        rows.append(row | {"gain": _gain((runs, number + 1), (cells[base], base + 1))})
     note = (
-        "gain: MCS less that of the same network at factor 1; homogeneity: the mean over its subsampling layers, of what they "
-        "subsample."
+        f"gain: {heading('mcs')} minus that of the same network at factor 1; {heading('homogeneity')}: the mean over the "
+        "network's subsampling layers, of the maps that they subsample."
     )
-    columns = (*(short(path) for path in study.axes()), "homogeneity", "gain")
+    columns = (*map(short, study.axes()), "homogeneity", "gain")
     return Table(f"{study.title}: homogeneity and gain", columns, tuple(rows), (note,))
 
 
-def _others(settings: dict[str, Any]) -> tuple[Any, ...]:
-    """All settings of a cell but its factor."""
-    return tuple(_cell(value) for path, value in settings.items() if path != FACTOR)
+def _gain(ours: tuple[Sequence[Finished], int], base: tuple[Sequence[Finished], int]) -> Estimate:
+    """Return the difference in mean cosine similarity of two cells, each given by its runs and its number for the bootstrap."""
+    (values, group), (others, other_group) = ((torch.stack([run.values["mcs"] for run in runs]), n) for runs, n in (ours, base))
+    value = float(values.double().mean() - others.double().mean())
+    draws = bootstrap(values, group=group) - bootstrap(others, group=other_group)
+    ends = confidence_interval(value, draws, [variance_component(values), variance_component(others)])
+    return _estimate(value, ends, values.shape[1], len(values))
 
 
-def _numbers(runs: list[Finished]) -> dict[str, Any]:
-    """A cell's estimates, over the runs that did not diverge."""
-    sound = [run for run in runs if run.record.training.status != "diverged"]
-    numbers: dict[str, Any] = {"seeds": len(sound)}
-    if sound:
-        numbers["train_accuracy"] = min(run.record.training.train_accuracy for run in sound)
-        held = set.intersection(*(set(run.values) for run in sound))
-        for name in OF_OUTPUTS:
-            if name in held:
-                numbers[name] = MEASURES[name].estimate_over_seeds(torch.stack([run.values[name] for run in sound]))
-    return numbers
+def _estimate(value: float, ends: Any, count: int, seeds: int) -> Estimate:
+    return Estimate(value, min(float(ends[0]), value), max(float(ends[1]), value), count=count, seeds=seeds)
 
 
-def _notes(study: Study, every: list[Record]) -> tuple[str, ...]:
-    if not every:
-        return ()
-    images = max((each.count for record in every for each in record.results.values()), default=0)
-    fewest, most = _networks_a_row(every)
-    seeds = f"{fewest} to {most}" if fewest < most else str(most)
-    over = f"{seeds} trained networks a row and {images} test images" if most > 1 else f"{images} test images, one network a row"
-    notes = [
-        f"In brackets: 95 % intervals over {over}. train_accuracy: of the worst network of the row. mcs and top1_change: each "
-        "image under one random shift; mcs_centred: the same of outputs less their mean over classes; mcs_all_shifts: under "
-        "every shift up to the largest; worst_case: right at every one."
-    ]
+def _measured(runs: Sequence[Finished]) -> list[Finished]:
+    """Return the runs whose training did not diverge."""
+    return [run for run in runs if run.record.training.status != "diverged"]
+
+
+def _settings(settings: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return a cell's settings by column, as text or numbers."""
+    return {names[path] if names else short(path): _plain(value) for path, value in settings.items()}
+
+
+def _setting_names(study: Study, taken: Sequence[str]) -> dict[str, str]:
+    """Return the columns of a study's settings by path; a setting whose short name is taken keeps its path."""
+    return {path: path if short(path) in taken else short(path) for path in study.axes()}
+
+
+def _without_factor(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(_plain(value) for path, value in settings.items() if path != FACTOR)
+
+
+def _plain(value: Any) -> str | int | float:
+    return value if isinstance(value, str | int | float) else str(value)
+
+
+def _numbers(runs: Sequence[Finished]) -> dict[str, Any]:
+    """Return the estimates of a cell from its measured runs."""
+    if not runs:
+        return {"seeds": 0}
+    shared = set.intersection(*(set(run.values) for run in runs))
+    return {
+        "seeds": len(runs),
+        "train_accuracy": min(run.record.training.train_accuracy for run in runs),
+        **{
+            name: MEASURES[name].estimate_over_seeds(torch.stack([run.values[name] for run in runs]))
+            for name in OUTPUT_MEASURES
+            if name in shared
+        },
+    }
+
+
+def _notes(study: Study, records: Sequence[Record]) -> Iterator[str]:
+    """Yield the sentences that a reader of a study's main table needs."""
+    if not records:
+        return
+    images = max((each.count for record in records for each in record.results.values()), default=0)
+    fewest, most = _networks_per_row(records)
+    networks = f"{fewest} to {most}" if fewest < most else str(most)
+    over = f"{images} test images, one network in each row"
+    if most > 1:
+        over = f"{networks} trained networks in each row and {images} test images"
+    one_shift, every_shift = (", ".join(map(heading, names)) for names in (ONE_SHIFT, EVERY_SHIFT))
+    yield (
+        f"In brackets: 95 % intervals over {over}. {heading('train_accuracy')}: of the worst network of the row. {one_shift}: "
+        f"each image under one random shift. {every_shift}: each image under every shift up to the largest."
+    )
     if fewest == 1:
         where = "One seed" if most == 1 else "One seed in some rows"
-        notes.append(f"{where}: the intervals say nothing about how much another training would differ.")
+        yield f"{where}: the intervals do not say how much another training would differ."
     if study.source and study.source.cells:
-        notes.append(f"source_...: as printed, {study.source.title}.")
-    if cut := max(record.cut for record in every):
-        notes.append(
-            f"The largest shifts exceed the margin of the canvas: they cut some content of {cut:.1%} of the test images."
-        )
-    if lacking := len(study.combinations()) * len(study.seeds) - len(every):
-        notes.append(f"Half done: {lacking} of {lacking + len(every)} runs are not finished.")
-    missed = sorted((record for record in every if record.training.status != "reached"), key=_train_accuracy)
+        yield f"source: as printed, {study.source.title}."
+    if cut := max(record.cut for record in records):
+        yield f"The largest shifts exceed the margin of the canvas: they cut content from {cut:.1%} of the test images."
+    if lacking := len(study.combinations()) * len(study.seeds) - len(records):
+        yield f"Unfinished study: {lacking} of {lacking + len(records)} runs are missing."
+    yield from _notes_on_targets(records)
+
+
+def _notes_on_targets(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a sentence for each training that missed its target, or for the worst of many."""
+    missed = sorted((record for record in records if record.training.status != "reached"), key=_train_accuracy)
     if more := missed[NAMED:]:
-        notes.append(
-            f"{len(missed)} of {len(every)} trainings missed their target. The worst are named here; the other {len(more)} came "
-            f"to {_train_accuracy(more[0]):.2%} of the training images and more, as their records tell."
+        yield (
+            f"{len(missed)} of {len(records)} trainings missed their target. The notes name the {NAMED} worst; the others have "
+            f"{_train_accuracy(more[0]):.2%} of the training images correct or more."
         )
-    notes += [f"Run {record.id} (seed {record.spec.seed}): {record.training.sentence}" for record in missed[:NAMED]]
-    return tuple(notes)
+    for record in missed[:NAMED]:
+        yield f"Run {record.id} (seed {record.spec.seed}): {record.training.sentence}"
 
 
-def _networks_a_row(every: list[Record]) -> tuple[int, int]:
-    """The least and the greatest number of networks that a row with any is known from."""
-    sound = [record.spec for record in every if record.training.status != "diverged"]
-    rows = Counter(spec.model_copy(update={"seed": 0}).model_dump_json() for spec in sound)
+def _networks_per_row(records: Sequence[Record]) -> tuple[int, int]:
+    """Return the smallest and the largest number of measured networks in a row that has any."""
+    specs = [record.spec for record in records if record.training.status != "diverged"]
+    rows = Counter(spec.model_copy(update={"seed": 0}) for spec in specs)
     return min(rows.values(), default=0), max(rows.values(), default=0)
 
 
@@ -224,15 +257,13 @@ def _train_accuracy(record: Record) -> float:
     return record.training.train_accuracy
 
 
-def _origin(every: list[Record]) -> dict[str, str]:
-    """What made the table, from the records: each distinct value, and the time all runs took together."""
-    if not every:
+def _provenance(records: Sequence[Record]) -> dict[str, str]:
+    """Return the records' provenance: each distinct value, the first start, and the time that all runs took."""
+    if not records:
         return {}
-    origin = joined([record.provenance for record in every])
-    origin["started"] = min(record.provenance["started"] for record in every)
-    origin["seconds"] = f"{sum(float(record.provenance['seconds']) for record in every):.1f} over {len(every)} runs"
-    return origin
-
-
-def _cell(value: Any) -> str | int | float:
-    return value if isinstance(value, str | int | float) else str(value)
+    seconds = sum(float(record.provenance["seconds"]) for record in records)
+    return {
+        **joined([record.provenance for record in records]),
+        "started": min(record.provenance["started"] for record in records),
+        "seconds": f"{seconds:.1f} over {len(records)} runs",
+    }
