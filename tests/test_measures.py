@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shiftscope.audits.scores import SCORES, MapOutputs, ViewOutputs
 from shiftscope.engine.outputs import Outputs
-from shiftscope.measures import MEASURES
+from shiftscope.measures import DEFINITIONS, MEASURES
 from shiftscope.shifts import grid
 from shiftscope.similarity import homogeneities, responses
 from shiftscope.surveys import centred, cosines, survey, top1_changes
@@ -36,17 +36,20 @@ def outputs_of(seed: int, scale: float) -> Outputs:
 extreme = given(seed=st.integers(0, 999), scale=st.sampled_from([0.0, 1e-3, 1.0, 1e3]))
 
 
-def test_registry_names_each_measure_once() -> None:
-    labels = [measure.label for measure in MEASURES.values()]
-    sentences = [measure.sentence for measure in MEASURES.values()]
-    assert len(set(labels)) == len(labels)
-    assert len(set(sentences)) == len(sentences)
-    assert all(name == measure.name for name, measure in MEASURES.items())
-    assert all(sentence[0].isupper() and sentence.endswith(".") for sentence in sentences)
+@pytest.mark.parametrize("field", ["name", "label", "sentence"])
+def test_registry_defines_each_measure_once(field: str) -> None:
+    values = [getattr(measure, field) for measure in DEFINITIONS]
+    assert len(set(values)) == len(values)
 
 
-@pytest.mark.parametrize("measure", MEASURES.values(), ids=lambda measure: measure.name)
-def test_share_has_bounds_of_a_share(measure) -> None:
+def test_registry_finds_measures_by_name() -> None:
+    assert [(name, measure) for name, measure in MEASURES.items()] == [(measure.name, measure) for measure in DEFINITIONS]
+
+
+@pytest.mark.parametrize("measure", DEFINITIONS, ids=lambda measure: measure.name)
+def test_definition_is_a_sentence_with_bounds(measure) -> None:
+    assert measure.sentence[0].isupper()
+    assert measure.sentence.endswith(".")
     assert measure.bounds[0] < measure.bounds[1]
     assert not measure.share or measure.bounds == (0.0, 1.0)
 

@@ -43,6 +43,12 @@ def test_json_has_short_names_and_estimates_as_objects() -> None:
     assert plain["rows"][1]["mcs"] is None
 
 
+def test_texts_names_measures_in_words_and_csv_by_short_name() -> None:
+    table = Table("t", ("measure",), ({"measure": "worst_case, radius 3"}, {"measure": "mcs"}))
+    assert table.texts() == [["correct at every shift, radius 3"], ["mean cosine similarity"]]
+    assert table.to_csv() == 'measure\n"worst_case, radius 3"\nmcs\n'
+
+
 def test_markdown_escapes_cells() -> None:
     page = Table("t", ("name",), ({"name": "a|b\nc"},)).to_markdown()
     assert "| a\\|b c |" in page

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shiftscope.estimates import Estimate, mean, mean_over_seeds, proportion, proportion_over_seeds
 
-__all__ = ["MEASURES", "Measure"]
+__all__ = ["DEFINITIONS", "MEASURES", "Measure"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Measure:
 
 COSINE = (-1.0, 1.0)
 LENGTH = (0.0, inf)
-_MEASURES = (
+#: Every measure, in the order of this file.
+DEFINITIONS = (
     # Outputs before and after a shift.
     Measure("mcs", "mean cosine similarity", "Cosine of the outputs before and after a shift.", COSINE),
     Measure(
@@ -180,5 +181,5 @@ _MEASURES = (
         None,
     ),
 )
-#: Every measure, by its short name.
-MEASURES: dict[str, Measure] = {measure.name: measure for measure in _MEASURES}
+#: The same by short name.
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in DEFINITIONS}

@@ -1,7 +1,7 @@
 """Tables: the one border between measuring and showing. A table knows no model, only rows, and what their columns are called.
 
 A cell is text, a number, an :class:`Estimate` or empty. The same table is printed and written as Markdown with headings in words,
-and as CSV and JSON with the short names of its columns.
+and as CSV and JSON with the short names. Measures are named in words, too, where they are cells of the column ``measure``.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Table:
         return [heading(column) for column in self.columns]
 
     def texts(self) -> list[list[str]]:
-        """Return the cells as they are printed, row by row."""
-        return [[_text(row.get(column)) for column in self.columns] for row in self.rows]
+        """Return the cells as they are printed, row by row; measures in words."""
+        return [[_text(column, row.get(column)) for column in self.columns] for row in self.rows]
 
     def to_csv(self) -> str:
         """Return comma-separated values in full precision; an estimate fills ``name``, ``name_low`` and ``name_high``."""
@@ -110,9 +110,12 @@ class Table:
         }
 
 
-def _text(cell: Cell) -> str:
+def _text(column: str, cell: Cell) -> str:
     if cell is None:
         return ""
+    if column == "measure":
+        name, comma, shifts = str(cell).partition(", ")  # "worst_case, radius 3"
+        return heading(name) + comma + shifts
     return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
 
 
