@@ -1,7 +1,7 @@
-"""torchvision and timm beside a PyTorch without CUDA.
+"""Import torchvision and timm, also with a PyTorch without CUDA.
 
-torchvision's wheel fails to import there, because two of its operators are registered by CUDA code only. Naming them before the
-import is enough: no test calls them.
+Without CUDA, torchvision's wheel fails to import, because only CUDA code registers two of its operators. Registering their names
+before the import is enough: no test calls them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ SIGNATURES = (
 
 
 @cache
-def _named() -> torch.library.Library:
+def _registered() -> torch.library.Library:
     names = torch.library.Library("torchvision", "FRAGMENT")
     for signature in SIGNATURES:
-        with suppress(RuntimeError):  # this PyTorch's torchvision brings it itself
+        with suppress(RuntimeError):  # this build of torchvision registers it
             names.define(signature)
     return names
 
 
 def torchvision_models() -> ModuleType:
-    """``torchvision.models``, or a skip that says what is missing."""
-    _named()
+    """Return ``torchvision.models``; skip the test where torchvision is not installed."""
+    _registered()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("torchvision", reason="needs torchvision (extra `zoo`)")
@@ -40,7 +40,7 @@ def torchvision_models() -> ModuleType:
 
 
 def timm() -> ModuleType:
-    """``timm``, or a skip that says what is missing."""
+    """Return ``timm``; skip the test where it is not installed."""
     torchvision_models()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

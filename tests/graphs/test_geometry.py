@@ -1,4 +1,4 @@
-"""Factors, fields, borders and heads are read from graphs as a reader would work them out."""
+"""Factors, receptive fields, borders and heads are read from graphs as one would by hand."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shiftscope import layers
-from shiftscope.errors import InputError
+from shiftscope.errors import UntraceableError
 from shiftscope.explanations.guarantee import guarantee_of
 from shiftscope.graphs.geometry import geometry_of
 from shiftscope.surgery import make_equivariant
 from zoo import timm, torchvision_models
 
 
-def seen_by(model: nn.Module, size: int, channels: int = 1) -> tuple[int, int]:
-    """Pixels that the middle position of a map sees, by the gradient of that position."""
+def extent_seen(model: nn.Module, size: int, channels: int = 1) -> tuple[int, int]:
+    """Return height and width of what the middle position of a map sees, by its gradient."""
     image = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0)).requires_grad_()
     out = model(image)
     out[0, :, out.shape[2] // 2, out.shape[3] // 2].sum().backward()
@@ -34,14 +34,14 @@ SPATIAL = {
 
 
 @pytest.mark.parametrize("name", SPATIAL)
-def test_the_receptive_field_is_where_the_gradient_is(name: str) -> None:
+def test_receptive_field_equals_the_extent_of_the_gradient(name: str) -> None:
     spatial = nn.Sequential(*SPATIAL[name])
     found = geometry_of(nn.Sequential(spatial, nn.Flatten(), nn.LazyLinear(2)))
-    assert found.last.receptive_field == seen_by(spatial, 61)
+    assert found.last.receptive_field == extent_seen(spatial, 61)
     assert found.head == "flatten"
 
 
-def test_a_shift_by_the_factor_moves_the_last_map_by_one_position() -> None:
+def test_shift_by_the_factor_moves_the_last_map_by_one_position() -> None:
     spatial = nn.Sequential(*SPATIAL["with filters"])
     found = geometry_of(nn.Sequential(spatial, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     image = torch.rand(1, 1, 70, 70, generator=torch.Generator().manual_seed(0))
@@ -70,7 +70,7 @@ class Branches(nn.Module):
         return self.head(maps.mean((2, 3)))
 
 
-def test_branches_gates_slices_and_functions_are_followed() -> None:
+def test_branches_gates_slices_and_functions_are_read() -> None:
     found = geometry_of(Branches())
     assert found.factor == (8, 8)
     assert found.last.receptive_field == (7, 7)
@@ -80,19 +80,19 @@ def test_branches_gates_slices_and_functions_are_followed() -> None:
     assert found.unknown == ()
 
 
-def test_polyphase_sampling_is_told_from_plain_strides() -> None:
+def test_polyphase_sampling_differs_from_plain_strides() -> None:
     found = geometry_of(make_equivariant(Branches(), skip=["main", "shortcut", "getitem"]).model)
     assert {each.polyphase for each in found.subsamplings} == {True, False}
     assert found.factor == (8, 8)
 
 
-def test_what_is_not_known_is_named() -> None:
+def test_unknown_operator_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2), nn.Flatten(), nn.LazyLinear(2))
     assert geometry_of(model).unknown == ("`1` (Upsample)",)
 
 
 class Placed(nn.Module):
-    """Scales channels, and, asked for, adds to each position its own weight, or looks at a part of the map only."""
+    """Scales channels, then does one thing that depends on the position."""
 
     def __init__(self, does: str) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Placed(nn.Module):
 
 
 @pytest.mark.parametrize("does", ["nothing", "adds", "adds later", "cuts", "mixes rows", "weighs"])
-def test_operators_that_treat_positions_unlike_are_not_taken_for_stationary(does: str) -> None:
+def test_operators_that_treat_positions_differently_are_unknown(does: str) -> None:
     torch.manual_seed(0)
     model = Placed(does)
     found = geometry_of(model)
@@ -129,7 +129,7 @@ def test_operators_that_treat_positions_unlike_are_not_taken_for_stationary(does
 
 
 class Through(nn.Module):
-    """A circular convolution, something done to its map, and a mean over positions; or heads beside each other."""
+    """A circular convolution, one operator on its map, and a mean over positions; or two heads."""
 
     def __init__(self, does: object) -> None:
         super().__init__()
@@ -162,11 +162,11 @@ class Through(nn.Module):
         ("two heads", "impossible"),
     ],
 )
-def test_what_treats_positions_unlike_guarantees_nothing(does: str, status: str) -> None:
+def test_operators_that_treat_positions_differently_guarantee_nothing(does: str, status: str) -> None:
     assert guarantee_of(Through(does)).status == status
 
 
-def test_slices_behind_an_ellipsis_and_pads_of_a_computed_size_are_read() -> None:
+def test_slices_after_an_ellipsis_and_pads_of_computed_size_are_read() -> None:
     class Sliced(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             more = images.shape[2] % 2
@@ -176,12 +176,12 @@ def test_slices_behind_an_ellipsis_and_pads_of_a_computed_size_are_read() -> Non
     assert geometry_of(Sliced()).factor == (2, 4)
 
 
-def test_an_untraceable_model_is_refused() -> None:
+def test_untraceable_model_is_refused() -> None:
     class Asks(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return images.flatten(1) if images.sum() > 0 else -images.flatten(1)
 
-    with pytest.raises(InputError, match="The graph of Asks cannot be traced"):
+    with pytest.raises(UntraceableError, match="The graph of Asks cannot be traced"):
         geometry_of(Asks())
 
 
@@ -191,11 +191,11 @@ def test_known_architectures_have_their_known_factor_and_head(name: str, head: s
     assert (found.factor, found.head, found.unknown) == ((16, 16) if name == "squeezenet1_1" else (32, 32), head, ())
 
 
-def test_an_adaptive_pool_to_several_positions_is_no_head() -> None:
+def test_adaptive_pool_to_several_positions_is_no_head() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3, 2), nn.AdaptiveAvgPool2d((7, 7)), nn.Flatten(), nn.Linear(98, 2))
     assert (geometry_of(model).head, geometry_of(model).factor) == ("flatten", (2, 2))
 
 
-def test_channels_that_come_last_are_told() -> None:
+def test_layout_with_channels_last_is_read() -> None:
     found = geometry_of(timm().create_model("convnext_atto", conv_mlp=False, num_classes=2).eval())
     assert {place.layout for place in found.maps.values() if place.has_positions} == {"channels first", "channels last"}
