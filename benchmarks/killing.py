@@ -1,8 +1,8 @@
-"""Kill a study at random moments, start it again each time, and compare its end with an undisturbed one, byte for byte.
+"""Kill a study at random moments, restart it each time, and compare its files with those of an undisturbed one, byte for byte.
 
     python benchmarks/killing.py [--kills 20] [--seeds 1] [--workers 2]
 
-On the digits, in processes. The whole process group is not killed but only the command, as the system does when memory runs out.
+The study of the digits, in worker processes. Only the command's own process is killed, as by a system that runs out of memory.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Kill, start again, compare, print."""
+    """Kill, restart, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--longest", type=float, default=20.0, help="seconds between a start and a kill, at most")
+    parser.add_argument("--longest", type=float, default=20.0, help="most seconds between a start and a kill")
     options = parser.parse_args()
     moments = random.Random(0)  # noqa: S311  # moments to kill at, no secrets
     with tempfile.TemporaryDirectory() as place:
@@ -43,7 +43,7 @@ def main() -> None:
             running.wait()
             finished = len(list(killed.rglob("record.json")))
             print(f"kill {kills}: {finished} runs finished", flush=True)
-            if early > 2:  # everything is done: begin anew
+            if early > 2:  # the study is finished: start over
                 for path in sorted(killed.rglob("*"), reverse=True):
                     path.rmdir() if path.is_dir() else path.unlink()
                 early = 0
