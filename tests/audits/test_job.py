@@ -277,7 +277,7 @@ def test_command_prints_table_and_json(here: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr()
     assert "mouton2020" in printed.out
     assert "70 images." in printed.out
-    assert "measuring images: 64 of 70" in printed.err
+    assert "measuring images  64/70" in printed.err
     assert main([*common, "--protocol", "mouton2020", "--json"]) == 0
     read = json.loads(capsys.readouterr().out)
     assert [row["measure"] for row in read["rows"]] == ["accuracy", "mcs", "top1_change"]
@@ -286,7 +286,7 @@ def test_command_prints_table_and_json(here: Path, capsys: pytest.CaptureFixture
 def test_command_runs_shards_and_merges_them(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["audit", "audited_models:grey", "--size", "16", "--images", "130", "--protocol", "mouton2020", "--out", "out"]
     assert main([*common, "--shard", "2/2"]) == 0
-    assert "Shard 2/2 is in out. Run the others" in capsys.readouterr().err
+    assert "Shard 2/2 is in out. Run the other shards" in capsys.readouterr().err
     assert main([*common, "--shard", "1/2"]) == 0
     first = capsys.readouterr().out
     assert "Saved in out: audit.json" in first
@@ -300,10 +300,10 @@ GREY = "audited_models:grey"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "`audit` needs a model, or a folder to --merge"),
-        ((GREY, "--merge", "x"), "`audit` needs a model, or a folder to --merge"),
-        ((GREY, "--shard", "1/2"), "`shard` needs a folder for its parts"),
-        ((GREY, "--shard", "one", "--out", "x"), "`shard` must be I/N, like 1/4, got 'one'"),
+        ((), "`audit` needs a model, or a folder to merge. Give one of MODEL and --merge"),
+        ((GREY, "--merge", "x"), "`audit` needs a model, or a folder to merge. Give one of MODEL and --merge"),
+        ((GREY, "--shard", "1/2"), "`shard` needs a folder for its blocks. Give the same --out to all shards"),
+        ((GREY, "--shard", "one", "--out", "x"), "`shard` must be I/N, got 'one'"),
         ((GREY, "--protocol", "zhang"), "there is no protocol 'zhang'"),
         ((GREY, "--size", "16", "--max-shift", "0"), "`max_shift` must be 1 or more"),
         ((GREY,), "The model does not say how large its input is: give `size`"),
@@ -334,7 +334,7 @@ def test_interrupted_command_says_how_to_resume(
     monkeypatch.setattr(job, "run_shard", stopped)
     with pytest.raises(SystemExit, match="130"):
         main(["audit", GREY, "--size", "16", "--out", "out"])
-    assert "Stopped. Finished blocks are in out; the same command goes on from there." in capsys.readouterr().err
+    assert "Stopped. Finished blocks are in out; run the same command again to resume." in capsys.readouterr().err
 
 
 def test_report_of_an_audit_agrees_with_its_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
