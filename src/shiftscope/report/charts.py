@@ -30,6 +30,8 @@ COLOURS = 6
 #: Approximate width of a character of a tick label.
 CHARACTER = 7.5
 Point = tuple[float, float]
+#: Left, top, right and bottom.
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def draw_chart(chart: Chart, width: float = WIDE) -> Drawing | None:
     for index, (name, group) in enumerate(lines.items()):
         # Lines are offset a little, so that equal values do not hide each other.
         offset = (index - (len(lines) - 1) / 2) * min(10.0, step / (len(lines) + 1))
-        colour, label = f"s{index % COLOURS}", name or "measured, 95 % interval"
+        colour, label = _line_class(index), name or "measured, 95 % interval"
         group = sorted(group, key=lambda row: values.index(row.get(chart.x)))
         at = [places[row.get(chart.x)] + offset for row in group]
         marks.append(_line(group, chart, axis, at, (colour, label)))
@@ -113,9 +115,8 @@ def draw_scatter(scatter: Scatter, width: float = WIDE) -> Drawing | None:
     marks.append(_tag("polyline", points=_path(path), class_="front"))
     for index, row in enumerate(rows):
         marks.append(_scatter_point(row, scatter, (horizontal, vertical), on_front=index in front))
-    # The names of a telephone's points are in their tips alone.
-    for index, (x, y) in zip(front, path, strict=True) if width == WIDE else ():
-        marks.append(_point_name(row_name(rows[index], scatter.names), x, y, above=front.index(index) % 2 == 0))
+    if width == WIDE:  # a telephone shows the names in tips alone
+        marks += _point_names(path, [row_name(rows[index], scatter.names) for index in front], width)
     title = f"{heading(scatter.y)} against {heading(scatter.x)}"
     legend = (("s0", "no other is better on both"), ("beaten", "another is better on both"))
     return Drawing(_svg(title, width, HEIGHT, *marks), legend)
@@ -134,6 +135,8 @@ class _Axis:
         last = -floor(-(high + reach * 0.04) / step)
         if low >= 0:
             first = max(first, 0)
+        if low >= -1 > first * step:
+            first = floor(-1 / step)  # cosines end at -1
         if high <= 1 < last * step:
             last = -floor(-1 / step)  # shares and cosines end at 1
         self.ticks = [index * step for index in range(first, last + 1)]
@@ -209,11 +212,16 @@ def _line(rows: list[Row], chart: Chart, axis: _Axis, places: list[float], look:
     return _tag("g", *marks)
 
 
+def _line_class(index: int) -> str:
+    """Return the class of a line's marks: its colour, and dashes when the colours are used up."""
+    return f"s{index % COLOURS}{' dashed' if index >= COLOURS else ''}"
+
+
 def _source(row: Row, chart: Chart, axis: _Axis, x: float, lines: list[str]) -> Markup:
     """Draw the source's number as a hollow square, in the colour of its line."""
     cell = row.get(f"source_{chart.measure}")
     name = row_name(row, chart.series)
-    colour = f" s{lines.index(name) % COLOURS}" if name in lines and len(lines) > 1 else ""
+    colour = f" {_line_class(lines.index(name))}" if name in lines and len(lines) > 1 else ""
     tip = f"the source\n{row_name(row, (*chart.series, chart.x))}\n{heading(chart.measure)} {_number_text(cell)}"
     y = axis.at(_value(cell))
     return _tag("rect", x=x - 5, y=y - 5, width=10, height=10, class_=f"printed{colour}", data_tip=tip)
@@ -281,10 +289,25 @@ def _scatter_point(row: Row, scatter: Scatter, axes: tuple[_Axis, _Axis], *, on_
     )
 
 
-def _point_name(name: str, x: float, y: float, *, above: bool) -> Markup:
-    """Write a point's name on the side where a wide drawing has room."""
-    offset, anchor = (-11, "end") if x > WIDE * 0.6 else (11, "start")
-    return _text(name, x + offset, y - 10 if above else y + 20, "name", anchor)
+def _point_names(points: list[Point], names: list[str], width: float) -> list[Markup]:
+    """Write the points' names beside them, at the first of four corners where a name covers neither a point nor another name."""
+    marks: list[Markup] = []
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    for (x, y), name in zip(points, names, strict=True):
+        length = len(name) * CHARACTER
+        # Left, upper edge, right and lower edge of each candidate.
+        corners = [(left, y + dy - 12, left + length, y + dy) for dy in (-10, 20) for left in (x + 11, x - 11 - length)]
+        inside = [box for box in corners if LEFT < box[0] and box[2] < width - RIGHT] or corners
+        free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
+        box = (free or inside)[0]
+        taken.append(box)
+        anchor, place = ("start", box[0]) if box[0] > x else ("end", box[2])
+        marks.append(_text(name, place, box[3], "name", anchor))
+    return marks
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _value(cell: Cell) -> float:

@@ -200,6 +200,9 @@ shiftscope.Panel = class {
       this.number = Number(this.select.value);
       this.player.choose(this.player.image);
     });
+    this.name = make("p", "fullname");
+    this.name.dir = "auto";
+    this.name.setAttribute("aria-hidden", "true");
     this.predicted = make("span", "class");
     this.before = make("span", "before");
     this.cosine = make("b");
@@ -218,7 +221,7 @@ shiftscope.Panel = class {
     });
     this.note = make("p", "mapnote");
     const similarity = make("p", "cosine", "cosine similarity ", this.cosine);
-    this.element = make("div", "network", "", this.select, make("div", "prediction", "", this.predicted, this.before), similarity, this.bars, box, this.note);
+    this.element = make("div", "network", "", this.select, this.name, make("div", "prediction", "", this.predicted, this.before), similarity, this.bars, box, this.note);
   }
 
   outputs() {
@@ -227,6 +230,7 @@ shiftscope.Panel = class {
 
   /** Draw what depends on the image and the network but not on the shift: the bars' classes, the map and its lattice. */
   chooseImage() {
+    this.name.textContent = this.outputs().name;
     this.makeBars();
     this.drawMap();
     this.drawLattice();

@@ -115,10 +115,7 @@ def _curves(results: StudyFolder, table: Table) -> list[Section]:
     caption += "; hollow squares are the source's numbers." if _has(table, "source_mcs") else "."
     curves: list[Section] = [Chart(_title("mcs", "of the outputs before and after a shift"), caption, table, x, "mcs", series)]
     if _has(table, "mcs_centred"):
-        caption = (
-            "The mean over classes is subtracted from the outputs first: it does not affect the prediction, and training does "
-            "not control it."
-        )
+        caption = "The mean over classes is subtracted from the outputs first; neither the prediction nor the loss depends on it."
         curves.append(Chart(_title("mcs_centred"), caption, table, x, "mcs_centred", series))
     return curves
 
