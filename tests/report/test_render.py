@@ -84,6 +84,29 @@ def test_scatter_marks_every_row_with_both_numbers() -> None:
     assert tips(scatter) == expected
 
 
+def test_names_of_close_points_do_not_overlap() -> None:
+    rows = tuple({"kind": f"kind {place}", "mcs": 0.6 + 0.01 * place, "accuracy": 0.9 - 0.001 * place} for place in range(4))
+    text = drawn_wide(Scatter("S", "", Table("T", ("kind", "mcs", "accuracy"), rows), "mcs", "accuracy", ("kind",)))
+    places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="name"', text)
+    assert len(places) == 4
+    for number, (x, y) in enumerate(places):
+        assert all(abs(float(x) - float(a)) > 40 or abs(float(y) - float(b)) > 11 for a, b in places[:number])
+
+
+def test_lines_beyond_the_colours_are_dashed() -> None:
+    rows = tuple({"kind": f"kind {place}", "factor": factor, "mcs": 0.1 * place} for place in range(7) for factor in (1, 2))
+    text = drawn_wide(Chart("C", "", Table("T", ("kind", "factor", "mcs"), rows), "factor", "mcs", ("kind",)))
+    assert text.count('class="line s0 dashed"') == text.count('class="line s0"') == 1
+
+
+@pytest.mark.parametrize(("values", "ends"), [((-0.95, 0.8), (-1, 1)), ((0.02, 0.9), (0, 1))])
+def test_axis_of_cosines_ends_at_their_bounds(values: tuple[float, float], ends: tuple[int, int]) -> None:
+    rows = tuple({"factor": factor, "mcs": value} for factor, value in enumerate(values))
+    text = drawn_wide(Chart("C", "", Table("T", ("factor", "mcs"), rows), "factor", "mcs"))
+    ticks = [float(tick) for tick in re.findall(r'class="tick" text-anchor="end">([^<]*)<', text)]
+    assert (ticks[0], ticks[-1]) == ends
+
+
 def test_chart_over_words_has_points_but_no_line() -> None:
     assert "<polyline" not in drawn_wide(Chart("C", "", WORDS, "variant", "mcs"))
     assert "<polyline" in drawn_wide(CHART)

@@ -290,19 +290,18 @@ def _scatter_point(row: Row, scatter: Scatter, axes: tuple[_Axis, _Axis], *, on_
 
 
 def _point_names(points: list[Point], names: list[str], width: float) -> list[Markup]:
-    """Write the points' names beside them, at the first of four corners where a name covers neither a point nor another name."""
+    """Write the points' names beside or below them, at the first place where a name covers neither a point nor another name."""
     marks: list[Markup] = []
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
     for (x, y), name in zip(points, names, strict=True):
         length = len(name) * CHARACTER
-        # Left, upper edge, right and lower edge of each candidate.
-        corners = [(left, y + dy - 12, left + length, y + dy) for dy in (-10, 20) for left in (x + 11, x - 11 - length)]
-        inside = [box for box in corners if LEFT < box[0] and box[2] < width - RIGHT] or corners
+        places = [(left, y + dy - 12, left + length, y + dy) for dy in (-10, 20, 38, 56) for left in (x + 11, x - 11 - length)]
+        inside = [box for box in places if box[0] > LEFT and box[2] < width - RIGHT] or places
         free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
         box = (free or inside)[0]
         taken.append(box)
-        anchor, place = ("start", box[0]) if box[0] > x else ("end", box[2])
-        marks.append(_text(name, place, box[3], "name", anchor))
+        anchor, edge = ("start", box[0]) if box[0] > x else ("end", box[2])
+        marks.append(_text(name, edge, box[3], "name", anchor))
     return marks
 
 
