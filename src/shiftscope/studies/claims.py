@@ -131,6 +131,12 @@ def judge(claim: Claim, cells: Sequence[MeasuredCell]) -> Judgement:
     Args:
         claim: the claim.
         cells: all cells of the study. A claim is not judged on a part of the cells that it is about.
+
+    >>> import torch
+    >>> cells = [MeasuredCell({"network.factor": f}, {"mcs": torch.full((1, 50), 0.1 * f)}, number=f) for f in (1, 4)]
+    >>> claim = Claim(text="MCS rises", of={"network.factor": (4,)}, less={"network.factor": (1,)})
+    >>> str(judge(claim, cells)), str(judge(claim, cells[:1]))
+    ('holds', 'not in this study: factor 4')
     """
     of, less = _selected(cells, claim.of), _selected(cells, claim.less)
     absent = _absent(cells, claim.of) or _absent(cells, claim.less or {})

@@ -30,7 +30,7 @@ def load_study(name: str, *, seeds: int | None = None, changes: Mapping[str, Any
 
     Args:
         name: of a study in the package (``digits``, ``mnist``, ...), or the path of a TOML file.
-        seeds: train so many networks for each cell, with seeds from 0, instead of the file's.
+        seeds: the number of networks to train for each cell, with seeds from 0; by default the file's seeds.
         changes: settings that replace the file's, ``{"data.train_images": 12000}``. If the grid varies the setting, the value,
             or each of a list of values, replaces the grid's values. ``variant`` selects variants.
 
