@@ -212,7 +212,15 @@ def from_sums(
     shifts: Shaped[Tensor, "shift 2"],
     right: Bool[Tensor, " image"] | None,
 ) -> Survey:
-    """Return a survey from values per image and sums over images; :class:`Survey` describes the arguments."""
+    """Return a survey from values per image and sums over images.
+
+    Args:
+        values: (measure, over) -> [image], each image's value over those shifts.
+        sums: measure -> [shift], sum over images.
+        squares: measure -> [shift], sum over images of the square.
+        shifts: [shift, 2], (dy, dx) in pixels.
+        right: [image], whether the unshifted image is classified correctly; None without labels.
+    """
     count = len(next(iter(values.values())))
     return Survey(
         values=values,

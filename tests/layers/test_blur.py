@@ -196,6 +196,7 @@ def test_layer_under_autocast_keeps_dtype_and_values(layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_layer_compiled_equals_eager(layer: nn.Module) -> None:
     maps = randoms(3, 4, 9, 8, dtype=torch.float32)

@@ -47,7 +47,7 @@ def network(kind: str, stride: int, filter_size: int, seed: int) -> nn.Module:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     kind=st.sampled_from(["aps", "lps"]),
     stride=st.integers(2, 4),
@@ -152,6 +152,7 @@ def test_adaptive_sampling_gives_gradient_to_chosen_phase_only() -> None:
 
 
 @pytest.mark.parametrize("kind", ["aps", "lps"])
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_sampling_compiled_exported_and_in_onnxruntime_equals_eager(kind: str, tmp_path: Path) -> None:
     layer = sampling(kind, 3, 2, 3).float()

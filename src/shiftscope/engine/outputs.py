@@ -34,7 +34,7 @@ from shiftscope.engine.checks import (
     device_of,
     evaluating,
 )
-from shiftscope.engine.dense import Method, choose
+from shiftscope.engine.dense import Dense, Method, choose
 from shiftscope.engine.direct import DIRECT_BATCH, Canvas, Direct
 from shiftscope.errors import InputError
 from shiftscope.shifts import Mode
@@ -154,21 +154,26 @@ def stream_outputs(
     direct = Direct(model, canvas, torch.device(device) if device else device_of(model), batch_size or DIRECT_BATCH)
     with evaluating(model), torch.inference_mode():
         dense, reason = choose(direct, first, shifts, method=method, batch_size=batch_size)
-    unshifted = _unshifted(shifts)
     for number, batch in enumerate(chain([first], batches)):
         if number and shifts.ndim == 3:
             raise InputError("`images` must be one batch where each image has shifts of its own.")
         check_images(batch, canvas.size)
-        start = 0
-        while start < len(batch):
-            part = batch[start : start + (dense or direct).batch_size]
-            steps = shifts if shifts.ndim == 2 else shifts[start : start + len(part)]
-            start += len(part)
-            # Left before each yield, so that neither mode reaches the caller's code.
-            with evaluating(model), torch.inference_mode():
-                values = dense(part) if dense else direct(part, steps)
-                reference = direct.reference(part) if unshifted is None else values[:, unshifted]
-            yield Outputs(values.clone(), reference.clone(), steps, "dense" if dense else "direct", reason)
+        for steps, values, reference in _blocks(batch, shifts, direct, dense):
+            yield Outputs(values, reference, steps, "dense" if dense else "direct", reason)
+
+
+def _blocks(batch: Tensor, shifts: Tensor, direct: Direct, dense: Dense | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield shifts, outputs and unshifted outputs of a batch, a block of images at a time."""
+    unshifted, start = _unshifted(shifts), 0
+    while start < len(batch):
+        part = batch[start : start + (dense or direct).batch_size]
+        steps = shifts if shifts.ndim == 2 else shifts[start : start + len(part)]
+        start += len(part)
+        # Left before each yield, so that neither mode reaches the caller's code.
+        with evaluating(direct.model), torch.inference_mode():
+            values = dense(part) if dense else direct(part, steps)
+            reference = direct.reference(part) if unshifted is None else values[:, unshifted]
+        yield steps, values.clone(), reference.clone()
 
 
 def track(blocks: Iterable[Outputs], progress: Callable[[int], None]) -> Iterator[Outputs]:
