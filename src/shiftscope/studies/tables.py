@@ -217,9 +217,9 @@ def _notes(study: Study, records: Sequence[Record]) -> Iterator[str]:
     over = f"{images} test images, one network in each row"
     if most > 1:
         over = f"{networks} trained networks in each row and {images} test images"
-    one_shift, every_shift = (", ".join(map(heading, names)) for names in (ONE_SHIFT, EVERY_SHIFT))
+    one_shift, every_shift = (" and ".join(f"'{heading(name)}'" for name in names) for names in (ONE_SHIFT, EVERY_SHIFT))
     yield (
-        f"In brackets: 95 % intervals over {over}. {heading('train_accuracy')}: of the worst network of the row. {one_shift}: "
+        f"In brackets: 95 % intervals over {over}. '{heading('train_accuracy')}': of the worst network of the row. {one_shift}: "
         f"each image under one random shift. {every_shift}: each image under every shift up to the largest."
     )
     if fewest == 1:
