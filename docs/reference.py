@@ -30,7 +30,7 @@ WIDTH = 100
 
 def commands() -> str:
     """Return the page of all commands, as cyclopts writes it from their help."""
-    return app.generate_docs() + "\n"
+    return f"{app.generate_docs()}\n\n{app.help_epilogue}\n"
 
 
 def python() -> str:

@@ -26,7 +26,9 @@ app = App(
 MODELS = Group("Any model", sort_key=1)
 STUDIES = Group("Studies: train and measure networks", sort_key=2)
 THEORY = Group("Learn and check", sort_key=3)
-app.register_install_completion_command(group=Group("This program", sort_key=4))
+PROGRAM = Group("This program", sort_key=4)
+app.register_install_completion_command(group=PROGRAM)
+app["--help"].group = app["--version"].group = PROGRAM
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,7 +19,7 @@ DEFAULT_OUT = Path("studies")
 WRITTEN = ("table.md", "table.csv", "curves.csv", "layers.csv", "figure.png", "report.html", "runs/")
 
 
-@app.command(group=STUDIES)
+@app.command(group=STUDIES, sort_key=1)
 def study(
     name: str = "digits",
     *,
@@ -107,7 +107,7 @@ def _write_report(folder: Path, options: PageOptions, out: Path | None = None) -
         return write_report(folder, out=out, data_dir=options.data_dir, device=options.torch_device(), report=tell)
 
 
-@app.command(group=STUDIES)
+@app.command(group=STUDIES, sort_key=2)
 def report(
     folder: Path,
     *,
@@ -135,7 +135,7 @@ def report(
     print(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))
 
 
-@app.command(group=STUDIES)
+@app.command(group=STUDIES, sort_key=5)
 def figures(
     folder: Path,
     *,
@@ -163,7 +163,7 @@ def figures(
     print(f"Saved in {target}: {', '.join(written) or 'nothing'}.")
 
 
-@app.command(name="open", group=STUDIES)
+@app.command(name="open", group=STUDIES, sort_key=3)
 def open_report(folder: Path) -> None:
     """Show the page of a study or an audit in the browser.
 
@@ -181,7 +181,7 @@ def open_report(folder: Path) -> None:
         raise InputError("no browser could be started here.", f"Open {path} in one yourself.")
 
 
-@app.command(group=STUDIES)
+@app.command(group=STUDIES, sort_key=4)
 def compare(folder: Path, *, as_json: AsJson = False) -> None:
     """Show a study's numbers beside those of the paper it repeats, and test what the paper claims.
 
