@@ -159,7 +159,7 @@ def test_images_of_different_sizes_need_an_image_size(tmp_path: Path) -> None:
 def test_truncated_parquet_file_is_named(local: Path) -> None:
     path = local / "pets" / "test.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"test.parquet is not a whole parquet file .* Copy it again"):
+    with pytest.raises(InputError, match=r"test.parquet is not a complete parquet file .* Copy it again"):
         get("pets", local)
 
 

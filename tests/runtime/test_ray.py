@@ -26,6 +26,7 @@ from small import SMALL
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc"),
     pytest.mark.filterwarnings("default"),  # Ray's own
 ]
@@ -131,7 +132,7 @@ def test_older_records_are_measured_again_and_not_trained_again(cluster: Any, tm
     assert "Epoch" not in {type(event).__name__ for event in told}
 
 
-def test_shards_of_an_audit_add_up_to_the_whole_on_the_cluster(cluster: Any, tmp_path: Path) -> None:
+def test_shards_of_an_audit_on_the_cluster_equal_one_run(cluster: Any, tmp_path: Path) -> None:
     spec = AuditSpec(model="helpers:network", size=20, images=150, protocols=("mouton2020", "every-shift"), max_shift=2)
     whole = run_shards(spec, Processes(1), shards=1)
     several = run_shards(spec, Ray(), shards=3, out=tmp_path / "out")
@@ -143,9 +144,9 @@ def test_shards_of_an_audit_add_up_to_the_whole_on_the_cluster(cluster: Any, tmp
     ("make", "told"),
     [
         (lambda: Ray(workers=0), "`workers` must be 1 or more, got 0"),
-        (lambda: Ray(address="127.0.0.1:1", workers=2), "`workers` sizes a cluster that is started here"),
-        (lambda: Ray(gpus=-1.0), "`gpus` must be a share from 0 to 1, or whole GPUs, got -1"),
-        (lambda: Ray(gpus=1.5), "`gpus` must be a share from 0 to 1, or whole GPUs, got 1.5"),
+        (lambda: Ray(address="127.0.0.1:1", workers=2), "`workers` sets the size of a cluster that is started here"),
+        (lambda: Ray(gpus=-1.0), "`gpus` must be a share from 0 to 1 or a whole number of GPUs, got -1"),
+        (lambda: Ray(gpus=1.5), "`gpus` must be a share from 0 to 1 or a whole number of GPUs, got 1.5"),
     ],
 )
 def test_impossible_numbers_are_refused(make: Any, told: str) -> None:
@@ -153,7 +154,7 @@ def test_impossible_numbers_are_refused(make: Any, told: str) -> None:
         make()
 
 
-def test_the_command_starts_a_cluster_of_its_own_and_ends_it(tmp_path: Path) -> None:
+def test_command_starts_its_own_cluster_and_stops_it(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL.replace("seeds = 2", "seeds = 1").replace("[1, 4]", "[4]"))
     command = [sys.executable, "-m", "shiftscope", "study", "small.toml", "--executor", "ray", "--workers", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -42,14 +42,14 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(ours[name], each) for name, each in other.state_dict().items())
 
 
-def told(training: Training) -> list[tuple[object, ...]]:
+def history(training: Training) -> list[tuple[object, ...]]:
     """Return every epoch without its times."""
     return [
         (each.epoch, each.loss, each.train_accuracy, each.validation_accuracy, each.validation_loss) for each in training.epochs
     ]
 
 
-@pytest.mark.parametrize("quick", [False, True], ids=["PyTorch's pools", "compiled pools"])
+@pytest.mark.parametrize("fast", [False, True], ids=["PyTorch's pools", "compiled pools"])
 @pytest.mark.parametrize(
     ("spec", "settings"),
     [
@@ -61,19 +61,19 @@ def told(training: Training) -> list[tuple[object, ...]]:
     ids=["adam", "sgd, decaying", "bf16, shifted", "random layers"],
 )
 def test_interrupted_training_ends_in_the_same_weights(
-    tmp_path: Path, spec: NetworkSpec, settings: dict[str, object], quick: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, spec: NetworkSpec, settings: dict[str, object], fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shiftscope.training.loop.IMAGES_WORTH_COMPILING", 0 if quick else 10**9)
-    whole, expected = fit(None, spec=spec, **settings)
+    monkeypatch.setattr("shiftscope.training.loop.IMAGES_WORTH_COMPILING", 0 if fast else 10**9)
+    uninterrupted, expected = fit(None, spec=spec, **settings)
     path = tmp_path / "checkpoint.safetensors"
     for end_after in (3, 6):  # the interrupted epoch is lost: the next session repeats it
         with pytest.raises(TrainingEndedError):
             fit(Checkpoint(path, seconds=0.0), spec=spec, end_after=end_after, **settings)
     resumed, model = fit(Checkpoint(path, seconds=0.0), spec=spec, **settings)
     assert resumed.resumed_after == 5
-    assert whole.resumed_after == 0
-    assert told(resumed) == told(whole)
-    assert (resumed.best_epoch, resumed.sentence) == (whole.best_epoch, whole.sentence)
+    assert uninterrupted.resumed_after == 0
+    assert history(resumed) == history(uninterrupted)
+    assert (resumed.best_epoch, resumed.sentence) == (uninterrupted.best_epoch, uninterrupted.sentence)
     assert same(model, expected)
 
 
@@ -123,7 +123,7 @@ def test_checkpoint_of_another_device_is_reported(tmp_path: Path) -> None:
     with pytest.raises(TrainingEndedError):
         fit(Checkpoint(path, seconds=0.0), end_after=3)
     with safe_open(path, framework="pt") as file:
-        told = json.loads(file.metadata()["standing"]) | {"device": "cuda"}
-    save_file(load_file(path), path, metadata={"standing": json.dumps(told)})
+        metadata = json.loads(file.metadata()["standing"]) | {"device": "cuda"}
+    save_file(load_file(path), path, metadata={"standing": json.dumps(metadata)})
     with pytest.warns(UserWarning, match=r"it was trained on cuda, and this is cpu\); training starts from the beginning"):
         fit(Checkpoint(path, seconds=0.0))

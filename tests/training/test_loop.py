@@ -49,7 +49,7 @@ def test_same_seed_gives_the_same_weights_bit_for_bit(precision: str, translate:
 
 
 def test_compiled_pools_are_used_where_faster_and_give_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, quick, swapped = fresh(), fresh(), []
+    plain, fast, swapped = fresh(), fresh(), []
 
     @contextmanager
     def noticed(model: nn.Module) -> Iterator[None]:
@@ -62,9 +62,9 @@ def test_compiled_pools_are_used_where_faster_and_give_the_same_weights(monkeypa
     fit(plain, max_epochs=3)
     assert swapped == []
     monkeypatch.setattr("shiftscope.training.loop.IMAGES_WORTH_COMPILING", 600)
-    fit(quick, max_epochs=3)
-    assert swapped == [quick]
-    assert all(torch.equal(one, other) for one, other in zip(plain.parameters(), quick.parameters(), strict=True))
+    fit(fast, max_epochs=3)
+    assert swapped == [fast]
+    assert all(torch.equal(one, other) for one, other in zip(plain.parameters(), fast.parameters(), strict=True))
 
 
 def test_augmentation_shifts_every_image_anew_in_every_epoch() -> None:
@@ -113,9 +113,9 @@ def test_global_settings_are_restored_after_a_failure() -> None:
 
 
 def test_every_epoch_is_reported_in_order() -> None:
-    told: list[Step | Epoch] = []
-    training = fit(fresh(), report=told.append, max_epochs=3)
-    assert [event for event in told if isinstance(event, Epoch)] == list(training.epochs)
+    events: list[Step | Epoch] = []
+    training = fit(fresh(), report=events.append, max_epochs=3)
+    assert [event for event in events if isinstance(event, Epoch)] == list(training.epochs)
 
 
 def test_learning_rate_decays_by_epoch() -> None:

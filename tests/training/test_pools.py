@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,14 +80,14 @@ def test_half_precision_gradient_is_closer_to_the_exact_one_than_pytorchs() -> N
     maps = torch.randn(2, 8, 24, 24, generator=generator).bfloat16()
     leaves = [maps.double().requires_grad_(), maps.clone().requires_grad_(), maps.clone().requires_grad_()]
     weights = torch.randn(2, 8, 21, 21, generator=generator).bfloat16()
-    for leaf, pool in zip(leaves, (reference, reference, _quick), strict=True):
+    for leaf, pool in zip(leaves, (reference, reference, _fast), strict=True):
         pool(leaf, 4, 1).backward(weights.to(leaf.dtype))
     exact, theirs, ours = (leaf.grad.double() for leaf in leaves)
     assert (ours - exact).abs().max() <= 2**-8 * exact.abs().max()
     assert (ours - exact).abs().mean() < (theirs - exact).abs().mean()
 
 
-def _quick(maps: Tensor, kernel: int, stride: int) -> Tensor:
+def _fast(maps: Tensor, kernel: int, stride: int) -> Tensor:
     found: Tensor = ReluMaxPool2d(kernel, stride)(maps)
     return found
 
@@ -163,30 +165,49 @@ def test_training_takes_the_same_steps(settings: dict[str, object]) -> None:
     images = torch.rand(20, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(20) % 4
 
-    def trained(quick: bool) -> nn.Module:
+    def trained(fast: bool) -> nn.Module:
         model = build(spec, generator=torch.Generator().manual_seed(0))
         optimizer = make_optimizer(model.parameters(), Recipe())
         for _ in range(5):
-            if quick:
+            if fast:
                 with fast_max_pools(model):
                     train_step(model, optimizer, images, labels, Recipe())
             else:
                 train_step(model, optimizer, images, labels, Recipe())
         return model
 
-    plain, quick = trained(False).state_dict(), trained(True).state_dict()
+    plain, fast = trained(False).state_dict(), trained(True).state_dict()
     exact = spec.antialias == 1  # a filter's backward pass goes another way
     for name, weights in plain.items():
-        assert torch.equal(quick[name], weights) if exact else torch.allclose(quick[name], weights, atol=1e-5)
+        assert torch.equal(fast[name], weights) if exact else torch.allclose(fast[name], weights, atol=1e-5)
 
 
-def test_unusable_numba_is_reported_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "numba", None)  # importing it raises ImportError
-    monkeypatch.setattr(pools, "find_spec", lambda _: object())
-    monkeypatch.setattr(pools, "_numba", inspect.unwrap(pools._numba.__wrapped__))
-    model = nn.Sequential(nn.MaxPool2d(2), nn.ReLU())
-    with pytest.warns(UserWarning, match=r"Numba cannot be used \(.*\); trainings are slower without it"), fast_max_pools(model):
-        assert type(model[0]) is nn.MaxPool2d
+PRELUDES = {
+    "broken": "",
+    "missing": (
+        "import importlib.util as util, sys\n"
+        "found, sys.modules['numba'] = util.find_spec, None\n"
+        "util.find_spec = lambda name, *rest: None if name == 'numba' else found(name, *rest)\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("numba", PRELUDES)
+def test_without_usable_numba_nothing_changes(numba: str, tmp_path: Path) -> None:
+    code = (
+        "from torch import nn\n"
+        "from shiftscope.training.pools import fast_max_pools, numba_version\n"
+        "model = nn.Sequential(nn.MaxPool2d(2), nn.ReLU())\n"
+        "with fast_max_pools(model): print(type(model[0]).__name__, numba_version())"
+    )
+    if numba == "broken":
+        (tmp_path / "numba.py").write_text("raise ImportError('needs another NumPy')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", PRELUDES[numba] + code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "MaxPool2d None\n"
+    warning = "Numba cannot be used (needs another NumPy); trainings are slower without it"
+    assert (warning in done.stderr) == (numba == "broken")
 
 
 @pytest.mark.parametrize("kind", ["in place", "hooked", "a subclass"])
@@ -205,10 +226,3 @@ def test_layers_with_visible_intermediates_stay(kind: str) -> None:
 def test_map_without_batch_axis_is_pooled() -> None:
     maps = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(ReluMaxPool2d(2, 2)(maps), reference(maps, 2, 2))
-
-
-def test_without_numba_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "_numba", lambda: None)
-    model = nn.Sequential(nn.MaxPool2d(2), nn.ReLU())
-    with fast_max_pools(model):
-        assert [type(module) for module in model] == [nn.MaxPool2d, nn.ReLU]

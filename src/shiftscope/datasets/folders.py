@@ -302,7 +302,7 @@ def _parquet_splits(files: list[Path], folder: Path) -> dict[str, Split]:
                 rows, metadata = opened.metadata.num_rows, opened.schema_arrow.metadata or {}
                 names = opened.schema_arrow.names
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file} is not a whole parquet file ({first_line(error)}).", "Copy it again.") from error
+            raise InputError(f"{file} is not a complete parquet file ({first_line(error)}).", "Copy it again.") from error
         name = next((split for split in HELD_OUT if file.stem.startswith(split)), "train")
         groups.setdefault(name, []).append(file)
         counts[name] = counts.get(name, 0) + rows

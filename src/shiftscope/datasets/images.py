@@ -211,17 +211,7 @@ def _fitting(
     data_dir: Path | None,
     report: Report,
 ) -> Dataset:
-    """Load the data set that suits a model: the rule for everything but image folders.
-
-    Args:
-        name: of the data set; None for ``trained_on``, else the digits.
-        channels: that the model takes; None where that is unknown.
-        size: height and width of its input; None where that is unknown.
-        trained_on: what a study trained it on.
-        scale: scale images to the input, unless a study trained the model on a canvas.
-        data_dir: a local folder that holds the data set.
-        report: called with each progress event.
-    """
+    """Load the data set that suits a model; ``scale`` its images to the input unless a study trained the model on a canvas."""
     if name is None and trained_on is None and channels not in (None, 1):
         shape = f"{channels}x{size}x{size}" if size else f"{channels} channels"
         raise InputError(
