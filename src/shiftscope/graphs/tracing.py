@@ -1,18 +1,25 @@
-"""Trace a model with ``torch.fx``, and leave the model exactly as it was."""
+"""Trace a model with ``torch.fx``, and leave the model exactly as it was.
+
+A trace follows one path through a model's Python code, and ``if self.training`` is decided while it is made. A graph that is only
+read may be that of evaluation mode; a copy that somebody trains must follow :meth:`torch.nn.Module.train` as the original does.
+:func:`trace_both_modes` compares the graphs of both modes and keeps every part in which they differ as the module it was.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from shiftscope import layers
 from shiftscope.errors import UntraceableError, first_line
 
-__all__ = ["trace"]
+__all__ = ["TrainingFlag", "trace", "trace_both_modes"]
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -30,10 +37,73 @@ def trace(model: nn.Module) -> fx.GraphModule:
     >>> [str(node.target) for node in graph.nodes if node.op == "call_module"]
     ['0', '1']
     """
-    tracer = _Tracer()
+    return _traced(model, training=False, opaque=())
+
+
+def trace_both_modes(model: nn.Module) -> tuple[fx.GraphModule, str]:
+    """Return a graph that follows the model's mode: batch norms update their statistics in training, dropout drops.
+
+    Parts whose code does something else in training mode (a norm with an activation inside, stochastic depth) stay single nodes.
+    Functions with a ``training`` argument receive the mode of the moment from a :class:`TrainingFlag`.
+
+    Args:
+        model: the model; it is left as it was.
+
+    Returns:
+        the traced model, and why it does not follow the mode (``""`` if it does): then it is that of evaluation mode.
+
+    Raises:
+        UntraceableError: the model's own ``forward`` cannot be traced in evaluation mode.
+
+    >>> class Net(nn.Module):
+    ...     def forward(self, x):
+    ...         return nn.functional.dropout(x, 0.5, training=self.training)
+    >>> traced, problem = trace_both_modes(Net())
+    >>> traced.train()(torch.ones(4, 1000)).eq(0).any().item(), traced.eval()(torch.ones(4)).tolist(), problem
+    (True, [1.0, 1.0, 1.0, 1.0], '')
+    """
+    opaque: set[type[nn.Module]] = set()
+    while True:
+        traced = _traced(model, training=False, opaque=opaque)
+        versions = _versions(model)
+        try:
+            other = _traced(model, training=True, opaque=opaque)
+        except UntraceableError as error:
+            return traced, error.problem
+        different, flags = _compare(list(traced.graph.nodes), list(other.graph.nodes))
+        # A norm that counts its batches while it is traced would not count them in the graph.
+        found = {part for part, version in _versions(model).items() if version != versions[part]}
+        if different is not None:
+            found.add(_innermost(model, different))
+        if not found:
+            _set_flags(traced, flags)
+            return traced, ""
+        kinds = {type(part) for part in found}
+        if model in found or kinds <= opaque:
+            return traced, f"The code of {type(model).__name__} does something else in training mode."
+        opaque |= kinds
+
+
+class TrainingFlag(nn.Module):
+    """Returns whether it is in training mode: ``self.training`` as a value in a graph."""
+
+    def forward(self) -> bool:
+        """Return ``self.training``."""
+        return self.training
+
+
+def _versions(model: nn.Module) -> dict[nn.Module, list[int]]:
+    """Return how often each part's own buffers were changed in place."""
+    return {
+        part: [0 if each.is_inference() else each._version for each in part.buffers(recurse=False)] for part in model.modules()
+    }
+
+
+def _traced(model: nn.Module, *, training: bool, opaque: Collection[type[nn.Module]]) -> fx.GraphModule:
+    tracer = _Tracer(opaque)
     try:
         with _restoring(model):
-            model.eval()
+            model.train(training)
             return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
     except Exception as error:  # whatever a model's Python code raises when it gets a proxy instead of a tensor
         raise UntraceableError(
@@ -42,11 +112,81 @@ def trace(model: nn.Module) -> fx.GraphModule:
         ) from error
 
 
+def _compare(nodes: list[fx.Node], others: list[fx.Node]) -> tuple[list[fx.Node] | None, list[tuple[fx.Node, Any]]]:
+    """Return the first nodes at which two graphs differ, and the nodes whose arguments differ only by False and True."""
+    same: dict[fx.Node, fx.Node] = {}
+    flags: list[tuple[fx.Node, Any]] = []
+    for node, other in zip_longest(nodes, others):
+        if node is None or other is None:
+            return [each for each in (node, other) if each is not None], flags
+        matching = _match((node.args, node.kwargs), (other.args, other.kwargs), same)
+        if node.op != other.op or node.target != other.target or matching is None:
+            return [node, other], flags
+        if matching:
+            flags.append((node, (other.args, other.kwargs)))
+        same[node] = other
+    return None, flags
+
+
+def _match(ours: Any, theirs: Any, same: dict[fx.Node, fx.Node]) -> bool | None:
+    """Return whether arguments differ by False and True somewhere; None where they differ otherwise."""
+    if isinstance(ours, fx.Node):
+        return False if same.get(ours) is theirs else None
+    if isinstance(ours, tuple | list) and type(ours) is type(theirs) and len(ours) == len(theirs):
+        return _any(_match(one, two, same) for one, two in zip(ours, theirs, strict=True))
+    if isinstance(ours, dict) and isinstance(theirs, dict) and list(ours) == list(theirs):
+        return _any(_match(value, theirs[name], same) for name, value in ours.items())
+    if isinstance(ours, slice) and isinstance(theirs, slice):
+        return _match((ours.start, ours.stop, ours.step), (theirs.start, theirs.stop, theirs.step), same)
+    if ours is False and theirs is True:
+        return True
+    equal = ours is theirs or (type(ours) is type(theirs) and not isinstance(ours, torch.Tensor) and ours == theirs)
+    return False if equal else None
+
+
+def _any(found: Iterator[bool | None]) -> bool | None:
+    every = list(found)
+    return None if None in every else any(every)
+
+
+def _set_flags(traced: fx.GraphModule, flags: list[tuple[fx.Node, Any]]) -> None:
+    """Replace every False that is True in training mode by the mode of the moment."""
+    if not flags:
+        return
+    traced.add_submodule("training_flag", TrainingFlag().train(traced.training))
+    first = next(node for node in traced.graph.nodes if node.op != "placeholder")
+    with traced.graph.inserting_before(first):
+        flag = traced.graph.call_module("training_flag")
+
+    def flagged(ours: Any, theirs: Any) -> Any:
+        if isinstance(ours, tuple | list):
+            return type(ours)(flagged(one, two) for one, two in zip(ours, theirs, strict=True))
+        if isinstance(ours, dict):
+            return {name: flagged(value, theirs[name]) for name, value in ours.items()}
+        return flag if ours is False and theirs is True else ours
+
+    for node, (args, kwargs) in flags:
+        node.args, node.kwargs = flagged(tuple(node.args), args), flagged(dict(node.kwargs), kwargs)
+    traced.recompile()
+
+
+def _innermost(model: nn.Module, nodes: list[fx.Node]) -> nn.Module:
+    """Return the innermost part of a model whose code made one of the nodes, which may be the model itself."""
+    stacks = [[name for name, _ in node.meta.get("nn_module_stack", {}).values() if name] for node in nodes]
+    deepest = max(stacks, key=len)
+    return model.get_submodule(deepest[-1]) if deepest else model
+
+
 class _Tracer(fx.Tracer):
     """Keeps layers of :mod:`shiftscope.layers` as single nodes, and parts of a model that cannot be traced."""
 
+    def __init__(self, opaque: Collection[type[nn.Module]]) -> None:
+        super().__init__()
+        self.opaque = opaque
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return type(module).__module__.startswith(layers.__name__) or super().is_leaf_module(module, name)
+        ours = type(module).__module__.startswith(layers.__name__)
+        return ours or type(module) in self.opaque or super().is_leaf_module(module, name)
 
     def call_module(self, module: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, stack = set(self.graph.nodes), OrderedDict(self.module_stack)
@@ -67,9 +207,14 @@ def _restoring(model: nn.Module) -> Iterator[None]:
     While it is traced, a ``forward`` that stores its maps stores proxies, and torch.fx stores constants in the model.
     """
     before = {part: (dict(vars(part)), dict(part._buffers)) for part in model.modules()}
+    # A norm in training mode counts its batches. Inference tensors cannot be changed.
+    values = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
     try:
         yield
     finally:
+        for buffer, version, value in values:
+            if buffer._version != version:
+                buffer.copy_(value)
         for part, (attributes, buffers) in before.items():
             vars(part).clear()
             vars(part).update(attributes)

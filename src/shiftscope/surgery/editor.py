@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import deepcopy
 
 import torch
@@ -14,6 +15,7 @@ from shiftscope import layers
 from shiftscope.errors import InputError, first_line
 from shiftscope.graphs.operators import IDLE
 from shiftscope.graphs.sites import Site, TracedModel, check_layer
+from shiftscope.graphs.tracing import trace_both_modes
 from shiftscope.surgery.plan import Change, Cost, Surgery, cost
 
 __all__ = ["Editor", "source_of"]
@@ -45,11 +47,15 @@ class Editor(TracedModel):
     ) -> None:
         self.image, self.before = image, cost(model, image) if image else None
         copy = _copied(model)
-        super().__init__(copy)
+        self.module, problem = trace_both_modes(copy)
+        self.graph = self.module.graph
+        self.state = _State(copy, self.module)
         modes = {name: part.training for name, part in copy.named_modules()}
         for name, part in self.module.named_modules():
             part.training = modes.get(name, model.training)
         self.changes: list[Change] = []
+        if problem:
+            self.keep(type(model).__name__, "training mode", f"unsupported: the copy behaves as in evaluation mode ({problem})")
         self.wanted, self.skipped = self._known(only), self._known(skip) or set()
 
     def choose(self, site: Site) -> bool:
@@ -137,7 +143,9 @@ class Editor(TracedModel):
             part = self.part(user)
             if self.is_pointwise(user):
                 active = True
-            elif not (isinstance(part, NORMS) or IDLE.match(user, part)):
+            elif isinstance(part, NORMS):
+                active = active or _has_activation(part)
+            elif not IDLE.match(user, part):
                 break
             node = user
         return node, active
@@ -153,6 +161,7 @@ class Editor(TracedModel):
         self.graph.eliminate_dead_code(self._has_effects)
         self.graph.lint()
         self.module.delete_all_unused_submodules()
+        self.state.restore(self.module)
         self.module.recompile()
         return Surgery(self.module, tuple(self.changes), self.before, self._cost_after())
 
@@ -192,6 +201,45 @@ class Editor(TracedModel):
         return set(names)
 
 
+class _State:
+    """The names in a model's state dict, so that an edited copy has them too.
+
+    A graph lacks the parameters and buffers that evaluation mode does not use, and keeps constants as buffers.
+
+    Args:
+        model: the model.
+        traced: its graph, not edited yet.
+    """
+
+    def __init__(self, model: nn.Module, traced: nn.Module) -> None:
+        saved, kept = model.state_dict(keep_vars=True), traced.state_dict()
+        self.unused = {name: value for name, value in saved.items() if name not in kept}
+        self.extra = [name for name in kept if name not in saved]
+
+    def restore(self, traced: nn.Module) -> None:
+        """Add the names that the graph lacks, and leave out those that it added."""
+        for name, value in self.unused.items():
+            path, _, leaf = name.rpartition(".")
+            owner = _submodule(traced, path)
+            if isinstance(value, nn.Parameter):
+                owner.register_parameter(leaf, value)
+            else:
+                owner.register_buffer(leaf, value)
+        for name in self.extra:
+            path, _, leaf = name.rpartition(".")
+            with suppress(AttributeError):  # an edit removed it
+                traced.get_submodule(path)._non_persistent_buffers_set.add(leaf)
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module:
+    """Return a part of a model by its path; empty modules are added where there are none."""
+    for name in filter(None, path.split(".")):
+        if not isinstance(getattr(model, name, None), nn.Module):
+            model.add_module(name, nn.Module())
+        model = getattr(model, name)
+    return model
+
+
 def source_of(node: fx.Node) -> fx.Node:
     """Return the node whose value is a node's first input."""
     first = node.args[0] if node.args else None
@@ -200,6 +248,22 @@ def source_of(node: fx.Node) -> fx.Node:
             f"`{node.name}` is called without its map as first argument, which is not supported.", "Leave it out with `skip`."
         )
     return first
+
+
+def _has_activation(norm: nn.Module) -> bool:
+    """Return whether a norm of a foreign class has an activation inside: it is no affine function of its map, up to scale."""
+    if type(norm).__module__.startswith("torch.nn."):
+        return False
+    mode, parameter = norm.training, next(norm.parameters(), torch.empty(0))
+    channels = next(int(vars(norm)[name]) for name in ("num_features", "num_channels") if name in vars(norm))
+    maps = torch.randn(1, channels, 4, 4, generator=torch.Generator().manual_seed(0)).to(parameter)
+    try:
+        norm.eval()
+        with torch.no_grad():
+            even = norm(maps) + norm(-maps) - 2 * norm(torch.zeros_like(maps))
+    finally:
+        norm.train(mode)
+    return bool(even.abs().max() > 1e-3)
 
 
 def _copied(model: nn.Module) -> nn.Module:

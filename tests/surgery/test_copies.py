@@ -1,0 +1,149 @@
+"""A copy that no fix has changed equals its original: outputs, gradients, statistics and state dict, in both modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shiftscope.graphs.tracing import trace_both_modes
+from shiftscope.surgery import antialias
+from zoo import timm
+
+
+class FunctionalNorm(nn.BatchNorm2d):
+    """A norm and an activation in one layer, written as timm's: it counts its batches in Python."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        normed = functional.batch_norm(
+            maps, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum or 0.0, self.eps
+        )
+        return functional.relu(normed)
+
+
+class StochasticDepth(nn.Module):
+    """Drops a branch for some images while it is trained."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not self.training:
+            return maps
+        return maps * maps.new_empty(maps.shape[0], 1, 1, 1).bernoulli_(0.5)
+
+
+class Net(nn.Module):
+    """What surgery meets in published models, in one small network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm = FunctionalNorm(8)
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.depth = StochasticDepth()
+        self.head = nn.Linear(8, 4)
+        self.unused = nn.Linear(2, 2)
+        self.scale: Tensor
+        self.register_buffer("scale", torch.tensor(0.5), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.norm(self.stem(images))
+        maps = (maps + self.depth(self.block(maps))) * self.scale + torch.tensor(0.25)
+        features = functional.dropout(maps.mean((2, 3)), 0.3, training=self.training)
+        return self.head(features)
+
+
+class DropsLabels(nn.Module):
+    """Its forward itself does something else in training mode, as with auxiliary heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images)
+        return maps.relu().mean((2, 3)) if self.training else maps.mean((2, 3))
+
+
+def published(name: str) -> Callable[[], nn.Module]:
+    return lambda: timm().create_model(name, pretrained=False, num_classes=4, drop_rate=0.2)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "ours": Net,
+    "mobilenetv2_050": published("mobilenetv2_050"),
+    "regnetx_002": published("regnetx_002"),
+    "resnet10t": published("resnet10t"),
+    "convnext_atto": published("convnext_atto"),
+}
+
+
+def one_step(model: nn.Module) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Outputs, gradients by size, and buffers after one step in training mode."""
+    torch.manual_seed(2)
+    outputs = model(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+    outputs.square().sum().backward()
+    gradients = [each.grad for _, each in sorted(model.named_parameters()) if each.grad is not None]
+    return outputs.detach(), gradients, [value for _, value in sorted(model.state_dict().items())]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_unchanged_copy_trains_like_its_original(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().train()
+    copy = antialias(model, only=()).model
+    before = deepcopy(model.state_dict())
+    ours, theirs = one_step(copy), one_step(model)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    moved = [key for key, value in copy.state_dict().items() if not torch.equal(value, before[key])]
+    assert any("num_batches_tracked" in key for key in moved) == any("num_batches_tracked" in key for key in before)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_unchanged_copy_answers_like_its_original(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(antialias(model, only=()).model(images), model(images), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_state_dicts_fit_both_ways(name: str) -> None:
+    model = MODELS[name]()
+    copy = antialias(model, only=()).model
+    copy.load_state_dict(model.state_dict())
+    model.load_state_dict(copy.state_dict())
+
+
+def test_copy_drops_branches_and_features_only_in_training() -> None:
+    torch.manual_seed(0)
+    copy = antialias(Net().eval(), only=()).model
+    images = torch.rand(8, 3, 32, 32)
+    torch.testing.assert_close(copy(images), copy(images))
+    copy.train()
+    assert not torch.allclose(copy(images), copy(images))
+
+
+def test_tracing_both_modes_leaves_the_model_as_it_was() -> None:
+    model = Net().train()
+    model.norm.eval()
+    before, modes = deepcopy(model.state_dict()), [part.training for part in model.modules()]
+    trace_both_modes(model)
+    assert [part.training for part in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_model_with_another_forward_in_training_is_named() -> None:
+    surgery = antialias(DropsLabels(), only=())
+    named = [change for change in surgery.changes if change.was == "training mode"]
+    assert [change.layer for change in named] == ["DropsLabels"]
+    assert "behaves as in evaluation mode" in named[0].why
+
+
+def test_filter_stands_behind_the_activation_inside_a_norm() -> None:
+    changes = antialias(Net(), only=("stem",)).changes
+    assert next(change.becomes for change in changes if change.layer == "stem") == "stride 1, BlurPool2d after the nonlinearity"
