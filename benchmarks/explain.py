@@ -77,9 +77,9 @@ def compare(title: str, model: nn.Module, images: Tensor, rounds: int) -> None:
                 patches.enter_context(mock.patch.object(probes, name, timed(getattr(probes, name), spent)))
             started = perf_counter()
             layer_responses(model, images, shifts)
-            whole = perf_counter() - started
+            total = perf_counter() - started
         comparisons.append(spent[0])
-        return whole
+        return total
 
     def two_passes() -> float:
         started = perf_counter()
@@ -89,12 +89,12 @@ def compare(title: str, model: nn.Module, images: Tensor, rounds: int) -> None:
         return perf_counter() - started
 
     found = interleaved({"every layer": every_layer, "two passes": two_passes}, rounds)
-    whole, bare, inside = found["every layer"], found["two passes"], comparisons[-rounds:]
-    rest = [time - spent for time, spent in zip(whole, inside, strict=True)]
+    total, bare, inside = found["every layer"], found["two passes"], comparisons[-rounds:]
+    rest = [time - spent for time, spent in zip(total, inside, strict=True)]
     print(
         f"{title:<40} two passes {1e3 * median(bare) / len(images):7.2f} ms an image  without comparisons over them "
         f"{ratios(rest, bare)[0]:.2f} {ratios(rest, bare)[1]:<14}  comparisons over them {ratios(inside, bare)[0]:.2f} "
-        f"{ratios(inside, bare)[1]:<14}  all over them {ratios(whole, bare)[0]:.2f}",
+        f"{ratios(inside, bare)[1]:<14}  all over them {ratios(total, bare)[0]:.2f}",
         flush=True,
     )
 

@@ -27,6 +27,9 @@ HEADINGS = {
     "seeds": "networks",
     "max_shift": "largest shift",
     "given_right": "of images classified correctly",
+    "lost": "loss",
+    "different_images": "cosine between different images",
+    "ratio": "ratio of multiply-adds",
 }
 
 

@@ -99,8 +99,8 @@ def test_output_at_stride_one_contains_the_subsampled_output(pool: nn.Module) ->
     made = at_stride_one(pool, IMAGES)
     assert made is not None
     assert found.homogeneity_pooled is not None
-    whole = pool(IMAGES)
-    assert torch.allclose(made[:, :, ::2, ::2][:, :, : whole.shape[2], : whole.shape[3]], whole, atol=1e-6)
+    strided = pool(IMAGES)
+    assert torch.allclose(made[:, :, ::2, ::2][:, :, : strided.shape[2], : strided.shape[3]], strided, atol=1e-6)
     moved = pool(translate(IMAGES, torch.tensor([[-1, 0]]).expand(5, 2)))
     assert torch.allclose(made[:, :, 3:9:2, 2:10:2], moved[:, :, 1:4, 1:5], atol=1e-6)
     assert found.homogeneity_pooled.tolist() == pytest.approx([homogeneity(each, 2, axes=2) for each in made], abs=1e-6)
@@ -223,7 +223,7 @@ def test_maps_with_channels_last_are_transposed() -> None:
 
 
 class Gated(nn.Module):
-    """A gate works on single positions, between two convolutions; asked for, it cannot be traced."""
+    """A gate works on single positions, between two convolutions; cannot be traced unless `traceable`."""
 
     def __init__(self, traceable: bool) -> None:
         super().__init__()

@@ -328,7 +328,7 @@ class Uneven(nn.Module):
 
 def test_layers_are_chosen_by_name() -> None:
     surgery = antialias(Shared(), skip=["pool"])
-    assert [change.why for change in surgery.changes if change.layer == "pool"] == ["left out, as asked for"] * 2
+    assert [change.why for change in surgery.changes if change.layer == "pool"] == ["left out by `only` or `skip`"] * 2
     only = antialias(Shared(), only=["pool"])
     assert only.changed == 2
 

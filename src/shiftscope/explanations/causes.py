@@ -138,12 +138,12 @@ class Causes:
         rows.append({"cause": "total", "lost": self.before.loss, **_cells(self.before), "step": "the unchanged model"})
         notes = [
             self.verdict,
-            "lost: 1 - mean cosine of outputs before and after a shift. The causes' parts sum to the total, not counting a part "
+            "loss: 1 - mean cosine of outputs before and after a shift. The causes' parts sum to the total, not counting a part "
             "of another cause. Each step keeps the changes of earlier ones, and where two causes act together, the part goes to "
             f"the first. In brackets: 95 % intervals over {self.before.loss.count} images.",
-            "different_images: mean cosine between unshifted outputs of different images after the step; near 1 they say little. "
-            "relative_loss: loss after the step over 1 - that; near 0 where shifts change outputs less than another image does, "
-            "near 1 where they change them as much.",
+            "cosine between different images: of their unshifted outputs, after the step; near 1 they say little. relative loss: "
+            "loss after the step over 1 - that; near 0 where shifts change outputs less than another image does, near 1 where "
+            "they change them as much.",
         ]
         if self.lattice_loss is not None and self.circular_loss is not None:
             notes.append(

@@ -99,13 +99,13 @@ class Fixes:
             }
             for each in self.ranked
         ]
-        rows.append({"fix": "as it is", **_cells(self.before), "multiply_adds": self.multiply_adds})
+        rows.append({"fix": "none", **_cells(self.before), "multiply_adds": self.multiply_adds})
         notes = [self.reason] if self.reason else []
         notes.append(
             "gain: how much the fix lowers 1 - mean cosine, on the same images and shifts, without training. Fixes whose gain is "
-            "above zero with its complete interval come first; they are ranked by share / ratio, the share of the loss removed "
-            "over the ratio of multiply-adds. different_images: mean cosine between unshifted outputs of different images; a fix "
-            "that raises it to nearly 1 gains because outputs say less. relative_loss: loss with the fix over 1 - that."
+            "above zero with its complete interval come first, ranked by the share of the loss removed over the ratio of "
+            "multiply-adds. cosine between different images: of their unshifted outputs; a fix that raises it to nearly 1 "
+            "gains because outputs say less. relative loss: loss with the fix over 1 - that."
         )
         if any(each.gain is not None for each in self.ranked):
             notes.append("The weights are unchanged: train again and measure again before you rely on a fix.")

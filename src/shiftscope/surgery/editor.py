@@ -23,7 +23,7 @@ __all__ = ["Editor", "source_of"]
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 #: The reason of a layer that the caller left out.
-SKIPPED = "left out, as asked for"
+SKIPPED = "left out by `only` or `skip`"
 #: Layers called as functions, which cannot be changed.
 FUNCTIONS = (functional.conv2d, torch.conv2d, functional.adaptive_max_pool2d)
 
