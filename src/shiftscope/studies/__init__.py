@@ -1,0 +1,1 @@
+"""Experiments: networks trained, measured and compared with what a source printed."""
