@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test quick lint check docs clean
+.PHONY: demo test quick lint check docs results clean
 
 demo: .venv/ready  ## run the study on the embedded digits; table, figure and page go to studies/digits
 	$(BIN)/shiftscope study digits
@@ -24,6 +24,9 @@ check: lint test
 
 docs: .venv/ready  ## build the site in build/site
 	$(BIN)/python docs/build.py
+
+results: .venv/ready  ## rebuild every committed table and figure from its records
+	$(BIN)/python results/rebuild.py
 
 clean:
 	rm -rf .venv build dist studies .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

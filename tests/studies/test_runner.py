@@ -1,4 +1,4 @@
-"""A study leaves whole records, goes on where it was killed, and tells what it cannot do before it writes anything."""
+"""A study leaves complete records, resumes where it was killed, and reports impossible settings before it writes anything."""
 
 from __future__ import annotations
 
@@ -10,28 +10,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from shiftscope.audits.protocols import mouton2020
 from shiftscope.datasets.dataset import load
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
 from shiftscope.explanations.layers import layer_responses
+from shiftscope.models import load_model
 from shiftscope.models.family import Network
-from shiftscope.runtime.processes import Processes
+from shiftscope.runtime.processes import JobReport, Processes, Work
 from shiftscope.runtime.progress import Stage
 from shiftscope.shifts import grid, translate
+from shiftscope.studies import records
 from shiftscope.studies.folder import read_folder
 from shiftscope.studies.loading import load_study
-from shiftscope.studies.run import Piece
-from shiftscope.studies.runner import RunEnded, RunStarted, _begun, _do, _do_away, _grouped, _Job, run_study
+from shiftscope.studies.runner import RunEnded, RunStarted, run_study
 from shiftscope.studies.spec import Study
+from shiftscope.studies.storage import unpack
 from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.training.loop import Epoch
 from small import SMALL
@@ -43,7 +47,7 @@ def small(tmp_path: Path, text: str = SMALL) -> Study:
     return load_study(str(path))
 
 
-def test_a_study_gives_estimates_over_seeds_and_images_and_keeps_everything(tmp_path: Path) -> None:
+def test_study_estimates_over_seeds_and_images_and_keeps_all_files(tmp_path: Path) -> None:
     study, out = small(tmp_path), tmp_path / "out"
     table = run_study(study, out=out)
     measured = ("test_accuracy", "mcs", "mcs_centred", "mcs_all_shifts", "top1_change", "worst_case")
@@ -60,12 +64,12 @@ def test_a_study_gives_estimates_over_seeds_and_images_and_keeps_everything(tmp_
     assert (out / "table.md").read_text() == table.to_markdown()
     assert len(list((out / "runs").iterdir())) == 4
     for folder in (out / "runs").iterdir():
-        assert sorted(os.listdir(folder)) == ["history.json", "measures.safetensors", "model.safetensors", "record.json"]
+        assert sorted(os.listdir(folder)) == ["history.json", "measures.safetensors.xz", "model.safetensors", "record.json"]
     assert any("Did not reach 100 % train accuracy in 2 epochs" in note for note in table.notes)
     assert table.provenance["data_sha256"] == load(study.cells()[0].runs[0].data).checksum
 
 
-def test_a_records_numbers_follow_from_its_weights_by_an_independent_way(tmp_path: Path) -> None:
+def test_record_agrees_with_an_independent_measurement_of_its_weights(tmp_path: Path) -> None:
     """One image at a time, from the saved weights, with torch's own cosine similarity."""
     study, out = small(tmp_path), tmp_path / "out"
     run_study(study, out=out)
@@ -88,19 +92,20 @@ def test_a_records_numbers_follow_from_its_weights_by_an_independent_way(tmp_pat
     assert record["results"]["mcs"]["value"] == pytest.approx(sum(cosines) / 60, abs=1e-5)
     assert record["results"]["top1_change"]["value"] == pytest.approx(sum(changes) / 60)
     assert record["results"]["test_accuracy"]["value"] == pytest.approx(sum(right) / 60)
-    measures = load_file(folder / "measures.safetensors")
-    assert measures["map.mcs"].shape == (13 * 13,)
-    assert measures["map.mcs"].mean().item() == pytest.approx(record["results"]["mcs_all_shifts"]["value"], abs=1e-5)
-    assert measures["map.mcs"][13 * 13 // 2].item() == pytest.approx(1, abs=1e-5)
+    finished = records.load(folder)
+    assert finished is not None
+    assert finished.maps["mcs"].shape == (13 * 13,)
+    assert finished.maps["mcs"].mean().item() == pytest.approx(record["results"]["mcs_all_shifts"]["value"], abs=2e-4)
+    assert finished.maps["mcs"][13 * 13 // 2].item() == pytest.approx(1, abs=1e-5)
     with torch.no_grad():
         canvases = torch.nn.functional.pad(data.test.images.float() / 255, (6, 6, 6, 6))
         answers = torch.stack([network(canvases.roll(tuple(d), (2, 3))).argmax(1) for d in grid(6).tolist()])
     assert record["results"]["worst_case"]["value"] == pytest.approx((answers == data.test.labels).all(0).float().mean().item())
     history = json.loads((folder / "history.json").read_text())
-    assert [epoch["epoch"] for epoch in history] == [1, 2]
+    assert history["epoch"] == [1, 2]
 
 
-def test_curves_and_layers_follow_from_the_weights_too(tmp_path: Path) -> None:
+def test_curves_and_layers_agree_with_an_independent_measurement(tmp_path: Path) -> None:
     study, out = small(tmp_path), tmp_path / "out"
     table = run_study(study, out=out)
     curves = [line.split(",") for line in (out / "curves.csv").read_text().splitlines()]
@@ -109,7 +114,7 @@ def test_curves_and_layers_follow_from_the_weights_too(tmp_path: Path) -> None:
     every = table.rows[0]["mcs_all_shifts"]
     assert isinstance(every, Estimate)
     assert [float(last[name]) for name in ("mcs", "mcs_low", "mcs_high")] == pytest.approx(
-        [every.value, every.low, every.high], abs=1e-5 * (every.high - every.low + 1)
+        [every.value, every.low, every.high], abs=5e-4 * (every.high - every.low + 1)
     )
     first = dict(zip(curves[0], curves[1], strict=True))
     assert float(first["mcs"]) == pytest.approx(1, abs=1e-6)
@@ -132,7 +137,7 @@ def test_curves_and_layers_follow_from_the_weights_too(tmp_path: Path) -> None:
     assert [row["layer"] for row in listed if row["homogeneity_pooled"]] == ["features.1", "features.4"]
 
 
-def test_gains_stand_beside_the_homogeneity_of_what_is_subsampled(tmp_path: Path) -> None:
+def test_gains_list_homogeneity_and_difference_to_factor_1(tmp_path: Path) -> None:
     table = run_study(small(tmp_path), out=tmp_path / "out")
     gained = read_folder(tmp_path / "out").gains()
     assert [row["factor"] for row in gained.rows] == [4]
@@ -140,45 +145,14 @@ def test_gains_stand_beside_the_homogeneity_of_what_is_subsampled(tmp_path: Path
     assert gained.rows[0]["gain"].value == pytest.approx(values[1].value - values[0].value, abs=1e-6)
     rows = [line.split(",") for line in (tmp_path / "out" / "layers.csv").read_text().splitlines()]
     pooled = [dict(zip(rows[0], row, strict=True))["homogeneity_pooled"] for row in rows[1:] if row[0] == "4"]
-    assert gained.rows[0]["homogeneity"].value == pytest.approx(sum(float(each) for each in pooled if each) / 2, abs=1e-6)
+    assert gained.rows[0]["homogeneity"].value == pytest.approx(sum(float(each) for each in pooled if each) / 2, abs=1e-5)
 
 
-def test_seeds_trained_together_give_the_same_study_but_for_rounding(tmp_path: Path) -> None:
-    study = small(tmp_path, SMALL.replace("seeds = 2", "seeds = 3"))
-    alone = run_study(study, out=tmp_path / "alone")
-    events: list[object] = []
-    together = run_study(study, out=tmp_path / "together", together=2, report=events.append)
-    labels = [event.label for event in events if isinstance(event, RunStarted)]
-    assert labels == ["factor 1, seed 0 1", "factor 1, seed 2", "factor 4, seed 0 1", "factor 4, seed 2"]
-    assert "2; -" in together.provenance["trained_together"]
-    for one, other in zip(alone.rows, together.rows, strict=True):
-        for name in ("mcs", "test_accuracy"):
-            assert isinstance(one[name], Estimate)
-            assert other[name].value == pytest.approx(one[name].value, abs=0.02)
-    assert {path.name for path in (tmp_path / "alone" / "runs").iterdir()} == {
-        path.name for path in (tmp_path / "together" / "runs").iterdir()
-    }
-    with pytest.raises(InputError, match="`together` must be 1 or more networks, got 0"):
-        run_study(study, out=tmp_path / "together", together=0)
-
-
-def test_layers_that_draw_are_trained_alone(tmp_path: Path) -> None:
-    text = (
-        SMALL.replace("canvas = 22", "canvas = 24")
-        .replace("factor = [1, 4]", "factor = [4]")
-        .replace("max_epochs = 2", "max_epochs = 1")
-    )
-    study = small(tmp_path, text.replace("channels = [4, 8]", 'channels = [4, 8]\npadding = "circular"\nsampling = "lps"'))
-    table = run_study(study, out=tmp_path / "out", together=2)
-    assert table.rows[0]["seeds"] == 2
-    assert "trained_together" not in table.provenance
-
-
-def test_runs_that_another_study_has_finished_are_taken_over(tmp_path: Path) -> None:
+def test_reuse_copies_the_finished_runs_of_another_study(tmp_path: Path) -> None:
     first = run_study(small(tmp_path), out=tmp_path / "studies" / "one")
-    more, told = small(tmp_path, SMALL.replace('title = "Small"', 'title = "Larger"').replace("[1, 4]", "[1, 2, 4]")), []
-    table = run_study(more, out=tmp_path / "two", reuse=tmp_path / "studies", report=told.append)
-    ended = [(each.found, each.record.spec.network.factor) for each in told if isinstance(each, RunEnded)]
+    more, events = small(tmp_path, SMALL.replace('title = "Small"', 'title = "Larger"').replace("[1, 4]", "[1, 2, 4]")), []
+    table = run_study(more, out=tmp_path / "two", reuse=tmp_path / "studies", report=events.append)
+    ended = [(each.found, each.record.spec.network.factor) for each in events if isinstance(each, RunEnded)]
     assert sorted(ended) == [(False, 2)] * 2 + [(True, 1)] * 2 + [(True, 4)] * 2
     assert [table.rows[0], table.rows[2]] == list(first.rows)
     name = next((tmp_path / "studies" / "one" / "runs").iterdir()).name
@@ -186,11 +160,11 @@ def test_runs_that_another_study_has_finished_are_taken_over(tmp_path: Path) -> 
     assert {each.name: each.read_bytes() for each in ours.iterdir()} == {
         each.name: each.read_bytes() for each in theirs.iterdir()
     }
-    with pytest.raises(InputError, match=r"`reuse` .*nowhere is no folder. Give a study.s folder"):
+    with pytest.raises(InputError, match=r"`reuse` must be a folder, got .*nowhere. Give a study.s folder"):
         run_study(more, out=tmp_path / "three", reuse=tmp_path / "nowhere")
 
 
-def test_a_half_done_study_has_tables_of_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_done_study_has_tables_of_its_finished_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, out = small(tmp_path), tmp_path / "out"
     run_study(study, out=out)
     whole = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.suffix != ".json"}
@@ -218,7 +192,7 @@ def _full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_finished_study_is_found_and_gives_the_same_table(tmp_path: Path) -> None:
+def test_finished_study_gives_the_same_table_again(tmp_path: Path) -> None:
     study, out = small(tmp_path), tmp_path / "out"
     first = run_study(study, out=out)
     events: list[object] = []
@@ -230,7 +204,7 @@ def test_a_finished_study_is_found_and_gives_the_same_table(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["record cut", "record of another run", "measures missing"])
-def test_a_damaged_run_is_told_and_computed_again_to_the_same_table(tmp_path: Path, damage: str) -> None:
+def test_damaged_run_warns_and_is_computed_again(tmp_path: Path, damage: str) -> None:
     study, out = small(tmp_path, SMALL.replace("seeds = 2", "seeds = 1")), tmp_path / "out"
     first = run_study(study, out=out).to_csv()
     one, other = sorted((out / "runs").iterdir())
@@ -240,12 +214,12 @@ def test_a_damaged_run_is_told_and_computed_again_to_the_same_table(tmp_path: Pa
     elif damage == "record of another run":
         (one / "record.json").write_bytes((other / "record.json").read_bytes())
     else:
-        (one / "measures.safetensors").unlink()
+        (one / "measures.safetensors.xz").unlink()
     with pytest.warns(UserWarning, match=r"record.json is damaged .* computed again"):
         assert run_study(study, out=out).to_csv() == first
 
 
-def test_a_record_of_an_older_form_is_measured_anew_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_of_an_older_version_is_measured_again_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, out = small(tmp_path), tmp_path / "out"
     first = run_study(study, out=out)
     for folder in (out / "runs").iterdir():
@@ -253,7 +227,7 @@ def test_a_record_of_an_older_form_is_measured_anew_without_training(tmp_path: P
         older["schema_version"] = 1
         del older["results"]["mcs_all_shifts"], older["results"]["worst_case"]
         (folder / "record.json").write_text(json.dumps(older))
-        (folder / "measures.safetensors").unlink()
+        (folder / "measures.safetensors.xz").unlink()
     monkeypatch.setattr("shiftscope.studies.run.train", lambda *_, **__: pytest.fail("trained again"))
     again = run_study(study, out=out)
     assert again.to_csv() == first.to_csv()
@@ -261,7 +235,34 @@ def test_a_record_of_an_older_form_is_measured_anew_without_training(tmp_path: P
     assert "measured_with" in again.provenance
 
 
-def test_killing_it_at_any_moment_and_starting_again_ends_in_the_undisturbed_table(tmp_path: Path) -> None:
+def test_measures_of_an_older_file_give_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older files hold all bits, and no intervals; here of what the packed file holds."""
+    study, out = small(tmp_path, SMALL.replace("seeds = 2", "seeds = 1")), tmp_path / "out"
+    first = run_study(study, out=out).to_csv()
+    layers = (out / "layers.csv").read_bytes()
+    for folder in (out / "runs").iterdir():
+        tensors = unpack((folder / "measures.safetensors.xz").read_bytes())
+        save_file(
+            {name: each for name, each in tensors.items() if not name.endswith(".interval")}, folder / "measures.safetensors"
+        )
+        (folder / "measures.safetensors.xz").unlink()
+    monkeypatch.setattr("shiftscope.studies.run.train", lambda *_, **__: pytest.fail("trained again"))
+    assert run_study(study, out=out).to_csv() == first
+    assert (out / "layers.csv").read_bytes() == layers
+
+
+def test_run_loads_as_a_model_without_its_record(tmp_path: Path) -> None:
+    run_study(small(tmp_path), out=tmp_path / "out")
+    folder = next((tmp_path / "out" / "runs").iterdir())
+    record = records.head(folder)
+    assert record is not None
+    (folder / "record.json").unlink()
+    loaded = load_model(str(folder))
+    assert loaded.spec.network == record.spec.network
+    assert loaded.spec.data == record.spec.data
+
+
+def test_killed_study_resumes_to_the_table_of_an_undisturbed_one(tmp_path: Path) -> None:
     run_study(small(tmp_path), out=tmp_path / "undisturbed", executor=Processes(1))
     command = [sys.executable, "-m", "shiftscope", "study", str(tmp_path / "small.toml"), "--out", str(tmp_path / "killed")]
     for moment in (0.3, 1.0, 2.0):
@@ -279,45 +280,52 @@ def test_killing_it_at_any_moment_and_starting_again_ends_in_the_undisturbed_tab
     assert left == []
 
 
-def test_an_interrupted_run_goes_on_from_its_last_kept_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Elsewhere:
+    """Does jobs in this process, and behaves like an executor whose machines cannot reach the study's folder."""
+
+    remote: ClassVar[bool] = True
+
+    def run(self, work: Work, jobs: Sequence[Any], report: JobReport) -> Iterator[tuple[Any, Any]]:
+        for job in jobs:
+            yield job, work(job, partial(report, job))
+
+
+@pytest.mark.parametrize("executor", [None, Elsewhere()], ids=["here", "elsewhere"])
+def test_interrupted_run_resumes_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: Elsewhere | None
+) -> None:
     study = small(tmp_path, SMALL.replace("max_epochs = 2", "max_epochs = 4"))
     first = run_study(study, out=tmp_path / "undisturbed")
     monkeypatch.setattr("shiftscope.studies.run.Checkpoint", partial(Checkpoint, seconds=0.0))
-    out, told = tmp_path / "out", []
+    out, events = tmp_path / "out", []
 
     def interrupt(event: object) -> None:
-        told.append(event)
-        if sum(isinstance(each, Epoch) for each in told) == 6:  # the second of the second run
+        events.append(event)
+        if sum(isinstance(each, Epoch) for each in events) == 6:  # the second of the second run
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_study(study, out=out, report=interrupt)
-    (begun,) = out.rglob("checkpoint.safetensors")
-    run = next(run for cell in study.cells() for run in cell.runs if run.content_id(load(run.data).checksum) == begun.parent.name)
-    piece = Piece(run, begun.parent.name, begun.parent)
-    alone = [_Job((replace(piece, name=name),), name, None, "cpu") for name in ("one", "other")]
-    assert _grouped(alone, together=2) == alone  # it goes on where it was
-    (files,) = _do_away(replace(alone[0], pieces=(piece,), kept=(_begun(piece),)), lambda _: None)  # there as well
-    assert json.loads(files["record.json"])["provenance"]["taken_up_after_epoch"] == "1"
-    again = run_study(study, out=out)
+    assert len(list(out.rglob("checkpoint.safetensors"))) == 1
+    again = run_study(study, out=out, executor=executor)
     assert again.to_csv() == first.to_csv()
     assert again.provenance["taken_up_after_epoch"] == "-; 1"
     assert list(out.rglob("checkpoint.safetensors")) == []
 
 
-def test_a_diverged_run_is_in_the_record_and_the_notes_and_not_in_the_numbers(tmp_path: Path) -> None:
+def test_diverged_run_is_in_the_notes_but_not_in_the_numbers(tmp_path: Path) -> None:
     text = SMALL.replace("max_epochs = 2", 'max_epochs = 2\noptimiser = "sgd"\nlearning_rate = 1e30')
     table = run_study(small(tmp_path, text), out=tmp_path / "out")
     assert [row["seeds"] for row in table.rows] == [0, 0]
     assert "mcs" not in table.rows[0]
     assert sum("stopped being a number" in note for note in table.notes) == 4
-    told: list[object] = []
-    again = run_study(small(tmp_path, text), out=tmp_path / "out", report=told.append)
-    assert [each.found for each in told if isinstance(each, RunEnded)] == [True] * 4
+    events: list[object] = []
+    again = run_study(small(tmp_path, text), out=tmp_path / "out", report=events.append)
+    assert [each.found for each in events if isinstance(each, RunEnded)] == [True] * 4
     assert again == table
 
 
-def test_a_setting_may_be_a_list_and_share_its_name_with_a_layers_property(tmp_path: Path) -> None:
+def test_setting_with_lists_and_a_layers_column_keep_apart(tmp_path: Path) -> None:
     text = SMALL.replace("seeds = 2", "seeds = 1").replace("max_epochs = 2", "max_epochs = 1")
     run_study(small(tmp_path, text.replace("[grid]", "[grid]\nnetwork.channels = [[4, 8], [2, 4]]")), out=tmp_path / "out")
     held = read_folder(tmp_path / "out")
@@ -326,7 +334,7 @@ def test_a_setting_may_be_a_list_and_share_its_name_with_a_layers_property(tmp_p
     assert {row["channels"] for row in rows if row["network.channels"] == "[2, 4]" and row["kind"] == "pool"} == {2, 4}
 
 
-def test_a_folder_holds_runs_on_one_version_of_the_images(tmp_path: Path) -> None:
+def test_folder_with_runs_on_other_images_is_refused(tmp_path: Path) -> None:
     study, out = (
         small(tmp_path, SMALL.replace("seeds = 2", "seeds = 1").replace("max_epochs = 2", "max_epochs = 1")),
         tmp_path / "out",
@@ -336,16 +344,22 @@ def test_a_folder_holds_runs_on_one_version_of_the_images(tmp_path: Path) -> Non
     record = json.loads(path.read_text())
     record["provenance"]["data_sha256"] = "of other images"
     path.write_text(json.dumps(record))
-    with pytest.raises(InputError, match="holds runs on other images of 'digits' than there are now"):
+    with pytest.raises(InputError, match="has runs on other 'digits' images than this machine's"):
         run_study(study, out=out)
 
 
-def test_a_machine_with_other_images_does_no_run(tmp_path: Path) -> None:
-    run = small(tmp_path).cells()[0].runs[0]
-    job = _Job((Piece(run, run.content_id("of other images"), tmp_path / "run"),), "factor 1", None, "cpu")
-    with pytest.raises(InputError, match="was to see other images of 'digits' than are found where it is done"):
-        _do(job, lambda _: None)
-    assert not (tmp_path / "run").exists()
+def test_machine_with_other_images_does_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = small(tmp_path, SMALL.replace("train_images = 300", "train_images = 290"))
+
+    class WithOtherImages(Elsewhere):
+        def run(self, work: Work, jobs: Sequence[Any], report: JobReport) -> Iterator[tuple[Any, Any]]:
+            data = replace(load(study.cells()[0].runs[0].data), checksum="of other images")
+            monkeypatch.setattr("shiftscope.studies.runner.load", lambda *_, **__: data)
+            yield from super().run(work, jobs, report)
+
+    with pytest.raises(InputError, match="'digits' images differ from those that run `factor 1, seed 0` was planned with"):
+        run_study(study, out=tmp_path / "out", executor=WithOtherImages())
+    assert not list((tmp_path / "out").rglob("record.json"))
 
 
 @pytest.mark.parametrize(
@@ -357,13 +371,13 @@ def test_a_machine_with_other_images_does_no_run(tmp_path: Path) -> None:
         ("image_size = 10", 'image_size = 10\nname = "nonsense"', "neither digits, mnist"),
     ],
 )
-def test_what_cannot_be_done_is_told_before_anything_is_written(tmp_path: Path, old: str, new: str, text: str) -> None:
+def test_impossible_settings_are_refused_before_anything_is_written(tmp_path: Path, old: str, new: str, text: str) -> None:
     with pytest.raises(InputError, match=text):
         run_study(small(tmp_path, SMALL.replace(old, new)), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_shifts_beyond_the_margin_are_possible_when_asked_for_and_counted(tmp_path: Path) -> None:
+def test_allowed_shifts_beyond_the_margin_are_counted_in_the_notes(tmp_path: Path) -> None:
     text = SMALL.replace("max_shift = 6", "max_shift = 9").replace("canvas = 22", "canvas = 22\nallow_cut = true")
     study = small(tmp_path, text.replace("seeds = 2", "seeds = 1").replace("[1, 4]", "[4]"))
     table = run_study(study, out=tmp_path / "out")
@@ -376,13 +390,13 @@ def test_shifts_beyond_the_margin_are_possible_when_asked_for_and_counted(tmp_pa
     assert any(f"cut content from {cut / 60:.1%} of the test images" in note for note in table.notes)
 
 
-def test_a_mean_coloured_canvas_is_not_counted_as_content(tmp_path: Path) -> None:
+def test_canvas_of_the_mean_colour_is_not_counted_as_content(tmp_path: Path) -> None:
     text = SMALL.replace("canvas = 22", 'canvas = 22\nbackground = "mean"').replace("seeds = 2", "seeds = 1")
     table = run_study(small(tmp_path, text), out=tmp_path / "out")
     assert not any("cut some content" in note for note in table.notes)
 
 
-def test_a_run_that_memory_is_too_small_for_is_told_and_finished_ones_stay(tmp_path: Path) -> None:
+def test_run_without_enough_memory_is_refused_and_finished_runs_stay(tmp_path: Path) -> None:
     """A real allocation that fails: the process may have 6 GB of addresses, and one network's weights take 10."""
     text = SMALL.partition("[source]")[0].replace("seeds = 2", "seeds = 1")
     text = text.replace("network.factor = [1, 4]", "network.channels = [[4, 8], [4, 30000, 10000]]")
@@ -394,12 +408,12 @@ def test_a_run_that_memory_is_too_small_for_is_told_and_finished_ones_stay(tmp_p
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "seed 0` needs more memory than there is. Let fewer run at once (--workers), or use a smaller" in done.stderr
+    assert "seed 0` needs more memory than there is. Do fewer runs at once (--workers), or lower" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(list((tmp_path / "out").rglob("record.json"))) == 1
 
 
-def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:
+def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match=r"`out` .* cannot be written \(Not a directory\). Choose another folder with --out"):
         run_study(small(tmp_path), out=tmp_path / "file" / "out")

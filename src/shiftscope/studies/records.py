@@ -1,57 +1,81 @@
-"""A finished run on disk: one folder named by its content id.
+"""A finished run on disk: one folder, named by the run's content id.
 
-``record.json`` is written last, whole or not at all, and is the sign that the run is finished; ``model.safetensors`` (the kept
-weights), ``history.json`` (every epoch) and ``measures.safetensors`` (the value of every test image, and maps over shifts) lie
-beside it. A record of an older form still tells how the training ended, so that its weights can be measured anew.
+- ``record.json``: specification, result and provenance. It is written last, by renaming, and shows that the run is finished.
+- ``model.safetensors``: the weights of the best epoch, with the network's specification in the metadata.
+- ``history.json``: every epoch of the training, one list per column.
+- ``measures.safetensors.xz``: the values of every test image, in fewer bits (:mod:`shiftscope.studies.storage`). Older runs have
+  ``measures.safetensors``, which is read as well.
+
+A record of an older version still says how the training ended, so that its weights are measured again and not trained again.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from errno import EIO
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from jaxtyping import Float
 from pydantic import ValidationError
 from torch import Tensor
 
-from shiftscope.estimates import Estimate
-from shiftscope.runtime.files import write_bytes, write_tensors, write_text
+from shiftscope.estimates import Estimate, confidence_interval
+from shiftscope.measures import MEASURES
+from shiftscope.models.family import Network
+from shiftscope.models.loading import ModelSpec, save_model
+from shiftscope.runtime.files import write_bytes, write_text
 from shiftscope.runtime.settings import Spec
-from shiftscope.studies.measuring import Curve, LayerRecord
 from shiftscope.studies.spec import Run
-from shiftscope.training.loop import Training
+from shiftscope.studies.storage import CURVE, DEVIATIONS, LAYER, pack, unpack
+from shiftscope.training.loop import Epoch, Training
 
 __all__ = [
+    "Curve",
     "DamagedRecordError",
     "Finished",
+    "LayerRecord",
     "Outcome",
     "Record",
     "head",
     "heads",
-    "kept_files",
+    "history",
     "load",
-    "put_files",
     "read",
+    "read_finished",
     "read_training",
-    "receive",
+    "trained_files",
     "write",
+    "write_files",
+    "write_measures",
     "write_training",
 ]
 
-#: The form of a record and what is measured for it.
+#: The version of a record and of what is measured for it.
 RECORD_VERSION = 5
-RECORD, MODEL, HISTORY, MEASURES = "record.json", "model.safetensors", "history.json", "measures.safetensors"
-#: What the names of tensors begin with in the file: a map over shifts, a curve and its draws, a response of layer 3 as
-#: ``layer.3.similarity``; a tensor without such a name has a value of each image.
-MAP, CURVE, DEVIATIONS, LAYER = "map.", "curve.", ".draws", "layer."
+RECORD, MODEL, HISTORY, MEASURES_FILE = "record.json", "model.safetensors", "history.json", "measures.safetensors.xz"
+#: The measures of runs written before they were packed.
+OLDER_MEASURES_FILE = "measures.safetensors"
+#: The prefix of the name of a map over shifts in the file, and the end of the name of a curve's intervals. A tensor without a
+#: prefix has one value per image.
+MAP, INTERVALS = "map.", ".interval"
 
 
 class Outcome(Spec):
-    """How the training ended (see ``training.Training``), and the kept network's accuracy on all training images."""
+    """How a training ended.
+
+    Attributes:
+        status: whether it reached its target accuracy on the training images.
+        sentence: the same in words.
+        kept: number of the best epoch, whose weights are kept.
+        epochs: number of epochs trained.
+        train_accuracy: of the kept weights, share of all training images.
+    """
 
     status: Literal["reached", "not reached", "diverged"]
     sentence: str
@@ -60,18 +84,38 @@ class Outcome(Spec):
     train_accuracy: float
 
 
-class Record(Spec):
-    """What is known of a finished run.
+class LayerRecord(Spec):
+    """A layer whose responses are kept.
 
     Attributes:
-        schema_version: of this form.
+        name: the layer's name in the model, ``canvas`` or ``output``.
+        kind: the kind of layer.
+        size: height and width of its map, positions.
+        channels: number of channels of its map.
+        factor: pixels between neighbouring positions, along height and width; None for a layer without positions.
+        stride: of the layer itself, along height and width.
+    """
+
+    name: str
+    kind: str
+    size: tuple[int, int]
+    channels: int
+    factor: tuple[int, int] | None
+    stride: tuple[int, int]
+
+
+class Record(Spec):
+    """A finished run, without its values per image.
+
+    Attributes:
+        schema_version: version of the record.
         id: the run's content id.
-        spec: all it depends on, the data's content apart.
-        training: how that ended.
-        results: by measure, each with its interval over images; empty where the training diverged.
-        cut: share of the test images of which the shifts cut content.
-        layers: those whose responses are kept.
-        provenance: code, machine, data, time of the training, and the code that measured where that is another.
+        spec: everything the run depends on, except the content of its images.
+        training: how the training ended.
+        results: estimates by measure, with intervals over images; empty if the training diverged.
+        cut: share of test images from which the shifts cut content.
+        layers: the layers whose responses are kept.
+        provenance: code, machine, data and time of the training, and the code that measured if it is another.
     """
 
     schema_version: int
@@ -85,12 +129,43 @@ class Record(Spec):
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A measure's mean over all test images and all shifts, for each largest shift from 0 pixels on.
+
+    Attributes:
+        means: for each largest shift.
+        deviations: of bootstrap draws from these means, to combine several networks.
+        intervals: 95 % interval of each mean over images, low and high.
+    """
+
+    means: Float[Tensor, " radius"]
+    deviations: Float[Tensor, "radius draw"]
+    intervals: Float[Tensor, "radius 2"]
+
+    @classmethod
+    def from_draws(cls, measure: str, means: Float[Tensor, " radius"], deviations: Float[Tensor, "radius draw"]) -> Curve:
+        """Return the curve of a measure, with the intervals that its draws give.
+
+        Args:
+            measure: short name.
+            means: for each largest shift.
+            deviations: of bootstrap draws from these means.
+        """
+        rows = zip(means.double(), deviations.double(), strict=True)
+        ends = [confidence_interval(float(mean), (mean + row).numpy(), [(0.0, 1)]) for mean, row in rows]
+        return cls(means, deviations, torch.from_numpy(np.clip(ends, *MEASURES[measure].bounds)))
+
+
+@dataclass(frozen=True)
 class Finished:
-    """A record and what its estimates come from.
+    """A finished run with its values per image.
 
     Attributes:
         record: the record.
-        values, maps, curves, responses: as in :class:`shiftscope.studies.measuring.Measured`.
+        values: by measure, one value per test image; those of layers for the first images only.
+        maps: by measure, the mean of each shift over all images.
+        curves: by measure, how its mean changes with the largest shift.
+        responses: for each layer of the record, by response, one value for each of the first images.
     """
 
     record: Record
@@ -100,16 +175,40 @@ class Finished:
     responses: tuple[Mapping[str, Tensor], ...]
 
 
-def write_training(folder: Path, training: Training, weights: Mapping[str, Tensor]) -> None:
-    """Put the kept weights and every epoch into a run's folder."""
-    write_tensors(folder / MODEL, weights)
-    write_text(folder / HISTORY, json.dumps([asdict(epoch) for epoch in training.epochs], indent=1) + "\n")
+def write_training(folder: Path, run: Run, network: Network, training: Training) -> None:
+    """Write a trained network and every epoch into a run's folder.
+
+    Args:
+        folder: of the run.
+        run: its specification.
+        network: with the weights of the best epoch.
+        training: its history.
+    """
+    save_model(folder / MODEL, network, ModelSpec(network=network.spec, data=run.data))
+    write_text(folder / HISTORY, history(training.epochs))
+
+
+def history(epochs: Sequence[Epoch]) -> str:
+    """Return epochs as JSON, one list per column."""
+    rows = [asdict(epoch) for epoch in epochs]
+    return json.dumps({name: [row[name] for row in rows] for name in (rows[0] if rows else {})}) + "\n"
 
 
 def write(folder: Path, finished: Finished) -> None:
-    """Put measures and, last, the record into a run's folder."""
-    write_tensors(folder / MEASURES, _named(finished))
+    """Write a run's measures and, last, its record into its folder."""
+    write_measures(folder, finished)
     write_text(folder / RECORD, finished.record.model_dump_json(indent=2) + "\n")
+
+
+def write_measures(folder: Path, finished: Finished) -> None:
+    """Write a run's values per image into its folder, and remove an older file of them.
+
+    Args:
+        folder: of the run.
+        finished: the run.
+    """
+    write_bytes(folder / MEASURES_FILE, pack(_named(finished)))
+    (folder / OLDER_MEASURES_FILE).unlink(missing_ok=True)
 
 
 class DamagedRecordError(Exception):
@@ -122,9 +221,6 @@ def load(folder: Path) -> Finished | None:
     Raises:
         DamagedRecordError: the record, or the tensors beside it, cannot be read.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not (folder / RECORD).exists():
         return None
     try:
@@ -133,9 +229,9 @@ def load(folder: Path) -> Finished | None:
             raise ValueError("it belongs to another run")
         if record.schema_version != RECORD_VERSION:
             return None
-        return Finished(record, **_parts(load_file(folder / MEASURES) if record.results else {}, len(record.layers)))
-    except (ValidationError, ValueError, OSError, SafetensorError) as error:
-        reason = "not a whole record" if isinstance(error, ValidationError) else str(error)
+        return Finished(record, **_parts(_tensors(folder) if record.results else {}, len(record.layers)))
+    except (ValidationError, ValueError, OSError) as error:
+        reason = "not a complete record" if isinstance(error, ValidationError) else str(error)
         raise DamagedRecordError(f"{folder / RECORD} is damaged ({reason})") from error
 
 
@@ -157,21 +253,41 @@ def head(folder: Path) -> Record | None:
 
 
 def heads(runs: Path) -> Iterator[Record]:
-    """Every record in a folder of runs, of whatever form; damaged ones are left out.
+    """Return every record in a folder of runs, of whatever version, without the damaged ones.
 
     Args:
-        runs: that holds a folder a run.
+        runs: the folder that holds one folder per run.
     """
     for path in sorted(runs.glob(f"*/{RECORD}")):
         if (record := head(path.parent)) is not None:
             yield record
 
 
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a run by their names in the file.
+
+    Raises:
+        OSError: there is no file of measures.
+        ValueError: it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if (folder / MEASURES_FILE).exists() or not (folder / OLDER_MEASURES_FILE).exists():
+        return unpack((folder / MEASURES_FILE).read_bytes())
+    try:
+        tensors: dict[str, Tensor] = load_file(folder / OLDER_MEASURES_FILE)
+        return tensors
+    except SafetensorError as error:
+        raise ValueError(f"its measures cannot be read: {error}") from error
+
+
 def _named(finished: Finished) -> dict[str, Tensor]:
     """Return a run's tensors by their names in the file."""
     tensors = {**finished.values, **{f"{MAP}{name}": values for name, values in finished.maps.items()}}
     for name, curve in finished.curves.items():
-        tensors |= {f"{CURVE}{name}": curve.means, f"{CURVE}{name}{DEVIATIONS}": curve.deviations}
+        parts = {"": curve.means, DEVIATIONS: curve.deviations, INTERVALS: curve.intervals}
+        tensors |= {f"{CURVE}{name}{part}": values for part, values in parts.items()}
     for number, responses in enumerate(finished.responses):
         tensors |= {f"{LAYER}{number}.{name}": values for name, values in responses.items()}
     return tensors
@@ -189,13 +305,19 @@ def _parts(tensors: Mapping[str, Tensor], layers: int) -> dict[str, Any]:
             responses[int(number)][response] = tensor
         elif not name.startswith(CURVE):
             values[name] = tensor
-        elif not name.endswith(DEVIATIONS):
-            curves[name.removeprefix(CURVE)] = Curve(tensor, tensors[f"{name}{DEVIATIONS}"])
+        elif not name.endswith((DEVIATIONS, INTERVALS)):
+            measure = name.removeprefix(CURVE)
+            curves[measure] = _curve(measure, tensor, tensors[f"{name}{DEVIATIONS}"], tensors.get(f"{name}{INTERVALS}"))
     return {"values": values, "maps": maps, "curves": curves, "responses": responses}
 
 
+def _curve(measure: str, means: Tensor, deviations: Tensor, intervals: Tensor | None) -> Curve:
+    """Return a curve; older files have no intervals."""
+    return Curve.from_draws(measure, means, deviations) if intervals is None else Curve(means, deviations, intervals)
+
+
 def read_training(folder: Path) -> tuple[Record, dict[str, Tensor]] | None:
-    """The record of an older form and the kept weights, where both are whole; to be measured anew, not trained again."""
+    """Return a record of an older version and the weights beside it, to be measured again; None if either is unusable."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -207,25 +329,29 @@ def read_training(folder: Path) -> tuple[Record, dict[str, Tensor]] | None:
     return (record, weights) if record.id == folder.name and record.schema_version < RECORD_VERSION else None
 
 
-def kept_files(folder: Path) -> dict[str, bytes]:
-    """The files of a run that is to be measured anew, by name; none where it is to be trained."""
+def trained_files(folder: Path) -> dict[str, bytes]:
+    """Return the files of a run to be measured again, name -> content; empty if it has to be trained."""
     return {} if read_training(folder) is None else {name: (folder / name).read_bytes() for name in (MODEL, HISTORY, RECORD)}
 
 
-def put_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a run's files as they came from elsewhere; the record last, like always."""
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a run's files, the record last.
+
+    Args:
+        folder: of the run.
+        files: name -> content.
+    """
     for name in sorted(files, key=lambda name: name == RECORD):
         write_bytes(folder / name, files[name])
 
 
-def receive(folder: Path, files: Mapping[str, bytes]) -> Finished:
-    """Write what another machine finished, and read it.
+def read_finished(folder: Path) -> Finished:
+    """Return the finished run in a folder that was just written.
 
     Raises:
-        OSError: it cannot be written, or not be read again.
+        OSError: it cannot be read.
     """
-    put_files(folder, files)
     finished = read(folder)
     if finished is None:
-        raise OSError(EIO, f"{folder} holds no whole record after it was written")
+        raise OSError(EIO, f"{folder} holds no complete record after it was written")
     return finished

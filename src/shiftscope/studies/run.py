@@ -1,12 +1,12 @@
-"""Runs: networks trained, measured and written whole. It knows no study.
+"""Train, measure and write one run, without knowing the study it belongs to.
 
-A run's folder holds a record only when the run is finished. A record of an older form is measured anew from its kept weights. A
-long training is put down there on its way, and goes on from there when it was interrupted.
+A run's folder has a record only once the run is finished. A record of an older version is measured again from its weights. A long
+training saves checkpoints in the folder and resumes from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,151 +17,84 @@ import torch
 
 from shiftscope.datasets.dataset import Dataset
 from shiftscope.datasets.sources import Labelled
+from shiftscope.measures import MEASURES
 from shiftscope.models.family import Network, Normalise, build
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.provenance import joined, provenance
 from shiftscope.runtime.seeds import stream
 from shiftscope.studies import records
-from shiftscope.studies.measuring import MEASURES, Measured, measured
+from shiftscope.studies.measuring import OUTPUT_MEASURES, Measurements, measure_network
 from shiftscope.studies.records import Finished, Outcome, Record
 from shiftscope.studies.spec import Run
 from shiftscope.training import pools
 from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.training.loop import Training, evaluate, train, worth_compiling
-from shiftscope.training.stacking import train_together
 
-__all__ = ["Piece", "execute"]
+__all__ = ["PlannedRun", "execute"]
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A run to be done.
+class PlannedRun:
+    """A run that is not finished yet.
 
     Attributes:
-        run: its specification.
-        name: its content id.
-        folder: that is or becomes its own.
-        lasting: whether the folder outlives the process, so that a training on its way is worth keeping there.
+        spec: its specification.
+        id: its content id.
+        folder: where its files go.
+        resumable: whether to save checkpoints; not worth it in a folder that ends with the process.
     """
 
-    run: Run
-    name: str
+    spec: Run
+    id: str
     folder: Path
-    lasting: bool = True
+    resumable: bool = True
 
     def checkpoint(self, made_by: Mapping[str, str] | None = None) -> Checkpoint:
-        """Keeps its training on its way; ``made_by`` says what is at work."""
+        """Return the run's checkpoint.
+
+        Args:
+            made_by: provenance of this session.
+        """
         return Checkpoint(self.folder / "checkpoint.safetensors", made_by=made_by)
 
 
-def execute(pieces: Sequence[Piece], data: Dataset, device: torch.device | str, report: Report = silent) -> list[Finished]:
-    """Train, measure and write runs; or measure what records of an older form have trained.
+def execute(planned: PlannedRun, data: Dataset, device: torch.device | str, report: Report = silent) -> Finished:
+    """Train and measure a run, or measure the weights of an older record again; write everything.
 
     Args:
-        pieces: one run, or several that differ in their seeds only, which are then trained together.
-        data: their images.
+        planned: the run.
+        data: its images.
         device: where to compute.
         report: called with each event.
+
+    Returns:
+        The run as its folder now holds it.
+
+    Raises:
+        OSError: a file cannot be written.
     """
-    networks = [_network(piece.run, data) for piece in pieces]
-    known = [_known(piece, network, device) for piece, network in zip(pieces, networks, strict=True)]
-    fresh = [number for number, found in enumerate(known) if found is None]
-    trained = _trained([pieces[number] for number in fresh], [networks[number] for number in fresh], data, device, report)
-    for number, made in zip(fresh, trained, strict=True):
-        known[number] = made
-    return [
-        _finished(piece, network, found, data, device, report)
-        for piece, network, found in zip(pieces, networks, known, strict=True)
-        if found is not None
-    ]
-
-
-#: How a network was trained, and what did it.
-Origin = tuple[Outcome, dict[str, str]]
-
-
-def _known(piece: Piece, network: Network, device: torch.device | str) -> Origin | None:
-    """Put what an older record has trained into the network; None where there is none."""
-    kept = records.read_training(piece.folder)
-    if kept is None:
-        return None
-    older, weights = kept
-    network.load_state_dict(weights)
-    network.to(device)
-    code = f"{version('shiftscope')} at {provenance(device)['commit']}"
-    return older.training, {**older.provenance, "measured_with": code}
-
-
-def _trained(
-    pieces: Sequence[Piece], networks: Sequence[Network], data: Dataset, device: torch.device | str, report: Report
-) -> list[Origin]:
-    """Train networks in place and write their weights."""
-    if not pieces:
-        return []
-    started, clock = datetime.now(UTC), perf_counter()
-    recipe, seeds, parts = pieces[0].run.training, [piece.run.seed for piece in pieces], (data.train, data.validation)
-    compiled = len(pieces) == 1 and worth_compiling(recipe, len(data.train), device)
-    made_by = {**provenance(device), "numba": (pools.numba_version() if compiled else None) or "not used"}
-    checkpoint = pieces[0].checkpoint(made_by)
-    if len(pieces) == 1:
-        saved = checkpoint if pieces[0].lasting else None
-        place = data.canvas.place
-        trainings = [
-            train(networks[0], parts, recipe, place=place, seed=seeds[0], device=device, report=report, checkpoint=saved)
-        ]
-    else:
-        trainings = train_together(networks, parts, recipe, place=data.canvas.place, seeds=seeds, device=device, report=report)
-    outcomes = [
-        Outcome(
-            status=training.status,
-            sentence=training.sentence,
-            kept=training.best_epoch,
-            epochs=len(training.epochs),
-            train_accuracy=_train_accuracy(network, data, training, device, report),
-        )
-        for network, training in zip(networks, trainings, strict=True)
-    ]
-    for piece, network, training in zip(pieces, networks, trainings, strict=True):
-        records.write_training(piece.folder, training, network.state_dict())
-    seconds = perf_counter() - clock + sum(epoch.seconds for each in trainings for epoch in each.epochs[: each.resumed_after])
-    origin = {
-        **joined([*checkpoint.sessions, made_by]),
-        "data": data.origin,
-        "data_sha256": data.checksum,
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": f"{seconds / len(pieces):.1f}",
-        **({"trained_together": str(len(pieces))} if len(pieces) > 1 else {}),
-        **({"taken_up_after_epoch": str(trainings[0].resumed_after)} if trainings[0].resumed_after else {}),
-    }
-    return [(outcome, origin) for outcome in outcomes]
-
-
-def _finished(
-    piece: Piece, network: Network, found: Origin, data: Dataset, device: torch.device | str, report: Report
-) -> Finished:
-    """Measure a trained network and write its record."""
-    outcome, origin = found
-    seen = Measured()
+    network = _untrained(planned.spec, data)
+    outcome, made_by = _restored(planned, network, device) or _trained(planned, network, data, device, report)
+    found = Measurements()
     if outcome.status != "diverged":
-        seen = measured(piece.run.measure, network, data, device=device, report=report)
+        found = measure_network(planned.spec.measure, network, data, device=device, report=report)
     record = Record(
         schema_version=records.RECORD_VERSION,
-        id=piece.name,
-        spec=piece.run.model_copy(update={"network": network.spec}),
+        id=planned.id,
+        spec=planned.spec.model_copy(update={"network": network.spec}),
         training=outcome,
-        results={name: measure.of_one(seen.values[name]) for name, measure in MEASURES.items() if name in seen.values},
-        cut=seen.cut,
-        layers=seen.layers,
-        provenance=origin,
+        results={name: MEASURES[name].estimate(found.values[name]) for name in OUTPUT_MEASURES if name in found.values},
+        cut=found.cut,
+        layers=found.layers,
+        provenance=made_by,
     )
-    finished = Finished(record, seen.values, seen.maps, seen.curves, seen.responses)
-    records.write(piece.folder, finished)
-    piece.checkpoint().remove()
-    return finished
+    records.write(planned.folder, Finished(record, found.values, found.maps, found.curves, found.responses))
+    planned.checkpoint().remove()
+    return records.read_finished(planned.folder)
 
 
-def _network(run: Run, data: Dataset) -> Network:
-    """The run's network with its seed's weights and the training images' normalisation."""
+def _untrained(run: Run, data: Dataset) -> Network:
+    """Return the run's network with its seed's weights and the training images' normalisation."""
     spec = run.network.model_copy(update={"input_channels": data.train.images.shape[1], "classes": len(data.classes)})
     network = build(spec, generator=stream(run.seed, "weights"))
     if isinstance(network.normalise, Normalise):
@@ -170,11 +103,62 @@ def _network(run: Run, data: Dataset) -> Network:
     return network
 
 
+def _restored(planned: PlannedRun, network: Network, device: torch.device | str) -> tuple[Outcome, dict[str, str]] | None:
+    """Load the weights of a record of an older version; return its outcome and provenance, or None without such a record."""
+    older = records.read_training(planned.folder)
+    if older is None:
+        return None
+    record, weights = older
+    network.load_state_dict(weights)
+    network.to(device)
+    code = f"{version('shiftscope')} at {provenance(device)['commit']}"
+    return record.training, {**record.provenance, "measured_with": code}
+
+
+def _trained(
+    planned: PlannedRun, network: Network, data: Dataset, device: torch.device | str, report: Report
+) -> tuple[Outcome, dict[str, str]]:
+    """Train a network in place and write its weights; return how that ended, and its provenance."""
+    started, clock = datetime.now(UTC), perf_counter()
+    recipe = planned.spec.training
+    compiled = pools.numba_version() if worth_compiling(recipe, len(data.train), device) else None
+    session = {**provenance(device), "numba": compiled or "not used"}
+    checkpoint = planned.checkpoint(session)
+    training = train(
+        network,
+        (data.train, data.validation),
+        recipe,
+        place=data.canvas.place,
+        seed=planned.spec.seed,
+        device=device,
+        report=report,
+        checkpoint=checkpoint if planned.resumable else None,
+    )
+    outcome = Outcome(
+        status=training.status,
+        sentence=training.sentence,
+        kept=training.best_epoch,
+        epochs=len(training.epochs),
+        train_accuracy=_train_accuracy(network, data, training, device, report),
+    )
+    records.write_training(planned.folder, planned.spec, network, training)
+    earlier = training.epochs[: training.resumed_after]
+    return outcome, {
+        **joined([*checkpoint.sessions, session]),
+        "data": data.origin,
+        "data_sha256": data.checksum,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": f"{perf_counter() - clock + sum(epoch.seconds for epoch in earlier):.1f}",
+        # The field keeps its name because tables join the provenance of old and new records.
+        **({"taken_up_after_epoch": str(training.resumed_after)} if training.resumed_after else {}),
+    }
+
+
 def _train_accuracy(network: Network, data: Dataset, training: Training, device: torch.device | str, report: Report) -> float:
-    """The kept network's, which the training has asked already where it reached its target."""
+    """Return the kept network's accuracy on all training images, which a training that reached its target has measured."""
     known = next((epoch.train_accuracy for epoch in training.epochs if epoch.epoch == training.best_epoch), None)
     if known is not None:
         return known
-    report(Stage("asking for every training image", 0, len(data.train)))
+    report(Stage("classifying every training image", 0, len(data.train)))
     images = Labelled(data.train.images.to(device), data.train.labels.to(device))
     return evaluate(network, images, place=data.canvas.place)[0]

@@ -1,18 +1,16 @@
-"""Runs a study: what is finished is found, what is missing is done, then the table is made from the records alone.
+"""Run a study: find finished runs, do the missing ones, and make the tables from the records.
 
-Killing it at any moment and starting it again loses, of the runs in flight, an epoch or two of a training (half a minute where
-they are short) or the measuring; trainings done together, or where the study's folder is not, are lost whole. A lock keeps a
-second command out of the folder while one is at work there.
+Stopping it at any moment loses at most an epoch or two of each training under way (half a minute of short epochs), or one
+measurement. Runs on machines without access to the study's folder start again. A lock keeps a second command out of the folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
@@ -24,7 +22,7 @@ from shiftscope.runtime.processes import Executor, Work
 from shiftscope.runtime.progress import Event, JobEvent, Report, silent
 from shiftscope.studies import records
 from shiftscope.studies.records import Finished, Record
-from shiftscope.studies.run import Piece, execute
+from shiftscope.studies.run import PlannedRun, execute
 from shiftscope.studies.spec import Cell, Run, Study, short
 from shiftscope.studies.tables import summarise
 from shiftscope.tables import Table
@@ -34,12 +32,13 @@ __all__ = ["RunEnded", "RunStarted", "run_study"]
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """A run begins, or was found finished.
+    """A run starts, or was found finished.
 
     Attributes:
-        number, of: its place in the study.
+        number: its place in the study, from 1 on.
+        of: number of runs in the study.
         label: the grid's settings and the seed.
-        epochs: what runs so far needed on average, None before the first.
+        epochs: mean number of epochs of the runs finished so far; None before the first.
     """
 
     number: int
@@ -50,7 +49,12 @@ class RunStarted(Event):
 
 @dataclass(frozen=True)
 class RunEnded(Event):
-    """A run is on disk; ``found`` says that it was there before."""
+    """A run is finished and on disk.
+
+    Attributes:
+        record: of the run.
+        found: whether it was finished before.
+    """
 
     record: Record
     found: bool
@@ -58,21 +62,21 @@ class RunEnded(Event):
 
 @dataclass(frozen=True)
 class _Job:
-    """All that a run, or runs trained together, need wherever they are done.
+    """Everything that a run needs, wherever it is done.
 
     Attributes:
-        pieces: the runs.
-        label: in words.
-        data_dir: where their data is.
+        planned: the run.
+        label: the run in words.
+        data_dir: a local folder that holds the data set; None for the usual places.
         device: where to compute.
-        kept: an earlier training's files of each, for those that are done away from them.
+        files: what an earlier session left of the run, name -> content, for a machine without access to its folder.
     """
 
-    pieces: tuple[Piece, ...]
+    planned: PlannedRun
     label: str
     data_dir: Path | None
     device: str
-    kept: tuple[dict[str, bytes], ...] = ()
+    files: Mapping[str, bytes]
 
     def __str__(self) -> str:
         return self.label
@@ -85,191 +89,165 @@ def run_study(
     data_dir: Path | None = None,
     device: torch.device | str = "cpu",
     executor: Executor | None = None,
-    together: int = 1,
     reuse: Path | None = None,
     report: Report = silent,
 ) -> Table:
-    """Run what is missing of a study and write its table.
+    """Do the missing runs of a study and write its tables.
 
     Args:
-        study: what to do.
-        out: the study's folder: ``study.json``, ``runs/<content id>/``, ``table.csv`` and ``table.md``.
-        data_dir: a local folder that holds the data set (see ``data.load``).
+        study: what to train and measure.
+        out: the study's folder, which gets ``study.json``, ``runs/<content id>/`` and tables.
+        data_dir: a local folder that holds the data set; None for the usual places (:func:`shiftscope.datasets.dataset.load`).
         device: where to train and measure.
-        executor: what carries out several runs at once, each with one thread; None does them here, one after the other, with
-            all threads. The last bits of results depend on the number of threads.
-        together: so many seeds of a cell are trained at once, their weights stacked (see :mod:`shiftscope.training.stacking`).
-        reuse: a study's folder, or one of several, whose finished runs are taken over where they are the same: same
-            specification, same data.
+        executor: carries out several runs at once, each with one thread; None does one after the other, with all threads. The
+            last bits of results depend on the number of threads.
+        reuse: a study's folder, or a folder of such folders, from which finished runs with the same specification and the same
+            images are copied.
         report: called with each event.
 
     Returns:
-        a row a cell, every number an estimate over seeds and test images.
+        One row per cell, every number an estimate over seeds and test images.
 
     Raises:
-        InputError: impossible data or shifts, told before anything is written; ``reuse`` is no folder; a folder that cannot be
-            written, or that another command is at work in; a run that memory is too small for; what does the runs dies again
-            and again.
+        InputError: the data or the shifts are impossible, which is found before anything is written; ``reuse`` is not a folder;
+            ``out`` cannot be written, or another command works in it; a run needs too much memory; the process of a run dies
+            several times.
         OSError: a file cannot be written; finished runs are kept.
     """
-    cells = study.cells()
-    # One seed of every cell before the next seed of any, so that a study stopped half-way has a whole table.
-    runs = [(cell, cell.runs[place]) for place in range(len(study.seeds)) for cell in cells]
     if reuse is not None and not reuse.is_dir():
-        raise InputError(f"`reuse` {reuse} is no folder. Give a study's folder, or one that holds several.")
-    if together < 1:
-        raise InputError(f"`together` must be 1 or more networks, got {together}.")
-    specs = dict.fromkeys(run.data for _, run in runs)
-    data = {spec: load(spec, data_dir=data_dir, report=report) for spec in specs}
+        raise InputError(f"`reuse` must be a folder, got {reuse}.", "Give a study's folder, or a folder of several.")
+    cells = study.cells()
+    # One seed of every cell before the next seed of any, so that a study stopped half-way has a complete table.
+    runs = [(cell, cell.runs[place]) for place in range(len(study.seeds)) for cell in cells]
+    data = {spec: load(spec, data_dir=data_dir, report=report) for spec in dict.fromkeys(run.data for _, run in runs)}
     for _, run in runs:
         _check_margin(run, data[run.data])
-    jobs = {}
-    for cell, run in runs:
-        name = run.content_id(data[run.data].checksum)
-        jobs[name] = _Job((Piece(run, name, out / "runs" / name),), _label(cell, run), data_dir, str(device))
-    _make(out)
+    ids = {run: run.content_id(data[run.data].checksum) for _, run in runs}
+    jobs = {
+        ids[run]: _Job(PlannedRun(run, ids[run], out / "runs" / ids[run]), _label(cell, run), data_dir, str(device), {})
+        for cell, run in runs
+    }
+    _make_folder(out)
     with locked(out):
         _refuse_other_images(out, data)
         _prepare(out, study)
         if reuse is not None:
             for job in jobs.values():
-                _take_over(job.pieces[0], reuse)
-        finished = _done(list(jobs.values()), executor, together, report)
-    by_cell = [[finished[run.content_id(data[run.data].checksum)] for run in cell.runs] for cell in cells]
-    return summarise(study, by_cell, out)
+                _copy_finished(job.planned, reuse)
+        finished = _finish(list(jobs.values()), executor, report)
+    return summarise(study, [[finished[ids[run]] for run in cell.runs] for cell in cells], out)
 
 
 def _refuse_other_images(out: Path, data: Mapping[DataSpec, Dataset]) -> None:
-    """One folder holds runs on one version of each data set, so that no table mixes two."""
+    """Raise an error if a folder has runs on another version of a data set, because a table must not mix two."""
     for record in records.heads(out / "runs"):
         now = data.get(record.spec.data)
         if now is not None and record.provenance.get("data_sha256") != now.checksum:
             raise InputError(
-                f"{out} holds runs on other images of {record.spec.data.name!r} than there are now. Choose another folder with "
-                "--out, or remove the runs."
+                f"`out` {out} has runs on other {record.spec.data.name!r} images than this machine's.",
+                "Choose another folder with --out, or remove the runs.",
             )
 
 
-def _take_over(piece: Piece, reuse: Path) -> None:
-    """Copy a run that another study has finished, where there is one and this study has it not."""
-    if records.read(piece.folder) is not None:
+def _copy_finished(planned: PlannedRun, reuse: Path) -> None:
+    """Copy a run that another study has finished, unless this study has it."""
+    if records.read(planned.folder) is not None:
         return
-    for other in (reuse / "runs" / piece.name, *sorted(reuse.glob(f"*/runs/{piece.name}"))):
+    for other in (reuse / "runs" / planned.id, *sorted(reuse.glob(f"*/runs/{planned.id}"))):
         if records.read(other) is not None:
-            records.put_files(piece.folder, {path.name: path.read_bytes() for path in other.iterdir() if path.is_file()})
+            records.write_files(planned.folder, _contents(other))
             return
 
 
-def _done(jobs: list[_Job], executor: Executor | None, together: int, report: Report) -> dict[str, Finished]:
-    """Every run's record: those there are, and those that are made now."""
+def _finish(jobs: Sequence[_Job], executor: Executor | None, report: Report) -> dict[str, Finished]:
+    """Return every run by id, after doing the missing ones."""
     finished: dict[str, Finished] = {}
-    place = {job.pieces[0].name: number for number, job in enumerate(jobs, start=1)}
-
-    def started(job: _Job) -> RunStarted:
-        return RunStarted(place[job.pieces[0].name], len(jobs), job.label, _mean_epochs(finished))
-
+    started = {
+        job.planned.id: lambda number=number, job=job: report(RunStarted(number, len(jobs), job.label, _mean_epochs(finished)))
+        for number, job in enumerate(jobs, start=1)
+    }
     missing = []
     for job in jobs:
-        kept = records.read(job.pieces[0].folder)
-        if kept is None:
+        known = records.read(job.planned.folder)
+        if known is None:
             missing.append(job)
             continue
-        job.pieces[0].checkpoint().remove()  # a kill can fall between the record and the end of what it makes needless
-        report(started(job))
-        finished[kept.record.id] = kept
-        report(RunEnded(kept.record, found=True))
-    missing = _grouped(missing, together)
+        job.planned.checkpoint().remove()  # the command may have been killed after the record and before this
+        started[job.planned.id]()
+        finished[job.planned.id] = known
+        report(RunEnded(known.record, found=True))
     if executor is not None:
-        _done_by(executor, missing, finished, len(jobs), report)
+        _finish_at_once(executor, missing, finished, len(jobs), report)
         return finished
     for job in missing:
-        report(started(job))
-        for made in _do(job, report):
-            finished[made.record.id] = made
-            report(RunEnded(made.record, found=False))
+        started[job.planned.id]()
+        finished[job.planned.id] = _do(job, report)
+        report(RunEnded(finished[job.planned.id].record, found=False))
     return finished
 
 
-def _done_by(executor: Executor, missing: list[_Job], finished: dict[str, Finished], of: int, report: Report) -> None:
-    """Let an executor do what is missing, and put it to what is finished."""
+def _finish_at_once(executor: Executor, jobs: Sequence[_Job], finished: dict[str, Finished], of: int, report: Report) -> None:
+    """Let an executor do jobs, and add their runs to ``finished``."""
 
-    def told(job: _Job, event: Event) -> None:
+    def tell(job: _Job, event: Event) -> None:
         report(JobEvent(job.label, len(finished), of, event))
 
     work: Work = _do
     if executor.remote:
-        work = _do_away
-        missing = [replace(job, kept=tuple(map(_begun, job.pieces))) for job in missing]
-    for job, several in executor.run(work, missing, told):
-        for piece, made in zip(job.pieces, several, strict=True):
-            finished[piece.name] = records.receive(piece.folder, made) if executor.remote else made
-            piece.checkpoint().remove()
-            told(job, RunEnded(finished[piece.name].record, found=False))
+        work, jobs = _do_away, [replace(job, files=_files_to_resume(job.planned)) for job in jobs]
+    for job, result in executor.run(work, jobs, tell):
+        planned = job.planned
+        if executor.remote:
+            records.write_files(planned.folder, result)
+            result = records.read_finished(planned.folder)
+        finished[planned.id] = result
+        planned.checkpoint().remove()
+        tell(job, RunEnded(finished[planned.id].record, found=False))
 
 
-def _begun(piece: Piece) -> dict[str, bytes]:
-    """The files of a run that was begun: what is measured anew, or a training on its way."""
-    checkpoint = piece.checkpoint().path
-    return records.kept_files(piece.folder) or ({checkpoint.name: checkpoint.read_bytes()} if checkpoint.exists() else {})
+def _files_to_resume(planned: PlannedRun) -> dict[str, bytes]:
+    """Return the files of a training to be measured again, or the checkpoint of one under way; none for a new run."""
+    path = planned.checkpoint().path
+    return records.trained_files(planned.folder) or ({path.name: path.read_bytes()} if path.exists() else {})
 
 
-def _grouped(jobs: list[_Job], together: int) -> list[_Job]:
-    """Jobs that differ in their seeds only, so many in one.
-
-    What has been trained already, or in part, goes on alone; layers that draw while training cannot be stacked.
-    """
-    if together == 1:
-        return jobs
-    groups: dict[Any, list[_Job]] = {}
-    for job in jobs:
-        piece = job.pieces[0]
-        alone = piece.run.network.sampling == "lps" or bool(_begun(piece))
-        groups.setdefault(piece.name if alone else piece.run.model_copy(update={"seed": 0}), []).append(job)
-    grouped = []
-    for alike in groups.values():
-        for start in range(0, len(alike), together):
-            some = alike[start : start + together]
-            seeds = " ".join(str(job.pieces[0].run.seed) for job in some[1:])
-            label = f"{some[0].label} {seeds}".rstrip()
-            grouped.append(replace(some[0], pieces=tuple(job.pieces[0] for job in some), label=label))
-    return grouped
-
-
-def _do(job: _Job, report: Report) -> list[Finished]:
-    """A job's runs, here or in another process of this machine."""
-    data = _loaded(job.pieces[0].run.data, job.data_dir)
-    if any(piece.run.content_id(data.checksum) != piece.name for piece in job.pieces):
+def _do(job: _Job, report: Report) -> Finished:
+    """Do a run, in this process or in another one on this machine."""
+    planned = job.planned
+    data = _load_once(planned.spec.data, job.data_dir)
+    if planned.spec.content_id(data.checksum) != planned.id:
         raise InputError(
-            f"the run `{job.label}` was to see other images of {job.pieces[0].run.data.name!r} than are found where it is done. "
-            "Bring the same files to every machine."
+            f"this machine's {planned.spec.data.name!r} images differ from those that run `{job.label}` was planned with.",
+            "Bring the same files to every machine.",
         )
     try:
-        return execute(job.pieces, data, job.device, report)
+        return execute(planned, data, job.device, report)
     except (MemoryError, RuntimeError) as error:
         if not ran_out_of_memory(error):
             raise
         raise InputError(
-            f"the run `{job.label}` needs more memory than there is. Let fewer run at once (--workers), or use a smaller "
-            "`training.batch_size`, `data.canvas` or `network.channels`."
+            f"the run `{job.label}` needs more memory than there is.",
+            "Do fewer runs at once (--workers), or lower `training.batch_size`, `data.canvas` or `network.channels`.",
         ) from error
 
 
-def _do_away(job: _Job, report: Report) -> list[dict[str, bytes]]:
-    """A job's runs on a machine that need not see the study's folder: the files of each, to be written there."""
+def _do_away(job: _Job, report: Report) -> dict[str, bytes]:
+    """Do a run on a machine without access to the study's folder; return its files."""
     with TemporaryDirectory() as place:
-        folders = [Path(place) / piece.name for piece in job.pieces]
-        for folder, files in zip(folders, job.kept, strict=True):
-            records.put_files(folder, files)
-        # A training that was put down is taken up from its file; for any other nothing is kept in a folder that will not last.
-        each = zip(job.pieces, folders, job.kept, strict=True)
-        pieces = tuple(replace(piece, folder=folder, lasting=bool(files)) for piece, folder, files in each)
-        _do(replace(job, pieces=pieces), report)
-        return [{path.name: path.read_bytes() for path in piece.folder.iterdir()} for piece in pieces]
+        folder = Path(place) / job.planned.id
+        records.write_files(folder, job.files)
+        # A training resumes from its checkpoint; saving new ones makes no sense in a folder that is about to disappear.
+        _do(replace(job, planned=replace(job.planned, folder=folder, resumable=bool(job.files))), report)
+        return _contents(folder)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @lru_cache(maxsize=2)
-def _loaded(spec: DataSpec, data_dir: Path | None) -> Dataset:
-    """A process reads its data once."""
+def _load_once(spec: DataSpec, data_dir: Path | None) -> Dataset:
+    """Load a data set once per process."""
     return load(spec, data_dir=data_dir)
 
 
@@ -278,12 +256,13 @@ def _check_margin(run: Run, data: Dataset) -> None:
     for name, shift in (("measure.max_shift", run.measure.max_shift), ("training.translate", run.training.translate)):
         if shift > margin and not run.data.allow_cut:
             raise InputError(
-                f"`{name}` must be at most {margin}, got {shift}: the canvas of {run.data.canvas} leaves a margin of {margin} "
-                f"pixels around the image, and content would be cut. Use a larger `data.canvas`, or set `data.allow_cut`."
+                f"`{name}` must be at most {margin}, got {shift}: a canvas of {run.data.canvas} pixels leaves {margin} around "
+                "the image, and content would be cut.",
+                "Use a larger `data.canvas`, or set `data.allow_cut`.",
             )
 
 
-def _make(out: Path) -> None:
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -299,13 +278,13 @@ def _prepare(out: Path, study: Study) -> None:
 
 
 def _unwritable(out: Path, error: OSError) -> InputError:
-    return InputError(f"`out` {out} cannot be written ({error.strerror}). Choose another folder with --out.")
+    return InputError(f"`out` {out} cannot be written ({error.strerror}).", "Choose another folder with --out.")
 
 
 def _label(cell: Cell, run: Run) -> str:
     return ", ".join([*(f"{short(path)} {value}" for path, value in cell.settings.items()), f"seed {run.seed}"])
 
 
-def _mean_epochs(finished: dict[str, Finished]) -> float | None:
+def _mean_epochs(finished: Mapping[str, Finished]) -> float | None:
     epochs = [run.record.training.epochs for run in finished.values()]
     return sum(epochs) / len(epochs) if epochs else None

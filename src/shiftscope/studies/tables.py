@@ -13,9 +13,8 @@ from shiftscope.estimates import Estimate, bootstrap, combine_draws, confidence_
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.files import write_text
 from shiftscope.runtime.provenance import joined
-from shiftscope.studies.measuring import CURVES, RESPONSES, Curve
-from shiftscope.studies.measuring import MEASURES as OUTPUT_MEASURES
-from shiftscope.studies.records import Finished, Record
+from shiftscope.studies.measuring import CURVES, OUTPUT_MEASURES, RESPONSES
+from shiftscope.studies.records import Curve, Finished, Record
 from shiftscope.studies.spec import Study, short
 from shiftscope.tables import Table, heading
 
@@ -94,6 +93,8 @@ def _at_radius(measure: str, several: Sequence[Curve], radius: int, count: int) 
     means = torch.stack([curve.means[radius] for curve in several])[:, None].double()
     deviations = torch.stack([curve.deviations[radius] for curve in several]).double()
     value = float(means.mean())
+    if len(several) == 1:
+        return _estimate(value, several[0].intervals[radius], count, 1)
     ends = confidence_interval(value, combine_draws(means + deviations), [variance_component(means)])
     return _estimate(value, ends.clip(*MEASURES[measure].bounds), count, len(several))
 
@@ -195,15 +196,24 @@ def _numbers(runs: Sequence[Finished]) -> dict[str, Any]:
     """Return the estimates of a cell from its measured runs."""
     if not runs:
         return {"seeds": 0}
-    shared = set.intersection(*(set(run.values) for run in runs))
     return {
         "seeds": len(runs),
         "train_accuracy": min(run.record.training.train_accuracy for run in runs),
-        **{
-            name: MEASURES[name].estimate_over_seeds(torch.stack([run.values[name] for run in runs]))
-            for name in OUTPUT_MEASURES
-            if name in shared
-        },
+        **(_of_one(runs[0]) if len(runs) == 1 else _over_seeds(runs)),
+    }
+
+
+def _of_one(run: Finished) -> dict[str, Estimate]:
+    """Return the record's estimates, which come from values of full precision, of the measures whose values are there."""
+    return {name: result for name, result in run.record.results.items() if name in run.values}
+
+
+def _over_seeds(runs: Sequence[Finished]) -> dict[str, Estimate]:
+    """Return estimates over several networks of the measures that all of their records have."""
+    return {
+        name: MEASURES[name].estimate_over_seeds(torch.stack([run.values[name] for run in runs]))
+        for name in OUTPUT_MEASURES
+        if all(name in run.values for run in runs)
     }
 
 
