@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from interleaving import interleaved, ratios
 from shiftscope.audits import audit
 from shiftscope.models.family import NetworkSpec, build
-from shiftscope.runtime.processes import keep_freed_memory
+from shiftscope.runtime.executors import keep_freed_memory
 
 PROTOCOLS = (
     "mouton2020",

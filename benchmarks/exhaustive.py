@@ -37,7 +37,7 @@ from interleaving import interleaved, ratios, seconds
 from shiftscope.datasets.dataset import DataSpec, load
 from shiftscope.engine.outputs import shift_outputs, stream_outputs
 from shiftscope.models.family import NetworkSpec, build
-from shiftscope.runtime.processes import keep_freed_memory
+from shiftscope.runtime.executors import keep_freed_memory
 from shiftscope.runtime.seeds import stream
 from shiftscope.shifts import Mode, grid
 from shiftscope.surveys import survey

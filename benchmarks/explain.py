@@ -39,7 +39,7 @@ from shiftscope.datasets.dataset import DataSpec, load
 from shiftscope.explanations import explain, probes
 from shiftscope.explanations.layers import BATCH, layer_responses
 from shiftscope.models.family import NetworkSpec, build
-from shiftscope.runtime.processes import keep_freed_memory
+from shiftscope.runtime.executors import keep_freed_memory
 from shiftscope.runtime.seeds import stream
 from shiftscope.shifts import sample, translate
 from shiftscope.training.loop import Recipe, train

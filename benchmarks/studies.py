@@ -19,7 +19,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from shiftscope.runtime.processes import keep_freed_memory
+from shiftscope.runtime.executors import keep_freed_memory
 from shiftscope.studies import runner
 from shiftscope.studies.loading import load_study
 

@@ -34,7 +34,7 @@ from interleaving import interleaved, ratios
 from shiftscope.datasets.dataset import Canvas, DataSpec, load
 from shiftscope.datasets.sources import Labelled
 from shiftscope.models.family import Network, NetworkSpec, build
-from shiftscope.runtime.processes import keep_freed_memory
+from shiftscope.runtime.executors import keep_freed_memory
 from shiftscope.runtime.seeds import stream
 from shiftscope.training.loop import Recipe, make_optimizer, train, train_step
 from shiftscope.training.pools import fast_max_pools

@@ -21,7 +21,7 @@ from shiftscope.audits.job import AuditJob, run_audit, run_shard, run_shards
 from shiftscope.cli import main
 from shiftscope.datasets.images import open_images
 from shiftscope.models import load_model
-from shiftscope.runtime.processes import Processes
+from shiftscope.runtime.executors import Processes
 from shiftscope.runtime.progress import Event, Stage
 
 FACTORY = """

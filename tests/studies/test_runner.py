@@ -27,7 +27,7 @@ from shiftscope.estimates import Estimate
 from shiftscope.explanations.layers import layer_responses
 from shiftscope.models import load_model
 from shiftscope.models.family import Network
-from shiftscope.runtime.processes import JobReport, Processes, Work
+from shiftscope.runtime.executors import JobReport, Processes, Work
 from shiftscope.runtime.progress import Stage
 from shiftscope.shifts import grid, translate
 from shiftscope.studies import records
@@ -228,7 +228,7 @@ def test_record_of_an_older_version_is_measured_again_without_training(tmp_path:
         del older["results"]["mcs_all_shifts"], older["results"]["worst_case"]
         (folder / "record.json").write_text(json.dumps(older))
         (folder / "measures.safetensors.xz").unlink()
-    monkeypatch.setattr("shiftscope.studies.run.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("shiftscope.studies.single_run.train", lambda *_, **__: pytest.fail("trained again"))
     again = run_study(study, out=out)
     assert again.to_csv() == first.to_csv()
     assert again.provenance["started"] == first.provenance["started"]
@@ -246,7 +246,7 @@ def test_measures_of_an_older_file_give_the_same_tables(tmp_path: Path, monkeypa
             {name: each for name, each in tensors.items() if not name.endswith(".interval")}, folder / "measures.safetensors"
         )
         (folder / "measures.safetensors.xz").unlink()
-    monkeypatch.setattr("shiftscope.studies.run.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("shiftscope.studies.single_run.train", lambda *_, **__: pytest.fail("trained again"))
     assert run_study(study, out=out).to_csv() == first
     assert (out / "layers.csv").read_bytes() == layers
 
@@ -296,7 +296,7 @@ def test_interrupted_run_resumes_from_its_checkpoint(
 ) -> None:
     study = small(tmp_path, SMALL.replace("max_epochs = 2", "max_epochs = 4"))
     first = run_study(study, out=tmp_path / "undisturbed")
-    monkeypatch.setattr("shiftscope.studies.run.Checkpoint", partial(Checkpoint, seconds=0.0))
+    monkeypatch.setattr("shiftscope.studies.single_run.Checkpoint", partial(Checkpoint, seconds=0.0))
     out, events = tmp_path / "out", []
 
     def interrupt(event: object) -> None:

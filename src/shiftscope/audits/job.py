@@ -33,8 +33,8 @@ from shiftscope.audits.session import AuditOptions, Session, block_size
 from shiftscope.datasets.images import ImageBlocks, open_images
 from shiftscope.errors import InputError, ModelFailsError
 from shiftscope.models import LoadedModel, load_model
+from shiftscope.runtime.executors import Executor
 from shiftscope.runtime.files import write_bytes
-from shiftscope.runtime.processes import Executor
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.provenance import provenance
 

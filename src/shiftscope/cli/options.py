@@ -15,7 +15,7 @@ from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
     from shiftscope.models import LoadedModel
-    from shiftscope.runtime.processes import Executor
+    from shiftscope.runtime.executors import Executor
 
 __all__ = [
     "AsJson",
@@ -137,14 +137,14 @@ class ExecutorOptions(DeviceOptions):
             InputError: Ray's options without Ray.
         """
         if self.executor == "ray":
-            from shiftscope.runtime.ray import Ray
+            from shiftscope.runtime.ray_executor import Ray
 
             return Ray(self.address, workers, self.gpus)
         if self.address is not None or self.gpus:
             raise InputError("`--address` and `--gpus` describe a Ray cluster.", "Add `--executor ray`.")
         if workers == 1 or (workers is None and self.job_device() != "cpu"):
             return None
-        from shiftscope.runtime.processes import Processes, default_workers
+        from shiftscope.runtime.executors import Processes, default_workers
 
         return Processes(default_workers(BYTES_PER_WORKER) if workers is None else workers)
 

@@ -55,7 +55,7 @@ def study(
         Folder for runs, tables, figure and page. By default studies/NAME.
     """
     with reporting("loading PyTorch") as tell:
-        from shiftscope.runtime.processes import keep_freed_memory
+        from shiftscope.runtime.executors import keep_freed_memory
         from shiftscope.runtime.progress import Stage
         from shiftscope.studies.loading import load_study
         from shiftscope.studies.runner import run_study

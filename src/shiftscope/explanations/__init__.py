@@ -4,14 +4,14 @@
 - :mod:`~shiftscope.explanations.trial`: what shifts cost a model's outputs, on fixed images and shifts;
 - :mod:`~shiftscope.explanations.causes`: what they cost without the head, without borders, without aliasing;
 - :mod:`~shiftscope.explanations.layers`: how every layer's feature maps respond to shifts;
-- :mod:`~shiftscope.explanations.fixes`: which fix helps most, tried without training;
+- :mod:`~shiftscope.explanations.ranking`: which fix helps most, tried without training;
 - :mod:`~shiftscope.explanations.explanation`: all of these together.
 """
 
 from shiftscope.explanations.causes import Cause, Causes
 from shiftscope.explanations.explanation import Explanation, explain
-from shiftscope.explanations.fixes import Fixes, TriedFix
 from shiftscope.explanations.guarantee import Guarantee, guarantee_of
+from shiftscope.explanations.ranking import Fixes, TriedFix
 from shiftscope.explanations.trial import Loss
 
 __all__ = ["Cause", "Causes", "Explanation", "Fixes", "Guarantee", "Loss", "TriedFix", "explain", "guarantee_of"]

@@ -15,9 +15,9 @@ from shiftscope.engine.checks import check_images, check_labels, evaluating
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.causes import Causes, causes_of
-from shiftscope.explanations.fixes import Fixes, try_fixes
 from shiftscope.explanations.guarantee import Guarantee, describe, guarantee_of
 from shiftscope.explanations.layers import BATCH, Layers, layer_responses
+from shiftscope.explanations.ranking import Fixes, try_fixes
 from shiftscope.explanations.trial import Trial, draw_shifts
 from shiftscope.graphs.geometry import read_geometry
 from shiftscope.runtime.progress import Report, silent

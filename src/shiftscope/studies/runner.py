@@ -17,12 +17,12 @@ import torch
 from shiftscope.datasets.dataset import Dataset, DataSpec, load
 from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.errors import InputError
+from shiftscope.runtime.executors import Executor, Work
 from shiftscope.runtime.files import locked, remove_temporary_files, write_text
-from shiftscope.runtime.processes import Executor, Work
 from shiftscope.runtime.progress import Event, JobEvent, Report, silent
 from shiftscope.studies import records
 from shiftscope.studies.records import Finished, Record
-from shiftscope.studies.run import PlannedRun, execute
+from shiftscope.studies.single_run import PlannedRun, execute
 from shiftscope.studies.spec import Cell, Run, Study, short
 from shiftscope.studies.tables import summarise
 from shiftscope.tables import Table

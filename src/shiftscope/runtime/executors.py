@@ -2,7 +2,7 @@
 
 An executor gives each job to a function, with a callback for the events that the job reports. Results come back in the order in
 which jobs finish. If a process dies (killed, or out of memory), its job goes to a new process, a few times.
-:class:`Processes` uses processes of this machine, :class:`shiftscope.runtime.ray.Ray` the machines of a Ray cluster.
+:class:`Processes` uses processes of this machine, :class:`shiftscope.runtime.ray_executor.Ray` the machines of a Ray cluster.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ import torch
 
 import helpers
 from shiftscope.errors import InputError
+from shiftscope.runtime.executors import Processes, default_workers
 from shiftscope.runtime.files import LOCK, locked
-from shiftscope.runtime.processes import Processes, default_workers
 from shiftscope.runtime.progress import JobEvent
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import RunEnded, run_study
@@ -154,7 +154,7 @@ def runs(process: int) -> bool:
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     """A killed parent leaves no orphan that writes into the folder of a resumed command."""
     code = (
-        "import helpers, sys\nfrom shiftscope.runtime.processes import Processes\n"
+        "import helpers, sys\nfrom shiftscope.runtime.executors import Processes\n"
         "if __name__ == '__main__':\n"
         "    for _ in Processes(2).run(helpers.sleep, sys.argv[1:], lambda job, event: print(event, flush=True)): pass"
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from shiftscope.errors import InputError, first_line
-from shiftscope.runtime.processes import RETRIES, JobReport, JobResult, Work, prepare_process, result_of, run_job
+from shiftscope.runtime.executors import RETRIES, JobReport, JobResult, Work, prepare_process, result_of, run_job
 
 __all__ = ["Ray"]
 
@@ -57,7 +57,7 @@ class Ray:
             )
 
     def run(self, work: Work, jobs: Sequence[Any], report: JobReport) -> Iterator[tuple[Any, Any]]:
-        """Run jobs, see :meth:`shiftscope.runtime.processes.Executor.run`."""
+        """Run jobs, see :meth:`shiftscope.runtime.executors.Executor.run`."""
         if not jobs:
             return
         with _session(self) as ray:

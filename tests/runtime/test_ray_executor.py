@@ -17,9 +17,9 @@ import helpers
 from shiftscope.audits.folder import AuditSpec
 from shiftscope.audits.job import run_shards
 from shiftscope.errors import InputError
-from shiftscope.runtime.processes import Processes
+from shiftscope.runtime.executors import Processes
 from shiftscope.runtime.progress import JobEvent
-from shiftscope.runtime.ray import Ray
+from shiftscope.runtime.ray_executor import Ray
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import RunEnded, run_study
 from small import SMALL
