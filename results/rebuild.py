@@ -20,7 +20,7 @@ from shiftscope.studies import records
 from shiftscope.studies.folder import read_folder
 
 RESULTS = Path(__file__).parent
-TABLES = ("table.csv", "curves.csv", "layers.csv", "table.md", "curves.md", "layers.md")
+TABLES = ("table.csv", "curves.csv", "layers.csv", "runs.csv", "table.md", "curves.md", "layers.md")
 
 
 def rebuild(study: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -60,6 +61,13 @@ def test_current_id_wins_over_older_id(folder: Path) -> None:
     assert read_folder(folder).runs_finished == 4
 
 
+def test_list_of_runs_says_what_each_folder_holds(folder: Path) -> None:
+    with (folder / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["run"]: folder / row["folder"] for row in rows} == read_folder(folder).labels()
+    assert all(int(row["epochs"]) > 0 and 0 <= float(row["train_accuracy"]) <= 1 for row in rows)
+
+
 def test_labels_name_the_settings_that_vary(folder: Path) -> None:
     labels = read_folder(folder).labels()
     assert list(labels) == ["factor=1,seed=0", "factor=1,seed=1", "factor=4,seed=0", "factor=4,seed=1"]
@@ -74,7 +82,7 @@ def test_missing_names_damaged_unfinished_and_absent_runs(folder: Path) -> None:
     shutil.rmtree(labels["factor=4,seed=0"])
     results = read_folder(folder)
     assert results.damaged == (
-        f"{labels['factor=1,seed=0'] / 'record.json'} is damaged (not a whole record); the run is left out.",
+        f"{labels['factor=1,seed=0'] / 'record.json'} is damaged (not a complete record); the run is left out.",
     )
     assert results.missing == (
         *results.damaged,

@@ -16,7 +16,7 @@ __all__ = ["compare", "figures", "open_report", "report", "selfcheck", "study", 
 
 DEFAULT_OUT = Path("studies")
 #: What a study writes; a figure only if a setting varies.
-WRITTEN = ("table.md", "table.csv", "curves.csv", "layers.csv", "figure.png", "report.html", "runs/")
+WRITTEN = ("table.md", "table.csv", "curves.csv", "layers.csv", "figure.png", "report.html", "runs.csv", "runs/")
 
 
 @app.command(group=STUDIES, sort_key=1)

@@ -136,7 +136,7 @@ class Comparison:
                     row |= {f"source_{name}": cell.source.get(name), f"difference_{name}": cell.difference(name)}
             rows.append(row)
         origin = f"source: as printed, {self.source}; difference: ours minus the source's. " if printed else ""
-        notes = [f"{origin}In brackets: 95 % intervals. {self._networks_note()}", *map(str, self.correlations), *self.damaged]
+        notes = [f"{origin}Intervals: 95 %. {self._networks_note()}", *map(str, self.correlations), *self.damaged]
         return Table(f"{self.title}: beside the source", tuple(rows[0]), tuple(rows), tuple(notes))
 
     def _claims_table(self) -> Table:

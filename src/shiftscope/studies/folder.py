@@ -23,7 +23,7 @@ from shiftscope.runtime.provenance import joined
 from shiftscope.studies import records
 from shiftscope.studies.loading import read_study
 from shiftscope.studies.records import DamagedRecordError, Finished, Record
-from shiftscope.studies.spec import VARIANT, Cell, Run, Study, short
+from shiftscope.studies.spec import VARIANT, Cell, Run, Study, run_label, short
 from shiftscope.studies.tables import curves, gains, layers, summarise, table_of
 from shiftscope.tables import Table, heading
 
@@ -114,9 +114,7 @@ class StudyFolder:
     def labels(self) -> dict[str, Path]:
         """Return the folder of each run on disk by a readable label, such as ``factor=8,seed=0``."""
         return {
-            ",".join(
-                [*(f"{short(path)}={cell.settings[path]}" for path in self.study.varied()), f"seed={record.spec.seed}"]
-            ): folder
+            run_label({path: cell.settings[path] for path in self.study.varied()}, record.spec.seed): folder
             for cell in self.cells
             for record, folder in zip(cell.records, cell.folders, strict=True)
         }

@@ -37,6 +37,7 @@ __all__ = [
     "Study",
     "check_path",
     "flatten",
+    "run_label",
     "short",
 ]
 
@@ -329,3 +330,16 @@ def short(path: str) -> str:
     'factor'
     """
     return path.rpartition(".")[2]
+
+
+def run_label(settings: Mapping[str, Any], seed: int) -> str:
+    """Return a readable label of a run.
+
+    Args:
+        settings: those that vary in its study, by path.
+        seed: the run's seed.
+
+    >>> run_label({"network.factor": 8}, 0)
+    'factor=8,seed=0'
+    """
+    return ",".join([*(f"{short(path)}={value}" for path, value in settings.items()), f"seed={seed}"])

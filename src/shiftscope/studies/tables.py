@@ -15,10 +15,10 @@ from shiftscope.runtime.files import write_text
 from shiftscope.runtime.provenance import joined
 from shiftscope.studies.measuring import CURVES, OUTPUT_MEASURES, RESPONSES
 from shiftscope.studies.records import Curve, Finished, Record
-from shiftscope.studies.spec import Study, short
+from shiftscope.studies.spec import Study, run_label, short
 from shiftscope.tables import Table, heading
 
-__all__ = ["curves", "gains", "layers", "summarise", "table_of"]
+__all__ = ["curves", "gains", "layers", "run_list", "summarise", "table_of"]
 
 FACTOR = "network.factor"
 #: The output measures that use one random shift of each image, and those that use every shift.
@@ -31,7 +31,7 @@ Cells = Sequence[Sequence[Finished]]
 
 
 def summarise(study: Study, cells: Cells, out: Path) -> Table:
-    """Write a study's tables, as CSV and Markdown: ``table``, ``curves`` and ``layers``.
+    """Write a study's tables, as CSV and Markdown: ``table``, ``curves`` and ``layers``; and ``runs.csv``, which lists the runs.
 
     Args:
         study: the study.
@@ -46,7 +46,24 @@ def summarise(study: Study, cells: Cells, out: Path) -> Table:
     for name, each in (("table", table), ("curves", curves(study, measured)), ("layers", layers(study, measured))):
         write_text(out / f"{name}.csv", each.to_csv())
         write_text(out / f"{name}.md", each.to_markdown())
+    write_text(out / "runs.csv", run_list(study, cells).to_csv())
     return table
+
+
+def run_list(study: Study, cells: Cells) -> Table:
+    """Return a row for each run: what it is, its folder, and how its training ended.
+
+    Args:
+        study: the study.
+        cells: the finished runs of each cell, in the study's order.
+    """
+    rows = []
+    for settings, runs in zip(study.combinations(), cells, strict=True):
+        for record in (run.record for run in runs):
+            label = run_label({path: settings[path] for path in study.varied()}, record.spec.seed)
+            ended = {name: getattr(record.training, name) for name in ("status", "epochs", "train_accuracy")}
+            rows.append({"run": label, "folder": f"runs/{record.id}", **ended})
+    return Table(f"{study.title}: runs", ("run", "folder", "status", "epochs", "train_accuracy"), tuple(rows))
 
 
 def table_of(study: Study, cells: Cells) -> Table:
@@ -84,7 +101,7 @@ def curves(study: Study, cells: Cells) -> Table:
         for radius in range(len(runs[0].curves["mcs"].means) if runs else 0):
             row = _settings(settings, names) | {"max_shift": radius, "seeds": len(runs)}
             rows.append(row | {name: _at_radius(name, [run.curves[name] for run in runs], radius, count) for name in CURVES})
-    note = "Over all shifts up to the largest, and every test image. In brackets: 95 % intervals over networks and images."
+    note = "Over all shifts up to the largest, and every test image. Intervals: 95 %, over networks and images."
     return Table(f"{study.title}: against the largest shift", (*names.values(), *own), tuple(rows), (note,))
 
 
@@ -116,7 +133,7 @@ def layers(study: Study, cells: Cells) -> Table:
             rows.append(row | {name: _response(name, number, runs) for name in RESPONSES})
     images = max((row[name].count for row in rows for name in RESPONSES if row[name] is not None), default=0)
     notes = (
-        f"Over the first {images} test images, each under one random shift. In brackets: 95 % intervals over networks and "
+        f"Over the first {images} test images, each under one random shift. Intervals: 95 %, over networks and "
         "images. The response to an empty canvas is subtracted from each map first.",
         *(f"{heading(name)}: {MEASURES[name].sentence}" for name in RESPONSES),
     )
@@ -229,7 +246,7 @@ def _notes(study: Study, records: Sequence[Record]) -> Iterator[str]:
         over = f"{networks} trained networks in each row and {images} test images"
     one_shift, every_shift = (" and ".join(f"'{heading(name)}'" for name in names) for names in (ONE_SHIFT, EVERY_SHIFT))
     yield (
-        f"In brackets: 95 % intervals over {over}. '{heading('train_accuracy')}': of the worst network of the row. {one_shift}: "
+        f"Intervals: 95 %, over {over}. '{heading('train_accuracy')}': of the worst network of the row. {one_shift}: "
         f"each image under one random shift. {every_shift}: each image under every shift up to the largest."
     )
     if fewest == 1:
