@@ -184,7 +184,8 @@ def explain(
     }
     with evaluating(model):
         geometry = read_geometry(model)
-        guarantee = guarantee_of(geometry)
+        channels, height, width = images.shape[1:]
+        guarantee = guarantee_of(model, geometry=geometry, image=(channels, height, width))
         measured = trial.measure(model, "the unchanged model")
         return Explanation(
             name=name,

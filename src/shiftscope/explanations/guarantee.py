@@ -3,7 +3,8 @@
 A shift of the image moves the last feature map with it (the layers before the head are *equivariant*) if every operator treats
 all positions alike, no layer reads beyond a border that the shift does not move, and the shift is a multiple of the subsampling
 factor; polyphase sampling removes the last condition. Outputs then stay the same (are *invariant*) if the head treats all
-positions alike. Each sentence here names the layers that it rests on, so that a reader can check it.
+positions alike. Each sentence here names the layers that it rests on, so that a reader can check it, and none is given that
+random shifts of random images refute (:mod:`shiftscope.explanations.verification`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal
 from torch import nn
 
 from shiftscope.errors import UntraceableError
+from shiftscope.explanations.verification import TOLERANCE, equivariance_error, invariance_error, probe_shape
 from shiftscope.graphs.geometry import Geometry, Reading, read_geometry
 
 __all__ = ["Guarantee", "describe", "guarantee_of"]
@@ -42,21 +44,24 @@ class Guarantee:
     geometry: Geometry | None
 
 
-def guarantee_of(model: nn.Module | Reading) -> Guarantee:
-    """Return what a model's graph guarantees; ``unknown``, with the reason, where the graph cannot be read.
+def guarantee_of(model: nn.Module, *, geometry: Reading | None = None, image: tuple[int, int, int] | None = None) -> Guarantee:
+    """Return what a model's graph guarantees, after trying it on the model; ``unknown`` where the graph cannot be read.
 
     Args:
-        model: a model, or what :func:`shiftscope.graphs.geometry.read_geometry` returned for it.
+        model: a model; copies of it are tried in double precision.
+        geometry: what :func:`shiftscope.graphs.geometry.read_geometry` returned for it; read here by default.
+        image: (channels, height, width) of the images to try; by default eight positions of the last map a side.
 
     >>> convolution = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular")
     >>> guarantee_of(nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))).status
     'guaranteed'
     """
-    geometry = read_geometry(model) if isinstance(model, nn.Module) else model
+    geometry = read_geometry(model) if geometry is None else geometry
     if isinstance(geometry, UntraceableError):
         return Guarantee("unknown", f"{geometry.problem} Only measured results are available.", "", None)
-    status, sentence = _invariance(geometry)
-    return Guarantee(status, sentence, _equivariance(geometry), geometry)
+    image = image or probe_shape(model, geometry)
+    status, sentence = _tried(*_invariance(geometry), model, image)
+    return Guarantee(status, sentence, _tried_equivariance(model, geometry, image), geometry)
 
 
 def describe(geometry: Geometry) -> str:
@@ -92,6 +97,44 @@ def _invariance(geometry: Geometry) -> tuple[Status, str]:
     return "guaranteed", (
         "Invariance is guaranteed for every circular shift by whole pixels: every map is circular, "
         f"{samplings}, and the head averages over positions (`{geometry.head_name}`)."
+    )
+
+
+def _tried(status: Status, sentence: str, model: nn.Module, image: tuple[int, int, int]) -> tuple[Status, str]:
+    """Return status and sentence, or weaker ones where random circular shifts refute them."""
+    if status not in ("guaranteed", "impossible"):
+        return status, sentence
+    error = invariance_error(model, image)
+    if status == "guaranteed" and error is None:
+        reason = f"the graph promises it, but that cannot be tried on images of {image}"
+        return "possible", f"Invariance is possible, not guaranteed: {reason}."
+    if status == "guaranteed" and error is not None and error > TOLERANCE:
+        return "possible", (
+            "Invariance is possible, not guaranteed: the graph promises it, but circular shifts change the outputs "
+            f"(by {error:.1g} of the largest), so that some layer does something else than its type says."
+        )
+    if status == "impossible" and error is not None and error <= TOLERANCE:
+        return "possible", (
+            "Invariance is possible, not guaranteed: the head flattens the map, yet no circular shift that was tried changes the "
+            "outputs, with these weights or with random ones."
+        )
+    return status, sentence
+
+
+def _tried_equivariance(model: nn.Module, geometry: Geometry, image: tuple[int, int, int]) -> str:
+    """Return the sentence on equivariance, or that it is refuted or cannot be tried."""
+    sentence = _equivariance(geometry)
+    if _unknown_layers(geometry) or _borders(geometry) or not geometry.head_name:
+        return sentence
+    sides = (max(1, size // step) * step for size, step in zip(image[1:], geometry.factor, strict=True))
+    tried = (image[0], next(sides), next(sides))
+    error = equivariance_error(model, geometry, tried)
+    if error is not None and error <= TOLERANCE:
+        return sentence
+    found = "they are not on random images" if error is not None else f"that cannot be tried on images of {tried}"
+    return (
+        "It is not known at which shifts the layers before the head are exactly equivariant: by the graph they are to multiples "
+        f"of {_pixels(geometry)}, but {found}."
     )
 
 

@@ -1,0 +1,162 @@
+"""No guarantee stands that the model refutes: layers that are not what their type says, and weights that hide what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shiftscope.explanations import guarantee_of
+from shiftscope.layers import AdaptivePolyphaseSampling, MaxBlurPool2d
+from shiftscope.surgery import make_equivariant
+
+
+def ramp(maps: Tensor) -> Tensor:
+    """A value for each position."""
+    return torch.linspace(0, 1, maps.shape[-1], dtype=maps.dtype)
+
+
+class RampReLU(nn.ReLU):
+    def forward(self, maps: Tensor) -> Tensor:
+        return functional.relu(maps) * ramp(maps)
+
+
+class ZeroPaddedConvolution(nn.Conv2d):
+    def forward(self, maps: Tensor) -> Tensor:
+        return functional.conv2d(maps, self.weight, self.bias, padding=1)
+
+
+class RampNorm(nn.BatchNorm2d):
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(maps) + ramp(maps)
+
+
+class Positions(nn.Module):
+    """Adds a weight for each position, zero at the start as in many models."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(*shape))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps + self.weight.expand(1, maps.shape[1], *maps.shape[2:])
+
+
+class Coordinates(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps + torch.arange(maps.shape[-1], dtype=maps.dtype)
+
+
+class RowNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.norm(maps)
+
+
+class TwoSamplings(nn.Module):
+    """Two branches that choose their phases apart are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = AdaptivePolyphaseSampling(2), AdaptivePolyphaseSampling(2)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.one(maps) + self.two(maps.roll(1, 1))
+
+
+class Cropping(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        return functional.pad(maps, (-1, -1, -1, -1))
+
+
+def convolution() -> nn.Conv2d:
+    return nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+
+
+def network(*inside: nn.Module) -> nn.Module:
+    """A circular network with a mean over positions, and some layers inside."""
+    stem = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
+    return nn.Sequential(stem, nn.ReLU(), *inside, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).eval()
+
+
+def hooked() -> nn.Module:
+    model = network(convolution())
+    model[2].register_forward_hook(lambda module, inputs, output: output * ramp(output))
+    return model
+
+
+NOT_INVARIANT: dict[str, Callable[[], nn.Module]] = {
+    "activation of another forward": lambda: network(RampReLU()),
+    "convolution of another forward": lambda: network(ZeroPaddedConvolution(4, 4, 3, padding=1, padding_mode="circular")),
+    "norm of another forward": lambda: network(RampNorm(4), nn.ReLU()),
+    "hook": hooked,
+    "positions, all": lambda: network(Positions(1, 4, 8, 8), nn.ReLU()),
+    "positions, expanded over channels": lambda: network(Positions(1, 1, 8, 8), nn.ReLU()),
+    "positions, along one axis": lambda: network(Positions(1, 1, 1, 8), nn.ReLU()),
+    "coordinates": lambda: network(Coordinates(), convolution(), nn.ReLU()),
+    "layer norm over a row": lambda: network(RowNorm()),
+    "circular pad into the mean": lambda: network(nn.CircularPad2d(1)),
+    "negative pad": lambda: network(Cropping()),
+    "maximum that is no torus": lambda: network(MaxBlurPool2d(3, stride=1, padding=1, border="circular")),
+    "two samplings that are added": lambda: network(TwoSamplings()),
+    "stride": lambda: network(nn.Conv2d(4, 4, 3, stride=2, padding=1, padding_mode="circular")),
+    "zero padding": lambda: network(nn.Conv2d(4, 4, 3, padding=1)),
+}
+INVARIANT: dict[str, Callable[[], nn.Module]] = {
+    "circular": lambda: network(convolution(), nn.BatchNorm2d(4), nn.ReLU(), convolution()),
+    "dilated": lambda: network(nn.Conv2d(4, 4, 3, padding=2, dilation=2, padding_mode="circular")),
+    "grouped": lambda: network(nn.Conv2d(4, 4, 3, padding=1, groups=4, padding_mode="circular"), nn.GELU()),
+    "one by one": lambda: network(nn.Conv2d(4, 4, 1), nn.SiLU()),
+    "polyphase": lambda: make_equivariant(network(nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.ReLU())).model,
+    "group norm": lambda: network(nn.GroupNorm(2, 4), convolution()),
+}
+
+
+@pytest.mark.parametrize("name", NOT_INVARIANT)
+def test_network_that_sees_positions_is_not_guaranteed(name: str) -> None:
+    torch.manual_seed(0)
+    assert guarantee_of(NOT_INVARIANT[name](), image=(3, 8, 8)).status != "guaranteed"
+
+
+@pytest.mark.parametrize("name", INVARIANT)
+def test_invariant_network_is_guaranteed(name: str) -> None:
+    torch.manual_seed(0)
+    found = guarantee_of(INVARIANT[name](), image=(3, 8, 8))
+    assert found.status == "guaranteed"
+    assert found.exact_at.startswith("The layers before the head are exactly equivariant to")
+
+
+def test_equivariance_that_a_layer_refutes_is_unknown() -> None:
+    assert "they are not on random images" in guarantee_of(network(RampReLU()), image=(3, 8, 8)).exact_at
+
+
+def test_guarantee_that_cannot_be_tried_is_withdrawn() -> None:
+    found = guarantee_of(network(convolution()), image=(5, 8, 8))
+    assert (found.status, "cannot be tried on images of (5, 8, 8)" in found.sentence) == ("possible", True)
+
+
+@pytest.mark.parametrize("reduce", [lambda flat: flat.amax(1, keepdim=True), lambda flat: flat.mean(1, keepdim=True)])
+def test_flattened_map_whose_positions_are_reduced_is_not_impossible(reduce: Callable[[Tensor], Tensor]) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 1, 3, padding=1, padding_mode="circular")
+
+        def forward(self, images: Tensor) -> Tensor:
+            return reduce(self.stem(images).flatten(1))
+
+    assert guarantee_of(Flat(), image=(3, 8, 8)).status != "impossible"
+
+
+def test_trying_a_guarantee_leaves_the_model_as_it_was() -> None:
+    model = network(convolution(), nn.BatchNorm2d(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    guarantee_of(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert next(model.parameters()).dtype == torch.float32
