@@ -320,3 +320,11 @@ def test_layer_under_functional_transforms_equals_eager(layer: nn.Module) -> Non
     leaf = maps[0].clone().requires_grad_()
     layer(leaf).square().sum().backward()
     torch.testing.assert_close(gradient, leaf.grad)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_filter_of_one_tap_shares_no_memory_with_its_input(stride: int) -> None:
+    maps = torch.rand(1, 2, 4, 4)
+    before = maps.clone()
+    BlurPool2d(1, stride)(maps).zero_()
+    assert torch.equal(maps, before)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shiftscope.graphs.geometry import geometry_of
 from shiftscope.graphs.tracing import trace_both_modes
-from shiftscope.surgery import antialias
+from shiftscope.surgery import Kind, antialias, operate
 from zoo import timm
 
 
@@ -147,3 +149,29 @@ def test_model_with_another_forward_in_training_is_named() -> None:
 def test_filter_stands_behind_the_activation_inside_a_norm() -> None:
     changes = antialias(Net(), only=("stem",)).changes
     assert next(change.becomes for change in changes if change.layer == "stem") == "stride 1, BlurPool2d after the nonlinearity"
+
+
+class KeywordNet(nn.Module):
+    """Passes maps by keyword, and averages windows of the map's own size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(input=images).relu()
+        return self.head(functional.avg_pool2d(input=maps, kernel_size=maps.size()[2:]).flatten(1))
+
+
+@pytest.mark.parametrize("fix", get_args(Kind))
+def test_maps_by_keyword_and_pools_of_the_complete_map_can_be_fixed(fix: Kind) -> None:
+    torch.manual_seed(0)
+    surgery = operate(fix, KeywordNet().eval(), image=(3, 16, 16))
+    assert surgery.model(torch.rand(2, 3, 16, 16)).shape == (2, 3)
+    assert any(change.layer == "stem" for change in surgery.changes) == (fix != "gap")
+
+
+def test_pool_of_the_complete_map_is_a_mean_over_positions() -> None:
+    geometry = geometry_of(KeywordNet())
+    assert (geometry.head, geometry.factor, geometry.unknown) == ("gap", (2, 2), ())

@@ -50,6 +50,8 @@ BORDERS = {"constant": "zeros", "zero": "zeros", "circular": "circular", "reflec
 OTHERS = (nn.PReLU, layers.AliasFreeActivation, NormChoice, PhaseLogits)
 #: With one output position these are a head; with several they average windows that depend on the map's size.
 ADAPTIVE_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+#: Pools as functions, which are a head where their window is the complete map.
+POOL_FUNCTIONS = (functional.avg_pool2d, functional.max_pool2d, torch.max_pool2d)
 ADAPTIVE_POOL_FUNCTIONS = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d)
 #: Functions and methods that keep factor, receptive field and layout.
 STATIONARY_FUNCTIONS: tuple[Any, ...] = (
@@ -77,11 +79,25 @@ def head_kind(traced: TracedModel, node: fx.Node, layout: Layout) -> Head | None
     if isinstance(part, ADAPTIVE_POOLS) or node.target in ADAPTIVE_POOL_FUNCTIONS:
         size = part.output_size if part is not None else next(iter([*node.args[1:], *node.kwargs.values()]), 1)
         return "gap" if size in (1, (1, 1), [1, 1]) else None
+    if _pools_complete_map(node) and layout == "channels first":
+        return "gap"
     if is_flattening(node, part):
         return "flatten"
     if node.target in (torch.mean, "mean", torch.amax, "amax"):
         return "gap" if {axis % 4 for axis in _axes(node)} == ({2, 3} if layout == "channels first" else {1, 2}) else None
     return None
+
+
+def _pools_complete_map(node: fx.Node) -> bool:
+    """Return whether a node is a pool called as a function with its map's own size as window: ``avg_pool2d(x, x.shape[2:])``."""
+    if node.target not in POOL_FUNCTIONS or len(node.all_input_nodes) != 2:
+        return False
+    maps, window = node.all_input_nodes
+    if window.target is not operator.getitem or window.args[1] not in (slice(2, None), slice(-2, None)):
+        return False
+    size: Any = window.args[0]
+    is_size = size.target == "size" or (size.target is getattr and size.args[1] == "shape")
+    return is_size and size.all_input_nodes == [maps]
 
 
 def is_flattening(node: fx.Node, part: nn.Module | None) -> bool:

@@ -119,6 +119,8 @@ class TracedModel:
     def _site(self, node: fx.Node) -> Site | None:
         if node.op == "call_function" and node.target in POOLS:
             options = pool_arguments(node)
+            if len(node.all_input_nodes) > 1:
+                return None  # its window depends on the map
             return Site(node, node.name, POOLS[node.target], *_pool_form(options), None, _pool_refusal(options))
         module, name = self.part(node), str(node.target)
         if isinstance(module, nn.Conv2d):

@@ -104,12 +104,27 @@ def _traced(model: nn.Module, *, training: bool, opaque: Collection[type[nn.Modu
     try:
         with _restoring(model):
             model.train(training)
-            return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
+            traced = fx.GraphModule(model, tracer.trace(model), type(model).__name__)
+            _name_no_inputs(traced)
+            return traced
     except Exception as error:  # whatever a model's Python code raises when it gets a proxy instead of a tensor
         raise UntraceableError(
             f"The graph of {type(model).__name__} cannot be traced ({first_line(error).rstrip('.')}).",
             "Put layers of shiftscope.layers into its code instead.",
         ) from error
+
+
+def _name_no_inputs(traced: fx.GraphModule) -> None:
+    """Pass a map that torch's layers and functions receive by keyword (``conv(input=x)``) as first argument."""
+    for node in traced.graph.nodes:
+        target = traced.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        home = type(target).__module__ if node.op == "call_module" else str(getattr(target, "__module__", ""))
+        if node.op in ("call_module", "call_function") and not node.args and "input" in node.kwargs and home.startswith("torch"):
+            node.args, node.kwargs = (
+                (node.kwargs["input"],),
+                {name: value for name, value in node.kwargs.items() if name != "input"},
+            )
+    traced.recompile()
 
 
 def _compare(nodes: list[fx.Node], others: list[fx.Node]) -> tuple[list[fx.Node] | None, list[tuple[fx.Node, Any]]]:

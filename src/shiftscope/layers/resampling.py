@@ -139,7 +139,8 @@ def filtered(maps: Float[Tensor, "image channel *position"], by: Filter) -> Floa
         return _convolved(maps, by)
     by.check(maps.shape[2:])
     if by.is_identity and not any(map(any, by.margins)):
-        return _every(maps, [(0, size, step) for size, step in zip(maps.shape[2:], by.stride, strict=True)])
+        # A view would let a layer that works in place, such as nn.ReLU(inplace=True), change the input too.
+        return _every(maps, [(0, size, step) for size, step in zip(maps.shape[2:], by.stride, strict=True)]).clone()
     if torch.compiler.is_compiling() and not (torch.is_grad_enabled() and maps.requires_grad):
         return _summed(maps, by)
     with torch.autocast(maps.device.type, enabled=False):
