@@ -171,3 +171,21 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     while any(map(runs, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(runs, workers))
+
+
+def test_ctrl_c_while_a_process_starts_is_not_lost() -> None:
+    code = (
+        "import os, signal\n"
+        "from multiprocessing.context import SpawnProcess\n"
+        "from helpers import square\n"
+        "from shiftscope.runtime.executors import Processes\n"
+        "start = SpawnProcess.start\n"
+        "SpawnProcess.start = lambda process: (os.kill(os.getpid(), signal.SIGINT), start(process))\n"
+        "try:\n"
+        "    list(Processes(1).run(square, [1, 2], lambda *_: None))\n"
+        "except KeyboardInterrupt:\n"
+        "    print('stopped')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(helpers.__file__).parent), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == ("stopped\n", 0)

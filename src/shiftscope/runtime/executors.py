@@ -14,7 +14,6 @@ import pickle
 import platform
 import signal
 import sys
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -212,7 +211,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work_on_jobs, args=(work, theirs, os.getpid()), daemon=True)
-        with _ignore_sigint():  # the process inherits it, until it ignores the signal itself
+        with _hold_sigint():  # until the process ignores the signal itself
             self.process.start()
         theirs.close()
         self.job: tuple[Any, int] | None = None
@@ -266,22 +265,24 @@ def _retry(waiting: deque[tuple[Any, int]], dead: _Worker, job: Any, tries: int)
 
 
 @contextmanager
-def _ignore_sigint() -> Iterator[None]:
-    """Ignore Ctrl-C for the duration, if this is the main thread, which handles signals."""
-    if threading.current_thread() is not threading.main_thread():
+def _hold_sigint() -> Iterator[None]:
+    """Hold Ctrl-C back for the duration: it arrives afterwards. A process that starts meanwhile inherits that."""
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work_on_jobs(work: Work, connection: Connection, parent: int) -> None:
     """Run one job after the other, until the parent closes the connection."""
     # Ctrl-C reaches every process of a terminal; the parent handles it and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _end_with(parent)
     prepare_process()
     with suppress(EOFError, BrokenPipeError):
