@@ -16,6 +16,7 @@ from shiftscope.errors import InputError
 from shiftscope.explanations import layers as layerwise
 from shiftscope.explanations.layers import layer_responses
 from shiftscope.explanations.probes import at_stride_one
+from shiftscope.graphs.geometry import read_geometry
 from shiftscope.runtime.progress import Event, Stage
 from shiftscope.shifts import translate
 from shiftscope.theory import homogeneity, respond
@@ -157,7 +158,10 @@ def test_each_image_passes_the_model_once_unshifted_and_once_for_each_shift() ->
             passed.append(len(images))
             return images
 
-    layer_responses(nn.Sequential(Counts(), small()), IMAGES, EACH)
+    model = nn.Sequential(Counts(), small())
+    geometry = read_geometry(model)
+    passed.clear()
+    layer_responses(model, IMAGES, EACH, geometry=geometry)
     assert passed[:2] == [1, 1], "the example and the blank image"
     assert sum(passed[2:]) == 5 * 3
     assert passed[0] == 1

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shiftscope.errors import UntraceableError
+from shiftscope.explanations import guarantee_of
 from shiftscope.graphs.geometry import geometry_of
 from shiftscope.graphs.tracing import trace_both_modes
 from shiftscope.surgery import Kind, antialias, operate
@@ -175,3 +177,43 @@ def test_maps_by_keyword_and_pools_of_the_complete_map_can_be_fixed(fix: Kind) -
 def test_pool_of_the_complete_map_is_a_mean_over_positions() -> None:
     geometry = geometry_of(KeywordNet())
     assert (geometry.head, geometry.factor, geometry.unknown) == ("gap", (2, 2), ())
+
+
+class BranchesOnType(nn.Module):
+    """Does something else where it is traced, because a proxy is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images)
+        return maps.relu().mean((2, 3)) if isinstance(maps, Tensor) else maps.mean((2, 3))
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Flatten(2))
+    model.register_forward_hook(lambda module, inputs, output: output * 2)
+    return model
+
+
+@pytest.mark.parametrize("make", [BranchesOnType, hooked])
+def test_graph_that_is_another_model_is_refused(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(UntraceableError, match="gives other outputs than the model"):
+        antialias(make())
+    with pytest.raises(UntraceableError, match="gives other outputs than the model"):
+        geometry_of(make())
+    assert guarantee_of(make()).status == "unknown"
+
+
+def test_graph_that_trains_otherwise_is_refused() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, stride=2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.stem(images).mean((2, 3)) * (1.0 + float(self.training))
+
+    named = [change.was for change in antialias(Net(), only=()).changes]
+    assert "training mode" in named

@@ -467,6 +467,6 @@ def test_operate_applies_a_fix_by_its_short_name() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2 * 9, 2))
     changed = operate("blur", model, filter_size=3, image=(1, 8, 8)).model
     assert any(type(module).__name__ == "MaxBlurPool2d" for module in changed.modules())
-    plain = as_users_import_it(importlib.import_module("shiftscope.surgery"))
+    plain = as_users_import_it(importlib.import_module("shiftscope.surgery.fixes"))
     with pytest.raises(InputError, match="`kind` must be one of blur, aps, lps, gap, circular, got 'gpa'"):
         plain.operate("gpa", model)

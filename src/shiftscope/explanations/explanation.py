@@ -183,8 +183,8 @@ def explain(
         "seed": str(seed),
     }
     with evaluating(model):
-        geometry = read_geometry(model)
         channels, height, width = images.shape[1:]
+        geometry = read_geometry(model, (channels, height, width))
         guarantee = guarantee_of(model, geometry=geometry, image=(channels, height, width))
         measured = trial.measure(model, "the unchanged model")
         return Explanation(

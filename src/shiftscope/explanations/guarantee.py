@@ -56,7 +56,7 @@ def guarantee_of(model: nn.Module, *, geometry: Reading | None = None, image: tu
     >>> guarantee_of(nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))).status
     'guaranteed'
     """
-    geometry = read_geometry(model) if geometry is None else geometry
+    geometry = read_geometry(model, image) if geometry is None else geometry
     if isinstance(geometry, UntraceableError):
         return Guarantee("unknown", f"{geometry.problem} Only measured results are available.", "", None)
     image = image or probe_shape(model, geometry)

@@ -111,31 +111,32 @@ def call_name(layer: str, number: int) -> str:
     return layer if number == 0 else f"{layer}, call {number + 1}"
 
 
-def geometry_of(model: nn.Module) -> Geometry:
+def geometry_of(model: nn.Module, image: tuple[int, int, int] | None = None) -> Geometry:
     """Read strides, receptive fields, borders and head from a model's graph.
 
     Args:
         model: a model that ``torch.fx`` can trace. It is not changed.
+        image: (channels, height, width) of its input, to compare the graph's outputs with the model's.
 
     Raises:
-        UntraceableError: ``torch.fx`` cannot trace the model.
+        UntraceableError: ``torch.fx`` cannot trace the model, or its graph gives other outputs.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(36, 2))
     >>> found = geometry_of(model)
     >>> found.factor, found.last.receptive_field, found.head
     ((2, 2), (8, 8), 'flatten')
     """
-    return _Reader(TracedModel(model)).geometry()
+    return _Reader(TracedModel(model, image)).geometry()
 
 
 #: A model's geometry, or why its graph cannot be read.
 Reading = Geometry | UntraceableError
 
 
-def read_geometry(model: nn.Module) -> Reading:
+def read_geometry(model: nn.Module, image: tuple[int, int, int] | None = None) -> Reading:
     """Return :func:`geometry_of` a model, or its error, for those who work without a graph too."""
     try:
-        return geometry_of(model)
+        return geometry_of(model, image)
     except UntraceableError as error:
         return error
 

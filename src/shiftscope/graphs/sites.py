@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from shiftscope import layers
 from shiftscope.errors import InputError
 from shiftscope.graphs.operators import POINTWISE
-from shiftscope.graphs.tracing import trace
+from shiftscope.graphs.tracing import check_traced, trace
 
 __all__ = ["Pair", "Site", "TracedModel", "check_layer", "pair", "pool_arguments"]
 
@@ -79,21 +79,23 @@ class TracedModel:
 
     Args:
         model: the model. It is neither copied nor changed; the graph shares its layers.
+        image: (channels, height, width) of its input, to compare the graph's outputs with the model's.
 
     Attributes:
         module: the traced model, as ``torch.fx`` returns it.
         graph: its graph.
 
     Raises:
-        UntraceableError: ``torch.fx`` cannot trace the model.
+        UntraceableError: ``torch.fx`` cannot trace the model, or its graph gives other outputs.
 
     >>> traced = TracedModel(nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2)))
     >>> [site.title for site in traced.sites()]
     ['convolution 3x3, stride 2', 'max pooling 2x2, stride 2']
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, image: tuple[int, int, int] | None = None) -> None:
         self.module = trace(model)
+        check_traced(model, self.module, image)
         self.graph = self.module.graph
 
     def sites(self) -> list[Site]:

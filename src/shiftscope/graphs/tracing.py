@@ -14,12 +14,13 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from shiftscope import layers
 from shiftscope.errors import UntraceableError, first_line
 
-__all__ = ["TrainingFlag", "trace", "trace_both_modes"]
+__all__ = ["TrainingFlag", "check_traced", "trace", "trace_both_modes"]
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -82,6 +83,68 @@ def trace_both_modes(model: nn.Module) -> tuple[fx.GraphModule, str]:
         if model in found or kinds <= opaque:
             return traced, f"The code of {type(model).__name__} does something else in training mode."
         opaque |= kinds
+
+
+def check_traced(
+    model: nn.Module, traced: fx.GraphModule, image: tuple[int, int, int] | None = None, *, both_modes: bool = False
+) -> None:
+    """Compare a graph's outputs on random images with those of the model it was traced from.
+
+    A trace follows one path through a model's code: a branch on the type of a value, a hook on the model, or an argument of its
+    forward can make it another model.
+
+    Args:
+        model: the model; it is left as it was.
+        traced: its graph.
+        image: (channels, height, width) of its input; by default 64x64 pixels. A model that does not take such images passes.
+        both_modes: also compare in training mode, from the same random numbers.
+
+    Raises:
+        UntraceableError: the outputs differ, or the graph fails where the model does not.
+    """
+    if image is None:
+        first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+        image = (first.in_channels if first is not None else 3, 64, 64)
+    like = next(model.parameters(), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    probes = [torch.rand(2, *image, generator=generator), 3 * torch.randn(2, *image, generator=generator)]
+    for training in (False, True)[: 1 + both_modes]:
+        for probe in probes:
+            try:
+                expected = _outputs(model, model, probe.to(like), training=training)
+            except Exception:  # whatever the model raises on images that do not suit it
+                return
+            try:
+                alike = _alike(_outputs(traced, model, probe.to(like), training=training), expected)
+            except Exception as error:  # whatever its graph raises where the model does not
+                raise UntraceableError(f"The graph of {type(model).__name__} fails ({first_line(error).rstrip('.')}).") from error
+            if not alike:
+                raise UntraceableError(
+                    f"The graph of {type(model).__name__} gives other outputs than the model"
+                    f"{' in training mode' if training else ''}.",
+                    "Look for hooks, and for branches on the type or the value of a tensor, in its code.",
+                )
+
+
+def _outputs(called: nn.Module, model: nn.Module, images: Tensor, *, training: bool) -> list[Tensor]:
+    """Return the tensors in the outputs of a model or of its graph, and restore the model."""
+    mode = called.training
+    with _restoring(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.train(training)
+        called.train(training)
+        found = [each for each in tree_leaves(called(images)) if isinstance(each, Tensor)]
+    called.training = mode
+    return found
+
+
+def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Return whether outputs are equal up to rounding."""
+    return len(ours) == len(theirs) and all(
+        one.shape == two.shape and torch.allclose(one, two, rtol=1e-3, atol=1e-4 * float(two.abs().max()), equal_nan=True)
+        for one, two in zip(ours, theirs, strict=True)
+        if two.numel() and two.is_floating_point()
+    )
 
 
 class TrainingFlag(nn.Module):
@@ -155,7 +218,7 @@ def _match(ours: Any, theirs: Any, same: dict[fx.Node, fx.Node]) -> bool | None:
         return _match((ours.start, ours.stop, ours.step), (theirs.start, theirs.stop, theirs.step), same)
     if ours is False and theirs is True:
         return True
-    equal = ours is theirs or (type(ours) is type(theirs) and not isinstance(ours, torch.Tensor) and ours == theirs)
+    equal = ours is theirs or (type(ours) is type(theirs) and not isinstance(ours, Tensor) and ours == theirs)
     return False if equal else None
 
 
@@ -222,13 +285,13 @@ def _restoring(model: nn.Module) -> Iterator[None]:
     While it is traced, a ``forward`` that stores its maps stores proxies, and torch.fx stores constants in the model.
     """
     before = {part: (dict(vars(part)), dict(part._buffers)) for part in model.modules()}
-    # A norm in training mode counts its batches. Inference tensors cannot be changed.
-    values = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
+    # A norm in training mode changes its statistics, and not all operators count that as a change in place.
+    values = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     try:
         yield
     finally:
-        for buffer, version, value in values:
-            if buffer._version != version:
+        for buffer, value in values:
+            if not torch.equal(buffer, value):
                 buffer.copy_(value)
         for part, (attributes, buffers) in before.items():
             vars(part).clear()

@@ -15,7 +15,7 @@ from shiftscope import layers
 from shiftscope.errors import InputError, first_line
 from shiftscope.graphs.operators import IDLE
 from shiftscope.graphs.sites import Site, TracedModel, check_layer
-from shiftscope.graphs.tracing import trace_both_modes
+from shiftscope.graphs.tracing import check_traced, trace_both_modes
 from shiftscope.surgery.plan import Change, Cost, Surgery, cost
 
 __all__ = ["Editor", "source_of"]
@@ -38,7 +38,7 @@ class Editor(TracedModel):
         skip: names of layers that stay as they are.
 
     Raises:
-        UntraceableError: ``torch.fx`` cannot trace the model.
+        UntraceableError: ``torch.fx`` cannot trace the model, or its graph gives other outputs.
         InputError: the model cannot be copied, or has no layer of such a name.
     """
 
@@ -48,6 +48,7 @@ class Editor(TracedModel):
         self.image, self.before = image, cost(model, image) if image else None
         copy = _copied(model)
         self.module, problem = trace_both_modes(copy)
+        check_traced(copy, self.module, image, both_modes=not problem)
         self.graph = self.module.graph
         self.state = _State(copy, self.module)
         modes = {name: part.training for name, part in copy.named_modules()}
