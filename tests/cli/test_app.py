@@ -53,9 +53,16 @@ def test_broken_pipe_exits_quietly() -> None:
     assert (process.returncode, errors) == (141, b"")
 
 
+def heed_sigint() -> None:
+    """Undo what a shell does to the processes that it starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_interrupted_study_exits_with_130_and_says_how_to_resume(tmp_path: Path) -> None:
     (tmp_path / "long.toml").write_text(STUDY.replace("max_epochs = 2", "max_epochs = 5000\npatience = 5000"))
-    running = subprocess.Popen([*MODULE, "study", "long.toml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [*MODULE, "study", "long.toml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed_sigint
+    )
     begun, deadline = tmp_path / "studies" / "long" / "study.json", time.monotonic() + 150
     while not begun.exists() and time.monotonic() < deadline:
         time.sleep(0.05)

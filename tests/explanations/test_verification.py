@@ -160,3 +160,12 @@ def test_trying_a_guarantee_leaves_the_model_as_it_was() -> None:
     guarantee_of(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert next(model.parameters()).dtype == torch.float32
+
+
+def test_guarantee_is_withdrawn_where_outputs_do_not_depend_on_the_image() -> None:
+    model = network(convolution())
+    nn.init.constant_(model[0].bias, -1e6)
+    hook = model[0].register_forward_hook(lambda module, inputs, output: output * ramp(output))
+    assert guarantee_of(model, image=(3, 8, 8)).status != "guaranteed"
+    hook.remove()
+    assert guarantee_of(model, image=(3, 8, 8)).status == "guaranteed"

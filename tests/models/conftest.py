@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The reference of a factory; the working directory is ``tmp_path``."""
     (tmp_path / "my_models.py").write_text(FACTORIES)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_models", raising=False)  # another test's
     monkeypatch.chdir(tmp_path)
     return "my_models:small"
 

@@ -179,6 +179,7 @@ def test_ctrl_c_while_a_process_starts_is_not_lost() -> None:
         "from multiprocessing.context import SpawnProcess\n"
         "from helpers import square\n"
         "from shiftscope.runtime.executors import Processes\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell in the background ignores it
         "start = SpawnProcess.start\n"
         "SpawnProcess.start = lambda process: (os.kill(os.getpid(), signal.SIGINT), start(process))\n"
         "try:\n"

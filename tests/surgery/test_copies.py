@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from typing import get_args
 
@@ -217,3 +219,85 @@ def test_graph_that_trains_otherwise_is_refused() -> None:
 
     named = [change.was for change in antialias(Net(), only=()).changes]
     assert "training mode" in named
+
+
+class Called(nn.Module):
+    """Calls a function on its features, between a convolution and a head."""
+
+    def __init__(self, function: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.stem, self.function = nn.Conv2d(3, 4, 3, stride=2), function
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images)
+        self.function(maps)
+        return maps.mean((2, 3))
+
+
+@pytest.mark.parametrize("function", [functional.relu_, torch.relu_, functional.leaky_relu_, lambda maps: maps.relu_()])
+def test_function_that_works_in_place_is_kept(function: Callable[[Tensor], object]) -> None:
+    torch.manual_seed(0)
+    model, images = Called(function), torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(antialias(model, only=()).model(images), model(images))
+
+
+class Merging(nn.Conv2d):
+    """Changes its weights when its mode changes, as adapters do."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.weight.data += 1.0
+        return super().train(mode)
+
+
+def test_reading_a_graph_calls_no_train_method_of_the_model() -> None:
+    model = nn.Sequential(Merging(3, 4, 3), nn.ReLU())
+    before = model[0].weight.detach().clone()
+    geometry_of(model)
+    assert torch.equal(model[0].weight, before)
+
+
+class NormsWhileTraining(nn.Module):
+    """Calls a layer in training mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.norm(maps) if self.training else maps
+
+
+def test_part_that_calls_a_layer_in_training_only_stays_one_node() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), NormsWhileTraining())
+    traced, problem = trace_both_modes(model)
+    assert (problem, [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]) == ("", ["0", "1"])
+
+
+def test_buffer_of_nan_is_no_change() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    model.register_buffer("best", torch.tensor(float("nan")))
+    assert trace_both_modes(model)[1] == ""
+
+
+def test_scripted_part_keeps_the_modes_of_the_others() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated, but still met
+        scripted = torch.jit.script(nn.ReLU())
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), scripted, nn.BatchNorm2d(4), nn.Dropout()).train()
+    with suppress(UntraceableError):
+        geometry_of(model)
+    assert all(part.training for part in model.modules())
+
+
+def test_deep_network_of_functions_is_read() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(150))
+
+        def forward(self, maps: Tensor) -> Tensor:
+            for layer in self.layers:
+                maps = functional.relu(layer(maps) * 0.9 + maps) + 0.1
+            return maps.mean((2, 3))
+
+    assert geometry_of(Deep()).head == "gap"
