@@ -112,7 +112,7 @@ def is_flattening(node: fx.Node, part: nn.Module | None) -> bool:
 
 def _axes(node: fx.Node) -> set[int]:
     given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
-    return set(given) if isinstance(given, list | tuple) else {given}
+    return set(given) if isinstance(given, list | tuple) else {given} - {None}
 
 
 def axis_order(node: fx.Node) -> tuple[int, ...] | None:
@@ -197,15 +197,21 @@ def _concatenation_axis(node: fx.Node) -> int:
 
 def _adds_positions(traced: TracedModel, node: fx.Node) -> bool:
     """Return whether a node combines a map with a weight for each position: one that varies along more than one axis."""
+    images = _nodes_of_images(node.graph)
     waiting, weights = list(node.all_input_nodes), list[Tensor]()
     while waiting:
         other = waiting.pop()
         if other.op == "get_attr":
             weights.append(operator.attrgetter(str(other.target))(traced.module))
-        elif other.op != "call_module" and not _depends_on_images(other):
+        elif other.op != "call_module" and other not in images:
             waiting += other.all_input_nodes
     return any(sum(size > 1 for size in weight.shape) > 1 for weight in weights)
 
 
-def _depends_on_images(node: fx.Node) -> bool:
-    return node.op == "placeholder" or any(_depends_on_images(other) for other in node.all_input_nodes)
+def _nodes_of_images(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes whose values depend on the images."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(other in found for other in node.all_input_nodes):
+            found.add(node)
+    return found

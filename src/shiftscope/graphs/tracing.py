@@ -64,6 +64,7 @@ def trace_both_modes(model: nn.Module) -> tuple[fx.GraphModule, str]:
     (True, [1.0, 1.0, 1.0, 1.0], '')
     """
     opaque: set[type[nn.Module]] = set()
+    before = torch.get_rng_state()
     while True:
         traced = _traced(model, training=False, opaque=opaque)
         versions = _versions(model)
@@ -71,6 +72,9 @@ def trace_both_modes(model: nn.Module) -> tuple[fx.GraphModule, str]:
             other = _traced(model, training=True, opaque=opaque)
         except UntraceableError as error:
             return traced, error.problem
+        if not torch.equal(torch.get_rng_state(), before):
+            torch.default_generator.set_state(before)
+            return traced, f"The code of {type(model).__name__} draws random numbers while it is traced."
         different, flags = _compare(list(traced.graph.nodes), list(other.graph.nodes))
         # A norm that counts its batches while it is traced would not count them in the graph.
         found = {part for part, version in _versions(model).items() if version != versions[part]}
@@ -78,11 +82,18 @@ def trace_both_modes(model: nn.Module) -> tuple[fx.GraphModule, str]:
             found.add(_innermost(model, different))
         if not found:
             _set_flags(traced, flags)
-            return traced, ""
+            return traced, _own_train(model, traced)
         kinds = {type(part) for part in found}
         if model in found or kinds <= opaque:
             return traced, f"The code of {type(model).__name__} does something else in training mode."
         opaque |= kinds
+
+
+def _own_train(model: nn.Module, traced: nn.Module) -> str:
+    """Return a sentence on a part whose own ``train`` method the graph lacks; empty where there is none."""
+    kept = set(traced.modules())
+    own = [part for part in model.modules() if part not in kept and type(part).train is not nn.Module.train]
+    return f"{type(own[0]).__name__} has a `train` method of its own." if own else ""
 
 
 def check_traced(
@@ -105,7 +116,7 @@ def check_traced(
     if image is None:
         first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
         image = (first.in_channels if first is not None else 3, 64, 64)
-    like = next(model.parameters(), torch.empty(0))
+    like = next((value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     probes = [torch.rand(2, *image, generator=generator), 3 * torch.randn(2, *image, generator=generator)]
     for training in (False, True)[: 1 + both_modes]:
@@ -128,14 +139,25 @@ def check_traced(
 
 def _outputs(called: nn.Module, model: nn.Module, images: Tensor, *, training: bool) -> list[Tensor]:
     """Return the tensors in the outputs of a model or of its graph, and restore the model."""
-    mode = called.training
-    with _restoring(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model.train(training)
-        called.train(training)
+    modes = [(part, part.training) for part in called.modules()]
+    devices = sorted({value.device.index for value in (*model.parameters(), *model.buffers()) if value.is_cuda})
+    with _restoring(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed GPUs that are not restored
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
+        _set_mode(model, training)
+        _set_mode(called, training)
         found = [each for each in tree_leaves(called(images)) if isinstance(each, Tensor)]
-    called.training = mode
+    for part, mode in modes:
+        part.training = mode
     return found
+
+
+def _set_mode(model: nn.Module, training: bool) -> None:
+    """Set the mode of every part, without a ``train`` method of the model's own, which might change weights."""
+    for part in model.modules():
+        part.training = training
 
 
 def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
@@ -166,7 +188,7 @@ def _traced(model: nn.Module, *, training: bool, opaque: Collection[type[nn.Modu
     tracer = _Tracer(opaque)
     try:
         with _restoring(model):
-            model.train(training)
+            _set_mode(model, training)
             traced = fx.GraphModule(model, tracer.trace(model), type(model).__name__)
             _name_no_inputs(traced)
             return traced
@@ -250,7 +272,12 @@ def _set_flags(traced: fx.GraphModule, flags: list[tuple[fx.Node, Any]]) -> None
 
 def _innermost(model: nn.Module, nodes: list[fx.Node]) -> nn.Module:
     """Return the innermost part of a model whose code made one of the nodes, which may be the model itself."""
-    stacks = [[name for name, _ in node.meta.get("nn_module_stack", {}).values() if name] for node in nodes]
+    stacks = []
+    for node in nodes:
+        stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
+        if node.op == "call_module" and stack[-1:] == [str(node.target)]:
+            stack.pop()  # a single node differs because of the code that calls it
+        stacks.append(stack)
     deepest = max(stacks, key=len)
     return model.get_submodule(deepest[-1]) if deepest else model
 
@@ -284,17 +311,22 @@ def _restoring(model: nn.Module) -> Iterator[None]:
 
     While it is traced, a ``forward`` that stores its maps stores proxies, and torch.fx stores constants in the model.
     """
-    before = {part: (dict(vars(part)), dict(part._buffers)) for part in model.modules()}
+    modes = [(part, part.training) for part in model.modules()]
+    before = {
+        part: (dict(vars(part)), dict(part._buffers)) for part in model.modules() if not isinstance(part, torch.jit.ScriptModule)
+    }
     # A norm in training mode changes its statistics, and not all operators count that as a change in place.
     values = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     try:
         yield
     finally:
         for buffer, value in values:
-            if not torch.equal(buffer, value):
+            if not bool(((buffer == value) | ((buffer != buffer) & (value != value))).all()):  # NaN is no change
                 buffer.copy_(value)
         for part, (attributes, buffers) in before.items():
             vars(part).clear()
             vars(part).update(attributes)
             part._buffers.clear()
             part._buffers.update(buffers)
+        for part, mode in modes:
+            part.training = mode

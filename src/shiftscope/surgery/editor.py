@@ -8,7 +8,7 @@ from contextlib import suppress
 from copy import deepcopy
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from shiftscope import layers
@@ -21,7 +21,7 @@ from shiftscope.surgery.plan import Change, Cost, Surgery, cost
 __all__ = ["Editor", "source_of"]
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
-IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.ifloordiv, operator.imod)
 #: The reason of a layer that the caller left out.
 SKIPPED = "left out by `only` or `skip`"
 #: Layers called as functions, which cannot be changed.
@@ -125,7 +125,7 @@ class Editor(TracedModel):
             count += 1
             name = f"{base}_{suffix}{count}"
         module.train(self.module.training)
-        parameter = next(self.module.parameters(), None)
+        parameter = next((each for each in self.module.parameters() if each.is_floating_point()), None)
         if parameter is not None:
             module.to(parameter.device, parameter.dtype)
         self.module.add_submodule(name, module)
@@ -188,8 +188,10 @@ class Editor(TracedModel):
     def _has_effects(self, node: fx.Node) -> bool:
         """Return whether a node does something even where its value has no users, such as working in place."""
         in_place = getattr(self.part(node), "inplace", False) or node.kwargs.get("inplace") is True
-        method = node.op == "call_method" and str(node.target).endswith("_")
-        return bool(in_place) or method or node.target in IN_PLACE or node.is_impure()
+        name = str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
+        named = name.endswith("_") and not name.endswith("__")
+        foreign = node.op == "call_module" and not type(self.part(node)).__module__.startswith(("torch.", "shiftscope."))
+        return bool(in_place) or named or foreign or "out" in node.kwargs or node.target in IN_PLACE or node.is_impure()
 
     def _known(self, names: Sequence[str] | None) -> set[str] | None:
         """Return the names as a set, all of which are layers of the model."""
@@ -214,7 +216,7 @@ class _State:
 
     def __init__(self, model: nn.Module, traced: nn.Module) -> None:
         saved, kept = model.state_dict(keep_vars=True), traced.state_dict()
-        self.unused = {name: value for name, value in saved.items() if name not in kept}
+        self.unused = {name: value for name, value in saved.items() if name not in kept and isinstance(value, Tensor)}
         self.extra = [name for name in kept if name not in saved]
 
     def restore(self, traced: nn.Module) -> None:
