@@ -251,7 +251,7 @@ def test_table_json_and_summary_agree() -> None:
     assert table.notes[0] == found.words() == read["summary"]
     mcs = found.estimate("mouton2020", "mcs")
     assert f"Mean cosine similarity: {mcs} (mouton2020, 1 shift of up to 2 pixels)." in found.words()
-    assert "mcs: Cosine of the outputs before and after a shift." in table.notes[1]
+    assert "Mean cosine similarity: Cosine of the outputs before and after a shift." in table.notes[1]
     assert "Images that change most" in table.notes[-1]
 
 

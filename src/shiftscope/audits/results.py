@@ -138,7 +138,7 @@ class Audit:
 
     def _definitions(self) -> str:
         measures = dict.fromkeys(row.measure.partition(",")[0] for row in self.rows if row.protocol != "unshifted")
-        return " ".join(f"{name}: {MEASURES[name].sentence}" for name in measures)
+        return " ".join(f"{MEASURES[name].label.capitalize()}: {MEASURES[name].sentence}" for name in measures)
 
     def _cost_in_words(self) -> str:
         cost = self.cost

@@ -82,7 +82,7 @@ def audit(
         Folder of an audit whose shards are all measured: put them together, instead of measuring a model.
     """
     if (model is None) == (merge is None):
-        raise InputError("`audit` needs a model, or a folder to merge.", "Give one of MODEL and --merge.")
+        raise InputError("`audit` needs either a model or a folder to merge, not both.", "Give one of MODEL and --merge.")
     folder = out or merge
     with resumable(out, "blocks"), reporting("loading the model") as report:
         if merge is None:
@@ -217,7 +217,8 @@ def fix(
 ) -> None:
     """Change a copy of a model so that shifts matter less, and measure whether it helped.
 
-    Weights stay as they are. A changed network usually loses some accuracy until it is trained again.
+    Layers keep their weights; with gap, those of the head are summed over positions. A changed network usually loses accuracy
+    until it is trained again.
 
     Parameters
     ----------

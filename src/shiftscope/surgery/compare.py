@@ -101,8 +101,8 @@ def compare(
     notes = (
         f"In brackets: 95 % intervals over {len(images)} test images, each under all {len(shifts)} shifts up to {max_shift} "
         "pixels.",
-        *(f"{measure}: {MEASURES[measure].sentence}" for measure in COMPARED),
-        "The weights are unchanged: a network trained without the fix usually loses accuracy by it until it is trained again.",
+        *(f"{MEASURES[measure].label.capitalize()}: {MEASURES[measure].sentence}" for measure in COMPARED),
+        "A network trained without the fix usually loses accuracy by it until it is trained again.",
     )
     columns = ("model", "shifts", "test_accuracy", *COMPARED, "multiply_adds", "parameters")
     return Table("Before and after", columns, tuple(rows), notes, provenance or {})
