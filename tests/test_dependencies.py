@@ -19,6 +19,9 @@ from PIL import Image
 import shiftscope
 from small import TINY
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(shiftscope.__file__).parent
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 

@@ -24,6 +24,9 @@ from shiftscope.models import load_model
 from shiftscope.runtime.executors import Processes
 from shiftscope.runtime.progress import Event, Stage
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 FACTORY = """
 import torch
 from torch import nn

@@ -15,6 +15,9 @@ import pytest
 from cli.conftest import STUDY, Command
 from shiftscope.cli import app
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 MODULE = [sys.executable, "-m", "shiftscope"]
 COMMANDS = [name for name in app.resolved_commands() if not name.startswith("-")]
 

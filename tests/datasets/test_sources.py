@@ -22,6 +22,9 @@ from shiftscope.datasets.dataset import DataSpec, load
 from shiftscope.datasets.sources import Source, read
 from shiftscope.errors import InputError
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -233,7 +236,6 @@ def test_unreachable_hub_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPat
         load(DataSpec(name="mnist"))
 
 
-@pytest.mark.slow
 def test_hub_data_set_is_downloaded_once_by_the_real_client(local: Path, tmp_path: Path) -> None:
     code = (
         "from shiftscope.datasets.sources import read\n"
@@ -279,7 +281,7 @@ def test_real_mnist_has_its_known_statistics(real_data: Path) -> None:
     assert source.splits["train"].images.double().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mnist", pytest.param("cifar10", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mnist", pytest.param("cifar10")])
 def test_real_data_has_the_checksum_and_origin_of_the_committed_records(name: str, real_data: Path) -> None:
     source = get(name, real_data)
     records = [json.loads(path.read_text()) for path in (ROOT / "results" / name / "runs").glob("*/record.json")]

@@ -16,6 +16,9 @@ from shiftscope.layers import AdaptivePolyphaseSampling, BlurPool2d, MaxBlurPool
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.shifts import grid
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 
 def circular_pad(kernel: int) -> nn.Module:
     """Pad a map so that a convolution with this kernel keeps its size."""

@@ -24,6 +24,9 @@ from shiftscope.shifts import translate
 from shiftscope.surgery import antialias, cost, global_pool, make_equivariant
 from zoo import timm, torchvision_models
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.rand(8, 1, 16, 16, generator=GENERATOR)
 #: Networks and the main cause of their loss under circular shifts; empty where they have none.

@@ -29,6 +29,9 @@ from shiftscope.figures import (
 )
 from shiftscope.tables import Table
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 
 def estimate(value: float) -> Estimate:
     return Estimate(value, value - 0.1, value + 0.2, count=9)

@@ -20,6 +20,9 @@ from shiftscope.layers import AliasFreeActivation, BlurPool1d, BlurPool2d, BlurP
 from shiftscope.layers.resampling import along_axes, binomial
 from zoo import timm
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 BLURS = (BlurPool1d, BlurPool2d, BlurPool3d)
 MAXIMA = (MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d)
 NUMPY_MODES = {"reflect": "reflect", "replicate": "edge", "zero": "constant", "circular": "wrap"}
@@ -196,7 +199,6 @@ def test_layer_under_autocast_keeps_dtype_and_values(layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_layer_compiled_equals_eager(layer: nn.Module) -> None:
     maps = randoms(3, 4, 9, 8, dtype=torch.float32)

@@ -16,6 +16,9 @@ from shiftscope.errors import InputError
 from shiftscope.layers import AdaptivePolyphaseSampling, AliasFreeActivation, LearnedPolyphaseSampling
 from shiftscope.layers.polyphase import NormChoice, TakePhase, phases
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 
 def randoms(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
@@ -152,7 +155,6 @@ def test_adaptive_sampling_gives_gradient_to_chosen_phase_only() -> None:
 
 
 @pytest.mark.parametrize("kind", ["aps", "lps"])
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_sampling_compiled_exported_and_in_onnxruntime_equals_eager(kind: str, tmp_path: Path) -> None:
     layer = sampling(kind, 3, 2, 3).float()

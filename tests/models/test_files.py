@@ -19,6 +19,9 @@ from shiftscope.models import load_model
 from shiftscope.models.files import FixedBatches
 from shiftscope.surgery import antialias
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 UNKNOWN_OPSET = 9999
 
 

@@ -23,6 +23,9 @@ from shiftscope.studies.folder import read_folder
 from shiftscope.theory import correlate, homogeneity, respond, subsample, worked_tables
 from shiftscope.theory import translate as translate_signal
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 AXE = Path(__file__).parents[1] / "vendor" / "axe-core" / "axe.min.js"
 
 

@@ -21,6 +21,9 @@ from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import RunEnded, run_study
 from small import SMALL
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 
 def ignore(*_: object) -> None:
     pass
@@ -83,7 +86,6 @@ def rows(out: Path) -> list[str]:
     return (out / "table.csv").read_text().splitlines()
 
 
-@pytest.mark.slow
 def test_study_in_processes_equals_one_without_and_resumes_without(tmp_path: Path) -> None:
     """Every number as with one thread in this process, bit for bit."""
     (tmp_path / "small.toml").write_text(SMALL)
@@ -100,7 +102,6 @@ def test_study_in_processes_equals_one_without_and_resumes_without(tmp_path: Pat
     assert [event.found for event in again if isinstance(event, RunEnded)] == [True] * 4
 
 
-@pytest.mark.slow
 def test_killed_workers_leave_the_same_table(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL.replace("max_epochs = 2", "max_epochs = 12"))
     study = load_study(str(tmp_path / "small.toml"))

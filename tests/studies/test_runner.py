@@ -40,6 +40,9 @@ from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.training.loop import Epoch
 from small import SMALL
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 
 def small(tmp_path: Path, text: str = SMALL) -> Study:
     path = tmp_path / "small.toml"

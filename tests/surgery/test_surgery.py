@@ -19,6 +19,9 @@ from shiftscope.models.family import NetworkSpec, build
 from shiftscope.surgery import Surgery, antialias, circular, cost, global_pool, make_equivariant, operate
 from zoo import timm, torchvision_models
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 
 def randoms(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -126,7 +129,7 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if "vgg" in name else name for name in ZOO])
+@pytest.mark.parametrize("name", [pytest.param(name) if "vgg" in name else name for name in ZOO])
 def test_known_architectures_are_changed_and_equivariant(name: str) -> None:
     """Filters of size 1 change no output; equivariant copies are exactly equivariant, and the originals are not."""
     torch.manual_seed(0)

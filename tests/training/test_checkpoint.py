@@ -16,6 +16,9 @@ from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.training.loop import Epoch, Recipe, Training, train
 from small import CANVAS, SPEC, blobs
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 LPS = NetworkSpec(channels=(4, 8), factor=4, input_size=12, classes=4, padding="circular", sampling="lps")
 
 

@@ -20,6 +20,9 @@ from shiftscope.training import pools
 from shiftscope.training.loop import Recipe, make_optimizer, train_step
 from shiftscope.training.pools import ReluMaxPool2d, fast_max_pools
 
+#: Together these take over 20 s.
+pytestmark = pytest.mark.slow
+
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
