@@ -4,5 +4,6 @@
 - ``hub``: download a data set from the Hugging Face hub (extra ``hub``).
 - ``sources``: decode a data set once, from memory, a folder or the hub, and cache it.
 - ``dataset``: split it into training, validation and test images, on a canvas.
+- ``preprocessing``: how images are prepared for a model, and who says so.
 - ``images``: choose images that suit a model, and read them a block at a time.
 """

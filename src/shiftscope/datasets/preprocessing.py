@@ -1,0 +1,58 @@
+"""How images are prepared for a model: input size, resize, crop and normalisation, and who says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+__all__ = ["OPTIONS", "UNKNOWN", "Preprocessing"]
+
+#: The source of a preprocessing that nothing is known about, and of one that the user gave.
+UNKNOWN, OPTIONS = "unknown", "the options"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared for a model.
+
+    Attributes:
+        size: height and width of the model's input, pixels; None where unknown.
+        mean: mean per channel, subtracted from images in [0, 1]; None where images are not normalised, or nobody knows.
+        std: standard deviation per channel, by which images are divided after that.
+        resize: the shorter side to which photos are scaled before the centre of ``size`` is cut out, pixels; None where unknown.
+        crop: ``size`` over that shorter side, in (0, 1]; given instead of ``resize``.
+        interpolation: how photos are scaled: ``bilinear``, ``bicubic``, ``lanczos``, ``nearest``; None where unknown.
+        source: who says so: "timm's pretrained_cfg", "torchvision's weights", "preprocessor_config.json", "the options", "the
+            file", "the study", "unknown".
+    """
+
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resize: int | None = None
+    crop: float | None = None
+    interpolation: str | None = None
+    source: str = UNKNOWN
+
+    def shorter_side(self) -> int | None:
+        """Return the shorter side of photos before the crop, pixels; None where it or the input's size is unknown.
+
+        >>> Preprocessing(size=224, crop=0.875).shorter_side(), Preprocessing(size=224, resize=232).shorter_side()
+        (256, 232)
+        """
+        if self.size is None or self.resize is not None:
+            return self.resize
+        return None if self.crop is None else max(self.size, int(self.size / self.crop))
+
+    def at(self, size: int) -> Preprocessing:
+        """Return the same for another input size; the shorter side before the crop scales along.
+
+        Args:
+            size: height and width of the input, pixels.
+
+        >>> Preprocessing(size=224, resize=256).at(112).shorter_side()
+        128
+        """
+        before = self.shorter_side()
+        if self.size in (None, size) or before is None:
+            return replace(self, size=size)
+        return replace(self, size=size, resize=max(size, round(before * size / self.size)), crop=None)
