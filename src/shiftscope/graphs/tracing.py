@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from shiftscope import layers
 from shiftscope.errors import UntraceableError, first_line
 
-__all__ = ["TrainingFlag", "check_traced", "trace", "trace_both_modes"]
+__all__ = ["TrainingFlag", "check_traced", "restoring", "trace", "trace_both_modes"]
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -141,7 +141,7 @@ def _outputs(called: nn.Module, model: nn.Module, images: Tensor, *, training: b
     """Return the tensors in the outputs of a model or of its graph, and restore the model."""
     modes = [(part, part.training) for part in called.modules()]
     devices = sorted({value.device.index for value in (*model.parameters(), *model.buffers()) if value.is_cuda})
-    with _restoring(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with restoring(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed GPUs that are not restored
         for device in devices:
             with torch.cuda.device(device):
@@ -187,7 +187,7 @@ def _versions(model: nn.Module) -> dict[nn.Module, list[int]]:
 def _traced(model: nn.Module, *, training: bool, opaque: Collection[type[nn.Module]]) -> fx.GraphModule:
     tracer = _Tracer(opaque)
     try:
-        with _restoring(model):
+        with restoring(model):
             _set_mode(model, training)
             traced = fx.GraphModule(model, tracer.trace(model), type(model).__name__)
             _name_no_inputs(traced)
@@ -306,7 +306,7 @@ class _Tracer(fx.Tracer):
 
 
 @contextmanager
-def _restoring(model: nn.Module) -> Iterator[None]:
+def restoring(model: nn.Module) -> Iterator[None]:
     """Restore every part's modes and attributes afterwards.
 
     While it is traced, a ``forward`` that stores its maps stores proxies, and torch.fx stores constants in the model.
