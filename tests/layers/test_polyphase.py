@@ -118,6 +118,18 @@ def test_sampling_of_maps_of_few_values_is_equivariant_but_for_rare_ones(kind: s
     assert failures <= most * 300
 
 
+@pytest.mark.parametrize("window", [3, 5, 9])
+def test_sampling_of_smooth_maps_in_single_precision_follows_shifts(window: int) -> None:
+    """Phases of smooth maps have almost the same norm, so that rounding must not decide between them."""
+    maps = randoms(700, 2, 32, 32, seed=window, dtype=torch.float32).abs()
+    for _ in range(4):
+        maps = nn.functional.avg_pool2d(nn.functional.pad(maps, (window // 2,) * 4, mode="circular"), window, 1)
+    sampling = AdaptivePolyphaseSampling(2)
+    before, after = sampling(maps), sampling(maps.roll((3, 1), (2, 3)))
+    rolled = torch.stack([before.roll((down, right), (2, 3)) for down in (1, 2) for right in (0, 1)])
+    assert (rolled == after).flatten(2).all(2).any(0).all()
+
+
 def test_sampling_of_constant_map_is_constant() -> None:
     assert torch.equal(AdaptivePolyphaseSampling(2)(torch.ones(1, 2, 4, 4)), torch.ones(1, 2, 2, 2))
 

@@ -48,7 +48,7 @@ def phases(
     if not torch.compiler.is_compiling() and (height % down or width % right):
         raise InputError(
             f"`maps` must have sides that are multiples of the stride {stride} of polyphase sampling, got {height}x{width}.",
-            "Pad or resize the images to a multiple of the model's subsampling factor.",
+            "Use another image size, or pad the layers before it so that they keep their maps' sides.",
         )
     split = maps.reshape(images, channels, height // down, down, width // right, right)
     return split.permute(0, 3, 5, 1, 2, 4).reshape(images, down * right, channels, height // down, width // right)
@@ -147,7 +147,8 @@ class PhaseLogits(nn.Module):
             weights: Tensor = nn.functional.gumbel_softmax(logits, tau=self.temperature)
             return weights
         with torch.no_grad():
-            return _best(chain([(logits, logits.abs())], _norms(found)))
+            rounding = ROUNDING.get(logits.dtype, 1e-5) * logits.abs()
+            return _best(chain([(logits, rounding)], _norms(found)))
 
 
 class PolyphaseSampling(nn.Module):
@@ -225,17 +226,32 @@ Score = tuple[Float[Tensor, "image phase"], Float[Tensor, "image phase"]]
 
 
 def _norms(found: Float[Tensor, "image phase channel tall wide"]) -> Iterator[Score]:
-    """Yield scores of phases that are independent of positions, each with the scale of its rounding, computed lazily."""
-    values = found.flatten(2)
-    values = values if values.dtype == torch.float64 else values.float()
-    size = values.abs().sum(-1)
-    for score in (values.square().sum(-1), size):
+    """Yield scores of phases that are independent of positions, each with its rounding, computed lazily.
+
+    Phases of a smooth map may agree in all of them up to the rounding of single precision. Then the scores are compared once more
+    up to that of the sums alone, which are computed in double precision: enough where only the order of addition has changed.
+    """
+    maps = found if found.dtype == torch.float64 else found.float()
+    for rounding in dict.fromkeys((ROUNDING[maps.dtype], 1e-12)):
+        yield from ((score, rounding * scale) for score, scale in _scores(maps))
+
+
+def _scores(maps: Float[Tensor, "image phase channel tall wide"]) -> Iterator[Score]:
+    """Yield scores of phases, each with its scale: the same sum over absolute values."""
+    values = maps.flatten(2)
+    size = _total(values.abs())
+    for score in (_total(values.square()), size):
         yield score, score
-    yield values.sum(-1), size
-    fourth = values.pow(4).sum(-1)
+    yield _total(values), size
+    fourth = _total(values.pow(4))
     yield fourth, fourth
     for steps in NEIGHBOURS:
-        yield _neighbours(found.to(values.dtype), *steps)
+        yield _neighbours(maps, *steps)
+
+
+def _total(values: Float[Tensor, "image phase value"]) -> Float[Tensor, "image phase"]:
+    """Return sums in double precision: in single precision the order of addition, which shifts change, decides close calls."""
+    return values.sum(-1, dtype=torch.float32 if values.is_mps else torch.float64)
 
 
 #: (down, right) of two neighbours; the second makes the product differ from its mirror image's.
@@ -258,16 +274,16 @@ NEIGHBOURS = (
 def _neighbours(found: Tensor, one: tuple[int, int], other: tuple[int, int]) -> Score:
     """Return the sum over each phase, as a torus, of every value times its two neighbours at these distances, and its scale."""
     product = found * found.roll(one, (3, 4)) * found.roll(other, (3, 4))
-    return product.flatten(2).sum(-1), product.abs().flatten(2).sum(-1)
+    return _total(product.flatten(2)), _total(product.abs().flatten(2))
 
 
 def _best(scores: Iterable[Score]) -> Shaped[Tensor, " image"]:
     """Return the phase of the largest first score; of ties, of the largest second, and so on; finally the first."""
     tied = torch.ones((), dtype=torch.bool)
-    for score, scale in scores:
+    for score, rounding in scores:
         tied = tied.to(score.device).expand(score.shape)
         best = score.masked_fill(~tied, float("-inf")).amax(1, keepdim=True)
-        tied = tied & (score >= best - ROUNDING.get(score.dtype, 1e-5) * scale.amax(1, keepdim=True))
+        tied = tied & (score >= best - rounding.amax(1, keepdim=True))
         if not is_rewritten() and bool((tied.sum(1) == 1).all()):
             break  # later scores only break ties
     return tied.to(torch.uint8).argmax(1)
