@@ -16,10 +16,11 @@ COMMIT = "a" * 40
 class _Hub(BaseHTTPRequestHandler):
     folder: Path
     name: str
+    kind: str
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        api, files = f"/api/datasets/{self.name}", f"/datasets/{self.name}/resolve/"
+        api, files = f"/api/{self.kind}s/{self.name}", f"{'/datasets' if self.kind == 'dataset' else ''}/{self.name}/resolve/"
         if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
             siblings = [{"rfilename": path.name} for path in self.folder.iterdir()]
             self.answer({"_id": "1", "id": self.name, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings})
@@ -52,9 +53,9 @@ class _Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder: Path, name: str) -> Iterator[str]:
-    """Serve a folder's files as the data set of a name for the duration; return the hub's address."""
-    handler = type("Hub", (_Hub,), {"folder": folder, "name": name})
+def serving(folder: Path, name: str, *, kind: str = "dataset") -> Iterator[str]:
+    """Serve a folder's files as the data set or model of a name for the duration; return the hub's address."""
+    handler = type("Hub", (_Hub,), {"folder": folder, "name": name, "kind": kind})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

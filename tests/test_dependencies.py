@@ -53,7 +53,7 @@ def third_party(*, at_import: bool) -> set[str]:
 
 
 def test_imported_packages_are_declared() -> None:
-    assert third_party(at_import=False) <= declared("fast", "hub", "onnx", "ray", "zoo")
+    assert third_party(at_import=False) <= declared("fast", "hub", "onnx", "ray", "transformers", "zoo")
 
 
 def test_packages_imported_with_a_module_are_in_the_base_installation() -> None:

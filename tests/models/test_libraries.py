@@ -67,10 +67,12 @@ def test_fixed_timm_model_is_saved_and_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_unknown_name_of_a_library_is_refused(library: str) -> None:
+def test_unknown_name_of_a_library_is_refused_with_close_ones(library: str) -> None:
     zoo.timm()
-    with pytest.raises(InputError, match=f"{library} has no model 'resnet1'"):
+    with pytest.raises(InputError, match=f"{library} has no model 'resnet1'. Did you mean resnet1"):
         load_model(f"{library}:resnet1")
+    with pytest.raises(InputError, match=f"{library} has no model 'qqqqqqqq'. See "):
+        load_model(f"{library}:qqqqqqqq")
 
 
 def test_library_that_fails_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,15 +92,102 @@ def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         load_model("timm:resnet18")
 
 
-@pytest.mark.parametrize(
-    ("reference", "message"),
-    [
-        ("no_such_module:thing", "cannot be imported"),
-        ("my_models:missing", "has no attribute 'missing'"),
-        ("my_models:number", "must return a torch.nn.Module, got int"),
-        ("my_models:failing", "failed when called without arguments .RuntimeError: no luck"),
-    ],
-)
-def test_bad_factory_is_refused(reference: str, message: str, factory: str) -> None:
-    with pytest.raises(InputError, match=message):
-        load_model(reference)
+#: Small models of timm: convolutional, with a head in a part of its own, a transformer, two heads.
+TIMM_MODELS = ["test_resnet", "test_convnext", "test_vit", "deit_tiny_distilled_patch16_224"]
+
+
+def checkpoint(model: nn.Module, path: Path) -> Path:
+    """Save a model as a training script does, with a prefix and beside other things."""
+    torch.save({"epoch": 1, "state_dict": {f"model.{name}": value for name, value in model.state_dict().items()}}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", TIMM_MODELS)
+def test_fine_tuned_timm_checkpoint_decides_classes(name: str, tmp_path: Path) -> None:
+    tuned = zoo.timm().create_model(name, num_classes=2).eval()
+    loaded = load_model(f"timm:{name}", weights=checkpoint(tuned, tmp_path / "tuned.ckpt"))
+    mean, std = (torch.tensor(tuned.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    batch = images(1, *tuned.pretrained_cfg["input_size"][:2])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(batch), tuned((batch - mean) / std))
+    assert (loaded.spec.classes, loaded.embedding) == (2, False)
+    assert loaded.weights.endswith("tuned.ckpt (`state_dict`; prefix `model.` removed), 2 classes")
+
+
+def test_checkpoint_decides_channels_and_drops_statistics_of_others(tmp_path: Path) -> None:
+    tuned = zoo.timm().create_model("test_resnet", num_classes=4, in_chans=1).eval()
+    loaded = load_model("timm:test_resnet", weights=checkpoint(tuned, tmp_path / "grey.ckpt"))
+    assert loaded.image == (1, 160, 160)
+    assert (loaded.spec.classes, loaded.spec.channels, loaded.mean) == (4, 1, None)
+    assert loaded.preprocessing.source == "timm's pretrained_cfg, without its normalisation of 3 channels"
+    with torch.no_grad():
+        assert torch.equal(loaded.model(images(2, 1, 64)), tuned(images(2, 1, 64)))
+
+
+def test_checkpoint_without_a_head_gives_embeddings(tmp_path: Path) -> None:
+    body = zoo.timm().create_model("test_resnet", num_classes=0).eval()
+    loaded = load_model("timm:test_resnet", weights=checkpoint(body, tmp_path / "body.ckpt"))
+    assert (loaded.embedding, loaded.spec.classes) == (True, 0)
+    assert loaded.weights.endswith(", no head, so embeddings")
+
+
+def test_fine_tuned_torchvision_checkpoint_decides_classes(tmp_path: Path) -> None:
+    tuned = zoo.torchvision_models().get_model("squeezenet1_1", weights=None, num_classes=2).eval()
+    loaded = load_model("torchvision:squeezenet1_1", weights=checkpoint(tuned, tmp_path / "tuned.ckpt"))
+    with torch.no_grad():
+        assert torch.equal(loaded.model[1](images(2, 3, 64)), tuned(images(2, 3, 64)))
+    assert loaded.spec.classes == 2
+
+
+def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    other = zoo.timm().create_model("test_convnext", num_classes=2)
+    with pytest.raises(InputError, match=r"do not fit the model: \d+ missing \(conv1.weight, .* unexpected \(.*stem"):
+        load_model("timm:resnet18", weights=checkpoint(other, tmp_path / "other.ckpt"))
+
+
+def test_size_builds_a_transformer_for_it(tmp_path: Path) -> None:
+    tuned = zoo.timm().create_model("test_vit", num_classes=2, img_size=96).eval()
+    file = checkpoint(tuned, tmp_path / "tuned.ckpt")
+    with pytest.raises(InputError, match=r"1 of another shape .pos_embed is 1x37x64 in the file and 1x101x64"):
+        load_model("timm:test_vit", weights=file)
+    loaded = load_model("timm:test_vit", weights=file, size=96)
+    with torch.no_grad():
+        assert torch.equal(loaded.model[1](images(2, 3, 96)), tuned(images(2, 3, 96)))
+    assert loaded.image == (3, 96, 96)
+    assert (loaded.preprocessing.size, loaded.preprocessing.source) == (96, "timm's pretrained_cfg; size from the options")
+
+
+def test_fixed_copy_of_a_fine_tuned_model_is_loaded_as_it_was(tmp_path: Path) -> None:
+    tuned = zoo.timm().create_model("test_resnet", num_classes=2)
+    options = {"weights": checkpoint(tuned, tmp_path / "tuned.ckpt"), "size": 64, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    loaded = load_model("timm:test_resnet", **options)
+    copy = fix(loaded.model, [("blur", 3)], image=(3, 64, 64)).model
+    fixes = {"fixes": (Fix(kind="blur", filter_size=3),)}
+    save_model(tmp_path / "f.safetensors", copy, loaded.spec.model_copy(update=fixes))
+    again = load_model(str(tmp_path / "f.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(again.model(images(2, 3, 64)), copy.eval()(images(2, 3, 64)))
+    assert (again.image, again.mean, again.preprocessing.shorter_side()) == (
+        loaded.image,
+        loaded.mean,
+        loaded.preprocessing.shorter_side(),
+    )
+
+
+def timm_folder(tmp_path: Path) -> tuple[nn.Module, Path]:
+    """Save a fine-tuned model as timm does for the hub."""
+    timm = zoo.timm()
+    tuned = timm.create_model("test_resnet", num_classes=2).eval()
+    folder = tmp_path / "tuned"
+    timm.models.save_for_hf(tuned, folder, safe_serialization=True)
+    return tuned, folder
+
+
+def test_folder_of_a_timm_model_brings_its_weights(tmp_path: Path) -> None:
+    tuned, folder = timm_folder(tmp_path)
+    loaded = load_model(f"timm:local-dir:{folder}")
+    with torch.no_grad():
+        assert torch.equal(loaded.model[1](images(2, 3, 64)), tuned(images(2, 3, 64)))
+    assert loaded.weights == str(folder)
+    with pytest.raises(InputError, match=r"timm cannot load the model in .*none"):
+        load_model(f"timm:local-dir:{tmp_path / 'none'}")

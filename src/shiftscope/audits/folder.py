@@ -19,6 +19,7 @@ from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.results import Audit, assemble
 from shiftscope.datasets.sources import is_folder
 from shiftscope.errors import InputError
+from shiftscope.models import absolute_reference
 from shiftscope.runtime.files import remove_temporary_files, write_tensors, write_text
 from shiftscope.runtime.settings import Spec
 
@@ -79,11 +80,12 @@ class AuditSpec(Spec):
 
     def with_absolute_paths(self) -> AuditSpec:
         """Return the same for a process in another working directory."""
-        names = ("model", "weights", "data_dir")
+        names = ("weights", "data_dir")
         paths = {name: value for name in names if (value := getattr(self, name)) and Path(value).exists()}
         if self.data is not None and is_folder(self.data):
             paths["data"] = self.data
-        return self.model_copy(update={name: str(Path(value).resolve()) for name, value in paths.items()})
+        absolute = {name: str(Path(value).resolve()) for name, value in paths.items()}
+        return self.model_copy(update={"model": absolute_reference(self.model), **absolute})
 
 
 class AuditPlan(Spec):

@@ -22,13 +22,16 @@ def select_output(raw: Any, output: str | int | None) -> Tensor:
 
     Args:
         raw: a tensor, a mapping, a sequence, or an object with tensors as attributes.
-        output: the tensor's name or position; may be None if there is only one.
+        output: the tensor's name or position; may be None if there is only one, or one that is the attribute ``logits``.
 
     Raises:
         InputError: there is no such output, or there are several and ``output`` is None.
     """
     if isinstance(raw, Tensor) and output is None:
         return raw
+    logits = getattr(raw, "logits", None)
+    if output is None and isinstance(logits, Tensor):
+        return logits
     tensors = _named_tensors(raw)
     if output is None and len(tensors) == 1:
         return next(iter(tensors.values()))
@@ -133,7 +136,9 @@ class CountedModel:
         if ran_out_of_memory(error):
             return InputError(f"memory runs out on batches of {len(images)} images of {shape}.", "Lower `batch_size`.")
         reason = first_line(error).rstrip(".")
-        return ModelFailsError(f"the model fails on images of {shape}: {reason}.", self._channel_remedy(images))
+        kind = type(error).__name__
+        named = reason if reason == kind else f"{kind}: {reason}"
+        return ModelFailsError(f"the model fails on images of {shape} ({named}).", self._channel_remedy(images))
 
     def _channel_remedy(self, images: Tensor) -> str:
         """Return how many channels the first convolution takes, if the images have another number."""

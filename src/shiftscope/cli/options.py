@@ -48,8 +48,9 @@ AsJson = Annotated[bool, Flag, Parameter(name="--json", group=OUTPUT_GROUP, help
 ModelName = Annotated[
     str,
     Parameter(
-        help="`module:factory` (a function of yours that returns the model), `timm:NAME`, `torchvision:NAME`, the folder of a "
-        "study's run, a file that `shiftscope fix` wrote, a .pt2 or an .onnx file."
+        help="`module:factory` or `file.py:factory` (a function of yours that returns the model), `timm:NAME`, "
+        "`timm:hf-hub:OWNER/NAME`, `torchvision:NAME`, `hf:OWNER/NAME` or `hf:FOLDER` (Hugging Face transformers), the folder of "
+        "a study's run, a file that `shiftscope fix` wrote, a .pt2 or an .onnx file."
     ),
 ]
 
@@ -163,8 +164,8 @@ class ModelOptions(DataOptions):
     Parameters
     ----------
     weights
-        Weights for a model that code makes: a safetensors file, a state dict, or `pretrained` to download those of timm or
-        torchvision. By default the factory's own.
+        Weights for a model that code makes: a safetensors file, a checkpoint of PyTorch or Lightning, or `pretrained` to download
+        those of timm or torchvision. By default the factory's own.
     size
         Height and width of the model's input, in pixels. By default the model's own.
     mean

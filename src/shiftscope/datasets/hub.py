@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from shiftscope.datasets.folders import Rows, Split, eight_bits, read_columns
 from shiftscope.errors import InputError, first_line
 
-__all__ = ["download"]
+__all__ = ["download", "hub_answers"]
 
 HUB_WAIT_SECONDS = 1.5
 
@@ -40,7 +40,7 @@ def download(name: str, *, online: bool = True) -> Iterator[dict[str, Split]]:
         ) from error
 
     datasets.disable_progress_bars()
-    online = online and _hub_answers()
+    online = online and hub_answers()
     with _offline_unless(online):
         try:
             opened = datasets.load_dataset(name)
@@ -65,7 +65,7 @@ def _rows(rows: Any, image: str, label: str) -> Rows:
         yield eight_bits(row[image]), row[label]
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Return whether the hub, or the proxy before it, accepts a connection within a second or two."""
     from huggingface_hub import constants
 

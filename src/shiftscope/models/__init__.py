@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from shiftscope.models.loading import Fix, LoadedModel, ModelSpec, load_model, save_model
+from shiftscope.models.loading import Fix, LoadedModel, ModelSpec, absolute_reference, load_model, save_model
 
-__all__ = ["Fix", "LoadedModel", "ModelSpec", "load_model", "save_model"]
+__all__ = ["Fix", "LoadedModel", "ModelSpec", "absolute_reference", "load_model", "save_model"]

@@ -2,8 +2,10 @@
 
 A reference to a model is one of:
 
-- ``module:factory``: a function that returns it, called without arguments;
+- ``module:factory`` or ``path/to/file.py:factory``: a function that returns it, called without arguments;
 - ``timm:name``, ``torchvision:name``, or the bare name;
+- ``timm:hf-hub:owner/name``, ``timm:local-dir:FOLDER``: a timm model with its weights, from the hub or a folder;
+- ``hf:owner/name``, ``hf:FOLDER``: a classifier or backbone of Hugging Face transformers, from the hub or a folder;
 - the folder of a study's run (``studies/digits/runs/...``);
 - a safetensors file of :func:`save_model`, such as ``shiftscope fix`` writes;
 - an ONNX file, or a ``.pt2`` archive of ``torch.export``.
@@ -14,7 +16,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
@@ -23,18 +25,35 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from shiftscope.datasets.dataset import DataSpec
+from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
 from shiftscope.errors import InputError
+from shiftscope.models.factories import call_factory, is_code
 from shiftscope.models.family import NetworkSpec, Normalise, build
 from shiftscope.models.files import read_exported, read_onnx
-from shiftscope.models.libraries import LIBRARIES, PRETRAINED, call_factory, find_library, library_model
-from shiftscope.models.weights import load_weights, read_safetensors, read_weights, with_normalisation
+from shiftscope.models.huggingface import PREFIX, huggingface_model
+from shiftscope.models.libraries import (
+    FOLDER,
+    LIBRARIES,
+    PRETRAINED,
+    LibraryModel,
+    Variant,
+    find_library,
+    has_weights,
+    library_model,
+)
+from shiftscope.models.preprocessing import overridden
+from shiftscope.models.weights import Checkpoint, load_weights, read_checkpoint, read_safetensors, with_normalisation
 from shiftscope.runtime.files import write_tensors
 from shiftscope.runtime.seeds import stream
 from shiftscope.runtime.settings import Spec, validation_messages
 from shiftscope.surgery import Kind, Surgery, operate
 
-__all__ = ["Fix", "LoadedModel", "ModelSpec", "load_model", "save_model"]
+__all__ = ["RANDOM", "Fix", "LoadedModel", "ModelSpec", "absolute_reference", "load_model", "save_model"]
 
+#: What is said of weights that nobody trained.
+RANDOM = "random"
+#: Who says how images are prepared, for a study's network and for what a model's file holds.
+STUDY, FILE = "the study", "the file"
 #: The key of a safetensors file's metadata that holds the model's specification.
 METADATA_KEY = "shiftscope"
 #: The files in a run's folder that hold its weights and, in older runs, its specification.
@@ -69,8 +88,11 @@ class ModelSpec(Spec):
     """How to build a model, except its weights. Model files hold it as JSON, so its field names stay.
 
     Attributes:
-        factory: ``module:function``, ``timm:name`` or ``torchvision:name``; or
+        factory: ``module:function``, ``timm:name`` or another reference to code that makes it; or
         network: a network of :mod:`shiftscope.models.family`.
+        classes: length of a library model's output, where it is not the default; 0 for embeddings.
+        channels: of a library model's input, where they are not the default.
+        size: height and width of its input in pixels, where they are not the default.
         mean: mean per channel of the normalisation in front of the model.
         deviation: standard deviation per channel of that normalisation.
         fixes: applied in this order.
@@ -79,6 +101,9 @@ class ModelSpec(Spec):
 
     factory: str | None = None
     network: NetworkSpec | None = None
+    classes: int | None = None
+    channels: int | None = None
+    size: int | None = None
     mean: Channels | None = None
     deviation: Channels | None = None
     fixes: tuple[Fix, ...] = ()
@@ -95,6 +120,9 @@ class LoadedModel:
         image: (channels, height, width) of its input, if known.
         mean: mean per channel that its normalisation subtracts, if known.
         embedding: whether its outputs are known not to be classes.
+        preprocessing: how images are prepared for it, and who says so.
+        weights: where its weights come from, in words; ``random`` if they are.
+        code: the user's file that ran to make it; empty if none did.
     """
 
     model: nn.Module
@@ -102,6 +130,9 @@ class LoadedModel:
     image: tuple[int, int, int] | None
     mean: Channels | None = None
     embedding: bool = False
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    weights: str = RANDOM
+    code: str = ""
 
 
 def load_model(
@@ -117,8 +148,9 @@ def load_model(
 
     Args:
         name: a reference as listed in :mod:`shiftscope.models.loading`.
-        weights: weights for a model that code makes: a safetensors file, a state dict that ``torch.save`` wrote, or
-            ``pretrained`` to download those of timm or torchvision.
+        weights: weights for a model that code makes: a safetensors file, the index of several, a checkpoint that ``torch.save``
+            wrote, of which only tensors are read, or ``pretrained`` to download those of timm or torchvision. A model of timm or
+            torchvision gets the classes and channels of the checkpoint.
         size: height and width of the model's input, pixels; by default the model's own, if known.
         mean: mean per channel to subtract from the images; by default the model's own. Networks of a study normalise by
             themselves.
@@ -133,15 +165,17 @@ def load_model(
     for values in (mean, std):
         if values is not None and not all(map(isfinite, values)):
             raise InputError(f"`mean` and `std` must be finite numbers, got {values}.", "Give one value per channel.")
+    if size is not None and size < 1:
+        raise InputError(f"`size` must be 1 or more pixels, got {size}.", "Leave it out to take the model's own.")
     path = Path(name)
     if not path.is_dir() and not path.is_file() and path.suffix not in (".onnx", ".pt2", ".safetensors"):
-        return _resized(_from_code(name, weights, mean, std), size)
+        return _resized(_from_code(ModelSpec(factory=name, size=size, mean=mean, deviation=std), weights), size)
     if path.is_dir():
         loaded = _from_run(path)
     elif path.suffix == ".onnx":
-        loaded = _from_graph(*read_onnx(path), mean, std)
+        loaded = _from_graph(path, *read_onnx(path), mean, std)
     elif path.suffix == ".pt2":
-        loaded = _from_graph(*read_exported(path, trust=trust), mean, std)
+        loaded = _from_graph(path, *read_exported(path, trust=trust), mean, std)
     else:
         loaded = _from_file(path, trust=trust)
     if weights is not None:
@@ -149,6 +183,26 @@ def load_model(
     if loaded.spec != ModelSpec(mean=mean, deviation=std) and not _agrees(loaded.model, mean, std):
         raise InputError(f"`mean` and `std` of {name} are in its file.", "Leave them out.")
     return _resized(loaded, size)
+
+
+def absolute_reference(name: str) -> str:
+    """Return a reference to a model for a process in another working directory: paths in it become absolute.
+
+    Args:
+        name: a reference as listed in :mod:`shiftscope.models.loading`.
+
+    >>> absolute_reference("timm:resnet18")
+    'timm:resnet18'
+    """
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    if is_code(name):
+        file, _, attribute = name.rpartition(":")
+        return f"{Path(file).resolve()}:{attribute}"
+    for start in (f"{PREFIX}:", f"timm:{FOLDER}"):
+        if name.startswith(start) and Path(name.removeprefix(start)).is_dir():
+            return f"{start}{Path(name.removeprefix(start)).resolve()}"
+    return name
 
 
 def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
@@ -163,45 +217,97 @@ def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
     write_tensors(path, weights, metadata={METADATA_KEY: spec.model_dump_json(exclude_none=True)})
 
 
-def _from_code(name: str, weights: Path | None, mean: Channels | None, std: Channels | None) -> LoadedModel:
+def _from_code(spec: ModelSpec, weights: Path | None) -> LoadedModel:
+    """Load a model that code makes: a library's, or a function of the user's own."""
+    name = str(spec.factory)
     library, colon, rest = name.partition(":")
+    if is_code(name):
+        return _from_factory(spec, weights)
     if not colon:
         found = find_library(name)
         if found is None:
             raise InputError(
                 f"there is no model {name!r}.",
-                "Give `module:factory`, `timm:name`, `torchvision:name`, the folder of a study's run (studies/NAME/runs/...), a "
-                "file that `shiftscope fix` wrote, a .pt2 or an .onnx file.",
+                "Give `module:factory`, `path/to/file.py:factory`, `timm:name`, `torchvision:name`, `hf:name`, the folder of a "
+                "study's run (studies/NAME/runs/...), a file that `shiftscope fix` wrote, a .pt2 or an .onnx file.",
             )
         library, rest = found, name
-    if library not in LIBRARIES:
-        return _from_factory(name, weights, mean, std)
-    pretrained = weights is not None and str(weights) == PRETRAINED
-    known = library_model(library, rest, pretrained=pretrained)
-    if weights is None:
-        warnings.warn(f"{library}:{rest} has random weights. Give `weights`: a file, or '{PRETRAINED}'.", stacklevel=3)
-    elif not pretrained:
-        load_weights(known.model, read_weights(weights), str(weights))
-    mean, std = (known.mean, known.deviation) if mean is None and std is None else (mean, std)
-    spec = ModelSpec(factory=f"{library}:{rest}", mean=mean, deviation=std)
-    return LoadedModel(with_normalisation(known.model, mean, std).eval(), spec, known.image, mean, known.embedding)
+    if not _is_library(f"{library}:"):
+        return _from_factory(spec, weights)
+    return _from_library(spec.model_copy(update={"factory": f"{library}:{rest}"}), weights)
 
 
-def _from_factory(name: str, weights: Path | None, mean: Channels | None, std: Channels | None) -> LoadedModel:
+def _from_library(spec: ModelSpec, weights: Path | None) -> LoadedModel:
+    library, _, rest = str(spec.factory).partition(":")
+    brings_weights = library == PREFIX or has_weights(rest)
+    pretrained = str(weights) == PRETRAINED or (weights is None and brings_weights)
+    known = _library_model(spec, pretrained=pretrained)
+    described = known.origin
+    if weights is None and not brings_weights:
+        warnings.warn(f"{spec.factory} has random weights. Give `weights`: a file, or '{PRETRAINED}'.", stacklevel=4)
+        described = RANDOM
+    elif weights is not None and not pretrained:
+        spec, known, described = _fitted(spec, known, read_checkpoint(weights))
+    found = overridden(known.preprocessing, size=None, mean=spec.mean, std=spec.deviation)
+    spec = spec.model_copy(update={"mean": found.mean, "deviation": found.std})
+    model = with_normalisation(known.model, found.mean, found.std).eval()
+    return LoadedModel(model, spec, known.image, found.mean, known.embedding, found, described)
+
+
+def _is_library(reference: str) -> bool:
+    """Return whether a reference names a model of a library, so that no code of the user's runs."""
+    return not is_code(reference) and reference.partition(":")[0] in (*LIBRARIES, PREFIX)
+
+
+def _library_model(spec: ModelSpec, *, pretrained: bool, download: bool = True) -> LibraryModel:
+    """Return the library's model that a specification names, without the normalisation in front."""
+    library, _, name = str(spec.factory).partition(":")
+    if library == PREFIX:
+        return huggingface_model(name, pretrained=pretrained, download=download)
+    variant = Variant(spec.classes, spec.channels, spec.size)
+    return library_model(library, name, pretrained=pretrained, variant=variant, download=download)
+
+
+def _fitted(spec: ModelSpec, known: LibraryModel, weights: Checkpoint) -> tuple[ModelSpec, LibraryModel, str]:
+    """Return the variant of a library's model that a checkpoint fits, with its weights, and a description of both."""
+    weights = weights.matched(known.model.state_dict())
+    variant = known.variant_for(weights.tensors)
+    described = weights.describe()
+    if variant != Variant():
+        spec = spec.model_copy(update={"classes": variant.classes, "channels": variant.channels})
+        known = _library_model(spec, pretrained=False)
+        described += "".join(f", {part}" for part in variant.describe())
+    load_weights(known.model, weights)
+    return spec, known, described
+
+
+def _from_factory(spec: ModelSpec, weights: Path | None) -> LoadedModel:
+    name = str(spec.factory)
     if weights is not None and str(weights) == PRETRAINED:
         raise InputError(
             f"`weights` '{PRETRAINED}' are for models of timm and torchvision, but your own function makes {name}.",
             "Give a file of weights.",
         )
-    model = call_factory(name)
+    made = call_factory(name)
+    described = f"as {name} returns them"
     if weights is not None:
-        load_weights(model, read_weights(weights), str(weights))
-    spec = ModelSpec(factory=name, mean=mean, deviation=std)
-    return _described(with_normalisation(model, mean, std), spec)
+        checkpoint = read_checkpoint(weights).matched(made.model.state_dict())
+        load_weights(made.model, checkpoint)
+        described = checkpoint.describe()
+    found = overridden(made.preprocessing, size=None, mean=spec.mean, std=spec.deviation)
+    spec = spec.model_copy(update={"mean": found.mean, "deviation": found.std})
+    model = with_normalisation(made.model, found.mean, found.std)
+    return replace(_described(model, spec, found), weights=described, code=made.code)
 
 
-def _from_graph(model: nn.Module, image: tuple[int, int, int] | None, mean: Channels | None, std: Channels | None) -> LoadedModel:
-    return LoadedModel(with_normalisation(model, mean, std).eval(), ModelSpec(mean=mean, deviation=std), image, mean)
+def _from_graph(
+    path: Path, model: nn.Module, image: tuple[int, int, int] | None, mean: Channels | None, std: Channels | None
+) -> LoadedModel:
+    size = image[1] if image is not None and image[1] == image[2] else None
+    own = Preprocessing(size=size, source=UNKNOWN if size is None else FILE)
+    found = overridden(own, size=None, mean=mean, std=std)
+    spec = ModelSpec(mean=mean, deviation=std)
+    return LoadedModel(with_normalisation(model, mean, std).eval(), spec, image, mean, preprocessing=found, weights=str(path))
 
 
 def _from_run(folder: Path) -> LoadedModel:
@@ -239,7 +345,7 @@ def _from_file(path: Path, *, trust: bool) -> LoadedModel:
             "Give the model as `module:factory` or `timm:name`, and this file as its `weights`.",
         )
     spec = _spec_in_metadata(path, metadata)
-    if spec.factory is not None and spec.factory.partition(":")[0] not in LIBRARIES and not trust:
+    if spec.factory is not None and not _is_library(spec.factory) and not trust:
         raise InputError(
             f"{path} is not trusted, and loading it would call `{spec.factory}`, which whoever wrote the file chose.",
             "If you trust both, pass --trust (`trust=True`).",
@@ -258,29 +364,45 @@ def _spec_in_metadata(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
 
 def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> LoadedModel:
     """Build a model and load its weights."""
-    image, embedding = None, False
+    embedding, code, image = False, "", None
     if spec.network is not None:
         model: nn.Module = build(spec.network, generator=stream(0, "weights"))
+        found = Preprocessing(size=spec.network.input_size, source=STUDY)
         image = (spec.network.input_channels, spec.network.input_size, spec.network.input_size)
     elif spec.factory is None:
         raise InputError(f"{source} names neither a network nor a factory.", "Write the file again with `save_model`.")
-    elif spec.factory.partition(":")[0] in LIBRARIES:
-        library, _, name = spec.factory.partition(":")
-        known = library_model(library, name, pretrained=False)
-        model, image, embedding = known.model, known.image, known.embedding
+    elif _is_library(spec.factory):
+        known = _library_model(spec, pretrained=False, download=False)
+        model, image, embedding, found = known.model, known.image, known.embedding, known.preprocessing
+        image = image if image is None or spec.size is None else (image[0], spec.size, spec.size)
     else:
-        model = call_factory(spec.factory)
+        made = call_factory(spec.factory)
+        model, found, code = made.model, made.preprocessing, made.code
     if spec.network is None:
         model = with_normalisation(model, spec.mean, spec.deviation)
+        found = _as_saved(found, spec)
     for fix in spec.fixes:
         model = fix.apply(model, image=None).model
-    load_weights(model, weights, source)
-    return replace(_described(model, spec), image=image, embedding=embedding)
+    load_weights(model, Checkpoint(weights, source))
+    described = _described(model, spec, found)
+    return replace(described, image=image or described.image, embedding=embedding, weights=source, code=code)
 
 
-def _described(model: nn.Module, spec: ModelSpec) -> LoadedModel:
+def _as_saved(found: Preprocessing, spec: ModelSpec) -> Preprocessing:
+    """Return what the code that makes a model says of its input, with what its file says otherwise."""
+    same = (spec.mean, spec.deviation) == (found.mean, found.std) and spec.size in (None, found.size)
+    resized = found if spec.size is None else found.at(spec.size)
+    return replace(resized, mean=spec.mean, std=spec.deviation, source=found.source if same else FILE)
+
+
+def _described(model: nn.Module, spec: ModelSpec, found: Preprocessing) -> LoadedModel:
+    """Return a model with its normalisation, wherever in the model that is, and the shape of its input."""
     normalise = _normalisation(model)
-    return LoadedModel(model.eval(), spec, None, spec.mean if normalise is None else tuple(normalise.mean.tolist()))
+    if normalise is not None and found.mean is None:
+        found = replace(found, mean=tuple(normalise.mean.tolist()), std=tuple(normalise.deviation.tolist()))
+    channels = len(found.mean) if found.mean else _input_channels(model)
+    image = None if found.size is None or channels is None else (channels, found.size, found.size)
+    return LoadedModel(model.eval(), spec, image, found.mean, preprocessing=found)
 
 
 def _normalisation(model: nn.Module) -> Normalise | None:
@@ -302,14 +424,15 @@ def _resized(loaded: LoadedModel, size: int | None) -> LoadedModel:
     """Set the height and width of the model's input, unless the model fixes them."""
     if size is None:
         return loaded
-    if size < 1:
-        raise InputError(f"`size` must be 1 or more pixels, got {size}.", "Leave it out to take the model's own.")
     fixed = loaded.spec.network is not None or loaded.spec.factory is None
     if fixed and loaded.image is not None and loaded.image[1:] != (size, size):
         shape = "x".join(map(str, loaded.image))
         raise InputError(f"`size` {size} does not fit: the model takes images of {shape}.", "Leave it out.")
+    if loaded.image is not None and loaded.image[1:] == (size, size) and loaded.preprocessing.size == size:
+        return loaded
     channels = loaded.image[0] if loaded.image else len(loaded.mean) if loaded.mean else _input_channels(loaded.model)
-    return loaded if channels is None else replace(loaded, image=(channels, size, size))
+    found = overridden(loaded.preprocessing, size=size, mean=None, std=None)
+    return replace(loaded, image=None if channels is None else (channels, size, size), preprocessing=found)
 
 
 def _input_channels(model: nn.Module) -> int | None:

@@ -1,30 +1,105 @@
-"""Read weights from files, without unpickling anything, and put them and a normalisation into a model."""
+"""Read weights from files, without unpickling anything but tensors, and put them into a model.
+
+Checkpoints wrap their weights in two ways: the file holds a mapping beside other things (``state_dict``), and wrappers put a
+prefix before every name (``module.``). Both are removed; :meth:`Checkpoint.describe` says which.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shlex
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, first_line
 from shiftscope.models.family import Normalise
 
-__all__ = ["load_weights", "read_safetensors", "read_weights", "with_normalisation"]
+__all__ = ["Checkpoint", "load_weights", "read_checkpoint", "read_safetensors", "with_normalisation"]
 
-#: Keys under which checkpoints hold the state dict, next to other things.
-STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema")
-#: Prefixes that DataParallel and torch.compile put before every name.
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+#: Keys under which checkpoints hold their weights beside other things; the first that is there is taken.
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "model_ema", "ema", "state_dict_ema")
+#: Prefixes of DataParallel, torch.compile, Lightning modules and the usual wrappers around a backbone.
+WRAPPER_PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.", "_orig_mod.")
+#: The end of the name of a JSON file that says which of several safetensors files holds which tensor.
+INDEX = ".index.json"
+#: How many names an error lists.
+LISTED = 3
+
+#: Converts a checkpoint that holds more than tensors; to run only on files that one trusts, because unpickling runs their code.
+CONVERSION = (
+    'import sys, torch; from safetensors.torch import save_file; c = torch.load(sys.argv[1], "cpu", weights_only=False); '
+    'c = next((c[k] for k in ("state_dict", "model_state_dict", "model") if k in c), c) if isinstance(c, dict) else c; '
+    'c = c.state_dict() if hasattr(c, "state_dict") else c; '
+    "save_file({k: v.clone().contiguous() for k, v in c.items() if torch.is_tensor(v)}, sys.argv[2])"
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights by name, and where they come from.
+
+    Attributes:
+        tensors: by name.
+        source: the file.
+        part: the key in the file under which they lay; empty if they lay at the top.
+        prefix: removed from the names.
+        left_out: names without that prefix, which do not belong to the model.
+    """
+
+    tensors: Mapping[str, Tensor]
+    source: str
+    part: str = ""
+    prefix: str = ""
+    left_out: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Return where the weights come from, and what was removed to read them, in words."""
+        removed = [f"`{self.part}`"] if self.part else []
+        removed += [f"prefix `{self.prefix}` removed"] if self.prefix else []
+        removed += [f"left out: {_listed(self.left_out)}"] if self.left_out else []
+        return f"{self.source} ({'; '.join(removed)})" if removed else self.source
+
+    def matched(self, names: Collection[str]) -> Checkpoint:
+        """Return the checkpoint without the prefix of wrappers with which most names are those of a model.
+
+        Args:
+            names: of the model's weights.
+
+        Raises:
+            InputError: two prefixes fit equally well, so that the file holds weights for the model twice.
+        """
+        known = set(names)
+        prefixes = sorted(
+            {prefix for name in self.tensors for prefix in _prefixes(name)}, key=lambda prefix: (len(prefix), prefix)
+        )
+        hits = {prefix: sum(name.removeprefix(prefix) in known for name in self._below(prefix)) for prefix in prefixes}
+        best = max(hits, key=lambda prefix: hits[prefix], default="")
+        rivals = [prefix for prefix in prefixes if hits[prefix] == hits[best]]
+        if hits.get(best) and len(rivals) > 1:
+            raise InputError(
+                f"{self.source} holds weights for the model under {' and '.join(f'`{each}`' for each in rivals)}.",
+                "Save those that you mean in a file of their own.",
+            )
+        inside = {name.removeprefix(best): self.tensors[name] for name in self._below(best)}
+        left_out = tuple(name for name in self.tensors if not name.startswith(best))
+        return replace(self, tensors=inside, prefix=best, left_out=left_out)
+
+    def _below(self, prefix: str) -> list[str]:
+        return [name for name in self.tensors if name.startswith(prefix)]
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     """Return the tensors in a safetensors file, by name, and the file's metadata.
 
     Raises:
-        InputError: the file does not exist, or is not a safetensors file.
+        InputError: the file does not exist, or is not a complete safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -36,57 +111,59 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
+        if _is_pickle(path):
+            raise InputError(
+                f"{path} is not a safetensors file, but what torch.save wrote; pickled models are not read, because a pickle can "
+                "run any code.",
+                "Give the model as `timm:NAME` or `module:factory`, and this file as its `weights` if it holds only tensors.",
+            ) from error
         raise InputError(
-            f"{path} is not a safetensors file ({error}); pickled models are not read, because a pickle can run any code.",
-            "Save the weights with safetensors.torch.save_file and give the model as `module:factory`.",
+            f"{path} is damaged, or is not a safetensors file ({error}).", "Copy or download it again, or save the weights again."
         ) from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors in a safetensors file, or in a state dict that ``torch.save`` wrote, by name.
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read weights: a safetensors file, the index of several, or a checkpoint that ``torch.save`` wrote.
+
+    Of the latter only tensors are unpickled. Weights that a checkpoint holds under ``state_dict``, ``model_state_dict``,
+    ``model``, ``model_ema``, ``ema`` or ``state_dict_ema`` are found, in this order.
 
     Raises:
-        InputError: the file does not exist, is damaged, or holds anything but tensors by name.
+        InputError: the file does not exist, is damaged, or holds no tensors by name, or more than ``torch.load`` reads without
+            running code.
     """
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
     if not path.is_file():
         raise InputError(f"`weights` {path} does not exist.", "Check the path.")
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the archive's reader and the unpickler raise anything
+    if path.name.endswith(INDEX):
+        return Checkpoint(_read_index(path), str(path))
+    if path.suffix == ".safetensors":
+        return Checkpoint(read_safetensors(path)[0], str(path))
+    found, part = _unwrapped(_load_tensors(path))
+    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)} if found else {}
+    if not tensors:
+        held = f"holds {_listed([str(key) for key in found])}" if found else "holds none"
         raise InputError(
-            f"`weights` {path} holds more than tensors, or is damaged; a pickled model is not read, because a pickle can run any "
-            "code.",
-            "If you trust it, load it yourself and save its weights with safetensors.torch.save_file(model.state_dict(), FILE).",
-        ) from error
-    for key in STATE_DICT_KEYS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise InputError(f"`weights` {path} is not a state dict, which holds tensors by name.", "Save model.state_dict().")
-    return {str(name): value for name, value in found.items()}
+            f"`weights` {path} is not a state dict, which holds tensors by name; it {held}.", "Save model.state_dict()."
+        )
+    return Checkpoint(tensors, str(path), part)
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load weights into a model, after removing the prefixes of wrappers.
+def load_weights(model: nn.Module, weights: Checkpoint) -> None:
+    """Load weights into a model.
 
     Args:
         model: the model, changed in place.
-        weights: tensors by name, all that the model has.
-        source: where they come from, for the error.
+        weights: all that the model has, under the model's own names.
 
     Raises:
-        InputError: names or shapes differ from the model's.
+        InputError: names or shapes differ from the model's; it lists the first of them.
     """
-    for prefix in WRAPPER_PREFIXES:
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(dict(weights.tensors))
     except RuntimeError as error:
+        differences = _differences(model.state_dict(), weights.tensors) or [first_line(error)]
         raise InputError(
-            f"the weights in {source} do not fit the model: {str(error).splitlines()[-1].strip()}",
+            f"the weights in {weights.describe()} do not fit the model: {'; '.join(differences)}.",
             "Give the weights of this very architecture.",
         ) from error
 
@@ -113,3 +190,100 @@ def with_normalisation(model: nn.Module, mean: tuple[float, ...] | None, deviati
     normalise.mean.copy_(torch.tensor(mean))
     normalise.deviation.copy_(torch.tensor(deviation))
     return nn.Sequential(normalise, model)
+
+
+def _load_tensors(path: Path) -> Any:
+    """Return what ``torch.save`` wrote, if it is tensors, numbers, text and collections of them."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the archive's reader and the unpickler raise anything
+        others = _other_objects(path)
+        if not others and not _is_pickle(path):
+            raise InputError(
+                f"`weights` {path} is damaged, or is no file of weights ({first_line(error)}).", "Copy or save it again."
+            ) from error
+        held = f"more than tensors ({_listed(others)})" if others else "more than tensors, or is damaged"
+        raise InputError(
+            f"`weights` {path} holds {held}; only tensors are read, because a pickle can run any code.",
+            f"If you trust whoever wrote it, convert it once: {_conversion(path)}",
+        ) from error
+
+
+def _conversion(path: Path) -> str:
+    """Return the command that converts a checkpoint to safetensors by unpickling it."""
+    return shlex.join(["python", "-c", CONVERSION, str(path), str(path.with_suffix(".safetensors"))])
+
+
+def _other_objects(path: Path) -> list[str]:
+    """Return the names of functions and classes, beside tensors, that a checkpoint would call when it is unpickled."""
+    with suppress(Exception):  # not an archive, or damaged
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    return []
+
+
+def _is_pickle(path: Path) -> bool:
+    """Return whether a file is an archive of ``torch.save``, or begins like a pickle and not like a safetensors file."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return zipfile.is_zipfile(path) or (start[:1] == b"\x80" and start[4:] != b"\0\0\0\0{")
+
+
+def _unwrapped(found: Any) -> tuple[Mapping[Any, Any], str]:
+    """Return the weights in a checkpoint, and the keys under which they lay."""
+    keys: list[str] = []
+    while isinstance(found, Mapping):
+        key = next((key for key in STATE_DICT_KEYS if isinstance(found.get(key), Mapping)), None)
+        if key is None:
+            return found, ".".join(keys)
+        keys.append(key)
+        found = found[key]
+    return {}, ""
+
+
+def _read_index(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of several safetensors files beside an index, which says which tensor lies where."""
+    remedy = "Copy or download it again, with the files that it names."
+    try:
+        places = json.loads(path.read_bytes())["weight_map"]
+        files = sorted({str(file) for file in places.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"`weights` {path} is not the index of safetensors files.", remedy) from error
+    outside = [file for file in files if Path(file).name != file]
+    if outside:
+        raise InputError(f"`weights` {path} names {outside[0]!r}, which does not lie beside it.", remedy)
+    found = {name: value for file in files for name, value in read_safetensors(path.with_name(file))[0].items()}
+    missing = [name for name in places if name not in found]
+    if missing:
+        raise InputError(f"`weights` {path} names tensors that its files do not hold: {_listed(missing)}.", remedy)
+    return {name: found[name] for name in places}
+
+
+def _prefixes(name: str) -> list[str]:
+    """Return every chain of wrappers' prefixes at the start of a name, the empty one included."""
+    found = [""]
+    while prefix := next((each for each in WRAPPER_PREFIXES if name.startswith(found[-1] + each)), None):
+        found.append(found[-1] + prefix)
+    return found
+
+
+def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Say which weights are missing, unexpected or of another shape; the first few of each."""
+    missing = [name for name in expected if name not in given]
+    unexpected = [name for name in given if name not in expected]
+    shapes = [
+        f"{name} is {_shape(given[name])} in the file and {_shape(expected[name])} in the model"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
+    ]
+    groups = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    return [f"{len(each)} {kind} ({_listed(each)})" for kind, each in groups if each]
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "one number"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

@@ -1,0 +1,221 @@
+"""Image classifiers and backbones of Hugging Face transformers (extra ``transformers``), from a folder or the hub.
+
+A folder holds ``config.json`` and weights. Code that a model brings along is never run. A classifier returns its logits. Any
+other model returns embeddings: image features of models with a text tower (CLIP, SigLIP), else the pooled output; else, where
+the checkpoint has no weights for a pooler, the class token; else the mean over positions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
+from shiftscope.errors import InputError, first_line
+from shiftscope.models.hub import hub_folder, named
+from shiftscope.models.libraries import LibraryModel
+from shiftscope.models.preprocessing import PROCESSOR, from_processor
+
+__all__ = ["PREFIX", "huggingface_model"]
+
+#: Before the folder or the id of a model of transformers.
+PREFIX = "hf"
+CLASSIFIER = "ForImageClassification"
+#: Ends of the names of classes whose features of the image are measured.
+BACKBONES = ("Model", "Backbone", "ForPreTraining", "ForMaskedImageModeling", "WithProjection", "WithTeacher")
+
+
+class Classifier(nn.Module):
+    """Return the logits of an image classifier.
+
+    Args:
+        model: of transformers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return [image, class]."""
+        logits: Tensor = self.model(pixel_values=images).logits
+        return logits
+
+
+class Embedder(nn.Module):
+    """Return one vector per image from a backbone.
+
+    Args:
+        model: of transformers.
+        pooler: whether its pooled output may be used; not if the pooler's weights are random.
+    """
+
+    def __init__(self, model: nn.Module, *, pooler: bool) -> None:
+        super().__init__()
+        self.model, self.pooler = model, pooler
+        self.class_token = any(name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return [image, feature]."""
+        described = getattr(self.model, "get_image_features", self.model)
+        return self._vector(described(pixel_values=images))
+
+    def _vector(self, found: Any) -> Tensor:
+        if isinstance(found, Tensor):
+            return found
+        pooled: Tensor | None = getattr(found, "image_embeds", None)
+        if pooled is None and self.pooler:
+            pooled = getattr(found, "pooler_output", None)
+        if pooled is not None:
+            return pooled.flatten(1)
+        last: Tensor = found.last_hidden_state if hasattr(found, "last_hidden_state") else found.feature_maps[-1]
+        if last.ndim == 4:
+            return last.mean(dim=(2, 3))
+        return last[:, 0] if self.class_token else last.mean(dim=1)
+
+
+def huggingface_model(reference: str, *, pretrained: bool, download: bool = True) -> LibraryModel:
+    """Return a model of transformers, from a folder or the hub.
+
+    Args:
+        reference: a folder with ``config.json``; or ``owner/name`` or ``owner/name@revision`` on the hub, taken from the local
+            cache if it is there.
+        pretrained: whether to load its weights; otherwise they are random, the same every time.
+        download: whether a model that is not in the local cache may be downloaded.
+
+    Raises:
+        InputError: transformers is not installed, there is no such model, it needs code of its own or takes no images, or its
+            weights are damaged or incomplete.
+    """
+    local = Path(reference)
+    folder = local if local.is_dir() else hub_folder(reference, weights=pretrained, download=download)
+    config = _read_json(folder / "config.json")
+    architecture = _architecture(config, folder)
+    transformers = _import()
+    try:
+        with _quiet(transformers), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            inner, missing = _loaded(transformers, architecture, folder, pretrained=pretrained)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises anything
+        raise InputError(
+            f"transformers cannot load the model in {folder} ({first_line(error)}).", "Check its config.json and its weights."
+        ) from error
+    poolerless = bool(missing) and all("pooler" in name for name in missing)
+    if missing and not poolerless:
+        raise InputError(
+            f"the weights in {folder} are incomplete: {len(missing)} of {architecture or 'the model'} are missing "
+            f"({', '.join(missing[:3])}).",
+            "Give the folder that the complete model was saved in.",
+        )
+    origin = reference if local.is_dir() else named(reference, folder)
+    return _described(inner, config, folder, origin=origin if pretrained else "", pooler=not poolerless)
+
+
+def _loaded(transformers: ModuleType, architecture: str, folder: Path, *, pretrained: bool) -> tuple[Any, list[str]]:
+    """Return the model, and the names of weights that its files do not hold."""
+    kind = transformers.AutoModel
+    if CLASSIFIER in architecture:
+        kind = transformers.AutoModelForImageClassification
+    elif architecture.endswith("WithProjection"):
+        kind = getattr(transformers, architecture)
+    local = {"trust_remote_code": False, "local_files_only": True}
+    if not pretrained:
+        config = transformers.AutoConfig.from_pretrained(folder, **local)
+        return (kind.from_config(config) if hasattr(kind, "from_config") else kind(config)), []
+    model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **local)
+    return model, sorted(info["missing_keys"])
+
+
+def _described(inner: Any, config: Mapping[str, Any], folder: Path, *, origin: str, pooler: bool) -> LibraryModel:
+    """Wrap a model so that it maps images to a tensor, and say what is known about its input."""
+    features = hasattr(inner, "get_image_features")
+    if not features and getattr(inner, "main_input_name", "pixel_values") != "pixel_values":
+        raise InputError(f"the model in {folder} takes `{inner.main_input_name}`, not images.", "Choose an image model.")
+    classifier = CLASSIFIER in type(inner).__name__
+    model: nn.Module = Classifier(inner) if classifier else Embedder(inner, pooler=pooler)
+    vision = {**config, **(config.get("vision_config") or {})}
+    side, channels = vision.get("image_size"), int(vision.get("num_channels") or 3)
+    side = side if isinstance(side, int) or side is None else side[0] if len(set(side)) == 1 else None
+    processor = _processor(folder)
+    found = from_processor(processor, size=side) if processor else Preprocessing(size=side, source=f"{UNKNOWN} (no {PROCESSOR})")
+    image = None if found.size is None else (channels, found.size, found.size)
+    return LibraryModel(model.eval(), image, found, embedding=not classifier, origin=origin)
+
+
+def _processor(folder: Path) -> Mapping[str, Any]:
+    """Return the configuration of a model's image processor; empty if it has none, so that nothing is normalised."""
+    for name in (PROCESSOR, "processor_config.json"):
+        if (folder / name).is_file():
+            found = _read_json(folder / name)
+            inner = found.get("image_processor", found)
+            return inner if isinstance(inner, Mapping) else found
+    return {}
+
+
+def _architecture(config: Mapping[str, Any], folder: Path) -> str:
+    """Return the name of a model's class; empty if its configuration does not say."""
+    if "model_type" not in config:
+        remedy = f"Give it as timm:local-dir:{folder}." if "architecture" in config else "Choose another folder."
+        raise InputError(f"{folder / 'config.json'} names no model of transformers.", remedy)
+    names: Sequence[str] = config.get("architectures") or [CLASSIFIER if "id2label" in config else ""]
+    name = str(names[0])
+    if name and CLASSIFIER not in name and not name.endswith(BACKBONES):
+        raise InputError(
+            f"the model in {folder} is a {name}, neither a classifier of images nor a backbone.", "Choose another model."
+        )
+    if config.get("mask_ratio"):
+        raise InputError(
+            f"the model in {folder} hides random parts of every image (`mask_ratio`), so that its outputs change by themselves.",
+            "Load its encoder by a function of your own, or from timm.",
+        )
+    return name
+
+
+def _read_json(file: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}).", "Give the folder that save_pretrained wrote.") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not complete JSON ({error}).", "Copy or download it again.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is not the configuration of a model.", "Copy or download it again.")
+    return found
+
+
+@contextmanager
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """Silence the library's progress bars and reports meanwhile."""
+    log = transformers.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _import() -> ModuleType:
+    try:
+        transformers = importlib.import_module("transformers")
+        importlib.import_module("transformers.modeling_utils")
+    except Exception as error:  # a build of torchvision that does not match the installed PyTorch raises anything
+        raise InputError(
+            f"transformers cannot be imported ({first_line(error)}).",
+            "Install it with `pip install 'shiftscope[transformers]'`, and torchvision, if it is there, in a build that matches "
+            "your PyTorch.",
+        ) from error
+    return transformers
