@@ -184,8 +184,8 @@ class _Circular:
 
     def on_lattice(self, geometry: Geometry, seed: int) -> Float[Tensor, " image"] | None:
         """Return the loss at shifts by multiples of the factor; None where nothing is subsampled or no such shift exists."""
-        trial = self.trial.on_lattice(geometry.factor, torch.Generator().manual_seed(seed))
-        if trial is None or geometry.factor == (1, 1):
+        trial = self.trial.on_lattice(geometry.lattice, torch.Generator().manual_seed(seed))
+        if trial is None or geometry.lattice == (1, 1):
             return None
         return trial.measure(self.model, "shifts by multiples of the factor").loss
 
@@ -234,7 +234,7 @@ class _Steps:
         return cause
 
     def _borders(self, geometry: Geometry) -> Cause:
-        trial = self.trial.circular(geometry.factor)
+        trial = self.trial.circular(geometry.lattice)
         cause, changed = self._step("borders", trial, lambda: circular(self.model, image=trial.image))
         if changed is not None:
             self.circular = _Circular(changed, trial, self.left)

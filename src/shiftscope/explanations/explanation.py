@@ -79,8 +79,10 @@ class Explanation:
         }
         if geometry is not None:
             graph |= {
-                "factor": list(geometry.factor),
+                "factor": None if geometry.basis == "unknown" else list(geometry.factor),
+                "factor_from": geometry.basis,
                 "receptive_field": list(geometry.last.receptive_field),
+                "receptive_field_from": geometry.field_basis,
                 "head": geometry.head,
                 "borders": geometry.borders,
                 "subsamplings": [asdict(each) for each in geometry.subsamplings],

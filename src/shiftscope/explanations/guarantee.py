@@ -18,10 +18,18 @@ from torch import nn
 from shiftscope.errors import UntraceableError
 from shiftscope.explanations.verification import TOLERANCE, equivariance_error, invariance_error, probe_shape
 from shiftscope.graphs.geometry import Geometry, Reading, read_geometry
+from shiftscope.graphs.maps import Basis
 
 __all__ = ["Guarantee", "describe", "guarantee_of"]
 
 HEADS = {"flatten": "a flattened map", "gap": "a mean over positions", "other": "of an unknown kind"}
+#: Where a factor comes from, in words.
+BASES: dict[Basis, str] = {
+    "strides": "strides",
+    "strides and sizes": "strides and the sizes of the maps",
+    "sizes": "the sizes of the maps",
+    "unknown": "",
+}
 Status = Literal["guaranteed", "possible", "impossible", "unknown"]
 
 
@@ -68,10 +76,12 @@ def describe(geometry: Geometry) -> str:
     """Return factor, receptive field, borders and head in a sentence."""
     (down, right), (tall, wide) = geometry.factor, geometry.last.receptive_field
     factor = str(down) if down == right else f"{down} down, {right} across"
+    factor = "unknown" if geometry.basis == "unknown" else f"{factor} ({BASES[geometry.basis]})"
+    field = f"{'at least ' if geometry.field_basis == 'gradient' else ''}{tall}x{wide} pixels"
     kinds = Counter(geometry.borders.values())
     borders = ", ".join(f"{count} {_s(count, 'layer')} padded with {kind}" for kind, count in sorted(kinds.items()))
     return (
-        f"The graph: subsampling factor {factor}, receptive field {tall}x{wide} pixels, {borders or 'no padding'}; the head is "
+        f"The graph: subsampling factor {factor}, receptive field {field}, {borders or 'no padding'}; the head is "
         f"{HEADS[geometry.head]}."
     )
 
@@ -126,7 +136,7 @@ def _tried_equivariance(model: nn.Module, geometry: Geometry, image: tuple[int, 
     sentence = _equivariance(geometry)
     if _unknown_layers(geometry) or _borders(geometry) or not geometry.head_name:
         return sentence
-    sides = (max(1, size // step) * step for size, step in zip(image[1:], geometry.factor, strict=True))
+    sides = (max(1, size // step) * step for size, step in zip(image[1:], geometry.lattice, strict=True))
     tried = (image[0], next(sides), next(sides))
     error = equivariance_error(model, geometry, tried)
     if error is not None and error <= TOLERANCE:
@@ -156,6 +166,8 @@ def _borders(geometry: Geometry) -> list[str]:
 
 def _unknown_layers(geometry: Geometry) -> list[str]:
     unknown = ", ".join(geometry.unknown[:3])
+    if not unknown and geometry.basis == "unknown":
+        return ["the sizes of the maps contradict their strides"]
     return [f"it is not known how {unknown} treat positions"] if unknown else []
 
 
@@ -166,7 +178,7 @@ def _equivariance(geometry: Geometry) -> str:
     polyphase = [each.polyphase for each in geometry.subsamplings]
     shifts = "every whole-pixel shift" if all(polyphase) else f"shifts by multiples of {_pixels(geometry)}"
     if not _borders(geometry):
-        sides = "" if geometry.factor == (1, 1) else f", on images whose sides are multiples of {_pixels(geometry)}"
+        sides = "" if geometry.lattice == (1, 1) else f", on images whose sides are multiples of {_pixels(geometry)}"
         return f"The layers before the head are exactly equivariant to {shifts}, circular{sides}."
     if any(polyphase):
         return "The layers before the head are not exactly equivariant: polyphase sampling is so on circular maps only."
@@ -178,7 +190,7 @@ def _equivariance(geometry: Geometry) -> str:
 
 
 def _pixels(geometry: Geometry) -> str:
-    down, right = geometry.factor
+    down, right = geometry.lattice
     return f"{down} {_s(down, 'pixel')}" if down == right else f"{down} {_s(down, 'pixel')} down and {right} across"
 
 

@@ -59,7 +59,7 @@ def equivariance_error(model: nn.Module, geometry: Geometry, image: tuple[int, i
 
     def error(copy: nn.Module) -> float:
         features = _before_head(copy, geometry.head_name)
-        images, shifts = _probes(image, geometry.factor)
+        images, shifts = _probes(image, geometry.lattice)
         before = features(images)
         steps = [(down // geometry.factor[0], right // geometry.factor[1]) for down, right in shifts]
         return max(
@@ -73,7 +73,7 @@ def equivariance_error(model: nn.Module, geometry: Geometry, image: tuple[int, i
 def probe_shape(model: nn.Module, geometry: Geometry) -> tuple[int, int, int]:
     """Return (channels, height, width) of images on which to try a model whose input is not known: eight positions a side."""
     first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
-    return (first.in_channels if first is not None else 3, 8 * geometry.factor[0], 8 * geometry.factor[1])
+    return (first.in_channels if first is not None else 3, 8 * geometry.lattice[0], 8 * geometry.lattice[1])
 
 
 def _worst(model: nn.Module, error: Callable[[nn.Module], float | None]) -> float | None:

@@ -1,24 +1,28 @@
 """Read from a model's graph how far apart the positions of its maps lie in the image, and how much of it each position sees.
 
-Every value between the image and the head has a *factor* (the product of the strides so far: pixels between neighbouring
-positions) and a *receptive field* (height and width of what a position sees, pixels). Where branches meet, the larger of both
-counts. An operator that is not known here is taken to keep both, and is listed in :attr:`Geometry.unknown`.
+Every value between the image and the head has a *factor* (pixels between neighbouring positions) and a *receptive field* (height
+and width of what a position sees, pixels). Strides along the graph explain the factor, and the sizes of the maps in passes of the
+model decide it (:mod:`shiftscope.graphs.maps`). Where branches meet, the larger receptive field counts. An operator that is not
+known here is listed in :attr:`Geometry.unknown`; behind one the receptive field is what the gradient of one position shows.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from math import lcm
+from operator import le
+from typing import Any, Literal
 
 from torch import fx, nn
 
 from shiftscope import layers
 from shiftscope.errors import UntraceableError
+from shiftscope.graphs.maps import Basis, MapGeometry, Sizes, Value, merged
+from shiftscope.graphs.observed import extent_seen, observe
 from shiftscope.graphs.positions import (
     BORDERS,
     Head,
-    Layout,
     axis_order,
     border_of,
     head_kind,
@@ -28,26 +32,15 @@ from shiftscope.graphs.positions import (
     slices_of,
 )
 from shiftscope.graphs.sites import Pair, Site, TracedModel, pair
+from shiftscope.graphs.tracing import default_image
 from shiftscope.layers.polyphase import PolyphaseSampling, TakePhase
 
+#: Images grow by at most twice this many pixels a side when the sizes of maps are observed.
+LARGEST_FACTOR = 64
+#: Images grow by about this many pixels or more, so that rounding does not hide fractions.
+SMALLEST_GROWTH = 16
+
 __all__ = ["Geometry", "MapGeometry", "Reading", "Subsampling", "call_name", "geometry_of", "read_geometry"]
-
-
-@dataclass(frozen=True)
-class MapGeometry:
-    """Where the positions of one map lie in the image.
-
-    Attributes:
-        factor: pixels between neighbouring positions, along height and width.
-        receptive_field: height and width of what a position sees, pixels.
-        layout: which axis holds the channels.
-        has_positions: whether it is still a map; False after a head or a gate has averaged or flattened it.
-    """
-
-    factor: Pair = (1, 1)
-    receptive_field: Pair = (1, 1)
-    layout: Layout = "channels first"
-    has_positions: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,6 +74,9 @@ class Geometry:
         head: how the positions are taken away: ``flatten``, ``gap`` (a mean over positions) or ``other``.
         head_name: name of the head in the graph; empty where there is none.
         unknown: names and types of operators on maps that are not known here.
+        lattice: pixels, down and across, of whose multiples every factor on the way to the outputs is a divisor.
+        field_basis: whether the last map's receptive field follows from the graph, or is only what a gradient showed, so that it
+            is at least as large.
     """
 
     maps: dict[str, MapGeometry]
@@ -91,11 +87,18 @@ class Geometry:
     head: Head
     head_name: str
     unknown: tuple[str, ...]
+    lattice: Pair = (1, 1)
+    field_basis: Literal["graph", "gradient"] = "graph"
 
     @property
     def factor(self) -> Pair:
-        """Subsampling factor of all layers before the head, along height and width."""
+        """Subsampling factor of all layers before the head, along height and width; see :attr:`basis`."""
         return self.last.factor
+
+    @property
+    def basis(self) -> Basis:
+        """Where the factor comes from."""
+        return self.last.basis
 
 
 def call_name(layer: str, number: int) -> str:
@@ -126,7 +129,15 @@ def geometry_of(model: nn.Module, image: tuple[int, int, int] | None = None) -> 
     >>> found.factor, found.last.receptive_field, found.head
     ((2, 2), (8, 8), 'flatten')
     """
-    return _Reader(TracedModel(model, image)).geometry()
+    traced = TracedModel(model, image)
+    image = image or default_image(model)
+    first = observe(model, traced.module, image)
+    factor = _Reader(traced, Sizes([first])).geometry().factor
+    # At least two positions more a side: a factor twice as large would give half as many, and one half as large twice as many.
+    down, right = (min(step, LARGEST_FACTOR) * max(2, SMALLEST_GROWTH // step) for step in factor)
+    second = observe(model, traced.module, (image[0], image[1] + down, image[2] + right))
+    reader = _Reader(traced, Sizes([first, second]))
+    return _with_extent(reader.geometry(), reader, model, image)
 
 
 #: A model's geometry, or why its graph cannot be read.
@@ -144,11 +155,11 @@ def read_geometry(model: nn.Module, image: tuple[int, int, int] | None = None) -
 class _Reader:
     """Reads a graph once, node by node."""
 
-    def __init__(self, traced: TracedModel) -> None:
-        self.traced = traced
+    def __init__(self, traced: TracedModel, sizes: Sizes) -> None:
+        self.traced, self.sizes = traced, sizes
         self.sites = {site.node: site for site in traced.sites()}
         self.slices = set(traced.slices())
-        self.values: dict[fx.Node, MapGeometry] = {}
+        self.values: dict[fx.Node, Value] = {}
         self.calls: dict[str, MapGeometry] = {}
         self.blocks: dict[str, MapGeometry] = {}
         self.counts: Counter[str] = Counter()
@@ -156,7 +167,8 @@ class _Reader:
         self.borders: dict[str, str] = {}
         self.misfits: list[str] = []
         self.unknown: list[str] = []
-        self.heads: list[tuple[fx.Node, Head, MapGeometry]] = []
+        self.heads: list[tuple[fx.Node, Head, fx.Node]] = []
+        self.last: fx.Node | None = None
 
     def geometry(self) -> Geometry:
         for node in self.traced.graph.nodes:
@@ -171,6 +183,7 @@ class _Reader:
             head=head,
             head_name=head_name,
             unknown=tuple(dict.fromkeys(self.unknown)),
+            lattice=self._lattice(),
         )
 
     def _name(self, node: fx.Node) -> str:
@@ -181,24 +194,38 @@ class _Reader:
 
     def _read(self, node: fx.Node, name: str) -> None:
         if node.op == "placeholder":
-            self.values[node] = MapGeometry()
+            self.values[node] = self.sizes.placed(node, Value(MapGeometry()), known=True)
             return
         sources = [self.values[other] for other in node.all_input_nodes if other in self.values]
         if not sources or node.op == "output" or is_metadata(node):
             return
-        found = self.values[node] = self._after(node, name, _merged(sources))
+        value, unknown = merged(sources), len(self.unknown)
+        after = replace(value, geometry=self._after(node, name, value))
+        found = self.values[node] = self.sizes.placed(node, after, known=len(self.unknown) == unknown)
+        self._note_resizing(node, name, value, found)
         if node.op == "call_module":
-            self.calls[name] = found
+            self.calls[name] = found.geometry
         for block, _ in node.meta.get("nn_module_stack", {}).values():
-            self.blocks[block] = found  # the last node inside a block gives its output
+            self.blocks[block] = found.geometry  # the last node inside a block gives its output
 
-    def _after(self, node: fx.Node, name: str, source: MapGeometry) -> MapGeometry:
+    def _note_resizing(self, node: fx.Node, name: str, before: Value, after: Value) -> None:
+        """Note a subsampling that only the sizes of the maps show."""
+        if after.geometry.basis != "sizes" or not before.maps or (self.subsamplings and self.subsamplings[-1].name == name):
+            return
+        smallest = min(each.geometry.factor for each in before.maps)
+        steps = [new // old if new % old == 0 else 1 for new, old in zip(after.geometry.factor, smallest, strict=True)]
+        if max(steps) > 1:
+            title = f"{_kind(self.traced.part(node), node)}, of {steps[0]} positions one"
+            self.subsamplings.append(Subsampling(name, title, pair(steps), polyphase=False))
+
+    def _after(self, node: fx.Node, name: str, value: Value) -> MapGeometry:
         """Return the geometry of a node's value from that of its input, and note what the node does."""
+        source = value.geometry
         if not source.has_positions:
             return source
         part, head = self.traced.part(node), head_kind(self.traced, node, source.layout)
         if head is not None:
-            self.heads.append((node, head, source))
+            self.heads.append((node, head, next(each for each in node.all_input_nodes if each in self.values)))
             return replace(source, has_positions=False)
         if node in self.sites:
             return self._site(self.sites[node], name, source)
@@ -206,7 +233,7 @@ class _Reader:
             return self._blur(part, name, source)
         if isinstance(part, PolyphaseSampling | TakePhase):
             return self._polyphase(part, name, source)
-        if node in self.slices:
+        if node in self.slices and self._has_axes(node, value):
             return self._slice(node, name, source)
         if (order := axis_order(node)) is not None:
             return replace(source, layout="channels last" if order == (0, 2, 3, 1) else "channels first")
@@ -243,8 +270,13 @@ class _Reader:
 
     def _slice(self, node: fx.Node, name: str, source: MapGeometry) -> MapGeometry:
         steps = [each.step or 1 if isinstance(each, slice) else 1 for each in slices_of(node)]
-        stride = pair((*steps, 1, 1, 1, 1)[2:4])
+        start = 1 if source.layout == "channels last" else 2
+        stride = pair((*steps, 1, 1, 1, 1)[start : start + 2])
         return self._windowed(source, (0, 0), stride, name, f"slicing, stride {stride[0]}")
+
+    def _has_axes(self, node: fx.Node, value: Value) -> bool:
+        """Return whether height and width are axes of a value, as far as its size is known."""
+        return value.geometry.layout != "tokens" and (bool(value.grids) or not self.sizes.has(node))
 
     def _windowed(
         self, source: MapGeometry, reach: Pair, stride: Pair, name: str, title: str, *, polyphase: bool = False
@@ -262,17 +294,44 @@ class _Reader:
         The head is the first node that flattens a map, else the last that averages over positions: earlier ones are gates.
         """
         if self.heads:
-            node, kind, source = next((head for head in self.heads if head[1] == "flatten"), self.heads[-1])
-            return source, kind, node.name if node.op != "call_module" else str(node.target)
-        maps = [found for found in self.values.values() if found.has_positions]
-        return maps[-1] if maps else MapGeometry(), "other", ""
+            node, kind, self.last = next((head for head in self.heads if head[1] == "flatten"), self.heads[-1])
+            return self._trusted(self.last), kind, node.name if node.op != "call_module" else str(node.target)
+        maps = [node for node, found in self.values.items() if found.geometry.has_positions]
+        # A map that becomes a vector: by a mean over tokens, or by the choice of one.
+        ends = [node for node in maps if self.values[node].grids and any(self._is_vector(user) for user in node.users)]
+        self.last = next(reversed(ends or maps), None)
+        return (MapGeometry() if self.last is None else self._trusted(self.last)), "other", ""
+
+    def _is_vector(self, node: fx.Node) -> bool:
+        return node in self.values and not self.values[node].geometry.has_positions
+
+    def _trusted(self, node: fx.Node) -> MapGeometry:
+        """Return the geometry of a node's map, or of the map before a pool to a fixed size; ``unknown`` for other values."""
+        value = self.values[node]
+        if value.grids or not self.sizes.has(node):
+            return value.geometry
+        if len(value.candidates) == 1 and self.sizes.is_constant(node):
+            return replace(value.geometry, basis=value.candidates[0].geometry.basis)
+        return replace(value.geometry, basis="unknown")
+
+    def _lattice(self) -> Pair:
+        maps = [value.geometry for node, value in self.values.items() if value.grids or not self.sizes.has(node)]
+        factors = [each.factor for each in maps if each.has_positions and each.basis != "unknown"] or [(1, 1)]
+        return lcm(*(down for down, _ in factors)), lcm(*(right for _, right in factors))
 
 
-def _merged(sources: list[MapGeometry]) -> MapGeometry:
-    """Return the geometry where branches meet: the largest factor and receptive field of those that are maps."""
-    maps = [source for source in sources if source.has_positions] or sources
-    factor, field = (
-        (max(height for height, _ in sizes), max(width for _, width in sizes))
-        for sizes in ([each.factor for each in maps], [each.receptive_field for each in maps])
-    )
-    return replace(maps[0], factor=factor, receptive_field=field)
+def _kind(part: nn.Module | None, node: fx.Node) -> str:
+    """Return the name of what a node calls."""
+    return type(part).__name__ if part is not None else str(getattr(node.target, "__name__", node.target))
+
+
+def _with_extent(found: Geometry, reader: _Reader, model: nn.Module, image: tuple[int, int, int]) -> Geometry:
+    """Return a geometry whose receptive field is what a gradient shows, where the graph does not say or says less."""
+    value = reader.values.get(reader.last) if reader.last is not None else None
+    if value is None or reader.last is None or not value.grids:
+        return found
+    seen = extent_seen(model, reader.traced.module, image, reader.last, value.middle)
+    field, gated = found.last.receptive_field, len(reader.heads) > 1  # a gate sees the complete map, which the field leaves out
+    if seen is None or (not found.unknown and (gated or all(map(le, seen, field)))):
+        return found
+    return replace(found, last=replace(found.last, receptive_field=seen), field_basis="gradient")

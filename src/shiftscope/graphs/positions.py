@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Head = Literal["flatten", "gap", "other"]
-Layout = Literal["channels first", "channels last"]
+Layout = Literal["channels first", "channels last", "tokens"]
 
 #: Norms whose statistics are fixed, or taken over channels or over the complete map, so that they treat positions alike.
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)

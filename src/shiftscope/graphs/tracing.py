@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from shiftscope import layers
 from shiftscope.errors import UntraceableError, first_line
 
-__all__ = ["TrainingFlag", "check_traced", "restoring", "trace", "trace_both_modes"]
+__all__ = ["TrainingFlag", "check_traced", "default_image", "restoring", "trace", "trace_both_modes"]
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -113,9 +113,7 @@ def check_traced(
     Raises:
         UntraceableError: the outputs differ, or the graph fails where the model does not.
     """
-    if image is None:
-        first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
-        image = (first.in_channels if first is not None else 3, 64, 64)
+    image = image or default_image(model)
     like = next((value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     probes = [torch.rand(2, *image, generator=generator), 3 * torch.randn(2, *image, generator=generator)]
@@ -135,6 +133,12 @@ def check_traced(
                     f"{' in training mode' if training else ''}.",
                     "Look for hooks, and for branches on the type or the value of a tensor, in its code.",
                 )
+
+
+def default_image(model: nn.Module) -> tuple[int, int, int]:
+    """Return (channels, height, width) of images on which to try a model whose input is not known."""
+    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+    return (first.in_channels if first is not None else 3, 64, 64)
 
 
 def _outputs(called: nn.Module, model: nn.Module, images: Tensor, *, training: bool) -> list[Tensor]:

@@ -1,0 +1,115 @@
+"""Shapes of all values in a forward pass of a model's graph, and what the middle of a map sees of the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from shiftscope.graphs.sites import Pair
+from shiftscope.graphs.tracing import restoring
+
+__all__ = ["BATCH", "Pass", "extent_seen", "observe"]
+
+#: Images in a pass. Values whose first axis differs (windows of attention) are no maps of whole images.
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Shapes of all values in one forward pass.
+
+    Attributes:
+        image: height and width of the images.
+        shapes: node -> shape of its value; without nodes whose values are no tensors, and those after an error.
+    """
+
+    image: Pair
+    shapes: dict[fx.Node, tuple[int, ...]]
+
+
+def observe(model: nn.Module, traced: fx.GraphModule, image: tuple[int, int, int]) -> Pass:
+    """Return the shapes of all values in a pass of random images; those before an error, where the model does not take them.
+
+    Args:
+        model: the model that the graph was traced from; it is left as it was.
+        traced: its graph.
+        image: (channels, height, width).
+    """
+    recorder = _Recorder(traced)
+    with torch.no_grad():
+        _run(model, recorder, _images(model, image))
+    return Pass((image[1], image[2]), recorder.shapes)
+
+
+def extent_seen(
+    model: nn.Module, traced: fx.GraphModule, image: tuple[int, int, int], node: fx.Node, place: tuple[slice | int, ...]
+) -> Pair | None:
+    """Return height and width of the part of a random image that a place of a node's value depends on, by its gradient.
+
+    Args:
+        model: the model that the graph was traced from; it is left as it was.
+        traced: its graph.
+        image: (channels, height, width).
+        node: the node.
+        place: index of the place in the node's value.
+
+    Returns:
+        pixels, at most the image's; None where there is no gradient.
+    """
+    images = _images(model, image).requires_grad_()
+    recorder = _Recorder(traced, node)
+    _run(model, recorder, images)
+    if recorder.value is None or not recorder.value.requires_grad:
+        return None
+    part = recorder.value[place]
+    weights = torch.randn(part.shape, generator=torch.Generator().manual_seed(1)).to(part)  # a norm's plain sum has no gradient
+    (gradient,) = torch.autograd.grad((part * weights).sum(), images)
+    touched = gradient.abs().sum(dim=(0, 1)) > 0
+    down, right = touched.any(1).nonzero().flatten(), touched.any(0).nonzero().flatten()
+    return (int(down[-1] - down[0]) + 1, int(right[-1] - right[0]) + 1) if len(down) else None
+
+
+def _images(model: nn.Module, image: tuple[int, int, int]) -> Tensor:
+    """Return random images of a model's type and device."""
+    like = next((value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()), torch.empty(0))
+    return torch.rand(BATCH, *image, generator=torch.Generator().manual_seed(0)).to(like)
+
+
+def _run(model: nn.Module, recorder: _Recorder, images: Tensor) -> None:
+    modes = [(part, part.training) for part in recorder.module.modules()]
+    with restoring(model):
+        for part in (*model.modules(), *recorder.module.modules()):
+            part.training = False
+        try:
+            recorder.run(images)
+        except Exception:  # whatever the model raises on images of this size
+            return
+        finally:
+            for part, mode in modes:
+                part.training = mode
+
+
+class _Done(Exception):  # noqa: N818 - no error
+    """The node that was asked for is computed."""
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph node by node and keeps shapes, and the value of one node, after which it stops."""
+
+    def __init__(self, traced: fx.GraphModule, last: fx.Node | None = None) -> None:
+        super().__init__(traced)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.last, self.value = last, None
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node and keep its value's shape."""
+        found = super().run_node(n)
+        if isinstance(found, Tensor):
+            self.shapes[n] = tuple(found.shape)
+        if n is self.last:
+            self.value = found
+            raise _Done
+        return found
