@@ -116,3 +116,38 @@ def test_responses_in_chunks_equal_those_of_all_maps_at_once(monkeypatch: pytest
     apart = responses(before, after)
     assert torch.equal(together.displacement, apart.displacement)
     assert torch.allclose(together.similarity, apart.similarity, atol=1e-12)
+
+
+def blobs(kind: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return maps [2, 3, 17, 14] and shifted counterparts [2, 2, 3, 17, 14] that are alike in place, far away, or nowhere."""
+    before = torch.rand(2, 3, 17, 14, generator=generator)
+    after = torch.rand(2, 2, 3, 17, 14, generator=generator)
+    if kind == "corners":  # the peak lies as far as it can
+        before, after = 1e-3 * before, 1e-3 * after
+        before[:, :, :2, :2], after[:, :, :, -2:, -2:] = 5, 5
+    elif kind == "in place":
+        after = before + 0.01 * after
+    elif kind == "next to it":
+        after = before.roll((1, -1), (2, 3)) + 0.01 * after
+    elif kind == "signs":
+        before, after = (before - 0.5).sign(), (after - 0.5).sign()
+    elif kind == "one zero":
+        after[0, 1] = 0
+    return before, after
+
+
+@pytest.mark.parametrize("settings", [{}, {"GUESSED": 1}, {"FEW": 0}, {"GUESSED": 1, "FEW": 0}], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+@pytest.mark.parametrize("kind", ["noise", "corners", "in place", "next to it", "signs", "one zero"])
+def test_responses_however_far_the_peak_equal_theory(
+    kind: str, scale: float, settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setattr(similarity, name, value)
+    before, after = (scale * each for each in blobs(kind, torch.Generator().manual_seed(0)))
+    found = responses(before, after)
+    for shift, image in product(range(2), range(2)):
+        expected = respond(before[image], after[shift, image], axes=2)
+        assert found.similarity[shift, image].item() == pytest.approx(expected.similarity, abs=1e-9)
+        assert tuple(found.displacement[shift, image].tolist()) == expected.displacement
+        assert found.in_place[shift, image].item() == pytest.approx(expected.in_place, abs=1e-9)

@@ -1,13 +1,15 @@
 """How alike feature maps and vectors are: cosine, similarity, displacement and local homogeneity, for batches.
 
 The definitions are those of :func:`shiftscope.theory.respond` and :func:`shiftscope.theory.homogeneity`, with the same results
-for zero maps, constant maps and ties. Everything is computed in double precision. A batch goes through the Fourier transform
-a few maps at a time, so that memory does not grow with the batch. This module knows no model.
+for zero maps, constant maps and ties. Everything is computed in double precision, a few maps at a time, so that memory does not
+grow with the batch. Displacements that cannot hold the peak are not computed. This module knows no model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -21,6 +23,13 @@ __all__ = ["TIE", "Responses", "cosine", "homogeneities", "responses"]
 TIE = 1e-9
 #: Values that one transform may hold, so that it fits the processor's cache: more at once is up to 2.5 times slower.
 VALUES = 500_000
+
+#: Of maps of so many values, a guess of the peak costs less than it saves.
+GUESSED = 100_000
+#: So many products or fewer are computed one by one: transforms cost more.
+FEW = 9
+#: How far the bound at a displacement must lie below a value that is reached elsewhere: more than rounding in single precision.
+SLACK = 1e-4
 
 Maps = Float[Tensor, "image channel height width"]
 
@@ -78,23 +87,11 @@ def responses(before: Maps, after: Float[Tensor, "shift image channel height wid
     >>> round(found.similarity.item(), 9), found.displacement.tolist()
     (1.0, [[[0, 2]]])
     """
-    shifts, images, channels, height, width = after.shape
-    similarity, in_place = torch.empty(shifts, images, dtype=torch.float64), torch.empty(shifts, images, dtype=torch.float64)
-    displacement = torch.empty(shifts, images, 2, dtype=torch.int64)
+    _, images, channels, height, width = after.shape
     at_once = max(1, VALUES // (4 * channels * height * width))
-    for start in range(0, images, at_once):
-        part = slice(start, start + at_once)
-        one = before[part].double()
-        spectrum, power = _spectrum(one), one.square().flatten(1).sum(1)
-        for number in range(shifts):
-            other = after[number, part].double()
-            norms = (power * other.square().flatten(1).sum(1)).sqrt()
-            products = _cross_products(spectrum, _spectrum(other), (height, width))
-            in_place[number, part] = cosine(one.flatten(1), other.flatten(1))
-            peaks, displacement[number, part] = _peaks(products / norms.where(norms > 0, torch.inf)[:, None, None])
-            # Of a zero map every product is zero, and the cosine in place knows the convention.
-            similarity[number, part] = torch.where(norms.cpu() > 0, peaks.clamp(max=1).cpu(), in_place[number, part])
-    return Responses(similarity, displacement, in_place)
+    parts = [slice(start, start + at_once) for start in range(0, images, at_once)]
+    found = [_responses(_Pairs.of(before[part], after[:, part])) for part in parts]
+    return Responses(*(torch.cat([getattr(each, name.name) for each in found], dim=1) for name in fields(Responses)))
 
 
 def homogeneities(maps: Maps, stride: tuple[int, int]) -> Float[Tensor, " image"]:
@@ -126,23 +123,149 @@ def homogeneities(maps: Maps, stride: tuple[int, int]) -> Float[Tensor, " image"
     return torch.stack(cosines).mean(dim=0).cpu() if cosines else torch.ones(len(maps), dtype=torch.float64)
 
 
-def _fast_sizes(size: tuple[int, ...]) -> list[int]:
-    """Return sizes that are quick to transform and large enough that opposite borders do not meet."""
-    return [next_fast_len(2 * each - 1, real=True) for each in size]
+@dataclass(frozen=True)
+class _Pairs:
+    """Maps A of a few images, their counterparts B under each shift, and what the complete maps have in common.
+
+    Attributes:
+        before: A.
+        after: B.
+        one: A, in double precision.
+        others: B, in double precision.
+        norms: |A| |B|, in double precision.
+        in_place: c(0), in double precision.
+    """
+
+    before: Maps
+    after: Float[Tensor, "shift image channel height width"]
+    one: Maps
+    others: list[Maps]
+    norms: Float[Tensor, "shift image"]
+    in_place: Float[Tensor, "shift image"]
+
+    @classmethod
+    def of(cls, before: Maps, after: Float[Tensor, "shift image channel height width"]) -> _Pairs:
+        one, others = before.double(), [other.double() for other in after]
+        squares = _dots(one, one), torch.stack([_dots(other, other) for other in others])
+        norms = (squares[0] * squares[1]).sqrt()
+        in_place = (torch.stack([_dots(one, other) for other in others]) / norms).clamp(-1, 1)
+        if not bool((norms > 0).all()):
+            in_place = torch.stack([cosine(one.flatten(1), other.flatten(1)) for other in others])
+        return cls(before, after, one, others, norms, in_place)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the maps."""
+        return self.one.shape[2], self.one.shape[3]
+
+    @cached_property
+    def squares(self) -> list[Tensor]:
+        """Squared length of the vectors at each position of A and of B, in the maps' own precision."""
+        return [maps.square().sum(dim=-3) for maps in (self.before, self.after)]
+
+    def product(self, shift: int, image: int, displacement: tuple[int, int]) -> Float[Tensor, ""]:
+        """Return c(u), by its definition."""
+        if displacement == (0, 0):
+            return self.in_place[shift, image]
+        (top, left), (below, beyond) = ([max(0, sign * each) for each in displacement] for sign in (-1, 1))
+        height, width = (size - abs(each) for size, each in zip(self.size, displacement, strict=True))
+        one = self.one[image, :, top : top + height, left : left + width]
+        other = self.others[shift][image, :, below : below + height, beyond : beyond + width]
+        return torch.dot(one.flatten(), other.flatten()) / self.norms[shift, image]
 
 
-def _spectrum(maps: Maps) -> Tensor:
-    spectra: Tensor = torch.fft.rfft2(maps, s=_fast_sizes(maps.shape[2:]))
+def _dots(one: Maps, other: Maps) -> Float[Tensor, " image"]:
+    """Return <A, B> of each image. BLAS is quicker than a sum of products, except on small maps."""
+    if one[0].numel() < 4096:
+        dots: Tensor = torch.linalg.vecdot(one.flatten(1), other.flatten(1))
+        return dots
+    return torch.stack([torch.dot(*each) for each in zip(one.flatten(1), other.flatten(1), strict=True)])
+
+
+def _responses(pairs: _Pairs) -> Responses:
+    """Return the responses of a few pairs of maps."""
+    reach = _reach(pairs, pairs.in_place)
+    if any(4 * far > size for far, size in zip(reach, pairs.size, strict=True)) and pairs.before[0].numel() >= GUESSED:
+        reach = _reach(pairs, pairs.in_place.maximum(_guessed(pairs)))
+    few = (2 * reach[0] + 1) * (2 * reach[1] + 1) <= FEW
+    found = [_peaks(products) for products in (_one_by_one(pairs, reach) if few else _by_fourier(pairs, reach))]
+    peaks, displacement = (torch.stack(each) for each in zip(*found, strict=True))
+    # Of a zero map every product is zero, and the cosine in place knows the convention.
+    similarity = torch.where(pairs.norms > 0, peaks.clamp(max=1), pairs.in_place)
+    return Responses(similarity.cpu(), displacement.cpu(), pairs.in_place.cpu())
+
+
+def _one_by_one(pairs: _Pairs, reach: tuple[int, int]) -> Iterator[Float[Tensor, "image down right"]]:
+    """Yield c(u) of each shift for every u of up to ``reach``, by its definition; u = 0 is in the centre."""
+    for shift in range(len(pairs.others)):
+        found = torch.zeros_like(pairs.norms[shift])[:, None, None].repeat(1, 2 * reach[0] + 1, 2 * reach[1] + 1)
+        for image, (row, column) in product(range(len(found)), product(*map(range, found.shape[1:]))):
+            if pairs.norms[shift, image] > 0:
+                found[image, row, column] = pairs.product(shift, image, (row - reach[0], column - reach[1]))
+        yield found
+
+
+def _by_fourier(pairs: _Pairs, reach: tuple[int, int]) -> Iterator[Float[Tensor, "image down right"]]:
+    """Yield c(u) of each shift for every u of up to ``reach``, by Fourier transforms; u = 0 is in the centre."""
+    spectrum = _spectrum(pairs.one, reach)
+    norms = pairs.norms.where(pairs.norms > 0, torch.inf)[..., None, None]
+    for shift, other in enumerate(pairs.others):
+        yield _cross_products(spectrum, _spectrum(other, reach), pairs.size, reach) / norms[shift]
+
+
+def _reach(pairs: _Pairs, reached: Float[Tensor, "shift image"]) -> tuple[int, int]:
+    """Return how far along each axis a peak can lie, over all pairs: there is nothing to compute beyond.
+
+    Only what overlaps counts: ``|c(u)| <= |A on the overlap| |B on the overlap| / (|A| |B|)``, by Cauchy and Schwarz. This bound
+    falls with the displacement along each axis. Where it is below a value that c reaches elsewhere, c(u) is no peak.
+    """
+    found = []
+    for axis in (-1, -2):
+        (head, tail), (other_head, other_tail) = (_ends(each.double().sum(dim=axis)) for each in pairs.squares)
+        bounds = (head * other_tail).maximum(tail * other_head).sqrt() / pairs.norms[..., None]
+        # Squares that overflow or vanish in single precision bound nothing.
+        sound = (bounds[..., :1] - 1).abs() < SLACK
+        beaten = (bounds[..., 1:] < reached[..., None] - SLACK) & sound | (pairs.norms == 0)[..., None]
+        found.append(int((~beaten).sum(dim=-1).amax()))
+    return found[0], found[1]
+
+
+def _ends(squares: Float[Tensor, "*map position"]) -> tuple[Tensor, Tensor]:
+    """Return the sums without the last k positions, and without the first k, for k = 0, 1, ..."""
+    return squares.cumsum(-1).flip(-1), squares.flip(-1).cumsum(-1).flip(-1)
+
+
+def _guessed(pairs: _Pairs) -> Float[Tensor, "shift image"]:
+    """Return c(u) at a guess of its peak: how far the lengths of the vectors at each position move."""
+    # Less their mean, which would draw the guess to 0.
+    one, others = (each.sqrt() - each.sqrt().mean(dim=(-2, -1), keepdim=True) for each in pairs.squares)
+    full = (pairs.size[0] - 1, pairs.size[1] - 1)
+    spectrum, values = _spectrum(one[:, None], full), torch.zeros_like(pairs.in_place)
+    for shift, other in enumerate(others):
+        _, guesses = _peaks(_cross_products(spectrum, _spectrum(other[:, None], full), pairs.size, full))
+        for image, (down, right) in enumerate(guesses.tolist()):
+            values[shift, image] = pairs.product(shift, image, (down, right))
+    return values
+
+
+def _lengths(size: tuple[int, int], reach: tuple[int, int]) -> list[int]:
+    """Return lengths that are quick to transform and large enough that opposite borders do not meet within the reach."""
+    return [next_fast_len(each + far, real=True) for each, far in zip(size, reach, strict=True)]
+
+
+def _spectrum(maps: Maps, reach: tuple[int, int]) -> Tensor:
+    spectra: Tensor = torch.fft.rfft2(maps, s=_lengths((maps.shape[2], maps.shape[3]), reach))
     return spectra
 
 
-def _cross_products(one: Tensor, other: Tensor, size: tuple[int, int]) -> Float[Tensor, "image down right"]:
-    """Return <A, T_-u B> for every u from the maps' spectra; u = 0 is in the centre."""
-    products: Tensor = torch.fft.irfft2(torch.linalg.vecdot(one, other, dim=1), s=_fast_sizes(size))
-    for axis, each in zip((1, 2), size, strict=True):
-        full = products.shape[axis]
-        negative = products.narrow(axis, full - each + 1, each - 1)
-        products = torch.cat([negative, products.narrow(axis, 0, each)], dim=axis)
+def _cross_products(
+    one: Tensor, other: Tensor, size: tuple[int, int], reach: tuple[int, int]
+) -> Float[Tensor, "image down right"]:
+    """Return <A, T_-u B> for every u of up to ``reach`` from the maps' spectra; u = 0 is in the centre."""
+    products: Tensor = torch.fft.irfft2(torch.linalg.vecdot(one, other, dim=1), s=_lengths(size, reach))
+    for axis, far in zip((1, 2), reach, strict=True):
+        negative = products.narrow(axis, products.shape[axis] - far, far)
+        products = torch.cat([negative, products.narrow(axis, 0, far + 1)], dim=axis)
     return products
 
 
