@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shiftscope.estimates import Estimate
     from shiftscope.explanations.explanation import Explanation, explain
     from shiftscope.shifts import grid
+    from shiftscope.surgery.compare import Fixed, fix
     from shiftscope.surveys import Survey, survey
     from shiftscope.tables import Table
 
@@ -23,12 +24,14 @@ __all__ = [
     "Audit",
     "Estimate",
     "Explanation",
+    "Fixed",
     "InputError",
     "Outputs",
     "Survey",
     "Table",
     "audit",
     "explain",
+    "fix",
     "grid",
     "shift_outputs",
     "stream_outputs",
@@ -40,12 +43,14 @@ _HOMES = {
     "Audit": "audits",
     "Estimate": "estimates",
     "Explanation": "explanations.explanation",
+    "Fixed": "surgery.compare",
     "InputError": "errors",
     "Outputs": "engine.outputs",
     "Survey": "surveys",
     "Table": "tables",
     "audit": "audits",
     "explain": "explanations.explanation",
+    "fix": "surgery.compare",
     "grid": "shifts",
     "shift_outputs": "engine.outputs",
     "stream_outputs": "engine.outputs",

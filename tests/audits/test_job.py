@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pictures import pixels, write_parquet
 from shiftscope import InputError, audit
 from shiftscope.audits import job
 from shiftscope.audits.folder import AuditPlan, AuditSpec, is_complete, merge_audit
 from shiftscope.audits.job import AuditJob, run_audit, run_shard, run_shards
 from shiftscope.cli import main
 from shiftscope.datasets.images import open_images
+from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.models import load_model
 from shiftscope.runtime.executors import Processes
 from shiftscope.runtime.progress import Event, Stage
@@ -103,7 +103,7 @@ def test_shards_in_processes_equal_one_run_bit_for_bit(here: Path, resumed: bool
 def test_audit_from_disk_equals_one_in_memory(here: Path) -> None:
     found = run_audit(spec())
     loaded = load_model("audited_models:grey", size=16)
-    pictures = open_images("digits", count=200, image=loaded.image, size=16, max_shift=2)
+    pictures = open_images("digits", count=200, preprocessing=Preprocessing(size=16), max_shift=2)
     block = pictures.read(0, 200)
     plain = audit(loaded.model, block.images, block.labels, protocols=PROTOCOLS, max_shift=2)
     assert found.rows == plain.rows
@@ -199,7 +199,7 @@ def test_damaged_image_is_left_out_and_others_keep_their_shifts(pics: Path) -> N
     found = run_audit(spec(model="audited_models:colour", data=str(pics), images=500, protocols=("zhang2019",)))
     assert found.damaged == ("ant/05.png",)
     assert found.cost.images == 70
-    pictures = open_images(str(pics), count=500, image=loaded.image, size=16, max_shift=2)
+    pictures = open_images(str(pics), count=500, preprocessing=Preprocessing(size=16), channels=3, max_shift=2)
     assert (pictures.count, pictures.shape, pictures.classes) == (71, (3, 20, 20), 2)
     block = pictures.read(0, 71)
     steps = torch.randint(-2, 3, (71, 2, 2), generator=torch.Generator().manual_seed(0))
@@ -233,45 +233,6 @@ def test_folder_without_readable_images_is_refused(here: Path) -> None:
     (here / "bad" / "a.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"holds no image that can be read"):
         run_audit(spec(model="audited_models:colour", data=str(here / "bad")))
-
-
-@pytest.mark.parametrize(
-    ("name", "image", "shape"),
-    [("pics", (3, 28, 28), (3, 32, 32)), (None, None, (1, 40, 40))],
-    ids=["folder with a margin", "digits on their canvas"],
-)
-def test_images_suit_the_model(
-    name: str | None, image: tuple[int, int, int] | None, shape: tuple[int, int, int], pics: Path
-) -> None:
-    assert open_images(name, count=3, image=image).shape == shape
-
-
-@pytest.mark.parametrize(
-    ("name", "image", "message"),
-    [
-        ("pics", None, r"`size` must be given: .* the images are 20x24"),
-        ("pics", (4, 16, 16), r"images of 4 channels, and those of a folder have 1 or 3"),
-        (None, (4, 16, 16), r"`data` must be given: the model takes images of 4x16x16"),
-        ("digits", (4, 16, 16), r"images of 4 channels, but those of digits have 1"),
-    ],
-)
-def test_images_that_do_not_suit_the_model_are_refused(
-    name: str | None, image: tuple[int, int, int] | None, message: str, pics: Path
-) -> None:
-    with pytest.raises(InputError, match=message):
-        open_images(name, count=3, image=image)
-
-
-def test_data_set_is_scaled_to_the_input_block_by_block(here: Path) -> None:
-    (here / "cifar10").mkdir()
-    for name in ("train", "test"):
-        write_parquet(here / "cifar10" / f"{name}.parquet", pixels(9, 32, 3), [0, 1] * 4 + [0])
-    pictures = open_images("cifar10", count=5, image=(3, 48, 48), data_dir=here)
-    assert pictures.read(1, 4).images.shape == (3, 3, 48, 48)
-    assert pictures.source.images.shape == (5, 3, 32, 32)
-    other = open_images("cifar10", count=50, data_dir=here)
-    assert other.shape == (3, 32, 32)
-    assert other.notes == ("The data holds 9 test images, fewer than the 50 requested; all are used.",)
 
 
 def test_command_prints_table_and_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,7 +272,7 @@ GREY = "audited_models:grey"
         ((GREY,), "The model does not say how large its input is: give `size`"),
         (("audited_models:colour", "--size", "16"), "`data` must be given: the model takes images of 3x16x16, which the digits"),
         ((GREY, "--weights", "w.safetensors"), "do not fit the model"),
-        ((GREY, "--data", "no/where/at/all"), "neither digits, mnist, cifar10"),
+        ((GREY, "--data", "no/where/at/all"), "`data` must be an existing folder, but no/where/at/all does not exist"),
         (("audited_models:segments", "--data", ".", "--size", "16"), "holds no image"),
         (("model.pt2",), "reading a .pt2 archive can run code"),
     ],
@@ -330,7 +291,7 @@ def test_bad_command_prints_a_sentence(
 def test_interrupted_command_says_how_to_resume(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job, "run_shard", stopped)

@@ -9,7 +9,7 @@ import pytest
 
 from cli.conftest import Command
 
-EXPLAIN = ("explain", "my_models:small", "--data", "digits", "--canvas", "20")
+EXPLAIN = ("explain", "my_models:small", "--data", "digits", "--size", "20")
 
 
 def test_fix_plan_lists_changes_without_measuring(shiftscope: Command, run: Path) -> None:
@@ -34,7 +34,7 @@ def test_fix_takes_weights_and_normalisation_and_saves_them(shiftscope: Command,
     from safetensors.torch import save_file
 
     save_file(my_models.small().state_dict(), tmp_path / "w.safetensors")
-    given = ("--data", "digits", "--canvas", "20", "--images", "4", "--max-shift", "2", "--json")
+    given = ("--data", "digits", "--size", "20", "--images", "4", "--max-shift", "2", "--json")
     options = ("--with", "circular", "--weights", "w.safetensors", "--mean", "0.5", "--std", "0.25", *given)
     done = shiftscope("fix", "my_models:small", *options, "--out", "f.safetensors")
     assert done.code == 0, done.err
@@ -69,7 +69,10 @@ def test_explain_prints_and_writes_causes_layers_and_fixes(shiftscope: Command, 
     content = json.loads((tmp_path / "out" / "explanation.json").read_text())
     assert content["main_cause"] == "head"
     assert content["settings"]["largest shift"] == "3 pixels"
-    assert content["fixes"]["rows"][0]["command"].startswith("shiftscope fix my_models:small --with gap")
+    command = content["fixes"]["rows"][0]["command"]
+    assert command == (
+        "shiftscope fix my_models:small --size 20 --data digits --images 12 --max-shift 3 --with gap --out fixed.safetensors"
+    )
 
 
 def test_explain_json_is_the_explanation(shiftscope: Command) -> None:
@@ -84,12 +87,15 @@ def test_explain_json_is_the_explanation(shiftscope: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("my_models:small", "--data", "digits", "--canvas", "30"), "`model` fails on images of shape (4, 1, 30, 30)"),
+        (("my_models:small", "--data", "digits", "--size", "30"), "`model` fails on images of shape (4, 1, 30, 30)"),
         (("my_models:dark", "--data", "digits"), "not finite"),
-        (("my_models:small", "--data", "digits", "--canvas", "20", "--images", "1"), "`images` must be 2 or more"),
-        (("my_models:small", "--data", "digits", "--canvas", "20", "--max-shift", "20"), "`max_shift` must be 1 to 19 pixels"),
+        (("my_models:small", "--data", "digits", "--size", "20", "--images", "1"), "`images` must be 2 or more"),
+        (
+            ("my_models:small", "--data", "digits", "--size", "20", "--max-shift", "20"),
+            "`max_shift` must be 1 to 10 pixels, half of the image's 20",
+        ),
         (("my_models:other",), "has no attribute 'other'"),
-        (("my_models:small", "--data", "digits", "--canvas", "20", "--out", "my_models.py/out"), "cannot be written"),
+        (("my_models:small", "--data", "digits", "--size", "20", "--out", "my_models.py/out"), "cannot be written"),
     ],
 )
 def test_impossible_explanation_exits_with_2(shiftscope: Command, arguments: tuple[str, ...], problem: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from shiftscope.datasets.folders import list_images
+from shiftscope.datasets.photos import Crop
 from shiftscope.errors import InputError
 
 
@@ -31,8 +32,19 @@ def folder(tmp_path: Path) -> Path:
 def test_subfolders_are_classes_and_other_files_are_left_out(folder: Path) -> None:
     found = list_images(folder)
     assert found.classes == ("ant", "cat")
-    assert [file.name for file in found.files] == ["0.png", "2.png", "4.png", "1.png", "3.png", "5.png", "bad.jpg"]
+    assert [Path(name).name for name in found.names] == ["0.png", "2.png", "4.png", "1.png", "3.png", "5.png", "bad.jpg"]
     assert found.labels == (0, 0, 0, 1, 1, 1, 1)
+
+
+def test_of_split_folders_the_held_out_one_is_listed(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("ant", "cat"):
+            picture(tmp_path / "pics" / split / name / "0.png", 0)
+    found = list_images(tmp_path / "pics")
+    assert found.names == ("ant/0.png", "cat/0.png")
+    assert (found.classes, found.origin) == (("ant", "cat"), "image folder pics/val")
+    picture(tmp_path / "pics" / "test-tubes" / "0.png", 0)
+    assert list_images(tmp_path / "pics").classes == ("test-tubes", "train", "val")
 
 
 def test_without_subfolders_there_are_no_labels(tmp_path: Path) -> None:
@@ -45,12 +57,12 @@ def test_without_subfolders_there_are_no_labels(tmp_path: Path) -> None:
 def test_damaged_files_are_left_out_and_named(folder: Path) -> None:
     half = (folder / "cat" / "5.png").read_bytes()
     (folder / "cat" / "5.png").write_bytes(half[: len(half) // 2])
-    images, places, damaged = list_images(folder).read(2, 99, size=10, channels=3)
+    images, places, damaged = list_images(folder).read(2, 99, Crop(10, 10, 3))
     assert places == [2, 3, 4]
     assert damaged == ["cat/5.png", "cat/bad.jpg"]
     assert images.shape == (3, 3, 10, 10)
     assert [round(float(image.mean()) * 255) for image in images] == [40, 10, 30]
-    nothing, _, _ = list_images(folder).read(6, 7, size=10, channels=3)
+    nothing, _, _ = list_images(folder).read(6, 7, Crop(10, 10, 3))
     assert nothing.shape == (0, 3, 10, 10)
 
 
@@ -58,7 +70,7 @@ def test_shorter_side_is_scaled_and_the_centre_cropped(tmp_path: Path) -> None:
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = 200  # the centre square
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    images, _, _ = list_images(tmp_path).read(0, 1, size=10, channels=3)
+    images, _, _ = list_images(tmp_path).read(0, 1, Crop(10, 10, 3))
     assert float(images[..., 1:9].min()) == pytest.approx(200 / 255, abs=0.01)
     assert list_images(tmp_path).image_shape() == (3, 20, 40)
 
@@ -67,7 +79,7 @@ def test_shorter_side_is_scaled_and_the_centre_cropped(tmp_path: Path) -> None:
 def test_every_colour_mode_is_converted(mode: str, suffix: str, tmp_path: Path) -> None:
     picture(tmp_path / f"a.{suffix}", 255, mode=mode)
     for channels in (1, 3):
-        images, _, damaged = list_images(tmp_path).read(0, 1, size=8, channels=channels)
+        images, _, damaged = list_images(tmp_path).read(0, 1, Crop(8, 8, channels))
         assert not damaged
         assert images.shape == (1, channels, 8, 8)
         assert float(images.min()) > 0.95
@@ -76,7 +88,7 @@ def test_every_colour_mode_is_converted(mode: str, suffix: str, tmp_path: Path) 
 
 def test_16_bit_grey_keeps_its_brightness(tmp_path: Path) -> None:
     Image.fromarray(np.full((6, 6), 32896, np.uint16)).save(tmp_path / "a.png")
-    images, _, _ = list_images(tmp_path).read(0, 1, size=6, channels=1)
+    images, _, _ = list_images(tmp_path).read(0, 1, Crop(6, 6, 1))
     assert torch.allclose(images, torch.full((1, 1, 6, 6), 128 / 255))
 
 
@@ -90,11 +102,11 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 
 def test_sample_has_a_fixed_seed_and_keeps_the_order(folder: Path) -> None:
     one, two = list_images(folder, count=4), list_images(folder, count=4)
-    assert one == two
-    assert len(one.files) == 4
-    assert list(one.files) == sorted(one.files)
+    assert one.names == two.names
+    assert len(one) == 4
+    assert list(one.names) == sorted(one.names)
     assert one.found == 7
-    assert len(list_images(folder, count=100).files) == 7
+    assert len(list_images(folder, count=100)) == 7
     assert one.checksum != list_images(folder).checksum
 
 

@@ -15,7 +15,7 @@ from shiftscope import audit
 from shiftscope.errors import InputError
 from shiftscope.models import Fix, load_model, save_model
 from shiftscope.models.family import Normalise
-from shiftscope.surgery.compare import fix
+from shiftscope.surgery.compare import apply_fixes
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_convnext"])
@@ -59,7 +59,7 @@ def test_fixed_timm_model_is_saved_and_loaded(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"random weights"):
         loaded = load_model("timm:resnet18", size=32)
     fixes = (Fix(kind="blur", filter_size=3),)
-    surgery = fix(loaded.model, [("blur", 3)], image=(3, 32, 32))
+    surgery = apply_fixes(loaded.model, [("blur", 3)], image=(3, 32, 32))
     save_model(tmp_path / "f.safetensors", surgery.model, loaded.spec.model_copy(update={"fixes": fixes}))
     again = load_model(str(tmp_path / "f.safetensors"))
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_fixed_copy_of_a_fine_tuned_model_is_loaded_as_it_was(tmp_path: Path) ->
     tuned = zoo.timm().create_model("test_resnet", num_classes=2)
     options = {"weights": checkpoint(tuned, tmp_path / "tuned.ckpt"), "size": 64, "mean": (0.5,) * 3, "std": (0.2,) * 3}
     loaded = load_model("timm:test_resnet", **options)
-    copy = fix(loaded.model, [("blur", 3)], image=(3, 64, 64)).model
+    copy = apply_fixes(loaded.model, [("blur", 3)], image=(3, 64, 64)).model
     fixes = {"fixes": (Fix(kind="blur", filter_size=3),)}
     save_model(tmp_path / "f.safetensors", copy, loaded.spec.model_copy(update=fixes))
     again = load_model(str(tmp_path / "f.safetensors"))

@@ -16,7 +16,7 @@ from models.conftest import Malicious, images
 from shiftscope.errors import InputError
 from shiftscope.models import Fix, ModelSpec, load_model, save_model
 from shiftscope.models.family import NetworkSpec
-from shiftscope.surgery.compare import fix
+from shiftscope.surgery.compare import apply_fixes
 
 BLUR = (Fix(kind="blur", filter_size=3),)
 POLYPHASE = (Fix(kind="gap"), Fix(kind="aps"))
@@ -71,7 +71,7 @@ def test_metadata_keeps_its_field_names(factory: str) -> None:
 )
 def test_fixed_model_is_saved_and_loaded(source: str, fixes: tuple[Fix, ...], factory: str, run: Path, tmp_path: Path) -> None:
     loaded = load_model(str(run) if source == "run" else factory)
-    surgery = fix(loaded.model, [(each.kind, each.filter_size) for each in fixes], image=(1, 20, 20))
+    surgery = apply_fixes(loaded.model, [(each.kind, each.filter_size) for each in fixes], image=(1, 20, 20))
     save_model(tmp_path / "fixed.safetensors", surgery.model, loaded.spec.model_copy(update={"fixes": fixes}))
     again = load_model(str(tmp_path / "fixed.safetensors"), trust=source == "factory")
     with torch.no_grad():

@@ -17,9 +17,9 @@ from shiftscope.audits.measuring import Kind
 from shiftscope.audits.parts import Part, from_tensors, merge_parts, to_tensors
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.results import Audit, assemble
-from shiftscope.datasets.sources import is_folder
+from shiftscope.audits.subject import SubjectSpec, absolute_paths
+from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
-from shiftscope.models import absolute_reference
 from shiftscope.runtime.files import remove_temporary_files, write_tensors, write_text
 from shiftscope.runtime.settings import Spec
 
@@ -39,53 +39,22 @@ __all__ = [
 PLAN, PARTS = "plan.json", "parts"
 
 
-class AuditSpec(Spec):
+class AuditSpec(SubjectSpec):
     """What to audit, and how.
 
     Attributes:
-        model: a reference as :func:`shiftscope.models.load_model` takes it.
-        weights: file of weights for a model that code makes.
-        size: height and width of the model's input, pixels; None for the model's own.
-        mean: mean per channel to subtract from images; None for the model's own.
-        std: standard deviation per channel to divide by; None for the model's own.
-        output: name or position of one of several outputs.
-        embedding: whether outputs are not classes.
-        data: name of a data set, or an image folder; None for data that suit the model.
-        data_dir: local folder that holds the data set.
-        images: number of images.
         protocols: names; None for those that suit the output.
-        max_shift: the largest shift of all protocols, pixels; None for each one's own.
-        seed: of the random shifts.
+        mode: what comes in at the border: only protocols that say so; None for all.
         batch_size: images per forward pass.
-        device: where to compute.
-        trust: whether to run code that the model's file names or holds.
     """
 
-    model: str
-    weights: str | None = None
-    size: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    output: str | None = None
-    embedding: bool = False
-    data: str | None = None
-    data_dir: str | None = None
-    images: int = 256
     protocols: tuple[str, ...] | None = None
-    max_shift: int | None = None
-    seed: int = 0
+    mode: Border | None = None
     batch_size: int | None = None
-    device: str = "cpu"
-    trust: bool = False
 
     def with_absolute_paths(self) -> AuditSpec:
         """Return the same for a process in another working directory."""
-        names = ("weights", "data_dir")
-        paths = {name: value for name in names if (value := getattr(self, name)) and Path(value).exists()}
-        if self.data is not None and is_folder(self.data):
-            paths["data"] = self.data
-        absolute = {name: str(Path(value).resolve()) for name, value in paths.items()}
-        return self.model_copy(update={"model": absolute_reference(self.model), **absolute})
+        return self.model_copy(update=absolute_paths(self))
 
 
 class AuditPlan(Spec):
@@ -96,6 +65,7 @@ class AuditPlan(Spec):
         model_sha256: checksum of the model.
         data: where the images come from.
         data_sha256: checksum of the images.
+        facts: what is measured, name -> value.
         count: number of images.
         block: images per part.
         protocols: that are measured.
@@ -109,6 +79,7 @@ class AuditPlan(Spec):
     model_sha256: str
     data: str
     data_sha256: str
+    facts: dict[str, str]
     count: int
     block: int
     protocols: tuple[Protocol, ...]
@@ -124,7 +95,10 @@ class AuditPlan(Spec):
 
     def matches(self, other: AuditPlan) -> bool:
         """Return whether parts of both can be merged, however the paths are written."""
-        one, two = (each.model_copy(update={"provenance": {}, "spec": each.spec.with_absolute_paths()}) for each in (self, other))
+        one, two = (
+            each.model_copy(update={"provenance": {}, "facts": {}, "spec": each.spec.with_absolute_paths()})
+            for each in (self, other)
+        )
         return one == two
 
 
@@ -174,10 +148,8 @@ def merge_audit(out: Path) -> Audit:
 def assemble_planned(plan: AuditPlan, merged: Part) -> Audit:
     """Return the audit of a plan from all its parts, merged."""
     provenance = {
-        "model": plan.spec.model,
+        **plan.facts,
         "model_sha256": plan.model_sha256,
-        "data": plan.data,
-        "data_sha256": plan.data_sha256,
         "seed": str(plan.spec.seed),
         **plan.provenance,
     }

@@ -30,9 +30,8 @@ from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import find_protocols
 from shiftscope.audits.results import Audit
 from shiftscope.audits.session import AuditOptions, Session, block_size
-from shiftscope.datasets.images import ImageBlocks, open_images
+from shiftscope.audits.subject import Subject, open_subject
 from shiftscope.errors import InputError, ModelFailsError
-from shiftscope.models import LoadedModel, load_model
 from shiftscope.runtime.executors import Executor
 from shiftscope.runtime.files import write_bytes
 from shiftscope.runtime.progress import Report, Stage, silent
@@ -65,11 +64,27 @@ class AuditJob:
         return f"shard {self.shard}/{self.shards}"
 
 
-def run_audit(spec: AuditSpec, *, out: Path | None = None, report: Report = silent) -> Audit:
+def open_audited(spec: AuditSpec, report: Report = silent) -> Subject:
+    """Open the model and the images of an audit, after checking its protocols.
+
+    Args:
+        spec: what to audit, and how.
+        report: called with progress events.
+
+    Raises:
+        InputError: there is no such protocol, model or image.
+    """
+    for name in spec.protocols or ():
+        find_protocols(name, max_shift=spec.max_shift)
+    return open_subject(spec, report)
+
+
+def run_audit(spec: AuditSpec, *, subject: Subject | None = None, out: Path | None = None, report: Report = silent) -> Audit:
     """Run a complete audit in this process.
 
     Args:
         spec: what to audit, and how.
+        subject: its model and images, if they are open already.
         out: folder to resume from and to write to; by default nothing is written.
         report: called with each :class:`shiftscope.runtime.progress.Stage`.
 
@@ -77,18 +92,19 @@ def run_audit(spec: AuditSpec, *, out: Path | None = None, report: Report = sile
         InputError: the model or the images cannot be measured; the folder holds another audit, or cannot be written.
     """
     if out is not None:
-        run_shard(AuditJob(spec, 1, 1, out), report)
+        run_shard(AuditJob(spec, 1, 1, out), report, subject=subject)
         return merge_audit(out)
-    run = _Run(spec, report)
+    run = _Run(spec, report, subject)
     return assemble_planned(run.plan, merge_parts(run.measure(number, report) for number in range(run.plan.blocks)))
 
 
-def run_shard(job: AuditJob, report: Report = silent) -> list[Path]:
-    """Measure the missing blocks of a shard, and return the files of all its blocks.
+def run_shard(job: AuditJob, report: Report = silent, *, subject: Subject | None = None) -> list[Path]:
+    """Measure the missing blocks of a shard, and return the files of all its blocks; none for a shard without blocks.
 
     Args:
         job: the shard.
         report: called with each :class:`shiftscope.runtime.progress.Stage`.
+        subject: its model and images, if they are open already.
 
     Raises:
         InputError: there is no such shard; the model or the images cannot be measured, or differ from the plan's; the folder
@@ -96,7 +112,7 @@ def run_shard(job: AuditJob, report: Report = silent) -> list[Path]:
     """
     if not 1 <= job.shard <= job.shards:
         raise InputError(f"`shard` must be I/N with I from 1 to N, got {job.shard}/{job.shards}.", "Number shards from 1.")
-    run = _Run(job.spec, report)
+    run = _Run(job.spec, report, subject)
     blocks = run.plan.blocks
     if job.model_sha256 not in ("", run.plan.model_sha256):
         raise InputError(f"the model {job.spec.model} of {job} differs from the plan's.", "Copy the same files to every machine.")
@@ -108,13 +124,22 @@ def run_shard(job: AuditJob, report: Report = silent) -> list[Path]:
     return [part_file(job.out, number) for number in numbers]
 
 
-def run_shards(spec: AuditSpec, executor: Executor, *, shards: int, out: Path | None = None, report: Report = silent) -> Audit:
+def run_shards(
+    spec: AuditSpec,
+    executor: Executor,
+    *,
+    shards: int,
+    subject: Subject | None = None,
+    out: Path | None = None,
+    report: Report = silent,
+) -> Audit:
     """Run a complete audit in shards at once; the result equals that of one process with as many threads.
 
     Args:
         spec: what to audit, and how.
         executor: processes of this machine, or tasks of a Ray cluster.
         shards: number of shards.
+        subject: its model and images, if they are open already.
         out: folder to resume from and to write to; by default nothing is written.
         report: called with each :class:`shiftscope.runtime.progress.Stage`.
 
@@ -125,8 +150,8 @@ def run_shards(spec: AuditSpec, executor: Executor, *, shards: int, out: Path | 
         raise InputError(f"`shards` must be 1 or more, got {shards}.", "Give at least one.")
     if out is None:
         with TemporaryDirectory() as folder:
-            return run_shards(spec, executor, shards=shards, out=Path(folder), report=report)
-    plan = _Run(spec, report).plan
+            return run_shards(spec, executor, shards=shards, subject=subject, out=Path(folder), report=report)
+    plan = _Run(spec, report, subject).plan
     prepare_folder(out, plan)
     known = frozenset(number for number in range(plan.blocks) if read_part(out, number) is not None)
     done = len(known)
@@ -155,48 +180,29 @@ def _run_away(job: AuditJob, _: Callable[[object], None]) -> dict[str, bytes | N
 class _Run:
     """A loaded model, its images, the audit of both, and its plan."""
 
-    def __init__(self, spec: AuditSpec, report: Report) -> None:
-        for name in spec.protocols or ():
-            find_protocols(name, max_shift=spec.max_shift)  # raises before anything is loaded
-        loaded = load_model(
-            spec.model,
-            weights=None if spec.weights is None else Path(spec.weights),
-            size=spec.size,
-            mean=spec.mean,
-            std=spec.std,
-            trust=spec.trust,
-        )
-        self.pictures = open_images(
-            spec.data,
-            count=spec.images,
-            image=loaded.image,
-            mean=loaded.mean,
-            trained_on=loaded.spec.data,
-            size=spec.size,
-            max_shift=spec.max_shift,
-            data_dir=None if spec.data_dir is None else Path(spec.data_dir),
-            report=report,
-        )
-        self.session = _start(spec, loaded, self.pictures)
-        protocols = self.session.measurer.protocols
+    def __init__(self, spec: AuditSpec, report: Report, subject: Subject | None = None) -> None:
+        self.subject = subject or open_audited(spec, report)
+        self.session = _start(spec, self.subject)
+        protocols, images = self.session.measurer.protocols, self.subject.images
         self.plan = AuditPlan(
             spec=spec,
-            model_sha256=_checksum(spec.model, loaded.model),
-            data=self.pictures.origin,
-            data_sha256=self.pictures.checksum,
-            count=self.pictures.count,
+            model_sha256=_checksum(spec.model, self.subject.loaded.model),
+            data=images.origin,
+            data_sha256=images.checksum,
+            facts=self.subject.facts,
+            count=images.count,
             block=block_size(self.session.framing.size),
             protocols=protocols,
             kind=self.session.kind,
             borders={each.name: self.session.framing.border(each) for each in protocols},
-            notes=(*self.pictures.notes, *self.session.notes),
+            notes=(*images.notes, *self.session.notes),
             provenance=provenance(spec.device),
         )
 
     def measure(self, number: int, report: Report) -> Part:
         """Measure one block of images."""
         start, stop = number * self.plan.block, min((number + 1) * self.plan.block, self.plan.count)
-        block = self.pictures.read(start, stop)
+        block = self.subject.images.read(start, stop)
         part = Part()
         if len(block.images):
             part = self.session.part(block.images, block.labels, indices=block.numbers)
@@ -204,13 +210,15 @@ class _Run:
         return replace(part, damaged=tuple(name.encode(errors="replace").decode() for name in block.damaged))
 
 
-def _start(spec: AuditSpec, loaded: LoadedModel, pictures: ImageBlocks) -> Session:
+def _start(spec: AuditSpec, subject: Subject) -> Session:
+    loaded, images = subject.loaded, subject.images
     options = AuditOptions(
         protocols=spec.protocols,
         max_shift=spec.max_shift,
-        size=pictures.size,
-        fill=pictures.fill,
-        mean=pictures.mean,
+        mode=spec.mode,
+        size=images.size,
+        fill=images.fill,
+        mean=images.mean,
         output=spec.output,
         embedding=spec.embedding or loaded.embedding,
         seed=spec.seed,
@@ -219,11 +227,11 @@ def _start(spec: AuditSpec, loaded: LoadedModel, pictures: ImageBlocks) -> Sessi
     )
     try:
         return Session.start(
-            loaded.model.to(spec.device),
-            pictures.example(),
+            loaded.model,
+            images.example(),
             options,
-            labelled=pictures.classes is not None,
-            classes=pictures.classes,
+            labelled=images.classes is not None,
+            classes=images.classes,
         )
     except ModelFailsError as error:
         if loaded.image is not None:

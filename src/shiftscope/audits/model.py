@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.engine.outputs import Model
 from shiftscope.errors import InputError, ModelFailsError, NotFiniteError, first_line
 
-__all__ = ["CountedModel", "select_output"]
+__all__ = ["CountedModel", "OneOutput", "select_output"]
 
 
 def select_output(raw: Any, output: str | int | None) -> Tensor:
@@ -54,6 +54,27 @@ def _named_tensors(raw: Any) -> dict[str, Tensor]:
     else:
         items = list(vars(raw).items()) if hasattr(raw, "__dict__") else []
     return {name: value for name, value in items if isinstance(value, Tensor)}
+
+
+class OneOutput(nn.Module):
+    """A model with one of its several outputs.
+
+    Args:
+        model: images -> several tensors.
+        output: the tensor's name or position.
+    """
+
+    def __init__(self, model: nn.Module, output: str) -> None:
+        super().__init__()
+        self.model, self.output = model, output
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the chosen output."""
+        raw: Any = self.model(images)
+        if isinstance(raw, fx.Proxy):
+            chosen: Tensor = raw[int(self.output) if self.output.isdecimal() else self.output]  # type: ignore[index]
+            return chosen
+        return select_output(raw, self.output)
 
 
 class CountedModel:

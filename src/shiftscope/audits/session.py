@@ -17,7 +17,9 @@ from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import Audit, assemble
 from shiftscope.audits.views import Framing
+from shiftscope.engine.batches import Images, batches_of, images_in
 from shiftscope.engine.checks import device_of, evaluating
+from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.errors import InputError
 
 __all__ = ["AuditOptions", "Session", "audit", "block_size"]
@@ -40,6 +42,7 @@ class AuditOptions:
 
     protocols: Sequence[str | Protocol] | None = None
     max_shift: int | None = None
+    mode: Border | None = None
     size: int | tuple[int, int] | None = None
     fill: float | Sequence[float] = 0.0
     mean: Sequence[float] | None = None
@@ -52,11 +55,12 @@ class AuditOptions:
 
 def audit(
     model: Callable[[Tensor], Any],
-    images: Tensor | Iterable[Tensor],
+    images: Images,
     labels: Int[Tensor, " image"] | None = None,
     *,
     protocols: Sequence[str | Protocol] | None = None,
     max_shift: int | None = None,
+    mode: Border | None = None,
     size: int | tuple[int, int] | None = None,
     fill: float | Sequence[float] = 0.0,
     mean: Sequence[float] | None = None,
@@ -75,10 +79,12 @@ def audit(
         model: any callable from images [image, channel, height, width] in [0, 1] to classes [image, class] before the softmax, to
             embeddings [image, feature], or to segmentation maps [image, class, height, width]; or to a mapping, a tuple or an
             object with several of these.
-        images: a tensor, or an iterable of batches, of which one block at a time is in memory.
-        labels: classes of all images, in order.
+        images: a tensor; or a DataLoader, a list or another iterable of batches, each a tensor of images or a pair (images,
+            labels), of which one block at a time is in memory.
+        labels: classes of all images, in order, where the batches do not hold them.
         protocols: names of :data:`shiftscope.audits.protocols.PUBLISHED`, or protocols; by default those that suit the output.
         max_shift: the largest shift of all protocols, pixels; by default each one's own.
+        mode: what comes in at the border, ``zero``, ``crop`` or ``circular``: measure only protocols that say so. By default all.
         size: (height, width) of the model's input; crops are cut from larger images. By default that of the images.
         fill: the canvas's colour in [0, 1], one value or one per channel.
         mean: the mean colour in [0, 1], one value per channel, for protocols that fill with it.
@@ -101,16 +107,13 @@ def audit(
     >>> found.cost.forward == found.cost.distinct < found.cost.asked
     True
     """
-    if isinstance(images, Tensor) and labels is not None and len(labels) != len(images):
-        raise _wrong_labels(len(labels), f"{len(images)} images")
-    batches = iter([images] if isinstance(images, Tensor) else images)
+    batches = batches_of(images, labels)
     first = next(batches, None)
-    if first is None or len(first) == 0:
+    if first is None or len(first[0]) == 0:
         raise InputError("`images` must hold at least one image, got none.", "Give some.")
-    options = AuditOptions(protocols, max_shift, size, fill, mean, output, embedding, seed, batch_size, device)
-    session = Session.start(model, first[:1], options, labelled=labels is not None)
-    total = len(images) if isinstance(images, Tensor) else None if labels is None else len(labels)
-    return session.result(merge_parts(_parts(session, chain([first], batches), labels, total, progress)))
+    options = AuditOptions(protocols, max_shift, mode, size, fill, mean, output, embedding, seed, batch_size, device)
+    session = Session.start(model, first[0][:1], options, labelled=first[1] is not None)
+    return session.result(merge_parts(_parts(session, chain([first], batches), images_in(images, labels), progress)))
 
 
 def block_size(size: Sequence[int]) -> int:
@@ -231,46 +234,48 @@ def _notes(protocols: Sequence[Protocol], framing: Framing, kind: Kind) -> Itera
 
 def _parts(
     session: Session,
-    batches: Iterable[Tensor],
-    labels: Tensor | None,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
     total: int | None,
     progress: Callable[[int, int | None], None],
 ) -> Iterator[Part]:
     first = 0
-    for block in _blocks(batches, block_size(session.framing.size), session.shape):
-        stop = first + len(block)
-        if labels is not None and stop > len(labels):
-            raise _wrong_labels(len(labels), f"{stop} images or more")
-        yield session.part(block, None if labels is None else labels[first:stop].cpu(), indices=torch.arange(first, stop))
+    for images, labels in _blocks(batches, block_size(session.framing.size), session.shape):
+        stop = first + len(images)
+        yield session.part(images, labels, indices=torch.arange(first, stop))
         first = stop
         progress(first, total)
-    if labels is not None and first != len(labels):
-        raise _wrong_labels(len(labels), f"{first} images")
 
 
-def _wrong_labels(labels: int, images: str) -> InputError:
-    return InputError(f"`labels` must hold one label per image, got {labels} for {images}.", "Give both in the same order.")
-
-
-def _blocks(batches: Iterable[Tensor], size: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
+def _blocks(
+    batches: Iterable[tuple[Tensor, Tensor | None]], size: int, shape: tuple[int, ...]
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Regroup the images into blocks of one size, so that results do not depend on the size of the batches."""
-    pending: list[Tensor] = []
-    for batch in batches:
-        _check(batch, shape)
-        while len(batch):
-            missing = size - sum(map(len, pending))
-            pending.append(batch[:missing])
-            batch = batch[missing:]
-            if sum(map(len, pending)) == size:
-                yield torch.cat(pending) if len(pending) > 1 else pending[0]
+    pending: list[tuple[Tensor, Tensor | None]] = []
+    for images, labels in batches:
+        _check(images, shape)
+        while len(images):
+            missing = size - sum(len(part) for part, _ in pending)
+            pending.append((images[:missing], None if labels is None else labels[:missing]))
+            images, labels = images[missing:], None if labels is None else labels[missing:]
+            if sum(len(part) for part, _ in pending) == size:
+                yield _joined(pending)
                 pending = []
     if pending:
-        yield torch.cat(pending)
+        yield _joined(pending)
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    if len(parts) == 1:
+        return parts[0]
+    labels = [known for _, known in parts if known is not None]
+    return torch.cat([images for images, _ in parts]), torch.cat(labels) if labels else None
 
 
 def _protocols(options: AuditOptions, kind: Kind, framing: Framing) -> tuple[Protocol, ...]:
     """Return the protocols to measure, each once."""
     size, margin = min(framing.size), min(framing.margin)
+    if options.max_shift is not None and options.max_shift > 0:
+        check_max_shift(options.max_shift, framing.size)
     chosen = options.protocols
     if chosen is None:
         chosen = (*DEFAULTS[kind], *((SENSITIVITY_MAP,) if size <= SMALL and kind != "maps" else ()))
@@ -286,7 +291,19 @@ def _protocols(options: AuditOptions, kind: Kind, framing: Framing) -> tuple[Pro
         for protocol in known:
             if found.setdefault(protocol.name, protocol) != protocol:
                 raise InputError(f"`protocols` holds two different {protocol.name}.", "Give one of them another name.")
-    return tuple(found.values())
+    return _with_border(tuple(found.values()), options)
+
+
+def _with_border(protocols: tuple[Protocol, ...], options: AuditOptions) -> tuple[Protocol, ...]:
+    """Return the protocols whose border is the one asked for."""
+    kept = tuple(each for each in protocols if options.mode in (None, each.border))
+    if not kept or (options.protocols is not None and len(kept) < len(protocols)):
+        other = next(each for each in protocols if each not in kept)
+        raise InputError(
+            f"`mode` is {options.mode!r}, but the border of {other.name} is {other.border!r}.",
+            "Choose other protocols or no mode.",
+        )
+    return kept
 
 
 def _framing(example: Tensor, options: AuditOptions) -> Framing:

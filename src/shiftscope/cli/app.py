@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Group
 
 from shiftscope.errors import InputError
 
-__all__ = ["MODELS", "STUDIES", "THEORY", "app", "main", "print_json", "resumable"]
+__all__ = ["MODELS", "STUDIES", "THEORY", "app", "main", "print_first", "print_json", "resumable"]
 
 app = App(
     name="shiftscope",
@@ -55,6 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
 def print_json(content: dict[str, Any]) -> None:
     """Print JSON on standard output."""
     print(json.dumps(content, indent=2))
+
+
+def print_first(line: str, *, as_json: bool) -> None:
+    """Print what a command measures, before it starts: on standard error if JSON goes to standard output."""
+    print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
 
 @contextmanager

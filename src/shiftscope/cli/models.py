@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from shiftscope.cli.app import MODELS, app, print_json, resumable
+from shiftscope.cli.app import MODELS, app, print_first, print_json, resumable
 from shiftscope.cli.options import (
     COMPUTE_GROUP,
     IMAGE_GROUP,
     OUTPUT_GROUP,
     AuditOptions,
-    CanvasOptions,
-    ExecutorOptions,
-    ExplainOptions,
     Flag,
     ModelName,
+    ModelOptions,
     Several,
 )
 from shiftscope.cli.progress import print_table, reporting
@@ -30,14 +29,15 @@ from shiftscope.errors import InputError
 if TYPE_CHECKING:
     from shiftscope.audits import Audit
     from shiftscope.audits.folder import AuditSpec
-    from shiftscope.datasets.dataset import Dataset
-    from shiftscope.models import LoadedModel
+    from shiftscope.audits.subject import Subject
     from shiftscope.runtime.progress import Report
     from shiftscope.surgery import Surgery
     from shiftscope.tables import Table
 
 __all__ = ["audit", "explain", "fix"]
 
+#: Number of images by default: of an audit, and of the commands that measure more than one model.
+IMAGES, FEW_IMAGES = 256, 64
 #: Number of parts of an audit on a Ray cluster, unless the user gives another.
 PARTS = 8
 
@@ -48,11 +48,9 @@ def audit(
     *,
     options: AuditOptions = AuditOptions(),
     protocols: Annotated[tuple[str, ...], Several, Parameter(name="--protocol", group=IMAGE_GROUP)] = (),
-    seed: Annotated[int, Parameter(group=IMAGE_GROUP)] = 0,
     batch_size: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
     shard: Annotated[str | None, Parameter(group=COMPUTE_GROUP)] = None,
     workers: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
-    computing: ExecutorOptions = ExecutorOptions(),
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
     merge: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
 ) -> None:
@@ -66,8 +64,6 @@ def audit(
         Protocol to measure: mouton2020, myburgh2021 (a map over all shifts), every-shift, zhang2019, zhang2019-diagonal,
         chaman2021-circular, chaman2021-zero, rojas2022, michaeli2023, azulay2018, hendrycks2019, gruver2023, tmeasures or
         segmentation. Repeatable. By default those that suit the model's outputs.
-    seed
-        Seed of the shifts that protocols draw at random.
     batch_size
         Number of images per forward pass. By default as many as memory allows.
     shard
@@ -84,64 +80,89 @@ def audit(
     if (model is None) == (merge is None):
         raise InputError("`audit` needs either a model or a folder to merge, not both.", "Give one of MODEL and --merge.")
     folder = out or merge
-    with resumable(out, "blocks"), reporting("loading the model") as report:
+    with resumable(out, "blocks"):
         if merge is None:
-            spec = _audit_spec(
-                model, options, protocols=protocols, seed=seed, batch_size=batch_size, device=computing.job_device()
-            )
-            found = _audited(spec, computing, shard=shard, workers=workers, out=out, report=report)
+            spec = _audit_spec(str(model), options, protocols=protocols or None, batch_size=batch_size)
+            found = _audited(spec, options, shard=shard, workers=workers, out=out)
         else:
             found = _merged(merge)
-        if found is not None and folder is not None:
+            print_first(_described(found), as_json=options.as_json)
+        if found is None:
+            return
+        if folder is not None:
             _write_page(found, folder)
-    if found is None:
-        print(f"Shard {shard} is in {out}. Run the other shards; the last one puts them together.", file=sys.stderr)
-        return
     _print(found.to_json(), (found.table(),), as_json=options.as_json)
     if folder is not None and not options.as_json:
         print(f"Saved in {folder}: audit.json, table.csv, table.md, maps.safetensors, report.html.")
 
 
-def _audit_spec(model: str | None, options: AuditOptions, **others: Any) -> AuditSpec:
-    from pydantic import ValidationError
-
+def _audit_spec(model: str, options: AuditOptions, **others: Any) -> AuditSpec:
     from shiftscope.audits.folder import AuditSpec
-    from shiftscope.runtime.settings import validation_messages
 
-    shared = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
-    del shared["as_json"]
-    try:
-        return AuditSpec(model=str(model), **shared, **{**others, "protocols": others["protocols"] or None})
-    except ValidationError as error:
-        raise InputError(validation_messages(error)[0]) from error
+    with _valid_settings():
+        return AuditSpec(**options.subject(model, images=IMAGES), mode=options.mode, **others)
 
 
-def _audited(
-    spec: AuditSpec, computing: ExecutorOptions, *, shard: str | None, workers: int | None, out: Path | None, report: Report
-) -> Audit | None:
+def _audited(spec: AuditSpec, options: AuditOptions, *, shard: str | None, workers: int | None, out: Path | None) -> Audit | None:
     """Run an audit or one shard of it; return None while other shards are missing."""
     from shiftscope.audits.folder import is_complete, merge_audit
-    from shiftscope.audits.job import AuditJob, run_audit, run_shard, run_shards
+    from shiftscope.audits.job import AuditJob, open_audited, run_audit, run_shard, run_shards
 
     number, shards = (1, 1) if shard is None else _shard(shard)
     if shard is not None and out is None:
         raise InputError("`shard` needs a folder for its blocks.", "Give the same --out to all shards.")
-    at_once = 1 if workers is None and computing.executor == "processes" else workers
-    executor = computing.start(None if computing.address else at_once)
-    if executor is not None:
-        if shard is not None:
-            raise InputError("`--shard` splits an audit over several commands, `--workers` within one.", "Give one of them.")
-        return run_shards(spec, executor, shards=workers or PARTS, out=out, report=report)
-    if out is None:
-        return run_audit(spec, report=report)
-    run_shard(AuditJob(spec, number, shards, out), report)
-    return merge_audit(out) if is_complete(out) else None
+    at_once = 1 if workers is None and options.executor == "processes" else workers
+    executor = options.start(None if options.address else at_once)
+    if executor is not None and shard is not None:
+        raise InputError("`--shard` splits an audit over several commands, `--workers` within one.", "Give one of them.")
+    with reporting("loading the model") as report:
+        subject = open_audited(spec, report)
+    print_first(subject.line, as_json=options.as_json)
+    with reporting("measuring images") as report:
+        if executor is not None:
+            return run_shards(spec, executor, shards=workers or PARTS, subject=subject, out=out, report=report)
+        if out is None:
+            return run_audit(spec, subject=subject, report=report)
+        files = run_shard(AuditJob(spec, number, shards, out), report, subject=subject)
+    if is_complete(out):
+        return merge_audit(out)
+    _say_shard(str(shard), out, empty=not files)
+    return None
+
+
+def _say_shard(shard: str, out: Path, *, empty: bool) -> None:
+    """Say that other shards are missing, and whether this one measured anything."""
+    done = (
+        f"Shard {shard} is empty, because there are fewer blocks of images than shards."
+        if empty
+        else f"Shard {shard} is in {out}."
+    )
+    print(f"{done} Run the other shards; the last one puts them together.", file=sys.stderr)
+
+
+@contextmanager
+def _valid_settings() -> Iterator[None]:
+    """Turn the first invalid setting into an error of one sentence."""
+    from pydantic import ValidationError
+
+    from shiftscope.runtime.settings import validation_messages
+
+    try:
+        yield
+    except ValidationError as error:
+        raise InputError(validation_messages(error)[0]) from error
 
 
 def _merged(folder: Path) -> Audit:
     from shiftscope.audits.folder import merge_audit
 
     return merge_audit(folder)
+
+
+def _described(found: Audit) -> str:
+    from shiftscope.audits.subject import describe
+
+    return describe(found.provenance)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -162,8 +183,7 @@ def _write_page(found: Audit, folder: Path) -> None:
 def explain(
     model: ModelName,
     *,
-    options: ExplainOptions = ExplainOptions(),
-    mode: Annotated[Literal["zero", "circular"], Parameter(group=IMAGE_GROUP)] = "zero",
+    options: ModelOptions = ModelOptions(),
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
 ) -> None:
     """Find out why a model's outputs change when images shift: which causes, which layers, and which fix to try first.
@@ -173,31 +193,30 @@ def explain(
 
     Parameters
     ----------
-    mode
-        What fills the border that a shift uncovers: the background (`zero`), or the content that left on the other side
-        (`circular`).
     out
         Folder for explanation.json and for each table as Markdown and CSV. By default nothing is written.
     """
-    if options.images < 2:
+    if options.images is not None and options.images < 2:
         raise InputError(f"`images` must be 2 or more, got {options.images}.", "An interval needs more than one image.")
-    with reporting("loading the model") as report:
-        from shiftscope.datasets.images import largest_shift
+    subject = _opened(model, options)
+    with reporting("reading images") as report:
         from shiftscope.explanations import explain as explain_model
 
-        loaded = options.load(model)
-        dataset = _dataset(loaded, options, report)
+        block, ignored = subject.read()
         found = explain_model(
-            loaded.model,
-            dataset.canvas.place(dataset.test.images[: options.images]),
-            dataset.test.labels[: options.images],
-            max_shift=largest_shift(dataset, None) if options.max_shift is None else options.max_shift,
-            mode=mode,
-            fill=dataset.canvas.colour,
+            subject.model,
+            block.images,
+            block.labels,
+            size=subject.images.size,
+            max_shift=subject.images.default_shift if options.max_shift is None else options.max_shift,
+            mode=options.mode,
+            fill=subject.fill,
+            seed=options.seed,
             name=model,
+            arguments=options.arguments(model),
             report=report,
         )
-        found = replace(found, settings={**found.settings, "data": dataset.origin, "data_sha256": dataset.checksum})
+        found = replace(found, settings={**found.settings, **subject.facts}, notes=subject.notes(block, ignored))
     if out is not None:
         _write_tables(out, dict(zip(("causes", "layers", "fixes"), found.tables(), strict=True)), found.to_json())
     _print(found.to_json(), found.tables(), as_json=options.as_json)
@@ -212,7 +231,7 @@ def fix(
     kinds: Annotated[tuple[Literal["blur", "aps", "lps", "gap", "circular"], ...], Several, Parameter(name="--with")],
     filter_size: int = 3,
     plan: Annotated[bool, Flag] = False,
-    options: CanvasOptions = CanvasOptions(),
+    options: ModelOptions = ModelOptions(),
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
 ) -> None:
     """Change a copy of a model so that shifts matter less, and measure whether it helped.
@@ -237,20 +256,18 @@ def fix(
         raise InputError(f"`out` must be a .safetensors file, got {out}.", f"Write to {out.with_suffix('.safetensors')}.")
     if not 1 <= filter_size <= 7:
         raise InputError(f"`filter_size` must be 1 to 7, got {filter_size}.", "Leave it out to take 3.")
-    if options.images < 1:
-        raise InputError(f"`images` must be 1 or more, got {options.images}.", "Leave it out to take 256.")
-    with reporting("loading the model") as report:
+    subject = _opened(model, options)
+    with reporting("applying the fix") as report:
         from shiftscope.models import Fix, save_model
-        from shiftscope.surgery.compare import fix as fix_model
+        from shiftscope.surgery.compare import apply_fixes
 
-        loaded = options.load(model)
+        loaded, size = subject.loaded, subject.images.size
         fixes = tuple(Fix(kind=kind, filter_size=filter_size if kind == "blur" else 1) for kind in kinds)
-        dataset = _dataset(loaded, options, report)
-        shape = (dataset.test.images.shape[1], dataset.canvas.size, dataset.canvas.size)
-        surgery = fix_model(loaded.model, [(each.kind, each.filter_size) for each in fixes], image=shape)
+        shape = (subject.images.shape[0], size, size)
+        surgery = apply_fixes(loaded.model, [(each.kind, each.filter_size) for each in fixes], image=shape)
         tables = [surgery.table()]
         if not plan:
-            tables.append(_compared(loaded, surgery, dataset, options, report))
+            tables.append(_compared(subject, surgery, options, report))
     if out is not None and not plan:
         try:
             save_model(out, surgery.model, loaded.spec.model_copy(update={"fixes": (*loaded.spec.fixes, *fixes)}))
@@ -261,29 +278,37 @@ def fix(
         print(f"Saved in {out}.")
 
 
-def _dataset(loaded: LoadedModel, options: CanvasOptions, report: Report) -> Dataset:
-    from shiftscope.datasets.images import dataset_for
+def _opened(model: str, options: ModelOptions) -> Subject:
+    """Open a model and its images, and print what they are."""
+    from shiftscope.audits.subject import SubjectSpec, open_subject
 
-    return dataset_for(
-        loaded.image, loaded.spec.data, name=options.data, canvas=options.canvas, data_dir=options.data_dir, report=report
-    )
+    with _valid_settings():
+        spec = SubjectSpec(**options.subject(model, images=FEW_IMAGES))
+    with reporting("loading the model") as report:
+        subject = open_subject(spec, report)
+    print_first(subject.line, as_json=options.as_json)
+    return subject
 
 
-def _compared(loaded: LoadedModel, surgery: Surgery, dataset: Dataset, options: CanvasOptions, report: Report) -> Table:
+def _compared(subject: Subject, surgery: Surgery, options: ModelOptions, report: Report) -> Table:
     """Measure a model before and after a fix."""
-    from shiftscope.datasets.images import largest_shift
     from shiftscope.surgery.compare import compare
 
-    return compare(
-        loaded.model,
-        surgery,
-        dataset.canvas.place(dataset.test.images[: options.images]),
-        dataset.test.labels[: options.images],
-        max_shift=largest_shift(dataset, options.max_shift),
-        fill=dataset.canvas.colour,
-        provenance={"data": dataset.origin, "data_sha256": dataset.checksum},
+    block, ignored = subject.read()
+    table = compare(
+        subject.model,
+        replace(surgery, model=subject.measured(surgery.model)),
+        block.images,
+        block.labels,
+        size=subject.images.size,
+        max_shift=subject.images.default_shift if options.max_shift is None else options.max_shift,
+        mode=options.mode,
+        fill=subject.fill,
+        seed=options.seed,
+        provenance=subject.facts,
         report=report,
     )
+    return replace(table, notes=(*subject.notes(block, ignored), *table.notes))
 
 
 def _print(content: dict[str, Any], tables: Iterable[Table], *, as_json: bool) -> None:

@@ -5,24 +5,22 @@ An option for every command on models is a line in :class:`ModelOptions`, and it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
-    from shiftscope.models import LoadedModel
     from shiftscope.runtime.executors import Executor
 
 __all__ = [
     "AsJson",
     "AuditOptions",
-    "CanvasOptions",
     "ExecutorOptions",
-    "ExplainOptions",
     "Flag",
     "ModelName",
     "ModelOptions",
@@ -158,7 +156,7 @@ class StudyOptions(PageOptions, ExecutorOptions):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(DataOptions):
+class ModelOptions(DataOptions, DeviceOptions):
     """Options of every command on models.
 
     Parameters
@@ -174,71 +172,82 @@ class ModelOptions(DataOptions):
     std
         Standard deviation per channel, by which the images are divided after that; one number per channel. By default the
         model's own.
+    output
+        Name or position of the output to measure, for a model that returns several. By default the only one.
+    embedding
+        Treat the outputs as embeddings instead of class scores.
     trust
         Run code that a model's file names or holds: a .pt2 archive, or your own factory in a file of `shiftscope fix`.
     data
-        Images to measure: `digits`, `mnist`, `cifar10`, a Hugging Face id, or a folder of images (with a subfolder per class). By
-        default the images that a study trained the model on, else the digits.
+        Images to measure: `digits`, `mnist`, `cifar10`, a Hugging Face id, or a folder of images (with a subfolder per class) or
+        parquet files. By default the images that a study trained the model on, else the digits.
     images
-        Number of test images to measure.
+        Number of images to measure, picked with a fixed seed. By default 256, and 64 for `explain` and `fix`.
+    mode
+        What comes in at the border that a shift uncovers: the background (`zero`), the photo around the model's input (`crop`),
+        or the content that left on the other side (`circular`). By default `crop` for photos that are larger than the input, else
+        `zero`; `audit` measures all protocols, `fix` also `circular`.
     max_shift
-        Largest shift, in pixels. By default 8, or less if the canvas leaves less room around the image.
+        Largest shift, in pixels. By default 8, or less if the canvas or the photo leaves less room around the input; for `audit`
+        each protocol's own.
+    seed
+        Seed of the shifts that are drawn at random.
     """
 
     weights: Annotated[Path | None, Parameter(group=MODEL_GROUP)] = None
     size: Annotated[int | None, Parameter(group=MODEL_GROUP)] = None
     mean: Annotated[tuple[float, ...] | None, Several, Parameter(group=MODEL_GROUP)] = None
     std: Annotated[tuple[float, ...] | None, Several, Parameter(group=MODEL_GROUP)] = None
-    trust: Annotated[bool, Flag, Parameter(group=MODEL_GROUP)] = False
-    data: Annotated[str | None, Parameter(group=IMAGE_GROUP)] = None
-    images: Annotated[int, Parameter(group=IMAGE_GROUP)] = 256
-    max_shift: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None
-    as_json: AsJson = False
-
-    def load(self, model: str) -> LoadedModel:
-        """Load the model that a command names."""
-        from shiftscope.models import load_model
-
-        return load_model(model, weights=self.weights, size=self.size, mean=self.mean, std=self.std, trust=self.trust)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class AuditOptions(ModelOptions):
-    """Options of `audit` that describe the images and the model's outputs.
-
-    Parameters
-    ----------
-    max_shift
-        Largest shift of every protocol, in pixels. By default each protocol's own, as far as it fits the image.
-    output
-        Name or position of the output to measure, for a model that returns several. By default the only one.
-    embedding
-        Treat the outputs as embeddings instead of class scores.
-    """
-
-    max_shift: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None
     output: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None
     embedding: Annotated[bool, Flag, Parameter(group=MODEL_GROUP)] = False
+    trust: Annotated[bool, Flag, Parameter(group=MODEL_GROUP)] = False
+    data: Annotated[str | None, Parameter(group=IMAGE_GROUP)] = None
+    images: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None
+    mode: Annotated[Literal["zero", "crop", "circular"] | None, Parameter(group=IMAGE_GROUP)] = None
+    max_shift: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None
+    seed: Annotated[int, Parameter(group=IMAGE_GROUP)] = 0
+    as_json: AsJson = False
+
+    def subject(self, model: str, *, images: int) -> dict[str, Any]:
+        """Return the settings of :class:`shiftscope.audits.subject.SubjectSpec`.
+
+        Args:
+            model: as the command names it.
+            images: their number, unless the user gives another.
+        """
+        own = asdict(self)
+        paths = {name: None if own[name] is None else str(own[name]) for name in ("weights", "data_dir")}
+        count = images if self.images is None else self.images
+        return {name: own[name] for name in SUBJECT} | paths | {"model": model, "images": count, "device": self.job_device()}
+
+    def job_device(self) -> str:
+        """Return the device that computes."""
+        return self.torch_device()
+
+    def arguments(self, model: str) -> str:
+        """Return the model and the given options as text, for a command that measures the same model on the same images."""
+        words = [model]
+        for each in fields(ModelOptions):
+            value, option = getattr(self, each.name), f"--{each.name.replace('_', '-')}"
+            if each.name in NOT_REPEATED or value == each.default:
+                continue
+            if value is True:
+                words.append(option)
+            else:
+                words += [f"{option}={part:g}" for part in value] if isinstance(value, tuple) else [option, str(value)]
+        return " ".join(map(quote, words))
+
+
+#: The options that describe what is measured, and those that a recommended command does not repeat.
+SUBJECT = ("size", "mean", "std", "output", "embedding", "trust", "data", "max_shift", "seed")
+NOT_REPEATED = ("as_json", "mode", "wide")
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class CanvasOptions(ModelOptions):
-    """Options of a command that places images on a canvas.
+class AuditOptions(ModelOptions, ExecutorOptions):
+    """Options of `audit`, which may run in parts."""
 
-    Parameters
-    ----------
-    canvas
-        Height and width of the canvas around each image, in pixels. By default the size of the model's input, if it is known.
-    """
-
-    canvas: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class ExplainOptions(CanvasOptions):
-    """Options of `explain`, which measures fewer images because it measures every layer."""
-
-    images: Annotated[int, Parameter(group=IMAGE_GROUP)] = 64
+    def job_device(self) -> str:
+        """Return the device that computes; a share of a GPU asks for one."""
+        return ExecutorOptions.job_device(self)

@@ -10,8 +10,7 @@ import io
 import json
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -19,22 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from shiftscope.datasets.photos import Opener, Photos, pick
 from shiftscope.errors import InputError, first_line
-from shiftscope.runtime.seeds import stream
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
     "HELD_OUT",
-    "ImageFolder",
     "Rows",
     "Split",
     "eight_bits",
+    "files_checksum",
     "list_images",
     "open_splits",
     "parquet_files",
@@ -69,83 +65,22 @@ class Split:
         count: number of images.
         classes: names, by label; empty where the source has none.
         rows: starts a pass over the images.
+        labels: reads all labels.
+        load: places, increasing -> what decodes each image.
     """
 
     count: int
     classes: tuple[str, ...]
     rows: Callable[[], Rows]
+    labels: Callable[[], list[int]]
+    load: Callable[[Sequence[int]], Iterator[Opener]]
 
 
-@dataclass(frozen=True)
-class ImageFolder:
-    """The image files of a folder, read a few at a time.
-
-    Attributes:
-        path: of the folder.
-        files: in order.
-        labels: of each file, the index of its subfolder in ``classes``; None where there are no subfolders.
-        classes: names of the subfolders, in order.
-        found: number of files in the folder, of which ``files`` may be a sample.
-    """
-
-    path: Path
-    files: tuple[Path, ...]
-    labels: tuple[int, ...] | None
-    classes: tuple[str, ...]
-    found: int
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 over the names, sizes and modification times of the files."""
-        digest = sha256()
-        for file in self.files:
-            status = file.stat()
-            digest.update(os.fsencode(file.relative_to(self.path)) + f"/{status.st_size}/{status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
-
-    def image_shape(self) -> tuple[int, int, int]:
-        """Return (channels, height, width) of the first readable image: 1 channel if it is grey, 3 otherwise.
-
-        Raises:
-            InputError: no image is readable.
-        """
-        for file in self.files:
-            image = _readable(file)
-            if image is not None:
-                return (1 if image.mode in ("1", "L") else 3, image.height, image.width)
-        raise InputError(f"{self.path} holds no image that can be read.", "Check its files.")
-
-    def read(
-        self, start: int, stop: int, *, size: int, channels: int
-    ) -> tuple[Float[Tensor, "image channel size size"], list[int], list[str]]:
-        """Decode some of the files.
-
-        Each image is turned upright as its EXIF data says, converted to the number of channels, scaled (bilinear, antialiased)
-        so that its shorter side has the size, and cropped to the central square.
-
-        Args:
-            start: index of the first file.
-            stop: index after the last one.
-            size: height and width of the square, pixels.
-            channels: 1 or 3.
-
-        Returns:
-            the images in [0, 1], their indices among the files, and the names of files that cannot be read.
-        """
-        images, places, damaged = [], list[int](), list[str]()
-        for place in range(start, min(stop, len(self.files))):
-            image = _readable(self.files[place], size=size, mode="L" if channels == 1 else "RGB")
-            if image is None:
-                damaged.append(str(self.files[place].relative_to(self.path)))
-                continue
-            places.append(place)
-            values = np.asarray(image, dtype=np.float32) / 255
-            images.append(torch.from_numpy(values.reshape(size, size, channels)).permute(2, 0, 1))
-        return torch.stack(images) if images else torch.zeros(0, channels, size, size), places, damaged
-
-
-def list_images(path: Path, *, count: int | None = None) -> ImageFolder:
+def list_images(path: Path, *, count: int | None = None) -> Photos:
     """List the image files of a folder. Its subfolders are the classes; files beside subfolders are left out.
+
+    Where all subfolders are splits (``train``, ``val``, ``test``), those of the test split are listed, else of the validation
+    split, else of the training split.
 
     Args:
         path: of the folder.
@@ -156,20 +91,41 @@ def list_images(path: Path, *, count: int | None = None) -> ImageFolder:
     """
     if not path.is_dir():
         raise InputError(f"the image folder {path} does not exist.", "Check the path.")
-    files = _image_files(path)
-    inside = [file for file in files if file.parent != path]
-    files = inside or files
-    if not files:
-        raise InputError(f"the image folder {path} holds no image ({', '.join(sorted(SUFFIXES))}).", "Check the path.")
-    found = len(files)
-    if count is not None and count < found:
-        picked = torch.randperm(found, generator=stream(0, "images"))[:count].sort().values
-        files = [files[place] for place in picked.tolist()]
-    if not inside:
-        return ImageFolder(path, tuple(files), None, (), found)
-    classes = tuple(sorted({file.relative_to(path).parts[0] for file in inside}))
-    labels = tuple(classes.index(file.relative_to(path).parts[0]) for file in files)
-    return ImageFolder(path, tuple(files), labels, classes, found)
+    root = path / _split_folder(path)
+    files = _image_files(root)
+    inside = [file for file in files if file.parent != root]
+    every = inside or files
+    if not every:
+        raise InputError(f"the image folder {root} holds no image ({', '.join(sorted(SUFFIXES))}).", "Check the path.")
+    files = [every[place] for place in pick(len(every), count)]
+    classes = tuple(sorted({file.relative_to(root).parts[0] for file in inside}))
+    return Photos(
+        origin=f"image folder {root.relative_to(path.parent)}",
+        names=tuple(str(file.relative_to(root)) for file in files),
+        labels=tuple(classes.index(file.relative_to(root).parts[0]) for file in files) if inside else None,
+        classes=classes,
+        found=len(every),
+        checksum=files_checksum(root, files),
+        load=lambda places: (partial(_open_image, files[place]) for place in places),
+    )
+
+
+def files_checksum(root: Path, files: Sequence[Path]) -> str:
+    """Return the SHA-256 over the names, sizes and modification times of files below a folder."""
+    digest = sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(os.fsencode(file.relative_to(root)) + f"/{status.st_size}/{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _split_folder(path: Path) -> str:
+    """Return the name of the subfolder to evaluate, where all subfolders are splits; empty otherwise."""
+    names = [child.name for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith((".", "__"))]
+    split = {name: next((each for each, words in SPLIT_WORDS.items() if name.lower() in words.split("|")), "") for name in names}
+    if not all(split.values()):
+        return ""
+    return next((name for each in (*HELD_OUT, "train") for name in names if split[name] == each), "")
 
 
 def open_splits(folder: Path) -> dict[str, Split]:
@@ -244,21 +200,6 @@ def _image_files(folder: Path) -> list[Path]:
     return [file for file in files if not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)]
 
 
-def _readable(file: Path, *, size: int | None = None, mode: str | None = None) -> Image | None:
-    """Return an image, scaled and cropped to a square and converted if asked to; None where the file is damaged."""
-    import PIL.Image
-    from PIL import ImageOps
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata
-            image = _open_image(file)
-            image = image if mode is None else image.convert(mode)
-            return image if size is None else ImageOps.fit(image, (size, size), method=PIL.Image.Resampling.BILINEAR)
-    except Exception:  # a damaged image can raise anything that a decoder raises
-        return None
-
-
 def _image_splits(folder: Path) -> dict[str, Split]:
     """Open the splits of image files."""
     files = _image_files(folder)
@@ -277,7 +218,13 @@ def _image_splits(folder: Path) -> dict[str, Split]:
 
     def split(name: str) -> Split:
         ours = [file for file in files if named[file] == name]
-        return Split(len(ours), classes, lambda: ((_open_image(file), labels[file.parent.name]) for file in ours))
+        return Split(
+            count=len(ours),
+            classes=classes,
+            rows=lambda: ((_open_image(file), labels[file.parent.name]) for file in ours),
+            labels=lambda: [labels[file.parent.name] for file in ours],
+            load=lambda places: (partial(_open_image, ours[place]) for place in places),
+        )
 
     return {name: split(name) for name in SPLIT_WORDS if name in named.values()}
 
@@ -309,7 +256,16 @@ def _parquet_splits(files: list[Path], folder: Path) -> dict[str, Split]:
         known = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         features = features or {**{name: {} for name in names}, **known}
     image, label, classes = read_columns(features, str(folder))
-    return {name: Split(counts[name], classes, partial(_rows, group, image, label)) for name, group in groups.items()}
+    return {
+        name: Split(
+            count=counts[name],
+            classes=classes,
+            rows=partial(_rows, group, image, label),
+            labels=partial(_label_column, group, label),
+            load=partial(_some_rows, group, image),
+        )
+        for name, group in groups.items()
+    }
 
 
 def read_columns(features: dict[str, Any], origin: str) -> tuple[str, str, tuple[str, ...]]:
@@ -343,3 +299,26 @@ def _rows(files: list[Path], image: str, label: str) -> Rows:
             for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, columns=[image, label]):
                 for row in batch.to_pylist():
                     yield _open_image(io.BytesIO(row[image]["bytes"])), row[label]
+
+
+def _label_column(files: list[Path], label: str) -> list[int]:
+    import pyarrow.parquet as pq
+
+    return [value for file in files for value in pq.read_table(file, columns=[label])[label].to_pylist()]
+
+
+def _some_rows(files: list[Path], image: str, places: Sequence[int]) -> Iterator[Opener]:
+    """Yield what decodes some images of parquet files, whose places increase; other groups of rows are not read."""
+    import pyarrow.parquet as pq
+
+    wanted, start = list(places), 0
+    for file in files:
+        with pq.ParquetFile(file) as opened:
+            for number in range(opened.num_row_groups):
+                stop = start + opened.metadata.row_group(number).num_rows
+                inside = [place - start for place in wanted if start <= place < stop]
+                if inside:
+                    column = opened.read_row_group(number, columns=[image])[image]
+                    for place in inside:
+                        yield partial(_open_image, io.BytesIO(column[place].as_py()["bytes"]))
+                start = stop

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from shiftscope.datasets.folders import Rows, Split, eight_bits, read_columns
+from shiftscope.datasets.photos import Opener
 from shiftscope.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["download", "hub_answers"]
 
@@ -57,7 +61,25 @@ def download(name: str, *, online: bool = True) -> Iterator[dict[str, Split]]:
             ) from error
         features: Any = next(iter(opened.values())).features
         image, label, classes = read_columns(features.to_dict() if features else {}, f"Hugging Face hub {name}")
-        yield {split: Split(len(rows), classes, partial(_rows, rows, image, label)) for split, rows in opened.items()}
+        yield {split: _split(rows, classes, image, label) for split, rows in opened.items()}
+
+
+def _split(rows: Any, classes: tuple[str, ...], image: str, label: str) -> Split:
+    def load(places: Sequence[int]) -> Iterator[Opener]:
+        return (partial(_image, rows, place, image) for place in places)
+
+    return Split(
+        count=len(rows),
+        classes=classes,
+        rows=partial(_rows, rows, image, label),
+        labels=lambda: list(rows[label]),
+        load=load,
+    )
+
+
+def _image(rows: Any, place: int, image: str) -> Image:
+    found: Image = eight_bits(rows[place][image])
+    return found
 
 
 def _rows(rows: Any, image: str, label: str) -> Rows:

@@ -1,41 +1,46 @@
-"""Choose images that suit a model, and read them a block at a time.
+"""The images that a model is measured on: one choice, one size and one reader for every command.
 
-Which size: data sets that a study trained the model on keep their canvas; so do other data sets for such a network, and for any
-model that is explained or fixed. For an audit of any other model they are scaled to its input. Images of a folder are scaled so
-that the shorter side spans the input and a margin around it, a fourteenth on each side (256 for 224) or the largest shift if
-that is more; the centre is cut out, and an audit takes its crops from the margin.
+- Images that a study trained its model on keep their canvas, and are its test images.
+- Photos (of a folder, of parquet files or of the hub) are all evaluation data, unless their data set names a test split. They are
+  scaled and cropped as the model's preprocessing says, with a margin from which shifted crops are taken.
+- The sets with short names (digits, mnist, cifar10) are scaled to the model's input as a whole; of a study's network they keep
+  their size, on its canvas.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shiftscope.datasets.dataset import Canvas, Dataset, DataSpec, load
-from shiftscope.datasets.folders import ImageFolder, list_images, parquet_files
-from shiftscope.datasets.sources import HUB_NAMES, Labelled, is_folder, read
+from shiftscope.datasets.dataset import Canvas, DataSpec, load
+from shiftscope.datasets.folders import HELD_OUT, Split, files_checksum, list_images, open_splits, parquet_files
+from shiftscope.datasets.hub import download
+from shiftscope.datasets.photos import Crop, Photos, pick, plan_crop
+from shiftscope.datasets.preprocessing import Preprocessing
+from shiftscope.datasets.sources import HUB_NAMES, Labelled, find_folder, is_folder, read
 from shiftscope.errors import InputError
-from shiftscope.runtime.progress import Report, silent
-from shiftscope.runtime.seeds import stream
+from shiftscope.runtime.progress import Report, Stage, silent
 
-__all__ = ["Block", "ImageBlocks", "dataset_for", "largest_shift", "open_images"]
+__all__ = ["Block", "ImageBlocks", "open_images"]
 
-#: The margin on each side of a folder's images is the model's input divided by this.
-MARGIN_PART = 14
 #: Height and width of the canvas for the digits, and of the digits on it, where nothing else says.
 DIGITS_CANVAS, DIGITS_SIZE = 40, 20
-#: The largest shift by default, pixels.
-DEFAULT_SHIFT = 8
+#: The largest shift by default, pixels; without a margin, the image's size over this if that is less.
+DEFAULT_SHIFT, SIZE_PER_SHIFT = 8, 8
+#: Sets of small images, which are decoded as a whole.
+SHORT_NAMES = ("digits", *HUB_NAMES)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some of the images of an audit.
+    """Some of the images.
 
     Attributes:
         images: in [0, 1], [image, channel, height, width].
@@ -52,14 +57,16 @@ class Block:
 
 @dataclass(frozen=True)
 class ImageBlocks:
-    """The images of an audit, read a block at a time.
+    """The images that a model is measured on, read a block at a time.
 
     Attributes:
-        source: a folder, or images in memory.
+        source: photos, or images in memory.
         count: number of images.
+        found: number of images at their origin, of which these may be a sample.
         shape: (channels, height, width) of each, margin included.
         size: height and width of the model's input, pixels.
-        canvas: to place images in memory on.
+        crop: how photos are scaled and cropped; None for images in memory.
+        canvas: to place images in memory on; None for photos.
         fill: the canvas's colour, one value in [0, 1] per channel.
         mean: mean colour, one value in [0, 1] per channel; None where it is unknown.
         classes: number of classes; None without labels.
@@ -68,10 +75,12 @@ class ImageBlocks:
         notes: sentences for the reader of the results.
     """
 
-    source: ImageFolder | Labelled
+    source: Photos | Labelled
     count: int
+    found: int
     shape: tuple[int, int, int]
     size: int
+    crop: Crop | None
     canvas: Canvas | None
     fill: tuple[float, ...]
     mean: tuple[float, ...] | None
@@ -80,12 +89,49 @@ class ImageBlocks:
     checksum: str
     notes: tuple[str, ...]
 
+    @property
+    def margin(self) -> int:
+        """The largest shift that loses nothing of the image, pixels: the margin of photos, or of the canvas; 0 without either."""
+        if self.crop is not None:
+            return self.crop.margin
+        assert self.canvas is not None  # noqa: S101 - images in memory always have one
+        assert isinstance(self.source, Labelled)  # noqa: S101
+        return self.canvas.margin(self.source.images.shape[2:]) * self.size // self.canvas.size
+
+    @property
+    def default_shift(self) -> int:
+        """The largest shift where nobody gives it: 8 pixels, or the margin if that is less, or an eighth without a margin."""
+        return min(DEFAULT_SHIFT, self.margin or max(1, self.size // SIZE_PER_SHIFT))
+
+    @property
+    def preparation(self) -> str:
+        """What happens to each image before it reaches the model."""
+        if self.crop is not None:
+            return self.crop.sentence
+        assert self.canvas is not None  # noqa: S101
+        assert isinstance(self.source, Labelled)  # noqa: S101
+        height, width = self.source.images.shape[2:]
+        canvas, own = f"{self.canvas.size}x{self.canvas.size}", f"{height}x{width}"
+        placed = f"images of {own}" if own == canvas else f"images of {own} on a canvas of {canvas}"
+        return placed if self.size == self.canvas.size else f"{placed}, scaled to {self.size}x{self.size} (bilinear)"
+
+    @property
+    def choice(self) -> str:
+        """How many images of which: ``16 of 54 images of image folder photos``."""
+        many = f"all {self.count}" if self.count == self.found else f"{self.count:,} of {self.found:,}"
+        return f"{many} images of {self.origin}"
+
+    def name(self, number: int) -> str:
+        """Return the name of an image for messages: of its file, or its number."""
+        return self.source.names[number] if isinstance(self.source, Photos) else f"image {number}"
+
     def read(self, start: int, stop: int) -> Block:
         """Read the images from index ``start`` to before ``stop``."""
-        if isinstance(self.source, ImageFolder):
-            folder = self.source
-            images, places, damaged = folder.read(start, stop, size=self.shape[1], channels=self.shape[0])
-            labels = None if folder.labels is None else torch.tensor([folder.labels[place] for place in places], dtype=torch.long)
+        if isinstance(self.source, Photos):
+            assert self.crop is not None  # noqa: S101 - photos always have one
+            images, places, damaged = self.source.read(start, stop, self.crop)
+            known = self.source.labels
+            labels = None if known is None else torch.tensor([known[place] for place in places], dtype=torch.long)
             return Block(images, labels, torch.tensor(places, dtype=torch.long), damaged)
         assert self.canvas is not None  # noqa: S101 - images in memory always have one
         part = self.source[start:stop]
@@ -93,6 +139,10 @@ class ImageBlocks:
         if images.shape[2] != self.size:
             images = functional.interpolate(images, (self.size,) * 2, mode="bilinear", antialias=True).clamp_(0, 1)
         return Block(images, part.labels, torch.arange(start, start + len(part)))
+
+    def read_all(self) -> Block:
+        """Read all images."""
+        return self.read(0, self.count)
 
     def example(self) -> Tensor:
         """Return the first readable image, [1, channel, height, width]."""
@@ -104,24 +154,22 @@ def open_images(
     name: str | None = None,
     *,
     count: int,
-    image: tuple[int, int, int] | None = None,
-    mean: tuple[float, ...] | None = None,
+    preprocessing: Preprocessing | None = None,
+    channels: int | None = None,
     trained_on: DataSpec | None = None,
-    size: int | None = None,
     max_shift: int | None = None,
     data_dir: Path | None = None,
     report: Report = silent,
 ) -> ImageBlocks:
-    """Open the images that a model is audited on.
+    """Open the images that a model is measured on.
 
     Args:
-        name: digits, mnist, cifar10, a hub id or the path of an image folder; by default ``trained_on``, else the digits.
+        name: digits, mnist, cifar10, a hub id or the path of a folder; by default ``trained_on``, else the digits.
         count: number of images, picked with a fixed seed.
-        image: (channels, height, width) that the model takes; None where that is unknown.
-        mean: mean colour of the model's normalisation, one value in [0, 1] per channel; by default the data's.
+        preprocessing: how images are prepared for the model; by default nothing is known about it.
+        channels: that the model takes; None where that is unknown.
         trained_on: what a study trained the model on; None for other models.
-        size: height and width of the model's input, pixels, where ``image`` is unknown; by default the images' own.
-        max_shift: the largest shift to leave room for, pixels.
+        max_shift: the largest shift to leave room for, pixels; None where none is asked for.
         data_dir: a local folder that holds the data set.
         report: called with each progress event.
 
@@ -130,167 +178,174 @@ def open_images(
     """
     if count < 1:
         raise InputError(f"`images` must be 1 or more, got {count}.", "Leave it out to take the default.")
-    channels, size = (image[0], image[1]) if image else (None, size)
-    if name is not None and is_folder(name) and not parquet_files(Path(name)):
-        return _from_folder(list_images(Path(name), count=count), count, size, channels, max_shift, mean)
-    data = _fitting(name, channels, size, trained_on, scale=True, data_dir=data_dir, report=report)
-    test, notes = _sample(data.test, count)
-    side = size or data.canvas.size
-    return ImageBlocks(
-        source=test,
-        count=len(test),
-        shape=(test.images.shape[1], side, side),
-        size=side,
-        canvas=data.canvas,
-        fill=tuple(data.canvas.colour.tolist()),
-        mean=mean or tuple(data.mean.tolist()),
-        classes=len(data.classes),
-        origin=data.origin,
-        checksum=data.checksum,
-        notes=notes,
-    )
-
-
-def dataset_for(
-    image: tuple[int, int, int] | None,
-    trained_on: DataSpec | None,
-    *,
-    name: str | None = None,
-    canvas: int | None = None,
-    data_dir: Path | None = None,
-    report: Report = silent,
-) -> Dataset:
-    """Load the data set that a model is explained and fixed on.
-
-    Args:
-        image: (channels, height, width) that the model takes; None where that is unknown.
-        trained_on: what a study trained the model on; None for other models.
-        name: of a data set, or the path of an image folder; by default ``trained_on``, else the digits.
-        canvas: height and width of the canvas, pixels; by default the height that the model takes.
-        data_dir: a local folder that holds the data set.
-        report: called with each progress event.
-
-    Raises:
-        InputError: there is no such data set, its images are larger than the canvas, or the model takes other channels.
-    """
-    if canvas is not None and canvas < 1:
-        raise InputError(f"`canvas` must be 1 or more pixels, got {canvas}.", "Leave it out to take the model's input.")
-    size = canvas or (image[1] if image else trained_on.canvas if trained_on else DIGITS_CANVAS)
-    return _fitting(name, image[0] if image else None, size, trained_on, scale=False, data_dir=data_dir, report=report)
-
-
-def largest_shift(data: Dataset, max_shift: int | None) -> int:
-    """Return the largest shift to measure on a data set's canvas, pixels.
-
-    Args:
-        data: images and their canvas.
-        max_shift: the largest shift asked for. By default 8 or, if that is less, the margin of the canvas around the image;
-            without a margin, where every shift cuts content off, an eighth of the canvas.
-
-    Raises:
-        InputError: the shift is larger than the margin.
-    """
-    margin = data.canvas.margin(data.test.images.shape[2:]) or max(1, data.canvas.size // 8)
-    if max_shift is None:
-        return min(DEFAULT_SHIFT, margin)
-    if not 0 <= max_shift <= margin:
-        raise InputError(
-            f"`max_shift` must be 0 to {margin}, the margin of the canvas around the image, got {max_shift}.",
-            "Lower it, or use a larger canvas.",
-        )
-    return max_shift
-
-
-def _fitting(
-    name: str | None,
-    channels: int | None,
-    size: int | None,
-    trained_on: DataSpec | None,
-    *,
-    scale: bool,
-    data_dir: Path | None,
-    report: Report,
-) -> Dataset:
-    """Load the data set that suits a model; ``scale`` its images to the input unless a study trained the model on a canvas."""
+    preprocessing = preprocessing or Preprocessing()
+    at_home = trained_on is not None and (name is None or _same(name, trained_on.name))
+    if name is not None and not at_home and name not in SHORT_NAMES:
+        return _from_photos(_open_photos(name, count, _local(name, data_dir), report), count, preprocessing, channels, max_shift)
     if name is None and trained_on is None and channels not in (None, 1):
+        size = preprocessing.size
         shape = f"{channels}x{size}x{size}" if size else f"{channels} channels"
         raise InputError(
             f"`data` must be given: the model takes images of {shape}, which the digits, taken by default, do not fit.",
             "Choose images with --data.",
         )
-    spec = _spec(name, size, trained_on, scale=scale, data_dir=data_dir, report=report)
-    data = load(spec, data_dir=data_dir, report=report)
-    found = data.test.images.shape[1]
-    if channels not in (None, found):
-        raise InputError(
-            f"the model takes images of {channels} channels, but those of {spec.name} have {found}.", "Choose others with --data."
+    if trained_on is not None and at_home:
+        found = _at_home(trained_on, preprocessing.size, data_dir, report)
+    else:
+        found = _small_images(
+            name or "digits", preprocessing.size, _local(name, data_dir), report, on_canvas=trained_on is not None
         )
-    return data
+    return _sampled(found, count, preprocessing, channels)
 
 
-def _spec(
-    name: str | None, size: int | None, trained_on: DataSpec | None, *, scale: bool, data_dir: Path | None, report: Report
-) -> DataSpec:
-    """Return which images to load, at which size and on which canvas."""
-    if trained_on is not None and name in (None, trained_on.name):
-        return trained_on.model_copy(update={"canvas": size or trained_on.canvas})
-    if name in (None, "digits"):
-        canvas = size or DIGITS_CANVAS
-        return DataSpec(image_size=max(1, canvas // 2) if scale else DIGITS_SIZE, canvas=canvas, validation_images=1)
-    if size is not None and (trained_on is not None or not scale):
-        return DataSpec(name=name, canvas=size, validation_images=1)
-    if size is not None and name not in HUB_NAMES:
-        return DataSpec(name=name, image_size=size, canvas=size, validation_images=1)
-    # At their own size and scaled block by block: thousands of enlarged images would not fit into memory.
+def _local(name: str | None, data_dir: Path | None) -> Path | None:
+    """Return the local folder that holds data sets: the given one, else the environment's, which paths do not need."""
     known = os.environ.get("SHIFTSCOPE_DATA")
-    source = read(name, data_dir=data_dir or (Path(known) if known else None), report=report)
-    return DataSpec(name=name, canvas=max(source.splits["train"].images.shape[2:]), validation_images=1)
+    return Path(known) if data_dir is None and known and not (name and is_folder(name)) else data_dir
 
 
-def _from_folder(
-    folder: ImageFolder,
-    count: int,
-    size: int | None,
-    channels: int | None,
-    max_shift: int | None,
-    mean: tuple[float, ...] | None,
-) -> ImageBlocks:
-    """Open the images of a folder."""
-    own = folder.image_shape()
-    if size is None and own[1] != own[2]:
+@dataclass(frozen=True)
+class _Small:
+    """Images in memory.
+
+    Attributes:
+        images: all of them.
+        canvas: to place them on.
+        size: height and width of the model's input, pixels.
+        mean: of the training images, one value in [0, 1] per channel.
+        classes: number of classes.
+        name, origin, checksum: of the data set.
+    """
+
+    images: Labelled
+    canvas: Canvas
+    size: int
+    mean: Tensor
+    classes: int
+    name: str
+    origin: str
+    checksum: str
+
+
+def _at_home(spec: DataSpec, size: int | None, data_dir: Path | None, report: Report) -> _Small:
+    """Return the test images of the study that trained the model, on its canvas."""
+    data = load(spec.model_copy(update={"canvas": size or spec.canvas}), data_dir=data_dir, report=report)
+    origin = f"the test split of {data.origin}"
+    return _Small(data.test, data.canvas, data.canvas.size, data.mean, len(data.classes), spec.name, origin, data.checksum)
+
+
+def _small_images(name: str, size: int | None, data_dir: Path | None, report: Report, *, on_canvas: bool) -> _Small:
+    """Return the images of a set with a short name: its test split, or all of a set without one.
+
+    Args:
+        name: of the set.
+        size: height and width of the model's input, pixels; None where unknown.
+        data_dir: a local folder that holds it.
+        report: called with each progress event.
+        on_canvas: keep the images' size where it fits the input; otherwise they are scaled to the input.
+    """
+    shown = None
+    if name == "digits":
+        shown = DIGITS_SIZE if size is None or (on_canvas and size >= DIGITS_SIZE) else max(1, size // 2)
+    source = read(name, image_size=shown, data_dir=data_dir, report=report)
+    images = source.splits.get("test", source.splits["train"])
+    own = max(images.images.shape[2:])
+    side = max(own, size or DIGITS_CANVAS) if name == "digits" else max(own, size or own) if on_canvas else own
+    train = source.splits["train"].images
+    mean = torch.stack([train[:, channel].double().mean() / 255 for channel in range(train.shape[1])]).float()
+    origin = f"the test split of {source.origin}" if "test" in source.splits else source.origin
+    canvas = Canvas(side, torch.zeros(train.shape[1]))
+    return _Small(images, canvas, size or side, mean, len(source.classes), name, origin, source.checksum)
+
+
+def _sampled(found: _Small, count: int, preprocessing: Preprocessing, channels: int | None) -> ImageBlocks:
+    """Pick some of the images in memory."""
+    own = found.images.images.shape[1]
+    if channels not in (None, own):
         raise InputError(
-            f"`size` must be given: the model's input is unknown, and the images are {own[1]}x{own[2]}.", "Give it with --size."
+            f"the model takes images of {channels} channels, but those of {found.name} have {own}.", "Choose others with --data."
         )
-    size, channels = size or own[1], channels or own[0]
-    if channels not in (1, 3):
-        raise InputError(
-            f"the model takes images of {channels} channels, and those of a folder have 1 or 3.", "Choose others with --data."
-        )
-    side = size + 2 * max(-(-size // MARGIN_PART), max_shift or 0)
-    notes = []
-    if folder.found < count:
-        notes.append(f"{folder.path} holds {folder.found} images, fewer than the {count} requested; all are used.")
-    if folder.labels is None:
-        notes.append(f"{folder.path} has no subfolders, so there are no labels.")
-    elif len(folder.classes) == 1:
-        notes.append(f"{folder.path} has one class only ({folder.classes[0]}): accuracy says little.")
+    places, total = pick(len(found.images), count), len(found.images)
+    few = f"The data holds {total} test images, fewer than the {count} requested; all are used."
     return ImageBlocks(
-        source=folder,
-        count=len(folder.files),
-        shape=(channels, side, side),
-        size=size,
-        canvas=None,
-        fill=(0.0,) * channels,
-        mean=mean,
-        classes=None if folder.labels is None else len(folder.classes),
-        origin=f"image folder {folder.path.name}",
-        checksum=folder.checksum,
-        notes=tuple(notes),
+        source=found.images[torch.tensor(places)],
+        count=len(places),
+        found=total,
+        shape=(own, found.size, found.size),
+        size=found.size,
+        crop=None,
+        canvas=found.canvas,
+        fill=tuple(found.canvas.colour.tolist()),
+        mean=preprocessing.mean or tuple(found.mean.tolist()),
+        classes=found.classes,
+        origin=found.origin,
+        checksum=found.checksum,
+        notes=(few,) if count > total else (),
     )
 
 
-def _sample(test: Labelled, count: int) -> tuple[Labelled, tuple[str, ...]]:
-    """Pick test images with a fixed seed, in order; with a note where there are too few."""
-    if count > len(test):
-        return test, (f"The data holds {len(test)} test images, fewer than the {count} requested; all are used.",)
-    return test[torch.randperm(len(test), generator=stream(0, "images"))[:count].sort().values], ()
+def _open_photos(name: str, count: int, data_dir: Path | None, report: Report) -> Photos:
+    """Open photos of a folder, of its parquet files, or of the hub."""
+    folder = find_folder(name, data_dir)
+    if folder is None:
+        report(Stage(f"opening Hugging Face hub {name}", 0, 0))
+        with download(name) as splits:
+            return _of_split(splits, f"Hugging Face hub {name}", sha256(name.encode()).hexdigest(), count)
+    files = parquet_files(folder)
+    if not files:
+        return list_images(folder, count=count)
+    return _of_split(open_splits(folder), f"parquet files of {folder.name}", files_checksum(folder, files), count)
+
+
+def _of_split(splits: Mapping[str, Split], origin: str, checksum: str, count: int) -> Photos:
+    """Return photos of the first held-out split that has labels, else of the training split."""
+    names = [*(name for name in HELD_OUT if name in splits), *splits]
+    labels = {name: splits[name].labels() for name in dict.fromkeys(names)}
+    name = next((name for name, known in labels.items() if known and min(known) >= 0), names[0])
+    split, known = splits[name], labels[name]
+    places = pick(split.count, count)
+    classes = split.classes or tuple(map(str, range(max(known, default=-1) + 1)))
+    return Photos(
+        origin=f"the {name} split of {origin}" if len(splits) > 1 or name in HELD_OUT else origin,
+        names=tuple(f"image {place}" for place in places),
+        labels=tuple(known[place] for place in places) if min(known, default=-1) >= 0 else None,
+        classes=classes,
+        found=split.count,
+        checksum=checksum,
+        load=lambda wanted: split.load([places[place] for place in wanted]),
+    )
+
+
+def _from_photos(
+    photos: Photos, count: int, preprocessing: Preprocessing, channels: int | None, max_shift: int | None
+) -> ImageBlocks:
+    crop = plan_crop(preprocessing, own=photos.image_shape(), channels=channels, max_shift=max_shift)
+    notes = []
+    if photos.found < count:
+        notes.append(f"{photos.origin} holds {photos.found} images, fewer than the {count} requested; all are used.")
+    if photos.labels is None:
+        notes.append(f"{photos.origin} has no subfolders, so there are no labels.")
+    elif len(photos.classes) == 1:
+        notes.append(f"{photos.origin} has one class only ({photos.classes[0]}): accuracy says little.")
+    if preprocessing.size is None:
+        notes.append(f"The model does not say how large its input is: photos are scaled to the first one's {crop.size} pixels.")
+    return ImageBlocks(
+        source=photos,
+        count=len(photos),
+        found=photos.found,
+        shape=(crop.channels, crop.side, crop.side),
+        size=crop.size,
+        crop=crop,
+        canvas=None,
+        fill=(0.0,) * crop.channels,
+        mean=preprocessing.mean,
+        classes=None if photos.labels is None else len(photos.classes),
+        origin=photos.origin,
+        checksum=photos.checksum,
+        notes=tuple(note[:1].upper() + note[1:] for note in notes),
+    )
+
+
+def _same(name: str, other: str) -> bool:
+    """Return whether two names mean the same data set."""
+    return name == other or (is_folder(name) and is_folder(other) and Path(name).resolve() == Path(other).resolve())

@@ -24,7 +24,7 @@ from shiftscope.errors import InputError, first_line
 from shiftscope.runtime.files import write_tensors
 from shiftscope.runtime.progress import Report, Stage, silent
 
-__all__ = ["HUB_NAMES", "Labelled", "Source", "is_folder", "read"]
+__all__ = ["HUB_NAMES", "Labelled", "Source", "find_folder", "is_folder", "read"]
 
 #: Short names and where the hub keeps them.
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
@@ -82,7 +82,7 @@ def read(
     """
     if name == "digits":
         return _digits(image_size)
-    folder = _folder(name, data_dir)
+    folder = find_folder(name, data_dir)
     cached = _cache_folder() / f"{Path(name).name}-{_key(name, folder, image_size)}.safetensors"
     if cached.exists():
         source = _from_cache(cached)
@@ -120,8 +120,16 @@ def _digits(image_size: int | None) -> Source:
     return Source({"train": labelled}, classes, "scikit-learn load_digits", _checksum({"train": labelled}))
 
 
-def _folder(name: str, data_dir: Path | None) -> Path | None:
-    """Return the local folder that a name means; None means the hub."""
+def find_folder(name: str, data_dir: Path | None) -> Path | None:
+    """Return the local folder that a data set's name means; None means the hub.
+
+    Args:
+        name: as :func:`read` takes it.
+        data_dir: a local folder with a folder ``name/``.
+
+    Raises:
+        InputError: there is no such folder, and the name cannot be one of the hub.
+    """
     if data_dir is not None:
         if not data_dir.is_dir():
             raise InputError(f"`data_dir` must be an existing folder, got {data_dir}.", "Check the path.")
@@ -133,12 +141,24 @@ def _folder(name: str, data_dir: Path | None) -> Path | None:
         return folder
     if is_folder(name):
         return Path(name)
-    if name in HUB_NAMES or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
+    if name in HUB_NAMES:
+        return None
+    if _looks_like_a_path(name):
+        kind = "is a file, not a folder" if Path(name).is_file() else "does not exist"
+        raise InputError(f"`data` must be an existing folder, but {name} {kind}.", "Check the path.")
+    if name.count("/") == 1:
         return None
     raise InputError(
         f"`data.name` {name!r} is neither digits, {', '.join(HUB_NAMES)}, a Hugging Face id (owner/name) nor an image folder.",
         "Use one of these.",
     )
+
+
+def _looks_like_a_path(name: str) -> bool:
+    """Return whether a name means a place on this machine rather than a data set of the hub, which is ``owner/name``."""
+    path = Path(name)
+    elsewhere = name.startswith((".", "/", "~")) or name.endswith("/") or len(path.parts) > 2
+    return elsewhere or path.exists() or (len(path.parts) == 2 and path.parent.is_dir())
 
 
 def _folder_origin(folder: Path) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "check_labels",
     "check_options",
     "check_shifts",
+    "check_size",
     "device_of",
     "evaluating",
 ]
@@ -56,6 +57,18 @@ def check_shifts(images: Tensor, shifts: Tensor) -> None:
         raise InputError(f"`shifts` must hold a list for each of {len(images)} images, got {len(shifts)}.")
     if shifts.is_floating_point() and not shifts.isfinite().all():
         raise InputError("`shifts` must be finite, got NaN or infinity.")
+
+
+def check_size(outer: tuple[int, int], size: tuple[int, int] | None, mode: str) -> tuple[int, int]:
+    """Return the size of the model's input, (height, width); raise InputError unless images of size ``outer`` hold it."""
+    if size is None or size == outer:
+        return outer
+    if mode != "zero" or min(size) < 1 or size[0] > outer[0] or size[1] > outer[1]:
+        raise InputError(
+            f"`size` must be at most that of the images, {outer[0]}x{outer[1]}, and theirs when `mode` is 'circular', got "
+            f"{size[0]}x{size[1]}."
+        )
+    return size
 
 
 def check_options(mode: str, method: str, batch_size: int | None) -> None:

@@ -26,12 +26,23 @@ class Canvas:
     Attributes:
         mode: what comes in at the border: the fill (``zero``) or what left on the other side (``circular``).
         fill: the colour in mode ``zero``, one value or one a channel.
-        size: (height, width) of the images.
+        size: (height, width) of the model's input. Images may be larger in mode ``zero``: then what they hold around their
+            centre comes in at the border.
     """
 
     mode: Mode
     fill: Tensor | float
     size: tuple[int, int]
+
+    def centre(self, images: Tensor) -> Tensor:
+        """Return the model's input: the images, or the centre of larger ones."""
+        top, left = ((outer - inner) // 2 for outer, inner in zip(images.shape[2:], self.size, strict=True))
+        return images[:, :, top : top + self.size[0], left : left + self.size[1]]
+
+    def move(self, images: Tensor, steps: Tensor) -> Tensor:
+        """Return the model's input with each image moved by its own shift, in whole pixels or parts of them."""
+        move = translate_by_parts if steps.is_floating_point() else translate
+        return self.centre(move(images, steps, mode=self.mode, fill=self.background(images)))
 
     def background(self, images: Tensor) -> Tensor:
         """Return the fill as one value a channel, of the images' dtype and on their device."""
@@ -56,12 +67,13 @@ class Direct:
 
     def reference(self, images: Tensor) -> Tensor:
         """Return the outputs [image, class] of the unshifted images."""
-        return self.run(images.to(self.device).clone())
+        return self.run(self.canvas.centre(images.to(self.device)).clone())
 
     def __call__(self, images: Tensor, shifts: Tensor) -> Tensor:
         """Return outputs [image, shift, class]; shifts are [shift, 2] or [image, shift, 2]."""
         images = images.to(self.device)
-        copies = self._windows(images, shifts) if _shared_pixels(shifts) else self._each(images, shifts)
+        alike = _shared_pixels(shifts) and tuple(images.shape[2:]) == self.canvas.size
+        copies = self._windows(images, shifts) if alike else self._each(images, shifts)
         return torch.stack([self.run(copy) for copy in copies], dim=1)
 
     def run(self, batch: Tensor) -> Tensor:
@@ -110,9 +122,8 @@ class Direct:
 
     def _each(self, images: Tensor, shifts: Tensor) -> Iterator[Tensor]:
         """Yield every image moved by its own shift, in whole pixels or parts of them."""
-        move = translate_by_parts if shifts.is_floating_point() else translate
         for steps in shifts.unbind(1) if shifts.ndim == 3 else (step.expand(len(images), 2) for step in shifts):
-            yield move(images, steps.to(self.device), mode=self.canvas.mode, fill=self.canvas.background(images))
+            yield self.canvas.move(images, steps.to(self.device))
 
 
 def _shared_pixels(shifts: Tensor) -> bool:

@@ -31,6 +31,7 @@ from shiftscope.engine.checks import (
     check_images,
     check_options,
     check_shifts,
+    check_size,
     device_of,
     evaluating,
 )
@@ -72,11 +73,11 @@ def shift_outputs(
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     fill: Float[Tensor, " channel"] | float = 0.0,
+    size: tuple[int, int] | None = None,
 ) -> Outputs:
     """Run a model on every image and on each of its shifted copies.
 
-    A module in training mode is evaluated, with a warning, and returned to training mode. No gradient is recorded. To shift
-    inside larger images, so that real content comes in at the border, pass a model that first crops the centre.
+    A module in training mode is evaluated, with a warning, and returned to training mode. No gradient is recorded.
 
     Args:
         model: images [image, channel, height, width] in [0, 1] -> outputs [image, class].
@@ -88,6 +89,8 @@ def shift_outputs(
         batch_size: images a forward pass; chosen automatically if None. When memory runs out, it is halved with a warning.
         device: where to compute; the model's own by default.
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        size: (height, width) of the model's input, where images are larger, so that real content comes in at the border; by
+            default that of the images.
 
     Returns:
         the outputs, on the CPU, in single precision.
@@ -104,7 +107,9 @@ def shift_outputs(
     [0.75, 0.5]
     """
     blocks = list(
-        stream_outputs(model, images, shifts, mode=mode, method=method, batch_size=batch_size, device=device, fill=fill)
+        stream_outputs(
+            model, images, shifts, mode=mode, method=method, batch_size=batch_size, device=device, fill=fill, size=size
+        )
     )
     values, reference = torch.cat([block.values for block in blocks]), torch.cat([block.reference for block in blocks])
     return Outputs(values, reference, shifts, blocks[0].method, blocks[0].reason)
@@ -120,6 +125,7 @@ def stream_outputs(
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     fill: Float[Tensor, " channel"] | float = 0.0,
+    size: tuple[int, int] | None = None,
 ) -> Iterator[Outputs]:
     """Yield the outputs of :func:`shift_outputs`, a block of images at a time.
 
@@ -132,6 +138,7 @@ def stream_outputs(
         batch_size: images a block and a forward pass; chosen automatically if None.
         device: where to compute; the model's own by default.
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        size: (height, width) of the model's input, where images are larger; by default that of the images.
 
     Yields:
         outputs of successive images.
@@ -150,14 +157,16 @@ def stream_outputs(
     check_fill(first, fill)
     if isinstance(model, nn.Module) and model.training:
         warnings.warn("the model was in training mode; it is evaluated and then returned to training mode.", stacklevel=2)
-    canvas = Canvas(mode, fill, (first.shape[2], first.shape[3]))
+    outer = (first.shape[2], first.shape[3])
+    canvas = Canvas(mode, fill, check_size(outer, size, mode))
+    method = "direct" if canvas.size != outer else method
     direct = Direct(model, canvas, torch.device(device) if device else device_of(model), batch_size or DIRECT_BATCH)
     with evaluating(model), torch.inference_mode():
         dense, reason = choose(direct, first, shifts, method=method, batch_size=batch_size)
     for number, batch in enumerate(chain([first], batches)):
         if number and shifts.ndim == 3:
             raise InputError("`images` must be one batch where each image has shifts of its own.")
-        check_images(batch, canvas.size)
+        check_images(batch, outer)
         for steps, values, reference in _blocks(batch, shifts, direct, dense):
             yield Outputs(values, reference, steps, "dense" if dense else "direct", reason)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from shlex import quote
 from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from shiftscope.engine.batches import Images, gather
 from shiftscope.engine.checks import check_images, check_labels, evaluating
+from shiftscope.engine.framing import Border, frame
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.causes import Causes, causes_of
@@ -21,7 +24,6 @@ from shiftscope.explanations.ranking import Fixes, try_fixes
 from shiftscope.explanations.trial import Trial, draw_shifts
 from shiftscope.graphs.geometry import read_geometry
 from shiftscope.runtime.progress import Report, silent
-from shiftscope.shifts import Mode
 from shiftscope.tables import Table
 
 __all__ = ["Explanation", "explain"]
@@ -42,6 +44,7 @@ class Explanation:
         layers: how every layer responds to shifts.
         fixes: what each fix would gain.
         settings: how it was measured, name -> value.
+        notes: what a reader needs to know about the images.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Explanation:
     layers: Layers
     fixes: Fixes
     settings: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -61,7 +65,7 @@ class Explanation:
         """Return the loss by cause, with the verdict and the guarantee in the notes."""
         table = self.causes.table()
         graph = describe(self.guarantee.geometry) if self.guarantee.geometry is not None else ""
-        notes = (self.verdict, graph, self.guarantee.sentence, self.guarantee.exact_at, *table.notes[1:])
+        notes = (self.verdict, graph, self.guarantee.sentence, self.guarantee.exact_at, *self.notes, *table.notes[1:])
         title = f"{self.name}: mean cosine {self.similarity}; what shifts cost, by cause"
         return Table(title, table.columns, table.rows, tuple(filter(None, notes)), self.settings)
 
@@ -97,6 +101,7 @@ class Explanation:
             "causes": causes,
             "layers": layers,
             "fixes": fixes,
+            "notes": list(self.notes),
             "settings": self.settings,
         }
 
@@ -128,17 +133,19 @@ class Explanation:
 
 def explain(
     model: nn.Module,
-    images: Float[Tensor, "image channel height width"],
+    images: Images,
     labels: Int[Tensor, " image"] | None = None,
     *,
+    size: int | tuple[int, int] | None = None,
     max_shift: int | None = None,
     shifts: int = 4,
-    mode: Mode = "zero",
+    mode: Border | None = None,
     fill: Float[Tensor, " channel"] | float = 0.0,
     seed: int = 0,
     batch_size: int = BATCH,
     device: torch.device | str | None = None,
     name: str = "MODEL",
+    arguments: str = "",
     report: Report = silent,
 ) -> Explanation:
     """Explain why a model's outputs change under shifts, by cause and by layer, and which fix to try first.
@@ -148,16 +155,22 @@ def explain(
 
     Args:
         model: images [image, channel, height, width] in [0, 1] -> outputs [image, class].
-        images: unshifted images, canvas included; at least 2.
-        labels: class of each image, for the accuracy with each fix.
-        max_shift: the largest shift along an axis, pixels; by default 8, or an eighth of the image if that is less.
+        images: unshifted images, canvas included; at least 2. Or a DataLoader, a list or another iterable of batches, each a
+            tensor of images or a pair (images, labels).
+        labels: class of each image, for the accuracy with each fix, where the batches do not hold them.
+        size: (height, width) of the model's input, where images are larger; by default that of the images.
+        max_shift: the largest shift along an axis, pixels; by default 8, or what larger images leave around the input, or an
+            eighth of the input, if that is less.
         shifts: number of shifts of each image, drawn uniformly without the zero shift.
-        mode: what comes in at the border: the ``fill`` (``zero``) or what left on the other side (``circular``).
+        mode: what comes in at the border: the ``fill`` (``zero``), what larger images hold there (``crop``), or what left on the
+            other side (``circular``). By default ``crop`` for larger images, else ``zero``.
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
         seed: draws the shifts.
         batch_size: images a forward pass.
         device: where to compute; the model's own by default.
-        name: of the model, for titles and commands.
+        name: of the model, for titles.
+        arguments: of the command line that name the same model and images, for the commands that are recommended; by default the
+            name.
         report: called with progress events.
 
     Returns:
@@ -172,22 +185,23 @@ def explain(
     >>> explain(model, torch.rand(8, 1, 10, 10), mode="circular", max_shift=2).causes.main
     'head'
     """
-    largest = _checked(model, images, labels, mode, shifts, max_shift)
-    steps = draw_shifts(len(images), shifts, largest, torch.Generator().manual_seed(seed))
-    trial = Trial(images, steps, mode, fill, labels, batch_size, device, report)
+    images, labels = gather(images, labels)
+    _check(model, images, labels, shifts, mode)
+    framed = frame(images, size, mode, max_shift)
+    steps = draw_shifts(len(images), shifts, framed.max_shift, torch.Generator().manual_seed(seed))
+    trial = Trial(framed.images, steps, framed.mode, fill, labels, batch_size, device, report, framed.size)
     if model.training:
         warnings.warn("the model is in training mode; it is evaluated, and returned to training mode.", stacklevel=2)
     settings = {
         "images": str(len(images)),
         "shifts of each image": str(shifts),
-        "largest shift": f"{largest} pixels",
-        "border": mode,
+        "largest shift": f"{framed.max_shift} pixels",
+        "border": framed.border,
         "seed": str(seed),
     }
     with evaluating(model):
-        channels, height, width = images.shape[1:]
-        geometry = read_geometry(model, (channels, height, width))
-        guarantee = guarantee_of(model, geometry=geometry, image=(channels, height, width))
+        geometry = read_geometry(model, trial.image)
+        guarantee = guarantee_of(model, geometry=geometry, image=trial.image)
         measured = trial.measure(model, "the unchanged model")
         return Explanation(
             name=name,
@@ -195,23 +209,24 @@ def explain(
             guarantee=guarantee,
             layers=layer_responses(
                 model,
-                images,
+                trial.images,
                 steps,
-                mode=mode,
+                mode=trial.mode,
                 fill=fill,
+                size=trial.size,
                 geometry=geometry,
                 batch_size=max(2, batch_size),
                 device=device,
                 report=report,
             ),
             causes=causes_of(model, trial, guarantee.geometry, measured, seed=seed),
-            fixes=try_fixes(model, trial, guarantee.geometry, measured, name=name),
+            fixes=try_fixes(model, trial, guarantee.geometry, measured, arguments=arguments or quote(name)),
             settings=settings,
         )
 
 
-def _checked(model: object, images: Tensor, labels: Tensor | None, mode: str, shifts: int, max_shift: int | None) -> int:
-    """Return the largest shift, after checks of everything that the caller passed."""
+def _check(model: object, images: Tensor, labels: Tensor | None, shifts: int, mode: str | None) -> None:
+    """Raise InputError unless all of them can be used."""
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.", "Wrap it in one.")
     if len(images) < 2:
@@ -220,12 +235,7 @@ def _checked(model: object, images: Tensor, labels: Tensor | None, mode: str, sh
     check_labels(labels)
     if labels is not None and len(labels) != len(images):
         raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {len(images)} images.")
-    if mode not in get_args(Mode):
-        raise InputError(f"`mode` must be 'zero' or 'circular', got {mode!r}.")
+    if mode is not None and mode not in get_args(Border):
+        raise InputError(f"`mode` must be 'zero', 'crop' or 'circular', got {mode!r}.")
     if shifts < 1:
         raise InputError(f"`shifts` must be 1 or more an image, got {shifts}.")
-    smallest = min(images.shape[2:])
-    largest = min(8, max(1, smallest // 8)) if max_shift is None else max_shift
-    if not 1 <= largest < smallest:
-        raise InputError(f"`max_shift` must be 1 to {smallest - 1} pixels on images of {smallest}, got {largest}.")
-    return largest

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from shiftscope.engine.checks import check_fill, check_images, check_options, check_shifts, device_of, evaluating
+from shiftscope.engine.checks import check_fill, check_images, check_options, check_shifts, check_size, device_of, evaluating
 from shiftscope.engine.direct import Canvas
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
@@ -161,6 +161,7 @@ def layer_responses(
     *,
     mode: Mode = "zero",
     fill: Float[Tensor, " channel"] | float = 0.0,
+    size: tuple[int, int] | None = None,
     layers: Sequence[str] | None = None,
     geometry: Reading | None = None,
     batch_size: int = BATCH,
@@ -176,6 +177,7 @@ def layer_responses(
             be parts of pixels: by Fourier transform in mode ``circular``, bilinear in mode ``zero``.
         mode: what comes in at the border: the ``fill`` (``zero``) or what left on the other side (``circular``).
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        size: (height, width) of the model's input, where images are larger; by default that of the images.
         layers: names of the modules to compare; every convolution, pool, activation, filter and polyphase sampling by default.
         geometry: what :func:`shiftscope.graphs.geometry.read_geometry` returned for the model; by default it is read here.
         batch_size: images a forward pass, unshifted and shifted together.
@@ -216,11 +218,12 @@ def layer_responses(
     reading = read_geometry(model) if geometry is None else geometry
     found = reading if isinstance(reading, Geometry) else None
     with evaluating(model), torch.inference_mode():
-        canvas = Canvas(mode, fill, (first.shape[2], first.shape[3]))
-        probes = Probes(model, first[:1].to(place), canvas, found, layers, batch_size)
+        outer = (first.shape[2], first.shape[3])
+        canvas = Canvas(mode, fill, check_size(outer, size, mode))
+        probes = Probes(model, canvas.centre(first[:1]).to(place), canvas, found, layers, batch_size)
         used: list[Tensor] = []
         for batch in chain([first], batches):
-            check_images(batch, canvas.size)
+            check_images(batch, outer)
             before = sum(map(len, used))
             used.append(_shifts_of(batch, shifts, before))
             for done in probes.compare(batch, used[-1], place):

@@ -21,7 +21,6 @@ from shiftscope.graphs.sites import Pair, check_layer, pair
 from shiftscope.layers.blur import max_filtered
 from shiftscope.layers.polyphase import PhaseLogits, PolyphaseSampling, TakePhase
 from shiftscope.layers.resampling import Filter, filtered
-from shiftscope.shifts import translate, translate_by_parts
 from shiftscope.similarity import homogeneities, responses
 
 __all__ = ["Kind", "Probe", "Probes", "at_stride_one"]
@@ -160,7 +159,8 @@ class Probes:
     def _pass(self, images: Tensor, shifts: Tensor) -> list[Response]:
         """Run images and their shifted copies in one batch, and return each probe's response."""
         count = len(shifts)
-        batch = torch.cat([images, *(self._shifted(images, steps) for steps in shifts.unbind(1))])
+        moved = (self.canvas.move(images, steps) for steps in shifts.unbind(1))
+        batch = torch.cat([self.canvas.centre(images), *moved])
         found: dict[int, Response] = {0: _response(self.probes[0], batch, count)}
 
         def see(layer: str, number: int, module: nn.Module, into: Tensor, out: Any) -> None:
@@ -191,10 +191,6 @@ class Probes:
         self.probes[0].blank = image
         with _hooks(self.model, self.names, see), suppress(InputError):  # outputs of a blank image may be NaN; nobody uses them
             self._run(image.contiguous())
-
-    def _shifted(self, images: Tensor, steps: Tensor) -> Tensor:
-        move = translate_by_parts if steps.is_floating_point() else translate
-        return move(images, steps, mode=self.canvas.mode, fill=self.canvas.background(images))
 
     def _run(self, batch: Tensor) -> Tensor:
         """Return checked outputs of one pass; never split, because hooks must see all of the batch together."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from shlex import quote
 
 from torch import nn
 
@@ -124,7 +123,7 @@ class Fixes:
         return Table("Fixes, tried without training", columns, tuple(rows), tuple(notes))
 
 
-def try_fixes(model: nn.Module, trial: Trial, geometry: Geometry | None, measured: Measured, *, name: str) -> Fixes:
+def try_fixes(model: nn.Module, trial: Trial, geometry: Geometry | None, measured: Measured, *, arguments: str) -> Fixes:
     """Try every fix that applies to a model, and rank them.
 
     Args:
@@ -132,13 +131,13 @@ def try_fixes(model: nn.Module, trial: Trial, geometry: Geometry | None, measure
         trial: the images and their shifts.
         geometry: of the model's graph; None where it cannot be read, so that no fix can be tried.
         measured: the unchanged model in this trial.
-        name: of the model, for the commands.
+        arguments: of the command line that name the model and the images.
     """
     before = measured.estimates()
     if geometry is None:
         return Fixes((), before, None, "No fix can be tried, because the model's graph cannot be traced.")
     multiply_adds = cost(model, trial.image).multiply_adds
-    tried = [_try(kinds, model, trial, measured, multiply_adds, name) for kinds in _candidates(geometry)]
+    tried = [_try(kinds, model, trial, measured, multiply_adds, arguments) for kinds in _candidates(geometry)]
     ranked = sorted(tried, key=lambda each: (not each.works, each.gain is None, -each.efficiency))
     return Fixes(tuple(ranked), before, multiply_adds, "" if ranked else "No fix of this package applies to the model.")
 
@@ -155,9 +154,9 @@ def _candidates(geometry: Geometry) -> Iterator[tuple[Kind, ...]]:
         yield from (("gap", kind) for kind in singles)
 
 
-def _try(kinds: tuple[Kind, ...], model: nn.Module, trial: Trial, measured: Measured, before: int, name: str) -> TriedFix:
+def _try(kinds: tuple[Kind, ...], model: nn.Module, trial: Trial, measured: Measured, before: int, arguments: str) -> TriedFix:
     """Apply a fix to a copy and measure it; ``before`` is the unchanged model's number of multiply-adds."""
-    command = f"shiftscope fix {quote(name)} {' '.join(f'--with {kind}' for kind in kinds)} --out fixed.safetensors"
+    command = f"shiftscope fix {arguments} {' '.join(f'--with {kind}' for kind in kinds)} --out fixed.safetensors"
     try:
         surgery = _apply(kinds, model, trial.image)
         after = trial.measure(surgery.model, f"with {' + '.join(kinds)}")

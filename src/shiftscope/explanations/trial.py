@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shiftscope.engine.direct import Canvas
 from shiftscope.engine.outputs import shift_outputs
 from shiftscope.estimates import Estimate, bootstrap, mean, percentile_interval
 from shiftscope.measures import MEASURES
@@ -73,17 +74,19 @@ class Trial:
     """Images, each with its own shifts, and how they are shifted.
 
     Attributes:
-        images: unshifted images, canvas included.
+        images: unshifted images, canvas included; larger than the model's input where crops are taken from them.
         shifts: (dy, dx), pixels.
-        mode: what comes in at the border: the ``fill`` (``zero``) or what left on the other side (``circular``).
+        mode: what comes in at the border: the ``fill`` (``zero``), or what larger images hold there, or what left on the other
+            side (``circular``).
         fill: colour of the canvas in mode ``zero``, one value or one a channel.
         labels: class of each image; None where it is not known.
         batch_size: images a forward pass; None chooses it automatically.
         device: where to compute; None is the model's own.
         report: called with progress events.
+        size: (height, width) of the model's input; None where it is that of the images.
     """
 
-    images: Float[Tensor, "image channel height width"]
+    images: Float[Tensor, "image channel tall wide"]
     shifts: Int[Tensor, "image shift 2"]
     mode: Mode = "zero"
     fill: Float[Tensor, " channel"] | float = 0.0
@@ -91,12 +94,18 @@ class Trial:
     batch_size: int | None = None
     device: torch.device | str | None = None
     report: Report = silent
+    size: tuple[int, int] | None = None
 
     @property
     def image(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image."""
+        """(channels, height, width) of the model's input."""
         channels, height, width = self.images.shape[1:]
-        return channels, height, width
+        return (channels, *self.size) if self.size else (channels, height, width)
+
+    @property
+    def inputs(self) -> Float[Tensor, "image channel height width"]:
+        """The model's unshifted input: the images, or the centre of larger ones."""
+        return Canvas(self.mode, self.fill, self.image[1:]).centre(self.images)
 
     def measure(self, model: nn.Module, description: str) -> Measured:
         """Measure what the shifts cost a model's outputs.
@@ -121,6 +130,7 @@ class Trial:
                 method="direct",
                 batch_size=self.batch_size,
                 device=self.device,
+                size=self.size,
             )
             losses.append(1 - per_shift_cosines(outputs).double().mean(dim=1))
             references.append(outputs.reference)
@@ -134,12 +144,12 @@ class Trial:
             factor: the model's subsampling factor. In mode ``zero`` the canvas is first extended by its fill at the lower and
                 right edges to multiples of it, because a map is circular only if every stride divides its size.
         """
-        images = self.images
+        images = self.inputs
         if self.mode == "zero":
             (height, width), (down, right) = images.shape[2:], factor
             fill = torch.as_tensor(self.fill, dtype=images.dtype).reshape(-1, 1, 1)
             images = functional.pad(images - fill, (0, -width % right, 0, -height % down)) + fill
-        return replace(self, images=images, mode="circular")
+        return replace(self, images=images, mode="circular", size=None)
 
     def on_lattice(self, factor: tuple[int, int], generator: torch.Generator) -> Trial | None:
         """Return the trial with one random shift an image, a multiple of the subsampling factor along both axes and not zero.
@@ -151,7 +161,7 @@ class Trial:
         Returns:
             None where no such shift is smaller than the image.
         """
-        counts = [max(1, size // step) for size, step in zip(self.images.shape[2:], factor, strict=True)]
+        counts = [max(1, size // step) for size, step in zip(self.image[1:], factor, strict=True)]
         if counts == [1, 1]:
             return None
         picks = torch.randint(1, counts[0] * counts[1], (len(self.images),), generator=generator)

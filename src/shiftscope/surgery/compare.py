@@ -1,31 +1,110 @@
-"""Apply several fixes to a model, and compare its outputs under every shift before and after."""
+"""Apply several fixes to a model, and compare its outputs under shifts before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
+from shiftscope.engine.batches import Images, gather
+from shiftscope.engine.checks import check_images
+from shiftscope.engine.framing import Border, Framed, frame
 from shiftscope.engine.outputs import stream_outputs, track
 from shiftscope.errors import ModelFailsError, first_line
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
-from shiftscope.shifts import Mode, grid
+from shiftscope.shifts import grid
 from shiftscope.surgery import Change, Kind, Surgery, cost, operate
 from shiftscope.surveys import survey
-from shiftscope.tables import Table
+from shiftscope.tables import Cell, Table
 
-__all__ = ["compare", "fix"]
+__all__ = ["Fixed", "apply_fixes", "compare", "fix"]
 
 #: Images measured between two progress reports.
 BLOCK = 64
 COMPARED = ("mcs", "pair_consistency", "all_agree", "worst_case")
-MODES: tuple[Mode, ...] = ("zero", "circular")
+#: Inputs up to so many pixels are measured under every shift, larger ones under so many random shifts.
+SMALL, DRAWN = 64, 8
 
 
-def fix(model: nn.Module, fixes: Sequence[tuple[Kind, int]], *, image: tuple[int, int, int]) -> Surgery:
+@dataclass(frozen=True)
+class Fixed:
+    """A fixed copy of a model, and what it gained.
+
+    Attributes:
+        model: the copy.
+        changes: what was done to each layer, and why.
+        before_and_after: the model and the copy under shifts.
+    """
+
+    model: nn.Module
+    changes: Table
+    before_and_after: Table
+
+
+def fix(
+    model: nn.Module,
+    images: Images,
+    labels: Int[Tensor, " image"] | None = None,
+    *,
+    kinds: Sequence[Kind],
+    filter_size: int = 3,
+    size: int | tuple[int, int] | None = None,
+    max_shift: int | None = None,
+    mode: Border | None = None,
+    fill: float | Sequence[float] = 0.0,
+    seed: int = 0,
+    report: Report = silent,
+) -> Fixed:
+    """Change a copy of a model so that shifts matter less, and measure whether it helped. The weights stay.
+
+    Args:
+        model: images [image, channel, height, width] in [0, 1] -> outputs [image, class]; it is not changed.
+        images: unshifted images; or a DataLoader, a list or another iterable of batches, each a tensor of images or a pair
+            (images, labels).
+        labels: class of each image, where the batches do not hold them.
+        kinds: fixes, applied in order: ``blur``, ``aps``, ``lps``, ``gap`` or ``circular``.
+        filter_size: of ``blur``, 1 to 7 positions.
+        size: (height, width) of the model's input, where images are larger; by default that of the images.
+        max_shift: the largest shift along an axis, pixels; by default as in :func:`shiftscope.explain`.
+        mode: what comes in at the border; by default both ``circular`` and, of larger images, ``crop``, else ``zero``.
+        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        seed: draws the shifts of large inputs.
+        report: called with progress events.
+
+    Raises:
+        InputError: a fix does not apply, or the model does not take such images.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 3)).eval()
+    >>> found = fix(model, torch.rand(4, 1, 16, 16), kinds=["blur"], max_shift=1)
+    >>> [(row["model"], row["shifts"]) for row in found.before_and_after.rows]
+    [('before', 'zero'), ('before', 'circular'), ('after', 'zero'), ('after', 'circular')]
+    """
+    images, labels = gather(images, labels)
+    check_images(images)
+    height, width = frame(images, size, None, max_shift).size
+    chosen = [(kind, filter_size if kind == "blur" else 1) for kind in kinds]
+    surgery = apply_fixes(model, chosen, image=(images.shape[1], height, width))
+    table = compare(
+        model,
+        surgery,
+        images,
+        labels,
+        size=size,
+        max_shift=max_shift,
+        mode=mode,
+        fill=torch.tensor(fill),
+        seed=seed,
+        report=report,
+    )
+    return Fixed(surgery.model, surgery.table(), table)
+
+
+def apply_fixes(model: nn.Module, fixes: Sequence[tuple[Kind, int]], *, image: tuple[int, int, int]) -> Surgery:
     """Return a copy of a model with several fixes in it, one after the other, and all changes.
 
     Args:
@@ -42,7 +121,7 @@ def fix(model: nn.Module, fixes: Sequence[tuple[Kind, int]], *, image: tuple[int
     except Exception as error:  # whatever the model raises
         raise ModelFailsError(
             f"The model does not take images of {image} ({first_line(error).rstrip('.')}).",
-            "Choose other --data or another --canvas.",
+            "Choose other --data or another --size.",
         ) from error
     changes = list[Change]()
     for kind, filter_size in fixes:
@@ -54,23 +133,31 @@ def fix(model: nn.Module, fixes: Sequence[tuple[Kind, int]], *, image: tuple[int
 def compare(
     before: nn.Module,
     surgery: Surgery,
-    images: Float[Tensor, "image channel height width"],
-    labels: Int[Tensor, " image"],
+    images: Tensor,
+    labels: Int[Tensor, " image"] | None,
     *,
-    max_shift: int,
-    fill: Float[Tensor, " channel"] | float = 0.0,
+    size: int | tuple[int, int] | None = None,
+    max_shift: int | None = None,
+    mode: Border | None = None,
+    fill: Tensor | float = 0.0,
+    seed: int = 0,
     provenance: Mapping[str, str] | None = None,
     report: Report = silent,
 ) -> Table:
-    """Measure a model before and after a fix, under zero-filled and circular shifts.
+    """Measure a model before and after a fix, under the same shifts.
+
+    Inputs of up to 64 pixels are measured under every shift, larger ones under 8 random shifts that all images share.
 
     Args:
         before: the model without the fix.
         surgery: the fixed model and its costs.
         images: unshifted images in [0, 1], canvas included.
-        labels: class of each image.
-        max_shift: measure every shift up to this many pixels along each axis.
+        labels: class of each image; None where they are unknown.
+        size: (height, width) of the model's input, where images are larger; by default that of the images.
+        max_shift: the largest shift along each axis, pixels; by default as in :func:`shiftscope.explain`.
+        mode: what comes in at the border; by default both ``circular`` and, of larger images, ``crop``, else ``zero``.
         fill: colour that zero-filled shifts bring in, in [0, 1]: one value or one a channel.
+        seed: draws the shifts of large inputs.
         provenance: where the images come from, name to value, for the table.
         report: called with progress events.
 
@@ -80,32 +167,53 @@ def compare(
     Raises:
         InputError: the model does not take such images, or ``max_shift`` does not fit them.
     """
-    shifts = grid(max_shift)
-    models = {"before": (before, surgery.before), "after": (surgery.model, surgery.after)}
+    first = frame(images, size, mode, max_shift)
+    framed = [first] if mode else [first, frame(images, size, "circular", first.max_shift)]
+    shifts = _shifts(first, seed)
     rows = []
-    for name, (model, price) in models.items():
-        for mode in MODES:
-            outputs = stream_outputs(model, images.split(BLOCK), shifts, mode=mode, fill=fill)
-            stage = partial(_report_stage, report, f"measuring {name}, {mode} shifts", len(images))
-            found = survey(track(outputs, stage), labels=labels)
+    for name, model, price in (("before", before, surgery.before), ("after", surgery.model, surgery.after)):
+        for each in framed:
+            stage = partial(_report_stage, report, f"measuring {name}, {each.border} shifts", len(images))
             rows.append(
                 {
                     "model": name,
-                    "shifts": mode,
-                    "test_accuracy": None if found.right is None else MEASURES["test_accuracy"].estimate(found.right),
-                    **{measure: found.estimate(measure) for measure in COMPARED},
+                    "shifts": each.border,
+                    **_measured(model, each, labels, shifts, fill, stage),
                     "multiply_adds": price.multiply_adds if price else None,
                     "parameters": price.parameters if price else None,
                 }
             )
+    every = len(shifts) == (2 * first.max_shift + 1) ** 2
     notes = (
-        f"In brackets: 95 % intervals over {len(images)} test images, each under all {len(shifts)} shifts up to {max_shift} "
-        "pixels.",
+        f"In brackets: 95 % intervals over {len(images)} images, each under {'all' if every else 'the same'} {len(shifts)} "
+        f"{'' if every else 'random '}shifts up to {first.max_shift} pixels.",
         *(f"{MEASURES[measure].label.capitalize()}: {MEASURES[measure].sentence}" for measure in COMPARED),
         "A network trained without the fix usually loses accuracy by it until it is trained again.",
     )
     columns = ("model", "shifts", "test_accuracy", *COMPARED, "multiply_adds", "parameters")
     return Table("Before and after", columns, tuple(rows), notes, provenance or {})
+
+
+def _shifts(framed: Framed, seed: int) -> Tensor:
+    """Return every shift, or for large inputs some without the zero shift, as many as the note says."""
+    every = grid(framed.max_shift)
+    if max(framed.size) <= SMALL or len(every) <= DRAWN + 1:
+        return every
+    others = every[(every != 0).any(dim=1)]
+    return others[torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:DRAWN]]
+
+
+def _measured(
+    model: nn.Module, framed: Framed, labels: Tensor | None, shifts: Tensor, fill: Tensor | float, stage: Callable[[int], None]
+) -> dict[str, Cell]:
+    """Return accuracy and measures of a model under some shifts; those that need labels are left empty without them."""
+    blocks = framed.images.split(BLOCK)
+    outputs = stream_outputs(model, blocks, shifts, mode=framed.mode, fill=fill, size=framed.size)
+    found = survey(track(outputs, stage), labels=labels)
+    return {
+        "test_accuracy": None if found.right is None else MEASURES["test_accuracy"].estimate(found.right),
+        **{name: found.estimate(name) for name in COMPARED if (name, "all") in found.values},
+    }
 
 
 def _report_stage(report: Report, sentence: str, images: int, done: int) -> None:

@@ -1,0 +1,229 @@
+"""What a command measures: a model, the images to measure it on, and one line that says what both are.
+
+Every command on models opens both here, so that they are prepared in the same way and described by the same line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from shiftscope.audits.model import OneOutput
+from shiftscope.datasets.images import Block, ImageBlocks, open_images
+from shiftscope.datasets.preprocessing import Preprocessing
+from shiftscope.datasets.sources import is_folder
+from shiftscope.engine.checks import evaluating
+from shiftscope.engine.framing import frame
+from shiftscope.models import LoadedModel, absolute_reference, load_model
+from shiftscope.runtime.progress import Report, silent
+from shiftscope.runtime.settings import Spec
+
+__all__ = ["Subject", "SubjectSpec", "absolute_paths", "describe", "open_subject"]
+
+#: So many damaged files are listed.
+DAMAGED = 10
+
+
+class SubjectSpec(Spec):
+    """Which model, and which images to measure it on.
+
+    Attributes:
+        model: a reference as :func:`shiftscope.models.load_model` takes it.
+        weights: file of weights for a model that code makes.
+        size: height and width of the model's input, pixels; None for the model's own.
+        mean: mean per channel to subtract from images; None for the model's own.
+        std: standard deviation per channel to divide by; None for the model's own.
+        output: name or position of one of several outputs.
+        embedding: whether outputs are not classes.
+        data: name of a data set, or an image folder; None for data that suit the model.
+        data_dir: local folder that holds the data set.
+        images: number of images.
+        max_shift: the largest shift, pixels; None for the default.
+        seed: of the random shifts.
+        device: where to compute.
+        trust: whether to run code that the model's file names or holds.
+    """
+
+    model: str
+    weights: str | None = None
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    output: str | None = None
+    embedding: bool = False
+    data: str | None = None
+    data_dir: str | None = None
+    images: int = 256
+    max_shift: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    trust: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on its device, and the images to measure it on.
+
+    Attributes:
+        spec: which model and images.
+        loaded: the model.
+        images: opened for it.
+    """
+
+    spec: SubjectSpec
+    loaded: LoadedModel
+    images: ImageBlocks
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is measured, name -> value: for the first line of a command and for every file that it writes."""
+        channels = self.images.shape[0]
+        return {
+            "model": self.spec.model,
+            "weights": self.loaded.weights,
+            "input": f"{channels}x{self.images.size}x{self.images.size}",
+            "normalisation": _normalisation(self.loaded.preprocessing),
+            "preprocessing from": self.loaded.preprocessing.source,
+            "preparation": self.images.preparation,
+            "data": self.images.choice,
+            "data_sha256": self.images.checksum,
+            "place": self.spec.device,
+            "precision": _precision(self.loaded.model, self.spec.device),
+        }
+
+    @property
+    def line(self) -> str:
+        """What is measured, in one line."""
+        return describe(self.facts)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; of one with several outputs, with the one that is measured."""
+        return self.measured(self.loaded.model)
+
+    def measured(self, model: nn.Module) -> nn.Module:
+        """Return a changed copy of the model with the output that is measured."""
+        return model if self.spec.output is None else OneOutput(model, self.spec.output)
+
+    def outputs(self, example: Tensor) -> int | None:
+        """Return how many values the model returns for an image; None if it returns a map, or fails.
+
+        Args:
+            example: images, margin included.
+        """
+        framed = frame(example, self.images.size, "zero", None).images.to(self.spec.device)
+        try:
+            with evaluating(self.loaded.model), torch.inference_mode():
+                found = self.model(framed)
+        except Exception:  # whatever the model raises; measuring reports it
+            return None
+        return found.shape[1] if isinstance(found, Tensor) and found.ndim == 2 else None
+
+    def _label_mismatch(self, example: Tensor) -> str:
+        """Return why labels do not fit the model; empty if they do."""
+        outputs = self.outputs(example)
+        if self.spec.embedding or self.loaded.embedding or outputs is None:
+            return "Labels are ignored: the model returns no classes."
+        if self.images.classes != outputs:
+            return f"Labels are ignored: the model has {outputs} classes, the data {self.images.classes}."
+        return ""
+
+    @property
+    def fill(self) -> Tensor:
+        """The canvas's colour, one value in [0, 1] per channel."""
+        return torch.tensor(self.images.fill)
+
+    def notes(self, block: Block, ignored: str) -> tuple[str, ...]:
+        """Return what a reader needs to know about the images.
+
+        Args:
+            block: all images.
+            ignored: why their labels are left out; empty if they are not.
+        """
+        damaged = f"{len(block.damaged)} images cannot be read and are left out: {', '.join(block.damaged[:DAMAGED])}."
+        return tuple(filter(None, (*self.images.notes, ignored, damaged if block.damaged else "")))
+
+    def read(self) -> tuple[Block, str]:
+        """Read all images.
+
+        Returns:
+            the images, without labels that do not fit the model's classes; and why these are left out, empty if they are not.
+        """
+        block = self.images.read_all()
+        why = "" if block.labels is None else self._label_mismatch(block.images[:1])
+        return Block(block.images, None if why else block.labels, block.numbers, block.damaged), why
+
+
+def describe(facts: Mapping[str, str]) -> str:
+    """Return what is measured in one line, the same for every command and file.
+
+    Args:
+        facts: of :attr:`Subject.facts`, which the provenance of every file holds.
+    """
+    return (
+        f"{facts['model']}, weights {facts['weights']}; input {facts['input']}, {facts['normalisation']} (from "
+        f"{facts['preprocessing from']}); {facts['preparation']}; {facts['data']}; {facts['place']}, {facts['precision']}."
+    )
+
+
+def open_subject(spec: SubjectSpec, report: Report = silent) -> Subject:
+    """Load a model and open the images to measure it on.
+
+    Args:
+        spec: which model and images.
+        report: called with progress events.
+
+    Raises:
+        InputError: there is no such model or no such images, or they do not fit.
+    """
+    loaded = load_model(
+        spec.model,
+        weights=None if spec.weights is None else Path(spec.weights),
+        size=spec.size,
+        mean=spec.mean,
+        std=spec.std,
+        trust=spec.trust,
+    )
+    images = open_images(
+        spec.data,
+        count=spec.images,
+        preprocessing=loaded.preprocessing,
+        channels=loaded.image[0] if loaded.image else None,
+        trained_on=loaded.spec.data,
+        max_shift=spec.max_shift,
+        data_dir=None if spec.data_dir is None else Path(spec.data_dir),
+        report=report,
+    )
+    loaded.model.to(spec.device)
+    return Subject(spec, loaded, images)
+
+
+def absolute_paths(spec: SubjectSpec) -> dict[str, str]:
+    """Return the settings that are paths, for a process in another working directory."""
+    found = {"model": absolute_reference(spec.model)}
+    for name in ("weights", "data_dir"):
+        value = getattr(spec, name)
+        if value and Path(value).exists():
+            found[name] = str(Path(value).resolve())
+    if spec.data is not None and is_folder(spec.data):
+        found["data"] = str(Path(spec.data).resolve())
+    return found
+
+
+def _normalisation(found: Preprocessing) -> str:
+    if found.mean is None or found.std is None:
+        return "not normalised"
+    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (found.mean, found.std))
+    return f"normalised by mean {mean} and std {std}"
+
+
+def _precision(model: nn.Module, device: str) -> str:
+    """Return the type of a model's numbers, and whether a GPU rounds them further."""
+    parameter = next((each for each in model.parameters() if each.is_floating_point()), None)
+    name = "float32" if parameter is None else str(parameter.dtype).removeprefix("torch.")
+    coarse = torch.device(device).type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    return f"{name} (TF32)" if coarse and name == "float32" else name

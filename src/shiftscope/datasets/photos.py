@@ -1,0 +1,203 @@
+"""Photos of any size: how each becomes a square for a model, and a set of them that is decoded a few at a time.
+
+A photo is scaled so that its shorter side has a given length, and its centre is cut out, as torchvision and timm do it. What the
+scaled photo holds around that centre on every side is kept as a margin, from which shifted crops are taken.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shiftscope.datasets.preprocessing import Preprocessing
+from shiftscope.errors import InputError
+from shiftscope.runtime.seeds import stream
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Crop", "Opener", "Photos", "pick", "plan_crop"]
+
+#: How photos are scaled where nobody says it.
+INTERPOLATION = "bilinear"
+#: Where nobody says how photos are cropped, the margin on each side is the model's input divided by this: 256 for 224.
+MARGIN_PART = 14
+
+#: Decodes one photo, upright and of at most 8 bits a channel; raises whatever a decoder raises on a damaged one.
+Opener = Callable[[], "Image"]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How a photo becomes a square for a model.
+
+    Attributes:
+        size: height and width of the model's input, pixels.
+        shorter: the shorter side to which photos are scaled first, pixels.
+        channels: 1 or 3.
+        interpolation: how they are scaled: ``bilinear``, ``bicubic``, ``lanczos``, ``hamming``, ``box`` or ``nearest``.
+    """
+
+    size: int
+    shorter: int
+    channels: int
+    interpolation: str = INTERPOLATION
+
+    @property
+    def margin(self) -> int:
+        """Pixels around the model's input on every side, from which shifted crops are taken."""
+        return (self.shorter - self.size) // 2
+
+    @property
+    def side(self) -> int:
+        """Height and width of the square, margin included, pixels."""
+        return self.size + 2 * self.margin
+
+    @property
+    def sentence(self) -> str:
+        """What happens to a photo, for the first line of a command."""
+        scaled = f"shorter side to {self.shorter} pixels ({self.interpolation})"
+        return f"{scaled}, centre of {self.size}x{self.size}" + (f", margin {self.margin}" if self.margin else "")
+
+    def apply(self, image: Image) -> Float[Tensor, "channel side side"]:
+        """Return the square, in [0, 1].
+
+        Args:
+            image: upright, of at most 8 bits a channel.
+        """
+        import PIL.Image
+
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        short = min(image.size)
+        if short != self.shorter:
+            width, height = (self.shorter if each == short else int(self.shorter * each / short) for each in image.size)
+            image = image.resize((width, height), PIL.Image.Resampling[self.interpolation.upper()])
+        # The corner of the model's input as torchvision rounds it, less the margin.
+        left, top = (max(0, round((length - self.size) / 2) - self.margin) for length in image.size)
+        square = np.asarray(image.crop((left, top, left + self.side, top + self.side)), dtype=np.float32) / 255
+        return torch.from_numpy(square.reshape(self.side, self.side, self.channels)).permute(2, 0, 1)
+
+
+def plan_crop(preprocessing: Preprocessing, *, own: tuple[int, int, int], channels: int | None, max_shift: int | None) -> Crop:
+    """Return how photos are prepared: as the model's preprocessing says, and with room for the shifts asked for.
+
+    Where nobody says how photos are cropped, those that are exactly as large as the input are taken whole, and others are scaled
+    so that a margin of a fourteenth of the input is left on each side.
+
+    Args:
+        preprocessing: of the model; without a size, the photos' own is taken.
+        own: (channels, height, width) of the first photo.
+        channels: that the model takes; None for the photos' own.
+        max_shift: the largest shift asked for, pixels; the scaled photo is made large enough for it.
+
+    Raises:
+        InputError: the model takes neither 1 nor 3 channels, or its input size is unknown and the first photo is no square.
+
+    >>> plan_crop(Preprocessing(size=224, crop=0.95), own=(3, 480, 640), channels=3, max_shift=None).sentence
+    'shorter side to 235 pixels (bilinear), centre of 224x224, margin 5'
+    """
+    channels = channels or own[0]
+    if channels not in (1, 3):
+        raise InputError(
+            f"the model takes images of {channels} channels, and those of a folder have 1 or 3.", "Choose others with --data."
+        )
+    if preprocessing.size is None and own[1] != own[2]:
+        raise InputError(
+            f"`size` must be given: the model's input is unknown, and the images are {own[1]}x{own[2]}.", "Give it with --size."
+        )
+    size = preprocessing.size or own[1]
+    shorter = preprocessing.shorter_side()
+    if shorter is None:
+        shorter = size if own[1:] == (size, size) else size + 2 * -(-size // MARGIN_PART)
+    return Crop(size, max(shorter, size + 2 * (max_shift or 0)), channels, preprocessing.interpolation or INTERPOLATION)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """A set of photos of any size, decoded a few at a time.
+
+    Attributes:
+        origin: where they are, for the reader of the results.
+        names: of each, for messages.
+        labels: of each, an index of ``classes``; None where there are none.
+        classes: names, in order.
+        found: number of photos at the origin, of which these may be a sample.
+        checksum: of the photos.
+        load: places in ``names``, increasing -> what decodes each.
+    """
+
+    origin: str
+    names: tuple[str, ...]
+    labels: tuple[int, ...] | None
+    classes: tuple[str, ...]
+    found: int
+    checksum: str
+    load: Callable[[Sequence[int]], Iterator[Opener]]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return (channels, height, width) of the first readable photo: 1 channel if it is grey, 3 otherwise.
+
+        Raises:
+            InputError: no photo is readable.
+        """
+        for opener in self.load(range(len(self))):
+            image = _decoded(opener)
+            if image is not None:
+                return (1 if image.mode in ("1", "L") else 3, image.height, image.width)
+        raise InputError(f"{self.origin} holds no image that can be read.", "Check its files.")
+
+    def read(self, start: int, stop: int, crop: Crop) -> tuple[Float[Tensor, "image channel side side"], list[int], list[str]]:
+        """Decode some of the photos.
+
+        Args:
+            start: index of the first.
+            stop: index after the last.
+            crop: how each becomes a square.
+
+        Returns:
+            the images in [0, 1], their indices, and the names of those that cannot be read.
+        """
+        images, places, damaged = list[Tensor](), list[int](), list[str]()
+        wanted = range(start, min(stop, len(self)))
+        for place, opener in zip(wanted, self.load(wanted), strict=True):
+            image = _decoded(opener)
+            if image is None:
+                damaged.append(self.names[place])
+                continue
+            places.append(place)
+            images.append(crop.apply(image))
+        empty = torch.zeros(0, crop.channels, crop.side, crop.side)
+        return torch.stack(images) if images else empty, places, damaged
+
+
+def pick(found: int, count: int | None) -> list[int]:
+    """Return which of a number of images to measure: ``count`` of them, drawn with a fixed seed, in order; None takes all.
+
+    The images of a smaller count are among those of a larger one.
+
+    >>> set(pick(100, 5)) < set(pick(100, 9)), pick(3, 8)
+    (True, [0, 1, 2])
+    """
+    if count is None or count >= found:
+        return list(range(found))
+    return torch.randperm(found, generator=stream(0, "images"))[:count].sort().values.tolist()
+
+
+def _decoded(opener: Opener) -> Image | None:
+    """Return a photo; None where it is damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata
+            return opener()
+    except Exception:  # a damaged image can raise anything that a decoder raises
+        return None

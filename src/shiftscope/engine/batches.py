@@ -1,0 +1,112 @@
+"""Images and labels in any of the forms that people have them in: tensors, loaders, data sets and lists of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shiftscope.errors import InputError
+
+__all__ = ["Images", "batches_of", "gather", "images_in"]
+
+#: A tensor [image, channel, height, width], or an iterable of batches: of such tensors, of pairs (images, labels), or of mappings
+#: with ``pixel_values`` and ``labels``; a single image [channel, height, width] counts as a batch of one.
+Images = Tensor | Iterable[Any]
+
+IMAGE_KEYS, LABEL_KEYS = ("pixel_values", "images", "image"), ("labels", "label")
+
+
+def batches_of(images: Images, labels: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield batches of images with their labels, one batch at a time.
+
+    Args:
+        images: in one of the forms of :data:`Images`.
+        labels: [image], of all images in order; None where there are none or the batches hold them.
+
+    Raises:
+        InputError: a batch has none of these forms, some batches have labels and others not, labels are given twice, or there is
+            not one label per image.
+
+    >>> batches = [(torch.rand(2, 1, 4, 4), torch.tensor([0, 1])), (torch.rand(1, 1, 4, 4), torch.tensor([1]))]
+    >>> [(len(each), known.tolist()) for each, known in batches_of(batches)]
+    [(2, [0, 1]), (1, [1])]
+    """
+    if isinstance(images, Tensor) and labels is not None and len(labels) != len(images):
+        raise _wrong_count(len(labels), f"{len(images)} images")
+    start, labelled = 0, labels is not None
+    for number, batch in enumerate([images] if isinstance(images, Tensor) else images):
+        each, known = _parts(batch)
+        stop = start + len(each)
+        if labels is not None:
+            if known is not None:
+                raise InputError("`labels` are given, but the batches of `images` hold labels too.", "Leave one of them out.")
+            if stop > len(labels):
+                raise _wrong_count(len(labels), f"{stop} images or more")
+            known = labels[start:stop]
+        if number and (known is not None) != labelled:
+            raise InputError("some batches of `images` hold labels and others do not.", "Give labels with all or with none.")
+        labelled, start = known is not None, stop
+        if known is not None and known.ndim == 1 and len(known) != len(each):
+            raise _wrong_count(len(known), f"{len(each)} images of a batch")
+        yield each, None if known is None else known.cpu()
+    if labels is not None and start != len(labels):
+        raise _wrong_count(len(labels), f"{start} images")
+
+
+def gather(images: Images, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return all images as one tensor, with all labels.
+
+    Args:
+        images: in one of the forms of :data:`Images`.
+        labels: as :func:`batches_of` takes them.
+
+    Raises:
+        InputError: see :func:`batches_of`; there is no image; or the images differ in shape.
+    """
+    if isinstance(images, Tensor):
+        return images, labels
+    found = list(batches_of(images, labels))
+    if not found:
+        raise InputError("`images` must hold at least one image, got none.", "Give some.")
+    shapes = sorted({tuple(each.shape[1:]) for each, _ in found})
+    if len(shapes) > 1:
+        raise InputError(f"`images` must all have one shape, got {shapes[0]} and {shapes[-1]}.", "Resize them to one size.")
+    known = [each for _, each in found if each is not None]
+    return torch.cat([each for each, _ in found]), torch.cat(known) if known else None
+
+
+def images_in(images: Images, labels: Tensor | None = None) -> int | None:
+    """Return the number of images, if that is known before they are read."""
+    if isinstance(images, Tensor):
+        return len(images)
+    if labels is not None:
+        return len(labels)
+    data: Any = getattr(images, "dataset", None)  # of a DataLoader, which may drop the last batch
+    return len(data) if hasattr(data, "__len__") and not getattr(images, "drop_last", False) else None
+
+
+def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Return the images and the labels of a batch."""
+    images: Any = batch
+    labels: Any = None
+    if isinstance(batch, Mapping):
+        images = next((batch[key] for key in IMAGE_KEYS if key in batch), None)
+        labels = next((batch[key] for key in LABEL_KEYS if key in batch), None)
+    elif isinstance(batch, list | tuple):
+        images, labels = (*batch, None, None)[:2]
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"a batch of `images` must be a tensor or a pair (images, labels), got {type(batch).__name__}.",
+            "Give a DataLoader or a list of such batches.",
+        )
+    if images.ndim == 3:
+        images = images[None]
+        labels = None if labels is None else torch.as_tensor(labels).reshape(1)
+    return images, None if labels is None else torch.as_tensor(labels)
+
+
+def _wrong_count(labels: int, images: str) -> InputError:
+    return InputError(f"`labels` must hold one label per image, got {labels} for {images}.", "Give both in the same order.")

@@ -1,0 +1,101 @@
+"""How shifted views are cut from images: the model's input in their centre, what comes in at its border, how far shifts go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from shiftscope.engine.checks import check_images
+from shiftscope.engine.direct import Canvas
+from shiftscope.errors import InputError
+from shiftscope.shifts import Mode
+
+__all__ = ["Border", "Framed", "check_max_shift", "frame"]
+
+#: What comes in at the border: the fill, what images larger than the model's input hold there, or what left on the other side.
+Border = Literal["zero", "crop", "circular"]
+#: The largest shift by default, pixels; without a margin, the input's size over the second number if that is less.
+DEFAULT_SHIFT, SIZE_PER_SHIFT = 8, 8
+
+
+@dataclass(frozen=True)
+class Framed:
+    """Images as they are shifted.
+
+    Attributes:
+        images: with their margin where crops are taken from it, else as large as the model's input.
+        size: (height, width) of the model's input, pixels.
+        border: what comes in at the border.
+        max_shift: the largest shift along an axis, pixels.
+    """
+
+    images: Tensor
+    size: tuple[int, int]
+    border: Border
+    max_shift: int
+
+    @property
+    def mode(self) -> Mode:
+        """The same as the engine's mode: crops are shifts of larger images."""
+        return "circular" if self.border == "circular" else "zero"
+
+
+def frame(images: Tensor, size: int | tuple[int, int] | None, border: Border | None, max_shift: int | None) -> Framed:
+    """Return images framed for shifts, with defaults filled in.
+
+    Args:
+        images: [image, channel, height, width].
+        size: (height, width) of the model's input; None for that of the images.
+        border: None for ``crop`` where images are larger than the input, else ``zero``.
+        max_shift: None for 8 pixels, or the margin, or an eighth of the input without a margin, if that is less.
+
+    Raises:
+        InputError: images have another form or are smaller than the input, there is no such border, or the shift is too large.
+
+    >>> import torch
+    >>> framed = frame(torch.rand(2, 3, 36, 36), 32, None, None)
+    >>> framed.border, framed.max_shift
+    ('crop', 2)
+    """
+    check_images(images)
+    outer = (images.shape[2], images.shape[3])
+    inner = outer if size is None else (size, size) if isinstance(size, int) else size
+    if any(part < 1 or part > there for part, there in zip(inner, outer, strict=True)):
+        raise InputError(
+            f"the model takes images of {inner[0]}x{inner[1]}, but `images` are {outer[0]}x{outer[1]}.", "Give larger images."
+        )
+    margin = min((there - part) // 2 for part, there in zip(inner, outer, strict=True))
+    if border is None:
+        border = "crop" if margin else "zero"
+    room = margin if border == "crop" else 0
+    if border == "crop" and not margin:
+        raise InputError(
+            f"`mode` 'crop' needs images larger than the model's input of {inner[0]}x{inner[1]}.", "Use 'zero' or 'circular'."
+        )
+    if max_shift is None:
+        max_shift = min(DEFAULT_SHIFT, room or max(1, min(inner) // SIZE_PER_SHIFT))
+    check_max_shift(max_shift, inner)
+    if border == "crop" and max_shift > room:
+        raise InputError(
+            f"`max_shift` must be at most {room} pixels, which the images hold around the input of {inner[0]}x{inner[1]}, got "
+            f"{max_shift}.",
+            "Lower it or give larger images.",
+        )
+    images = images if border == "crop" else Canvas("zero", 0.0, inner).centre(images)
+    return Framed(images, inner, border, max_shift)
+
+
+def check_max_shift(max_shift: int, size: tuple[int, ...]) -> None:
+    """Raise InputError unless the shift is 1 pixel to half of the model's input, beyond which little of the image is left.
+
+    Args:
+        max_shift: the largest shift, pixels.
+        size: (height, width) of the input, pixels.
+    """
+    half = max(1, min(size) // 2)
+    if not 1 <= max_shift <= half:
+        raise InputError(
+            f"`max_shift` must be 1 to {half} pixels, half of the image's {min(size)}, got {max_shift}.", "Lower it."
+        )

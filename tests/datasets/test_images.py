@@ -1,0 +1,149 @@
+"""Every command reads the same images: photos of any size, small sets and a study's own, each prepared for the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pictures import pixels, write_parquet
+from shiftscope.datasets.dataset import DataSpec
+from shiftscope.datasets.images import open_images
+from shiftscope.datasets.photos import Crop
+from shiftscope.datasets.preprocessing import Preprocessing
+from shiftscope.errors import InputError
+from zoo import torchvision_models
+
+SIZES = [(60, 40), (33, 57), (48, 48), (100, 41), (40, 90)]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Photos of five sizes in two classes; the working directory is their parent."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SHIFTSCOPE_DATA", raising=False)
+    generator = np.random.default_rng(0)
+    for number, (width, height) in enumerate(SIZES * 2):
+        folder = tmp_path / "photos" / ("ant" if number % 2 else "bee")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (height, width, 3), np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize(("size", "shorter"), [(32, 37), (32, 36), (32, 32), (31, 40), (33, 40)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", SIZES)
+def test_centre_of_a_crop_equals_torchvision(size: int, shorter: int, interpolation: str, shape: tuple[int, int]) -> None:
+    torchvision_models()
+    from torchvision.transforms import functional
+
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (shape[1], shape[0], 3), np.uint8))
+    mode = functional.InterpolationMode(interpolation)
+    expected = functional.to_tensor(functional.center_crop(functional.resize(image, shorter, mode), size))
+    crop = Crop(size, shorter, 3, interpolation)
+    found = crop.apply(image)
+    edge = crop.margin
+    assert found.shape == (3, size + 2 * edge, size + 2 * edge)
+    assert torch.equal(found[:, edge : edge + size, edge : edge + size], expected)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "max_shift", "shape", "preparation"),
+    [
+        (Preprocessing(size=28), None, 32, "shorter side to 32 pixels (bilinear), centre of 28x28, margin 2"),
+        (Preprocessing(size=28), 6, 40, "shorter side to 40 pixels (bilinear), centre of 28x28, margin 6"),
+        (Preprocessing(size=28, crop=0.875, interpolation="bicubic"), None, 32, "to 32 pixels (bicubic), centre of 28x28"),
+        (Preprocessing(size=28, resize=28), None, 28, "shorter side to 28 pixels (bilinear), centre of 28x28"),
+    ],
+)
+def test_photos_are_prepared_as_the_model_says(
+    preprocessing: Preprocessing, max_shift: int | None, shape: int, preparation: str, photos: Path
+) -> None:
+    found = open_images(str(photos), count=20, preprocessing=preprocessing, channels=3, max_shift=max_shift)
+    assert found.shape == (3, shape, shape)
+    assert found.read_all().images.shape == (10, 3, shape, shape)
+    assert preparation in found.preparation
+
+
+def test_photos_of_the_input_size_are_taken_whole_unless_the_model_says_otherwise(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 255, (28, 28, 3), np.uint8)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    found = open_images(str(tmp_path), count=1, preprocessing=Preprocessing(size=28)).read_all()
+    assert torch.equal(found.images[0], torch.from_numpy(array).permute(2, 0, 1) / 255)
+    assert open_images(str(tmp_path), count=1, preprocessing=Preprocessing(size=28, crop=0.875)).shape == (3, 32, 32)
+
+
+def test_count_is_the_number_of_images_and_a_smaller_one_picks_among_them(photos: Path) -> None:
+    every, some = (open_images("photos", count=count, preprocessing=Preprocessing(size=16)) for count in (99, 4))
+    assert (every.count, every.choice) == (10, "all 10 images of image folder photos")
+    assert "holds 10 images, fewer than the 99 requested" in every.notes[0]
+    assert (some.count, some.choice) == (4, "4 of 10 images of image folder photos")
+    assert {some.name(number) for number in range(4)} < {every.name(number) for number in range(10)}
+
+
+def test_parquet_files_of_any_size_give_the_images_of_the_folder(photos: Path, tmp_path: Path) -> None:
+    folder = open_images("photos", count=9, preprocessing=Preprocessing(size=16)).read_all()
+    files = [photos / name for name in open_images("photos", count=10, preprocessing=Preprocessing(size=16)).source.names]
+    (tmp_path / "table").mkdir()
+    arrays = [np.asarray(Image.open(file)) for file in files]
+    write_parquet(tmp_path / "table" / "all.parquet", arrays, [int(file.parent.name == "bee") for file in files], ("ant", "bee"))
+    table = open_images("table", count=9, preprocessing=Preprocessing(size=16))
+    found = table.read_all()
+    assert torch.equal(found.images, folder.images)
+    assert torch.equal(found.labels, folder.labels)
+    assert torch.equal(table.read(3, 5).images, folder.images[3:5])
+    assert table.choice == "9 of 10 images of parquet files of table"
+
+
+def test_parquet_data_set_gives_its_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets").mkdir()
+    write_parquet(tmp_path / "pets" / "train.parquet", pixels(4, 20, 3), [0, 1, 0, 1])
+    write_parquet(tmp_path / "pets" / "test.parquet", pixels(3, 20, 3, seed=1), [1, 1, 0])
+    found = open_images("pets", count=5, preprocessing=Preprocessing(size=20))
+    assert (found.count, found.origin) == (3, "the test split of parquet files of pets")
+    assert found.read_all().labels.tolist() == [1, 1, 0]
+    assert torch.equal(found.read_all().images, torch.from_numpy(pixels(3, 20, 3, seed=1)).permute(0, 3, 1, 2) / 255)
+
+
+def test_digits_have_no_hidden_split_unless_a_study_trained_on_them() -> None:
+    assert open_images("digits", count=9999).found == 1797
+    ours = open_images(None, count=9999, trained_on=DataSpec(image_size=20, validation_images=10))
+    assert (ours.found, ours.origin) == (359, "the test split of scikit-learn load_digits")
+    assert (ours.margin, ours.default_shift, ours.preparation) == (10, 8, "images of 20x20 on a canvas of 40x40")
+
+
+def test_small_set_is_scaled_to_the_input_block_by_block(tmp_path: Path) -> None:
+    (tmp_path / "cifar10").mkdir()
+    for name in ("train", "test"):
+        write_parquet(tmp_path / "cifar10" / f"{name}.parquet", pixels(9, 32, 3), [0, 1] * 4 + [0])
+    found = open_images("cifar10", count=5, preprocessing=Preprocessing(size=48), channels=3, data_dir=tmp_path)
+    assert found.read(1, 4).images.shape == (3, 3, 48, 48)
+    assert found.source.images.shape == (5, 3, 32, 32)
+    assert found.preparation == "images of 32x32, scaled to 48x48 (bilinear)"
+    other = open_images("cifar10", count=50, data_dir=tmp_path)
+    assert other.shape == (3, 32, 32)
+    assert other.notes == ("The data holds 9 test images, fewer than the 50 requested; all are used.",)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "message"),
+    [
+        ("photos", None, 3, r"`size` must be given: .* the images are (60x40|40x60)"),
+        ("photos", 16, 4, r"images of 4 channels, and those of a folder have 1 or 3"),
+        (None, 16, 4, r"`data` must be given: the model takes images of 4x16x16"),
+        ("digits", 16, 4, r"images of 4 channels, but those of digits have 1"),
+        ("photos/bee/none", 16, 3, r"`data` must be an existing folder, but photos/bee/none does not exist"),
+        ("photos/wasp", 16, 3, r"`data` must be an existing folder, but photos/wasp does not exist"),
+        ("./none", 16, 3, r"but ./none does not exist"),
+        ("photos/bee/0.png", 16, 3, r"but photos/bee/0.png is a file, not a folder"),
+    ],
+)
+def test_images_that_do_not_suit_the_model_are_refused(
+    name: str | None, size: int | None, channels: int, message: str, photos: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        open_images(name, count=3, preprocessing=Preprocessing(size=size), channels=channels)
