@@ -14,6 +14,7 @@ from shiftscope.estimates import (
     bootstrap,
     combine_draws,
     confidence_interval,
+    interaction,
     mean,
     mean_over_seeds,
     percentile_interval,
@@ -55,9 +56,44 @@ def test_mean_of_one_image_has_bounds_as_interval() -> None:
     assert (found.low, found.high) == (-1, 1)
 
 
-def test_mean_of_equal_images_has_empty_interval() -> None:
-    equal = mean(torch.full((20,), 0.25), bounds=(-1.0, 1.0))
-    assert (equal.value, equal.low, equal.high) == pytest.approx((0.25, 0.25, 0.25))
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
+def test_mean_of_equal_images_allows_for_unseen_ones(value: float) -> None:
+    found = mean(torch.full((20,), value), bounds=(0.0, 1.0))
+    unseen = stats.binomtest(0, 20).proportion_ci(method="wilson").high
+    assert (found.value, found.low, found.high) == pytest.approx((value, value * (1 - unseen), value + (1 - value) * unseen))
+
+
+def test_mean_of_equal_images_without_upper_bound_is_open_below_only() -> None:
+    found = mean(torch.full((20,), 2.0), bounds=(0.0, float("inf")))
+    assert found.low < 2 == found.high
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 29])
+def test_mean_of_few_images_has_students_interval(count: int) -> None:
+    values = uniform(count, seed=count).double()
+    found = mean(values, bounds=(-9.0, 9.0))
+    expected = stats.ttest_1samp(values.numpy(), 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((max(expected.low, -9), min(expected.high, 9)), rel=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [2, 3, 5, 10, 30])
+def test_interval_of_few_images_and_networks_covers_truth(seeds: int, count: int) -> None:
+    """Images and noise vary, and networks a little; the interval covers the truth at least as often as it says."""
+    generator, covered = torch.Generator().manual_seed(seeds * 100 + count), 0
+    for _ in range(300):
+        networks = 0.2 * torch.randn(seeds, 1, generator=generator) if seeds > 1 else torch.zeros(1, 1)
+        images, noise = (torch.randn(size, count, generator=generator) for size in (1, seeds))
+        found = mean_over_seeds(networks + images + 0.3 * noise, bounds=(-99.0, 99.0))
+        covered += found.low <= 0 <= found.high
+    assert 0.92 <= covered / 300 <= 1
+
+
+def test_interaction_is_counted_once() -> None:
+    """Noise alone, of standard deviation 1, has a variance of 1 over the number of values."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [interaction(torch.randn(3, 40, generator=generator)) for _ in range(200)]
+    assert np.mean(noise) == pytest.approx(1 / 120, rel=0.05)
 
 
 def test_mean_over_one_seed_is_mean_over_images() -> None:
@@ -98,7 +134,7 @@ def test_interval_of_one_or_equal_networks_is_not_widened(count: int, component:
     draws = bootstrap(values)
     assert variance_component(values) == pytest.approx(component)
     interval = confidence_interval(float(values.mean()), draws, [variance_component(values)])
-    assert interval == pytest.approx(percentile_interval(draws))
+    assert interval == pytest.approx(percentile_interval(draws), rel=1e-4)
 
 
 def test_interval_of_three_networks_is_students() -> None:

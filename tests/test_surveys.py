@@ -119,7 +119,7 @@ def test_survey_maps_have_interval_of_a_mean() -> None:
     cosines = torch.nn.functional.cosine_similarity(
         measured.reference[:, None].expand_as(measured.values), measured.values, dim=-1
     ).double()
-    low, high = stats.norm.interval(0.95, loc=cosines.mean(0), scale=stats.sem(cosines, axis=0))
+    low, high = stats.t.interval(0.95, 39, loc=cosines.mean(0), scale=stats.sem(cosines, axis=0))
     torch.testing.assert_close(found.intervals["mcs"][:, 0], torch.from_numpy(low).float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.intervals["mcs"][:, 1], torch.from_numpy(high).clamp(max=1).float(), rtol=1e-4, atol=1e-5)
     assert survey([outputs(1, 0)]).intervals["mcs"][0].tolist() == [-1, 1]

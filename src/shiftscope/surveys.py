@@ -25,7 +25,7 @@ from torch import Tensor
 from shiftscope.engine.checks import check_labels
 from shiftscope.engine.outputs import Outputs
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, Z
+from shiftscope.estimates import ALIKE, Estimate, interval_of_equals, student_t, wilson_interval
 from shiftscope.measures import MEASURES
 from shiftscope.similarity import cosine
 from shiftscope.tables import Table
@@ -40,7 +40,7 @@ class Survey:
     Attributes:
         values: (measure, over) -> [image], each image's value over those shifts.
         maps: measure -> [shift], means over images: the sensitivity maps (Myburgh, Mouton and Davel 2021).
-        intervals: measure -> [shift, 2], the maps' 95 % intervals over images, from the normal distribution of a mean.
+        intervals: measure -> [shift, 2], the maps' 95 % intervals over images: Wilson's of shares, Student's of means.
         shifts: [shift, 2], (dy, dx) in pixels.
         right: [image], whether the unshifted image is classified correctly; None without labels.
         sums: measure -> [shift], sum over images; with ``squares``, surveys of separate blocks can be added up.
@@ -234,14 +234,16 @@ def from_sums(
 
 
 def _interval(name: str, sums: Tensor, squares: Tensor, count: int) -> Float[Tensor, "shift 2"]:
-    """Return mean -+ 1.96 s / sqrt(n), clipped to the measure's bounds; the bounds themselves for a single image."""
-    low, high = MEASURES[name].bounds
+    """Return each shift's interval: Wilson's of shares of images, Student's of means, within the measure's bounds."""
+    bounds, middle = MEASURES[name].bounds, sums / count
     if count == 1:
-        return torch.tensor([low, high]).expand(len(sums), 2)
-    middle = sums / count
-    variance = (squares / count - middle.square()).clamp_min(0) * count / (count - 1)
-    reach = Z * (variance / count).sqrt()
-    return torch.stack([middle - reach, middle + reach], dim=1).clamp(low, high).float()
+        return torch.tensor(bounds).expand(len(sums), 2)
+    if torch.equal(sums, squares):  # every value is 0 or 1
+        return torch.stack(wilson_interval(middle, count), dim=1).clamp(0, 1).float()
+    deviation = ((squares / count - middle.square()).clamp_min(0) / (count - 1)).sqrt()[:, None]
+    ends = middle[:, None] + student_t(count) * deviation * torch.tensor([-1.0, 1.0])
+    alike = torch.stack(interval_of_equals(middle, count, bounds), dim=1)
+    return torch.where(deviation * count**0.5 <= ALIKE * (bounds[1] - bounds[0]), alike, ends).clamp(*bounds).float()
 
 
 def _parts(shifts: Tensor, factor: int | None) -> dict[str, Bool[Tensor, " shift"]]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from shiftscope.engine.direct import Canvas
 from shiftscope.engine.outputs import shift_outputs
-from shiftscope.estimates import Estimate, bootstrap, mean, percentile_interval
+from shiftscope.estimates import Estimate, bootstrap, confidence_interval, mean
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import Mode, sample
@@ -196,7 +196,7 @@ def share(part: Float[Tensor, " image"], total: Float[Tensor, " image"]) -> Esti
         return None
     value = float(part.double().mean() / total.double().mean())
     parts, totals = bootstrap(part[None]), bootstrap(total[None])
-    low, high = percentile_interval(parts[totals > 0] / totals[totals > 0])
+    low, high = confidence_interval(value, parts[totals > 0] / totals[totals > 0], [], images=len(total))
     return Estimate(value, min(float(low), value), max(float(high), value), count=len(total))
 
 
