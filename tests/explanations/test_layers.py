@@ -219,11 +219,23 @@ def test_maps_with_channels_last_are_transposed() -> None:
     sizes = []
     for option in (True, False):
         model = timm().create_model("convnext_atto", num_classes=4, conv_mlp=option).eval()
-        found = layer_responses(model, images, torch.tensor([[0, 1]]))
+        names = [name for name, part in model.named_modules() if type(part).__name__ == "GELU"]
+        found = layer_responses(model, images, torch.tensor([[0, 1]]), layers=names)
         sizes.append([(layer.channels, layer.size, layer.factor) for layer in found.layers if layer.kind == "activation"])
-        assert found.layers[-3].name.endswith("pool, input")
     assert sizes[0] == sizes[1]
     assert sizes[0][0] == (160, (16, 16), (4, 4))
+
+
+def test_network_with_fully_connected_layers_on_maps_is_seen_block_by_block() -> None:
+    torch.manual_seed(0)
+    model = timm().create_model("convnext_atto", num_classes=4, conv_mlp=False, depths=(1, 1, 1, 1)).eval()
+    found = layer_responses(model, torch.rand(2, 3, 64, 64, generator=GENERATOR), torch.tensor([[0, 1]]))
+    rows = [(layer.name, layer.kind, layer.size) for layer in found.layers]
+    assert rows[1:4] == [
+        ("stem", "patch embedding", (16, 16)),
+        ("stages.0.blocks.0", "block", (16, 16)),
+        ("stages.1.downsample", "merging", (8, 8)),
+    ]
 
 
 class Gated(nn.Module):

@@ -18,6 +18,7 @@ from shiftscope.errors import InputError
 from shiftscope.graphs.geometry import Geometry, MapGeometry, call_name
 from shiftscope.graphs.operators import POINTWISE
 from shiftscope.graphs.sites import Pair, check_layer, pair
+from shiftscope.graphs.tokens import TokenMap, TokenReading, first_tensor, has_attention, read_tokens
 from shiftscope.layers.blur import max_filtered
 from shiftscope.layers.polyphase import PhaseLogits, PolyphaseSampling, TakePhase
 from shiftscope.layers.resampling import Filter, filtered
@@ -25,7 +26,20 @@ from shiftscope.similarity import homogeneities, responses
 
 __all__ = ["Kind", "Probe", "Probes", "at_stride_one"]
 
-Kind = Literal["canvas", "convolution", "pool", "activation", "filter", "polyphase sampling", "layer", "head input", "output"]
+Kind = Literal[
+    "canvas",
+    "convolution",
+    "pool",
+    "activation",
+    "filter",
+    "polyphase sampling",
+    "patch embedding",
+    "block",
+    "merging",
+    "layer",
+    "head input",
+    "output",
+]
 #: Similarity [image, shift], displacement [image, shift, 2] and similarity in place [image, shift].
 Response = tuple[Tensor, Tensor, Tensor]
 
@@ -53,6 +67,7 @@ class Probe:
         side: whether the module's input or its output is compared.
         geometry: where the positions of its map lie.
         shape: channels, height and width of its map.
+        tokens: how tokens are laid on that map; None where the output is an ordinary map or a vector.
         stride: of the layer.
         blank: the map [1, channel, height, width] of a blank image, which is subtracted; None where none is.
         blank_input: the layer's input for a blank image, where the layer subsamples.
@@ -68,6 +83,7 @@ class Probe:
     geometry: MapGeometry
     shape: tuple[int, int, int]
     stride: Pair = (1, 1)
+    tokens: TokenMap | None = None
     blank: Tensor | None = None
     blank_input: Tensor | None = None
     responses: list[Response] = field(default_factory=list)
@@ -85,6 +101,7 @@ class _Call:
     kind: Kind | None
     into: Tensor
     out: Tensor
+    tokens: TokenMap | None
 
     @property
     def name(self) -> str:
@@ -93,6 +110,8 @@ class _Call:
     @property
     def positions(self) -> int:
         """Positions of the output; 0 where that is no map."""
+        if self.tokens is not None:
+            return self.tokens.grid[0] * self.tokens.grid[1]
         return self.out[0, 0].numel() if self.out.ndim == 4 else 0
 
 
@@ -126,7 +145,11 @@ class Probes:
     ) -> None:
         self.model, self.canvas, self.geometry, self.batch_size = model, canvas, geometry, batch_size
         self.left_out: list[tuple[str, str]] = []
-        calls, output = self._first_pass(_chosen(model, layers), example)
+        self.tokens: TokenReading | None = None
+        calls, output = self._first_pass(_chosen(model, layers, None), example)
+        if has_attention(model) or any(isinstance(call.module, nn.Linear) and call.into.ndim > 2 for call in calls):
+            self.tokens = read_tokens(model, example, layers or ())
+            calls, output = self._first_pass(_chosen(model, layers, self.tokens), example)
         first = Probe("canvas", "canvas", ("", 0), "in", MapGeometry(), (example.shape[1], *canvas.size))
         last = Probe("output", "output", ("", 0), "out", MapGeometry(has_positions=False), (output.shape[1], 1, 1))
         self.probes = [first, *self._layers(calls), *self._head(calls), last]
@@ -185,7 +208,7 @@ class Probes:
         def see(layer: str, number: int, _: nn.Module, into: Tensor, out: Any) -> None:
             for probe in self.probes[1:-1]:
                 if probe.call == (layer, number) and probe.geometry.has_positions:
-                    probe.blank = _finite_copy(_as_maps(into if probe.side == "in" else out, probe.geometry))
+                    probe.blank = _finite_copy(_as_maps(into if probe.side == "in" else out, probe))
                     probe.blank_input = _finite_copy(into) if probe.stride != (1, 1) else None
 
         self.probes[0].blank = image
@@ -204,11 +227,13 @@ class Probes:
     def _first_pass(self, chosen: dict[str, Kind | None], example: Tensor) -> tuple[list[_Call], Tensor]:
         """Return every call of a chosen module, and the output."""
         calls: list[_Call] = []
+        known = self.tokens.maps if self.tokens else {}
 
         def see(layer: str, number: int, module: nn.Module, into: Tensor, out: Any) -> None:
             if isinstance(out, Tensor):
                 # Copies, because the next layer may work in place.
-                calls.append(_Call(layer, number, module, chosen[layer], into.clone(), out.clone()))
+                tokens = known.get(call_name(layer, number))
+                calls.append(_Call(layer, number, module, chosen[layer], into.clone(), out.clone(), tokens))
 
         with _hooks(self.model, list(chosen), see):
             output = self._run(example)
@@ -217,6 +242,12 @@ class Probes:
     def _layers(self, calls: list[_Call]) -> Iterator[Probe]:
         """Yield a probe for each call of a layer on maps, except gates: single positions before larger maps."""
         for order, call in enumerate(calls):
+            if call.kind is not None and call.tokens is not None:
+                yield self._token_probe(call, call.kind, call.tokens)
+                continue
+            if call.kind is not None and self.tokens is not None and call.out.ndim == 3:
+                self.left_out.append((call.name, "it is not known how its output lies on the image"))
+                continue
             if call.kind is None or call.out.ndim != 4:
                 continue
             if call.positions == 1 and any(later.kind and later.positions > 1 for later in calls[order + 1 :]):
@@ -229,6 +260,12 @@ class Probes:
                 continue
             stride, sizes = _stride(call.module), _sizes(shape, geometry)
             yield Probe(call.name, call.kind, (call.layer, call.number), "out", geometry, sizes, stride)
+
+    def _token_probe(self, call: _Call, kind: Kind, tokens: TokenMap) -> Probe:
+        """Return the probe of a module whose output was laid on the image."""
+        tall, wide = (round(side / count) for side, count in zip(self.canvas.size, tokens.grid, strict=True))
+        sizes = (tokens.maps(call.out).shape[1], *tokens.grid)
+        return Probe(call.name, kind, (call.layer, call.number), "out", MapGeometry((tall, wide)), sizes, tokens=tokens)
 
     def _head(self, calls: list[_Call]) -> Iterator[Probe]:
         """Yield probes of the head's inputs: the last map, unless a layer's output is the same, and the vector after it."""
@@ -283,7 +320,7 @@ def _hooks(model: nn.Module, names: Sequence[str], see: Callable[[str, int, nn.M
             into = next((value for value in [*args, *options.values()] if isinstance(value, Tensor)), None)
             numbers[layer] += 1
             if into is not None:
-                see(layer, numbers[layer] - 1, module, into, out)
+                see(layer, numbers[layer] - 1, module, into, first_tensor(out))
 
         return called
 
@@ -297,12 +334,15 @@ def _hooks(model: nn.Module, names: Sequence[str], see: Callable[[str, int, nn.M
             handle.remove()
 
 
-def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Kind | None]:
+def _chosen(model: nn.Module, layers: Sequence[str] | None, tokens: TokenReading | None) -> dict[str, Kind | None]:
     """Return the modules to watch and their kinds; None for those that only a head's input is found by."""
     modules = {name: part for name, part in model.named_modules() if name}
     # Layers inside polyphase sampling work on phases, not on the map.
     inside = tuple(f"{name}." for name, part in modules.items() if isinstance(part, (PolyphaseSampling, PhaseLogits)))
     known = {name: kind for name, part in modules.items() if (kind := _kind(part)) and not name.startswith(inside)}
+    if tokens is not None and tokens.blocks:
+        blocks: dict[str, Kind] = {name.split(", call ")[0]: kind for name, kind in tokens.blocks}
+        known = blocks if layers is None else known | blocks
     if layers is not None:
         for name in layers:
             check_layer(name, modules)
@@ -337,7 +377,7 @@ def _is_map(value: Tensor) -> bool:
 
 def _response(probe: Probe, value: Any, count: int) -> Response:
     """Compare a batch's first ``count`` maps, of unshifted images, with all that follow."""
-    maps = _as_maps(value, probe.geometry)
+    maps = _as_maps(value, probe)
     if len(maps) % count or maps.shape[1:] != probe.shape:
         raise InputError(f"The maps of layer {probe.name!r} depend on the batch.", "Leave it out with `layers`.")
     maps = _minus(maps, probe.blank)
@@ -348,8 +388,8 @@ def _response(probe: Probe, value: Any, count: int) -> Response:
 
 def _measure_homogeneity(probe: Probe, module: nn.Module, maps: Tensor) -> None:
     """Measure the local homogeneity of the input of a layer that subsamples, and of that input after its pool or filter."""
-    maps = _as_maps(maps, probe.geometry)
-    blank = None if probe.blank_input is None else _as_maps(probe.blank_input, probe.geometry)
+    maps = _as_maps(maps, probe)
+    blank = None if probe.blank_input is None else _as_maps(probe.blank_input, probe)
     probe.homogeneity.append(homogeneities(_minus(maps, blank), probe.stride))
     dense = at_stride_one(module, maps)
     if dense is not None:
@@ -365,13 +405,15 @@ def _minus(maps: Tensor, blank: Tensor | None) -> Tensor:
     return maps if blank is None else maps - blank
 
 
-def _as_maps(value: Any, geometry: MapGeometry) -> Tensor:
+def _as_maps(value: Any, probe: Probe) -> Tensor:
     """Return a layer's value as [image, channel, height, width]; a vector gets one position."""
     if not isinstance(value, Tensor):
         return torch.empty(0, 0, 0, 0)
+    if probe.tokens is not None:
+        return probe.tokens.maps(value)
     if value.ndim == 2:
         return value[:, :, None, None]
-    return value.permute(0, 3, 1, 2) if geometry.layout == "channels last" else value
+    return value.permute(0, 3, 1, 2) if probe.geometry.layout == "channels last" else value
 
 
 def _sizes(shape: tuple[int, ...], geometry: MapGeometry) -> tuple[int, int, int]:

@@ -1,0 +1,317 @@
+"""How a model's token maps lie on the image: [image, token, channel], and maps with channels last or first.
+
+The shape of an output does not say where its tokens lie, nor which tokens come before the map (class, distillation, registers).
+So every arrangement that fits the shape is tried on the model: patches of an image are perturbed, one after the other, and the
+token that changes most must lie in the perturbed patch. This needs no graph, only hooks. What fails the trial is unknown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from shiftscope.graphs.geometry import call_name
+from shiftscope.graphs.sites import Pair
+
+__all__ = ["BlockKind", "TokenMap", "TokenReading", "first_tensor", "has_attention", "read_tokens"]
+
+BlockKind = Literal["patch embedding", "merging", "block"]
+#: Top, bottom, left and right of a part of an image, as shares of its height and width.
+Region = tuple[float, float, float, float]
+#: Patches that are perturbed, one an image, and how many of them must be found again.
+PROBES, HITS = 6, 5
+#: On a grid with fewer positions a side all of them must be, because a hit by chance is likelier.
+FINE = 6
+#: Most tokens before a map that are tried: a class token, a distillation token and a few registers.
+MOST_PREFIX = 10
+#: Largest ratio between the pixels of a position's longer and shorter side.
+DISTORTION = 1.35
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """How the positions of one output are arranged.
+
+    Attributes:
+        layout: ``tokens`` is [image, token, channel]; the others are maps with that order of axes.
+        grid: height and width of the map, positions.
+        prefix: number of tokens before those of the map.
+        sequence_first: whether tokens are [token, image, channel].
+    """
+
+    layout: Literal["tokens", "channels last", "channels first"]
+    grid: Pair
+    prefix: int = 0
+    sequence_first: bool = False
+
+    def maps(self, value: Tensor) -> Tensor:
+        """Return the map as [image, channel, height, width], without the tokens before it.
+
+        >>> TokenMap("tokens", (2, 3), prefix=1).maps(torch.zeros(4, 7, 5)).shape
+        torch.Size([4, 5, 2, 3])
+        """
+        if self.layout != "tokens":
+            return value.permute(0, 3, 1, 2) if self.layout == "channels last" else value
+        tokens = value.transpose(0, 1) if self.sequence_first else value
+        grid: Tensor = tokens[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
+        return grid
+
+    def with_maps(self, value: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the value with its map replaced by ``change(map)``, and the tokens before the map as they are."""
+        changed = change(self.maps(value))
+        if self.layout != "tokens":
+            return changed.permute(0, 2, 3, 1) if self.layout == "channels last" else changed
+        tokens = value.transpose(0, 1) if self.sequence_first else value
+        tokens = torch.cat([tokens[:, : self.prefix], changed.flatten(2).transpose(1, 2)], dim=1)
+        return tokens.transpose(0, 1) if self.sequence_first else tokens
+
+
+@dataclass(frozen=True)
+class TokenReading:
+    """The token maps of a model.
+
+    Attributes:
+        image: height and width of the image they were read with.
+        maps: arrangement of each module's output, by :func:`shiftscope.graphs.geometry.call_name`; only those that were verified.
+        blocks: name and kind of the modules that a reader calls layers, in the order of their calls.
+    """
+
+    image: Pair
+    maps: dict[str, TokenMap]
+    blocks: tuple[tuple[str, BlockKind], ...]
+
+    @property
+    def last(self) -> str:
+        """Name of the last block; empty where there is none."""
+        return self.blocks[-1][0] if self.blocks else ""
+
+    @property
+    def factor(self) -> Pair | None:
+        """Pixels between neighbouring positions of the last block's map; None where they are no whole number."""
+        return self.factor_of(self.maps[self.last]) if self.blocks else None
+
+    def factor_of(self, found: TokenMap) -> Pair | None:
+        """Return the pixels between neighbouring positions of a map; None where they are no whole number."""
+        (height, width), (tall, wide) = self.image, found.grid
+        return None if height % tall or width % wide else (height // tall, width // wide)
+
+
+def read_tokens(model: nn.Module, image: Tensor, names: Sequence[str] = ()) -> TokenReading | None:
+    """Find out how the outputs of a model's modules lie on the image.
+
+    Args:
+        model: in evaluation mode; it is not changed.
+        image: one image [1, channel, height, width] on the model's device. Only its shape and type count.
+        names: modules to read besides convolutions and those that hold others with weights.
+
+    Returns:
+        what was verified; None for a model without token maps.
+
+    >>> read_tokens(nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.Flatten(), nn.Linear(128, 2)), torch.zeros(1, 1, 16, 16)) is None
+    True
+    """
+    with torch.no_grad():
+        if not has_attention(model) and not _mixes_positions(model, image):
+            return None
+        size = (image.shape[2], image.shape[3])
+        candidates: dict[str, list[TokenMap]] = {}
+
+        def collect(layer: str, number: int, _: nn.Module, __: Tensor, out: Tensor) -> None:
+            if found := list(_candidates(tuple(out.shape), len(probes), size)):
+                candidates[call_name(layer, number)] = found
+
+        read = [name for name, part in model.named_modules() if name and (name in names or _is_composite(part))]
+        read += [name for name, part in model.named_modules() if name and isinstance(part, nn.Conv2d)]
+        probes = _background(image).expand(3, -1, -1, -1)
+        with _watching(model, list(dict.fromkeys(read)), collect):
+            model(probes)
+        maps = _verified(model, image, candidates)
+    return TokenReading(size, maps, tuple(_blocks(model, maps)))
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """Return a module's output, or the first tensor where it returns several; None where there is none."""
+    if isinstance(value, Tensor):
+        return value
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return next((item for item in items if isinstance(item, Tensor)), None)
+
+
+def has_attention(model: nn.Module) -> bool:
+    """Return whether a part of a model is called attention."""
+    return any("attention" in type(part).__name__.lower() for part in model.modules())
+
+
+def _mixes_positions(model: nn.Module, image: Tensor) -> bool:
+    """Return whether a fully connected layer works at several positions, as in mixers and on maps with channels last."""
+    found: list[bool] = []
+    names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    with _watching(model, names, lambda _, __, ___, into, ____: found.append(into.ndim > 2)):
+        model(image)
+    return any(found)
+
+
+def _candidates(shape: tuple[int, ...], batch: int, size: Pair) -> Iterator[TokenMap]:
+    """Yield the arrangements that fit an output's shape."""
+    if len(shape) == 4 and shape[0] == batch:
+        for layout, grid in (("channels first", shape[2:]), ("channels last", shape[1:3])):
+            if _fits((grid[0], grid[1]), size):
+                yield TokenMap(layout, (grid[0], grid[1]))  # type: ignore[arg-type]  # mypy widens the literals
+    if len(shape) == 3:
+        for axis in (0, 1):
+            if shape[axis] == batch:
+                yield from (replace(each, sequence_first=axis == 1) for each in _grids(shape[1 - axis], size))
+
+
+def _grids(tokens: int, size: Pair) -> list[TokenMap]:
+    """Return the grids that a number of tokens fills and whose proportions are closest to the image's."""
+    found = [
+        TokenMap("tokens", (tall, count // tall), tokens - count)
+        for count in range(max(4, tokens - MOST_PREFIX), tokens + 1)
+        for tall in range(2, count // 2 + 1)
+        if count % tall == 0 and _fits((tall, count // tall), size)
+    ]
+    closest = min((_distortion(each.grid, size) for each in found), default=1.0)
+    return [each for each in found if _distortion(each.grid, size) < closest + 1e-6]
+
+
+def _fits(grid: Pair, size: Pair) -> bool:
+    """Return whether a grid of several positions has the proportions of the image."""
+    return min(grid) > 1 and grid[0] <= size[0] and grid[1] <= size[1] and _distortion(grid, size) <= DISTORTION
+
+
+def _distortion(grid: Pair, size: Pair) -> float:
+    """Return the ratio between the pixels of a position's longer and shorter side."""
+    tall, wide = (side / count for side, count in zip(size, grid, strict=True))
+    return max(tall, wide) / min(tall, wide)
+
+
+def _background(image: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return 0.5 + 0.1 * torch.randn(image.shape[1:], generator=generator)[None].to(image)
+
+
+def _verified(model: nn.Module, image: Tensor, candidates: dict[str, list[TokenMap]]) -> dict[str, TokenMap]:
+    """Return the arrangements that agree with what perturbed patches change."""
+    if not candidates:
+        return {}
+    size = (image.shape[2], image.shape[3])
+    coarsest = min(min(each.grid) for found in candidates.values() for each in found)
+    probes, regions = _perturbed(image, max(4, min(8, coarsest)))
+    verified: dict[str, TokenMap] = {}
+
+    def check(layer: str, number: int, _: nn.Module, __: Tensor, out: Tensor) -> None:
+        name = call_name(layer, number)
+        right = [each for each in candidates.get(name, ()) if _agrees(each, out, regions, len(probes))]
+        if len(right) == 1 or (right and right[0].layout != "tokens"):
+            verified[name] = min(right, key=lambda each: _distortion(each.grid, size))
+
+    with _watching(model, list({name.split(", call ")[0] for name in candidates}), check):
+        model(probes)
+    return verified
+
+
+def _perturbed(image: Tensor, sides: int) -> tuple[Tensor, list[Region]]:
+    """Return an image, copies of it with one patch changed, and the patches: top, bottom, left, right as shares of the image."""
+    generator = torch.Generator().manual_seed(1)
+    cells = torch.randperm(sides * sides, generator=generator)[:PROBES].tolist()
+    regions = [
+        (cell // sides / sides, (cell // sides + 1) / sides, cell % sides / sides, (cell % sides + 1) / sides) for cell in cells
+    ]
+    probes = _background(image).repeat(1 + len(cells), 1, 1, 1)
+    height, width = image.shape[2:]
+    for probe, (top, bottom, left, right) in zip(probes[1:], regions, strict=True):
+        part = probe[:, round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
+        part.copy_(2 * torch.rand(part.shape, generator=generator).round() - 0.5)
+    return probes, regions
+
+
+def _agrees(found: TokenMap, out: Tensor, regions: list[Region], batch: int) -> bool:
+    """Return whether nearly every perturbed patch is where a map changes most, or most of the change lies there."""
+    expected = (batch, found.prefix + found.grid[0] * found.grid[1])
+    if found.layout == "tokens" and (out.shape[1::-1] if found.sequence_first else out.shape[:2]) != expected:
+        return False
+    maps = found.maps(out)
+    if len(maps) != batch or tuple(maps.shape[2:]) != found.grid or not maps.isfinite().all():
+        return False
+    changes = (maps[1:] - maps[:1]).square().sum(1).flatten(1).cpu()
+    inside = torch.stack([_cells(found.grid, region).flatten() for region in regions])
+    if not bool((changes.amax(1) > 0).all()):
+        return False
+    hits = int(inside.gather(1, changes.argmax(1, keepdim=True)).sum())
+    within = float(((changes * inside).sum(1) / changes.sum(1)).mean())
+    share = float(inside.double().mean())
+    return hits >= (HITS if min(found.grid) >= FINE else len(regions)) or within > (1 + share) / 2
+
+
+def _cells(grid: Pair, region: Region) -> Tensor:
+    """Return which positions of a grid lie at least in part in a region of the image."""
+    tops, lefts = (torch.arange(count, dtype=torch.float64) for count in grid)
+    top, bottom, left, right = region
+    rows = (tops + 1 > top * grid[0]) & (tops < bottom * grid[0])
+    columns = (lefts + 1 > left * grid[1]) & (lefts < right * grid[1])
+    return rows[:, None] & columns
+
+
+def _blocks(model: nn.Module, maps: dict[str, TokenMap]) -> Iterator[tuple[str, BlockKind]]:
+    """Yield the repeated parts of a model that give a map, the innermost of them, and what stands beside them."""
+    parts = {name: part for name, part in model.named_modules() if name in maps}
+    composites = [name for name, part in parts.items() if _is_composite(part)]
+    repeated = [name for name in composites if _is_repeated(model, name, composites)]
+    inner = [name for name in repeated if not any(other.startswith(f"{name}.") for other in repeated)]
+    beside = [name for name in composites if not any(_is_inside(name, each) or _is_inside(each, name) for each in inner)]
+    shown = {*inner, *(name for name in beside if not any(_is_inside(name, each) for each in beside))}
+    convolutions = [name for name, part in parts.items() if isinstance(part, nn.Conv2d) and max(part.stride) > 1]
+    shown |= {name for name in convolutions if not any(_is_inside(name, each) for each in shown)}
+    before: Pair | None = None
+    for name in (name for name in maps if name in shown):  # in the order of their calls
+        grid = maps[name].grid
+        yield name, "patch embedding" if before is None else "merging" if grid[0] < before[0] else "block"
+        before = grid
+
+
+def _is_composite(part: nn.Module) -> bool:
+    """Return whether a part holds others with weights."""
+    return any(True for child in part.children() for _ in child.parameters())
+
+
+def _is_inside(name: str, other: str) -> bool:
+    return name.startswith(f"{other}.")
+
+
+def _is_repeated(model: nn.Module, name: str, composites: list[str]) -> bool:
+    """Return whether a part is one of a list, or of several of its kind."""
+    parent = name.rpartition(".")[0]
+    owner, kind = model.get_submodule(parent), type(model.get_submodule(name))
+    if isinstance(owner, nn.Sequential | nn.ModuleList) and parent:
+        return True
+    siblings = [f"{parent}.{child}".lstrip(".") for child, part in owner.named_children() if type(part) is kind]
+    return sum(sibling in composites for sibling in siblings) > 1
+
+
+@contextmanager
+def _watching(model: nn.Module, names: list[str], see: Callable[[str, int, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
+    """Call ``see`` with name, number of the call, module, first input and first output at every call of the named modules."""
+    numbers: Counter[str] = Counter()
+
+    def hook(layer: str) -> Callable[..., None]:
+        def called(module: nn.Module, args: Any, options: dict[str, Any], out: Any) -> None:
+            numbers[layer] += 1
+            into, found = first_tensor([*args, *options.values()]), first_tensor(out)
+            if into is not None and found is not None:
+                see(layer, numbers[layer] - 1, module, into, found)
+
+        return called
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,38 @@
+"""Small transformers: of timm, of transformers, of torch and home-made, with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo import timm
+
+#: timm's names and settings that make a model small, for images of 32x32 pixels.
+SMALL: dict[str, dict[str, Any]] = {
+    "vit": {"name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "swin": {
+        "name": "swin_tiny_patch4_window7_224",
+        "img_size": 32,
+        "patch_size": 2,
+        "window_size": 4,
+        "embed_dim": 12,
+        "depths": (2, 2),
+        "num_heads": (2, 2),
+    },
+}
+
+
+def small(kind: str, *, image: int = 32, **settings: Any) -> nn.Module:
+    """Return a small model of timm with random weights, in evaluation mode.
+
+    Weights are larger than timm's, so that a transformer of two blocks responds to what it sees as a trained one does.
+    """
+    torch.manual_seed(0)
+    options = {**SMALL[kind], "num_classes": 5, "img_size": image, **settings}
+    model = timm().create_model(options.pop("name"), **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.ndim > 1 else 0.05))
+    return model
