@@ -17,13 +17,13 @@ SOURCES = Path(shiftscope.__file__).parent
 #: Files and packages, ground first: each imports only from those before it. docs/architecture.md says what each is.
 ORDER = [
     "errors",
+    "runtime",
     "shifts",
     "similarity",
     "estimates",
     "measures",
     "theory",
     "tables",
-    "runtime",
     "layers",
     "graphs",
     "engine",

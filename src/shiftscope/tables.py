@@ -2,6 +2,8 @@
 
 A cell is text, a number, an :class:`Estimate` or empty. The same table is printed and written as Markdown with headings in words,
 and as CSV and JSON with the short names. Measures are named in words, too, where they are cells of the column ``measure``.
+
+A :class:`Summary` is what a command prints: the verdict, narrow tables, and the next command. Files hold the complete tables.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from shiftscope.estimates import Estimate
 from shiftscope.measures import MEASURES
+from shiftscope.runtime.text import printable
 
-__all__ = ["Cell", "Table", "heading"]
+__all__ = ["Cell", "Summary", "Table", "heading", "percent", "plus_minus"]
 
 Cell = str | int | float | Estimate | None
 
@@ -33,6 +36,10 @@ HEADINGS = {
 }
 
 
+#: An interval whose shorter side is at least this part of its longer side is printed as ±, with the longer side.
+SYMMETRIC = 0.5
+
+
 def heading(column: str) -> str:
     """Return the words for a column.
 
@@ -47,6 +54,30 @@ def heading(column: str) -> str:
     return HEADINGS.get(column, column.replace("_", " "))
 
 
+def plus_minus(estimate: Estimate) -> str:
+    """Return an estimate as value ± half of its interval, or with the interval itself where one side is clearly longer.
+
+    Of two sides that are about as long, the longer one is given, so that the interval lies within ±.
+
+    >>> plus_minus(Estimate(0.5, 0.4, 0.59, count=9)), plus_minus(Estimate(1.0, 0.722, 1.0, count=10))
+    ('0.500 ± 0.100', '1.000 [0.722, 1.000]')
+    """
+    below, above = estimate.value - estimate.low, estimate.high - estimate.value
+    longer, shorter = max(below, above), min(below, above)
+    return f"{estimate.value:.3f} ± {longer:.3f}" if shorter >= SYMMETRIC * longer else str(estimate)
+
+
+def percent(estimate: Estimate) -> str:
+    """Return a share and its interval in percent, with a digit after the point where the interval is narrow.
+
+    >>> percent(Estimate(0.271, 0.22, 0.331, count=256)), percent(Estimate(0.0123, 0.011, 0.0141, count=9000))
+    ('27 % [22, 33]', '1.2 % [1.1, 1.4]')
+    """
+    digits = 0 if estimate.high - estimate.low >= 0.02 else 1
+    value, low, high = (f"{100 * end:.{digits}f}" for end in (estimate.value, estimate.low, estimate.high))
+    return f"{value} % [{low}, {high}]"
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows with the same columns.
@@ -57,6 +88,7 @@ class Table:
         rows: column -> cell; a missing cell is empty.
         notes: sentences that a reader needs, each on its own.
         provenance: how the numbers were made, name -> value.
+        brief: the columns that a narrow terminal shows, in order; by default all, as far as there is room.
 
     >>> table = Table("Two networks", ("factor", "mcs"), ({"factor": 1, "mcs": 0.5},))
     >>> print(table.to_markdown())
@@ -73,14 +105,23 @@ class Table:
     rows: tuple[Mapping[str, Cell], ...]
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
+    brief: tuple[str, ...] = ()
 
     def headings(self) -> list[str]:
         """Return the words for the columns."""
         return [heading(column) for column in self.columns]
 
-    def texts(self) -> list[list[str]]:
-        """Return the cells as they are printed, row by row; measures in words."""
-        return [[_text(column, row.get(column)) for column in self.columns] for row in self.rows]
+    def texts(self, *, narrow: bool = False) -> list[list[str]]:
+        """Return the cells as they are printed, row by row; measures in words, control characters escaped.
+
+        Args:
+            narrow: whether estimates are written as :func:`plus_minus` does.
+        """
+        return [[_text(column, row.get(column), narrow) for column in self.columns] for row in self.rows]
+
+    def narrowed(self) -> Table:
+        """Return the table with the columns of ``brief`` only."""
+        return replace(self, columns=self.brief, brief=()) if self.brief else self
 
     def to_csv(self) -> str:
         """Return comma-separated values in full precision; an estimate fills ``name``, ``name_low`` and ``name_high``."""
@@ -94,9 +135,9 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return a Markdown page: title, table, notes, provenance."""
-        lines = [f"# {self.title}", "", _line(self.headings()), _line(["---"] * len(self.columns))]
+        lines = [f"# {printable(self.title)}", "", _line(self.headings()), _line(["---"] * len(self.columns))]
         lines += [_line(row) for row in self.texts()]
-        lines += [line for note in self.notes for line in ("", note)]
+        lines += [line for note in self.notes for line in ("", printable(note))]
         if self.provenance:
             lines += ["", "## Provenance", "", "| what | value |", "|---|---|"]
             lines += [_line([name, value]) for name, value in self.provenance.items()]
@@ -113,13 +154,34 @@ class Table:
         }
 
 
-def _text(column: str, cell: Cell) -> str:
+@dataclass(frozen=True)
+class Summary:
+    """What a command prints.
+
+    Attributes:
+        verdict: the result in one or two plain sentences.
+        tables: narrow tables, the most important one first.
+        notes: sentences after the tables.
+        commands: complete commands to run next.
+    """
+
+    verdict: str
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+
+
+def _text(column: str, cell: Cell, narrow: bool = False) -> str:
     if cell is None:
         return ""
+    if narrow and isinstance(cell, Estimate):
+        return plus_minus(cell)
+    if narrow and isinstance(cell, int):
+        return f"{cell:,}"
     if column == "measure":
         name, comma, shifts = str(cell).partition(", ")  # "worst_case, radius 3"
         return heading(name) + comma + shifts
-    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.3f}" if isinstance(cell, float) else printable(str(cell))
 
 
 def _plain(cell: Cell) -> Any:
@@ -137,4 +199,4 @@ def _values(cell: Cell, wide: bool) -> list[Cell]:
 
 
 def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in cells) + " |"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from shiftscope import audit, grid, shift_outputs, survey
 from shiftscope.audits.protocols import PUBLISHED, mouton2020, rojas2022_circular
 from shiftscope.errors import InputError, ModelFailsError, NotFiniteError
+from shiftscope.tables import percent
 
 SIZE = 12
 CLASSIFIER_PROTOCOLS = [name for name in PUBLISHED if not name.startswith("segmentation")]
@@ -249,8 +250,8 @@ def test_table_json_and_summary_agree() -> None:
     table = found.table()
     assert len(table.rows) == len(found.rows)
     assert table.notes[0] == found.words() == read["summary"]
-    mcs = found.estimate("mouton2020", "mcs")
-    assert f"Mean cosine similarity: {mcs} (mouton2020, 1 shift of up to 2 pixels)." in found.words()
+    change = percent(found.estimate("mouton2020", "top1_change"))
+    assert found.words().startswith(f"The answer changes for {change} of images when they move by up to 2 pixels. Of unshifted")
     assert "Mean cosine similarity: Cosine of the outputs before and after a shift." in table.notes[1]
     assert "Images that change most" in table.notes[-1]
 

@@ -16,7 +16,10 @@ def test_fix_plan_lists_changes_without_measuring(shiftscope: Command, run: Path
     planned = shiftscope("fix", str(run), "--with", "blur", "--plan")
     assert planned.code == 0, planned.err
     assert "BlurPool2d" in planned.out
+    assert "features.0" not in planned.out
     assert "Before and after" not in planned.out
+    every = shiftscope("fix", str(run), "--with", "blur", "--plan", "--wide")
+    assert "features.0" in every.out
 
 
 def test_fix_writes_a_file_that_can_be_fixed_again(shiftscope: Command, run: Path) -> None:
@@ -63,7 +66,7 @@ def test_impossible_fix_exits_with_2(shiftscope: Command, arguments: tuple[str, 
 def test_explain_prints_and_writes_causes_layers_and_fixes(shiftscope: Command, tmp_path: Path) -> None:
     done = shiftscope(*EXPLAIN, "--images", "12", "--max-shift", "3", "--out", "out")
     assert done.code == 0, done.err
-    assert all(text in done.out for text in ("head", "Every layer's response to shifts", "--with gap"))
+    assert all(text in done.out for text in ("head", "feature maps", "gap"))
     files = {f"{name}.{ending}" for name in ("causes", "layers", "fixes") for ending in ("md", "csv")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files | {"explanation.json"}
     content = json.loads((tmp_path / "out" / "explanation.json").read_text())
@@ -73,6 +76,23 @@ def test_explain_prints_and_writes_causes_layers_and_fixes(shiftscope: Command, 
     assert command == (
         "shiftscope fix my_models:small --size 20 --data digits --images 12 --max-shift 3 --with gap --out fixed.safetensors"
     )
+
+
+def test_explanation_fits_40_lines_with_the_verdict_first_and_a_command_last(
+    shiftscope: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = shiftscope(*EXPLAIN, "--images", "12", "--max-shift", "3")
+    lines = done.out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines[:-1])) <= 80
+    assert lines[0].startswith("my_models:small")
+    assert any(
+        line.startswith("After shifts of up to 3 pixels the outputs keep a mean cosine similarity of") for line in lines[:6]
+    )
+    assert lines[-1].startswith("  shiftscope fix my_models:small ")
+    assert lines[-1].endswith("--with gap --out fixed.safetensors")
+    assert len(shiftscope(*EXPLAIN, "--images", "12", "--max-shift", "3", "--wide").out.splitlines()) > 40
 
 
 def test_explain_json_is_the_explanation(shiftscope: Command) -> None:

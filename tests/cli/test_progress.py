@@ -1,4 +1,4 @@
-"""Progress is bars on a terminal and plain lines elsewhere; tables keep every number at every width."""
+"""Progress is bars on a terminal and plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,54 +12,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from shiftscope.cli import progress
-from shiftscope.cli.progress import ProgressDisplay, print_table, time_left
-from shiftscope.estimates import Estimate
+from shiftscope.cli.progress import ProgressDisplay, time_left
 from shiftscope.runtime.progress import JobEvent, Stage
 from shiftscope.studies import records
 from shiftscope.studies.records import Record
 from shiftscope.studies.runner import RunEnded, RunStarted
-from shiftscope.tables import Table
 from shiftscope.training.loop import Epoch, Step
-
-COLUMNS = ("factor", "mcs", "top1_change", "worst_case")
-ESTIMATE = Estimate(0.5, 0.25, 0.75, 9)
-
-
-def table(columns: tuple[str, ...]) -> Table:
-    return Table(
-        "Title", columns, tuple({"factor": each} | dict.fromkeys(columns[1:], ESTIMATE) for each in (1, 2)), ("A note.",)
-    )
-
-
-@pytest.mark.parametrize(
-    ("width", "columns", "is_table"),
-    [
-        (80, COLUMNS, True),
-        (80, (*COLUMNS, "mcs_centred", "pair_consistency"), False),
-        (240, (*COLUMNS, "mcs_centred", "pair_consistency"), True),
-    ],
-)
-def test_table_keeps_every_interval_at_every_width(
-    width: int, columns: tuple[str, ...], is_table: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(progress, "Console", lambda **_: Console(width=width))
-    print_table(table(columns))
-    shown = capsys.readouterr().out
-    assert shown.count("[0.250, 0.750]") == shown.count("0.500") == 2 * (len(columns) - 1)
-    assert ("│" in shown) == is_table
-    assert "Title" in shown
-    assert "A note." in shown
-    assert max(map(len, shown.splitlines())) <= width
-
-
-def test_table_heads_columns_with_words_and_wraps_them(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(progress, "Console", lambda **_: Console(width=60))
-    print_table(table(("factor", "mcs", "all_agree")))
-    heading = capsys.readouterr().out.split("┡")[0]
-    for word in ("subsampling", "factor", "mean cosine", "similarity", "same class at", "shift"):
-        assert word in heading
 
 
 @pytest.fixture

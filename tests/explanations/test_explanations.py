@@ -14,9 +14,10 @@ from torch.nn import functional
 import shiftscope
 from helpers import as_users_import_it
 from shiftscope.errors import InputError
-from shiftscope.explanations import Explanation, causes, explain, guarantee_of
+from shiftscope.explanations import Explanation, explain, guarantee_of
 from shiftscope.explanations import explanation as explanation_module
 from shiftscope.explanations.trial import Trial, cosines_between_images, draw_shifts, share
+from shiftscope.explanations.wording import PHRASES
 from shiftscope.layers import AdaptivePolyphaseSampling
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.runtime.progress import Event, Stage
@@ -77,7 +78,7 @@ def test_main_cause_is_right_where_it_is_known(name: str) -> None:
     shares = {each.name: each.share.value for each in found.causes.causes if each.share is not None}
     assert shares[cause] > (0.9 if cause == "head" else 0.99)
     assert found.verdict.startswith("Shifts lower the mean cosine of the outputs by")
-    assert causes.PHRASES[cause] in found.verdict
+    assert PHRASES[cause] in found.verdict
 
 
 def test_subsampling_costs_nothing_at_shifts_by_multiples_of_the_factor() -> None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from shiftscope.errors import InputError, ModelFailsError
 from shiftscope.runtime.progress import Event, Stage
-from shiftscope.surgery.compare import apply_fixes, compare
+from shiftscope.surgery.compare import apply_fixes, compare, summarise
+from shiftscope.tables import percent
 
 LABELS = torch.arange(6) % 3
 
@@ -33,7 +34,7 @@ def test_equivariant_fix_raises_every_measure_to_one_under_circular_shifts() -> 
     assert rows["after", "circular"]["mcs"].value == pytest.approx(1, abs=1e-5)
     assert rows["before", "circular"]["mcs"].value < 1
     assert rows["after", "zero"]["parameters"] < rows["before", "zero"]["parameters"]
-    assert table.provenance == {"data": "noise"}
+    assert table.provenance == {"data": "noise", "measured under": "all 25 shifts of up to 2 pixels"}
     assert events[-1] == Stage("measuring after, circular shifts", 6, 6)
 
 
@@ -43,6 +44,27 @@ def test_several_fixes_record_all_changes_and_costs_before_and_after() -> None:
     assert surgery.before is not None
     assert surgery.after is not None
     assert surgery.after.multiply_adds > surgery.before.multiply_adds
+
+
+def test_layer_that_two_fixes_meet_is_listed_once() -> None:
+    surgery = apply_fixes(model(), [("circular", 1), ("blur", 3)], image=(1, 16, 16))
+    layers = [change.layer for change in surgery.changes]
+    assert len(layers) == len(set(layers))
+    convolution = next(change for change in surgery.changes if change.layer == "0")
+    assert convolution.was == "convolution 3x3, stride 2"
+    assert len(convolution.becomes.split(", then ")) == 2
+
+
+def test_summary_says_the_effect_and_lists_changed_layers_only() -> None:
+    surgery = apply_fixes(model(), [("gap", 1), ("aps", 1)], image=(1, 16, 16))
+    measured = compare(model(), surgery, images(), LABELS, max_shift=2)
+    found = summarise(surgery, measured, commands=("shiftscope audit fixed.safetensors",))
+    before, after = (row["all_agree"] for row in measured.rows if row["shifts"] == "zero")
+    under = "under all 25 shifts of up to 2 pixels (zero)"
+    assert found.verdict.startswith(f"{percent(before)} of images keep their answer {under}; with the fix")
+    assert f"training, {percent(after)}. " in found.verdict
+    assert sum(row["layers"] for row in found.tables[0].rows) == surgery.changed < len(surgery.changes) + 1
+    assert found.commands == ("shiftscope audit fixed.safetensors",)
 
 
 def test_model_that_fails_on_the_images_is_refused() -> None:

@@ -14,43 +14,17 @@ from shiftscope.audits.measuring import Kind, grid_name, supported_measures
 from shiftscope.audits.parts import Changed, Cost, Part
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, estimate, normalised_variance
+from shiftscope.audits.wording import Row, changed_images, cost_sentence, shifts_of, verdict
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, proportion
 from shiftscope.measures import MEASURES
 from shiftscope.surveys import Survey
-from shiftscope.tables import Table
+from shiftscope.tables import Cell, Summary, Table
 
 __all__ = ["Audit", "Row", "assemble"]
 
-#: The measures of the summary, in order; each from the first protocol that has it.
-SUMMARY = ("mcs", "top1_change", "all_agree", "neighbour_change", "worst_case", "mASSC")
-#: What a view is called, by what fills its border; else a shift.
-NOUNS = {"circular": "circular shift", "crop": "crop"}
-#: So many damaged files, and so many of the images that change most, are listed in notes.
-DAMAGED, CHANGED = 10, 5
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measure of one protocol.
-
-    Attributes:
-        protocol: its name; ``unshifted`` for the accuracy on unshifted images.
-        measure: its name in :data:`shiftscope.measures.MEASURES`; for a ring of shifts with ``, radius r``.
-        border: what fills the border.
-        max_shift: the largest shift along an axis, pixels.
-        views: shifted views per image.
-        estimate: over all images.
-        given_right: over the images that are classified correctly unshifted; None without labels or without such images.
-    """
-
-    protocol: str
-    measure: str
-    border: str
-    max_shift: int | float
-    views: int
-    estimate: Estimate
-    given_right: Estimate | None
+#: So many damaged files are listed in a note.
+DAMAGED = 10
 
 
 @dataclass(frozen=True)
@@ -98,7 +72,7 @@ class Audit:
         given_right = any(row.given_right is not None for row in self.rows)
         columns = ("protocol", "measure", "border", "max_shift", "views", "estimate", *(["given_right"] if given_right else []))
         rows = tuple({name: _cell(row, name) for name in columns} for row in self.rows)
-        notes = (self.words(), self._definitions(), *self.notes, self._cost_in_words(), self._changed_in_words())
+        notes = (self.words(), self._definitions(), *self.notes, cost_sentence(self.cost), changed_images(self.changed))
         return Table("Stability under shifts", columns, rows, tuple(note for note in notes if note), dict(self.provenance))
 
     def maps(self) -> dict[str, Float[Tensor, "dy dx"]]:
@@ -128,34 +102,27 @@ class Audit:
         }
 
     def words(self) -> str:
-        """Return a summary in plain words, with intervals."""
-        sentences = [f"{self.cost.images:,} images."]
-        first = {row.measure: row for row in reversed(self.rows)}
-        if any(row.protocol == "unshifted" for row in self.rows):
-            sentences.append(f"Accuracy on unshifted images: {_percent(self.estimate('unshifted', 'accuracy'))}.")
-        sentences += [_sentence(first[measure]) for measure in SUMMARY if measure in first]
-        return " ".join(sentences)
+        """Return the main result in one or two plain sentences."""
+        return verdict(self.rows)
+
+    def summary(self, *, commands: tuple[str, ...] = ()) -> Summary:
+        """Return the result for a terminal: verdict, a narrow table, and what a reader needs to know.
+
+        Args:
+            commands: to run next.
+        """
+        rows: list[dict[str, Cell]] = [
+            {"measure": row.measure, "value": row.estimate, "protocol": row.protocol, "shifts": shifts_of(row)}
+            for row in self.rows
+            if row.protocol != "unshifted"
+        ]
+        table = Table("", ("measure", "value", "protocol", "shifts"), tuple(rows))
+        notes = (f"Intervals: 95 %, over {self.cost.images:,} images.", *self.notes, cost_sentence(self.cost))
+        return Summary(self.words(), (table,), notes, commands)
 
     def _definitions(self) -> str:
         measures = dict.fromkeys(row.measure.partition(",")[0] for row in self.rows if row.protocol != "unshifted")
         return " ".join(f"{MEASURES[name].label.capitalize()}: {MEASURES[name].sentence}" for name in measures)
-
-    def _cost_in_words(self) -> str:
-        cost = self.cost
-        together = f", the engine computed all shifts together for {cost.dense:,} images" if cost.dense else ""
-        return (
-            f"The protocols need {cost.asked:,} views, {cost.distinct:,} of them different; {cost.forward:,} images went through "
-            f"the model{together}, {cost.checks:,} more as checks. {cost.seconds:.1f} s, {cost.images_per_second:.3g} images/s."
-        )
-
-    def _changed_in_words(self) -> str:
-        if not self.changed:
-            return ""
-        listed = ", ".join(
-            f"{each.image} (shift ({each.shift[0]:g}, {each.shift[1]:g}) {each.border}: {each.similarity:.3f})"
-            for each in self.changed[:CHANGED]
-        )
-        return f"Images that change most, with shift (dy, dx) and similarity: {listed}."
 
 
 def assemble(
@@ -227,19 +194,6 @@ def _survey_rows(survey: Survey, protocol: Protocol, measure: str, over: str) ->
         name = measure if part == "all" else f"{measure}, {part}"
         rows.append(Row(protocol.name, name, protocol.mode, protocol.max_shift, views, found, given))
     return rows
-
-
-def _sentence(row: Row) -> str:
-    """Build a sentence from the measure's label: ``Top-1 change: 12.5% [...] (mouton2020, 1 shift of up to 8 pixels).``."""
-    measure = MEASURES[row.measure]
-    value = _percent(row.estimate) if measure.bounds == (0.0, 1.0) else str(row.estimate)
-    views = f"{row.views} {NOUNS.get(row.border, 'shift')}{'s' if row.views > 1 else ''}"
-    label = measure.label[:1].upper() + measure.label[1:]
-    return f"{label}: {value} ({row.protocol}, {views} of up to {row.max_shift:g} pixels)."
-
-
-def _percent(found: Estimate) -> str:
-    return f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
 
 
 def _cell(row: Row, name: str) -> Any:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cyclopts import App, CycloptsError, Group
 
+from shiftscope.cli.printing import print_text
 from shiftscope.errors import InputError
+from shiftscope.runtime.text import printable
 
-__all__ = ["MODELS", "STUDIES", "THEORY", "app", "main", "print_first", "print_json", "resumable"]
+__all__ = ["MODELS", "STUDIES", "THEORY", "app", "main", "print_first", "print_json", "resumable", "say"]
 
 app = App(
     name="shiftscope",
@@ -42,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except (InputError, CycloptsError) as error:
-        print(f"shiftscope: {error}", file=sys.stderr)
+        # Lines of our own are indented; other line breaks come from outside and are escaped.
+        say(*re.split(r"\n(?=  )", f"shiftscope: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -52,6 +56,17 @@ def main(arguments: list[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def say(*lines: str, file: TextIO | None = None) -> None:
+    """Print lines, with control characters escaped.
+
+    Args:
+        lines: what to print.
+        file: where to; by default standard output.
+    """
+    for line in lines:
+        print(printable(line), file=file)
+
+
 def print_json(content: dict[str, Any]) -> None:
     """Print JSON on standard output."""
     print(json.dumps(content, indent=2))
@@ -59,7 +74,7 @@ def print_json(content: dict[str, Any]) -> None:
 
 def print_first(line: str, *, as_json: bool) -> None:
     """Print what a command measures, before it starts: on standard error if JSON goes to standard output."""
-    print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+    print_text(line, file=sys.stderr if as_json else sys.stdout)
 
 
 @contextmanager
@@ -74,7 +89,7 @@ def resumable(folder: Path | None, what: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if folder is not None:
-            print(f"Stopped. Finished {what} are in {folder}; run the same command again to resume.", file=sys.stderr)
+            say(f"Stopped. Finished {what} are in {folder}; run the same command again to resume.", file=sys.stderr)
         raise
     except OSError as error:
         if folder is None:
@@ -87,4 +102,4 @@ def resumable(folder: Path | None, what: str) -> Iterator[None]:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """Print a warning as one line; a warning of ours without its category."""
-    print(f"shiftscope: {'' if category is UserWarning else category.__name__ + ': '}{message}", file=sys.stderr)
+    say(f"shiftscope: {'' if category is UserWarning else category.__name__ + ': '}{message}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from shiftscope.cli.app import MODELS, app, print_first, print_json, resumable
+from shiftscope.cli.app import MODELS, app, print_first, print_json, resumable, say
 from shiftscope.cli.options import (
     COMPUTE_GROUP,
     IMAGE_GROUP,
@@ -23,7 +23,8 @@ from shiftscope.cli.options import (
     ModelOptions,
     Several,
 )
-from shiftscope.cli.progress import print_table, reporting
+from shiftscope.cli.printing import print_summary
+from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from shiftscope.audits.subject import Subject
     from shiftscope.runtime.progress import Report
     from shiftscope.surgery import Surgery
-    from shiftscope.tables import Table
+    from shiftscope.tables import Summary, Table
 
 __all__ = ["audit", "explain", "fix"]
 
@@ -91,9 +92,9 @@ def audit(
             return
         if folder is not None:
             _write_page(found, folder)
-    _print(found.to_json(), (found.table(),), as_json=options.as_json)
+    _print(found.to_json(), (found.table(),), options, found.summary())
     if folder is not None and not options.as_json:
-        print(f"Saved in {folder}: audit.json, table.csv, table.md, maps.safetensors, report.html.")
+        say(f"Saved in {folder}: audit.json, table.csv, table.md, maps.safetensors, report.html.")
 
 
 def _audit_spec(model: str, options: AuditOptions, **others: Any) -> AuditSpec:
@@ -137,7 +138,7 @@ def _say_shard(shard: str, out: Path, *, empty: bool) -> None:
         if empty
         else f"Shard {shard} is in {out}."
     )
-    print(f"{done} Run the other shards; the last one puts them together.", file=sys.stderr)
+    say(f"{done} Run the other shards; the last one puts them together.", file=sys.stderr)
 
 
 @contextmanager
@@ -219,9 +220,9 @@ def explain(
         found = replace(found, settings={**found.settings, **subject.facts}, notes=subject.notes(block, ignored))
     if out is not None:
         _write_tables(out, dict(zip(("causes", "layers", "fixes"), found.tables(), strict=True)), found.to_json())
-    _print(found.to_json(), found.tables(), as_json=options.as_json)
+    _print(found.to_json(), found.tables(), options, found.summary())
     if out is not None and not options.as_json:
-        print(f"Saved in {out}.")
+        say(f"Saved in {out}.")
 
 
 @app.command(group=MODELS)
@@ -259,23 +260,22 @@ def fix(
     subject = _opened(model, options)
     with reporting("applying the fix") as report:
         from shiftscope.models import Fix, save_model
-        from shiftscope.surgery.compare import apply_fixes
+        from shiftscope.surgery.compare import apply_fixes, summarise
 
         loaded, size = subject.loaded, subject.images.size
         fixes = tuple(Fix(kind=kind, filter_size=filter_size if kind == "blur" else 1) for kind in kinds)
         shape = (subject.images.shape[0], size, size)
         surgery = apply_fixes(loaded.model, [(each.kind, each.filter_size) for each in fixes], image=shape)
-        tables = [surgery.table()]
-        if not plan:
-            tables.append(_compared(subject, surgery, options, report))
+        compared = None if plan else _compared(subject, surgery, options, report)
+        tables = [surgery.table(), *([compared] if compared else [])]
     if out is not None and not plan:
         try:
             save_model(out, surgery.model, loaded.spec.model_copy(update={"fixes": (*loaded.spec.fixes, *fixes)}))
         except OSError as error:
             raise InputError(f"`out` {out} cannot be written ({error.strerror or error}).", "Choose another file.") from error
-    _print({"tables": [table.to_json() for table in tables]}, tables, as_json=options.as_json)
+    _print({"tables": [table.to_json() for table in tables]}, tables, options, summarise(surgery, compared))
     if out is not None and not plan and not options.as_json:
-        print(f"Saved in {out}.")
+        say(f"Saved in {out}.")
 
 
 def _opened(model: str, options: ModelOptions) -> Subject:
@@ -311,12 +311,11 @@ def _compared(subject: Subject, surgery: Surgery, options: ModelOptions, report:
     return replace(table, notes=(*subject.notes(block, ignored), *table.notes))
 
 
-def _print(content: dict[str, Any], tables: Iterable[Table], *, as_json: bool) -> None:
-    if as_json:
+def _print(content: dict[str, Any], tables: Iterable[Table], options: ModelOptions, summary: Summary) -> None:
+    if options.as_json:
         print_json(content)
-        return
-    for table in tables:
-        print_table(table)
+    else:
+        print_summary(summary, tables, wide=options.wide)
 
 
 def _write_tables(folder: Path, tables: dict[str, Table], content: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "PageOptions",
     "Several",
     "StudyOptions",
+    "Wide",
 ]
 
 #: Memory that a process needs to train one network of the source's family, in bytes.
@@ -43,6 +44,11 @@ Flag = Parameter(negative="", show_default=False)
 Several = Parameter(negative="", show_default=False)
 
 AsJson = Annotated[bool, Flag, Parameter(name="--json", group=OUTPUT_GROUP, help="Print JSON instead of tables.")]
+Wide = Annotated[
+    bool,
+    Flag,
+    Parameter(name="--wide", group=OUTPUT_GROUP, help="Print every column and every row, with complete intervals, however wide."),
+]
 ModelName = Annotated[
     str,
     Parameter(
@@ -207,6 +213,7 @@ class ModelOptions(DataOptions, DeviceOptions):
     max_shift: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None
     seed: Annotated[int, Parameter(group=IMAGE_GROUP)] = 0
     as_json: AsJson = False
+    wide: Wide = False
 
     def subject(self, model: str, *, images: int) -> dict[str, Any]:
         """Return the settings of :class:`shiftscope.audits.subject.SubjectSpec`.

@@ -1,39 +1,33 @@
-"""Show progress on standard error, as bars on a terminal and as plain lines elsewhere, and print tables."""
+"""Show progress on standard error: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from textwrap import wrap
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.table import Column
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from shiftscope.runtime.progress import Event, JobEvent, Report, Stage
+from shiftscope.runtime.text import printable
 
 if TYPE_CHECKING:
     from shiftscope.studies.runner import RunEnded
-    from shiftscope.tables import Table
-    from shiftscope.theory import WorkedTable
     from shiftscope.training.loop import Epoch, Step
 
-__all__ = ["print_table", "print_worked", "reporting"]
+__all__ = ["reporting"]
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BEFORE_FIRST_LINE = 2.0
 SECONDS_BEFORE_ESTIMATE = 1.0
 #: The task that counts a study's runs.
 ALL = "all"
-#: Width of tables that go to a file or a pipe.
-PLAIN_WIDTH = 240
 
 
 @contextmanager
@@ -154,6 +148,7 @@ class ProgressDisplay:
 
     def _show(self, job: str, what: str, done: int = 0, of: int = 0, details: str = "") -> None:
         """Show a job's stage; a new stage starts its clock again."""
+        what, details = printable(what), printable(details)
         task = self._task(job)
         if task is None or task.description != what or task.completed > done:
             self._remove(job)
@@ -178,7 +173,7 @@ class ProgressDisplay:
 
         mcs = f"  {heading('mcs')} {event.record.results['mcs']}" if "mcs" in event.record.results else ""
         outcome = "found finished" if event.found else event.record.training.sentence
-        self.bars.console.print(Text(f"{self._before()}{self.job}  {outcome}{mcs}"), soft_wrap=True)
+        self.bars.console.print(Text(printable(f"{self._before()}{self.job}  {outcome}{mcs}")), soft_wrap=True)
 
     def _before(self) -> str:
         everything = self._task(ALL)
@@ -196,86 +191,3 @@ class ProgressDisplay:
     def _remove(self, job: str) -> None:
         if job in self.tasks:
             self.bars.remove_task(self.tasks.pop(job))
-
-
-def print_table(table: Table) -> None:
-    """Print title, table and notes on standard output; as a list of rows where the terminal is too narrow for a table."""
-    console = _console()
-    names, rows = table.headings(), table.texts()
-    columns = [[row[place] for row in rows] for place in range(len(names))]
-    widths = _widths(names, columns, room=console.width - 3 * len(names) - 1)
-    console.print(Text(table.title), soft_wrap=True)
-    if widths is None:
-        _print_list(console, names, rows)
-    else:
-        wrapped = any(len(cell) > width for width, cells in zip(widths, columns, strict=True) for cell in cells)
-        shown = RichTable(show_lines=wrapped)
-        for name, width, cells in zip(names, widths, columns, strict=True):
-            shown.add_column(Text(name), width=width, justify="left" if any(map(_is_text, cells)) else "right")
-        for row in rows:
-            shown.add_row(*(Text(_folded(cell, width)) for cell, width in zip(row, widths, strict=True)))
-        console.print(shown)
-    for note in table.notes:
-        console.print(Text(note), soft_wrap=not sys.stdout.isatty())
-
-
-def _widths(names: list[str], columns: list[list[str]], *, room: int) -> list[int] | None:
-    """Return the columns' widths, or None if there is no room for them.
-
-    Headings and texts may wrap, and intervals go below their value. The room that is left goes, letter by letter, to the column
-    whose heading and texts have most lines.
-    """
-    least = [max(map(_least_width, (name, *cells))) for name, cells in zip(names, columns, strict=True)]
-    full = [max(map(len, (name, *cells))) for name, cells in zip(names, columns, strict=True)]
-    if sum(full) <= room:
-        return full
-    if sum(least) > room:
-        return None
-    widths = list(least)
-    for _ in range(room - sum(least)):
-        lines = [
-            0 if width == most else max(len(wrap(text, width)) for text in (name, *filter(_is_text, cells)))
-            for name, cells, width, most in zip(names, columns, widths, full, strict=True)
-        ]
-        widths[lines.index(max(lines))] += 1
-    return widths
-
-
-def _folded(cell: str, width: int) -> str:
-    """Put an interval on a line of its own if it does not fit beside its value."""
-    return cell if len(cell) <= width else cell.replace(" [", "\n[")
-
-
-def _least_width(text: str) -> int:
-    """Return the width at which a text still reads well: no word and no interval is broken."""
-    return max((len(part) for part in re.split(r" (?![^\[]*\])", text)), default=0)
-
-
-def _is_text(cell: str) -> bool:
-    return any(letter.isalpha() for letter in cell)
-
-
-def _print_list(console: Console, names: list[str], rows: list[list[str]]) -> None:
-    """Print each row as lines of name and cell."""
-    indent = max(map(len, names))
-    for row in rows:
-        lines = [f"  {name:<{indent}}  {cell}" for name, cell in zip(names, row, strict=True) if cell]
-        console.print(Text("\n" + "\n".join(lines)), soft_wrap=True)
-    console.print()
-
-
-def print_worked(table: WorkedTable) -> None:
-    """Print a worked example on standard output: its setting, its rows, and what they show."""
-    console = _console()
-    shown = RichTable()
-    for column in table.columns:
-        shown.add_column(Text(column), justify="left" if column == "output" else "right")
-    for row in table.rows:
-        shown.add_row(*(" ".join(map(str, cell)) if isinstance(cell, list) else f"{cell:g}" for cell in row.values()))
-    console.print(Text(f"{table.name}: {table.setting}"), soft_wrap=True)
-    console.print(shown)
-    console.print(Text(table.shows + "\n"), soft_wrap=True)
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)

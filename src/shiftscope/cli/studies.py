@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from shiftscope.cli.app import STUDIES, THEORY, app, print_json, resumable
-from shiftscope.cli.options import COMPUTE_GROUP, OUTPUT_GROUP, AsJson, PageOptions, Several, StudyOptions
-from shiftscope.cli.progress import print_table, print_worked, reporting
+from shiftscope.cli.app import STUDIES, THEORY, app, print_json, resumable, say
+from shiftscope.cli.options import COMPUTE_GROUP, OUTPUT_GROUP, AsJson, PageOptions, Several, StudyOptions, Wide
+from shiftscope.cli.printing import print_table, print_worked
+from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 
 __all__ = ["compare", "figures", "open_report", "report", "selfcheck", "study", "theory"]
@@ -30,6 +31,7 @@ def study(
     workers: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Train the networks of a study, measure how they respond to shifts, and write a table, figures and a page.
 
@@ -77,11 +79,11 @@ def study(
     if as_json:
         print_json(table.to_json())
     else:
-        print_table(table)
+        print_table(table, wide=wide)
     with resumable(folder, "runs"):
         _write_report(folder, options)
     if not as_json:
-        print(f"Saved in {folder}: {', '.join(name for name in WRITTEN if (folder / name).exists())}.")
+        say(f"Saved in {folder}: {', '.join(name for name in WRITTEN if (folder / name).exists())}.")
 
 
 def _settings(changes: tuple[str, ...]) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def report(
     if out is None and not is_audit(folder):
         read_folder(folder).write_tables()
     path = _write_report(folder, options, out)
-    print(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))
+    say(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))
 
 
 @app.command(group=STUDIES, sort_key=5)
@@ -159,8 +161,8 @@ def figures(
 
         written, left_out = write_figures(folder, out=target, formats=formats)
     for reason in left_out:
-        print(f"Left out: {reason}")
-    print(f"Saved in {target}: {', '.join(written) or 'nothing'}.")
+        say(f"Left out: {reason}")
+    say(f"Saved in {target}: {', '.join(written) or 'nothing'}.")
 
 
 @app.command(name="open", group=STUDIES, sort_key=3)
@@ -182,7 +184,7 @@ def open_report(folder: Path) -> None:
 
 
 @app.command(group=STUDIES, sort_key=4)
-def compare(folder: Path, *, as_json: AsJson = False) -> None:
+def compare(folder: Path, *, as_json: AsJson = False, wide: Wide = False) -> None:
     """Show a study's numbers beside those of the paper it repeats, and test what the paper claims.
 
     Parameters
@@ -199,7 +201,7 @@ def compare(folder: Path, *, as_json: AsJson = False) -> None:
         print_json(found.to_json())
         return
     for table in found.tables():
-        print_table(table)
+        print_table(table, wide=wide)
 
 
 @app.command(group=THEORY)

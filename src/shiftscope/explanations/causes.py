@@ -35,17 +35,16 @@ from torch import Tensor, nn
 from shiftscope import layers
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
-from shiftscope.explanations.trial import ROUNDING, Loss, Measured, Trial, share
+from shiftscope.explanations.trial import ROUNDING, Cause, Loss, Measured, Trial, share
+from shiftscope.explanations.wording import causes_verdict, number, shares_add_up
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.operators import POINTWISE
 from shiftscope.surgery import Surgery, circular, global_pool, make_equivariant
 from shiftscope.surgery.head import ONE_POSITION
 from shiftscope.tables import Cell, Table
 
-__all__ = ["PHRASES", "Cause", "Causes", "causes_of"]
+__all__ = ["Cause", "Causes", "causes_of"]
 
-#: The verdict warns where 1 - cosine between different images has shrunk to less than this share.
-MORE_ALIKE = 0.5
 NOT_CIRCULAR = "it needs circular maps, which are impossible here"
 
 #: Cause -> its step, and what the step can and cannot show.
@@ -68,37 +67,6 @@ STEPS = {
     ),
     "other": ("the loss after all steps", "contains the part of every impossible step"),
 }
-PHRASES = {
-    "head": "the head, which has a weight for every position",
-    "borders": "borders: what enters and leaves at the edges of the image and of the maps",
-    "aliasing": "aliasing: after a shift every subsampling keeps other samples",
-    "other": "what none of these steps removes",
-}
-
-
-@dataclass(frozen=True)
-class Cause:
-    """One cause's part of the loss.
-
-    Attributes:
-        name: head, borders, aliasing, activations or other.
-        part_of: the cause that it is a part of; empty for those that sum to the total.
-        part: the cause's part of the loss; None where its step is impossible.
-        share: ``part`` as a share of the total; None where the total is zero.
-        after: what shifts cost the model after the step; None where the step was not measured.
-        step: what was changed.
-        shows: what the step can and cannot show.
-        reason: why the step is impossible or changes nothing; empty otherwise.
-    """
-
-    name: str
-    part_of: str
-    part: Estimate | None
-    share: Estimate | None
-    after: Loss | None
-    step: str
-    shows: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -140,18 +108,19 @@ class Causes:
             self.verdict,
             "loss: 1 - mean cosine of outputs before and after a shift. The causes' parts sum to the total, not counting a part "
             "of another cause. Each step keeps the changes of earlier ones, and where two causes act together, the part goes to "
-            f"the first. In brackets: 95 % intervals over {self.before.loss.count} images.",
+            f"the first. Intervals: 95 %, over {self.before.loss.count} images.",
             "cosine between different images: of their unshifted outputs, after the step; near 1 they say little. relative loss: "
             "loss after the step over 1 - that; near 0 where shifts change outputs less than another image does, near 1 where "
             "they change them as much.",
         ]
         if self.lattice_loss is not None and self.circular_loss is not None:
             notes.append(
-                f"On circular maps the loss is {_number(self.lattice_loss)} at shifts by multiples of the subsampling factor, "
-                f"where strides cost nothing, and {_number(self.circular_loss)} at the trial's own shifts."
+                f"On circular maps the loss is {number(self.lattice_loss)} at shifts by multiples of the subsampling factor, "
+                f"where strides cost nothing, and {number(self.circular_loss)} at the trial's own shifts."
             )
         columns = ("cause", "lost", "share", "different_images", "relative_loss", "step", "reason")
-        return Table("What shifts cost, by cause", columns, tuple(rows), tuple(notes))
+        brief = ("cause", "lost", "share") if shares_add_up(self.causes) else ("cause", "lost")
+        return Table("What shifts cost, by cause", columns, tuple(rows), tuple(notes), brief=brief)
 
 
 def causes_of(model: nn.Module, trial: Trial, geometry: Geometry | None, measured: Measured, *, seed: int) -> Causes:
@@ -168,7 +137,7 @@ def causes_of(model: nn.Module, trial: Trial, geometry: Geometry | None, measure
     steps = _Steps(model, trial, measured.loss)
     causes = tuple(steps.without_graph() if geometry is None else steps.run(geometry))
     lattice = None if geometry is None or steps.circular is None else steps.circular.on_lattice(geometry, seed)
-    main, verdict = _verdict(before, causes)
+    main, verdict = causes_verdict(before, causes)
     circular_loss = None if lattice is None or steps.circular is None else steps.circular.loss
     main = "" if geometry is None else main  # without a graph all of the loss is in "other"
     return Causes(before, causes, _loss(lattice), _loss(circular_loss), main, verdict)
@@ -326,50 +295,3 @@ def _loss(values: Tensor | None) -> Estimate | None:
 
 def _cells(loss: Loss | None) -> dict[str, Cell]:
     return {} if loss is None else {"different_images": loss.between_images, "relative_loss": loss.relative}
-
-
-def _verdict(before: Loss, causes: tuple[Cause, ...]) -> tuple[str, str]:
-    """Return the main cause, and a verdict in a few sentences."""
-    if before.loss.value < ROUNDING:
-        return "", "There is no loss: the outputs are the same under these shifts."
-    known = [each for each in causes if each.share is not None and not each.part_of]
-    ranked = sorted(known, key=lambda each: -each.share.value if each.share else 0.0)
-    main = ranked[0]
-    sentences = [
-        f"Shifts lower the mean cosine of the outputs by {_number(before.loss)}. {_percent(main)} of that is due to "
-        f"{PHRASES[main.name]}."
-    ]
-    if main.after is not None and 1 - main.after.between_images.value < MORE_ALIKE * (1 - before.between_images.value):
-        sentences.append(_warning(before, main.after))
-    rest = [f"{each.name} {_percent(each)}" for each in ranked[1:] if each.share and abs(each.share.value) >= 0.05]
-    if rest:
-        sentences.append(f"The rest: {', '.join(rest)}.")
-    unknown = [each for each in causes if each.part is None and not each.part_of]
-    for reason in dict.fromkeys(each.reason for each in unknown):
-        names = ", ".join(each.name for each in unknown if each.reason == reason)
-        sentences.append(f"The part of {names} is unknown: {reason}.")
-    return main.name, " ".join(sentences)
-
-
-def _warning(before: Loss, after: Loss) -> str:
-    """Return a sentence on outputs that say less after the main cause is removed."""
-    text = (
-        "Part of that is because outputs say less without it: the mean cosine between those of different images rises from "
-        f"{before.between_images.value:.2f} to {after.between_images.value:.2f}"
-    )
-    if before.relative is not None and after.relative is not None:
-        text += f", and the loss relative to their difference goes from {before.relative.value:.2f} to {after.relative.value:.2f}"
-    return f"{text}."
-
-
-def _percent(cause: Cause) -> str:
-    if cause.share is None:
-        return ""
-    return f"{cause.share.value:.0%} [{cause.share.low:.0%}, {cause.share.high:.0%}]"
-
-
-def _number(estimate: Estimate) -> str:
-    """Return an estimate with three decimals, or with two significant digits where it is small."""
-    if estimate.value >= 0.01:
-        return str(estimate)
-    return f"{estimate.value:.2g} [{estimate.low:.2g}, {estimate.high:.2g}]"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass, replace
 from shlex import quote
 from typing import Any, get_args
 
@@ -22,14 +21,15 @@ from shiftscope.explanations.guarantee import Guarantee, describe, guarantee_of
 from shiftscope.explanations.layers import BATCH, Layers, layer_responses
 from shiftscope.explanations.ranking import Fixes, try_fixes
 from shiftscope.explanations.trial import Trial, draw_shifts
+from shiftscope.explanations.wording import fix_sentence, short_verdict
 from shiftscope.graphs.geometry import read_geometry
 from shiftscope.runtime.progress import Report, silent
-from shiftscope.tables import Table
+from shiftscope.tables import Summary, Table
 
 __all__ = ["Explanation", "explain"]
 
-#: The verdict names the layer where similarity falls most, if it falls by this much.
-SMALLEST_FALL = 0.005
+#: A terminal shows so many layers, and so many fixes.
+LAYERS, FIXES = 4, 3
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,28 @@ class Explanation:
         """Return the tables of causes, of layers and of fixes."""
         return self.table(), self.layers.table(), self.fixes.table()
 
+    def summary(self) -> Summary:
+        """Return the result for a terminal: the verdict, causes, the layers where most is lost, fixes, and the next command."""
+        causes, layers, fixes = self.causes.table().narrowed(), self.layers.falls(LAYERS), self.fixes.table().narrowed()
+        causes = replace(causes, rows=tuple(row for row in causes.rows if not str(row["cause"]).startswith("of ")), notes=())
+        works = [each for each in self.fixes.ranked if each.works]
+        fixes = replace(fixes, rows=fixes.rows[: min(FIXES, len(works))], notes=())
+        images, shifts = self.settings["images"], self.settings["shifts of each image"]
+        return Summary(
+            short_verdict(
+                self.similarity,
+                self.settings["largest shift"],
+                self.causes.before,
+                self.causes.causes,
+                self.fixes,
+                main=self.causes.main,
+                status=self.guarantee.status,
+            ),
+            tuple(table for table in (causes, layers, fixes) if table.rows),
+            (*self.notes, f"Loss: 1 - mean cosine. Intervals: 95 %, over {images} images, {shifts} shifts each. --wide: all."),
+            (works[0].command,) if works else (),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return verdict, guarantee and tables as plain data."""
         geometry = self.guarantee.geometry
@@ -106,29 +128,18 @@ class Explanation:
         }
 
     def _layer_sentence(self) -> str:
-        maps = [layer for layer in self.layers.layers if layer.factor is not None]
-        means = [float(layer.similarity.mean()) for layer in maps]
-        falls = [before - after for before, after in pairwise(means)]
-        if not self.causes.main or not falls or max(falls) < SMALLEST_FALL:
+        worst = next(iter(self.layers.falls(1).rows), None)
+        if worst is None or not self.causes.main:
             return ""
-        place = falls.index(max(falls)) + 1
+        after: Estimate = worst["similarity"]  # type: ignore[assignment]  # by its column
+        before = after.value + float(worst["fall"])  # type: ignore[arg-type]  # by its column
         return (
-            f"The similarity of feature maps falls most at `{maps[place].name}` ({maps[place].kind}), from "
-            f"{means[place - 1]:.3f} to {means[place]:.3f}."
+            f"The similarity of feature maps falls most at `{worst['layer']}` ({worst['kind']}), from {before:.3f} to "
+            f"{after.value:.3f}."
         )
 
     def _fix_sentence(self) -> str:
-        first = next(iter(self.fixes.ranked), None)
-        if not self.causes.main or first is None or not first.works or first.share is None or first.after is None:
-            return ""
-        sentence = (
-            f"Try first: {' + '.join(first.kinds)}, which removes {first.share.value:.0%} of the loss before any training, at "
-            f"{first.ratio:.2f} times the multiply-adds"
-        )
-        before, after = self.fixes.before.accuracy, first.after.accuracy
-        if before is not None and after is not None and after.value < before.value:
-            sentence += f"; train again, because without training accuracy falls from {before.value:.0%} to {after.value:.0%}"
-        return f"{sentence}."
+        return fix_sentence(self.fixes) if self.causes.main else ""
 
 
 def explain(

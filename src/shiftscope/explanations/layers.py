@@ -34,6 +34,8 @@ from shiftscope.tables import Cell, Table
 
 __all__ = ["BATCH", "Layer", "Layers", "layer_responses"]
 
+#: Similarity falls at a layer if it is lower than at the one before by this much.
+SMALLEST_FALL = 0.005
 #: Images of one pass, unshifted and shifted together.
 BATCH = 64
 
@@ -140,10 +142,27 @@ class Layers:
         columns = ("layer", "kind", "channels", "size", "factor", *measures)
         return Table("Every layer's response to shifts", columns, tuple(rows), (*self._notes(), *map(_definition, measures)))
 
+    def falls(self, most: int) -> Table:
+        """Return a row for each of the layers at which the similarity of feature maps falls most, in the order of the calls.
+
+        Args:
+            most: number of rows at most; a fall below ``SMALLEST_FALL`` is none.
+        """
+        maps = [layer for layer in self.layers if layer.factor is not None]
+        similarity = [_estimate(layer.similarity, COSINE) for layer in maps]
+        found = [
+            {"layer": layer.name, "kind": layer.kind, "similarity": after, "fall": before.value - after.value}
+            for layer, before, after in zip(maps[1:], similarity, similarity[1:], strict=False)
+            if before is not None and after is not None and before.value - after.value >= SMALLEST_FALL
+        ]
+        largest = sorted(found, key=lambda row: -row["fall"])[:most]  # type: ignore[operator]  # a number
+        rows: tuple[dict[str, Cell], ...] = tuple(row for row in found if row in largest)  # type: ignore[misc]
+        return Table("Where the similarity of feature maps falls most", ("layer", "kind", "similarity", "fall"), rows)
+
     def _notes(self) -> list[str]:
         length = float(self.shifts.double().norm(dim=-1).mean())
         notes = [
-            f"In brackets: 95 % intervals over {len(self.shifts)} images, {self.shifts.shape[1]} shifts of each ({self.mode}). "
+            f"Intervals: 95 %, over {len(self.shifts)} images, {self.shifts.shape[1]} shifts of each ({self.mode}). "
             f"The mean length of a shift is {length:.2f} pixels: a map that only moves has similarity 1 and moves as far.",
             "The response to a blank image is subtracted from feature maps before they are compared.",
         ]

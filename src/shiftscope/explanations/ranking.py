@@ -24,6 +24,8 @@ __all__ = ["Fixes", "TriedFix", "try_fixes"]
 
 #: Filter size of ``blur``: the default of ``shiftscope fix``.
 FILTER_SIZE = 3
+#: The columns that a narrow terminal shows, as far as they have values.
+NARROW = ("fix", "gain", "test_accuracy", "ratio")
 DESCRIPTIONS: dict[Kind, str] = {
     "gap": "a head that sees the mean over positions",
     "blur": "a filter before every subsampling",
@@ -112,7 +114,7 @@ class Fixes:
             "fix",
             "gain",
             "share",
-            "accuracy",
+            "test_accuracy",
             "different_images",
             "relative_loss",
             "multiply_adds",
@@ -120,7 +122,8 @@ class Fixes:
             "command",
             "reason",
         )
-        return Table("Fixes, tried without training", columns, tuple(rows), tuple(notes))
+        brief = tuple(name for name in NARROW if any(row.get(name) is not None for row in rows))
+        return Table("Fixes, tried without training", columns, tuple(rows), tuple(notes), brief=brief)
 
 
 def try_fixes(model: nn.Module, trial: Trial, geometry: Geometry | None, measured: Measured, *, arguments: str) -> Fixes:
@@ -193,4 +196,4 @@ def _apply(kinds: tuple[Kind, ...], model: nn.Module, image: tuple[int, int, int
 def _cells(loss: Loss | None) -> dict[str, Cell]:
     if loss is None:
         return {}
-    return {"accuracy": loss.accuracy, "different_images": loss.between_images, "relative_loss": loss.relative}
+    return {"test_accuracy": loss.accuracy, "different_images": loss.between_images, "relative_loss": loss.relative}

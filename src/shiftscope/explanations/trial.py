@@ -17,7 +17,7 @@ from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import Mode, sample
 from shiftscope.surveys import correct, per_shift_cosines
 
-__all__ = ["ROUNDING", "Loss", "Measured", "Trial", "cosines_between_images", "draw_shifts", "share"]
+__all__ = ["Cause", "ROUNDING", "Loss", "Measured", "Trial", "cosines_between_images", "draw_shifts", "share"]
 
 #: A mean loss below this is rounding: what cosines in single precision differ from 1.
 ROUNDING = 2e-7
@@ -41,6 +41,31 @@ class Loss:
     between_images: Estimate
     relative: Estimate | None
     accuracy: Estimate | None
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One cause's part of the loss.
+
+    Attributes:
+        name: head, borders, aliasing, activations or other.
+        part_of: the cause that it is a part of; empty for those that sum to the total.
+        part: the cause's part of the loss; None where its step is impossible.
+        share: ``part`` as a share of the total; None where the total is zero.
+        after: what shifts cost the model after the step; None where the step was not measured.
+        step: what was changed.
+        shows: what the step can and cannot show.
+        reason: why the step is impossible or changes nothing; empty otherwise.
+    """
+
+    name: str
+    part_of: str
+    part: Estimate | None
+    share: Estimate | None
+    after: Loss | None
+    step: str
+    shows: str
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,20 +15,27 @@ from shiftscope.engine.checks import check_images
 from shiftscope.engine.framing import Border, Framed, frame
 from shiftscope.engine.outputs import stream_outputs, track
 from shiftscope.errors import ModelFailsError, first_line
+from shiftscope.estimates import Estimate
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid
 from shiftscope.surgery import Change, Kind, Surgery, cost, operate
+from shiftscope.surgery.plan import merge_changes
 from shiftscope.surveys import survey
-from shiftscope.tables import Cell, Table
+from shiftscope.tables import Cell, Summary, Table, percent
 
-__all__ = ["Fixed", "apply_fixes", "compare", "fix"]
+__all__ = ["Fixed", "apply_fixes", "compare", "fix", "summarise"]
 
 #: Images measured between two progress reports.
 BLOCK = 64
 COMPARED = ("mcs", "pair_consistency", "all_agree", "worst_case")
+DEFINITIONS = tuple(f"{MEASURES[measure].label.capitalize()}: {MEASURES[measure].sentence}" for measure in COMPARED)
+#: The provenance's entry of the shifts.
+SHIFTS = "measured under"
 #: Inputs up to so many pixels are measured under every shift, larger ones under so many random shifts.
 SMALL, DRAWN = 64, 8
+#: The columns that a narrow terminal shows.
+NARROW = ("model", "shifts", "test_accuracy", "mcs", "all_agree", "worst_case", "pair_consistency")
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ def apply_fixes(model: nn.Module, fixes: Sequence[tuple[Kind, int]], *, image: t
     for kind, filter_size in fixes:
         surgery = operate(kind, model, filter_size=filter_size, image=image)
         model, changes = surgery.model, [*changes, *surgery.changes]
-    return Surgery(model, tuple(changes), before, cost(model, image))
+    return Surgery(model, merge_changes(changes), before, cost(model, image))
 
 
 def compare(
@@ -184,14 +191,50 @@ def compare(
                 }
             )
     every = len(shifts) == (2 * first.max_shift + 1) ** 2
+    under = f"{'all' if every else 'the same'} {len(shifts)} {'' if every else 'random '}shifts of up to {first.max_shift} pixels"
     notes = (
-        f"In brackets: 95 % intervals over {len(images)} images, each under {'all' if every else 'the same'} {len(shifts)} "
-        f"{'' if every else 'random '}shifts up to {first.max_shift} pixels.",
-        *(f"{MEASURES[measure].label.capitalize()}: {MEASURES[measure].sentence}" for measure in COMPARED),
+        f"Intervals: 95 %, over {len(images)} images, each under {under}.",
+        *DEFINITIONS,
         "A network trained without the fix usually loses accuracy by it until it is trained again.",
     )
     columns = ("model", "shifts", "test_accuracy", *COMPARED, "multiply_adds", "parameters")
-    return Table("Before and after", columns, tuple(rows), notes, provenance or {})
+    return Table("Before and after", columns, tuple(rows), notes, {**(provenance or {}), SHIFTS: under})
+
+
+def summarise(surgery: Surgery, compared: Table | None, *, commands: tuple[str, ...] = ()) -> Summary:
+    """Return what ``shiftscope fix`` prints: the effect in plain words, what changed, and the measures before and after.
+
+    Args:
+        surgery: the fixed model.
+        compared: what :func:`compare` returned; None where nothing was measured.
+        commands: to run next.
+    """
+    changes = surgery.narrow_table()
+    if compared is None:
+        return Summary("", (changes,), commands=commands)
+    columns = tuple(name for name in NARROW if any(row.get(name) is not None for row in compared.rows))
+    notes = tuple(note for note in compared.notes if note not in DEFINITIONS)
+    short = replace(compared, title="Before and after, weights unchanged", columns=columns, notes=notes)
+    return Summary(_verdict(compared), (changes, short), commands=commands)
+
+
+def _verdict(compared: Table) -> str:
+    """Return the effect of a fix, under the first kind of shifts, in a sentence or two."""
+    before, after = (next(row for row in compared.rows if row["model"] == model) for model in ("before", "after"))
+    under = f"under {compared.provenance[SHIFTS]} ({before['shifts']})"
+    sentences = (
+        _both(before, after, "all_agree", f"of images keep their answer {under}"),
+        _both(before, after, "test_accuracy", "of unshifted images are classified correctly"),
+    )
+    return " ".join(filter(None, sentences))
+
+
+def _both(before: Mapping[str, object], after: Mapping[str, object], measure: str, what: str) -> str:
+    """Return a sentence on a share before and after the fix; empty where it was not measured."""
+    first, second = before.get(measure), after.get(measure)
+    if not isinstance(first, Estimate) or not isinstance(second, Estimate):
+        return ""
+    return f"{percent(first)} {what}; with the fix, and no training, {percent(second)}."
 
 
 def _shifts(framed: Framed, seed: int) -> Tensor:

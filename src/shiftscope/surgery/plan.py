@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 from shiftscope.engine.checks import evaluating
 from shiftscope.layers.blur import BlurPool
 from shiftscope.layers.polyphase import TakePhase
-from shiftscope.tables import Table
+from shiftscope.tables import Cell, Table
 
-__all__ = ["Change", "Cost", "Surgery", "cost"]
+__all__ = ["Change", "Cost", "Surgery", "cost", "merge_changes"]
+
+#: A narrow table names so many of the layers that change in the same way.
+NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,58 @@ class Surgery:
         rows = tuple(
             {"layer": each.layer, "was": each.was, "becomes": each.becomes or "-", "why": each.why} for each in self.changes
         )
-        notes = [f"{self.changed} of {len(rows)} layers changed." if self.changed else "Nothing was changed."]
+        return Table("What was changed", ("layer", "was", "becomes", "why"), rows, self._notes())
+
+    def narrow_table(self) -> Table:
+        """Return a row for each kind of change, with the layers that it concerns; unchanged layers are left out."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for each in self.changes:
+            if each.becomes:
+                groups.setdefault((each.was, each.becomes), []).append(each.layer)
+        rows: list[dict[str, Cell]] = [
+            {"layers": len(layers), "was": was, "becomes": becomes, "which": _named(layers)}
+            for (was, becomes), layers in groups.items()
+        ]
+        return Table("What was changed" if rows else "", ("layers", "was", "becomes", "which"), tuple(rows), self._notes())
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = [f"{self.changed} of {len(self.changes)} layers changed." if self.changed else "Nothing was changed."]
         if self.before and self.after:
             ratio = self.after.multiply_adds / self.before.multiply_adds if self.before.multiply_adds else 1.0
             notes.append(
                 f"Multiply-adds of one image: {self.before.multiply_adds:,} before, {self.after.multiply_adds:,} after "
                 f"({ratio:.2f} times); parameters: {self.before.parameters:,} before, {self.after.parameters:,} after."
             )
-        return Table("What was changed", ("layer", "was", "becomes", "why"), rows, tuple(notes))
+        return tuple(notes)
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as plain data."""
         return self.table().to_json()
+
+
+def merge_changes(changes: Iterable[Change]) -> tuple[Change, ...]:
+    """Return one change for each layer, of several fixes in the order in which they are applied.
+
+    >>> merge_changes([Change("0", "pool", "", "no head"), Change("0", "pool", "MaxBlurPool2d", "subsamples")])
+    (Change(layer='0', was='pool', becomes='MaxBlurPool2d', why='subsamples'),)
+    """
+    found: dict[str, list[Change]] = {}
+    for change in changes:
+        found.setdefault(change.layer, []).append(change)
+    return tuple(_merged(each) for each in found.values())
+
+
+def _merged(changes: list[Change]) -> Change:
+    """Return what several fixes did to a layer."""
+    done = [change for change in changes if change.becomes] or changes
+    becomes = ", then ".join(dict.fromkeys(change.becomes for change in done if change.becomes))
+    why = "; ".join(dict.fromkeys(change.why for change in done))
+    return Change(done[0].layer, done[0].was, becomes, why)
+
+
+def _named(layers: list[str]) -> str:
+    more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
+    return ", ".join(layers[:NAMED]) + more
 
 
 def cost(model: nn.Module, image: tuple[int, int, int]) -> Cost:

@@ -1,0 +1,118 @@
+"""The rows of an audit, and what it found in plain sentences: the verdict, the images that change most, the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shiftscope.audits.parts import Changed, Cost
+from shiftscope.estimates import Estimate
+from shiftscope.measures import MEASURES
+from shiftscope.tables import percent, plus_minus
+
+__all__ = ["Row", "changed_images", "cost_sentence", "shifts_of", "verdict"]
+
+#: The measures of which the first one that an audit has is the verdict.
+LEADING = ("top1_change", "all_agree", "worst_case", "neighbour_change", "mASSC", "mcs")
+#: So many of the images that change most are named in a note.
+CHANGED = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of one protocol.
+
+    Attributes:
+        protocol: its name; ``unshifted`` for the accuracy on unshifted images.
+        measure: its name in :data:`shiftscope.measures.MEASURES`; for a ring of shifts with ``, radius r``.
+        border: what fills the border.
+        max_shift: the largest shift along an axis, pixels.
+        views: shifted views per image.
+        estimate: over all images.
+        given_right: over the images that are classified correctly unshifted; None without labels or without such images.
+    """
+
+    protocol: str
+    measure: str
+    border: str
+    max_shift: int | float
+    views: int
+    estimate: Estimate
+    given_right: Estimate | None
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Return the main result in a plain sentence, and the accuracy in another one if there are labels.
+
+    Args:
+        rows: of the audit, at least one.
+    """
+    first = {row.measure: row for row in reversed(rows) if row.protocol != "unshifted"}
+    leading = next((first[name] for name in LEADING if name in first), next(iter(reversed(first.values())), None))
+    sentences = [_leading(leading)] if leading else []
+    accuracy = next((row for row in rows if row.protocol == "unshifted"), None)
+    if accuracy:
+        sentences.append(f"Of unshifted images {percent(accuracy.estimate)} are classified correctly.")
+    return " ".join(sentences)
+
+
+def _leading(row: Row) -> str:
+    """Return a sentence on a row; a generic one for a measure without words of its own."""
+    moved = f"when they move by up to {row.max_shift:g} {'pixel' if row.max_shift == 1 else 'pixels'}"
+    if row.border in ("circular", "crop"):
+        moved += ", circularly" if row.border == "circular" else " in the frame"
+    share = percent(row.estimate)
+    match row.measure:
+        case "top1_change" if row.views == 1:
+            return f"The answer changes for {share} of images {moved}."
+        case "top1_change":
+            return f"The answer changes for {share} of pairs of an image and a shift of up to {row.max_shift:g} pixels."
+        case "all_agree":
+            return f"The answer is the same at {_count(row)} for {share} of images."
+        case "worst_case":
+            return f"The answer is correct at {_count(row)} for {share} of images."
+        case "neighbour_change":
+            return f"The answer changes from one position to the next, a pixel on, in {share} of steps."
+        case "mASSC":
+            return f"The answer stays the same for {share} of pixels {moved}."
+        case "mcs":
+            return f"The outputs keep a mean cosine similarity of {plus_minus(row.estimate)} {moved}."
+    measure = MEASURES[row.measure.partition(",")[0]]
+    value = percent(row.estimate) if measure.bounds == (0.0, 1.0) else plus_minus(row.estimate)
+    return f"{measure.label[:1].upper()}{measure.label[1:]}: {value}."
+
+
+def _count(row: Row) -> str:
+    """Return "both of two crops", "each of 289 shifts", and how far they reach."""
+    noun, off = {"circular": ("circular shifts", ""), "crop": ("crops", " off the centre")}.get(row.border, ("shifts", ""))
+    which = "both of two" if row.views == 2 else f"each of {row.views:,}"
+    return f"{which} {noun} up to {row.max_shift:g} pixels{off}"
+
+
+def shifts_of(row: Row) -> str:
+    """Return how many views of which shift a row rests on: "2 crops ≤ 16 px"."""
+    noun = {"crop": " crop" if row.views == 1 else " crops", "circular": " circular"}.get(row.border, "")
+    return f"{row.views:,}{noun} ≤ {row.max_shift:g} px"
+
+
+def cost_sentence(cost: Cost) -> str:
+    """Return how many views were measured, of how many images, and how fast."""
+    saved = f" ({cost.asked:,} if each protocol ran alone)" if cost.asked > cost.distinct else ""
+    checks = f", and on {cost.checks:,} more to check" if cost.checks else ""
+    engine = f" All shifts of a grid ran at once for {cost.dense:,} images." if cost.dense else ""
+    rate = cost.distinct / cost.seconds if cost.seconds else float("inf")
+    return (
+        f"{cost.distinct:,} views of {cost.images:,} images{saved}; the model ran on {cost.forward:,} of them{checks}.{engine} "
+        f"{cost.seconds:.1f} s, {rate:,.{0 if rate >= 100 else 1}f} views a second."
+    )
+
+
+def changed_images(changed: Sequence[Changed]) -> str:
+    """Return which images change most, and at which shift; empty without any."""
+    if not changed:
+        return ""
+    listed = ", ".join(
+        f"{each.image} (shift ({each.shift[0]:g}, {each.shift[1]:g}) {each.border}: {each.similarity:.3f})"
+        for each in changed[:CHANGED]
+    )
+    return f"Images that change most, by number, with shift (dy, dx) and similarity: {listed}."

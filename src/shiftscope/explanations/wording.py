@@ -1,0 +1,159 @@
+"""What an explanation found, in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from shiftscope.estimates import Estimate
+from shiftscope.explanations.trial import ROUNDING, Cause, Loss
+from shiftscope.tables import percent, plus_minus
+
+if TYPE_CHECKING:
+    from shiftscope.explanations.ranking import Fixes
+
+__all__ = ["PHRASES", "causes_verdict", "fix_sentence", "number", "shares_add_up", "short_verdict"]
+
+#: The verdict warns where 1 - cosine between different images has shrunk to less than this share.
+MORE_ALIKE = 0.5
+#: A share outside [-ROUNDED, 1 + ROUNDED] cannot be a share: one step raises the loss that another one lowers.
+ROUNDED = 0.005
+#: Parts of the loss, as shares or in the loss's own unit, that are named although they are not the main one.
+NAMED_SHARE = 0.05
+
+GUARANTEES = {
+    "guaranteed": "The model's graph guarantees the same outputs after every circular shift by whole pixels.",
+    "possible": "The model's graph allows invariance, but does not guarantee it.",
+    "impossible": "With this head invariance is impossible, whatever the weights.",
+    "unknown": "The model's graph cannot be read.",
+}
+PHRASES = {
+    "head": "the head, which has a weight for every position",
+    "borders": "borders: what enters and leaves at the edges of the image and of the maps",
+    "aliasing": "aliasing: after a shift every subsampling keeps other samples",
+    "other": "what none of these steps removes",
+}
+
+
+def shares_add_up(causes: Sequence[Cause]) -> bool:
+    """Return whether every cause's share of the loss lies between 0 and 1."""
+    shares = [each.share.value for each in causes if each.share is not None and not each.part_of]
+    return all(-ROUNDED <= share <= 1 + ROUNDED for share in shares)
+
+
+def causes_verdict(before: Loss, causes: Sequence[Cause]) -> tuple[str, str]:
+    """Return the main cause, empty where there is no loss, and a verdict in a few sentences.
+
+    Args:
+        before: what shifts cost the unchanged model.
+        causes: in the order of their steps.
+    """
+    if before.loss.value < ROUNDING:
+        return "", "There is no loss: the outputs are the same under these shifts."
+    known = [each for each in causes if each.part is not None and not each.part_of]
+    ranked = sorted(known, key=lambda each: -each.part.value if each.part else 0.0)
+    sentences = [f"Shifts lower the mean cosine of the outputs by {number(before.loss)}."]
+    sentences += _shares(ranked) if shares_add_up(causes) else _parts(ranked)
+    main = ranked[0]
+    if main.after is not None and _alike(before, main.after):
+        sentences.insert(2, _warning(before, main.after))
+    unknown = [each for each in causes if each.part is None and not each.part_of]
+    for reason in dict.fromkeys(each.reason for each in unknown):
+        names = ", ".join(each.name for each in unknown if each.reason == reason)
+        sentences.append(f"The part of {names} is unknown: {reason}.")
+    return main.name, " ".join(sentences)
+
+
+def short_verdict(
+    similarity: Estimate, max_shift: str, before: Loss, causes: Sequence[Cause], fixes: Fixes, *, main: str, status: str
+) -> str:
+    """Return the main result in a few plain sentences.
+
+    Args:
+        similarity: mean cosine between the outputs before and after a shift.
+        max_shift: the largest shift, "8 pixels".
+        before: what shifts cost the unchanged model.
+        causes: in the order of their steps.
+        fixes: what each fix would gain.
+        main: the main cause; empty without a loss.
+        status: of the guarantee.
+    """
+    sentences = [f"After shifts of up to {max_shift} the outputs keep a mean cosine similarity of {plus_minus(similarity)}."]
+    found = next((each for each in causes if each.name == main and main != "other"), None)
+    if found is not None and found.share is not None:
+        sentences += _shares([found], "the loss") if shares_add_up(causes) else _parts([found])
+        if found.after is not None and _alike(before, found.after):
+            sentences.append(f"But without it outputs say less: {_between(before, found.after)}.")
+    sentences += [GUARANTEES[status], fix_sentence(fixes) if main else ""]
+    return " ".join(filter(None, sentences))
+
+
+def _shares(ranked: Sequence[Cause], whole: str = "that") -> list[str]:
+    """Return sentences on the causes' shares of the whole."""
+    phrase = PHRASES.get(ranked[0].name, ranked[0].name)
+    sentences = [f"{percent(ranked[0].share)} of {whole} is due to {phrase}."] if ranked[0].share else []
+    rest = [f"{each.name} {percent(each.share)}" for each in ranked[1:] if each.share and each.share.value >= NAMED_SHARE]
+    return [*sentences, f"The rest: {', '.join(rest)}."] if rest else sentences
+
+
+def _parts(ranked: Sequence[Cause]) -> list[str]:
+    """Return sentences on the causes' parts in the loss's own unit, because some steps raise what others lower."""
+    main = ranked[0]
+    sentences = [f"The largest part is due to {PHRASES.get(main.name, main.name)}: without it the loss is {_part(main)} lower."]
+    for each in ranked[1:]:
+        if each.part is not None and each.share is not None and abs(each.share.value) >= NAMED_SHARE:
+            less = each.part.value > 0
+            sentences.append(f"The step that removes {each.name} {'lowers' if less else 'raises'} it by {_part(each)}.")
+    return sentences
+
+
+def _part(cause: Cause) -> str:
+    found = cause.part
+    assert found is not None  # noqa: S101 - of a cause whose part is known
+    low, high = sorted((abs(found.low), abs(found.high)))
+    if found.low < 0 < found.high:
+        return number(found)
+    return number(Estimate(abs(found.value), low, high, found.count))
+
+
+def _alike(before: Loss, after: Loss) -> bool:
+    """Return whether outputs of different images are much more alike after a step."""
+    return 1 - after.between_images.value < MORE_ALIKE * (1 - before.between_images.value)
+
+
+def _between(before: Loss, after: Loss) -> str:
+    return (
+        "the mean cosine between those of different images rises from "
+        f"{before.between_images.value:.2f} to {after.between_images.value:.2f}"
+    )
+
+
+def _warning(before: Loss, after: Loss) -> str:
+    """Return a sentence on outputs that say less after the main cause is removed."""
+    text = f"Part of that is because outputs say less without it: {_between(before, after)}"
+    if before.relative is not None and after.relative is not None:
+        text += f", and the loss relative to their difference goes from {before.relative.value:.2f} to {after.relative.value:.2f}"
+    return f"{text}."
+
+
+def fix_sentence(fixes: Fixes) -> str:
+    """Return which fix to try first, and what it does; empty where none works."""
+    first = next(iter(fixes.ranked), None)
+    if first is None or not first.works or first.share is None or first.after is None:
+        return ""
+    sentence = (
+        f"Try first: {' + '.join(first.kinds)}, which removes {first.share.value:.0%} of the loss before any training, at "
+        f"{first.ratio:.2f} times the multiply-adds"
+    ).replace("%", " %")
+    before, after = fixes.before.accuracy, first.after.accuracy
+    if before is not None and after is not None and after.value < before.value:
+        falls = f"from {100 * before.value:.0f} % to {100 * after.value:.0f} %"
+        sentence += f"; train again, because without training accuracy falls {falls}"
+    return f"{sentence}."
+
+
+def number(estimate: Estimate) -> str:
+    """Return an estimate with three decimals, or with two significant digits where it is small."""
+    if abs(estimate.value) >= 0.01:
+        return str(estimate)
+    return f"{estimate.value:.2g} [{estimate.low:.2g}, {estimate.high:.2g}]"

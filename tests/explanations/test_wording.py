@@ -1,0 +1,38 @@
+"""Verdicts speak of shares where causes have shares, and of the loss itself where one step raises what another lowers."""
+
+from __future__ import annotations
+
+import pytest
+
+from shiftscope.estimates import Estimate
+from shiftscope.explanations.trial import Cause, Loss
+from shiftscope.explanations.wording import causes_verdict, shares_add_up
+
+
+def near(value: float) -> Estimate:
+    return Estimate(value, value - 0.01, value + 0.01, 9)
+
+
+LOSS = Loss(near(0.1), near(0.5), near(0.2), None)
+
+
+def cause(name: str, part: float) -> Cause:
+    return Cause(name, "", near(part), near(part / 0.1), LOSS, "", "", "")
+
+
+@pytest.mark.parametrize(
+    ("parts", "add_up", "said", "not_said"),
+    [
+        ((0.06, 0.04), True, "60 % [59, 61] of that is due to the head", "raises"),
+        ((0.153, -0.053), False, "The step that removes borders raises it by 0.053 [0.043, 0.063]", "%"),
+    ],
+)
+def test_verdict_speaks_of_shares_only_where_they_are_shares(
+    parts: tuple[float, float], add_up: bool, said: str, not_said: str
+) -> None:
+    causes = [cause(name, part) for name, part in zip(("head", "borders"), parts, strict=True)]
+    main, verdict = causes_verdict(LOSS, causes)
+    assert shares_add_up(causes) == add_up
+    assert main == "head"
+    assert said in verdict
+    assert not_said not in verdict
