@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from shiftscope import audit, grid, shift_outputs, survey
 from shiftscope.audits.protocols import PUBLISHED, mouton2020, rojas2022_circular
@@ -99,6 +100,27 @@ def test_maps_equal_a_survey_of_the_engine() -> None:
     for row in found.rows[1:]:
         assert row.estimate == expected.estimate(row.measure)
         assert row.given_right == expected.estimate(row.measure, given="right")
+
+
+def test_block_in_which_dense_differs_is_measured_directly_whatever_came_before() -> None:
+    """A hook that no graph shows makes bright images another matter; blocks are audited alone and in one audit."""
+
+    def hook(module: nn.Module, _: object, out: Tensor) -> Tensor:
+        return out + (out.mean(dim=(1, 2, 3), keepdim=True) > 0.5) * 5 if isinstance(module, nn.Conv2d) else out
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    nn.init.constant_(model[0].weight, 0.1)
+    dark, bright = 0.1 * images(64), images(64) + 1
+    handle = register_module_forward_hook(hook)
+    try:
+        with pytest.warns(UserWarning, match="dense and direct outputs differ"):
+            found = audit(model, torch.cat([bright, dark]), protocols=["every-shift"], max_shift=2)
+        alone = audit(model, dark, protocols=["every-shift"], max_shift=2)
+    finally:
+        handle.remove()
+    assert (found.cost.dense, found.cost.fallen_back) == (64, 64)
+    assert "For 64 images, outputs for all shifts together differed" in " ".join(found.notes)
+    assert torch.equal(found.surveys["zero 2"].values["mcs", "all"][64:], alone.surveys["zero 2"].values["mcs", "all"])
 
 
 def test_changed_holds_the_images_of_least_similarity() -> None:

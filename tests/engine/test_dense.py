@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
+from shiftscope.engine import operators, sheets
 from shiftscope.engine.graph import trace
-from shiftscope.engine.outputs import shift_outputs
+from shiftscope.engine.outputs import shift_outputs, stream_outputs
 from shiftscope.engine.sheets import NotDenseError
 from shiftscope.errors import InputError
 from shiftscope.layers import AdaptivePolyphaseSampling, BlurPool2d, MaxBlurPool2d
@@ -376,17 +381,108 @@ def test_dense_of_outputs_that_cancel_agrees_with_direct() -> None:
     assert found.values.abs().max() < 1e-5
 
 
-def test_dense_of_module_that_imitates_relu_raises_error() -> None:
-    """The graph takes it for torch.nn.ReLU; the comparison with direct detects that it is not."""
+class OwnConvolution(nn.Conv2d):
+    """A convolution that cannot be traced and does something else on bright images."""
 
-    class Lying(nn.ReLU):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.relu(x) + torch.linspace(0, 1, x.numel()).reshape(x.shape)
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + (1 if x.mean() > 0.3 else 0)
 
-    Lying.__module__ = "torch.nn.modules.activation"
-    model = sequential(nn.Conv2d(2, 3, 3), Lying(), nn.Flatten(), nn.Linear(300, 4))
-    with pytest.raises(RuntimeError, match="dense and direct outputs differ"):
-        shift_outputs(model, content(12, 2, 0, 0.0, 0), grid(3))
+
+class OwnActivation(nn.ReLU):
+    """An activation with a call of its own."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.relu(x) + x.mean()
+
+
+def patched(layer: nn.Module) -> nn.Module:
+    layer.forward = lambda x: x.amax(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "layer", [OwnConvolution(2, 3, 3), nn.Sequential(nn.Conv2d(2, 3, 3), OwnActivation()), patched(nn.Conv2d(2, 3, 3))]
+)
+def test_auto_of_layers_with_code_of_their_own_is_direct(layer: nn.Module) -> None:
+    model, images = sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten()), content(12, 2, 2, 0.0, 0)[:1]
+    found = shift_outputs(model, images, grid(2))
+    assert found.method == "direct", found.reason
+    torch.testing.assert_close(found.values, slow_outputs(model, images, grid(2), "zero", 0.0))
+
+
+@contextmanager
+def brighter_outputs(threshold: float) -> Iterator[None]:
+    """Let convolutions return something else on bright images, by a hook that no graph shows."""
+
+    def hook(module: nn.Module, _: object, out: Tensor) -> Tensor:
+        return out + (out.mean(dim=(1, 2, 3), keepdim=True) > threshold) if isinstance(module, nn.Conv2d) else out
+
+    handle = register_module_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def averaging() -> nn.Module:
+    """A network whose outputs grow with the brightness of the image."""
+    model = sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model[0].weight.data.fill_(0.1)
+    model[0].bias.data.zero_()
+    return model
+
+
+def test_block_in_which_dense_differs_and_the_rest_go_direct() -> None:
+    dark, bright = 0.1 * torch.rand(8, 1, 12, 12), torch.rand(8, 1, 12, 12)
+    batches = torch.cat([dark, bright, dark]).split(8)
+    with (
+        brighter_outputs(0.2),
+        pytest.warns(UserWarning, match="one by one for 8 images, because dense and direct outputs differ"),
+    ):
+        found = list(stream_outputs(averaging(), iter(batches), grid(2)))
+    assert [block.method for block in found] == ["dense", "direct", "direct"]
+    assert [block.fell_back for block in found] == [False, True, False]
+    with brighter_outputs(0.2):
+        expected = slow_outputs(averaging(), bright, grid(2), "zero", 0.0)
+    torch.testing.assert_close(found[1].values, expected)
+
+
+def test_dense_that_differs_where_it_is_asked_for_raises_error() -> None:
+    with brighter_outputs(0.2), pytest.raises(InputError, match="'dense' is not exact here: dense and direct outputs differ"):
+        shift_outputs(averaging(), torch.rand(8, 1, 12, 12), grid(2), method="dense")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")]
+)
+def test_memory_that_runs_out_in_a_later_dense_block_goes_direct(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, calls, average = torch.rand(6, 1, 12, 12), iter(range(100)), sheets.global_average
+
+    def scarce(*arguments: object) -> object:
+        if next(calls) > 1:
+            raise error
+        return average(*arguments)
+
+    monkeypatch.setattr(operators, "global_average", scarce)
+    with pytest.warns(UserWarning, match="memory runs out in a dense pass"):
+        found = list(stream_outputs(averaging(), images.split(2), grid(2)))
+    assert [block.method for block in found] == ["dense", "direct", "direct"]
+    torch.testing.assert_close(
+        torch.cat([block.values for block in found]), slow_outputs(averaging(), images, grid(2), "zero", 0.0)
+    )
+
+
+def test_dense_where_products_have_fewer_bits_is_compared_with_all_bits() -> None:
+    switch = torch.backends.mkldnn.matmul
+    if not hasattr(switch, "fp32_precision"):
+        pytest.skip("this PyTorch has no such setting")
+    before = switch.fp32_precision
+    try:
+        switch.fp32_precision = "bf16"
+        found = shift_outputs(averaging(), torch.rand(8, 1, 12, 12), grid(2))
+        assert (found.method, switch.fp32_precision) == ("dense", "bf16")
+    finally:
+        switch.fp32_precision = before
 
 
 def test_trace_of_plain_callable_raises_error() -> None:

@@ -5,7 +5,7 @@ Each distinct view is formed and run once, every exhaustive grid goes through th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Literal
@@ -19,7 +19,7 @@ from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, MapOutputs, Sums, ViewOutputs, pixel_agreements, spread_sums
 from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views
 from shiftscope.engine.checks import evaluating
-from shiftscope.engine.outputs import Outputs, stream_outputs
+from shiftscope.engine.outputs import Outputs, Runner, open_runner
 from shiftscope.errors import InputError, NotFiniteError
 from shiftscope.shifts import Mode, grid
 from shiftscope.similarity import cosine
@@ -111,7 +111,7 @@ class Measurer:
         """Return what a block of images gives; :meth:`shiftscope.audits.Session.part` describes the arguments."""
         started = perf_counter()
         with self.model.counting(), evaluating(self.model.model), torch.inference_mode():
-            surveyed = {at: self._run_grid(outputs, images) for at, outputs in self.grids.items()}
+            surveyed = {at: self._run_grid(outputs, images, int(indices[0])) for at, outputs in self.grids.items()}
             plan = plan_views(self.protocols, self.framing, indices=indices)
             outputs, reused = self._run_views(plan, images, surveyed)
         labels = labels if self.labelled and self.kind == "classes" else None
@@ -126,9 +126,9 @@ class Measurer:
             correct=correct,
         )
 
-    def _run_grid(self, outputs: _GridOutputs, images: Tensor) -> Outputs:
+    def _run_grid(self, outputs: _GridOutputs, images: Tensor, seed: int) -> Outputs:
         try:
-            return outputs(self.framing.centre(images))
+            return outputs(self.framing.centre(images), seed=seed)
         except NotFiniteError:
             for batch in self.framing.centre(images).split(self.batch_size):
                 self.model(batch)  # its error counts the images, the engine's counts shifts of them
@@ -207,6 +207,7 @@ class Measurer:
             forward=run + direct,
             checks=seen - run - direct,
             dense=images * sum(outputs.method == "dense" for outputs in surveyed.values()),
+            fallen_back=images * any(outputs.fell_back for outputs in surveyed.values()),
             seconds=perf_counter() - started,
         )
 
@@ -259,36 +260,26 @@ def _changed_in_grid(mode: Mode, outputs: Outputs) -> tuple[Tensor, Tensor, Tens
 
 
 class _GridOutputs:
-    """Outputs under every shift of a grid, from one stream of the engine, which traces the model once."""
+    """Outputs under every shift of a grid. The engine reads the model's graph once; each block decides for itself."""
 
     def __init__(self, model: CountedModel, at: Grid, framing: Framing, batch_size: int | None) -> None:
         self.model, self.mode, self.framing, self.batch_size = model, at[0], framing, batch_size
         self.shifts = grid(at[1])
-        self._pending: list[Tensor] = []
-        self._stream: Iterator[Outputs] | None = None
+        self._runner: Runner | None = None
 
-    def __call__(self, images: Tensor) -> Outputs:
-        """Return the outputs of a block under every shift."""
-        self._pending.append(images)
-        if self._stream is None:
-            self._stream = stream_outputs(
+    def __call__(self, images: Tensor, *, seed: int) -> Outputs:
+        """Return the outputs of a block under every shift; the seed draws what dense is compared on."""
+        if self._runner is None:
+            self._runner = open_runner(
                 self.model.for_engine(),
-                self._blocks(),
+                images,
                 self.shifts,
                 mode=self.mode,
                 batch_size=self.batch_size,
                 device=self.model.device,
                 fill=torch.tensor(self.framing.fill),
             )
-        parts: list[Outputs] = []
-        while sum(len(part.reference) for part in parts) < len(images):
-            parts.append(next(self._stream))
-        values, reference = (torch.cat([getattr(part, name) for part in parts]) for name in ("values", "reference"))
-        return Outputs(values, reference, self.shifts, parts[0].method, parts[0].reason)
-
-    def _blocks(self) -> Iterator[Tensor]:
-        while self._pending:
-            yield self._pending.pop()
+        return self._runner(images, self.shifts, seed=seed)
 
 
 def _pixel_classes(maps: Tensor, size: tuple[int, int]) -> Tensor:

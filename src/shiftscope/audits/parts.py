@@ -51,6 +51,8 @@ class Cost:
         forward: images that went through the model for them; fewer than ``distinct`` if the engine computed all shifts together.
         checks: images that went through the model to see what it returns and to check the engine.
         dense: images for which the engine computed all shifts of a grid together.
+        fallen_back: images for which it tried, but the outputs differed from the model's own on sampled shifts, or memory ran
+            out; they were computed shift by shift.
         seconds: spent measuring, without reading images.
     """
 
@@ -60,6 +62,7 @@ class Cost:
     forward: int = 0
     checks: int = 0
     dense: int = 0
+    fallen_back: int = 0
     seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:

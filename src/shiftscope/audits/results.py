@@ -168,9 +168,18 @@ def assemble(
         surveys=merged.surveys,
         units=units,
         damaged=merged.damaged,
-        notes=(*notes, *unreadable),
+        notes=(*notes, *unreadable, *_fallen_back(merged.cost.fallen_back)),
         provenance=dict(provenance or {}),
     )
+
+
+def _fallen_back(images: int) -> list[str]:
+    if not images:
+        return []
+    return [
+        f"For {images:,} images, outputs for all shifts together differed from the model's own on sampled shifts, or memory ran "
+        "out: these images were computed shift by shift."
+    ]
 
 
 def _score_row(merged: Part, protocol: Protocol, measure: str, border: str) -> Row:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.engine.operators import Rules
 from shiftscope.engine.sheets import BatchSize, Flat, Layout, NotDenseError, Pair, Sheet, Spectra, Vectors
 from shiftscope.errors import UntraceableError, first_line
@@ -82,9 +83,9 @@ class Tracer:
             if node.op == "call_method":
                 return rules.method(str(node.target), *arguments, **options)
             return rules.function(node.target, *arguments, **options)  # type: ignore[arg-type]  # fx types it as text or callable
-        except torch.OutOfMemoryError:
-            raise
         except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+            if ran_out_of_memory(error):
+                raise
             raise NotDenseError(f"`{node.name}` is called in a way that has no rule ({first_line(error)})") from error
 
 

@@ -51,14 +51,16 @@ class Rules:
         """Apply a module, called ``name`` in the model, to a value."""
         if rest or options:
             raise NotDenseError(f"`{name}` takes more than one input")
-        if isinstance(part, IDLE.modules):
+        kinds = [kind for kind in (*IDLE.modules, *POINTWISE.modules, *MODULE_RULES) if isinstance(part, kind)]
+        if not kinds:
+            raise NotDenseError(f"`{name}` ({type(part).__name__}) has no exact rule")
+        if not any(_runs_code_of(part, kind) for kind in kinds):
+            raise NotDenseError(f"`{name}` ({type(part).__name__}) has code of its own")
+        if kinds[0] in IDLE.modules:
             return value
-        if isinstance(part, POINTWISE.modules):
+        if kinds[0] in POINTWISE.modules:
             return self.pointwise(_out_of_place(part), value)
-        for kind, rule in MODULE_RULES.items():
-            if isinstance(part, kind):
-                return rule(self, name, part, value)
-        raise NotDenseError(f"`{name}` ({type(part).__name__}) has no exact rule")
+        return MODULE_RULES[kinds[0]](self, name, part, value)
 
     def function(self, target: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Apply a function to values."""
@@ -385,6 +387,13 @@ FUNCTION_RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     functional.max_pool2d: lambda rules, value, *size, **how: rules.max_pool("max_pool2d", nn.MaxPool2d(*size, **how), value),
     functional.avg_pool2d: lambda rules, value, *size, **how: rules.average_pool("avg_pool2d", nn.AvgPool2d(*size, **how), value),
 }
+
+
+def _runs_code_of(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a module computes what its class says, without code of a subclass or of its own."""
+    names = ("__call__", "forward", "_conv_forward")
+    inherited = all(getattr(type(part), name, None) is getattr(kind, name, None) for name in names)
+    return inherited and not any(name in vars(part) for name in names)
 
 
 def _idle(options: dict[str, Any], value: Any) -> Any:

@@ -7,8 +7,8 @@ A model is any callable from a batch of images ``[image, channel, height, width]
 - ``dense`` runs each operator of the model once for all shifts (:mod:`shiftscope.engine`). It is exact for stationary spatial
   parts, and tens of times cheaper for many shifts.
 
-``auto`` chooses dense where the model's graph proves it exact, and gives the reason where it does not. Each use of dense is
-compared with direct on a few shifts of two images of the first batch.
+``auto`` chooses dense where the model's graph proves it exact, and gives the reason where it does not. Dense is compared with
+direct on a few images and shifts of every block; where they differ, that block and the rest go direct, with a warning.
 
 :func:`stream_outputs` yields blocks of images, so that memory does not grow with images x shifts.
 """
@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -33,34 +31,14 @@ from shiftscope.engine.checks import (
     check_shifts,
     check_size,
     device_of,
-    evaluating,
 )
-from shiftscope.engine.dense import Dense, Method, choose
+from shiftscope.engine.dense import Method
 from shiftscope.engine.direct import DIRECT_BATCH, Canvas, Direct
+from shiftscope.engine.runner import Outputs, Runner
 from shiftscope.errors import InputError
 from shiftscope.shifts import Mode
 
-__all__ = ["Method", "Model", "Outputs", "shift_outputs", "stream_outputs", "track"]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """A model's outputs on images, unshifted and under each of their shifts.
-
-    Attributes:
-        values: [image, shift, class], outputs of the shifted images.
-        reference: [image, class], outputs of the unshifted images.
-        shifts: [shift, 2] if all images share them, [image, shift, 2] if each has its own; (dy, dx) in pixels, positive moves
-            the content down and right.
-        method: how they were computed.
-        reason: why that method was chosen, in a sentence.
-    """
-
-    values: Float[Tensor, "image shift class"]
-    reference: Float[Tensor, "image class"]
-    shifts: Shaped[Tensor, "*each shift 2"]
-    method: Literal["direct", "dense"] = "direct"
-    reason: str = "Direct was asked for."
+__all__ = ["Method", "Model", "Outputs", "Runner", "open_runner", "shift_outputs", "stream_outputs", "track"]
 
 
 def shift_outputs(
@@ -100,7 +78,6 @@ def shift_outputs(
             dense is not exact.
         ModelFailsError: the model raises an exception on these images.
         NotFiniteError: the model's outputs hold NaN or infinity.
-        RuntimeError: dense and direct disagree, which is a bug.
 
     >>> mean = lambda images: images.mean(dim=(2, 3))
     >>> shift_outputs(mean, torch.ones(2, 3, 4, 4), torch.tensor([[1, 0], [0, 2]])).values[0, :, 0].tolist()
@@ -145,44 +122,69 @@ def stream_outputs(
 
     Raises:
         InputError: see :func:`shift_outputs`; ModelFailsError and NotFiniteError are two kinds of it.
-        RuntimeError: dense and direct disagree, which is a bug.
     """
     batches = iter([images] if isinstance(images, Tensor) else images)
     first = next(batches, None)
     if first is None or len(first) == 0:
         raise InputError("`images` must hold at least one image, got none.")
-    check_images(first)
-    check_shifts(first, shifts)
-    check_options(mode, method, batch_size)
-    check_fill(first, fill)
-    if isinstance(model, nn.Module) and model.training:
-        warnings.warn("the model was in training mode; it is evaluated and then returned to training mode.", stacklevel=2)
+    runner = open_runner(
+        model, first, shifts, mode=mode, method=method, batch_size=batch_size, device=device, fill=fill, size=size
+    )
     outer = (first.shape[2], first.shape[3])
-    canvas = Canvas(mode, fill, check_size(outer, size, mode))
-    method = "direct" if canvas.size != outer else method
-    direct = Direct(model, canvas, torch.device(device) if device else device_of(model), batch_size or DIRECT_BATCH)
-    with evaluating(model), torch.inference_mode():
-        dense, reason = choose(direct, first, shifts, method=method, batch_size=batch_size)
+    done = 0
     for number, batch in enumerate(chain([first], batches)):
         if number and shifts.ndim == 3:
             raise InputError("`images` must be one batch where each image has shifts of its own.")
         check_images(batch, outer)
-        for steps, values, reference in _blocks(batch, shifts, direct, dense):
-            yield Outputs(values, reference, steps, "dense" if dense else "direct", reason)
+        start = 0
+        while start < len(batch):
+            part = batch[start : start + (runner.dense or runner.direct).batch_size]
+            block = runner(part, shifts if shifts.ndim == 2 else shifts[start : start + len(part)], seed=done)
+            start, done = start + len(part), done + len(part)
+            if block.fell_back:
+                runner.dense, runner.reason = None, block.reason
+            yield block
 
 
-def _blocks(batch: Tensor, shifts: Tensor, direct: Direct, dense: Dense | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield shifts, outputs and unshifted outputs of a batch, a block of images at a time."""
-    unshifted, start = _unshifted(shifts), 0
-    while start < len(batch):
-        part = batch[start : start + (dense or direct).batch_size]
-        steps = shifts if shifts.ndim == 2 else shifts[start : start + len(part)]
-        start += len(part)
-        # Left before each yield, so that neither mode reaches the caller's code.
-        with evaluating(direct.model), torch.inference_mode():
-            values = dense(part) if dense else direct(part, steps)
-            reference = direct.reference(part) if unshifted is None else values[:, unshifted]
-        yield steps, values.clone(), reference.clone()
+def open_runner(
+    model: Model,
+    images: Tensor,
+    shifts: Shaped[Tensor, "*each shift 2"],
+    *,
+    mode: Mode = "zero",
+    method: Method = "auto",
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    fill: Float[Tensor, " channel"] | float = 0.0,
+    size: tuple[int, int] | None = None,
+) -> Runner:
+    """Return a runner, which computes the outputs of :func:`shift_outputs` for batch after batch.
+
+    Args:
+        model: as for :func:`stream_outputs`, and all that follows.
+        images: the first batch.
+        shifts: (dy, dx) in pixels, [shift, 2] or [image, shift, 2].
+        mode: what comes in at the border.
+        method: ``direct``, ``dense`` or ``auto``.
+        batch_size: images a forward pass; chosen automatically if None.
+        device: where to compute; the model's own by default.
+        fill: the canvas's colour in mode ``zero``.
+        size: of the model's input, cut from the images' centre; their own if None.
+
+    Raises:
+        InputError: see :func:`shift_outputs`.
+    """
+    check_images(images)
+    check_shifts(images, shifts)
+    check_options(mode, method, batch_size)
+    check_fill(images, fill)
+    if isinstance(model, nn.Module) and model.training:
+        warnings.warn("the model was in training mode; it is evaluated and then returned to training mode.", stacklevel=3)
+    outer = (images.shape[2], images.shape[3])
+    canvas = Canvas(mode, fill, check_size(outer, size, mode))
+    method = "direct" if canvas.size != outer else method
+    direct = Direct(model, canvas, torch.device(device) if device else device_of(model), batch_size or DIRECT_BATCH)
+    return Runner(direct, images, shifts, method=method, batch_size=batch_size)
 
 
 def track(blocks: Iterable[Outputs], progress: Callable[[int], None]) -> Iterator[Outputs]:
@@ -192,9 +194,3 @@ def track(blocks: Iterable[Outputs], progress: Callable[[int], None]) -> Iterato
         yield block
         done += len(block.reference)
         progress(done)
-
-
-def _unshifted(shifts: Tensor) -> int | None:
-    """Return the index of the zero shift among shared shifts; None if it is not among them."""
-    found = (shifts == 0).all(dim=1).nonzero() if shifts.ndim == 2 else shifts.new_empty(0)
-    return int(found[0]) if len(found) else None
