@@ -53,10 +53,15 @@ def test_centre_of_a_crop_equals_torchvision(size: int, shorter: int, interpolat
 @pytest.mark.parametrize(
     ("preprocessing", "max_shift", "shape", "preparation"),
     [
-        (Preprocessing(size=28), None, 32, "shorter side to 32 pixels (bilinear), centre of 28x28, margin 2"),
+        (Preprocessing(size=28), None, 34, "shorter side to 34 pixels (bilinear), centre of 28x28, margin 3"),
         (Preprocessing(size=28), 6, 40, "shorter side to 40 pixels (bilinear), centre of 28x28, margin 6"),
-        (Preprocessing(size=28, crop=0.875, interpolation="bicubic"), None, 32, "to 32 pixels (bicubic), centre of 28x28"),
-        (Preprocessing(size=28, resize=28), None, 28, "shorter side to 28 pixels (bilinear), centre of 28x28"),
+        (
+            Preprocessing(size=28, crop=0.7, interpolation="bicubic"),
+            None,
+            40,
+            "to 40 pixels (bicubic), centre of 28x28, margin 6",
+        ),
+        (Preprocessing(size=28, resize=28), 2, 32, "to 32 pixels (bilinear; the model's 28 leaves too little room for shifts)"),
     ],
 )
 def test_photos_are_prepared_as_the_model_says(
@@ -73,7 +78,7 @@ def test_photos_of_the_input_size_are_taken_whole_unless_the_model_says_otherwis
     Image.fromarray(array).save(tmp_path / "a.png")
     found = open_images(str(tmp_path), count=1, preprocessing=Preprocessing(size=28)).read_all()
     assert torch.equal(found.images[0], torch.from_numpy(array).permute(2, 0, 1) / 255)
-    assert open_images(str(tmp_path), count=1, preprocessing=Preprocessing(size=28, crop=0.875)).shape == (3, 32, 32)
+    assert open_images(str(tmp_path), count=1, preprocessing=Preprocessing(size=28, crop=0.7)).shape == (3, 40, 40)
 
 
 def test_count_is_the_number_of_images_and_a_smaller_one_picks_among_them(photos: Path) -> None:

@@ -18,7 +18,7 @@ from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.datasets.sources import is_folder
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.framing import frame
-from shiftscope.models import LoadedModel, absolute_reference, load_model
+from shiftscope.models import LoadedModel, ModelSpec, absolute_reference, load_model
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.settings import Spec
 
@@ -79,11 +79,27 @@ class Subject:
     images: ImageBlocks
 
     @property
+    def name(self) -> str:
+        """What the model is called; of a fixed copy also what it was made from, and how."""
+        made = self.loaded.spec
+        if not made.fixes:
+            return self.spec.model
+        origin = made.factory or "a study's network"
+        return f"{self.spec.model} ({origin} with {' + '.join(each.kind for each in made.fixes)})"
+
+    @property
+    def fixable(self) -> ModelSpec:
+        """How to build the model again, for the file of a fixed copy."""
+        made, found = self.loaded.spec, self.loaded.preprocessing
+        size = self.images.size if made.factory and found.size is None else made.size
+        return made.model_copy(update={"size": size, "weights": self.loaded.weights, "source": found.source})
+
+    @property
     def facts(self) -> dict[str, str]:
         """What is measured, name -> value: for the first line of a command and for every file that it writes."""
         channels = self.images.shape[0]
         return {
-            "model": self.spec.model,
+            "model": self.name,
             "weights": self.loaded.weights,
             "input": f"{channels}x{self.images.size}x{self.images.size}",
             "normalisation": _normalisation(self.loaded.preprocessing),

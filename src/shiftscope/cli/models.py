@@ -270,7 +270,7 @@ def fix(
         tables = [surgery.table(), *([compared] if compared else [])]
     if out is not None and not plan:
         try:
-            save_model(out, surgery.model, loaded.spec.model_copy(update={"fixes": (*loaded.spec.fixes, *fixes)}))
+            save_model(out, surgery.model, subject.fixable.model_copy(update={"fixes": (*loaded.spec.fixes, *fixes)}))
         except OSError as error:
             raise InputError(f"`out` {out} cannot be written ({error.strerror or error}).", "Choose another file.") from error
     _print({"tables": [table.to_json() for table in tables]}, tables, options, summarise(surgery, compared))

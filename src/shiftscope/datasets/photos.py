@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["Crop", "Opener", "Photos", "pick", "plan_crop"]
 
 #: How photos are scaled where nobody says it.
-INTERPOLATION = "bilinear"
+INTERPOLATION, INTERPOLATIONS = "bilinear", ("bilinear", "bicubic", "lanczos", "hamming", "box", "nearest")
 #: Where nobody says how photos are cropped, the margin on each side is the model's input divided by this: 256 for 224.
 MARGIN_PART = 14
+#: Room for shifts on each side where no shift is asked for, pixels; at most the input divided by the second number.
+DEFAULT_ROOM, SIZE_PER_ROOM = 8, 8
 
 #: Decodes one photo, upright and of at most 8 bits a channel; raises whatever a decoder raises on a damaged one.
 Opener = Callable[[], "Image"]
@@ -43,12 +45,14 @@ class Crop:
         shorter: the shorter side to which photos are scaled first, pixels.
         channels: 1 or 3.
         interpolation: how they are scaled: ``bilinear``, ``bicubic``, ``lanczos``, ``hamming``, ``box`` or ``nearest``.
+        own: the shorter side that the model's preprocessing says, if ``shorter`` is another, to leave room for shifts.
     """
 
     size: int
     shorter: int
     channels: int
     interpolation: str = INTERPOLATION
+    own: int | None = None
 
     @property
     def margin(self) -> int:
@@ -63,7 +67,8 @@ class Crop:
     @property
     def sentence(self) -> str:
         """What happens to a photo, for the first line of a command."""
-        scaled = f"shorter side to {self.shorter} pixels ({self.interpolation})"
+        room = f"; the model's {self.own} leaves too little room for shifts" if self.own else ""
+        scaled = f"shorter side to {self.shorter} pixels ({self.interpolation}{room})"
         return f"{scaled}, centre of {self.size}x{self.size}" + (f", margin {self.margin}" if self.margin else "")
 
     def apply(self, image: Image) -> Float[Tensor, "channel side side"]:
@@ -86,22 +91,23 @@ class Crop:
 
 
 def plan_crop(preprocessing: Preprocessing, *, own: tuple[int, int, int], channels: int | None, max_shift: int | None) -> Crop:
-    """Return how photos are prepared: as the model's preprocessing says, and with room for the shifts asked for.
+    """Return how photos are prepared: as the model's preprocessing says, but with room for shifts.
 
     Where nobody says how photos are cropped, those that are exactly as large as the input are taken whole, and others are scaled
-    so that a margin of a fourteenth of the input is left on each side.
+    so that a margin of a fourteenth of the input is left on each side. The room is for the largest shift asked for, else for 8
+    pixels or an eighth of the input, if that is less.
 
     Args:
         preprocessing: of the model; without a size, the photos' own is taken.
         own: (channels, height, width) of the first photo.
         channels: that the model takes; None for the photos' own.
-        max_shift: the largest shift asked for, pixels; the scaled photo is made large enough for it.
+        max_shift: the largest shift asked for, pixels; None where none is.
 
     Raises:
         InputError: the model takes neither 1 nor 3 channels, or its input size is unknown and the first photo is no square.
 
-    >>> plan_crop(Preprocessing(size=224, crop=0.95), own=(3, 480, 640), channels=3, max_shift=None).sentence
-    'shorter side to 235 pixels (bilinear), centre of 224x224, margin 5'
+    >>> plan_crop(Preprocessing(size=224, crop=0.875), own=(3, 480, 640), channels=3, max_shift=None).sentence
+    'shorter side to 256 pixels (bilinear), centre of 224x224, margin 16'
     """
     channels = channels or own[0]
     if channels not in (1, 3):
@@ -113,10 +119,15 @@ def plan_crop(preprocessing: Preprocessing, *, own: tuple[int, int, int], channe
             f"`size` must be given: the model's input is unknown, and the images are {own[1]}x{own[2]}.", "Give it with --size."
         )
     size = preprocessing.size or own[1]
-    shorter = preprocessing.shorter_side()
-    if shorter is None:
-        shorter = size if own[1:] == (size, size) else size + 2 * -(-size // MARGIN_PART)
-    return Crop(size, max(shorter, size + 2 * (max_shift or 0)), channels, preprocessing.interpolation or INTERPOLATION)
+    interpolation = preprocessing.interpolation
+    if interpolation not in INTERPOLATIONS:
+        interpolation = INTERPOLATION
+    said = preprocessing.shorter_side()
+    if said is None and own[1:] == (size, size):
+        return Crop(size, size, channels, interpolation)
+    room = min(DEFAULT_ROOM, size // SIZE_PER_ROOM) if max_shift is None else max_shift
+    shorter = max(size + 2 * room, said or size + 2 * -(-size // MARGIN_PART))
+    return Crop(size, shorter, channels, interpolation, own=None if said in (None, shorter) else said)
 
 
 @dataclass(frozen=True)

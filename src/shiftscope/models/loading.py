@@ -97,6 +97,8 @@ class ModelSpec(Spec):
         deviation: standard deviation per channel of that normalisation.
         fixes: applied in this order.
         data: the data set that a study trained the network on.
+        weights: where the weights came from before a fix, in words.
+        source: who said how images are prepared.
     """
 
     factory: str | None = None
@@ -108,6 +110,8 @@ class ModelSpec(Spec):
     deviation: Channels | None = None
     fixes: tuple[Fix, ...] = ()
     data: DataSpec | None = None
+    weights: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -384,8 +388,9 @@ def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> Loade
     for fix in spec.fixes:
         model = fix.apply(model, image=None).model
     load_weights(model, Checkpoint(weights, source))
-    described = _described(model, spec, found)
-    return replace(described, image=image or described.image, embedding=embedding, weights=source, code=code)
+    described = _described(model, spec, found if spec.source is None else replace(found, source=spec.source))
+    origin = source if spec.weights is None else spec.weights
+    return replace(described, image=image or described.image, embedding=embedding, weights=origin, code=code)
 
 
 def _as_saved(found: Preprocessing, spec: ModelSpec) -> Preprocessing:
