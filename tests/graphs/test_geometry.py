@@ -157,7 +157,7 @@ class Through(nn.Module):
         ("nothing", "guaranteed"),
         ("channels only", "guaranteed"),
         ("ellipsis", "possible"),
-        ("joined below", "possible"),
+        ("joined below", "guaranteed"),
         ("windows of the map's size", "possible"),
         ("two heads", "impossible"),
     ],

@@ -1,26 +1,30 @@
-"""What a model's graph guarantees about circular shifts, before anything is measured.
+"""What a model's operators guarantee about circular shifts, before anything is measured.
 
 A shift of the image moves the last feature map with it (the layers before the head are *equivariant*) if every operator treats
 all positions alike, no layer reads beyond a border that the shift does not move, and the shift is a multiple of the subsampling
 factor; polyphase sampling removes the last condition. Outputs then stay the same (are *invariant*) if the head treats all
-positions alike. Each sentence here names the layers that it rests on, so that a reader can check it, and none is given that
-random shifts of random images refute (:mod:`shiftscope.explanations.verification`).
+positions alike. The operators are those that run (:mod:`shiftscope.graphs.execution`), whatever the model's code looks like; each
+sentence names the layers that it rests on, and none is given that random shifts of random images refute
+(:mod:`shiftscope.explanations.verification`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from math import lcm
 from typing import Literal
 
 from torch import nn
 
 from shiftscope.errors import UntraceableError
-from shiftscope.explanations.verification import TOLERANCE, equivariance_error, invariance_error, probe_shape
+from shiftscope.explanations.verification import COUNTEREXAMPLE, Observed, observe, probe_shape
 from shiftscope.graphs.geometry import Geometry, Reading, read_geometry
 from shiftscope.graphs.maps import Basis
+from shiftscope.graphs.sites import Pair
+from shiftscope.graphs.symmetry import Lost, Symmetry
 
-__all__ = ["Guarantee", "describe", "guarantee_of"]
+__all__ = ["Exactness", "Guarantee", "describe", "guarantee_of"]
 
 HEADS = {"flatten": "a flattened map", "gap": "a mean over positions", "other": "of an unknown kind"}
 #: Where a factor comes from, in words.
@@ -34,42 +38,63 @@ Status = Literal["guaranteed", "possible", "impossible", "unknown"]
 
 
 @dataclass(frozen=True)
+class Exactness:
+    """At which shifts the maps before the head move along exactly.
+
+    Attributes:
+        lattice: at multiples of so many pixels, down and right.
+        circular: whether at circular shifts; else as long as everything that differs from a constant background stays farther
+            from every edge than the receptive field.
+        receptive_field: height and width of what a position of the last map sees, pixels.
+    """
+
+    lattice: Pair
+    circular: bool
+    receptive_field: Pair
+
+
+@dataclass(frozen=True)
 class Guarantee:
-    """What follows from a model's graph.
+    """What follows from the operators that a model runs on images of one size.
 
     Attributes:
         status: of invariance to circular shifts by whole pixels: ``guaranteed`` for all of them, whatever the weights;
-            ``possible`` where it holds for some shifts or some weights only; ``impossible`` where the head has a weight for
-            every position; ``unknown`` where the graph cannot be read.
+            ``possible`` where it holds for some shifts or some weights only, or cannot be shown; ``impossible`` where the head
+            has a weight for every position; ``unknown`` where the model cannot be tried.
         sentence: the reason.
-        exact_at: at which shifts the layers before the head are exactly equivariant.
+        exact_at: at which shifts the layers before the head are exactly equivariant, in a sentence.
         geometry: strides, receptive fields, borders and head; None where the graph cannot be read.
+        exact: the same as ``exact_at`` in numbers; None where it is not known.
     """
 
     status: Status
     sentence: str
     exact_at: str
     geometry: Geometry | None
+    exact: Exactness | None = None
 
 
 def guarantee_of(model: nn.Module, *, geometry: Reading | None = None, image: tuple[int, int, int] | None = None) -> Guarantee:
-    """Return what a model's graph guarantees, after trying it on the model; ``unknown`` where the graph cannot be read.
+    """Return what is certain about a model under circular shifts of images of one size.
 
     Args:
-        model: a model; copies of it are tried in double precision.
+        model: a model; copies of it are run.
         geometry: what :func:`shiftscope.graphs.geometry.read_geometry` returned for it; read here by default.
-        image: (channels, height, width) of the images to try; by default eight positions of the last map a side.
+        image: (channels, height, width) of the images; by default eight positions of the last map a side.
 
     >>> convolution = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular")
     >>> guarantee_of(nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))).status
     'guaranteed'
     """
     geometry = read_geometry(model, image) if geometry is None else geometry
-    if isinstance(geometry, UntraceableError):
-        return Guarantee("unknown", f"{geometry.problem} Only measured results are available.", "", None)
-    image = image or probe_shape(model, geometry)
-    status, sentence = _tried(*_invariance(geometry), model, image)
-    return Guarantee(status, sentence, _tried_equivariance(model, geometry, image), geometry)
+    graph = None if isinstance(geometry, UntraceableError) else geometry
+    image = image or probe_shape(model, graph)
+    found = observe(model, image)
+    why = f"{geometry.problem} " if isinstance(geometry, UntraceableError) else ""
+    if not found.run.outputs:
+        return Guarantee("unknown", f"{why}Nothing is known of invariance: {found.problem}.", "", graph)
+    (status, sentence), exact = _invariance(found, graph), _exactness(found)
+    return Guarantee(status, why + sentence, _equivariance(found, exact, image), graph, exact)
 
 
 def describe(geometry: Geometry) -> str:
@@ -86,111 +111,133 @@ def describe(geometry: Geometry) -> str:
     )
 
 
-def _invariance(geometry: Geometry) -> tuple[Status, str]:
-    if geometry.head == "flatten":
+def _invariance(found: Observed, geometry: Geometry | None) -> tuple[Status, str]:
+    outputs = found.run.outputs
+    sure = found.change is not None and found.change > COUNTEREXAMPLE and not found.problem
+    if sure and any(isinstance(each, Lost) and each.weighs for each in outputs):
+        flat = geometry is not None and geometry.head == "flatten" and geometry.head_name
+        name = f"`{flat}`" if flat else next(each.reason for each in outputs if isinstance(each, Lost) and each.weighs)
         return "impossible", (
-            f"Invariance is impossible: the head (`{geometry.head_name}`) flattens the map, so that a fully connected layer has "
+            f"Invariance is impossible: the head ({name}) flattens the map, so that a fully connected layer has "
             "a weight for every position, and a shift of the map changes the output unless all these weights are alike."
         )
-    if geometry.head == "other":
-        return "possible", (
-            "Invariance is possible, not guaranteed: the graph has neither a mean over positions nor a flattening, so that it is "
-            "not known how the head uses positions."
-        )
-    conditions = [*_strides(geometry), *_borders(geometry), *_unknown_layers(geometry)]
+    conditions = _conditions(found)
     if conditions:
-        return "possible", (
-            "Invariance is possible, not guaranteed: the head averages over positions "
-            f"(`{geometry.head_name}`), but {'; '.join(conditions)}."
-        )
-    samplings = "every subsampling follows the map (polyphase sampling)" if geometry.subsamplings else "nothing is subsampled"
+        return "possible", f"Invariance is possible, not guaranteed: {'; '.join(conditions)}."
+    steps = {name for name, what in found.run.notes if what == "polyphase"}
+    samplings = "every subsampling follows the map (polyphase sampling)" if steps else "nothing is subsampled"
     return "guaranteed", (
         "Invariance is guaranteed for every circular shift by whole pixels: every map is circular, "
-        f"{samplings}, and the head averages over positions (`{geometry.head_name}`)."
+        f"{samplings}, and the head treats all positions alike."
     )
 
 
-def _tried(status: Status, sentence: str, model: nn.Module, image: tuple[int, int, int]) -> tuple[Status, str]:
-    """Return status and sentence, or weaker ones where random circular shifts refute them."""
-    if status not in ("guaranteed", "impossible"):
-        return status, sentence
-    error = invariance_error(model, image)
-    if status == "guaranteed" and error is None:
-        reason = f"the graph promises it, but that cannot be tried on images of {image}"
-        return "possible", f"Invariance is possible, not guaranteed: {reason}."
-    if status == "guaranteed" and error is not None and error > TOLERANCE:
-        return "possible", (
-            "Invariance is possible, not guaranteed: the graph promises it, but circular shifts change the outputs "
-            f"(by {error:.1g} of the largest), so that some layer does something else than its type says."
+def _conditions(found: Observed) -> list[str]:
+    """Return why invariance is not guaranteed; empty where it is."""
+    if found.problem:
+        return [f"{found.problem}, so that nothing can be concluded from a run"]
+    outputs = found.run.outputs
+    reasons = [*_strides(found), *_borders(found), *_unknown_layers(found)]
+    if any(isinstance(each, Symmetry) and each.factors for each in outputs):
+        reasons.insert(0, "the outputs are maps, and it is not known how the head uses positions")
+    if any(isinstance(each, Lost) and each.weighs for each in outputs):
+        reasons.append("the head has a weight for every position, yet no circular shift that was tried changes the outputs")
+    if all(isinstance(each, Symmetry) and not each.factors and each.lattice == (1, 1) and each.circular for each in outputs):
+        return _refuted(found)
+    return reasons or ["it is not known how its layers treat positions"]
+
+
+def _refuted(found: Observed) -> list[str]:
+    """Return what random shifts showed against a guarantee."""
+    if found.change is None:
+        return ["that cannot be tried, because the outputs do not depend on the image"]
+    if found.change > found.tolerance:
+        return [
+            f"its operators promise it, but circular shifts change the outputs (by {found.change:.1g} of the largest), so that "
+            "some layer does something else than its type says"
+        ]
+    return []
+
+
+def _exactness(found: Observed) -> Exactness | None:
+    """Return at which shifts every map before the head moves along; None where that is not known."""
+    maps = [each for _, each in found.run.maps]
+    doubtful = found.problem or any(not each.weighs for each in found.run.lost)
+    circular, local = all(each.circular for each in maps), all(each.local for each in maps)
+    if doubtful or not (circular or local):
+        return None
+    if circular and maps and (found.stray is None or found.stray > found.tolerance):
+        return None
+    lattice = (lcm(*(each.lattice[0] for each in maps)), lcm(*(each.lattice[1] for each in maps)))
+    reach = [max((each.reach[axis] for each in maps), default=0) for axis in (0, 1)]
+    return Exactness(lattice, circular, (-(-reach[0] // 1) + 1, -(-reach[1] // 1) + 1))
+
+
+def _equivariance(found: Observed, exact: Exactness | None, image: tuple[int, int, int]) -> str:
+    """Return a sentence on the shifts at which the layers before the head are exactly equivariant."""
+    if exact is not None:
+        shifts = "every whole-pixel shift" if exact.lattice == (1, 1) else f"shifts by multiples of {_pixels(exact.lattice)}"
+        size = f"on images of {image[1]}x{image[2]} pixels"
+        if exact.circular:
+            return f"The layers before the head are exactly equivariant to {shifts}, circular, {size}."
+        down, right = exact.receptive_field
+        return (
+            f"The layers before the head are exactly equivariant to {shifts}, as long as everything that differs from the "
+            f"background stays farther from every edge than the receptive field ({down}x{right} pixels), {size}."
         )
-    if status == "impossible" and error is not None and error <= TOLERANCE:
-        return "possible", (
-            "Invariance is possible, not guaranteed: the head flattens the map, yet no circular shift that was tried changes the "
-            "outputs, with these weights or with random ones."
-        )
-    return status, sentence
+    if any(what == "polyphase border" for _, what in found.run.notes):
+        return "The layers before the head are not exactly equivariant: polyphase sampling is so on circular maps only."
+    if unknown := _unknown_layers(found):
+        why = unknown[0]
+    elif found.problem:
+        why = found.problem
+    elif found.stray is not None and found.stray > found.tolerance:
+        why = "by their operators they are, but not on random images"
+    else:
+        why = "that cannot be tried"
+    return f"It is not known at which shifts the layers before the head are exactly equivariant: {why}."
 
 
-def _tried_equivariance(model: nn.Module, geometry: Geometry, image: tuple[int, int, int]) -> str:
-    """Return the sentence on equivariance, or that it is refuted or cannot be tried."""
-    sentence = _equivariance(geometry)
-    if _unknown_layers(geometry) or _borders(geometry) or not geometry.head_name:
-        return sentence
-    sides = (max(1, size // step) * step for size, step in zip(image[1:], geometry.lattice, strict=True))
-    tried = (image[0], next(sides), next(sides))
-    error = equivariance_error(model, geometry, tried)
-    if error is not None and error <= TOLERANCE:
-        return sentence
-    found = "they are not on random images" if error is not None else f"that cannot be tried on images of {tried}"
-    return (
-        "It is not known at which shifts the layers before the head are exactly equivariant: by the graph they are to multiples "
-        f"of {_pixels(geometry)}, but {found}."
-    )
+def _noted(found: Observed, *kinds: str) -> list[str]:
+    return list(dict.fromkeys(name for name, what in found.run.notes if what in kinds))
 
 
-def _strides(geometry: Geometry) -> list[str]:
-    plain = [each.name for each in geometry.subsamplings if not each.polyphase]
-    return [f"{_names(plain)} sample other positions after shifts that are no multiples of {_pixels(geometry)}"] if plain else []
+def _strides(found: Observed) -> list[str]:
+    plain = _noted(found, "stride")
+    outputs = [each for each in found.run.outputs if isinstance(each, Symmetry)]
+    lattice = (lcm(*(each.lattice[0] for each in outputs)), lcm(*(each.lattice[1] for each in outputs)))
+    if lattice == (1, 1):
+        maps = [each for _, each in found.run.maps]
+        lattice = (lcm(*(each.lattice[0] for each in maps)), lcm(*(each.lattice[1] for each in maps)))
+    if not plain:
+        sampled = _noted(found, "polyphase")
+        apart = f"{_names(sampled)} choose their phases apart, so that maps stay aligned only after shifts by multiples of"
+        return [f"{apart} {_pixels(lattice)}"] if sampled and lattice != (1, 1) else []
+    return [f"{_names(plain)} sample other positions after shifts that are no multiples of {_pixels(lattice)}"]
 
 
-def _borders(geometry: Geometry) -> list[str]:
+def _borders(found: Observed) -> list[str]:
     """Return what keeps maps from being circular."""
-    leaking = [name for name, border in geometry.borders.items() if border != "circular"]
-    inside = [name for name in geometry.misfits if name not in leaking]
-    kinds = "/".join(sorted({geometry.borders[name] for name in leaking}))
-    found = [f"{_names(leaking)} pad with {kinds}, which the shift does not move"] if leaking else []
+    modes = ("zeros", "reflect", "replicate")
+    leaking = _noted(found, *modes)
+    kinds = "/".join(sorted({what for _, what in found.run.notes if what in modes}))
+    reasons = [f"{_names(leaking)} pad with {kinds}, which the shift does not move"] if leaking else []
+    inside = [name for name in _noted(found, "misfit") if name not in leaking]
     if inside:
-        found.append(f"{_names(inside)} do not pad by what their window reads, so that content near the border counts for less")
-    return found
+        reasons.append(
+            f"{_names(inside)} do not meet every position equally often (windows that do not fit the map, or a padded map), so "
+            "that content near the border counts for less or more"
+        )
+    return reasons
 
 
-def _unknown_layers(geometry: Geometry) -> list[str]:
-    unknown = ", ".join(geometry.unknown[:3])
-    if not unknown and geometry.basis == "unknown":
-        return ["the sizes of the maps contradict their strides"]
+def _unknown_layers(found: Observed) -> list[str]:
+    unknown = ", ".join(_noted(found, "unknown")[:3])
     return [f"it is not known how {unknown} treat positions"] if unknown else []
 
 
-def _equivariance(geometry: Geometry) -> str:
-    """Return a sentence on the shifts at which the layers before the head are exactly equivariant."""
-    if unknown := _unknown_layers(geometry):
-        return f"It is not known at which shifts the layers before the head are exactly equivariant: {unknown[0]}."
-    polyphase = [each.polyphase for each in geometry.subsamplings]
-    shifts = "every whole-pixel shift" if all(polyphase) else f"shifts by multiples of {_pixels(geometry)}"
-    if not _borders(geometry):
-        sides = "" if geometry.lattice == (1, 1) else f", on images whose sides are multiples of {_pixels(geometry)}"
-        return f"The layers before the head are exactly equivariant to {shifts}, circular{sides}."
-    if any(polyphase):
-        return "The layers before the head are not exactly equivariant: polyphase sampling is so on circular maps only."
-    down, right = geometry.last.receptive_field
-    return (
-        f"The layers before the head are exactly equivariant to {shifts}, as long as everything that differs from the background "
-        f"stays farther from every edge than the receptive field ({down}x{right} pixels)."
-    )
-
-
-def _pixels(geometry: Geometry) -> str:
-    down, right = geometry.lattice
+def _pixels(lattice: Pair) -> str:
+    down, right = lattice
     return f"{down} {_s(down, 'pixel')}" if down == right else f"{down} {_s(down, 'pixel')} down and {right} across"
 
 

@@ -1,138 +1,230 @@
-"""Check on the model itself what its graph says about shifts.
+"""Follow shifts through a copy of a model, and try what follows from that on random images.
 
-A graph is read by the types of its layers, and a layer may do something else: a subclass with a ``forward`` of its own, a hook, a
-weight with a value for each position. So whatever follows from a graph is tried: in double precision, at random circular shifts,
-with the model's weights and with random ones, because weights of zero hide what a layer does.
+The rules of :mod:`shiftscope.graphs.rules` are a proof, and they may have mistakes. So what they say is tried, too: in double
+precision where the model runs in it, at random circular shifts, with the model's weights and buffers and with random ones,
+because weights of zero hide what a layer does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
+from shiftscope.errors import first_line
+from shiftscope.graphs.execution import Run, follow
 from shiftscope.graphs.geometry import Geometry
-from shiftscope.graphs.tracing import trace
+from shiftscope.graphs.symmetry import Symmetry
 
-__all__ = ["TOLERANCE", "equivariance_error", "invariance_error", "probe_shape"]
+__all__ = ["COUNTEREXAMPLE", "Observed", "observe", "probe_shape"]
 
-#: Relative differences below this are rounding in double precision.
-TOLERANCE = 1e-9
-SHIFTS = 4
+#: Relative differences below this are rounding.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
+#: Relative differences above this are no rounding in double precision.
+COUNTEREXAMPLE = 1e-6
+SHIFTS = 2
 
 
-def invariance_error(model: nn.Module, image: tuple[int, int, int]) -> float | None:
-    """Return the largest relative change of a model's outputs under random circular shifts by whole pixels.
+@dataclass(frozen=True)
+class Observed:
+    """What running a copy of a model showed.
 
-    Args:
-        model: the model; a copy in double precision is tried.
-        image: (channels, height, width) of its input.
-
-    Returns:
-        the larger of two numbers, with the model's weights and with random ones; None if the model cannot be copied or run.
+    Attributes:
+        run: how its maps and outputs follow shifts.
+        problem: why nothing follows from that; empty where something does.
+        change: largest relative change of the outputs under circular shifts by whole pixels, with the model's weights or with
+            random ones; None where outputs do not depend on the image, or the model does not run.
+        stray: largest relative difference between the last map and where it should have moved, likewise.
+        tolerance: relative differences below this are rounding.
     """
 
-    def error(copy: nn.Module) -> float | None:
-        images, shifts = _probes(image, (1, 1))
-        before = copy(images)
-        if _difference(before[:1], before[1:]) <= TOLERANCE:
-            return None  # outputs that are the same for any image say nothing about shifts
-        return max(_difference(copy(images.roll(shift, (2, 3))), before) for shift in shifts)
-
-    return _worst(model, error)
+    run: Run
+    problem: str
+    change: float | None
+    stray: float | None
+    tolerance: float
 
 
-def equivariance_error(model: nn.Module, geometry: Geometry, image: tuple[int, int, int]) -> float | None:
-    """Return how far the map before the head is from moving along with circular shifts by multiples of the subsampling factor.
+def observe(model: nn.Module, image: tuple[int, int, int]) -> Observed:
+    """Run a copy of a model on random images, and return what that shows.
+
+    The copy is the only one: it is followed in the model's own precision, then tried in double precision in place.
 
     Args:
-        model: the model; a copy in double precision is tried.
-        geometry: what its graph says.
+        model: the model; it is not changed.
         image: (channels, height, width) of its input.
-
-    Returns:
-        the largest relative difference, with the model's weights and with random ones; None if it cannot be tried.
     """
-    dims = (1, 2) if geometry.last.layout == "channels last" else (2, 3)
-
-    def error(copy: nn.Module) -> float:
-        features = _before_head(copy, geometry.head_name)
-        images, shifts = _probes(image, geometry.lattice)
-        before = features(images)
-        steps = [(down // geometry.factor[0], right // geometry.factor[1]) for down, right in shifts]
-        return max(
-            _difference(features(images.roll(shift, (2, 3))), before.roll(step, dims))
-            for shift, step in zip(shifts, steps, strict=True)
-        )
-
-    return _worst(model, error)
+    before = torch.get_rng_state()
+    try:
+        return _observed(model, image)
+    except Exception as error:  # whatever the model, or its copying, raises
+        return Observed(Run(), f"it cannot be tried on images of {image} ({first_line(error).rstrip('.')})", None, None, 0.0)
+    finally:
+        torch.default_generator.set_state(before)
 
 
-def probe_shape(model: nn.Module, geometry: Geometry) -> tuple[int, int, int]:
+def probe_shape(model: nn.Module, geometry: Geometry | None) -> tuple[int, int, int]:
     """Return (channels, height, width) of images on which to try a model whose input is not known: eight positions a side."""
     first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
-    return (first.in_channels if first is not None else 3, 8 * geometry.lattice[0], 8 * geometry.lattice[1])
+    channels = first.in_channels if first is not None and not is_lazy(first.weight) else 3
+    factor = geometry.lattice if geometry is not None else (8, 8)
+    return (channels, 8 * factor[0], 8 * factor[1])
 
 
-def _worst(model: nn.Module, error: Callable[[nn.Module], float | None]) -> float | None:
-    """Return the larger error of a model's copy with its own weights and with random ones; None if one cannot be computed."""
+def _observed(model: nn.Module, image: tuple[int, int, int]) -> Observed:
+    images, shifts = _probes(image)
+    copy, like = _copied(model, images)
+    first, second, third = (follow(copy, each.to(like)) for each in (images, images.flip(0), _moved(images, shifts[0])))
+    problem = first.problem or second.problem or _differing(first, second, third)
     try:
-        copy = deepcopy(model).cpu().double().eval()
+        return _Trial(copy.double(), images, shifts, problem).observed(second)
+    except Exception:  # its code is written for one precision
+        del copy
+    return _Trial(_copied(model, images)[0], images.to(like), shifts, problem).observed(second)
+
+
+def _copied(model: nn.Module, images: Tensor) -> tuple[nn.Module, torch.dtype]:
+    """Return a copy of a model on the CPU, its lazy layers initialized, and the type of its weights."""
+    copy = deepcopy(model).cpu().eval()
+    lazy = any(map(is_lazy, copy.parameters()))
+    weights = (each.dtype for each in copy.parameters() if not is_lazy(each) and each.is_floating_point())
+    like = next(weights, torch.get_default_dtype())
+    if lazy:
+        copy(images.to(like))
+    return copy, like
+
+
+def _differing(first: Run, second: Run, third: Run) -> str:
+    """Return a sentence's part if calls of a model differ in what they do; empty if they do not."""
+    if second.trace != third.trace:
+        return "its code does something else for other images, or each time"
+    claims = [_claims(run) for run in (first, second, third)]
+    return "" if claims[0] == claims[1] == claims[2] else "its code does something else in the first call"
+
+
+def _claims(run: Run) -> list[Any]:
+    return [(type(each).__name__, getattr(each, "lattice", None), getattr(each, "circular", None)) for each in run.outputs]
+
+
+class _Trial:
+    """Tries a model on random images and shifts, with its weights and with random ones."""
+
+    def __init__(self, model: nn.Module, images: Tensor, shifts: Sequence[tuple[int, int]], problem: str) -> None:
+        self.model, self.images, self.shifts, self.problem = model, images, shifts, problem
+        self.tolerance = 0.0
+
+    def observed(self, run: Run) -> Observed:
         with torch.no_grad():
-            own = error(copy)
-            _redraw(copy)
-            redrawn = error(copy)
-            return None if redrawn is None else max(own or 0.0, redrawn)
-    except Exception:  # whatever the model raises on a copy, in double precision, or on images of this size
-        return None
+            maps = follow(self.model, self.images).maps
+            number = next((number for number, found in reversed(maps) if _can_be_tried(found)), None)
+            own = self._change(), self._stray(number)
+            _redraw(self.model)
+            redrawn = self._change(), self._stray(number)
+        change = None if redrawn[0] is None else max(own[0] or 0.0, redrawn[0])
+        strays = [each for each in (own[1], redrawn[1]) if each is not None]
+        return Observed(run, self.problem, change, max(strays, default=None), self.tolerance)
+
+    def _change(self) -> float | None:
+        before, again = self._outputs(self.images), self._outputs(self.images)
+        if _difference(again, before) > 0:
+            self.problem = self.problem or "its outputs differ from call to call"
+        if all(_distance(each[:1], each[1:]) <= 1e-9 for each in before if each.ndim):
+            return None  # outputs that are the same for any image say nothing about shifts
+        # Each image by shifts of its own, so that nothing that images share can hide a change.
+        return max(_difference(self._outputs(_moved(self.images, shift, -shift[0])), before) for shift in self.shifts)
+
+    def _outputs(self, images: Tensor) -> list[Tensor]:
+        return [each for each in tree_leaves(self.model(images)) if isinstance(each, Tensor) and each.is_floating_point()]
+
+    def _stray(self, number: int | None) -> float | None:
+        run = follow(self.model, self.images, keep=number)
+        precision = run.precision if run.precision in TOLERANCES else torch.float32
+        self.tolerance = max(self.tolerance, TOLERANCES[precision])
+        found = next((found for place, found in run.maps if place == number), None)
+        if found is None or run.kept is None or not _can_be_tried(found):
+            return None
+        errors = []
+        for shift in self.shifts:
+            steps = (shift[0] * found.lattice[0], shift[1] * found.lattice[1])
+            after = follow(self.model, _moved(self.images, steps), keep=number).kept
+            if after is None or after.shape != run.kept.shape:
+                return float("inf")
+            errors.append(min(_distance(after, each) for each in _candidates(run.kept, found, steps)))
+        return max(errors)
+
+
+def _can_be_tried(found: Symmetry) -> bool:
+    """Return whether a tensor is a whole torus, so that shifts roll it."""
+    whole = all(factor.size == found.period(factor) for factor in found.factors)
+    return found.circular and whole and all(len(axis) == 1 for axis in found.axes)
+
+
+def _candidates(values: Tensor, found: Symmetry, shift: tuple[int, int]) -> list[Tensor]:
+    """Return values rolled as a shift of the image should roll them; behind polyphase sampling, by up to one position more."""
+    factors = [factor for axis in found.axes for factor in axis[0]]
+    split = values.reshape([factor.size for factor in factors])
+    rolls = []
+    for place, factor in enumerate(factors):
+        if factor.moves:
+            exact = Fraction(shift[factor.kind == "right"]) / factor.step
+            low = exact.numerator // exact.denominator
+            rolls.append([(place, low + more) for more in ((-1, 0, 1, 2) if found.frame else (0,))])
+    return [
+        split.roll([by for _, by in each], [place for place, _ in each]).reshape(values.shape) if each else values
+        for each in product(*rolls)
+    ]
 
 
 def _redraw(model: nn.Module) -> None:
-    """Replace parameters and running statistics by random numbers of a similar size."""
+    """Replace parameters and buffers by random numbers of a similar size, in place; buffers above zero stay above it."""
     generator = torch.Generator().manual_seed(0)
-
-    def normal(value: Tensor) -> Tensor:
-        return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
-
-    value: Tensor
     for value in model.parameters():
-        spread = float(value.std()) if value.numel() > 1 else 0.0
-        value.copy_(value.mean() + normal(value) * spread if spread > 0 else 0.1 * normal(value))
-    for name, value in model.named_buffers():
-        if name.endswith("running_mean"):
-            value.add_(0.1 * normal(value))
-        elif name.endswith("running_var"):
-            value.mul_(1 + 0.5 * normal(value).abs())
+        if value.is_floating_point() and value.numel():
+            spread = float(value.std()) if value.numel() > 1 else 0.0
+            mean = float(value.mean())
+            value.normal_(mean if spread or abs(mean) <= 1 else 0.0, spread or 0.1, generator=generator)
+    for buffer in model.buffers():
+        if buffer.is_floating_point() and buffer.numel() and bool(buffer.isfinite().all()):
+            noise = torch.randn(buffer.shape, generator=generator, dtype=torch.float32).to(buffer.dtype)
+            buffer.copy_(buffer * (1 + 0.5 * noise.abs()) if bool((buffer > 0).all()) else buffer + 0.1 * noise)
 
 
-def _probes(image: tuple[int, int, int], step: tuple[int, int]) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Return random images and random shifts by multiples of a step, none of which is zero."""
+def _probes(image: tuple[int, int, int]) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Return two random images in double precision, and random shifts."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, *image, generator=generator, dtype=torch.float64)
     images[1] = 6 * images[1] - 3
-    shifts = [(step[0], 0), (0, step[1])]
-    for _ in range(SHIFTS - len(shifts)):
-        drawn = (
-            each * int(torch.randint(1, max(2, size // each), (1,), generator=generator))
-            for each, size in zip(step, image[1:], strict=True)
-        )
-        shifts.append((next(drawn), next(drawn)))
-    return images, shifts
+    drawn = torch.randint(1, max(2, min(image[1:])), (2,), generator=generator)
+    return images, [(1, 1), (int(drawn[0]), int(drawn[1]))][:SHIFTS]
 
 
-def _before_head(model: nn.Module, head: str) -> fx.GraphModule:
-    """Return a model's graph up to the map that its head receives."""
-    traced = trace(model)
-    node = [each for each in traced.graph.nodes if head in (each.name, str(each.target))][-1]  # earlier calls are gates
-    traced.graph.output_node().args = (node.all_input_nodes[0],)
-    traced.recompile()
-    return traced
+def _moved(images: Tensor, shift: tuple[int, int], other: int | None = None) -> Tensor:
+    """Return images rolled by a shift, the second one by another distance down if one is given."""
+    moved = images.roll(shift, (2, 3))
+    if other is not None:
+        moved[1] = images[1].roll((other, 0), (1, 2))
+    return moved
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
+def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Return the largest difference of outputs; infinite where their number or shapes differ."""
+    if len(ours) != len(theirs) or any(one.shape != other.shape for one, other in zip(ours, theirs, strict=True)):
+        return float("inf")
+    return max((_distance(one, other) for one, other in zip(ours, theirs, strict=True)), default=float("inf"))
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
     """Return the largest difference relative to the largest value; infinite where one is not finite."""
     if not (one.isfinite().all() and other.isfinite().all()):
         return float("inf")
-    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-300))
+    if not one.numel():
+        return 0.0
+    return float((one.double() - other.double()).abs().max() / other.double().abs().max().clamp_min(1e-300))
