@@ -381,7 +381,10 @@ def test_table_has_verdict_guarantee_and_parts() -> None:
     assert [row["cause"] for row in table.rows] == ["head", "borders", "aliasing", "of aliasing: activations", "other", "total"]
     assert table.notes[0] == found.verdict
     assert found.guarantee.sentence in table.notes
-    assert "factor 2, receptive field 10x10 pixels, 4 layers padded with circular; the head is" in table.notes[1]
+    assert (
+        "factor 2 (strides and the sizes of the maps), receptive field 10x10 pixels, 4 layers padded with circular; the head is"
+        in table.notes[1]
+    )
     assert len(found.tables()) == 3
 
 
