@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from shiftscope.audits import job
 from shiftscope.audits.folder import AuditPlan, AuditSpec, is_complete, merge_audit
 from shiftscope.audits.job import AuditJob, run_audit, run_shard, run_shards
 from shiftscope.cli import main
-from shiftscope.datasets.images import open_images
+from shiftscope.datasets.images import Block, ImageBlocks, open_images
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.models import load_model
 from shiftscope.runtime.executors import Processes
+from shiftscope.runtime.files import write_first
 from shiftscope.runtime.progress import Event, Stage
 
 #: Together these take over 20 s.
@@ -123,6 +125,34 @@ def test_second_start_resumes_and_measures_nothing_twice(here: Path) -> None:
     assert [each.done for each in events if isinstance(each, Stage) and each.sentence == "measuring images"] == [128, 192, 200]
     assert all(file.stat().st_mtime_ns == time for file, time in left.items())
     assert found.rows == run_audit(spec()).rows
+
+
+def test_resumed_audit_keeps_the_memory_format_of_its_plan(here: Path) -> None:
+    run_shard(AuditJob(spec(), 1, 1, here / "out", channels_last=True))
+    assert AuditPlan.model_validate_json((here / "out" / "plan.json").read_text()).channels_last
+    before = load_file(here / "out" / "parts" / "000001.safetensors")
+    (here / "out" / "parts" / "000001.safetensors").unlink()
+    run_shard(AuditJob(spec(), 1, 1, here / "out"))
+    after = load_file(here / "out" / "parts" / "000001.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("sum/cost"))
+
+
+def test_next_block_is_read_while_one_is_measured(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers, read = list[str](), ImageBlocks.read
+
+    def traced(self: ImageBlocks, start: int, stop: int) -> Block:
+        readers.append(threading.current_thread().name)
+        return read(self, start, stop)
+
+    monkeypatch.setattr(ImageBlocks, "read", traced)
+    run_audit(spec(images=130))
+    assert len([name for name in readers if name != threading.main_thread().name]) == 3
+
+
+def test_first_plan_of_a_folder_stays(here: Path) -> None:
+    write_first(here / "plan.json", "one")
+    write_first(here / "plan.json", "two")
+    assert ((here / "plan.json").read_text(), [path.name for path in here.glob(".*tmp*")]) == ("one", [])
 
 
 def test_damaged_part_is_measured_again(here: Path) -> None:

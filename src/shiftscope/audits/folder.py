@@ -20,7 +20,7 @@ from shiftscope.audits.results import Audit, assemble
 from shiftscope.audits.subject import SubjectSpec, absolute_paths
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
-from shiftscope.runtime.files import remove_temporary_files, write_tensors, write_text
+from shiftscope.runtime.files import remove_temporary_files, write_first, write_tensors, write_text
 from shiftscope.runtime.settings import Spec
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "is_complete",
     "merge_audit",
     "part_file",
+    "planned",
     "prepare_folder",
     "read_part",
     "write_part",
@@ -72,6 +73,7 @@ class AuditPlan(Spec):
         kind: of the model's outputs.
         borders: protocol -> what fills its border.
         notes: what a reader needs to know.
+        channels_last: whether the model receives images in that memory format, which was quicker where the audit began.
         provenance: code and machine; shards may differ in it and in nothing else.
     """
 
@@ -87,6 +89,7 @@ class AuditPlan(Spec):
     borders: dict[str, str]
     notes: tuple[str, ...]
     provenance: dict[str, str]
+    channels_last: bool = False
 
     @property
     def blocks(self) -> int:
@@ -96,7 +99,9 @@ class AuditPlan(Spec):
     def matches(self, other: AuditPlan) -> bool:
         """Return whether parts of both can be merged, however the paths are written."""
         one, two = (
-            each.model_copy(update={"provenance": {}, "facts": {}, "spec": each.spec.with_absolute_paths()})
+            each.model_copy(
+                update={"provenance": {}, "facts": {}, "channels_last": False, "spec": each.spec.with_absolute_paths()}
+            )
             for each in (self, other)
         )
         return one == two
@@ -109,7 +114,7 @@ def is_audit(folder: Path) -> bool:
 
 def is_complete(out: Path) -> bool:
     """Return whether a folder holds all parts of its audit."""
-    plan = _read_plan(out)
+    plan = planned(out)
     return plan is not None and not _missing(out, plan)
 
 
@@ -122,7 +127,7 @@ def merge_audit(out: Path) -> Audit:
     Raises:
         InputError: it holds no audit, parts are missing or damaged, or it cannot be written.
     """
-    plan = _read_plan(out)
+    plan = planned(out)
     if plan is None:
         raise InputError(f"{out} holds no audit: {PLAN} is missing.", "Choose the folder given with --out.")
     missing = _missing(out, plan)
@@ -156,22 +161,25 @@ def assemble_planned(plan: AuditPlan, merged: Part) -> Audit:
     return assemble(merged, plan.protocols, kind=plan.kind, borders=plan.borders, notes=plan.notes, provenance=provenance)
 
 
-def prepare_folder(out: Path, plan: AuditPlan) -> None:
-    """Create a folder for a plan, or check that it holds this very plan.
+def prepare_folder(out: Path, plan: AuditPlan) -> AuditPlan:
+    """Create a folder for a plan, or check that it holds this very plan; return the plan that it holds.
+
+    Of several shards that create it at once, the first one's plan stays.
 
     Raises:
         InputError: it holds another audit, or cannot be written.
     """
-    known = _read_plan(out)
+    known = planned(out)
     if known is not None and not known.matches(plan):
         raise InputError(f"{out} holds another audit ({known.spec.model} on {known.data}).", "Choose another folder with --out.")
     try:
         (out / PARTS).mkdir(parents=True, exist_ok=True)
         remove_temporary_files(out)
         if known is None:
-            write_text(out / PLAN, plan.model_dump_json(indent=1) + "\n")
+            write_first(out / PLAN, plan.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise _unwritable(out, error) from error
+    return known or planned(out) or plan
 
 
 def part_file(out: Path, number: int) -> Path:
@@ -214,7 +222,12 @@ def _parts(out: Path, plan: AuditPlan) -> Iterator[Part]:
         yield part
 
 
-def _read_plan(out: Path) -> AuditPlan | None:
+def planned(out: Path) -> AuditPlan | None:
+    """Return the plan of a folder; None where there is none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
         return AuditPlan.model_validate_json((out / PLAN).read_bytes())
     except FileNotFoundError:

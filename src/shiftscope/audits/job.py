@@ -7,7 +7,8 @@ the same and are merged in the same order.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,7 @@ from shiftscope.audits.folder import (
     assemble_planned,
     merge_audit,
     part_file,
+    planned,
     prepare_folder,
     read_part,
     write_part,
@@ -31,6 +33,7 @@ from shiftscope.audits.protocols import find_protocols
 from shiftscope.audits.results import Audit
 from shiftscope.audits.session import AuditOptions, Session, block_size
 from shiftscope.audits.subject import Subject, open_subject
+from shiftscope.datasets.images import Block
 from shiftscope.errors import InputError, ModelFailsError
 from shiftscope.runtime.executors import Executor
 from shiftscope.runtime.files import write_bytes
@@ -51,6 +54,8 @@ class AuditJob:
         out: the folder.
         known: blocks that exist already, for a process that cannot see the folder.
         model_sha256: checksum of the plan's model; empty if any will do.
+        channels_last: whether the model receives images in that memory format; None for what the folder's plan says, or what is
+            quicker here if there is no plan.
     """
 
     spec: AuditSpec
@@ -59,6 +64,7 @@ class AuditJob:
     out: Path
     known: frozenset[int] = frozenset()
     model_sha256: str = ""
+    channels_last: bool | None = None
 
     def __str__(self) -> str:
         return f"shard {self.shard}/{self.shards}"
@@ -95,7 +101,7 @@ def run_audit(spec: AuditSpec, *, subject: Subject | None = None, out: Path | No
         run_shard(AuditJob(spec, 1, 1, out), report, subject=subject)
         return merge_audit(out)
     run = _Run(spec, report, subject)
-    return assemble_planned(run.plan, merge_parts(run.measure(number, report) for number in range(run.plan.blocks)))
+    return assemble_planned(run.plan, merge_parts(part for _, part in run.measure(range(run.plan.blocks), report)))
 
 
 def run_shard(job: AuditJob, report: Report = silent, *, subject: Subject | None = None) -> list[Path]:
@@ -112,15 +118,16 @@ def run_shard(job: AuditJob, report: Report = silent, *, subject: Subject | None
     """
     if not 1 <= job.shard <= job.shards:
         raise InputError(f"`shard` must be I/N with I from 1 to N, got {job.shard}/{job.shards}.", "Number shards from 1.")
-    run = _Run(job.spec, report, subject)
+    known = planned(job.out) if job.channels_last is None else None
+    run = _Run(job.spec, report, subject, channels_last=job.channels_last if known is None else known.channels_last)
     blocks = run.plan.blocks
     if job.model_sha256 not in ("", run.plan.model_sha256):
         raise InputError(f"the model {job.spec.model} of {job} differs from the plan's.", "Copy the same files to every machine.")
-    prepare_folder(job.out, run.plan)
+    run.set_format(prepare_folder(job.out, run.plan).channels_last)
     numbers = range((job.shard - 1) * blocks // job.shards, job.shard * blocks // job.shards)
-    for number in numbers:
-        if number not in job.known and read_part(job.out, number) is None:
-            write_part(job.out, number, run.measure(number, report))
+    missing = [number for number in numbers if number not in job.known and read_part(job.out, number) is None]
+    for number, part in run.measure(missing, report):
+        write_part(job.out, number, part)
     return [part_file(job.out, number) for number in numbers]
 
 
@@ -151,12 +158,13 @@ def run_shards(
     if out is None:
         with TemporaryDirectory() as folder:
             return run_shards(spec, executor, shards=shards, subject=subject, out=Path(folder), report=report)
-    plan = _Run(spec, report, subject).plan
-    prepare_folder(out, plan)
+    before = planned(out)
+    plan = prepare_folder(out, _Run(spec, report, subject, channels_last=None if before is None else before.channels_last).plan)
     known = frozenset(number for number in range(plan.blocks) if read_part(out, number) is not None)
     done = len(known)
     anywhere = spec.with_absolute_paths()
-    jobs = [AuditJob(anywhere, number, shards, out, known, plan.model_sha256) for number in range(1, shards + 1)]
+    job = AuditJob(anywhere, 1, shards, out, known, plan.model_sha256, plan.channels_last)
+    jobs = [replace(job, shard=number) for number in range(1, shards + 1)]
     for _, files in executor.run(_run_away if executor.remote else _run_here, jobs, lambda *_: None):
         for name, content in files.items():
             if content is not None:
@@ -180,9 +188,14 @@ def _run_away(job: AuditJob, _: Callable[[object], None]) -> dict[str, bytes | N
 class _Run:
     """A loaded model, its images, the audit of both, and its plan."""
 
-    def __init__(self, spec: AuditSpec, report: Report, subject: Subject | None = None) -> None:
+    def __init__(
+        self, spec: AuditSpec, report: Report, subject: Subject | None = None, *, channels_last: bool | None = None
+    ) -> None:
         self.subject = subject or open_audited(spec, report)
         self.session = _start(spec, self.subject)
+        if channels_last is None:
+            channels_last = self.session.measurer.choose_format(self.subject.images.example(), self.subject.images.count)
+        self.set_format(channels_last)
         protocols, images = self.session.measurer.protocols, self.subject.images
         self.plan = AuditPlan(
             spec=spec,
@@ -197,17 +210,28 @@ class _Run:
             borders={each.name: self.session.framing.border(each) for each in protocols},
             notes=(*images.notes, *self.session.notes),
             provenance=provenance(spec.device),
+            channels_last=channels_last,
         )
 
-    def measure(self, number: int, report: Report) -> Part:
-        """Measure one block of images."""
-        start, stop = number * self.plan.block, min((number + 1) * self.plan.block, self.plan.count)
-        block = self.subject.images.read(start, stop)
-        part = Part()
-        if len(block.images):
-            part = self.session.part(block.images, block.labels, indices=block.numbers)
-        report(Stage("measuring images", stop, self.plan.count))
-        return replace(part, damaged=tuple(name.encode(errors="replace").decode() for name in block.damaged))
+    def set_format(self, channels_last: bool) -> None:
+        """Set in which memory format the model receives images."""
+        self.session.measurer.model.channels_last = channels_last
+
+    def measure(self, numbers: Sequence[int], report: Report) -> Iterator[tuple[int, Part]]:
+        """Measure blocks of images, and yield each block's number and part. A thread reads the next block meanwhile."""
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            ahead = [reader.submit(self._read, number) for number in numbers[:1]]
+            for place, number in enumerate(numbers):
+                block = ahead.pop().result()
+                ahead += [reader.submit(self._read, following) for following in numbers[place + 1 : place + 2]]
+                part = Part()
+                if len(block.images):
+                    part = self.session.part(block.images, block.labels, indices=block.numbers)
+                report(Stage("measuring images", min((number + 1) * self.plan.block, self.plan.count), self.plan.count))
+                yield number, replace(part, damaged=tuple(name.encode(errors="replace").decode() for name in block.damaged))
+
+    def _read(self, number: int) -> Block:
+        return self.subject.images.read(number * self.plan.block, min((number + 1) * self.plan.block, self.plan.count))
 
 
 def _start(spec: AuditSpec, subject: Subject) -> Session:

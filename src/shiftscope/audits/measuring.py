@@ -19,6 +19,7 @@ from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, MapOutputs, Sums, ViewOutputs, pixel_agreements, spread_sums
 from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views
 from shiftscope.engine.checks import evaluating
+from shiftscope.engine.formats import channels_last_is_quicker
 from shiftscope.engine.outputs import Outputs, Runner, open_runner
 from shiftscope.errors import InputError, NotFiniteError
 from shiftscope.shifts import Mode, grid
@@ -125,6 +126,21 @@ class Measurer:
             cost=self._cost(plan, reused, surveyed, len(images), started),
             correct=correct,
         )
+
+    def choose_format(self, example: Tensor, count: int) -> bool:
+        """Return whether the model is quicker on images in the format channels last, where convolutions make that likely.
+
+        Args:
+            example: [1, channel, height, width], an image.
+            count: of the images to measure.
+        """
+        model = self.model.model
+        if not isinstance(model, nn.Module) or not any(isinstance(part, nn.Conv2d) for part in model.modules()):
+            return False
+        views = len(plan_views(self.protocols, self.framing, indices=torch.arange(1)).rows)
+        passes = count * (views + sum(len(outputs.shifts) for outputs in self.grids.values()))
+        with evaluating(model), torch.inference_mode():
+            return channels_last_is_quicker(self.model, self.framing.centre(example), passes=passes)
 
     def _run_grid(self, outputs: _GridOutputs, images: Tensor, seed: int) -> Outputs:
         try:
@@ -279,6 +295,7 @@ class _GridOutputs:
                 device=self.model.device,
                 fill=torch.tensor(self.framing.fill),
             )
+        self._runner.direct.channels_last = self.model.channels_last
         return self._runner(images, self.shifts, seed=seed)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from shiftscope.engine.direct import ran_out_of_memory
+from shiftscope.engine.formats import as_channels_last
 from shiftscope.engine.outputs import Model
 from shiftscope.errors import InputError, ModelFailsError, NotFiniteError, first_line
 
@@ -86,12 +87,13 @@ class CountedModel:
         device: where to compute.
 
     Attributes:
+        channels_last: whether the model receives images in that memory format.
         images_seen: how many images went through the model; those of a module only within :meth:`counting`.
     """
 
     def __init__(self, model: Callable[[Tensor], Any], *, output: str | int | None, device: torch.device) -> None:
         self.model, self.output, self.device = model, output, device
-        self.images_seen = 0
+        self.images_seen, self.channels_last = 0, False
         self._returns_vectors = False  # whether the last output was one plain tensor [image, class]
 
     @contextmanager
@@ -144,7 +146,7 @@ class CountedModel:
         if not isinstance(self.model, nn.Module):
             self.images_seen += len(images)
         try:
-            raw = self.model(images)
+            raw = self.model(as_channels_last(images) if self.channels_last else images)
         except InputError:
             raise
         except Exception as error:  # a model's Python code raises anything

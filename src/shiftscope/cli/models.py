@@ -108,6 +108,7 @@ def _audited(spec: AuditSpec, options: AuditOptions, *, shard: str | None, worke
     """Run an audit or one shard of it; return None while other shards are missing."""
     from shiftscope.audits.folder import is_complete, merge_audit
     from shiftscope.audits.job import AuditJob, open_audited, run_audit, run_shard, run_shards
+    from shiftscope.runtime.executors import keep_freed_memory
 
     number, shards = (1, 1) if shard is None else _shard(shard)
     if shard is not None and out is None:
@@ -116,6 +117,7 @@ def _audited(spec: AuditSpec, options: AuditOptions, *, shard: str | None, worke
     executor = options.start(None if options.address else at_once)
     if executor is not None and shard is not None:
         raise InputError("`--shard` splits an audit over several commands, `--workers` within one.", "Give one of them.")
+    keep_freed_memory()
     with reporting("loading the model") as report:
         subject = open_audited(spec, report)
     print_first(subject.line, as_json=options.as_json)
@@ -281,7 +283,9 @@ def fix(
 def _opened(model: str, options: ModelOptions) -> Subject:
     """Open a model and its images, and print what they are."""
     from shiftscope.audits.subject import SubjectSpec, open_subject
+    from shiftscope.runtime.executors import keep_freed_memory
 
+    keep_freed_memory()
     with _valid_settings():
         spec = SubjectSpec(**options.subject(model, images=FEW_IMAGES))
     with reporting("loading the model") as report:

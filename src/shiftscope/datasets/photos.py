@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -207,6 +208,10 @@ def pick(found: int, count: int | None) -> list[int]:
 def _decoded(opener: Opener) -> Image | None:
     """Return a photo; None where it is damaged."""
     try:
+        if current_thread() is not main_thread():
+            # Filters are the process's: a thread that reads ahead would restore them while others use them.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            return opener()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata
             return opener()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.engine.checks import Model
+from shiftscope.engine.formats import as_channels_last
 from shiftscope.errors import InputError, ModelFailsError, NotFiniteError, first_line
 from shiftscope.shifts import Mode, translate, translate_by_parts
 
@@ -58,12 +59,14 @@ class Direct:
         canvas: what surrounds the images.
         device: where to compute.
         batch_size: images a forward pass; halved when memory runs out.
+        channels_last: whether the model receives images in that memory format.
     """
 
     model: Model
     canvas: Canvas
     device: torch.device
     batch_size: int = DIRECT_BATCH
+    channels_last: bool = False
 
     def reference(self, images: Tensor) -> Tensor:
         """Return the outputs [image, class] of the unshifted images."""
@@ -100,7 +103,7 @@ class Direct:
                 memory, which passes through unchanged.
         """
         try:
-            output = self.model(batch)
+            output = self.model(as_channels_last(batch) if self.channels_last else batch)
         except Exception as error:  # a model's code may raise anything
             if ran_out_of_memory(error):
                 raise

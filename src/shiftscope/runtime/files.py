@@ -17,7 +17,16 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 
-__all__ = ["LOCK", "locked", "remove_temporary_files", "write_atomically", "write_bytes", "write_tensors", "write_text"]
+__all__ = [
+    "LOCK",
+    "locked",
+    "remove_temporary_files",
+    "write_atomically",
+    "write_bytes",
+    "write_first",
+    "write_tensors",
+    "write_text",
+]
 
 LOCK = ".lock"
 #: Long enough for a lock file that its owner removes at this moment.
@@ -51,6 +60,20 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text atomically, as UTF-8 with the line ends that it has."""
     write_bytes(path, text.encode())
+
+
+def write_first(path: Path, text: str) -> None:
+    """Write text atomically, unless the file exists, also where several processes write it at once."""
+    draft = path.with_name(f".{path.stem}.{os.getpid()}.tmp.draft{path.suffix}")
+    try:
+        write_text(draft, text)
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            write_text(path, text)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

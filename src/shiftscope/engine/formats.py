@@ -1,0 +1,55 @@
+"""Choose a model's memory format by measuring: with channels last, convolutions on many processors are up to a third quicker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_channels_last", "channels_last_is_quicker"]
+
+#: Images of a trial, and how often each format is tried; the first time is not counted.
+TRIAL, TRIES = 8, 3
+#: A trial takes this share of all passes at most.
+SHARE = 0.01
+#: Runs that take less time than this gain too little to try.
+LEAST_SECONDS = 20.0
+#: What channels last must save.
+GAIN = 0.03
+
+
+def as_channels_last(images: Tensor) -> Tensor:
+    """Return the images with the channels of each pixel beside each other in memory; a model's layers keep that format."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def channels_last_is_quicker(run: Callable[[Tensor], object], image: Tensor, *, passes: int) -> bool:
+    """Return whether a model is quicker on images in the format channels last.
+
+    Which it is depends on the model, the processor and the threads. Outputs of both differ in their last bits. Where the run
+    takes less than half a minute, nothing is tried and the answer is no, so that short runs are the same each time.
+
+    Args:
+        run: the model, from images [image, channel, height, width] to anything.
+        image: [1, channel, height, width], one of them.
+        passes: how many images the run will pass through the model.
+    """
+    count = min(TRIAL, int(SHARE * passes) // (2 * TRIES))
+    if count < 1:
+        return False
+    images = image.expand(count, -1, -1, -1).contiguous()
+    usual = _seconds(run, images)
+    if min(usual) / count * passes < LEAST_SECONDS:
+        return False
+    return min(_seconds(run, as_channels_last(images))) < (1 - GAIN) * min(usual)
+
+
+def _seconds(run: Callable[[Tensor], object], images: Tensor) -> list[float]:
+    found = []
+    for _ in range(TRIES):
+        started = perf_counter()
+        run(images)  # returns its outputs on the CPU, so that a GPU has finished
+        found.append(perf_counter() - started)
+    return found[1:]
