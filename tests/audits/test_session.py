@@ -123,13 +123,16 @@ def test_block_in_which_dense_differs_is_measured_directly_whatever_came_before(
     assert torch.equal(found.surveys["zero 2"].values["mcs", "all"][64:], alone.surveys["zero 2"].values["mcs", "all"])
 
 
-def test_changed_holds_the_images_of_least_similarity() -> None:
+def test_changed_holds_changed_answers_first_and_then_least_similarity() -> None:
     model, each = small(), images(40)
     found = audit(model, each, protocols=["every-shift"], max_shift=2)
     outputs = shift_outputs(model, each, grid(2))
     similarity = nn.functional.cosine_similarity(outputs.reference[:, None], outputs.values, dim=2)
-    order = similarity.min(dim=1).values.argsort()
-    assert [change.image for change in found.changed] == order[:10].tolist()
+    least, at = similarity.min(dim=1)
+    same = outputs.values[torch.arange(40), at].argmax(1) == outputs.reference.argmax(1)
+    order = sorted(range(40), key=lambda image: (bool(same[image]), float(least[image])))
+    assert [change.image for change in found.changed] == order[:12]
+    assert 0 < int((~same).sum()) < 40
     worst = found.changed[0]
     assert worst.shift == tuple(grid(2)[int(similarity[worst.image].argmin())].tolist())
     assert worst.similarity == pytest.approx(float(similarity[worst.image].min()), abs=1e-5)

@@ -16,7 +16,7 @@ from shiftscope.surveys import Survey, from_sums
 __all__ = ["Changed", "Cost", "Part", "from_tensors", "merge_parts", "most_changed", "to_tensors"]
 
 #: So many of the images that change most are reported.
-MOST_CHANGED = 10
+MOST_CHANGED = 12
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Part:
         scores: (protocol, measure) -> one value per image.
         surveys: grid's name -> the outputs under every shift, in numbers.
         sums: protocol -> the sums of its normalised variance.
-        changed: the images that change most, the largest change first.
+        changed: the images that change most: those whose top class changes, and then the others, the largest change first.
         cost: what it took.
         correct: whether each unshifted image is classified correctly; None without labels.
         damaged: names of the files that could not be read.
@@ -133,8 +133,8 @@ def merge_parts(parts: Iterable[Part]) -> Part:
 
 
 def most_changed(every: Iterable[Changed]) -> tuple[Changed, ...]:
-    """Return the images of least similarity, the least first; of equal ones the earlier image first."""
-    return tuple(sorted(every, key=lambda each: (each.similarity, each.image))[:MOST_CHANGED])
+    """Return those whose top class changes, and then the others, of least similarity first; of equal ones the earlier image."""
+    return tuple(sorted(every, key=lambda each: (each.before == each.after, each.similarity, each.image))[:MOST_CHANGED])
 
 
 def _add(totals: dict[str, Sums], more: dict[str, Sums]) -> dict[str, Sums]:

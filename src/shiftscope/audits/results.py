@@ -33,7 +33,7 @@ class Audit:
 
     Attributes:
         rows: one per protocol and measure.
-        changed: the images that change most, the largest change first.
+        changed: the images that change most: those whose top class changes, and then the others, the largest change first.
         cost: what it took.
         surveys: by grid (``zero 8``), what every shift gave, with the sensitivity maps.
         units: by protocol, a value for each unit of the output.

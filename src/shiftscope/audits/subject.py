@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from shiftscope.audits.model import OneOutput
 from shiftscope.datasets.images import Block, ImageBlocks, open_images
+from shiftscope.datasets.photos import Photos
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.datasets.sources import is_folder
 from shiftscope.engine.checks import evaluating
@@ -124,6 +125,11 @@ class Subject:
     def measured(self, model: nn.Module) -> nn.Module:
         """Return a changed copy of the model with the output that is measured."""
         return model if self.spec.output is None else OneOutput(model, self.spec.output)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the images' classes, by label; empty where they have none."""
+        return self.images.source.classes if isinstance(self.images.source, Photos) else ()
 
     def outputs(self, example: Tensor) -> int | None:
         """Return how many values the model returns for an image; None if it returns a map, or fails.

@@ -73,8 +73,8 @@ def audit(
         Number of parts of the images to measure at once, each in a process with one thread. By default all images in one process
         with all threads; on a Ray cluster eight parts.
     out
-        Folder for audit.json, table.csv, table.md, maps.safetensors and report.html. A stopped audit resumes from it. By default
-        nothing is written.
+        Folder for audit.json, table.csv, table.md, maps.safetensors, pictures.json, drag.safetensors and report.html. A stopped
+        audit resumes from it. By default nothing is written.
     merge
         Folder of an audit whose shards are all measured: put them together, instead of measuring a model.
     """
@@ -123,14 +123,24 @@ def _audited(spec: AuditSpec, options: AuditOptions, *, shard: str | None, worke
     print_first(subject.line, as_json=options.as_json)
     with reporting("measuring images") as report:
         if executor is not None:
-            return run_shards(spec, executor, shards=workers or PARTS, subject=subject, out=out, report=report)
+            found = run_shards(spec, executor, shards=workers or PARTS, subject=subject, out=out, report=report)
+            return _pictured(found, subject, out, report)
         if out is None:
             return run_audit(spec, subject=subject, report=report)
         files = run_shard(AuditJob(spec, number, shards, out), report, subject=subject)
-    if is_complete(out):
-        return merge_audit(out)
+        if is_complete(out):
+            return _pictured(merge_audit(out), subject, out, report)
     _say_shard(str(shard), out, empty=not files)
     return None
+
+
+def _pictured(found: Audit, subject: Subject, out: Path | None, report: Report) -> Audit:
+    """Write pictures of the images that change most beside an audit, and return the audit."""
+    from shiftscope.report.write import add_pictures
+
+    if out is not None:
+        add_pictures(out, subject, found, report)
+    return found
 
 
 def _say_shard(shard: str, out: Path, *, empty: bool) -> None:
@@ -177,9 +187,9 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _write_page(found: Audit, folder: Path) -> None:
-    from shiftscope.report.write import REPORT, audit_page, write_page
+    from shiftscope.report.write import write_audit_page
 
-    write_page(audit_page(found), folder / REPORT)
+    write_audit_page(found, folder)
 
 
 @app.command(group=MODELS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from shiftscope.audits import Audit
+from shiftscope.audits.pictures import Picture
 from shiftscope.measures import MEASURES
-from shiftscope.report import Chart, Maps, Missing, Page, Rows, ShiftMap
-from shiftscope.report.content import Section
+from shiftscope.report import Chart, Drag, Maps, Missing, Page, Rows, ShiftMap
+from shiftscope.report.content import BeforeAfter, Pairs, Section
 from shiftscope.surveys import Survey
 from shiftscope.tables import Table
 
@@ -19,12 +21,20 @@ OVER_DISTANCE = ("mcs", "top1_change")
 MIN_SHIFTS = 9
 
 
-def audit_page(audit: Audit) -> Page:
-    """Return the content of an audit's page."""
-    sections: list[Section] = [Rows("Every measure", "Each with its 95 % interval. Click a heading to sort.", audit.table())]
+def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None = None) -> Page:
+    """Return the content of an audit's page.
+
+    Args:
+        audit: the audit.
+        pictures: of its images that change most; without them they are listed by number.
+        drag: some of its images to drag, if there are any.
+    """
+    sections: list[Section] = [Pairs("Images that change most", _caption(pictures), tuple(map(_pair, pictures)))]
+    sections += [drag] if drag is not None else []
+    sections.append(Rows("Every measure", "Each with its 95 % interval. Click a heading to sort.", audit.table()))
     for name, survey in audit.surveys.items():
         sections += [*_over_distance(name, survey), *_maps(name, survey)]
-    if audit.changed:
+    if audit.changed and not pictures:
         caption = "Each under that one of all measured shifts after which its outputs are least similar."
         sections.append(Rows("Images that change most", caption, _changed(audit)))
     if audit.damaged:
@@ -44,6 +54,43 @@ def audit_page(audit: Audit) -> Page:
         facts=facts,
         provenance=provenance,
     )
+
+
+def _caption(pictures: Sequence[Picture]) -> str:
+    order = ", those whose answer changes first" if any(each.changes for each in pictures) else ""
+    return f"Each before and after the one of all measured shifts after which its outputs are least similar{order}."
+
+
+def _pair(picture: Picture) -> BeforeAfter:
+    answers = [
+        f"{each.name}, {_percent(each.probability)}"
+        for each in (picture.before, picture.after)
+        if each.name is not None and each.probability is not None
+    ]
+    label = [f"labelled {picture.label}"] if picture.label is not None else []
+    return BeforeAfter(
+        name=picture.file,
+        moved=_moved(picture),
+        pictures=(picture.before.picture, picture.after.picture),
+        answers=tuple(answers),
+        changes=picture.changes if answers else None,
+        notes=(*label, f"similarity of the outputs {picture.similarity:.3f}"),
+    )
+
+
+def _percent(share: float) -> str:
+    """Return a probability in per cent, without rounding it to certainty."""
+    return "> 99.9\u00a0%" if 0.999 < share < 1 else f"{100 * share:.1f}\u00a0%"
+
+
+def _moved(picture: Picture) -> str:
+    """Return a shift in words: ``3 pixels down, 1 left, circular``."""
+    steps = ((picture.down, "down", "up"), (picture.right, "right", "left"))
+    parts = [f"{abs(step):g} {forward if step > 0 else back}" for step, forward, back in steps if step]
+    first, *more = parts or ["0"]
+    number, *way = first.split()
+    unit = "pixel" if number == "1" else "pixels"
+    return ", ".join([" ".join([number, unit, *way]), *more, *([picture.border] if picture.border == "circular" else [])])
 
 
 def _answer(audit: Audit) -> str:

@@ -12,6 +12,7 @@ from shiftscope.engine.outputs import Outputs
 from shiftscope.tables import Table
 
 __all__ = [
+    "BeforeAfter",
     "Chart",
     "Drag",
     "Grid",
@@ -20,6 +21,7 @@ __all__ = [
     "Missing",
     "Network",
     "Page",
+    "Pairs",
     "Rows",
     "Scatter",
     "Section",
@@ -135,13 +137,16 @@ class Network:
 
     Attributes:
         name: the network's name.
-        factor: its subsampling factor.
+        factor: its subsampling factor; None if it is unknown.
         outputs: for every image, under every shift of the grid, row by row from the shift furthest up and left.
+        cosines: [image, shift], of the unshifted and each shifted output, where ``outputs`` are the logarithms of some of the
+            classes' probabilities; None if they are outputs of all classes.
     """
 
     name: str
-    factor: int
+    factor: int | None
     outputs: Outputs
+    cosines: Float[Tensor, "image shift"] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class Drag(Section):
 
     Attributes:
         images: without canvas.
-        labels: the index of each image's class.
+        labels: the index of each image's class; -1 if it is unknown or not among ``classes``.
         classes: the classes' names.
         canvas: height and width of the canvas, pixels.
         colour: the canvas's colour, 0 to 255 for each channel of the images.
@@ -165,6 +170,34 @@ class Drag(Section):
     colour: tuple[int, ...]
     reach: int
     networks: tuple[Network, ...]
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """An image before and after a shift, and what a model answers to both.
+
+    Attributes:
+        name: of the image.
+        moved: the shift in words.
+        pictures: both images as data URLs.
+        answers: to both; empty if the model's outputs are no classes.
+        changes: whether the answer changes; None if the model's outputs are no classes.
+        notes: further facts, a few words each.
+    """
+
+    name: str
+    moved: str
+    pictures: tuple[str, str]
+    answers: tuple[str, ...]
+    changes: bool | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pairs(Section):
+    """Images before and after a shift, side by side."""
+
+    pairs: tuple[BeforeAfter, ...]
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ shiftscope.Player = class {
       input.name = group;
       input.value = image;
       input.checked = image === 0;
-      input.setAttribute("aria-label", `image ${image + 1}: ${this.data.classes[this.data.labels[image]]}`);
+      const label = this.data.classes[this.data.labels[image]];
+      input.setAttribute("aria-label", `image ${image + 1}${label === undefined ? "" : `: ${label}`}`);
       input.addEventListener("change", () => this.choose(image));
       const canvas = shiftscope.make("canvas");
       canvas.width = this.data.width;
@@ -288,7 +289,7 @@ shiftscope.Panel = class {
     this.map.getContext("2d").putImageData(picture, 0, 0);
     const factor = this.outputs().factor;
     this.note.textContent = `Cosine similarity at every shift, from dark ${(Math.round(100 * low) / 100 || 0).toFixed(2)} to light 1. `
-      + (factor > 1 ? `Dots: multiples of ${factor}, this network's subsampling factor.` : "Subsampling factor 1: every shift is a multiple of it.");
+      + (factor === null ? "" : factor > 1 ? `Dots: multiples of ${factor}, this network's subsampling factor.` : "Subsampling factor 1: every shift is a multiple of it.");
   }
 
   drawLattice() {

@@ -55,19 +55,27 @@ def drag_data(drag: Drag) -> dict[str, Any]:
 def _network(drag: Drag, network: Network) -> Mapping[str, Any]:
     outputs = network.outputs
     expected = (len(drag.images), (2 * drag.reach + 1) ** 2, len(drag.classes))
+    if network.cosines is not None and tuple(network.cosines.shape) != expected[:2]:
+        raise InputError(f"The cosines of {network.name!r} must have shape {expected[:2]} (images, shifts).")
     if tuple(outputs.values.shape) != expected:
         shape = tuple(outputs.values.shape)
         raise InputError(
             f"The outputs of {network.name!r} must have shape {expected} (images, shifts, classes), got {shape}.",
             "Compute them with `shift_outputs` over `grid(reach)`.",
         )
-    return {"name": network.name, "factor": network.factor, **packed(outputs)}
+    return {"name": network.name, "factor": network.factor, **packed(outputs, network.cosines)}
 
 
-def packed(outputs: Outputs) -> dict[str, str]:
-    """Return probabilities, cosines and top classes at every shift, [image, shift(, class)], and the unshifted top classes."""
-    probabilities = outputs.values.softmax(-1).mul(PROBABILITY_STEPS).round().byte()
-    cosines = per_shift_cosines(outputs).mul(COSINE_STEPS).round().to(torch.int16)
+def packed(outputs: Outputs, cosines: Float[Tensor, "image shift"] | None = None) -> dict[str, str]:
+    """Return probabilities, cosines and top classes at every shift, [image, shift(, class)], and the unshifted top classes.
+
+    Args:
+        outputs: of all classes; with ``cosines``, logarithms of some classes' probabilities.
+        cosines: at every shift, where ``outputs`` do not give them.
+    """
+    probabilities = outputs.values.softmax(-1) if cosines is None else outputs.values.exp().clamp(0, 1)
+    probabilities = probabilities.mul(PROBABILITY_STEPS).round().byte()
+    cosines = (per_shift_cosines(outputs) if cosines is None else cosines.clamp(-1, 1)).mul(COSINE_STEPS).round().to(torch.int16)
     return {
         "probabilities": _base64(probabilities.numpy()),
         "cosines": _base64(cosines.numpy().astype("<i2")),

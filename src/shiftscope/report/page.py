@@ -15,7 +15,7 @@ from shiftscope.estimates import Estimate
 from shiftscope.figures.cells import number
 from shiftscope.report.charts import NARROW, WIDE, Drawing, draw_chart, draw_grid, draw_scatter
 from shiftscope.report.colours import SEQUENTIAL
-from shiftscope.report.content import Chart, Drag, Grid, Lesson, Maps, Missing, Page, Rows, Scatter, Section, Signal
+from shiftscope.report.content import Chart, Drag, Grid, Lesson, Maps, Missing, Page, Pairs, Rows, Scatter, Section, Signal
 from shiftscope.report.packing import colour_range, drag_data, map_picture
 from shiftscope.tables import Cell, heading
 
@@ -153,6 +153,7 @@ _DATA: dict[type[Section], Callable[[Any], dict[str, Any] | None]] = {
     Drag: _drag_data,
     Lesson: _lesson_data,
     Missing: lambda section: {"sentences": section.sentences},
+    Pairs: lambda section: {"pairs": section.pairs} if section.pairs else None,
 }
 
 

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import torch
 
+from shiftscope.audits import Audit
 from shiftscope.audits.folder import is_audit, merge_audit
+from shiftscope.audits.pictures import pictures_of, read_pictures, write_pictures
+from shiftscope.audits.subject import Subject
 from shiftscope.errors import InputError
 from shiftscope.figures.study import write_main_figure
 from shiftscope.report import Page, render
 from shiftscope.report.audit import audit_page
+from shiftscope.report.audit_drag import drag_of, read_drag, write_drag
 from shiftscope.report.study import study_page
 from shiftscope.runtime.files import write_bytes
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.studies.folder import read_folder
 
-__all__ = ["REPORT", "audit_page", "study_page", "write_page", "write_report"]
+__all__ = ["REPORT", "add_pictures", "audit_page", "study_page", "write_audit_page", "write_page", "write_report"]
 
 #: The page's name in its folder.
 REPORT = "report.html"
@@ -47,12 +51,45 @@ def write_report(
         InputError: the folder holds neither a study nor an audit, an audit lacks parts, or a file cannot be written.
     """
     if is_audit(folder):
-        return write_page(audit_page(merge_audit(folder)), out or folder / REPORT)
+        return write_audit_page(merge_audit(folder), folder, out)
     results = read_folder(folder)
     if out is None:
         write_main_figure(results)
     page = study_page(results, data_dir=data_dir, device=device, report=report)
     return write_page(page, out or folder / REPORT)
+
+
+def write_audit_page(audit: Audit, folder: Path, out: Path | None = None) -> Path:
+    """Write the page of an audit, with the pictures that lie in its folder.
+
+    Args:
+        audit: the audit.
+        folder: its folder.
+        out: file for the page. None writes ``report.html`` into the folder.
+
+    Returns:
+        the page's file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    return write_page(audit_page(audit, read_pictures(folder), read_drag(folder)), out or folder / REPORT)
+
+
+def add_pictures(folder: Path, subject: Subject, audit: Audit, report: Report = silent) -> None:
+    """Compute the pictures of an audit's page, and write them into its folder.
+
+    Args:
+        folder: the audit's.
+        subject: its model and images.
+        audit: the audit.
+        report: called with each progress event.
+
+    Raises:
+        InputError: the model fails on a view, or the folder cannot be written.
+    """
+    write_pictures(folder, pictures_of(subject, audit.changed, report))
+    write_drag(folder, drag_of(subject, audit, report), audit.cost.images)
 
 
 def write_page(page: Page, path: Path) -> Path:
