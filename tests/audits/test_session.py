@@ -200,8 +200,10 @@ class Several(nn.Module):
         return Outputs(one, -one)
 
 
-@pytest.mark.parametrize(("form", "output"), [("mapping", "logits"), ("tuple", 0), ("tuple", "0"), ("object", "logits")])
-def test_output_selects_one_of_several(form: str, output: str | int) -> None:
+@pytest.mark.parametrize(
+    ("form", "output"), [("mapping", "logits"), ("tuple", 0), ("tuple", "0"), ("object", "logits"), ("object", None)]
+)
+def test_output_selects_one_of_several(form: str, output: str | int | None) -> None:
     plain = audit(small(), images(), protocols=["mouton2020", "myburgh2021"], max_shift=2)
     found = audit(Several(form).eval(), images(), protocols=["mouton2020", "myburgh2021"], max_shift=2, output=output)
     for one, other in zip(found.rows, plain.rows, strict=True):

@@ -16,6 +16,7 @@ from torch import nn
 import zoo
 from loopback_hub import COMMIT, serving
 from models.conftest import images
+from shiftscope.audits.model import CountedModel
 from shiftscope.errors import InputError
 from shiftscope.models import load_model
 
@@ -179,6 +180,18 @@ def test_code_that_a_model_brings_does_not_run(transformers: ModuleType, tmp_pat
     with pytest.raises(InputError, match="transformers cannot load the model in"):
         load_model(f"hf:{tmp_path}")
     assert not (tmp_path / "executed").exists()
+
+
+def test_model_of_a_factory_brings_its_processor_and_logits(transformers: ModuleType, tmp_path: Path) -> None:
+    model = saved(transformers, "ViT", tmp_path / "model", kind="ForImageClassification", processor={**PROCESSOR, "size": 32})
+    folder = str(tmp_path / "model")
+    code = f"import transformers\ndef network():\n    return transformers.ViTForImageClassification.from_pretrained({folder!r})\n"
+    (tmp_path / "mine.py").write_text(code)
+    loaded = load_model(f"{tmp_path / 'mine.py'}:network")
+    assert (loaded.image, loaded.mean) == ((3, 32, 32), tuple(PROCESSOR["image_mean"]))
+    counted = CountedModel(loaded.model, output=None, device=torch.device("cpu"))
+    with torch.no_grad():
+        assert torch.equal(counted(images(2, 3, 32)), model(pixel_values=scaled(32)).logits)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from torch import nn
 
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.errors import InputError
+from shiftscope.models.huggingface import of_pretrained
 from shiftscope.models.preprocessing import from_description, of_model
 
 __all__ = ["FactoryModel", "call_factory", "is_code"]
@@ -80,7 +81,7 @@ def _described(reference: str, found: Any, code: str) -> FactoryModel:
     model, given = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     if not isinstance(model, nn.Module):
         raise InputError(f"{reference!r} must return a torch.nn.Module, got {type(model).__name__}.", "Return the model itself.")
-    preprocessing = of_model(model) if given is None else from_description(given)
+    preprocessing = of_pretrained(model) or of_model(model) if given is None else from_description(given)
     if preprocessing is None:
         raise InputError(
             f"{reference!r} returns a model and a {type(given).__name__}, which describes no preprocessing.",

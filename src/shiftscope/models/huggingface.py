@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,7 @@ from shiftscope.models.hub import hub_folder, named
 from shiftscope.models.libraries import LibraryModel
 from shiftscope.models.preprocessing import PROCESSOR, from_processor
 
-__all__ = ["PREFIX", "huggingface_model"]
+__all__ = ["PREFIX", "huggingface_model", "of_pretrained"]
 
 #: Before the folder or the id of a model of transformers.
 PREFIX = "hf"
@@ -143,13 +144,38 @@ def _described(inner: Any, config: Mapping[str, Any], folder: Path, *, origin: s
         raise InputError(f"the model in {folder} takes `{inner.main_input_name}`, not images.", "Choose an image model.")
     classifier = CLASSIFIER in type(inner).__name__
     model: nn.Module = Classifier(inner) if classifier else Embedder(inner, pooler=pooler)
-    vision = {**config, **(config.get("vision_config") or {})}
-    side, channels = vision.get("image_size"), int(vision.get("num_channels") or 3)
-    side = side if isinstance(side, int) or side is None else side[0] if len(set(side)) == 1 else None
-    processor = _processor(folder)
-    found = from_processor(processor, size=side) if processor else Preprocessing(size=side, source=f"{UNKNOWN} (no {PROCESSOR})")
+    found = _preprocessing(config, _processor(folder))
+    channels = int({**config, **(config.get("vision_config") or {})}.get("num_channels") or 3)
     image = None if found.size is None else (channels, found.size, found.size)
     return LibraryModel(model.eval(), image, found, embedding=not classifier, origin=origin)
+
+
+def of_pretrained(model: nn.Module) -> Preprocessing | None:
+    """Return how images are prepared for a model of transformers that the user's code made; None for any other model.
+
+    Its image processor is looked up where the model says that it came from: a folder, or the hub's local cache.
+
+    Args:
+        model: as the user's code returned it.
+    """
+    library = sys.modules.get("transformers.modeling_utils")
+    if library is None or not isinstance(model, library.PreTrainedModel):
+        return None
+    config: dict[str, Any] = model.config.to_dict()
+    origin = str(getattr(model.config, "name_or_path", "") or "")
+    processor: Mapping[str, Any] = {}
+    with suppress(InputError):  # not in the local cache, or made from a configuration
+        processor = _processor(Path(origin) if Path(origin).is_dir() else hub_folder(origin, weights=False, download=False))
+    return _preprocessing(config, processor)
+
+
+def _preprocessing(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Preprocessing:
+    """Return what an image processor does, for the size that a model's configuration names unless the processor does."""
+    side = {**config, **(config.get("vision_config") or {})}.get("image_size")
+    side = side if isinstance(side, int) or side is None else side[0] if len(set(side)) == 1 else None
+    if not processor:
+        return Preprocessing(size=side, source=f"{UNKNOWN} (no {PROCESSOR})")
+    return from_processor(processor, size=side)
 
 
 def _processor(folder: Path) -> Mapping[str, Any]:

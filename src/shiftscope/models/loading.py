@@ -7,7 +7,7 @@ A reference to a model is one of:
 - ``timm:hf-hub:owner/name``, ``timm:local-dir:FOLDER``: a timm model with its weights, from the hub or a folder;
 - ``hf:owner/name``, ``hf:FOLDER``: a classifier or backbone of Hugging Face transformers, from the hub or a folder;
 - the folder of a study's run (``studies/digits/runs/...``);
-- a safetensors file of :func:`save_model`, such as ``shiftscope fix`` writes;
+- a safetensors file of :func:`shiftscope.models.save_model`, such as ``shiftscope fix`` writes;
 - an ONNX file, or a ``.pt2`` archive of ``torch.export``.
 """
 
@@ -21,14 +21,13 @@ from math import isfinite
 from pathlib import Path
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from shiftscope.datasets.dataset import DataSpec
 from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
 from shiftscope.errors import InputError
 from shiftscope.models.factories import call_factory, is_code
-from shiftscope.models.family import NetworkSpec, Normalise, build
+from shiftscope.models.family import Normalise, build
 from shiftscope.models.files import read_exported, read_onnx
 from shiftscope.models.huggingface import PREFIX, huggingface_model
 from shiftscope.models.libraries import (
@@ -42,76 +41,19 @@ from shiftscope.models.libraries import (
     library_model,
 )
 from shiftscope.models.preprocessing import overridden
+from shiftscope.models.spec import METADATA_KEY, Channels, ModelSpec
 from shiftscope.models.weights import Checkpoint, load_weights, read_checkpoint, read_safetensors, with_normalisation
-from shiftscope.runtime.files import write_tensors
 from shiftscope.runtime.seeds import stream
-from shiftscope.runtime.settings import Spec, validation_messages
-from shiftscope.surgery import Kind, Surgery, operate
+from shiftscope.runtime.settings import validation_messages
 
-__all__ = ["RANDOM", "Fix", "LoadedModel", "ModelSpec", "absolute_reference", "load_model", "save_model"]
+__all__ = ["RANDOM", "LoadedModel", "absolute_reference", "load_model"]
 
 #: What is said of weights that nobody trained.
 RANDOM = "random"
 #: Who says how images are prepared, for a study's network and for what a model's file holds.
 STUDY, FILE = "the study", "the file"
-#: The key of a safetensors file's metadata that holds the model's specification.
-METADATA_KEY = "shiftscope"
 #: The files in a run's folder that hold its weights and, in older runs, its specification.
 MODEL, RECORD = "model.safetensors", "record.json"
-
-Channels = tuple[float, ...]
-
-
-class Fix(Spec):
-    """One operation of :mod:`shiftscope.surgery`.
-
-    Attributes:
-        kind: ``blur`` (a low-pass filter before each subsampling), ``aps`` or ``lps`` (adaptive or learned polyphase sampling on
-            circular maps), ``gap`` (global average pooling before the head), or ``circular`` (circular padding).
-        filter_size: of the binomial filter of ``blur``, ``aps`` and ``lps``, in positions; 1 does not filter.
-    """
-
-    kind: Kind
-    filter_size: int = Field(1, ge=1, le=7)
-
-    def apply(self, model: nn.Module, *, image: tuple[int, int, int] | None) -> Surgery:
-        """Return a changed copy of a model, with an account of what changed.
-
-        Args:
-            model: the model, which stays as it is.
-            image: (channels, height, width) of its input, to count operations; None does not count.
-        """
-        return operate(self.kind, model, filter_size=self.filter_size, image=image)
-
-
-class ModelSpec(Spec):
-    """How to build a model, except its weights. Model files hold it as JSON, so its field names stay.
-
-    Attributes:
-        factory: ``module:function``, ``timm:name`` or another reference to code that makes it; or
-        network: a network of :mod:`shiftscope.models.family`.
-        classes: length of a library model's output, where it is not the default; 0 for embeddings.
-        channels: of a library model's input, where they are not the default.
-        size: height and width of its input in pixels, where they are not the default.
-        mean: mean per channel of the normalisation in front of the model.
-        deviation: standard deviation per channel of that normalisation.
-        fixes: applied in this order.
-        data: the data set that a study trained the network on.
-        weights: where the weights came from before a fix, in words.
-        source: who said how images are prepared.
-    """
-
-    factory: str | None = None
-    network: NetworkSpec | None = None
-    classes: int | None = None
-    channels: int | None = None
-    size: int | None = None
-    mean: Channels | None = None
-    deviation: Channels | None = None
-    fixes: tuple[Fix, ...] = ()
-    data: DataSpec | None = None
-    weights: str | None = None
-    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -207,18 +149,6 @@ def absolute_reference(name: str) -> str:
         if name.startswith(start) and Path(name.removeprefix(start)).is_dir():
             return f"{start}{Path(name.removeprefix(start)).resolve()}"
     return name
-
-
-def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
-    """Write a model's weights as safetensors, with its specification in the metadata.
-
-    Args:
-        path: of the file, which is written atomically.
-        model: built as ``spec`` says.
-        spec: how to build it again.
-    """
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    write_tensors(path, weights, metadata={METADATA_KEY: spec.model_dump_json(exclude_none=True)})
 
 
 def _from_code(spec: ModelSpec, weights: Path | None) -> LoadedModel:

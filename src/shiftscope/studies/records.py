@@ -28,7 +28,7 @@ from torch import Tensor
 from shiftscope.estimates import Estimate, confidence_interval
 from shiftscope.measures import MEASURES
 from shiftscope.models.family import Network
-from shiftscope.models.loading import ModelSpec, save_model
+from shiftscope.models.spec import ModelSpec, save_model
 from shiftscope.runtime.files import write_bytes, write_text
 from shiftscope.runtime.settings import Spec
 from shiftscope.studies.spec import Run

@@ -1,0 +1,86 @@
+"""How to build a model, apart from its weights, and a file that holds both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from torch import nn
+
+from shiftscope.datasets.dataset import DataSpec
+from shiftscope.models.family import NetworkSpec
+from shiftscope.runtime.files import write_tensors
+from shiftscope.runtime.settings import Spec
+from shiftscope.surgery import Kind, Surgery, operate
+
+__all__ = ["METADATA_KEY", "Channels", "Fix", "ModelSpec", "save_model"]
+
+#: The key of a safetensors file's metadata that holds the model's specification.
+METADATA_KEY = "shiftscope"
+
+#: One value per channel.
+Channels = tuple[float, ...]
+
+
+class Fix(Spec):
+    """One operation of :mod:`shiftscope.surgery`.
+
+    Attributes:
+        kind: ``blur`` (a low-pass filter before each subsampling), ``aps`` or ``lps`` (adaptive or learned polyphase sampling on
+            circular maps), ``gap`` (global average pooling before the head), or ``circular`` (circular padding).
+        filter_size: of the binomial filter of ``blur``, ``aps`` and ``lps``, in positions; 1 does not filter.
+    """
+
+    kind: Kind
+    filter_size: int = Field(1, ge=1, le=7)
+
+    def apply(self, model: nn.Module, *, image: tuple[int, int, int] | None) -> Surgery:
+        """Return a changed copy of a model, with an account of what changed.
+
+        Args:
+            model: the model, which stays as it is.
+            image: (channels, height, width) of its input, to count operations; None does not count.
+        """
+        return operate(self.kind, model, filter_size=self.filter_size, image=image)
+
+
+class ModelSpec(Spec):
+    """How to build a model, except its weights. Model files hold it as JSON, so its field names stay.
+
+    Attributes:
+        factory: ``module:function``, ``timm:name`` or another reference to code that makes it; or
+        network: a network of :mod:`shiftscope.models.family`.
+        classes: length of a library model's output, where it is not the default; 0 for embeddings.
+        channels: of a library model's input, where they are not the default.
+        size: height and width of its input in pixels, where they are not the default.
+        mean: mean per channel of the normalisation in front of the model.
+        deviation: standard deviation per channel of that normalisation.
+        fixes: applied in this order.
+        data: the data set that a study trained the network on.
+        weights: where the weights came from before a fix, in words.
+        source: who said how images are prepared.
+    """
+
+    factory: str | None = None
+    network: NetworkSpec | None = None
+    classes: int | None = None
+    channels: int | None = None
+    size: int | None = None
+    mean: Channels | None = None
+    deviation: Channels | None = None
+    fixes: tuple[Fix, ...] = ()
+    data: DataSpec | None = None
+    weights: str | None = None
+    source: str | None = None
+
+
+def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
+    """Write a model's weights as safetensors, with its specification in the metadata.
+
+    Args:
+        path: of the file, which is written atomically.
+        model: built as ``spec`` says.
+        spec: how to build it again.
+    """
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    write_tensors(path, weights, metadata={METADATA_KEY: spec.model_dump_json(exclude_none=True)})
