@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -16,6 +17,7 @@ from shiftscope.cli.app import MODELS, app, print_first, print_json, resumable, 
 from shiftscope.cli.options import (
     COMPUTE_GROUP,
     IMAGE_GROUP,
+    OF_THE_MODEL,
     OUTPUT_GROUP,
     AuditOptions,
     Flag,
@@ -39,6 +41,8 @@ __all__ = ["audit", "explain", "fix"]
 
 #: Number of images by default: of an audit, and of the commands that measure more than one model.
 IMAGES, FEW_IMAGES = 256, 64
+#: The file of a fixed model in a recommended command.
+FIXED = "fixed.safetensors"
 #: Number of parts of an audit on a Ray cluster, unless the user gives another.
 PARTS = 8
 
@@ -92,7 +96,8 @@ def audit(
             return
         if folder is not None:
             _write_page(found, folder)
-    _print(found.to_json(), (found.table(),), options, found.summary())
+    commands = () if model is None else (f"shiftscope explain {options.arguments(model)}",)
+    _print(found.to_json(), (found.table(),), options, found.summary(commands=commands))
     if folder is not None and not options.as_json:
         say(f"Saved in {folder}: audit.json, table.csv, table.md, maps.safetensors, report.html.")
 
@@ -285,9 +290,17 @@ def fix(
             save_model(out, surgery.model, subject.fixable.model_copy(update={"fixes": (*loaded.spec.fixes, *fixes)}))
         except OSError as error:
             raise InputError(f"`out` {out} cannot be written ({error.strerror or error}).", "Choose another file.") from error
-    _print({"tables": [table.to_json() for table in tables]}, tables, options, summarise(surgery, compared))
-    if out is not None and not plan and not options.as_json:
-        say(f"Saved in {out}.")
+    saved = None if plan else out
+    if saved is None:
+        chosen = " ".join(f"--with {kind}" for kind in kinds) + (f" --filter-size {filter_size}" if filter_size != 3 else "")
+        command = f"shiftscope fix {options.arguments(model)} {chosen} --out {quote(str(out or FIXED))}"
+    else:
+        arguments = options.arguments(str(saved), without=OF_THE_MODEL, trust=bool(loaded.code))
+        command = f"shiftscope audit {arguments}"
+    content = {"tables": [table.to_json() for table in tables], "provenance": subject.facts}
+    _print(content, tables, options, summarise(surgery, compared, commands=(command,)))
+    if saved is not None and not options.as_json:
+        say(f"Saved in {saved}.")
 
 
 def _opened(model: str, options: ModelOptions) -> Subject:

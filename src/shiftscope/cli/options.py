@@ -5,7 +5,8 @@ An option for every command on models is a line in :class:`ModelOptions`, and it
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,6 +24,7 @@ __all__ = [
     "ExecutorOptions",
     "Flag",
     "ModelName",
+    "OF_THE_MODEL",
     "ModelOptions",
     "PageOptions",
     "Several",
@@ -231,23 +233,32 @@ class ModelOptions(DataOptions, DeviceOptions):
         """Return the device that computes."""
         return self.torch_device()
 
-    def arguments(self, model: str) -> str:
-        """Return the model and the given options as text, for a command that measures the same model on the same images."""
+    def arguments(self, model: str, *, without: Collection[str] = (), trust: bool | None = None) -> str:
+        """Return the model and the given options as text, for a command that measures the same images.
+
+        Args:
+            model: as the command names it.
+            without: options that the model does not need.
+            trust: whether its file needs trust; None for the option as it is given.
+        """
+        given = self if trust is None else replace(self, trust=trust)
         words = [model]
         for each in fields(ModelOptions):
-            value, option = getattr(self, each.name), f"--{each.name.replace('_', '-')}"
-            if each.name in NOT_REPEATED or value == each.default:
+            value, option = getattr(given, each.name), f"--{each.name.replace('_', '-')}"
+            if each.name in (*NOT_REPEATED, *without) or value == each.default:
                 continue
             if value is True:
                 words.append(option)
             else:
-                words += [f"{option}={part:g}" for part in value] if isinstance(value, tuple) else [option, str(value)]
+                words += [f"{option}={part!r}" for part in value] if isinstance(value, tuple) else [option, str(value)]
         return " ".join(map(quote, words))
 
 
 #: The options that describe what is measured, and those that a recommended command does not repeat.
 SUBJECT = ("size", "mean", "std", "output", "embedding", "trust", "data", "max_shift", "seed")
 NOT_REPEATED = ("as_json", "mode", "wide")
+#: The options that describe a model, which a file of `shiftscope fix` knows by itself.
+OF_THE_MODEL = ("weights", "size", "mean", "std")
 
 
 @Parameter(name="*")

@@ -315,6 +315,7 @@ def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> Loade
     if spec.network is None:
         model = with_normalisation(model, spec.mean, spec.deviation)
         found = _as_saved(found, spec)
+    found = _normalised(found, model, weights)  # before fixes, which may turn the layer into operations
     for fix in spec.fixes:
         model = fix.apply(model, image=None).model
     load_weights(model, Checkpoint(weights, source))
@@ -328,6 +329,15 @@ def _as_saved(found: Preprocessing, spec: ModelSpec) -> Preprocessing:
     same = (spec.mean, spec.deviation) == (found.mean, found.std) and spec.size in (None, found.size)
     resized = found if spec.size is None else found.at(spec.size)
     return replace(resized, mean=spec.mean, std=spec.deviation, source=found.source if same else FILE)
+
+
+def _normalised(found: Preprocessing, model: nn.Module, weights: Mapping[str, Tensor]) -> Preprocessing:
+    """Return a preprocessing with the normalisation that the weights of a model hold, if nothing says it."""
+    place = next((name for name, part in model.named_modules() if isinstance(part, Normalise)), None)
+    mean, std = (weights.get(f"{place}.{name}") for name in ("mean", "deviation"))
+    if found.mean is not None or mean is None or std is None:
+        return found
+    return replace(found, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
 def _described(model: nn.Module, spec: ModelSpec, found: Preprocessing) -> LoadedModel:
