@@ -1,0 +1,54 @@
+"""Try on a model whether circular shifts change its outputs."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from shiftscope.graphs.sites import Pair
+
+__all__ = ["INVARIANT", "output_change", "random_steps"]
+
+#: Relative changes below this are rounding in double precision, also behind layers that compute in single precision inside.
+INVARIANT = 1e-6
+
+
+def output_change(model: nn.Module, images: Tensor, steps: list[Pair]) -> float | None:
+    """Return the largest change of a model's outputs under circular shifts, relative to the largest output.
+
+    Args:
+        model: in evaluation mode; a copy in double precision is tried.
+        images: [image, channel, height, width].
+        steps: shifts (dy, dx) in pixels.
+
+    Returns:
+        None where the model cannot be copied or run so, or gives every image the same output, which says nothing.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    >>> output_change(model, torch.rand(2, 1, 4, 4), [(1, 0)]) > 1e-3
+    True
+    """
+    try:
+        copy = deepcopy(model).double().eval()
+        place = next((value.device for value in copy.parameters()), images.device)
+        images = images.double().to(place)
+        with torch.no_grad():
+            before = copy(images)
+            largest = before.abs().max()
+            if float((before - before[:1]).abs().max()) <= INVARIANT * float(largest):
+                return None
+            changes = [(copy(images.roll(step, (2, 3))) - before).abs().max() / largest for step in steps]
+        return float(torch.stack(changes).max())
+    except Exception:  # whatever the model raises on a copy or in double precision
+        return None
+
+
+def random_steps(count: int, size: Pair, step: Pair, *, seed: int = 0) -> list[Pair]:
+    """Return random shifts by multiples of a step, none of which is zero; empty where the image has no such shift."""
+    counts = [side // each for side, each in zip(size, step, strict=True)]
+    if max(counts) < 2:
+        return []
+    picks = torch.randint(1, counts[0] * counts[1], (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [(pick // counts[1] * step[0], pick % counts[1] * step[1]) for pick in picks]

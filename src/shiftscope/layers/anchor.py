@@ -1,0 +1,130 @@
+"""Polyphase anchoring: roll a map so that patches, windows and strides lie alike on its content, wherever that was shifted to.
+
+A patch embedding cuts a map at multiples of its period. Of all phases of the map, anchoring rolls the one of largest norm to the
+first position, so that after a circular shift of the map the same cuts meet the same content; what was cut then only moves by
+whole periods. Windows are rolled back afterwards. No position is computed twice, so that this costs no multiply-adds.
+
+Source: Ding et al., "Reviving shift equivariance in vision transformers", 2023 (arXiv 2306.07470); Rojas-Gomez et al., "Making
+vision transformers truly shift-equivariant", CVPR 2024 (arXiv 2305.16316). Theirs choose the largest norm, too; ours breaks ties
+independently of positions (:class:`shiftscope.layers.polyphase.NormChoice`) and rolls by no more than half a period.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shiftscope.layers.polyphase import NormChoice
+
+__all__ = ["Anchoring", "anchor_steps", "make_anchored", "roll_each"]
+
+Maps = Float[Tensor, "image channel height width"]
+
+
+def roll_each(maps: Maps, steps: Int[Tensor, "image 2"]) -> Maps:
+    """Roll each map down and right by steps of its own.
+
+    >>> roll_each(torch.tensor([[[[1.0, 2.0, 3.0]]]]), torch.tensor([[0, 1]]))
+    tensor([[[[3., 1., 2.]]]])
+    """
+    height, width = maps.shape[2:]
+    rows = (torch.arange(height, device=maps.device) - steps[:, :1]) % height
+    columns = (torch.arange(width, device=maps.device) - steps[:, 1:]) % width
+    maps = maps.take_along_dim(rows[:, None, :, None], 2)
+    return maps.take_along_dim(columns[:, None, None, :], 3)
+
+
+def anchor_steps(maps: Maps, period: tuple[int, int]) -> Int[Tensor, "image 2"]:
+    """Return how far to roll each map so that its phase of largest norm starts at the first position.
+
+    Args:
+        maps: of which both sides are multiples of the period.
+        period: positions from one patch or window to the next.
+
+    >>> maps = torch.tensor([[[[0.0, 5.0, 0.0, 1.0]]]])
+    >>> anchor_steps(maps, (1, 2)), anchor_steps(maps.roll(1, 3), (1, 2))
+    (tensor([[0, 1]]), tensor([[0, 0]]))
+    """
+    choice = NormChoice(period)(maps).long()
+    phase = torch.stack([choice // period[1], choice % period[1]], dim=1)
+    half = torch.tensor(period, device=phase.device)
+    return torch.where(2 * phase > half, half - phase, -phase)
+
+
+class Anchoring(nn.Module):
+    """Roll a module's input to its anchor, and the output back where that has the same positions.
+
+    Args:
+        period: positions from one patch or window to the next.
+        offset: positions by which windows are shifted.
+        returns: whether the output is rolled back.
+        as_maps: module's input -> map [image, channel, height, width].
+        replaced: (module's input or output, function of its map) -> the same with that map changed.
+    """
+
+    def __init__(
+        self,
+        period: tuple[int, int],
+        *,
+        offset: tuple[int, int] = (0, 0),
+        returns: bool,
+        as_maps: Callable[[Tensor], Tensor] = lambda value: value,
+        replaced: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] = lambda value, change: change(value),
+    ) -> None:
+        super().__init__()
+        self.period, self.offset, self.returns = period, offset, returns
+        self.as_maps, self.replaced = as_maps, replaced
+
+    def forward(self, value: Tensor) -> tuple[Tensor, Int[Tensor, "image 2"]]:
+        """Return the rolled input, and by how much each image was rolled."""
+        maps = self.as_maps(value)
+        period = (min(self.period[0], maps.shape[2]), min(self.period[1], maps.shape[3]))
+        steps = torch.zeros(len(maps), 2, dtype=torch.long, device=maps.device)
+        if max(period) > 1 and maps.shape[2] % period[0] == 0 and maps.shape[3] % period[1] == 0:
+            steps = anchor_steps(maps, period)
+        if max(self.offset) > 0:
+            steps = steps - torch.tensor(self.offset, device=steps.device)
+        return self.replaced(value, lambda found: roll_each(found, steps)), steps
+
+    def back(self, value: Tensor, steps: Int[Tensor, "image 2"]) -> Tensor:
+        """Roll an output back."""
+        return self.replaced(value, lambda found: roll_each(found, -steps))
+
+    def extra_repr(self) -> str:
+        """Return the settings that ``print`` shows."""
+        return f"period={self.period}, offset={self.offset}, returns={self.returns}"
+
+
+class _Anchored:
+    """What a module's class becomes: its own, with its first input anchored."""
+
+    anchoring: Anchoring
+
+    def forward(self, value: Tensor, *args: Any, **options: Any) -> Any:
+        """Roll the input, call the module's own forward, and roll its output back where positions stay."""
+        rolled, steps = self.anchoring(value)
+        found = cast(Any, super()).forward(rolled, *args, **options)
+        if not self.anchoring.returns:
+            return found
+        if isinstance(found, Tensor):
+            return self.anchoring.back(found, steps)
+        return (self.anchoring.back(found[0], steps), *found[1:])
+
+
+def make_anchored(module: nn.Module, anchoring: Anchoring) -> None:
+    """Anchor a module's first input from now on, in place. Its class becomes a subclass; its state dict stays the same.
+
+    >>> patches = nn.Conv2d(1, 2, 4, stride=4).double()
+    >>> make_anchored(patches, Anchoring((4, 4), returns=False))
+    >>> image = torch.rand(1, 1, 8, 8, dtype=torch.float64)
+    >>> before, after = (patches(each).sum((2, 3)) for each in (image, image.roll((1, 3), (2, 3))))
+    >>> torch.allclose(before, after), isinstance(patches, nn.Conv2d), list(patches.state_dict())
+    (True, True, ['weight', 'bias'])
+    """
+    kind = type(module)
+    module.__class__ = type(f"Anchored{kind.__name__}", (_Anchored, kind), {"__module__": __name__})
+    module.add_module("anchoring", anchoring)
