@@ -9,9 +9,10 @@ from torch import nn
 
 from zoo import timm
 
-#: timm's names and settings that make a model small, for images of 32x32 pixels.
+#: Names or classes of timm, and settings that make a model small, for images of 32x32 pixels.
 SMALL: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "mixer": {"kind": "MlpMixer", "patch_size": 8, "embed_dim": 24, "num_blocks": 2},
     "swin": {
         "name": "swin_tiny_patch4_window7_224",
         "img_size": 32,
@@ -31,7 +32,9 @@ def small(kind: str, *, image: int = 32, **settings: Any) -> nn.Module:
     """
     torch.manual_seed(0)
     options = {**SMALL[kind], "num_classes": 5, "img_size": image, **settings}
-    model = timm().create_model(options.pop("name"), **options).eval()
+    library = timm()
+    made = library.models.mlp_mixer.MlpMixer if options.pop("kind", "") == "MlpMixer" else library.create_model
+    model = (made(options.pop("name"), **options) if "name" in options else made(**options)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.ndim > 1 else 0.05))

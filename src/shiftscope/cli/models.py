@@ -246,7 +246,7 @@ def explain(
 def fix(
     model: ModelName,
     *,
-    kinds: Annotated[tuple[Literal["blur", "aps", "lps", "gap", "circular"], ...], Several, Parameter(name="--with")],
+    kinds: Annotated[tuple[Literal["blur", "aps", "lps", "gap", "circular", "anchor"], ...], Several, Parameter(name="--with")],
     filter_size: int = 3,
     plan: Annotated[bool, Flag] = False,
     options: ModelOptions = ModelOptions(),
@@ -261,8 +261,8 @@ def fix(
     ----------
     kinds
         Fix to apply: `blur` (a low-pass filter before each subsampling), `aps` or `lps` (adaptive or learned polyphase sampling,
-        with circular padding), `gap` (global average pooling before the head) or `circular` (circular padding). Repeatable;
-        applied in order.
+        with circular padding), `gap` (global average pooling before the head), `circular` (circular padding) or `anchor` (patches
+        and windows of a transformer that follow shifts). Repeatable; applied in order.
     filter_size
         Size of the filter of `blur`, 1 to 7 positions.
     plan

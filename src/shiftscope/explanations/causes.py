@@ -35,10 +35,13 @@ from torch import Tensor, nn
 from shiftscope import layers
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
-from shiftscope.explanations.trial import ROUNDING, Cause, Loss, Measured, Trial, share
+from shiftscope.explanations.ledger import Ledger, reason_of
+from shiftscope.explanations.token_causes import TokenSteps
+from shiftscope.explanations.trial import ROUNDING, Cause, Loss, Measured, Trial
 from shiftscope.explanations.wording import causes_verdict, number, shares_add_up
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.operators import POINTWISE
+from shiftscope.graphs.tokens import TokenReading
 from shiftscope.surgery import Surgery, circular, global_pool, make_equivariant
 from shiftscope.surgery.head import ONE_POSITION
 from shiftscope.tables import Cell, Table
@@ -46,27 +49,6 @@ from shiftscope.tables import Cell, Table
 __all__ = ["Cause", "Causes", "causes_of"]
 
 NOT_CIRCULAR = "it needs circular maps, which are impossible here"
-
-#: Cause -> its step, and what the step can and cannot show.
-STEPS = {
-    "head": (
-        "the head sees the mean over positions instead of a weight for each",
-        "shows what the head costs with the same features; not what a head trained on means would cost",
-    ),
-    "borders": (
-        "then circular padding and circular shifts",
-        "shows what enters and leaves at borders, the image's own included; maps without padding grow by it",
-    ),
-    "aliasing": (
-        "then every subsampling keeps the phase of largest norm",
-        "shows what sampling other positions of the same map costs; not which filter would repair it",
-    ),
-    "activations": (
-        "with circular borders, every activation low-passed, strides unchanged",
-        "shows the part of frequencies that activations create; those that maxima create remain",
-    ),
-    "other": ("the loss after all steps", "contains the part of every impossible step"),
-}
 
 
 @dataclass(frozen=True)
@@ -96,7 +78,7 @@ class Causes:
             {
                 "cause": f"of {each.part_of}: {each.name}" if each.part_of else each.name,
                 "lost": each.part,
-                "share": each.share,
+                "share": each.share if shares_add_up(self.causes) else None,
                 **_cells(each.after),
                 "step": each.step,
                 "reason": each.reason or None,
@@ -123,7 +105,15 @@ class Causes:
         return Table("What shifts cost, by cause", columns, tuple(rows), tuple(notes), brief=brief)
 
 
-def causes_of(model: nn.Module, trial: Trial, geometry: Geometry | None, measured: Measured, *, seed: int) -> Causes:
+def causes_of(
+    model: nn.Module,
+    trial: Trial,
+    geometry: Geometry | None,
+    measured: Measured,
+    *,
+    tokens: TokenReading | None = None,
+    seed: int,
+) -> Causes:
     """Remove one cause of the loss at a time, and measure what is left.
 
     Args:
@@ -131,16 +121,27 @@ def causes_of(model: nn.Module, trial: Trial, geometry: Geometry | None, measure
         trial: the images and their shifts.
         geometry: of the model's graph; None where it cannot be read, so that every part is unknown.
         measured: the unchanged model in this trial.
+        tokens: how its tokens lie on the image; None for a model without token maps.
         seed: draws the shifts by multiples of the subsampling factor.
     """
     before = measured.estimates()
+    if tokens is not None and tokens.blocks:
+        follows = TokenSteps(model, trial, tokens, measured.loss)
+        found = tuple(follows.run(seed))
+        if geometry is None or any(each.part is not None for each in found if each.name not in ("head", "other")):
+            return _finished(before, found, follows.lattice_loss, follows.circular_loss)
     steps = _Steps(model, trial, measured.loss)
     causes = tuple(steps.without_graph() if geometry is None else steps.run(geometry))
     lattice = None if geometry is None or steps.circular is None else steps.circular.on_lattice(geometry, seed)
+    return _finished(before, causes, lattice, None if steps.circular is None else steps.circular.loss)
+
+
+def _finished(before: Loss, causes: tuple[Cause, ...], lattice: Tensor | None, circular_loss: Tensor | None) -> Causes:
+    """Return the causes with their verdict. Where all of the loss is in "other" and causes are unknown, there is no main one."""
     main, verdict = causes_verdict(before, causes)
-    circular_loss = None if lattice is None or steps.circular is None else steps.circular.loss
-    main = "" if geometry is None else main  # without a graph all of the loss is in "other"
-    return Causes(before, causes, _loss(lattice), _loss(circular_loss), main, verdict)
+    if main == "other" and any(each.part is None for each in causes if not each.part_of):
+        main = ""
+    return Causes(before, causes, _loss(lattice), None if lattice is None else _loss(circular_loss), main, verdict)
 
 
 @dataclass(frozen=True)
@@ -159,45 +160,43 @@ class _Circular:
         return trial.measure(self.model, "shifts by multiples of the factor").loss
 
 
-class _Steps:
+class _Steps(Ledger):
     """Removes the causes, one after the other.
 
     Attributes:
         model: the model with all changes so far that later steps keep.
-        total: loss of the unchanged model.
-        left: loss after the last step that was possible.
         circular: result of the step "borders"; None where it is impossible.
     """
 
     def __init__(self, model: nn.Module, trial: Trial, total: Float[Tensor, " image"]) -> None:
+        super().__init__(total)
         self.model, self.trial = model, trial
-        self.total = self.left = total
         self.circular: _Circular | None = None
 
     def without_graph(self) -> list[Cause]:
         reason = "the model's graph cannot be traced"
-        unknown = [self._unknown(name, reason) for name in ("head", "borders", "aliasing", "activations")]
-        return [*unknown, self._cause("other", self.total)]
+        unknown = [self.unknown(name, reason) for name in ("head", "borders", "aliasing", "activations")]
+        return [*unknown, self.cause("other", self.total)]
 
     def run(self, geometry: Geometry) -> list[Cause]:
         if float(self.total.mean()) < ROUNDING:
-            return [self._none(name, "there is no loss") for name in ("head", "borders", "aliasing", "other")]
+            return [self.none(name, "there is no loss") for name in ("head", "borders", "aliasing", "other")]
         head, borders = self._head(geometry), self._borders(geometry)
         activations = self._activations(geometry)  # before aliasing, which changes what is left
-        return [head, borders, self._aliasing(geometry), activations, self._cause("other", self.left)]
+        return [head, borders, self._aliasing(geometry), activations, self.cause("other", self.left)]
 
     def _head(self, geometry: Geometry) -> Cause:
         if geometry.head == "gap":
-            return self._none("head", "the head averages over positions already")
+            return self.none("head", "the head averages over positions already")
         if geometry.head == "other":
-            return self._unknown("head", "it is not known how the head uses positions")
+            return self.unknown("head", "it is not known how the head uses positions")
         try:
             surgery = global_pool(self.model, image=self.trial.image)
         except InputError as error:
-            return self._unknown("head", _reason(error))
+            return self.unknown("head", reason_of(error))
         if not surgery.changed:
             why = surgery.changes[0].why
-            return self._none("head", why) if why == ONE_POSITION else self._unknown("head", why.removeprefix("unsupported: "))
+            return self.none("head", why) if why == ONE_POSITION else self.unknown("head", why.removeprefix("unsupported: "))
         cause, changed = self._step("head", self.trial, lambda: surgery)
         self.model = changed or self.model
         return cause
@@ -212,24 +211,24 @@ class _Steps:
     def _aliasing(self, geometry: Geometry) -> Cause:
         if not any(not each.polyphase for each in geometry.subsamplings):
             why = "every subsampling is polyphase sampling already" if geometry.subsamplings else "nothing is subsampled"
-            return self._none("aliasing", why)
+            return self.none("aliasing", why)
         if self.circular is None:
-            return self._unknown("aliasing", NOT_CIRCULAR)
+            return self.unknown("aliasing", NOT_CIRCULAR)
         trial = self.circular.trial
         return self._step("aliasing", trial, lambda: make_equivariant(self.model, image=trial.image))[0]
 
     def _activations(self, geometry: Geometry) -> Cause:
         """Measure a part of aliasing: the loss on circular maps less the loss there with low-passed activations."""
         if self.circular is None:
-            return self._unknown("activations", NOT_CIRCULAR)
+            return self.unknown("activations", NOT_CIRCULAR)
         if not geometry.subsamplings:
-            return self._none("activations", "nothing is subsampled")
+            return self.none("activations", "nothing is subsampled")
         try:
             low_passed = _low_passed(self.circular.model, geometry)
             after = self.circular.trial.measure(low_passed, "with low-passed activations")
         except InputError as error:
-            return self._unknown("activations", _reason(error))
-        return self._cause("activations", self.circular.loss - after.loss, after)
+            return self.unknown("activations", reason_of(error))
+        return self.cause("activations", self.circular.loss - after.loss, after)
 
     def _step(self, name: str, trial: Trial, change: Callable[[], Surgery]) -> tuple[Cause, nn.Module | None]:
         """Change the model and measure it. Return the cause and the changed model; None where the change is impossible."""
@@ -237,29 +236,8 @@ class _Steps:
             changed = change().model
             after = trial.measure(changed, f"without {name}")
         except InputError as error:
-            return self._unknown(name, _reason(error)), None
-        cause = self._cause(name, self.left - after.loss, after)
-        self.left = after.loss
-        return cause, changed
-
-    def _none(self, name: str, reason: str) -> Cause:
-        return self._cause(name, torch.zeros_like(self.total), reason=reason)
-
-    def _unknown(self, name: str, reason: str) -> Cause:
-        return self._cause(name, None, reason=reason)
-
-    def _cause(self, name: str, part: Tensor | None, after: Measured | None = None, reason: str = "") -> Cause:
-        step, shows = STEPS[name]
-        return Cause(
-            name=name,
-            part_of="aliasing" if name == "activations" else "",
-            part=None if part is None else mean(part, bounds=(-2.0, 2.0)),
-            share=None if part is None else share(part, self.total),
-            after=None if after is None else after.estimates(),
-            step=step,
-            shows=shows,
-            reason=reason,
-        )
+            return self.unknown(name, reason_of(error)), None
+        return self.step(name, after), changed
 
 
 def _low_passed(model: nn.Module, geometry: Geometry) -> nn.Module:
@@ -283,10 +261,6 @@ def _low_passed(model: nn.Module, geometry: Geometry) -> nn.Module:
     for name in found:
         copy.set_submodule(name, layers.AliasFreeActivation(copy.get_submodule(name)))
     return copy
-
-
-def _reason(error: InputError) -> str:
-    return error.problem.rstrip(".")
 
 
 def _loss(values: Tensor | None) -> Estimate | None:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shiftscope.engine.batches import Images, gather
-from shiftscope.engine.checks import check_images, check_labels, evaluating
+from shiftscope.engine.checks import check_images, check_labels, device_of, evaluating
 from shiftscope.engine.framing import Border, frame
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
@@ -23,6 +23,7 @@ from shiftscope.explanations.ranking import Fixes, try_fixes
 from shiftscope.explanations.trial import Trial, draw_shifts
 from shiftscope.explanations.wording import fix_sentence, short_verdict
 from shiftscope.graphs.geometry import read_geometry
+from shiftscope.graphs.tokens import read_tokens
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.tables import Summary, Table
 
@@ -214,6 +215,7 @@ def explain(
         geometry = read_geometry(model, trial.image)
         guarantee = guarantee_of(model, geometry=geometry, image=trial.image)
         measured = trial.measure(model, "the unchanged model")
+        tokens = read_tokens(model, trial.inputs[:1].to(device_of(model)))
         return Explanation(
             name=name,
             similarity=mean(1 - measured.loss, bounds=(-1.0, 1.0)),
@@ -230,8 +232,8 @@ def explain(
                 device=device,
                 report=report,
             ),
-            causes=causes_of(model, trial, guarantee.geometry, measured, seed=seed),
-            fixes=try_fixes(model, trial, guarantee.geometry, measured, arguments=arguments or quote(name)),
+            causes=causes_of(model, trial, guarantee.geometry, measured, tokens=tokens, seed=seed),
+            fixes=try_fixes(model, trial, guarantee.geometry, measured, tokens=tokens, arguments=arguments or quote(name)),
             settings=settings,
         )
 

@@ -17,6 +17,7 @@ from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.trial import Loss, Measured, Trial, share
 from shiftscope.graphs.geometry import Geometry
+from shiftscope.graphs.tokens import TokenReading
 from shiftscope.surgery import Kind, Surgery, cost, operate
 from shiftscope.tables import Cell, Table
 
@@ -31,6 +32,7 @@ DESCRIPTIONS: dict[Kind, str] = {
     "blur": "a filter before every subsampling",
     "aps": "polyphase sampling on circular maps",
     "circular": "circular padding",
+    "anchor": "patches and windows that follow shifts",
 }
 
 
@@ -126,30 +128,44 @@ class Fixes:
         return Table("Fixes, tried without training", columns, tuple(rows), tuple(notes), brief=brief)
 
 
-def try_fixes(model: nn.Module, trial: Trial, geometry: Geometry | None, measured: Measured, *, arguments: str) -> Fixes:
+def try_fixes(
+    model: nn.Module,
+    trial: Trial,
+    geometry: Geometry | None,
+    measured: Measured,
+    *,
+    tokens: TokenReading | None = None,
+    arguments: str,
+) -> Fixes:
     """Try every fix that applies to a model, and rank them.
 
     Args:
         model: in evaluation mode; it is not changed.
         trial: the images and their shifts.
-        geometry: of the model's graph; None where it cannot be read, so that no fix can be tried.
+        geometry: of the model's graph; None where it cannot be read, so that only ``anchor`` can be tried.
         measured: the unchanged model in this trial.
+        tokens: how its tokens lie on the image; None for a model without token maps.
         arguments: of the command line that name the model and the images.
     """
     before = measured.estimates()
-    if geometry is None:
+    if geometry is None and tokens is None:
         return Fixes((), before, None, "No fix can be tried, because the model's graph cannot be traced.")
     multiply_adds = cost(model, trial.image).multiply_adds
-    tried = [_try(kinds, model, trial, measured, multiply_adds, arguments) for kinds in _candidates(geometry)]
+    anchored: list[tuple[Kind, ...]] = [("anchor",)] if tokens else []
+    candidates = [*anchored, *(_candidates(geometry, tokens) if geometry else ())]
+    tried = [_try(kinds, model, trial, measured, multiply_adds, arguments) for kinds in candidates]
     ranked = sorted(tried, key=lambda each: (not each.works, each.gain is None, -each.efficiency))
     return Fixes(tuple(ranked), before, multiply_adds, "" if ranked else "No fix of this package applies to the model.")
 
 
-def _candidates(geometry: Geometry) -> Iterator[tuple[Kind, ...]]:
-    """Yield the fixes that have something to change, alone and after a head that averages."""
+def _candidates(geometry: Geometry, tokens: TokenReading | None) -> Iterator[tuple[Kind, ...]]:
+    """Yield the fixes that have something to change, alone and after a head that averages.
+
+    Token models are anchored instead of sampled or filtered: at stride 1 a patch embedding costs many times as much.
+    """
     strided = any(not each.polyphase for each in geometry.subsamplings)
     leaking = not geometry.borders or any(border != "circular" for border in geometry.borders.values())
-    applies: dict[Kind, bool] = {"blur": strided, "circular": leaking, "aps": strided}
+    applies: dict[Kind, bool] = {"blur": strided and not tokens, "circular": leaking, "aps": strided and not tokens}
     singles = [kind for kind, useful in applies.items() if useful]
     yield from ((kind,) for kind in singles)
     if geometry.head == "flatten":

@@ -30,6 +30,10 @@ GUARANTEES = {
 PHRASES = {
     "head": "the head, which has a weight for every position",
     "borders": "borders: what enters and leaves at the edges of the image and of the maps",
+    "windows": "windows: after a shift other tokens are in a window together",
+    "position embedding": "the position embedding, which stays where the image moves",
+    "token mixing": "token mixing, which has a weight for every position",
+    "patch grid": "the patch grid: after a shift patches hold other pixels",
     "aliasing": "aliasing: after a shift every subsampling keeps other samples",
     "other": "what none of these steps removes",
 }

@@ -316,8 +316,10 @@ def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> Loade
         model = with_normalisation(model, spec.mean, spec.deviation)
         found = _as_saved(found, spec)
     found = _normalised(found, model, weights)  # before fixes, which may turn the layer into operations
-    for fix in spec.fixes:
-        model = fix.apply(model, image=None).model
+    for number, fix in enumerate(spec.fixes, start=1):
+        if fix.kind == "anchor" and number == len(spec.fixes):
+            load_weights(model, Checkpoint(weights, source))  # what follows shifts is tried on the trained model
+        model = fix.apply(model, image=(image or _fixed_input(model, found)) if fix.kind == "anchor" else None).model
     load_weights(model, Checkpoint(weights, source))
     described = _described(model, spec, found if spec.source is None else replace(found, source=spec.source))
     origin = source if spec.weights is None else spec.weights
@@ -378,6 +380,11 @@ def _resized(loaded: LoadedModel, size: int | None) -> LoadedModel:
     channels = loaded.image[0] if loaded.image else len(loaded.mean) if loaded.mean else _input_channels(loaded.model)
     found = overridden(loaded.preprocessing, size=size, mean=None, std=None)
     return replace(loaded, image=None if channels is None else (channels, size, size), preprocessing=found)
+
+
+def _fixed_input(model: nn.Module, found: Preprocessing) -> tuple[int, int, int] | None:
+    """Return (channels, height, width) of a model's input; None where that is not known."""
+    return None if found.size is None else (_input_channels(model) or 3, found.size, found.size)
 
 
 def _input_channels(model: nn.Module) -> int | None:

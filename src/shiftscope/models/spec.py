@@ -27,7 +27,8 @@ class Fix(Spec):
 
     Attributes:
         kind: ``blur`` (a low-pass filter before each subsampling), ``aps`` or ``lps`` (adaptive or learned polyphase sampling on
-            circular maps), ``gap`` (global average pooling before the head), or ``circular`` (circular padding).
+            circular maps), ``gap`` (global average pooling before the head), ``circular`` (circular padding), or ``anchor``
+            (patches and windows of a transformer that follow shifts).
         filter_size: of the binomial filter of ``blur``, ``aps`` and ``lps``, in positions; 1 does not filter.
     """
 

@@ -3,14 +3,16 @@
 - :func:`antialias`: a low-pass filter before every subsampling;
 - :func:`make_equivariant`: polyphase sampling instead of strides, on circular maps;
 - :func:`circular`: circular padding instead of any other;
+- :func:`anchor`: patches and windows of a transformer that follow shifts;
 - :func:`global_pool`: a head that sees the mean over positions;
 - :func:`operate`: one of these by its short name.
 
-They work on any model that ``torch.fx`` can trace, and on their own results.
+They work on models that ``torch.fx`` can trace, and on their own results; :func:`anchor` needs no graph.
 """
 
 from __future__ import annotations
 
+from shiftscope.surgery.anchor import anchor
 from shiftscope.surgery.antialias import antialias
 from shiftscope.surgery.equivariance import circular, make_equivariant
 from shiftscope.surgery.fixes import Kind, operate
@@ -22,6 +24,7 @@ __all__ = [
     "Cost",
     "Kind",
     "Surgery",
+    "anchor",
     "antialias",
     "circular",
     "cost",

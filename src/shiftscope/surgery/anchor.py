@@ -7,9 +7,9 @@ the *patch grid*: patch embedding, merging, and attention to subsampled keys and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -75,7 +75,9 @@ class AnchorPlan:
         if self.reading is not None:
             self._find(self.reading)
 
-    def applied(self, steps: Sequence[Step], names: Callable[[str], bool] = lambda _: True, to: nn.Module | None = None) -> nn.Module:
+    def applied(
+        self, steps: Sequence[Step], names: Callable[[str], bool] = lambda _: True, to: nn.Module | None = None
+    ) -> nn.Module:
         """Return a copy with the changes of some steps.
 
         Args:
@@ -108,8 +110,7 @@ class AnchorPlan:
 
     def _merges(self, name: str, out: TokenMap, into: tuple[int, ...]) -> bool:
         """Return whether a part gives fewer tokens than it receives, without a strided layer inside."""
-        strided = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-        return _source_map(out, into) is not None and not any(isinstance(part, strided) for part in self.model.get_submodule(name).modules())
+        return _source_map(out, into) is not None and not _has_strides(self.model.get_submodule(name))
 
     def _add_strided(self, name: str, part: nn.Module, into: tuple[int, ...]) -> None:
         """Plan a convolution's or pool's circular padding and anchored stride."""
@@ -144,14 +145,13 @@ class AnchorPlan:
             why = f"unsupported: its map of {found.grid[0]}x{found.grid[1]} tokens is not filled by whole windows"
             self.kept.append(Change(name, title, "", why))
             return
-        forms = {"as_maps": found.maps, "replaced": found.with_maps}
         if max(shift):
-            turn = Anchoring((1, 1), offset=shift, returns=True, **forms)
+            turn = Anchoring((1, 1), offset=shift, returns=True, as_maps=found.maps, replaced=found.with_maps)
             why = "shifted windows continue across the border, without a mask"
             self.edits.append(Edit(name, "borders", title, "circular windows", why, _unshifted(turn)))
         if period != (1, 1):
             why = "windows start at the phase of the largest norm"
-            anchoring = Anchoring(period, returns=True, **forms)
+            anchoring = Anchoring(period, returns=True, as_maps=found.maps, replaced=found.with_maps)
             self.edits.append(Edit(name, "windows", title, "anchored windows", why, _anchored(anchoring)))
 
     def _add_merging(self, name: str, out: TokenMap, into: tuple[int, ...]) -> None:
@@ -340,7 +340,7 @@ def _source_map(out: TokenMap, into: tuple[int, ...]) -> TokenMap | None:
 
 
 def _pads(part: nn.Conv2d) -> bool:
-    return part.padding != "valid" and (part.padding == "same" or max(pair(part.padding)) > 0)  # type: ignore[arg-type]
+    return part.padding != "valid" and (part.padding == "same" or max(pair(part.padding)) > 0)
 
 
 def _misfit(part: nn.Module, into: tuple[int, ...], kernel: Pair, stride: Pair) -> str:
@@ -351,7 +351,8 @@ def _misfit(part: nn.Module, into: tuple[int, ...], kernel: Pair, stride: Pair) 
     padding, dilation = pair(0 if options["padding"] == "valid" else options["padding"]), pair(options.get("dilation", 1))
     if any(side % step for side, step in zip(into[2:], stride, strict=True)):
         return f"its map of {into[2]}x{into[3]} positions is no multiple of its stride"
-    fits = (1 - step <= 2 * pad - gap * (size - 1) <= 0 for pad, size, gap, step in zip(padding, kernel, dilation, stride, strict=True))
+    reaches = (gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True))
+    fits = (1 - step <= 2 * pad - reach <= 0 for pad, reach, step in zip(padding, reaches, stride, strict=True))
     if not all(fits):
         return "it does not pad by what its window reads"
     return "it pads, and only a convolution can do that circularly" if not isinstance(part, nn.Conv2d) and max(padding) else ""
@@ -363,8 +364,7 @@ def _has_strides(part: nn.Module) -> bool:
 
 def _make_circular(part: nn.Module) -> None:
     """Let a convolution pad circularly."""
-    assert isinstance(part, nn.Conv2d)
-    part.padding_mode = "circular"
+    vars(part)["padding_mode"] = "circular"
 
 
 def _anchored(anchoring: Anchoring) -> Callable[[nn.Module], None]:

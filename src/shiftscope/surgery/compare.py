@@ -74,7 +74,7 @@ def fix(
         images: unshifted images; or a DataLoader, a list or another iterable of batches, each a tensor of images or a pair
             (images, labels).
         labels: class of each image, where the batches do not hold them.
-        kinds: fixes, applied in order: ``blur``, ``aps``, ``lps``, ``gap`` or ``circular``.
+        kinds: fixes, applied in order: ``blur``, ``aps``, ``lps``, ``gap``, ``circular`` or ``anchor``.
         filter_size: of ``blur``, 1 to 7 positions.
         size: (height, width) of the model's input, where images are larger; by default that of the images.
         max_shift: the largest shift along an axis, pixels; by default as in :func:`shiftscope.explain`.

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 from torch import nn
 
 from shiftscope.errors import InputError
+from shiftscope.graphs.tokens import has_attention
+from shiftscope.surgery.anchor import anchor
 from shiftscope.surgery.antialias import antialias
 from shiftscope.surgery.equivariance import circular, make_equivariant
 from shiftscope.surgery.head import global_pool
-from shiftscope.surgery.plan import Surgery
+from shiftscope.surgery.plan import Change, Surgery
 
 __all__ = ["Kind", "operate"]
 
+#: A transformer's plan with polyphase sampling recommends ``anchor`` from this ratio of multiply-adds on.
+ANCHOR_INSTEAD = 1.1
+
 #: Short names of fixes in commands and model files: a filter before each subsampling, adaptive or learned polyphase sampling on
-#: circular maps, a head that sees the mean over positions, circular padding.
-Kind = Literal["blur", "aps", "lps", "gap", "circular"]
+#: circular maps, a head that sees the mean over positions, circular padding, patches and windows that follow shifts.
+Kind = Literal["blur", "aps", "lps", "gap", "circular", "anchor"]
 
 
 def operate(kind: Kind, model: nn.Module, *, filter_size: int = 1, image: tuple[int, int, int] | None = None) -> Surgery:
@@ -24,7 +30,7 @@ def operate(kind: Kind, model: nn.Module, *, filter_size: int = 1, image: tuple[
 
     Args:
         kind: short name of the fix.
-        model: a model that ``torch.fx`` can trace; it is not changed.
+        model: a model that ``torch.fx`` can trace, except for ``anchor``; it is not changed.
         filter_size: width of the binomial filter of ``blur``, ``aps`` and ``lps``, positions; 1 does not filter.
         image: (channels, height, width), to count costs and to check that the changed model runs.
 
@@ -34,8 +40,21 @@ def operate(kind: Kind, model: nn.Module, *, filter_size: int = 1, image: tuple[
     """
     if kind not in get_args(Kind):
         raise InputError(f"`kind` must be one of {', '.join(get_args(Kind))}, got {kind!r}.")
+    if kind == "anchor":
+        return anchor(model, image=image)
     if kind == "blur":
         return antialias(model, filter_size=filter_size, image=image)
     if kind in ("aps", "lps"):
-        return make_equivariant(model, method=kind, filter_size=filter_size, image=image)
+        return _with_advice(make_equivariant(model, method=kind, filter_size=filter_size, image=image), model)
     return global_pool(model, image=image) if kind == "gap" else circular(model, image=image)
+
+
+def _with_advice(surgery: Surgery, model: nn.Module) -> Surgery:
+    """Return the plan with a line on ``anchor``, where polyphase sampling makes a transformer much more expensive."""
+    if surgery.before is None or surgery.after is None or not has_attention(model):
+        return surgery
+    ratio = surgery.after.multiply_adds / max(1, surgery.before.multiply_adds)
+    if ratio <= ANCHOR_INSTEAD:
+        return surgery
+    why = f"this takes {ratio:.1f} times the multiply-adds; `anchor` lets patches follow shifts at no more than before"
+    return replace(surgery, changes=(*surgery.changes, Change("-", "transformer", "", why)))

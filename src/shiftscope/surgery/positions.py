@@ -99,7 +99,9 @@ def _weight(name: str, value: Tensor, reading: TokenReading) -> PositionWeight |
                 return PositionWeight(name, axes, prefix, found.grid, flat=True)
         pairs = [axis for axis in range(value.ndim - 1) if tuple(value.shape[axis : axis + 2]) == found.grid]
         if pairs and value.ndim > 2:
-            return PositionWeight(name, (pairs[-1] if value.ndim == 4 and pairs[-1] == 2 else pairs[0],), 0, found.grid, flat=False)
+            return PositionWeight(
+                name, (pairs[-1] if value.ndim == 4 and pairs[-1] == 2 else pairs[0],), 0, found.grid, flat=False
+            )
     return None
 
 
