@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shiftscope.errors import InputError
-from shiftscope.estimates import mean
-from shiftscope.explanations.trial import Cause, Measured, share
+from shiftscope.estimates import Estimate, mean
+from shiftscope.explanations.trial import ROUNDING, Cause, Measured, share
 
 __all__ = ["STEPS", "Ledger", "reason_of"]
 
@@ -80,13 +80,20 @@ class Ledger:
         return Cause(
             name=name,
             part_of="aliasing" if name == "activations" else "",
-            part=None if part is None else mean(part, bounds=(-2.0, 2.0)),
+            part=None if part is None else _part(part),
             share=None if part is None else share(part, self.total),
             after=None if after is None else after.estimates(),
             step=step,
             shows=shows,
             reason=reason,
         )
+
+
+def _part(values: Float[Tensor, " image"]) -> Estimate:
+    """Return the mean over images. Where a step changes nothing, this is no sample of zeros: the part is zero."""
+    if float(values.abs().max()) < ROUNDING:
+        return Estimate(value := float(values.mean()), value, value, len(values))
+    return mean(values, bounds=(-2.0, 2.0))
 
 
 def reason_of(error: InputError) -> str:
