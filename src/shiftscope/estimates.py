@@ -39,6 +39,7 @@ __all__ = [
     "bootstrap",
     "combine_draws",
     "confidence_interval",
+    "difference",
     "interaction",
     "interval_of_equals",
     "mean",
@@ -103,6 +104,23 @@ def mean(values: Float[Tensor, " image"], *, bounds: tuple[float, float]) -> Est
             images vary.
     """
     return mean_over_seeds(values[None], bounds=bounds)
+
+
+def difference(values: Float[Tensor, " image"], *, bounds: tuple[float, float]) -> Estimate:
+    """Estimate a mean of paired differences over images.
+
+    Args:
+        values: one per image, at least one. If all are 0 within rounding, what was changed makes no difference, and the interval
+            is 0 alone.
+        bounds: the smallest and largest possible value.
+
+    >>> import torch
+    >>> print(difference(torch.zeros(8), bounds=(-1.0, 1.0)))
+    0.000 [0.000, 0.000]
+    """
+    if float(values.abs().max()) <= ALIKE:
+        return Estimate(0.0, 0.0, 0.0, count=len(values))
+    return mean(values, bounds=bounds)
 
 
 def mean_over_seeds(values: Float[Tensor, "seed image"], *, bounds: tuple[float, float]) -> Estimate:

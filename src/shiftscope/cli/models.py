@@ -212,7 +212,7 @@ def explain(
     Parameters
     ----------
     out
-        Folder for explanation.json and for each table as Markdown and CSV. By default nothing is written.
+        Folder for report.html, explanation.json and each table as Markdown and CSV. By default nothing is written.
     """
     if options.images is not None and options.images < 2:
         raise InputError(f"`images` must be 2 or more, got {options.images}.", "An interval needs more than one image.")
@@ -236,7 +236,11 @@ def explain(
         )
         found = replace(found, settings={**found.settings, **subject.facts}, notes=subject.notes(block, ignored))
     if out is not None:
+        from shiftscope.report.explanation import explanation_page
+        from shiftscope.report.write import REPORT, write_page
+
         _write_tables(out, dict(zip(("causes", "layers", "fixes"), found.tables(), strict=True)), found.to_json())
+        write_page(explanation_page(found), out / REPORT)
     _print(found.to_json(), found.tables(), options, found.summary())
     if out is not None and not options.as_json:
         say(f"Saved in {out}.")

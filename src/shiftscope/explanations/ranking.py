@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, mean
+from shiftscope.estimates import Estimate, difference
 from shiftscope.explanations.trial import Loss, Measured, Trial, share
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.tokens import TokenReading
@@ -186,7 +186,7 @@ def _try(kinds: tuple[Kind, ...], model: nn.Module, trial: Trial, measured: Meas
     return TriedFix(
         kinds=kinds,
         command=command,
-        gain=mean(gain, bounds=(-2.0, 2.0)),
+        gain=difference(gain, bounds=(-2.0, 2.0)),
         share=share(gain, measured.loss),
         after=after.estimates(),
         multiply_adds=multiply_adds,

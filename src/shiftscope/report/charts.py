@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor, log10
+from math import ceil, floor, log10
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -54,6 +54,8 @@ def draw_chart(chart: Chart, width: float = WIDE) -> Drawing | None:
     places = {value: LEFT + step * (index + 0.5) for index, value in enumerate(values)}
     ticks = [(place, str(value)) for value, place in places.items()]
     longest = max(len(text) for _, text in ticks) * CHARACTER
+    if all(isinstance(value, int | float) for value in values):  # numbers may be left out between others
+        ticks = ticks[:: max(1, ceil((longest + CHARACTER) / step))]
     room = longest * 0.5 if longest > step else 0.0
     marks = [_frame(axis, width, ticks, (chart.x, chart.measure), room_for_turned=room)]
     legend = []
