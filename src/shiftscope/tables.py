@@ -29,6 +29,7 @@ HEADINGS = {
     "antialias": "filter size",
     "seeds": "networks",
     "max_shift": "largest shift",
+    "shifts_in_pixels": "shifts, pixels",
     "given_right": "of images classified correctly",
     "lost": "loss",
     "different_images": "cosine between different images",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,55 @@ def test_impossible_audit_exits_with_2(shiftscope: Command, arguments: tuple[str
     done = shiftscope("audit", *arguments)
     assert done.code == 2
     assert problem in done.err
+
+
+QUICK = ("audit", "my_models:small", "--size", "20", "--data", "digits", "--images", "150", "--protocol", "mouton2020")
+
+
+def test_quick_audit_prints_the_first_answer_and_the_complete_audit_as_next_command(shiftscope: Command) -> None:
+    done = shiftscope(*QUICK, "--protocol", "azulay2018", "--quick")
+    assert done.code == 0, done.err
+    assert "Intervals: 95 %, over 32 images." in done.out
+    assert "azulay2018" not in done.out
+    assert done.out.splitlines()[-1] == "  shiftscope audit my_models:small --size 20 --data digits --images 150"
+    refused = shiftscope(*QUICK, "--quick", "--out", "out")
+    assert (refused.code, "Leave out --out" in refused.err) == (2, True)
+
+
+def test_audit_in_a_pipe_says_its_first_answer_beside_the_output(shiftscope: Command) -> None:
+    done = shiftscope(*QUICK, "--protocol", "azulay2018", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["cost"]["images"] == 150
+    assert "First answer, from 32 images: The answer changes for" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("out", [(), ("--out", "out")], ids=["memory", "folder"])
+def test_stopped_audit_prints_what_it_has_and_exits_with_130(
+    shiftscope: Command, out: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import my_models  # type: ignore[import-not-found]
+    from torch import Tensor, nn
+
+    class Stopped(nn.Module):
+        """Ctrl-C while the third block of images is measured."""
+
+        seen = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = my_models.small()
+
+        def forward(self, images: Tensor) -> Tensor:
+            Stopped.seen += len(images)
+            if Stopped.seen > 1500:
+                raise KeyboardInterrupt
+            found: Tensor = self.model(images)
+            return found
+
+    monkeypatch.setattr(my_models, "stopped", Stopped, raising=False)
+    done = shiftscope("audit", "my_models:stopped", *QUICK[2:], "--protocol", "azulay2018", *out)
+    assert done.code == 130, done.err
+    assert "The answer changes for" in done.out
+    assert re.search(r"Stopped after (64|128) of 150 images\.", done.out)
+    said = "Finished blocks are in out; run the same command again to resume." if out else "Nothing is saved without --out"
+    assert said in done.err

@@ -98,7 +98,7 @@ def test_found_runs_do_not_count_in_the_time_left(display: ProgressDisplay, reco
     display.report(JobEvent("seed 3", 3, 4, RunEnded(record, found=False)))
     everything = next(task for task in display.bars.tasks if task.description == "all runs")
     assert (everything.completed, everything.total) == (3, 4)
-    assert time_left(everything) == "about 2 min left"
+    assert time_left(everything) == "about 2 minutes left"
 
 
 def test_terminal_shows_a_bar_for_every_job(record: Record) -> None:

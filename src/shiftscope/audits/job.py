@@ -1,7 +1,8 @@
 """Run an audit of a model and images that are given by name or file, block by block, in one process or in several shards.
 
 With a folder, every block leaves a file: a second start resumes, and merged shards equal one run bit for bit, because blocks are
-the same and are merged in the same order.
+the same and are merged in the same order. A staged run gives a first answer before its blocks
+(:mod:`shiftscope.audits.staging`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -29,9 +31,19 @@ from shiftscope.audits.folder import (
     write_part,
 )
 from shiftscope.audits.parts import Part, merge_parts
-from shiftscope.audits.protocols import find_protocols
+from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import Audit
 from shiftscope.audits.session import AuditOptions, Session, block_size
+from shiftscope.audits.staging import (
+    FIRST_IMAGES,
+    AuditStopped,
+    FirstAnswer,
+    SoFar,
+    first_answer,
+    forecast,
+    so_far,
+    views_of,
+)
 from shiftscope.audits.subject import Subject, open_subject
 from shiftscope.datasets.images import Block
 from shiftscope.errors import InputError, ModelFailsError
@@ -40,7 +52,12 @@ from shiftscope.runtime.files import write_bytes
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.provenance import provenance
 
-__all__ = ["AuditJob", "run_audit", "run_shard", "run_shards"]
+__all__ = ["AuditJob", "open_audited", "run_audit", "run_first", "run_shard", "run_shards"]
+
+#: The protocol of the first answer; for maps the first of their own.
+FIRST_PROTOCOL = "mouton2020"
+#: An audit of fewer times the first answer's views is not staged.
+LITTLE = 3
 
 
 @dataclass(frozen=True)
@@ -85,36 +102,71 @@ def open_audited(spec: AuditSpec, report: Report = silent) -> Subject:
     return open_subject(spec, report)
 
 
-def run_audit(spec: AuditSpec, *, subject: Subject | None = None, out: Path | None = None, report: Report = silent) -> Audit:
+def run_first(spec: AuditSpec, *, subject: Subject | None = None, report: Report = silent) -> Audit:
+    """Return the first answer of an audit: a few of its images, measured by one protocol.
+
+    Args:
+        spec: what to audit, and how.
+        subject: its model and images, if they are open already.
+        report: called with progress events.
+
+    Raises:
+        InputError: the model or the images cannot be measured.
+    """
+    run = _Run(spec, report, subject)
+    return first_answer(run.fresh(first=True), run.plan, run.subject.images)[0]
+
+
+def run_audit(
+    spec: AuditSpec,
+    *,
+    subject: Subject | None = None,
+    out: Path | None = None,
+    staged: bool = False,
+    report: Report = silent,
+) -> Audit:
     """Run a complete audit in this process.
 
     Args:
         spec: what to audit, and how.
         subject: its model and images, if they are open already.
         out: folder to resume from and to write to; by default nothing is written.
-        report: called with each :class:`shiftscope.runtime.progress.Stage`.
+        staged: whether to measure and report a first answer and a forecast before the rest.
+        report: called with each :class:`shiftscope.runtime.progress.Stage`, and with the events of
+            :mod:`shiftscope.audits.staging`.
 
     Raises:
         InputError: the model or the images cannot be measured; the folder holds another audit, or cannot be written.
+        AuditStopped: the user stopped it; the exception holds what was measured.
     """
     if out is not None:
-        run_shard(AuditJob(spec, 1, 1, out), report, subject=subject)
+        run_shard(AuditJob(spec, 1, 1, out), report, subject=subject, staged=staged)
         return merge_audit(out)
     run = _Run(spec, report, subject)
-    return assemble_planned(run.plan, merge_parts(part for _, part in run.measure(range(run.plan.blocks), report)))
+    parts: list[Part] = []
+    with run.stoppable(lambda: parts):
+        if staged:
+            run.report_first(range(run.plan.blocks), report)
+        for _, part in run.measure(range(run.plan.blocks), report):
+            parts.append(part)
+            report(SoFar(lambda: so_far(run.plan, parts)))
+    return assemble_planned(run.plan, merge_parts(parts))
 
 
-def run_shard(job: AuditJob, report: Report = silent, *, subject: Subject | None = None) -> list[Path]:
+def run_shard(job: AuditJob, report: Report = silent, *, subject: Subject | None = None, staged: bool = False) -> list[Path]:
     """Measure the missing blocks of a shard, and return the files of all its blocks; none for a shard without blocks.
 
     Args:
         job: the shard.
-        report: called with each :class:`shiftscope.runtime.progress.Stage`.
+        report: called with each :class:`shiftscope.runtime.progress.Stage`, and with the events of
+            :mod:`shiftscope.audits.staging`.
         subject: its model and images, if they are open already.
+        staged: whether to measure and report a first answer and a forecast before the missing blocks.
 
     Raises:
         InputError: there is no such shard; the model or the images cannot be measured, or differ from the plan's; the folder
             holds another audit, or cannot be written.
+        AuditStopped: the user stopped it; the exception holds what the folder holds.
     """
     if not 1 <= job.shard <= job.shards:
         raise InputError(f"`shard` must be I/N with I from 1 to N, got {job.shard}/{job.shards}.", "Number shards from 1.")
@@ -126,9 +178,19 @@ def run_shard(job: AuditJob, report: Report = silent, *, subject: Subject | None
     run.set_format(prepare_folder(job.out, run.plan).channels_last)
     numbers = range((job.shard - 1) * blocks // job.shards, job.shard * blocks // job.shards)
     missing = [number for number in numbers if number not in job.known and read_part(job.out, number) is None]
-    for number, part in run.measure(missing, report):
-        write_part(job.out, number, part)
+    with run.stoppable(lambda: _existing(job.out, blocks)):
+        if staged:
+            run.report_first(missing, report)
+        for number, part in run.measure(missing, report):
+            write_part(job.out, number, part)
+            report(SoFar(lambda: so_far(run.plan, _existing(job.out, blocks))))
     return [part_file(job.out, number) for number in numbers]
+
+
+def _existing(out: Path, blocks: int) -> list[Part]:
+    """Return the parts in a folder, in their order."""
+    found = (read_part(out, number) for number in range(blocks))
+    return [part for part in found if part is not None]
 
 
 def run_shards(
@@ -138,6 +200,7 @@ def run_shards(
     shards: int,
     subject: Subject | None = None,
     out: Path | None = None,
+    staged: bool = False,
     report: Report = silent,
 ) -> Audit:
     """Run a complete audit in shards at once; the result equals that of one process with as many threads.
@@ -148,29 +211,38 @@ def run_shards(
         shards: number of shards.
         subject: its model and images, if they are open already.
         out: folder to resume from and to write to; by default nothing is written.
+        staged: whether to measure and report a first answer before the rest.
         report: called with each :class:`shiftscope.runtime.progress.Stage`.
 
     Raises:
         InputError: ``shards`` is below 1, and see :func:`run_shard`.
+        AuditStopped: the user stopped it; the exception holds what was measured.
     """
     if shards < 1:
         raise InputError(f"`shards` must be 1 or more, got {shards}.", "Give at least one.")
     if out is None:
         with TemporaryDirectory() as folder:
-            return run_shards(spec, executor, shards=shards, subject=subject, out=Path(folder), report=report)
+            return run_shards(spec, executor, shards=shards, subject=subject, out=Path(folder), staged=staged, report=report)
     before = planned(out)
-    plan = prepare_folder(out, _Run(spec, report, subject, channels_last=None if before is None else before.channels_last).plan)
+    run = _Run(spec, report, subject, channels_last=None if before is None else before.channels_last)
+    plan = prepare_folder(out, run.plan)
+    run.set_format(plan.channels_last)
     known = frozenset(number for number in range(plan.blocks) if read_part(out, number) is not None)
-    done = len(known)
     anywhere = spec.with_absolute_paths()
     job = AuditJob(anywhere, 1, shards, out, known, plan.model_sha256, plan.channels_last)
     jobs = [replace(job, shard=number) for number in range(1, shards + 1)]
-    for _, files in executor.run(_run_away if executor.remote else _run_here, jobs, lambda *_: None):
-        for name, content in files.items():
-            if content is not None:
-                write_bytes(part_file(out, int(Path(name).stem)), content)
-        done += len(files)
-        report(Stage("measuring images", min(done * plan.block, plan.count), plan.count))
+    with run.stoppable(lambda: _existing(out, plan.blocks)):
+        if staged:
+            run.report_first(
+                [number for number in range(plan.blocks) if number not in known], report, forecasts=not executor.remote
+            )
+        done = len(known)
+        for _, files in executor.run(_run_away if executor.remote else _run_here, jobs, lambda *_: None):
+            for name, content in files.items():
+                if content is not None:
+                    write_bytes(part_file(out, int(Path(name).stem)), content)
+            done += len(files)
+            report(Stage("measuring images", min(done * plan.block, plan.count), plan.count))
     return merge_audit(out)
 
 
@@ -191,7 +263,7 @@ class _Run:
     def __init__(
         self, spec: AuditSpec, report: Report, subject: Subject | None = None, *, channels_last: bool | None = None
     ) -> None:
-        self.subject = subject or open_audited(spec, report)
+        self.spec, self.subject, self.first = spec, subject or open_audited(spec, report), list[Audit]()
         self.session = _start(spec, self.subject)
         if channels_last is None:
             channels_last = self.session.measurer.choose_format(self.subject.images.example(), self.subject.images.count)
@@ -212,6 +284,41 @@ class _Run:
             provenance=provenance(spec.device),
             channels_last=channels_last,
         )
+
+    def fresh(self, *, first: bool = False) -> Session:
+        """Return another session on the same model and images, of the protocol of the first answer or of all protocols.
+
+        What it measures leaves no trace in this one's costs.
+        """
+        protocols: Sequence[str | Protocol] | None = None
+        if first:
+            maps = self.session.kind == "maps"
+            protocols = self.plan.protocols[:1] if maps else [FIRST_PROTOCOL]
+        session = _start(self.spec, self.subject, protocols)
+        session.measurer.model.channels_last = self.session.measurer.model.channels_last
+        return session
+
+    def report_first(self, missing: Sequence[int], report: Report, *, forecasts: bool = True) -> None:
+        """Measure and report a first answer, and how long the missing blocks will take; nothing if that is hardly more work."""
+        left = sum(min(self.plan.block, self.plan.count - number * self.plan.block) for number in missing)
+        first = self.fresh(first=True)
+        if not left or sum(views_of(self.session, left)) <= LITTLE * sum(views_of(first, min(left, FIRST_IMAGES))):
+            return
+        report(Stage("measuring a first answer", 0, 0))
+        found, speed = first_answer(first, self.plan, self.subject.images)
+        self.first.append(found)
+        report(FirstAnswer(found))
+        if forecasts:
+            report(forecast(self.fresh(), self.subject.images, left, speed))
+
+    @contextmanager
+    def stoppable(self, parts: Callable[[], list[Part]]) -> Iterator[None]:
+        """Turn Ctrl-C into an exception that holds what is known: the blocks measured so far, or else the first answer."""
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            known = parts()
+            raise AuditStopped(so_far(self.plan, known) if known else next(iter(self.first), None)) from stop
 
     def set_format(self, channels_last: bool) -> None:
         """Set in which memory format the model receives images."""
@@ -234,10 +341,10 @@ class _Run:
         return self.subject.images.read(number * self.plan.block, min((number + 1) * self.plan.block, self.plan.count))
 
 
-def _start(spec: AuditSpec, subject: Subject) -> Session:
+def _start(spec: AuditSpec, subject: Subject, protocols: Sequence[str | Protocol] | None = None) -> Session:
     loaded, images = subject.loaded, subject.images
     options = AuditOptions(
-        protocols=spec.protocols,
+        protocols=protocols or spec.protocols,
         max_shift=spec.max_shift,
         mode=spec.mode,
         size=images.size,

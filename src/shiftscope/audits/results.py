@@ -112,11 +112,11 @@ class Audit:
             commands: to run next.
         """
         rows: list[dict[str, Cell]] = [
-            {"measure": row.measure, "value": row.estimate, "protocol": row.protocol, "shifts": shifts_of(row)}
+            {"measure": row.measure, "value": row.estimate, "protocol": row.protocol, "shifts_in_pixels": shifts_of(row)}
             for row in self.rows
             if row.protocol != "unshifted"
         ]
-        table = Table("", ("measure", "value", "protocol", "shifts"), tuple(rows))
+        table = Table("", ("measure", "value", "protocol", "shifts_in_pixels"), tuple(rows))
         notes = (f"Intervals: 95 %, over {self.cost.images:,} images.", *self.notes, cost_sentence(self.cost))
         return Summary(self.words(), (table,), notes, commands)
 

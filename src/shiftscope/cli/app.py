@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from cyclopts import App, CycloptsError, Group
 
@@ -22,6 +22,7 @@ __all__ = ["MODELS", "STUDIES", "THEORY", "app", "main", "print_first", "print_j
 
 app = App(
     name="shiftscope",
+    suppress_keyboard_interrupt=False,
     help="Measure, explain and fix how a vision model responds to shifted images.",
     help_epilogue="Exit codes: 0 done, 1 failed, 2 invalid input, 130 stopped by Ctrl-C. Tables go to standard output, progress "
     "to standard error.",
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except (InputError, CycloptsError) as error:
         # Lines of our own are indented; other line breaks come from outside and are escaped.
-        say(*re.split(r"\n(?=  )", f"shiftscope: {error}"), file=sys.stderr)
+        say(*re.split(r"\n(?=  )", f"shiftscope: {error}"), error=True)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -56,15 +57,15 @@ def main(arguments: list[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def say(*lines: str, file: TextIO | None = None) -> None:
+def say(*lines: str, error: bool = False) -> None:
     """Print lines, with control characters escaped.
 
     Args:
         lines: what to print.
-        file: where to; by default standard output.
+        error: whether to print on standard error.
     """
     for line in lines:
-        print(printable(line), file=file)
+        print(printable(line), file=sys.stderr if error else sys.stdout)
 
 
 def print_json(content: dict[str, Any]) -> None:
@@ -74,7 +75,7 @@ def print_json(content: dict[str, Any]) -> None:
 
 def print_first(line: str, *, as_json: bool) -> None:
     """Print what a command measures, before it starts: on standard error if JSON goes to standard output."""
-    print_text(line, file=sys.stderr if as_json else sys.stdout)
+    print_text(line, error=as_json)
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def resumable(folder: Path | None, what: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if folder is not None:
-            say(f"Stopped. Finished {what} are in {folder}; run the same command again to resume.", file=sys.stderr)
+            say(f"Stopped. Finished {what} are in {folder}; run the same command again to resume.", error=True)
         raise
     except OSError as error:
         if folder is None:
@@ -102,4 +103,4 @@ def resumable(folder: Path | None, what: str) -> Iterator[None]:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """Print a warning as one line; a warning of ours without its category."""
-    say(f"shiftscope: {'' if category is UserWarning else category.__name__ + ': '}{message}", file=sys.stderr)
+    say(f"shiftscope: {'' if category is UserWarning else category.__name__ + ': '}{message}", error=True)

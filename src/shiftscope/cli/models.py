@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from shiftscope.audits import Audit
     from shiftscope.audits.folder import AuditSpec
     from shiftscope.audits.subject import Subject
+    from shiftscope.runtime.executors import Executor
     from shiftscope.runtime.progress import Report
     from shiftscope.surgery import Surgery
     from shiftscope.tables import Summary, Table
@@ -56,12 +56,14 @@ def audit(
     batch_size: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
     shard: Annotated[str | None, Parameter(group=COMPUTE_GROUP)] = None,
     workers: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
+    quick: Annotated[bool, Flag, Parameter(group=IMAGE_GROUP)] = False,
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
     merge: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
 ) -> None:
     """Measure how stable a model is when images shift, with the protocols of published papers.
 
-    All protocols are measured in one pass over the images. The table has one row per protocol and measure, with an interval.
+    A first answer comes from 32 images, with its wide interval, after seconds. Then all protocols are measured in one pass over
+    the images. Ctrl-C stops it and prints what is known. The table has one row per protocol and measure, with an interval.
 
     Parameters
     ----------
@@ -76,6 +78,8 @@ def audit(
     workers
         Number of parts of the images to measure at once, each in a process with one thread. By default all images in one process
         with all threads; on a Ray cluster eight parts.
+    quick
+        Stop after the first answer, from 32 images and one random shift of each.
     out
         Folder for audit.json, table.csv, table.md, maps.safetensors, pictures.json, drag.safetensors and report.html. A stopped
         audit resumes from it. By default nothing is written.
@@ -84,11 +88,15 @@ def audit(
     """
     if (model is None) == (merge is None):
         raise InputError("`audit` needs either a model or a folder to merge, not both.", "Give one of MODEL and --merge.")
+    if quick and (merge or out or shard or workers):
+        raise InputError(
+            "`--quick` measures a few images and writes nothing.", "Leave out --out, --shard, --workers and --merge."
+        )
     folder = out or merge
     with resumable(out, "blocks"):
         if merge is None:
             spec = _audit_spec(str(model), options, protocols=protocols or None, batch_size=batch_size)
-            found = _audited(spec, options, shard=shard, workers=workers, out=out)
+            found = _audited(spec, options, shard=shard, workers=workers, quick=quick, out=out)
         else:
             found = _merged(merge)
             print_first(_described(found), as_json=options.as_json)
@@ -96,10 +104,10 @@ def audit(
             return
         if folder is not None:
             _write_page(found, folder)
-    commands = () if model is None else (f"shiftscope explain {options.arguments(model)}",)
-    _print(found.to_json(), (found.table(),), options, found.summary(commands=commands))
-    if folder is not None and not options.as_json:
-        say(f"Saved in {folder}: audit.json, table.csv, table.md, maps.safetensors, report.html.")
+    command = "audit" if quick else "explain"
+    commands = (f"shiftscope {command} {options.arguments(model)}",) if model else ()
+    saved = f"Saved in {folder}: audit.json, table.csv, table.md, maps.safetensors, report.html." if folder else ""
+    _print(found.to_json(), (found.table(),), options, found.summary(commands=commands), saved)
 
 
 def _audit_spec(model: str, options: AuditOptions, **others: Any) -> AuditSpec:
@@ -109,13 +117,16 @@ def _audit_spec(model: str, options: AuditOptions, **others: Any) -> AuditSpec:
         return AuditSpec(**options.subject(model, images=IMAGES), mode=options.mode, **others)
 
 
-def _audited(spec: AuditSpec, options: AuditOptions, *, shard: str | None, workers: int | None, out: Path | None) -> Audit | None:
-    """Run an audit or one shard of it; return None while other shards are missing."""
-    from shiftscope.audits.folder import is_complete, merge_audit
-    from shiftscope.audits.job import AuditJob, open_audited, run_audit, run_shard, run_shards
+def _audited(
+    spec: AuditSpec, options: AuditOptions, *, shard: str | None, workers: int | None, quick: bool, out: Path | None
+) -> Audit | None:
+    """Run an audit, its first stage or one shard of it; return None while other shards are missing."""
+    from shiftscope.audits.job import open_audited
+    from shiftscope.audits.staging import AuditStopped
     from shiftscope.runtime.executors import keep_freed_memory
 
-    number, shards = (1, 1) if shard is None else _shard(shard)
+    if shard is not None:
+        _shard(shard)
     if shard is not None and out is None:
         raise InputError("`shard` needs a folder for its blocks.", "Give the same --out to all shards.")
     at_once = 1 if workers is None and options.executor == "processes" else workers
@@ -126,15 +137,42 @@ def _audited(spec: AuditSpec, options: AuditOptions, *, shard: str | None, worke
     with reporting("loading the model") as report:
         subject = open_audited(spec, report)
     print_first(subject.line, as_json=options.as_json)
-    with reporting("measuring images") as report:
-        if executor is not None:
-            found = run_shards(spec, executor, shards=workers or PARTS, subject=subject, out=out, report=report)
-            return _pictured(found, subject, out, report)
+    try:
+        with reporting("measuring images") as report:
+            return _measured(spec, subject, executor, report, shard=shard, workers=workers, quick=quick, out=out)
+    except AuditStopped as stopped:
+        if stopped.audit is not None:
+            _print(stopped.audit.to_json(), (stopped.audit.table(),), options, stopped.audit.summary())
         if out is None:
-            return run_audit(spec, subject=subject, report=report)
-        files = run_shard(AuditJob(spec, number, shards, out), report, subject=subject)
-        if is_complete(out):
-            return _pictured(merge_audit(out), subject, out, report)
+            say("Stopped. Nothing is saved without --out, from which a stopped audit resumes.", error=True)
+        raise
+
+
+def _measured(
+    spec: AuditSpec,
+    subject: Subject,
+    executor: Executor | None,
+    report: Report,
+    *,
+    shard: str | None,
+    workers: int | None,
+    quick: bool,
+    out: Path | None,
+) -> Audit | None:
+    from shiftscope.audits.folder import is_complete, merge_audit
+    from shiftscope.audits.job import AuditJob, run_audit, run_first, run_shard, run_shards
+
+    if quick:
+        return run_first(spec, subject=subject, report=report)
+    if executor is not None:
+        found = run_shards(spec, executor, shards=workers or PARTS, subject=subject, out=out, staged=True, report=report)
+        return _pictured(found, subject, out, report)
+    if out is None:
+        return run_audit(spec, subject=subject, staged=True, report=report)
+    number, shards = (1, 1) if shard is None else _shard(shard)
+    files = run_shard(AuditJob(spec, number, shards, out), report, subject=subject, staged=True)
+    if is_complete(out):
+        return _pictured(merge_audit(out), subject, out, report)
     _say_shard(str(shard), out, empty=not files)
     return None
 
@@ -155,7 +193,7 @@ def _say_shard(shard: str, out: Path, *, empty: bool) -> None:
         if empty
         else f"Shard {shard} is in {out}."
     )
-    say(f"{done} Run the other shards; the last one puts them together.", file=sys.stderr)
+    say(f"{done} Run the other shards; the last one puts them together.", error=True)
 
 
 @contextmanager
@@ -241,9 +279,7 @@ def explain(
 
         _write_tables(out, dict(zip(("causes", "layers", "fixes"), found.tables(), strict=True)), found.to_json())
         write_page(explanation_page(found), out / REPORT)
-    _print(found.to_json(), found.tables(), options, found.summary())
-    if out is not None and not options.as_json:
-        say(f"Saved in {out}.")
+    _print(found.to_json(), found.tables(), options, found.summary(), f"Saved in {out}." if out else "")
 
 
 @app.command(group=MODELS)
@@ -302,9 +338,8 @@ def fix(
         arguments = options.arguments(str(saved), without=OF_THE_MODEL, trust=bool(loaded.code))
         command = f"shiftscope audit {arguments}"
     content = {"tables": [table.to_json() for table in tables], "provenance": subject.facts}
-    _print(content, tables, options, summarise(surgery, compared, commands=(command,)))
-    if saved is not None and not options.as_json:
-        say(f"Saved in {saved}.")
+    summary = summarise(surgery, compared, commands=(command,))
+    _print(content, tables, options, summary, "" if saved is None else f"Saved in {saved}.")
 
 
 def _opened(model: str, options: ModelOptions) -> Subject:
@@ -342,11 +377,11 @@ def _compared(subject: Subject, surgery: Surgery, options: ModelOptions, report:
     return replace(table, notes=(*subject.notes(block, ignored), *table.notes))
 
 
-def _print(content: dict[str, Any], tables: Iterable[Table], options: ModelOptions, summary: Summary) -> None:
+def _print(content: dict[str, Any], tables: Iterable[Table], options: ModelOptions, summary: Summary, saved: str = "") -> None:
     if options.as_json:
         print_json(content)
     else:
-        print_summary(summary, tables, wide=options.wide)
+        print_summary(summary, tables, saved=saved, wide=options.wide)
 
 
 def _write_tables(folder: Path, tables: dict[str, Table], content: dict[str, Any]) -> None:

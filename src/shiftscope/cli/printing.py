@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import zip_longest
 from textwrap import wrap
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -34,12 +34,13 @@ UNLIMITED = 10_000
 GAP = 2
 
 
-def print_summary(summary: Summary, tables: Iterable[Table] = (), *, wide: bool = False) -> None:
-    """Print a result: verdict, tables, notes, next commands.
+def print_summary(summary: Summary, tables: Iterable[Table] = (), *, saved: str = "", wide: bool = False) -> None:
+    """Print a result: verdict, tables, notes, what was saved, next commands.
 
     Args:
         summary: what to print.
         tables: the complete tables, which ``wide`` prints instead of the summary's.
+        saved: a sentence on the files that were written.
         wide: whether to print complete tables.
     """
     console = _console()
@@ -52,6 +53,9 @@ def print_summary(summary: Summary, tables: Iterable[Table] = (), *, wide: bool 
         console.print()
         for note in summary.notes:
             _print_text(console, note)
+    if saved:
+        console.print()
+        _print_text(console, saved)
     if summary.commands:
         console.print(Text("\nNext:"))
     for command in summary.commands:
@@ -195,14 +199,15 @@ def _print_text(console: Console, text: str) -> None:
         console.print(Text("\n".join(_folded(printable(text), console.width))), soft_wrap=True)
 
 
-def print_text(text: str, *, file: TextIO) -> None:
+def print_text(text: str, *, error: bool = False) -> None:
     """Print a text, in lines that fit, at once.
 
     Args:
         text: what to print.
-        file: standard output or standard error.
+        error: whether to print on standard error.
     """
-    print("\n".join(_folded(printable(text), _console(file).width)), file=file, flush=True)
+    file = sys.stderr if error else sys.stdout
+    print("\n".join(_folded(printable(text), _console(error=error).width)), file=file, flush=True)
 
 
 def print_worked(table: WorkedTable) -> None:
@@ -215,8 +220,8 @@ def print_worked(table: WorkedTable) -> None:
     console.print()
 
 
-def _console(file: TextIO | None = None) -> Console:
-    if (file or sys.stdout).isatty():
-        return Console(file=file)
+def _console(*, error: bool = False) -> Console:
+    if (sys.stderr if error else sys.stdout).isatty():
+        return Console(stderr=error)
     columns = os.environ.get("COLUMNS", "")
     return Console(width=int(columns) if columns.isdecimal() and int(columns) > 0 else PLAIN_WIDTH)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import wrap
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
@@ -18,6 +19,7 @@ from shiftscope.runtime.progress import Event, JobEvent, Report, Stage
 from shiftscope.runtime.text import printable
 
 if TYPE_CHECKING:
+    from shiftscope.audits.results import Audit
     from shiftscope.studies.runner import RunEnded
     from shiftscope.training.loop import Epoch, Step
 
@@ -26,6 +28,10 @@ __all__ = ["reporting"]
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BEFORE_FIRST_LINE = 2.0
 SECONDS_BEFORE_ESTIMATE = 1.0
+#: A forecast of a shorter time is not worth a line.
+SECONDS_BEFORE_FORECAST = 5.0
+#: A table in place changes after so many seconds, and after so many times what it took to compute.
+SECONDS_BETWEEN_TABLES, SHARE_OF_TABLES = 1.0, 20.0
 #: The task that counts a study's runs.
 ALL = "all"
 
@@ -47,8 +53,24 @@ def reporting(stage: str) -> Iterator[Report]:
         TimeLeft(Column(no_wrap=True)),
         TextColumn("{task.fields[details]}", markup=False, table_column=narrow.copy()),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with BarsBelowTable(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         yield ProgressDisplay(bars, stage).report
+
+
+class BarsBelowTable(Progress):
+    """Bars, and above them a table that changes in place.
+
+    Attributes:
+        table: what stands above the bars.
+    """
+
+    table: Text | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the table, if there is one, and the bars."""
+        if self.table is not None:
+            yield self.table
+        yield self.make_tasks_table(self.tasks)
 
 
 class Counted(ProgressColumn):
@@ -76,14 +98,18 @@ class TimeLeft(ProgressColumn):
 
 
 def time_left(task: Task) -> str:
-    """Return "about 3 min left", or an empty text while nothing can be said."""
+    """Return "about 3 minutes left", or an empty text while nothing can be said."""
     done = task.completed - task.fields["skipped"]
     if done <= 0 or task.elapsed is None or task.elapsed < SECONDS_BEFORE_ESTIMATE or not task.remaining:
         return ""
-    seconds = task.elapsed / done * task.remaining
+    return f"about {duration(task.elapsed / done * task.remaining)} left"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, "14 minutes"."""
     if seconds < 90:
-        return f"about {seconds:.0f} s left"
-    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 @dataclass
@@ -107,6 +133,7 @@ class ProgressDisplay:
         self.tasks: dict[str, TaskID] = {}
         self.runs: dict[str, _Run] = {}
         self.job, self.number = "", 0
+        self.next_table = 0.0
         self.last_line = monotonic() - SECONDS_BETWEEN_LINES + SECONDS_BEFORE_FIRST_LINE
         self._show("", stage)
 
@@ -119,10 +146,17 @@ class ProgressDisplay:
         self._update(event)
 
     def _update(self, event: Event) -> None:
+        from shiftscope.audits.staging import FirstAnswer, Forecast, SoFar
         from shiftscope.studies.runner import RunEnded, RunStarted
         from shiftscope.training.loop import Epoch, Step
 
         match event:
+            case FirstAnswer(audit):
+                self._say(f"First answer, from {audit.cost.images:,} images: {audit.words()}")
+            case Forecast(seconds, views, images) if seconds >= SECONDS_BEFORE_FORECAST:
+                self._say(f"About {duration(seconds)} for {views:,} views of {images:,} images.")
+            case SoFar(audit_so_far):
+                self._show_table(audit_so_far)
             case Stage(sentence, done, of):
                 self._show(self.job, f"{self.job}: {sentence}" if self.job else sentence, done, of)
             case RunStarted(number, of, label, epochs):
@@ -134,6 +168,24 @@ class ProgressDisplay:
                 self._show_step(event, self.runs.setdefault(self.job, _Run()))
             case RunEnded():
                 self._end(event)
+
+    def _say(self, sentence: str) -> None:
+        """Leave a sentence above the bars."""
+        self.bars.console.print(Text("\n".join(wrap(printable(sentence), self.bars.console.width))), soft_wrap=True)
+
+    def _show_table(self, audit: Callable[[], Audit]) -> None:
+        """Show what an audit knows so far, on a terminal and not so often that it takes time from measuring."""
+        now = monotonic()
+        if self.bars.disable or now < self.next_table or not isinstance(self.bars, BarsBelowTable):
+            return
+        from shiftscope.cli.printing import rendered
+
+        found = audit().summary()
+        width = self.bars.console.width
+        verdict = Text("\n".join(wrap(f"So far: {found.verdict}", width)) + "\n\n")
+        self.bars.table = verdict + rendered(found.tables[0], width) + Text("\n")
+        self.bars.refresh()
+        self.next_table = monotonic() + max(SECONDS_BETWEEN_TABLES, SHARE_OF_TABLES * (monotonic() - now))
 
     def _show_step(self, step: Step, run: _Run) -> None:
         """Show how far a training is, of the epochs that earlier runs needed or, at first, of those it may take."""
