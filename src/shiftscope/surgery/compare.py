@@ -17,6 +17,7 @@ from shiftscope.engine.framing import Border, Framed, frame
 from shiftscope.engine.outputs import Outputs, stream_outputs, track
 from shiftscope.errors import ModelFailsError, first_line
 from shiftscope.estimates import Estimate
+from shiftscope.graphs.probing import check_initialised
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid
@@ -124,6 +125,7 @@ def apply_fixes(model: nn.Module, fixes: Sequence[tuple[Kind, int]], *, image: t
         ModelFailsError: the model does not run on such an image.
         InputError: what :func:`shiftscope.surgery.operate` says.
     """
+    check_initialised(model)
     try:
         before = cost(model, image)
     except Exception as error:  # whatever the model raises
@@ -131,11 +133,11 @@ def apply_fixes(model: nn.Module, fixes: Sequence[tuple[Kind, int]], *, image: t
             f"The model does not take images of {image} ({first_line(error).rstrip('.')}).",
             "Choose other --data or another --size.",
         ) from error
-    changes = list[Change]()
+    changes, form = list[Change](), ""
     for kind, filter_size in fixes:
         surgery = operate(kind, model, filter_size=filter_size, image=image)
-        model, changes = surgery.model, [*changes, *surgery.changes]
-    return Surgery(model, merge_changes(changes), before, cost(model, image))
+        model, changes, form = surgery.model, [*changes, *surgery.changes], surgery.form
+    return Surgery(model, merge_changes(changes), before, cost(model, image), form)
 
 
 def compare(
