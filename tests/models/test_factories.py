@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import zoo
 from models.conftest import images
@@ -52,12 +53,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("attribute", ["network", "Namespace.network"])
 @pytest.mark.parametrize("relative", [True, False])
-def test_function_in_a_file_is_called_and_the_file_named(attribute: str, relative: bool, folder: Path) -> None:
+def test_function_in_a_file_is_called(attribute: str, relative: bool, folder: Path) -> None:
     before = list(sys.path)
     loaded = load_model(f"{'project' if relative else folder}/mine.py:{attribute}")
     assert loaded.model(images(2)).shape == (2, 3)
-    assert loaded.code == str(folder / "mine.py")
+    assert loaded.code == ""  # the reference names the file
     assert sys.path == before
+
+
+def test_module_names_the_file_that_ran(factory: str) -> None:
+    assert load_model(factory).code == "my_models.py of the current folder"
+    assert load_model("torch.nn:Identity").code == nn.__file__
 
 
 def test_file_runs_again_after_it_changed(folder: Path) -> None:
@@ -134,7 +140,7 @@ def test_timm_model_of_a_factory_brings_its_preprocessing(timm_file: Path) -> No
 
 def test_timm_model_within_a_model_is_named_and_not_normalised(timm_file: Path) -> None:
     loaded = load_model(f"{timm_file}:part")
-    assert loaded.preprocessing == Preprocessing(source="unknown (its part `0` is a timm model)")
+    assert loaded.preprocessing == Preprocessing(source="unknown: only its part `0` is a timm model")
     assert not any(isinstance(part, Normalise) for part in loaded.model.modules())
 
 

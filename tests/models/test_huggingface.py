@@ -87,7 +87,7 @@ def test_backbone_returns_its_pooled_output(name: str, transformers: ModuleType,
     with torch.no_grad():
         assert torch.equal(loaded.model(batch), model(pixel_values=batch).pooler_output.flatten(1))
     assert (loaded.embedding, loaded.mean) == (True, None)
-    assert loaded.preprocessing.source == "unknown (no preprocessor_config.json)"
+    assert loaded.preprocessing.source == "unknown: no preprocessor_config.json"
 
 
 @pytest.mark.parametrize("name", ["CLIP", "Siglip"])

@@ -129,6 +129,7 @@ def test_unknown_description_is_none(given: Any) -> None:
         ("the factory", {"size": 32, "mean": None, "std": None}, "the factory; size from the options"),
         ("the factory", {"size": 32, "mean": (0.1,), "std": (0.2,)}, "the factory; size and normalisation from the options"),
         ("unknown", {"size": None, "mean": (0.1,), "std": (0.2,)}, "the options"),
+        ("unknown", {"size": 32, "mean": None, "std": None}, "unknown; size from the options"),
         ("the options", {"size": 32, "mean": None, "std": None}, "the options"),
     ],
 )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from shiftscope.audits.model import OneOutput
 from shiftscope.datasets.images import Block, ImageBlocks, open_images
 from shiftscope.datasets.photos import Photos
-from shiftscope.datasets.preprocessing import Preprocessing
+from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
 from shiftscope.datasets.sources import is_folder
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.checks import evaluating
@@ -102,6 +102,7 @@ class Subject:
         channels = self.images.shape[0]
         return {
             "model": self.name,
+            **({"code": self.loaded.code} if self.loaded.code else {}),
             "weights": self.loaded.weights,
             "input": f"{channels}x{self.images.size}x{self.images.size}",
             "normalisation": _normalisation(self.loaded.preprocessing),
@@ -203,9 +204,12 @@ def describe(facts: Mapping[str, str]) -> str:
     Args:
         facts: of :attr:`Subject.facts`, which the provenance of every file holds.
     """
+    said = facts["preprocessing from"]
+    code = f" ({facts['code']} ran)" if facts.get("code") else ""
+    word = "preprocessing" if said.startswith(UNKNOWN) else "from"
     return (
-        f"{facts['model']}, weights {facts['weights']}; input {facts['input']}, {facts['normalisation']} (from "
-        f"{facts['preprocessing from']}); {facts['preparation']}; {facts['data']}; {facts['place']}, {facts['precision']}."
+        f"{facts['model']}{code}, weights {facts['weights']}; input {facts['input']}, {facts['normalisation']} ({word} {said}); "
+        f"{facts['preparation']}; {facts['data']}; {facts['place']}, {facts['precision']}."
     )
 
 

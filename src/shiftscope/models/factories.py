@@ -30,7 +30,7 @@ class FactoryModel:
     Attributes:
         model: the model, without a normalisation in front.
         preprocessing: what the factory or the model itself says about its input.
-        code: the file that ran; empty if it is unknown.
+        code: the file that ran, in words; empty if it is unknown, or if the reference names it.
     """
 
     model: nn.Module
@@ -73,7 +73,7 @@ def call_factory(reference: str) -> FactoryModel:
                 f"{reference!r} failed when called without arguments ({type(error).__name__}: {error}).",
                 "Give a function that needs none.",
             ) from error
-    return _described(reference, found, str(getattr(module, "__file__", None) or ""))
+    return _described(reference, found, "" if source.endswith(".py") else _file(module))
 
 
 def _described(reference: str, found: Any, code: str) -> FactoryModel:
@@ -88,6 +88,14 @@ def _described(reference: str, found: Any, code: str) -> FactoryModel:
             "Return the model alone, or with a dictionary of size, mean and std.",
         )
     return FactoryModel(model, preprocessing, code)
+
+
+def _file(module: ModuleType) -> str:
+    """Return the file of a module; relative to the working directory, and with a word on it, if it lies there."""
+    if not getattr(module, "__file__", None):
+        return ""
+    file, here = Path(str(module.__file__)).resolve(), Path.cwd().resolve()
+    return f"{file.relative_to(here)} of the current folder" if file.is_relative_to(here) else str(file)
 
 
 @contextmanager

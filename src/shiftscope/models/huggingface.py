@@ -174,7 +174,7 @@ def _preprocessing(config: Mapping[str, Any], processor: Mapping[str, Any]) -> P
     side = {**config, **(config.get("vision_config") or {})}.get("image_size")
     side = side if isinstance(side, int) or side is None else side[0] if len(set(side)) == 1 else None
     if not processor:
-        return Preprocessing(size=side, source=f"{UNKNOWN} (no {PROCESSOR})")
+        return Preprocessing(size=side, source=f"{UNKNOWN}: no {PROCESSOR}")
     return from_processor(processor, size=side)
 
 

@@ -68,7 +68,7 @@ class LoadedModel:
         embedding: whether its outputs are known not to be classes.
         preprocessing: how images are prepared for it, and who says so.
         weights: where its weights come from, in words; ``random`` if they are.
-        code: the user's file that ran to make it; empty if none did.
+        code: the user's file that ran to make it, in words; empty if none did, or if the reference names it.
     """
 
     model: nn.Module

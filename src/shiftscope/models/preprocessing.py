@@ -138,7 +138,7 @@ def of_model(model: nn.Module) -> Preprocessing:
     if config is not None:
         return _for_channels(from_timm(config), model)
     inner = next((name for name, part in model.named_modules() if name and _timm_config(part) is not None), None)
-    return Preprocessing() if inner is None else Preprocessing(source=f"{UNKNOWN} (its part `{inner}` is a timm model)")
+    return Preprocessing() if inner is None else Preprocessing(source=f"{UNKNOWN}: only its part `{inner}` is a timm model")
 
 
 def overridden(
@@ -157,7 +157,7 @@ def overridden(
         return found
     result = found if size is None else found.at(size)
     result = result if mean is None else replace(result, mean=mean, std=std)
-    alone = found.source.startswith((UNKNOWN, OPTIONS))
+    alone = found.source == OPTIONS or (mean is not None and found.source.startswith(UNKNOWN))
     return replace(result, source=OPTIONS if alone else f"{found.source}; {' and '.join(given)} from {OPTIONS}")
 
 
