@@ -137,21 +137,51 @@ def test_impossible_steps_are_unknown_with_the_reason() -> None:
     assert rows["activations"].part is None
     assert "activations are called as functions (`relu`)" in rows["activations"].reason
     uneven = explain(Freely().eval(), IMAGES[:, :, :15, :15], mode="circular", max_shift=3)
-    aliasing = next(each for each in uneven.causes.causes if each.name == "aliasing")
-    assert aliasing.part is None
-    assert "multiples" in aliasing.reason
+    reasons = {each.name: each.reason for each in uneven.causes.causes if each.part is None}
+    assert reasons["borders"] == "after the step borders, circular shifts by multiples of 2 pixels still change the outputs"
+    assert reasons["aliasing"] == "it needs circular maps, which are impossible here"
     assert "The part of aliasing is unknown: " in uneven.verdict
     assert sum(parts(uneven).values()) == pytest.approx(uneven.causes.before.loss.value, abs=1e-9)
 
 
-def test_head_that_cannot_be_replaced_is_unknown_and_no_fix() -> None:
+def test_head_that_no_fix_replaces_is_a_cause_all_the_same() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2), nn.Flatten(), nn.Linear(2 * 28 * 28, 3)).eval()
     found = explain(model, IMAGES, max_shift=2)
-    assert found.causes.causes[0].part is None
-    assert found.causes.causes[0].reason == "the number of its map's channels does not follow from the graph"
+    assert found.causes.causes[0].share is not None
+    assert found.causes.causes[0].share.value > 0.5
     tried = {each.kinds: each.reason for each in found.fixes.ranked}
     assert "nothing to change (unsupported: the number of its map's channels" in tried["gap",]
+
+
+class Gated(nn.Module):
+    """A gate of squeeze and excitation before a head of some form."""
+
+    def __init__(self, gate: str, head: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.pool = nn.Conv2d(1, 6, 3, padding=1, padding_mode="circular"), nn.AdaptiveAvgPool2d(1)
+        self.squeeze = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 6), nn.Sigmoid())
+        self.last, self.gate, self.head = nn.Linear(6 * 256, 4), gate, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = torch.relu(self.first(images))
+        means = maps.mean((2, 3)) if self.gate == "mean" else self.pool(maps).flatten(1)
+        maps = maps * self.squeeze(means)[:, :, None, None]
+        if self.head == "einsum":
+            return torch.einsum("bchw,ochw->bo", maps, self.last.weight.unflatten(1, (6, 16, 16)))
+        if self.head == "mean":
+            return torch.nn.functional.linear(maps.mean((2, 3)), self.last.weight[:, :6])
+        return self.last(maps.flatten(1) if self.head == "flatten" else maps.reshape(maps.shape[0], 6 * 256))
+
+
+@pytest.mark.parametrize("gate", ["mean", "pool"])
+@pytest.mark.parametrize("head", ["flatten", "reshape", "einsum"])
+def test_head_behind_a_gate_is_the_cause_and_not_the_gate(gate: str, head: str) -> None:
+    found = explained(Gated(gate, head).eval())
+    assert found.causes.main == "head"
+    assert parts(found)["head"] == pytest.approx(found.causes.before.loss.value, abs=1e-6)
+    assert explained(Gated(gate, "mean").eval()).causes.main == ""
 
 
 def test_canvas_is_extended_to_multiples_of_the_factor_for_circular_shifts() -> None:

@@ -35,21 +35,24 @@ from torch import Tensor, nn
 from shiftscope import layers
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
+from shiftscope.explanations.heads import averaging_head, head_change
 from shiftscope.explanations.ledger import Ledger, reason_of
 from shiftscope.explanations.token_causes import TokenSteps
 from shiftscope.explanations.trial import ROUNDING, Cause, Loss, Measured, Trial
 from shiftscope.explanations.wording import causes_verdict, number, shares_add_up
 from shiftscope.graphs.geometry import Geometry
+from shiftscope.graphs.invariance import INVARIANT, output_change, random_steps
 from shiftscope.graphs.operators import POINTWISE
 from shiftscope.graphs.tokens import TokenReading
 from shiftscope.graphs.tracing import trace
 from shiftscope.layers.surrounded import become, view
 from shiftscope.surgery import Surgery, circular, global_pool, make_equivariant
-from shiftscope.surgery.head import ONE_POSITION
 from shiftscope.tables import Cell, Table
 
 __all__ = ["Cause", "Causes", "causes_of"]
 
+#: Images and shifts on which each step is tried.
+PROBES, SHIFTS = 2, 2
 NOT_CIRCULAR = "it needs circular maps, which are impossible here"
 
 
@@ -183,29 +186,35 @@ class _Steps(Ledger):
     def run(self, geometry: Geometry) -> list[Cause]:
         if float(self.total.mean()) < ROUNDING:
             return [self.none(name, "there is no loss") for name in ("head", "borders", "aliasing", "other")]
-        head, borders = self._head(geometry), self._borders(geometry)
+        head, borders = self._head(), self._borders(geometry)
         activations = self._activations(geometry)  # before aliasing, which changes what is left
         return [head, borders, self._aliasing(geometry), activations, self.cause("other", self.left)]
 
-    def _head(self, geometry: Geometry) -> Cause:
-        if geometry.head == "gap":
-            return self.none("head", "the head averages over positions already")
-        if geometry.head == "other":
-            return self.unknown("head", "it is not known how the head uses positions")
+    def _head(self) -> Cause:
+        """Roll the maps that reach the head; where it notices, let it see means."""
+        probes = self.trial.inputs[:PROBES]
+        change = head_change(self.model, probes)
+        if change is None:
+            return self.unknown("head", "its use of positions cannot be tried in double precision")
+        if change < INVARIANT:
+            return self.none("head", "rolling the maps that reach the head changes no output")
+        self.model = self._pooled(probes)
+        return self.step("head", self.trial.measure(self.model, "without head"))
+
+    def _pooled(self, probes: Tensor) -> nn.Module:
+        """Return the model with summed weights, which take maps of any size, or else with means repeated at every position."""
         try:
             surgery = global_pool(self.model, image=self.trial.image)
-        except InputError as error:
-            return self.unknown("head", reason_of(error))
-        if not surgery.changed:
-            why = surgery.changes[0].why
-            return self.none("head", why) if why == ONE_POSITION else self.unknown("head", why.removeprefix("unsupported: "))
-        cause, changed = self._step("head", self.trial, lambda: surgery)
-        self.model = changed or self.model
-        return cause
+            change = head_change(surgery.model, probes) if surgery.changed else None
+        except InputError:
+            change = None
+        if change is not None and change < INVARIANT:
+            return surgery.model
+        return averaging_head(self.model, probes)
 
     def _borders(self, geometry: Geometry) -> Cause:
         trial = self.trial.circular(geometry.lattice)
-        cause, changed = self._step("borders", trial, lambda: circular(self.model, image=trial.image))
+        cause, changed = self._step("borders", trial, geometry.lattice, lambda: circular(self.model, image=trial.image))
         if changed is not None:
             self.circular = _Circular(changed, trial, self.left)
         return cause
@@ -217,7 +226,7 @@ class _Steps(Ledger):
         if self.circular is None:
             return self.unknown("aliasing", NOT_CIRCULAR)
         trial = self.circular.trial
-        return self._step("aliasing", trial, lambda: make_equivariant(self.model, image=trial.image))[0]
+        return self._step("aliasing", trial, (1, 1), lambda: make_equivariant(self.model, image=trial.image))[0]
 
     def _activations(self, geometry: Geometry) -> Cause:
         """Measure a part of aliasing: the loss on circular maps less the loss there with low-passed activations."""
@@ -232,14 +241,36 @@ class _Steps(Ledger):
             return self.unknown("activations", reason_of(error))
         return self.cause("activations", self.circular.loss - after.loss, after)
 
-    def _step(self, name: str, trial: Trial, change: Callable[[], Surgery]) -> tuple[Cause, nn.Module | None]:
-        """Change the model and measure it. Return the cause and the changed model; None where the change is impossible."""
+    def _step(
+        self, name: str, trial: Trial, invariant_at: tuple[int, int], change: Callable[[], Surgery]
+    ) -> tuple[Cause, nn.Module | None]:
+        """Change the model, try whether it does what the step says, and measure it.
+
+        Args:
+            name: of the cause.
+            trial: of the changed model.
+            invariant_at: circular shifts by multiples of this must change none of its outputs.
+            change: makes the changed model.
+
+        Returns:
+            the cause and the changed model; None where the change is impossible or does not do that.
+        """
         try:
             changed = change().model
+            if not _follows(changed, trial, invariant_at):
+                shifts = "every whole pixel" if invariant_at == (1, 1) else f"multiples of {max(invariant_at)} pixels"
+                return self.unknown(name, f"after the step {name}, circular shifts by {shifts} still change the outputs"), None
             after = trial.measure(changed, f"without {name}")
         except InputError as error:
             return self.unknown(name, reason_of(error)), None
         return self.step(name, after), changed
+
+
+def _follows(model: nn.Module, trial: Trial, step: tuple[int, int]) -> bool:
+    """Return whether circular shifts by multiples of a step change no output; there may be none within the image."""
+    steps = random_steps(SHIFTS, trial.image[1:], step)
+    change = output_change(model, trial.images[:PROBES], steps) if steps else 0.0
+    return change is not None and change < INVARIANT
 
 
 def _low_passed(model: nn.Module, geometry: Geometry) -> nn.Module:
