@@ -43,13 +43,41 @@ class Drawing:
 
 
 def draw_chart(chart: Chart, width: float = WIDE) -> Drawing | None:
-    """Draw lines with bands and points, or points alone where the setting's values are words; None if nothing was measured."""
+    """Draw lines with bands and points, or points alone where the setting's values are words; None if nothing was measured.
+
+    A chart with panels is drawn as one narrow drawing for each value of its panel column, in one scale.
+    """
     rows = [row for row in chart.table.rows if number(row.get(chart.measure)) is not None]
     if not rows:
         return None
     printed = f"source_{chart.measure}"
     axis = _Axis([end for row in chart.table.rows for name in (chart.measure, printed) for end in ends(row.get(name))])
-    values = distinct(chart.table.rows, chart.x)
+    names = list(dict.fromkeys(row_name(row, chart.series) for row in rows))
+    legend = [(_line_class(index), name or "measured, 95 % interval") for index, name in enumerate(names)]
+    if any(number(row.get(printed)) is not None for row in chart.table.rows):
+        legend.append(("source", f"the source's numbers{f' on {chart.source_data}' if chart.source_data else ''}"))
+    if not chart.panel:
+        return Drawing(_lines(chart, chart.table.rows, axis, width, names), tuple(legend))
+    values = distinct(chart.table.rows, chart.panel)
+    groups = [[row for row in chart.table.rows if row.get(chart.panel) == value] for value in values]
+    drawn = [
+        _tag("div", _tag("p", setting(chart.panel, value), class_="panelname"), _lines(chart, group, axis, NARROW, names))
+        for value, group in zip(values, groups, strict=True)
+    ]
+    return Drawing(_tag("div", *drawn, class_="panels"), tuple(legend))
+
+
+def _lines(chart: Chart, every: Sequence[Row], axis: _Axis, width: float, names: list[str]) -> Markup:
+    """Draw the lines of some rows.
+
+    Args:
+        chart: the chart.
+        every: the rows, of which some may not be measured.
+        axis: the vertical axis.
+        width: of the drawing.
+        names: of all lines of the chart, in the order of their colours.
+    """
+    values = distinct(every, chart.x)
     step = (width - LEFT - RIGHT) / len(values)
     places = {value: LEFT + step * (index + 0.5) for index, value in enumerate(values)}
     ticks = [(place, str(value)) for value, place in places.items()]
@@ -58,24 +86,19 @@ def draw_chart(chart: Chart, width: float = WIDE) -> Drawing | None:
         ticks = ticks[:: max(1, ceil((longest + CHARACTER) / step))]
     room = longest * 0.5 if longest > step else 0.0
     marks = [_frame(axis, width, ticks, (chart.x, chart.measure), room_for_turned=room)]
-    legend = []
     lines: dict[str, list[Row]] = {}
-    for row in rows:
-        lines.setdefault(row_name(row, chart.series), []).append(row)
-    for index, (name, group) in enumerate(lines.items()):
+    for row in every:
+        if number(row.get(chart.measure)) is not None:
+            lines.setdefault(row_name(row, chart.series), []).append(row)
+    for place, (name, group) in enumerate(lines.items()):
         # Lines are offset a little, so that equal values do not hide each other.
-        offset = (index - (len(lines) - 1) / 2) * min(10.0, step / (len(lines) + 1))
-        colour, label = _line_class(index), name or "measured, 95 % interval"
+        offset = (place - (len(lines) - 1) / 2) * min(10.0, step / (len(lines) + 1))
         group = sorted(group, key=lambda row: values.index(row.get(chart.x)))
         at = [places[row.get(chart.x)] + offset for row in group]
-        marks.append(_line(group, chart, axis, at, (colour, label)))
-        legend.append((colour, label))
-    sources = [row for row in chart.table.rows if number(row.get(printed)) is not None]
-    if sources:
-        marks += [_source(row, chart, axis, places[row.get(chart.x)], list(lines)) for row in sources]
-        legend.append(("source", "the source's numbers"))
-    title = f"{heading(chart.measure)} against {heading(chart.x)}"
-    return Drawing(_svg(title, width, HEIGHT + room, *marks), tuple(legend))
+        marks.append(_line(group, chart, axis, at, (_line_class(names.index(name)), name or "measured, 95 % interval")))
+    sources = [row for row in every if number(row.get(f"source_{chart.measure}")) is not None]
+    marks += [_source(row, chart, axis, places[row.get(chart.x)], names) for row in sources]
+    return _svg(f"{heading(chart.measure)} against {heading(chart.x)}", width, HEIGHT + room, *marks)
 
 
 def draw_grid(grid: Grid, width: float = WIDE) -> Drawing | None:
@@ -91,7 +114,7 @@ def draw_grid(grid: Grid, width: float = WIDE) -> Drawing | None:
     shared = [value for title, values in numbers.items() if title not in grid.diverging for value in values] or [0.0, 1.0]
     scale = (min(shared), max(shared) if max(shared) > min(shared) else min(shared) + 1)
     cell = (58.0, 42.0) if width == WIDE else (66.0, 46.0)
-    size = (len(columns) * cell[0], len(rows) * cell[1] + 62)
+    size = (len(columns) * cell[0], len(rows) * cell[1] + 70)
     marks = []
     for index, title in enumerate(numbers):
         corner = (46 + index * (size[0] + 36), 0.0) if width == WIDE else (46.0, index * (size[1] + 24))
@@ -116,11 +139,17 @@ def draw_scatter(scatter: Scatter, width: float = WIDE) -> Drawing | None:
     marks = [_frame(vertical, width, ticks, (scatter.x, scatter.y), vertical_lines=True)]
     marks.append(_tag("polyline", points=_path(path), class_="front"))
     for index, row in enumerate(rows):
-        marks.append(_scatter_point(row, scatter, (horizontal, vertical), on_front=index in front))
+        look = "s0" if index in front else "beaten" if _clearly_beaten(row, rows, scatter) else "unclear"
+        marks.append(_scatter_point(row, scatter, (horizontal, vertical), look))
     if width == WIDE:  # a telephone shows the names in tips alone
-        marks += _point_names(path, [row_name(rows[index], scatter.names) for index in front], width)
+        short_names = [" \u00b7 ".join(str(rows[index].get(name)) for name in scatter.names) for index in front]
+        marks += _point_names(path, short_names, width)
     title = f"{heading(scatter.y)} against {heading(scatter.x)}"
-    legend = (("s0", "no other is better on both"), ("beaten", "another is better on both"))
+    legend = (
+        ("s0", "no other is better on both"),
+        ("unclear", "another is better on both, but within the intervals"),
+        ("beaten", "another is better on both, beyond the intervals"),
+    )
     return Drawing(_svg(title, width, HEIGHT, *marks), legend)
 
 
@@ -276,7 +305,14 @@ def _heat_cell(cell: Cell, box: tuple[float, float, float, float], scale: Point,
     )
 
 
-def _scatter_point(row: Row, scatter: Scatter, axes: tuple[_Axis, _Axis], *, on_front: bool) -> Markup:
+def _clearly_beaten(row: Row, rows: Sequence[Row], scatter: Scatter) -> bool:
+    """Return whether another row is better on both axes, its intervals beyond this row's."""
+    return any(
+        all(_interval(other.get(name))[0] > _interval(row.get(name))[1] for name in (scatter.x, scatter.y)) for other in rows
+    )
+
+
+def _scatter_point(row: Row, scatter: Scatter, axes: tuple[_Axis, _Axis], look: str) -> Markup:
     """Draw a row as a point with both its intervals."""
     horizontal, vertical = axes
     x, y = horizontal.at(_value(row.get(scatter.x))), vertical.at(_value(row.get(scatter.y)))
@@ -287,7 +323,7 @@ def _scatter_point(row: Row, scatter: Scatter, axes: tuple[_Axis, _Axis], *, on_
         "g",
         _tag("line", x1=left, x2=right, y1=y, y2=y, class_="whisker quiet"),
         _tag("line", x1=x, x2=x, y1=low, y2=high, class_="whisker quiet"),
-        _tag("circle", cx=x, cy=y, r=6 if on_front else 5, class_=f"point {'s0' if on_front else 'beaten'}", data_tip=tip),
+        _tag("circle", cx=x, cy=y, r=6 if look == "s0" else 5, class_=f"point {look}", data_tip=tip),
     )
 
 

@@ -52,12 +52,16 @@ class Chart(Section):
         x: the column on the horizontal axis.
         measure: the column of estimates; the column ``source_`` + measure, where there is one, holds the source's numbers.
         series: the columns that distinguish the lines.
+        panel: the column whose values get a drawing each; empty for one drawing.
+        source_data: the data set of the source's numbers, for the legend; empty if it is the chart's own.
     """
 
     table: Table
     x: str
     measure: str
     series: tuple[str, ...] = ()
+    panel: str = ""
+    source_data: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from shiftscope.theory import HOMOGENEOUS, KERNEL, SIGNAL
 
 __all__ = ["study_page"]
 
+#: More lines are spread over several drawings.
+LINES = 6
 #: Kinds of layers that the page lists; layers.csv holds all.
 LISTED_LAYERS = ("canvas", "pool", "filter", "polyphase sampling", "output")
 
@@ -92,6 +94,8 @@ def _facts(results: StudyFolder, table: Table) -> tuple[str, ...]:
         facts.append(f"{max(counts):,} test images")
     facts.append(f"{(2 * reach + 1) ** 2} shifts of each")
     facts.append(", ".join(dict.fromkeys(cell.planned[0].data.name for cell in results.cells)))
+    if results.study.source is not None and results.study.source.paper:
+        facts.append(f"after {results.study.source.paper}")
     return tuple(facts)
 
 
@@ -112,8 +116,11 @@ def _curves(results: StudyFolder, table: Table) -> list[Section]:
     shown = [row for row in table.rows if row.get("mcs") is not None or row.get("source_mcs") is not None]
     series = tuple(name for name in series if len({str(row.get(name)) for row in shown}) > 1)
     caption = "Points are means with 95 % intervals"
-    caption += "; hollow squares are the source's numbers." if _has(table, "source_mcs") else "."
-    curves: list[Section] = [Chart(_title("mcs", "of the outputs before and after a shift"), caption, table, x, "mcs", series)]
+    elsewhere = results.study.source_elsewhere
+    where = f", of other images ({elsewhere})" if elsewhere else ""
+    caption += f"; hollow squares are the source's numbers{where}." if _has(table, "source_mcs") else "."
+    title = _title("mcs", "of the outputs before and after a shift")
+    curves: list[Section] = [Chart(title, caption, table, x, "mcs", series, source_data=elsewhere)]
     if _has(table, "mcs_centred"):
         caption = "The mean over classes is subtracted from the outputs first; neither the prediction nor the loss depends on it."
         curves.append(Chart(_title("mcs_centred"), caption, table, x, "mcs_centred", series))
@@ -131,6 +138,8 @@ def _grids(results: StudyFolder, table: Table) -> list[Section]:
     for name in ("mcs", "test_accuracy"):
         rows = tuple({**row, f"difference_{name}": _difference(row, name)} for row in table.rows)
         panels = {"ours": name, "the source": f"source_{name}", "difference": f"difference_{name}"}
+        if results.study.source_elsewhere:
+            del panels["difference"]
         with_difference = Table(table.title, (*table.columns, f"difference_{name}"), rows)
         grids.append(Grid(_title(name, "over both settings"), caption, with_difference, x, y, panels, diverging=("difference",)))
     return grids
@@ -152,7 +161,10 @@ def _over_shifts(results: StudyFolder) -> list[Section]:
     if not table.rows:
         return []
     caption = "Over all shifts up to the largest, of every test image, with 95 % intervals."
-    return [Chart(_title("mcs", "against the largest shift"), caption, table, "max_shift", "mcs", _varied(results))]
+    panel, *series = _varied(results) if len(results.cells) > LINES else ("",)
+    if not series:
+        panel, series = "", list(_varied(results))
+    return [Chart(_title("mcs", "against the largest shift"), caption, table, "max_shift", "mcs", tuple(series), panel)]
 
 
 def _layers(results: StudyFolder) -> list[Section]:
@@ -167,13 +179,19 @@ def _layers(results: StudyFolder) -> list[Section]:
         rows = tuple(row for row in table.rows if row["kind"] in LISTED_LAYERS)
         sections.append(Rows("Layer by layer", caption, Table(table.title, table.columns, rows, table.notes)))
     if gains.rows:
-        caption = f"Increase of the {heading('mcs')} over subsampling factor 1, and the local homogeneity of what is subsampled."
+        caption = (
+            f"Increase of the {heading('mcs')} over subsampling factor 1, and the local homogeneity of what is subsampled. "
+            "Compare rows of one factor: a larger one also subsamples deeper maps, which are less homogeneous, whatever it gains."
+        )
         sections.append(Rows("Homogeneity and gain", caption, gains))
     return sections
 
 
 def _scatter(results: StudyFolder, table: Table) -> Section:
-    caption = "Right is more invariant, up is more accurate. Blue marks the networks that no other beats on both."
+    names = " \u00b7 ".join(map(heading, _varied(results)))
+    caption = (
+        f"Right is more invariant, up is more accurate. Blue marks the networks that no other beats on both, named by {names}."
+    )
     return Scatter("Accuracy against invariance", caption, table, "mcs", "test_accuracy", _varied(results))
 
 
@@ -187,7 +205,9 @@ def _comparison(results: StudyFolder) -> tuple[list[Section], list[str]]:
     if claims.rows:
         caption = "Each claim as a number with its 95 % interval, and a verdict."
         sections.append(Rows("The source's claims", caption, claims, ("verdict", "verdict_centred")))
-    sections.append(Rows("Compared with the source", "Our numbers, the source's, and the difference.", cells))
+    elsewhere = results.study.source_elsewhere
+    caption = f"The source's are of other images: {elsewhere}." if elsewhere else "Our numbers, the source's, and the difference."
+    sections.append(Rows("Compared with the source", caption, cells))
     return sections, []
 
 

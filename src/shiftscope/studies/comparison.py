@@ -85,6 +85,7 @@ class Comparison:
         correlations: rank correlations over the cells.
         claims: the source's claims with their verdicts.
         damaged: a sentence for each record that cannot be read.
+        source_data: the data set of the source's numbers, where ours is another; empty if it is the same.
     """
 
     title: str
@@ -94,6 +95,7 @@ class Comparison:
     correlations: tuple[RankCorrelation, ...]
     claims: tuple[Judgement, ...]
     damaged: tuple[str, ...] = ()
+    source_data: str = ""
 
     def tables(self) -> tuple[Table, Table]:
         """Return a table with a row for each cell, and one with a row for each claim."""
@@ -133,9 +135,16 @@ class Comparison:
             for name in self.measures:
                 row[name] = cell.ours.get(name)
                 if name in printed:
-                    row |= {f"source_{name}": cell.source.get(name), f"difference_{name}": cell.difference(name)}
+                    row[f"source_{name}"] = cell.source.get(name)
+                if name in printed and not self.source_data:
+                    row[f"difference_{name}"] = cell.difference(name)
             rows.append(row)
-        origin = f"source: as printed, {self.source}; difference: ours minus the source's. " if printed else ""
+        compared = (
+            f"of other images ({self.source_data}), so that no differences are shown"
+            if self.source_data
+            else "difference: ours minus the source's"
+        )
+        origin = f"source: as printed, {self.source}; {compared}. " if printed else ""
         notes = [f"{origin}Intervals: 95 %. {self._networks_note()}", *map(str, self.correlations), *self.damaged]
         return Table(f"{self.title}: beside the source", tuple(rows[0]), tuple(rows), tuple(notes))
 
@@ -206,6 +215,7 @@ def compare(results: StudyFolder) -> Comparison:
         correlations=tuple(each for each in correlations if each is not None),
         claims=tuple(judge(claim, cells) for claim in source.claims),
         damaged=results.damaged,
+        source_data=study.source_elsewhere,
     )
 
 

@@ -109,11 +109,15 @@ class Source(Spec):
 
     Attributes:
         title: the publication, and where in it.
+        paper: authors, title and number of the paper.
+        data: the data set of the printed numbers, where the study's is another; empty if it is the study's.
         cells: for each cell the grid's settings (``network.factor``) and the printed numbers, by measure (``mcs``).
         claims: the publication's claims about them.
     """
 
     title: str
+    paper: str = ""
+    data: str = ""
     cells: tuple[dict[str, Any], ...] = ()
     claims: tuple[Claim, ...] = ()
 
@@ -279,6 +283,11 @@ class Study(Spec):
             merged[section][setting] = value
         merged["network"]["input_size"] = merged["data"].get("canvas", DataSpec().canvas)
         return Run.model_validate({**merged, "seed": seed})
+
+    @property
+    def source_elsewhere(self) -> str:
+        """The data set of the source's numbers, where the study's is another; empty if it is the same."""
+        return "" if self.source is None else self.source.data
 
     def source_numbers(self, settings: Mapping[str, Any]) -> dict[str, float]:
         """Return the source's numbers for a combination, by measure; empty if the source printed none."""
