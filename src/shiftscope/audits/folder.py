@@ -67,6 +67,7 @@ class AuditPlan(Spec):
         data: where the images come from.
         data_sha256: checksum of the images.
         facts: what is measured, name -> value.
+        warnings: reasons why the numbers may say little about the model.
         count: number of images.
         block: images per part.
         protocols: that are measured.
@@ -82,6 +83,7 @@ class AuditPlan(Spec):
     data: str
     data_sha256: str
     facts: dict[str, str]
+    warnings: tuple[str, ...] = ()
     count: int
     block: int
     protocols: tuple[Protocol, ...]
@@ -100,7 +102,13 @@ class AuditPlan(Spec):
         """Return whether parts of both can be merged, however the paths are written."""
         one, two = (
             each.model_copy(
-                update={"provenance": {}, "facts": {}, "channels_last": False, "spec": each.spec.with_absolute_paths()}
+                update={
+                    "provenance": {},
+                    "facts": {},
+                    "warnings": (),
+                    "channels_last": False,
+                    "spec": each.spec.with_absolute_paths(),
+                }
             )
             for each in (self, other)
         )
@@ -158,7 +166,15 @@ def assemble_planned(plan: AuditPlan, merged: Part) -> Audit:
         "seed": str(plan.spec.seed),
         **plan.provenance,
     }
-    return assemble(merged, plan.protocols, kind=plan.kind, borders=plan.borders, notes=plan.notes, provenance=provenance)
+    return assemble(
+        merged,
+        plan.protocols,
+        kind=plan.kind,
+        borders=plan.borders,
+        notes=plan.notes,
+        provenance=provenance,
+        warnings=plan.warnings,
+    )
 
 
 def prepare_folder(out: Path, plan: AuditPlan) -> AuditPlan:

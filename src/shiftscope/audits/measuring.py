@@ -18,6 +18,7 @@ from shiftscope.audits.parts import Changed, Cost, Part, most_changed
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, MapOutputs, Sums, ViewOutputs, pixel_agreements, spread_sums
 from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views
+from shiftscope.engine.answers import answers_of
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.formats import channels_last_is_quicker
 from shiftscope.engine.outputs import Outputs, Runner, open_runner
@@ -26,7 +27,7 @@ from shiftscope.shifts import Mode, grid
 from shiftscope.similarity import cosine
 from shiftscope.surveys import Survey, from_sums, survey
 
-__all__ = ["Grid", "Kind", "Measurer", "grid_name", "supported_measures"]
+__all__ = ["ANSWERS", "Grid", "Kind", "Measurer", "grid_name", "supported_measures"]
 
 #: What a model returns: scores of ``classes``, embeddings (``vectors``) or segmentation ``maps``.
 Kind = Literal["classes", "vectors", "maps"]
@@ -34,6 +35,8 @@ Kind = Literal["classes", "vectors", "maps"]
 Grid = tuple[Mode, int]
 #: The measures of a survey that make sense for embeddings.
 VECTOR_MEASURES = ("mcs",)
+#: The name of the sums that tell how much unshifted outputs differ between images.
+ANSWERS = "answers"
 #: Views per forward pass by default.
 VIEWS = 64
 #: Whether views with a border, by its number, are candidates for the largest change. The others shift by fractions of a pixel.
@@ -121,7 +124,7 @@ class Measurer:
         return Part(
             scores=scores,
             surveys={grid_name(at): self._survey(each, labels, correct) for at, each in surveyed.items()},
-            sums=sums,
+            sums=sums if self.kind == "maps" else {**sums, ANSWERS: answers_of(outputs[plan.reference])},
             changed=self._changed(plan, outputs, surveyed, indices),
             cost=self._cost(plan, reused, surveyed, len(images), started),
             correct=correct,

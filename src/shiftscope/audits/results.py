@@ -10,11 +10,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from shiftscope.audits.measuring import Kind, grid_name, supported_measures
+from shiftscope.audits.measuring import ANSWERS, Kind, grid_name, supported_measures
 from shiftscope.audits.parts import Changed, Cost, Part
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, estimate, normalised_variance
 from shiftscope.audits.wording import Row, changed_images, cost_sentence, shifts_of, verdict
+from shiftscope.engine.answers import output_warnings
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, proportion
 from shiftscope.measures import MEASURES
@@ -40,6 +41,7 @@ class Audit:
         damaged: names of the files that could not be read and were left out.
         notes: what a reader needs to know.
         provenance: how it was made, name -> value.
+        warnings: reasons why the numbers say little about the model.
     """
 
     rows: tuple[Row, ...]
@@ -50,6 +52,7 @@ class Audit:
     damaged: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def estimate(self, protocol: str, measure: str) -> Estimate:
         """Return one number with its interval.
@@ -96,14 +99,15 @@ class Audit:
             "cost": _plain({**asdict(self.cost), "images_per_second": self.cost.images_per_second}),
             "maps": {name: _plain(values.tolist()) for name, values in self.maps().items()},
             "units": {name: _plain(values.tolist()) for name, values in self.units.items()},
+            "warnings": list(self.warnings),
             "damaged": list(self.damaged),
             "notes": list(self.notes),
             "provenance": dict(self.provenance),
         }
 
     def words(self) -> str:
-        """Return the main result in one or two plain sentences."""
-        return verdict(self.rows)
+        """Return the main result in one or two plain sentences, after what makes it say little."""
+        return " ".join((*self.warnings, verdict(self.rows)))
 
     def summary(self, *, commands: tuple[str, ...] = ()) -> Summary:
         """Return the result for a terminal: verdict, a narrow table, and what a reader needs to know.
@@ -133,6 +137,7 @@ def assemble(
     borders: Mapping[str, str],
     notes: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
+    warnings: Sequence[str] = (),
 ) -> Audit:
     """Return the audit of all parts.
 
@@ -143,6 +148,7 @@ def assemble(
         borders: protocol -> what filled its border.
         notes: what a reader needs to know.
         provenance: how it was made, name -> value.
+        warnings: reasons why the numbers say little about the model.
     """
     rows = [] if merged.correct is None else [Row("unshifted", "accuracy", "", 0, 1, proportion(merged.correct), None)]
     units: dict[str, Tensor] = {}
@@ -170,6 +176,7 @@ def assemble(
         damaged=merged.damaged,
         notes=(*notes, *unreadable, *_fallen_back(merged.cost.fallen_back)),
         provenance=dict(provenance or {}),
+        warnings=(*warnings, *output_warnings(merged.sums.get(ANSWERS, {}), classes=kind == "classes")),
     )
 
 

@@ -17,6 +17,7 @@ from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import Audit, assemble
 from shiftscope.audits.views import Framing
+from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.batches import Images, batches_of, images_in
 from shiftscope.engine.checks import device_of, evaluating
 from shiftscope.engine.framing import Border, check_max_shift
@@ -113,7 +114,10 @@ def audit(
         raise InputError("`images` must hold at least one image, got none.", "Give some.")
     options = AuditOptions(protocols, max_shift, mode, size, fill, mean, output, embedding, seed, batch_size, device)
     session = Session.start(model, first[0][:1], options, labelled=first[1] is not None)
-    return session.result(merge_parts(_parts(session, chain([first], batches), images_in(images, labels), progress)))
+    found = image_warnings(model, session.framing.centre(first[0][:LOOKED_AT]))
+    return session.result(
+        warnings=found, merged=merge_parts(_parts(session, chain([first], batches), images_in(images, labels), progress))
+    )
 
 
 def block_size(size: Sequence[int]) -> int:
@@ -202,16 +206,19 @@ class Session:
             )
         return self.measurer.part(images, labels, indices=indices)
 
-    def result(self, merged: Part, *, provenance: dict[str, str] | None = None) -> Audit:
+    def result(self, merged: Part, *, provenance: dict[str, str] | None = None, warnings: Sequence[str] = ()) -> Audit:
         """Return the audit.
 
         Args:
             merged: all parts, merged by :func:`shiftscope.audits.merge_parts`.
             provenance: how it was made, name -> value.
+            warnings: reasons why the numbers may say little about the model.
         """
         protocols = self.measurer.protocols
         borders = {each.name: self.framing.border(each) for each in protocols}
-        return assemble(merged, protocols, kind=self.kind, borders=borders, notes=self.notes, provenance=provenance)
+        return assemble(
+            merged, protocols, kind=self.kind, borders=borders, notes=self.notes, provenance=provenance, warnings=warnings
+        )
 
 
 def _label_mismatch(kind: Kind, outputs: int, classes: int | None) -> str:

@@ -17,6 +17,7 @@ from shiftscope.datasets.images import Block, ImageBlocks, open_images
 from shiftscope.datasets.photos import Photos
 from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
 from shiftscope.datasets.sources import is_folder
+from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.framing import frame
 from shiftscope.models import LoadedModel, ModelSpec, absolute_reference, load_model
@@ -138,7 +139,7 @@ class Subject:
         Args:
             example: images, margin included.
         """
-        framed = frame(example, self.images.size, "zero", None).images.to(self.spec.device)
+        framed = self._inputs(example)
         try:
             with evaluating(self.loaded.model), torch.inference_mode():
                 found = self.model(framed)
@@ -149,16 +150,32 @@ class Subject:
     def _label_mismatch(self, example: Tensor) -> str:
         """Return why labels do not fit the model; empty if they do."""
         outputs = self.outputs(example)
-        if self.spec.embedding or self.loaded.embedding or outputs is None:
+        if self.embedding or outputs is None:
             return "Labels are ignored: the model returns no classes."
         if self.images.classes != outputs:
             return f"Labels are ignored: the model has {outputs} classes, the data {self.images.classes}."
         return ""
 
     @property
+    def embedding(self) -> bool:
+        """Whether outputs are not class scores."""
+        return self.spec.embedding or self.loaded.embedding
+
+    @property
     def fill(self) -> Tensor:
         """The canvas's colour, one value in [0, 1] per channel."""
         return torch.tensor(self.images.fill)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return reasons why numbers may say little about the model, which show on its first images."""
+        if self.loaded.preprocessing.mean is not None:
+            return ()
+        images = self.images.read(0, min(LOOKED_AT, self.images.count)).images
+        return image_warnings(self.loaded.model, self._inputs(images)) if len(images) > 1 else ()
+
+    def _inputs(self, images: Tensor) -> Tensor:
+        """Return the model's unshifted input, on its device."""
+        return frame(images, self.images.size, "zero", None).images.to(self.spec.device)
 
     def notes(self, block: Block, ignored: str) -> tuple[str, ...]:
         """Return what a reader needs to know about the images.

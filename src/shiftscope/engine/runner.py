@@ -20,7 +20,7 @@ from shiftscope.errors import NotFiniteError
 __all__ = ["Outputs", "Runner"]
 
 #: Images of a batch that dense is compared on, one more for every so many; and shifts of each.
-IMAGES_A_CHECK, CHECKED_SHIFTS = 32, 3
+IMAGES_A_CHECK, CHECKED_SHIFTS = 32, 2
 #: Smaller batches than this are compared on one shift, so that the comparison stays cheap.
 SMALL_BATCH = 8
 #: Largest difference of dense to direct relative to the output's norm; single precision rounds to about 1e-6.

@@ -44,6 +44,8 @@ from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.invariance import INVARIANT, output_change, random_steps
 from shiftscope.graphs.operators import POINTWISE
 from shiftscope.graphs.tokens import TokenReading
+from shiftscope.graphs.tracing import trace
+from shiftscope.layers.surrounded import become, view
 from shiftscope.surgery import Surgery, circular, global_pool, make_equivariant
 from shiftscope.tables import Cell, Table
 
@@ -278,9 +280,7 @@ def _low_passed(model: nn.Module, geometry: Geometry) -> nn.Module:
         InputError: an activation cannot be replaced, or there is none.
     """
     copy = deepcopy(model)
-    graph = getattr(copy, "graph", None)
-    nodes = graph.nodes if graph is not None else ()
-    functions = [node for node in nodes if node.op != "call_module" and POINTWISE.match(node, None)]
+    functions = [node for node in trace(copy).graph.nodes if node.op != "call_module" and POINTWISE.match(node, None)]
     if functions:
         raise InputError(f"activations are called as functions (`{functions[0].name}`), which cannot be replaced")
     found = [name for name, part in copy.named_modules() if isinstance(part, POINTWISE.modules)]
@@ -290,7 +290,8 @@ def _low_passed(model: nn.Module, geometry: Geometry) -> nn.Module:
     if not found:
         raise InputError("the model has no activation of a known kind that is a layer")
     for name in found:
-        copy.set_submodule(name, layers.AliasFreeActivation(copy.get_submodule(name)))
+        activation = copy.get_submodule(name)
+        become(activation, layers.AliasFreeActivation(view(activation)))
     return copy
 
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from shiftscope.engine.answers import answers_of, image_warnings, output_warnings
 from shiftscope.engine.batches import Images, gather
 from shiftscope.engine.checks import check_images, check_labels, device_of, evaluating
 from shiftscope.engine.framing import Border, frame
@@ -46,6 +47,7 @@ class Explanation:
         fixes: what each fix would gain.
         settings: how it was measured, name -> value.
         notes: what a reader needs to know about the images.
+        warnings: reasons why the numbers say little about the model.
     """
 
     name: str
@@ -56,11 +58,13 @@ class Explanation:
     fixes: Fixes
     settings: dict[str, str]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
-        """The main cause, the layer where similarity falls most, and the fix to try first."""
-        return " ".join(text for text in (self.causes.verdict, self._layer_sentence(), self._fix_sentence()) if text)
+        """What makes the result say little, the main cause, the layer where similarity falls most, the fix to try first."""
+        found = (*self.warnings, self.causes.verdict, self._layer_sentence(), self._fix_sentence())
+        return " ".join(text for text in found if text)
 
     def table(self) -> Table:
         """Return the loss by cause, with the verdict and the guarantee in the notes."""
@@ -82,7 +86,9 @@ class Explanation:
         fixes = replace(fixes, rows=fixes.rows[: min(FIXES, len(works))], notes=())
         images, shifts = self.settings["images"], self.settings["shifts of each image"]
         return Summary(
-            short_verdict(
+            " ".join(self.warnings)
+            + " " * bool(self.warnings)
+            + short_verdict(
                 self.similarity,
                 self.settings["largest shift"],
                 self.causes.before,
@@ -125,6 +131,7 @@ class Explanation:
             "layers": layers,
             "fixes": fixes,
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
             "settings": self.settings,
         }
 
@@ -153,6 +160,7 @@ def explain(
     shifts: int = 4,
     mode: Border | None = None,
     fill: Float[Tensor, " channel"] | float = 0.0,
+    embedding: bool = False,
     seed: int = 0,
     batch_size: int = BATCH,
     device: torch.device | str | None = None,
@@ -177,6 +185,7 @@ def explain(
         mode: what comes in at the border: the ``fill`` (``zero``), what larger images hold there (``crop``), or what left on the
             other side (``circular``). By default ``crop`` for larger images, else ``zero``.
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        embedding: whether outputs are not class scores.
         seed: draws the shifts.
         batch_size: images a forward pass.
         device: where to compute; the model's own by default.
@@ -235,6 +244,10 @@ def explain(
             causes=causes_of(model, trial, guarantee.geometry, measured, tokens=tokens, seed=seed),
             fixes=try_fixes(model, trial, guarantee.geometry, measured, tokens=tokens, arguments=arguments or quote(name)),
             settings=settings,
+            warnings=(
+                *image_warnings(model, trial.inputs),
+                *output_warnings(answers_of(measured.reference), classes=not embedding),
+            ),
         )
 
 

@@ -27,6 +27,7 @@ from shiftscope.graphs.operators import POINTWISE
 from shiftscope.graphs.rules import READS, RULES, Call, UnknownError, pointwise, windowed
 from shiftscope.graphs.symmetry import Axis, Factor, Lost, Symmetry, Tracked, constant, fixed, joined, moves
 from shiftscope.layers.polyphase import NormChoice, PhaseLogits, TakePhase
+from shiftscope.layers.surrounded import INSERTED, core
 
 __all__ = ["Run", "follow", "names_of"]
 
@@ -449,9 +450,9 @@ def _hooks(model: nn.Module, enter: Any, leave: Any) -> Iterator[None]:
 
 def _is_plain(part: nn.Module) -> bool:
     """Return whether a layer of ours does what its type says: nobody changed its forward, its hooks or the layers inside."""
-    if type(part) not in KNOWN or "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
+    if type(core(part)) not in KNOWN or "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
         return False
-    inner = [each for each in part.modules() if each is not part]
+    inner = [each for name, child in part.named_children() if name not in INSERTED for each in child.modules()]
     if any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in inner):
         return False
     if isinstance(part, PhaseLogits):

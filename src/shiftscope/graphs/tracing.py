@@ -9,18 +9,57 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from itertools import zip_longest
+from dataclasses import dataclass
+from itertools import takewhile, zip_longest
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from shiftscope import layers
 from shiftscope.errors import UntraceableError, first_line
+from shiftscope.graphs.probing import default_image, difference, restoring, restoring_random_numbers, set_mode
+from shiftscope.layers.surrounded import core
 
-__all__ = ["TrainingFlag", "check_traced", "default_image", "restoring", "trace", "trace_both_modes"]
+__all__ = [
+    "ModuleCall",
+    "TrainingFlag",
+    "calls_of",
+    "check_traced",
+    "default_image",
+    "is_leaf",
+    "restoring",
+    "trace",
+    "trace_both_modes",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleCall:
+    """A call of a part of the model while it was traced.
+
+    Attributes:
+        name: of the part.
+        part: the part.
+        output: the node whose value the part returned; None where it returned anything else.
+        inner: the nodes that its code made.
+    """
+
+    name: str
+    part: nn.Module
+    output: fx.Node | None
+    inner: frozenset[fx.Node]
+
+
+def calls_of(traced: fx.GraphModule) -> tuple[ModuleCall, ...]:
+    """Return the calls of all parts of a traced model, inner ones first."""
+    found: tuple[ModuleCall, ...] = traced.meta["calls"]
+    return found
+
+
+def is_leaf(part: nn.Module) -> bool:
+    """Return whether a part of a model is a single node of its graph: a layer of torch or of :mod:`shiftscope.layers`."""
+    home = type(core(part)).__module__
+    return home.startswith((f"{layers.__name__}.", "torch.nn.", "torch.ao.nn.")) and not isinstance(part, nn.Sequential)
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -64,16 +103,15 @@ def trace_both_modes(model: nn.Module) -> tuple[fx.GraphModule, str]:
     (True, [1.0, 1.0, 1.0, 1.0], '')
     """
     opaque: set[type[nn.Module]] = set()
-    before = torch.get_rng_state()
     while True:
         traced = _traced(model, training=False, opaque=opaque)
         versions = _versions(model)
         try:
-            other = _traced(model, training=True, opaque=opaque)
+            with restoring_random_numbers() as used:
+                other = _traced(model, training=True, opaque=opaque)
         except UntraceableError as error:
             return traced, error.problem
-        if not torch.equal(torch.get_rng_state(), before):
-            torch.default_generator.set_state(before)
+        if any(used):
             return traced, f"The code of {type(model).__name__} draws random numbers while it is traced."
         different, flags = _compare(list(traced.graph.nodes), list(other.graph.nodes))
         # A norm that counts its batches while it is traced would not count them in the graph.
@@ -107,70 +145,18 @@ def check_traced(
     Args:
         model: the model; it is left as it was.
         traced: its graph.
-        image: (channels, height, width) of its input; by default 64x64 pixels. A model that does not take such images passes.
+        image: (channels, height, width) of its input; by default common sizes. A model that takes none of them passes.
         both_modes: also compare in training mode, from the same random numbers.
 
     Raises:
         UntraceableError: the outputs differ, or the graph fails where the model does not.
     """
-    image = image or default_image(model)
-    like = next((value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    probes = [torch.rand(2, *image, generator=generator), 3 * torch.randn(2, *image, generator=generator)]
-    for training in (False, True)[: 1 + both_modes]:
-        for probe in probes:
-            try:
-                expected = _outputs(model, model, probe.to(like), training=training)
-            except Exception:  # whatever the model raises on images that do not suit it
-                return
-            try:
-                alike = _alike(_outputs(traced, model, probe.to(like), training=training), expected)
-            except Exception as error:  # whatever its graph raises where the model does not
-                raise UntraceableError(f"The graph of {type(model).__name__} fails ({first_line(error).rstrip('.')}).") from error
-            if not alike:
-                raise UntraceableError(
-                    f"The graph of {type(model).__name__} gives other outputs than the model"
-                    f"{' in training mode' if training else ''}.",
-                    "Look for hooks, and for branches on the type or the value of a tensor, in its code.",
-                )
-
-
-def default_image(model: nn.Module) -> tuple[int, int, int]:
-    """Return (channels, height, width) of images on which to try a model whose input is not known."""
-    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
-    return (first.in_channels if first is not None else 3, 64, 64)
-
-
-def _outputs(called: nn.Module, model: nn.Module, images: Tensor, *, training: bool) -> list[Tensor]:
-    """Return the tensors in the outputs of a model or of its graph, and restore the model."""
-    modes = [(part, part.training) for part in called.modules()]
-    devices = sorted({value.device.index for value in (*model.parameters(), *model.buffers()) if value.is_cuda})
-    with restoring(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed GPUs that are not restored
-        for device in devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(0)
-        _set_mode(model, training)
-        _set_mode(called, training)
-        found = [each for each in tree_leaves(called(images)) if isinstance(each, Tensor)]
-    for part, mode in modes:
-        part.training = mode
-    return found
-
-
-def _set_mode(model: nn.Module, training: bool) -> None:
-    """Set the mode of every part, without a ``train`` method of the model's own, which might change weights."""
-    for part in model.modules():
-        part.training = training
-
-
-def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    """Return whether outputs are equal up to rounding."""
-    return len(ours) == len(theirs) and all(
-        one.shape == two.shape and torch.allclose(one, two, rtol=1e-3, atol=1e-4 * float(two.abs().max()), equal_nan=True)
-        for one, two in zip(ours, theirs, strict=True)
-        if two.numel() and two.is_floating_point()
-    )
+    problem = difference(model, traced, image) or (difference(model, traced, image, training=True) if both_modes else "")
+    if problem:
+        raise UntraceableError(
+            f"The graph of {type(model).__name__} {problem}.",
+            "Look for hooks, and for branches on the type or the value of a tensor, in its code.",
+        )
 
 
 class TrainingFlag(nn.Module):
@@ -192,8 +178,10 @@ def _traced(model: nn.Module, *, training: bool, opaque: Collection[type[nn.Modu
     tracer = _Tracer(opaque)
     try:
         with restoring(model):
-            _set_mode(model, training)
+            set_mode(model, training)
             traced = fx.GraphModule(model, tracer.trace(model), type(model).__name__)
+            traced.meta["calls"] = tuple(tracer.calls)
+            show_cores(traced)
             _name_no_inputs(traced)
             return traced
     except Exception as error:  # whatever a model's Python code raises when it gets a proxy instead of a tensor
@@ -201,6 +189,13 @@ def _traced(model: nn.Module, *, training: bool, opaque: Collection[type[nn.Modu
             f"The graph of {type(model).__name__} cannot be traced ({first_line(error).rstrip('.')}).",
             "Put layers of shiftscope.layers into its code instead.",
         ) from error
+
+
+def show_cores(traced: fx.GraphModule) -> None:
+    """Let nodes call layers without those inserted before and after them, which are nodes of their own."""
+    for node in traced.graph.nodes:
+        if node.op == "call_module" and (part := traced.get_submodule(str(node.target))) is not core(part):
+            traced.set_submodule(str(node.target), core(part))
 
 
 def _name_no_inputs(traced: fx.GraphModule) -> None:
@@ -292,13 +287,21 @@ class _Tracer(fx.Tracer):
     def __init__(self, opaque: Collection[type[nn.Module]]) -> None:
         super().__init__()
         self.opaque = opaque
+        self.calls: list[ModuleCall] = []
 
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        ours = type(module).__module__.startswith(layers.__name__)
-        return ours or type(module) in self.opaque or super().is_leaf_module(module, name)
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:  # noqa: ARG002 - torch.fx passes it
+        return type(core(module)) in self.opaque or is_leaf(module)
 
     def call_module(self, module: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before, stack = set(self.graph.nodes), OrderedDict(self.module_stack)
+        last, name = next(iter(reversed(self.graph.nodes)), None), self.path_of_module(module)
+        result = self._call(module, forward, args, kwargs)
+        inner = takewhile(lambda node: node is not last, reversed(self.graph.nodes))
+        output = result.node if isinstance(result, fx.Proxy) else None
+        self.calls.append(ModuleCall(name, module, output, frozenset(inner)))
+        return result
+
+    def _call(self, module: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        before, stack, calls = set(self.graph.nodes), OrderedDict(self.module_stack), len(self.calls)
         try:
             return super().call_module(module, forward, args, kwargs)
         except Exception:  # whatever the part's Python code raises when it gets a proxy
@@ -306,31 +309,5 @@ class _Tracer(fx.Tracer):
                 if node not in before:
                     self.graph.erase_node(node)
             self.module_stack = stack
+            del self.calls[calls:]
             return self.create_proxy("call_module", self.path_of_module(module), args, kwargs)
-
-
-@contextmanager
-def restoring(model: nn.Module) -> Iterator[None]:
-    """Restore every part's modes and attributes afterwards.
-
-    While it is traced, a ``forward`` that stores its maps stores proxies, and torch.fx stores constants in the model.
-    """
-    modes = [(part, part.training) for part in model.modules()]
-    before = {
-        part: (dict(vars(part)), dict(part._buffers)) for part in model.modules() if not isinstance(part, torch.jit.ScriptModule)
-    }
-    # A norm in training mode changes its statistics, and not all operators count that as a change in place.
-    values = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
-    try:
-        yield
-    finally:
-        for buffer, value in values:
-            if not bool(((buffer == value) | ((buffer != buffer) & (value != value))).all()):  # NaN is no change
-                buffer.copy_(value)
-        for part, (attributes, buffers) in before.items():
-            vars(part).clear()
-            vars(part).update(attributes)
-            part._buffers.clear()
-            part._buffers.update(buffers)
-        for part, mode in modes:
-            part.training = mode

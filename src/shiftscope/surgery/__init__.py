@@ -7,7 +7,9 @@
 - :func:`global_pool`: a head that sees the mean over positions;
 - :func:`operate`: one of these by its short name.
 
-They work on models that ``torch.fx`` can trace, and on their own results; :func:`anchor` needs no graph.
+The copy is the model itself with layers swapped: its class, its code, its hooks and the names of its weights stay. Changes that
+no layer can express are made in the graph of ``torch.fx``, which is then the copy; the plan says which and why. Filters
+and circular padding also work on models that cannot be traced; :func:`anchor` needs no graph.
 """
 
 from __future__ import annotations

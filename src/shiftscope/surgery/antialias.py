@@ -33,7 +33,7 @@ def antialias(
     filter of size 1 changes no output, except behind a norm that takes its statistics over positions.
 
     Args:
-        model: a model that ``torch.fx`` can trace; it is not changed.
+        model: a model, which is not changed. Where ``torch.fx`` cannot trace it, layers are found by running it.
         filter_size: width of the binomial filter, 1 to 7 positions.
         border: how the filter continues a map beyond its border; ``valid`` changes the maps' sizes and is refused.
         taps: weights of another filter along one axis, instead of ``filter_size``.
@@ -45,7 +45,7 @@ def antialias(
         the copy, what became of each layer and why, and the costs.
 
     Raises:
-        UntraceableError: ``torch.fx`` cannot trace the model.
+        UntraceableError: ``torch.fx`` cannot trace the model, and layers cannot be swapped in it either.
         InputError: the model has no layer of such a name, or the filter is impossible.
 
     Source: Zhang, "Making convolutional networks shift-invariant again", ICML 2019. There the networks are rewritten by hand.
@@ -56,7 +56,7 @@ def antialias(
     """
     if border == "valid":
         raise InputError("`border` must keep the maps' sizes, got 'valid'.", "Use reflect, replicate, zero or circular.")
-    editor = Editor(model, image=image, only=only, skip=skip)
+    editor = Editor(model, image=image, only=only, skip=skip, by_running=True)
     for site in editor.sites():
         if not site.is_strided:
             editor.keep(site.name, site.title, "stride 1: nothing is subsampled")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from shiftscope.engine.answers import image_warnings, output_warnings, watched
 from shiftscope.engine.batches import Images, gather
 from shiftscope.engine.checks import check_images
 from shiftscope.engine.framing import Border, Framed, frame
-from shiftscope.engine.outputs import stream_outputs, track
+from shiftscope.engine.outputs import Outputs, stream_outputs, track
 from shiftscope.errors import ModelFailsError, first_line
 from shiftscope.estimates import Estimate
+from shiftscope.graphs.probing import check_initialised
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid
@@ -104,7 +106,7 @@ def fix(
         size=size,
         max_shift=max_shift,
         mode=mode,
-        fill=torch.tensor(fill),
+        fill=torch.tensor(fill).expand(images.shape[1]),
         seed=seed,
         report=report,
     )
@@ -123,6 +125,7 @@ def apply_fixes(model: nn.Module, fixes: Sequence[tuple[Kind, int]], *, image: t
         ModelFailsError: the model does not run on such an image.
         InputError: what :func:`shiftscope.surgery.operate` says.
     """
+    check_initialised(model)
     try:
         before = cost(model, image)
     except Exception as error:  # whatever the model raises
@@ -130,11 +133,11 @@ def apply_fixes(model: nn.Module, fixes: Sequence[tuple[Kind, int]], *, image: t
             f"The model does not take images of {image} ({first_line(error).rstrip('.')}).",
             "Choose other --data or another --size.",
         ) from error
-    changes = list[Change]()
+    changes, form = list[Change](), ""
     for kind, filter_size in fixes:
         surgery = operate(kind, model, filter_size=filter_size, image=image)
-        model, changes = surgery.model, [*changes, *surgery.changes]
-    return Surgery(model, merge_changes(changes), before, cost(model, image))
+        model, changes, form = surgery.model, [*changes, *surgery.changes], surgery.form
+    return Surgery(model, merge_changes(changes), before, cost(model, image), form)
 
 
 def compare(
@@ -147,6 +150,7 @@ def compare(
     max_shift: int | None = None,
     mode: Border | None = None,
     fill: Tensor | float = 0.0,
+    embedding: bool = False,
     seed: int = 0,
     provenance: Mapping[str, str] | None = None,
     report: Report = silent,
@@ -164,6 +168,7 @@ def compare(
         max_shift: the largest shift along each axis, pixels; by default as in :func:`shiftscope.explain`.
         mode: what comes in at the border; by default both ``circular`` and, of larger images, ``crop``, else ``zero``.
         fill: colour that zero-filled shifts bring in, in [0, 1]: one value or one a channel.
+        embedding: whether outputs are not class scores.
         seed: draws the shifts of large inputs.
         provenance: where the images come from, name to value, for the table.
         report: called with progress events.
@@ -177,22 +182,28 @@ def compare(
     first = frame(images, size, mode, max_shift)
     framed = [first] if mode else [first, frame(images, size, "circular", first.max_shift)]
     shifts = _shifts(first, seed)
-    rows = []
+    rows, warnings = [], [*image_warnings(before, frame(images, size, "zero", None).images)]
     for name, model, price in (("before", before, surgery.before), ("after", surgery.model, surgery.after)):
+        answers = dict[str, Tensor]()
         for each in framed:
             stage = partial(_report_stage, report, f"measuring {name}, {each.border} shifts", len(images))
+            blocks = each.images.split(BLOCK)
+            outputs = stream_outputs(model, blocks, shifts, mode=each.mode, fill=fill, size=each.size)
+            answers.clear()
             rows.append(
                 {
                     "model": name,
                     "shifts": each.border,
-                    **_measured(model, each, labels, shifts, fill, stage),
+                    **_measured(watched(track(outputs, stage), answers), labels, embedding=embedding),
                     "multiply_adds": price.multiply_adds if price else None,
                     "parameters": price.parameters if price else None,
                 }
             )
+        warnings += [f"{name.capitalize()} the fix: {text}" for text in output_warnings(answers, classes=not embedding)]
     every = len(shifts) == (2 * first.max_shift + 1) ** 2
     under = f"{'all' if every else 'the same'} {len(shifts)} {'' if every else 'random '}shifts of up to {first.max_shift} pixels"
     notes = (
+        *warnings,
         f"Intervals: 95 %, over {len(images)} images, each under {under}.",
         *DEFINITIONS,
         "A network trained without the fix usually loses accuracy by it until it is trained again.",
@@ -246,17 +257,12 @@ def _shifts(framed: Framed, seed: int) -> Tensor:
     return others[torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:DRAWN]]
 
 
-def _measured(
-    model: nn.Module, framed: Framed, labels: Tensor | None, shifts: Tensor, fill: Tensor | float, stage: Callable[[int], None]
-) -> dict[str, Cell]:
-    """Return accuracy and measures of a model under some shifts; those that need labels are left empty without them."""
-    blocks = framed.images.split(BLOCK)
-    outputs = stream_outputs(model, blocks, shifts, mode=framed.mode, fill=fill, size=framed.size)
-    found = survey(track(outputs, stage), labels=labels)
-    return {
-        "test_accuracy": None if found.right is None else MEASURES["test_accuracy"].estimate(found.right),
-        **{name: found.estimate(name) for name in COMPARED if (name, "all") in found.values},
-    }
+def _measured(outputs: Iterable[Outputs], labels: Tensor | None, *, embedding: bool) -> dict[str, Cell]:
+    """Return accuracy and measures, without those that need labels or classes where there are none."""
+    found = survey(outputs, labels=labels)
+    names = [name for name in COMPARED if (name, "all") in found.values and (name == "mcs" or not embedding)]
+    accuracy = None if found.right is None else MEASURES["test_accuracy"].estimate(found.right)
+    return {"test_accuracy": accuracy, **{name: found.estimate(name) for name in names}}
 
 
 def _report_stage(report: Report, sentence: str, images: int, done: int) -> None:

@@ -6,17 +6,23 @@ import operator
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from shiftscope import layers
-from shiftscope.errors import InputError, first_line
+from shiftscope.errors import InputError, UntraceableError, first_line
 from shiftscope.graphs.operators import IDLE
+from shiftscope.graphs.probing import check_initialised, difference
+from shiftscope.graphs.recording import record, uncalled
 from shiftscope.graphs.sites import Site, TracedModel, check_layer
-from shiftscope.graphs.tracing import check_traced, trace_both_modes
+from shiftscope.graphs.tracing import check_traced, trace, trace_both_modes
 from shiftscope.surgery.plan import Change, Cost, Surgery, cost
+from shiftscope.surgery.swaps import Original, Swap, Translation, apply_swaps, keep_edits
 
 __all__ = ["Editor", "source_of"]
 
@@ -24,6 +30,10 @@ NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.ifloordiv, operator.imod)
 #: The reason of a layer that the caller left out.
 SKIPPED = "left out by `only` or `skip`"
+#: What the copy is.
+SWAPPED = "Layers are swapped inside a copy of the model, which keeps its class, code and weight names."
+FOUND_BY_RUNNING = "Layers were found by running the model, because its graph could not be read"
+GRAPH = "The copy is a traced graph of the model, because layers swapped inside the model cannot express every change."
 #: Layers called as functions, which cannot be changed.
 FUNCTIONS = (functional.conv2d, torch.conv2d, functional.adaptive_max_pool2d)
 
@@ -36,36 +46,56 @@ class Editor(TracedModel):
         image: (channels, height, width), to count costs; None does not count them.
         only: names of the layers to change; None for all.
         skip: names of layers that stay as they are.
+        by_running: where the graph cannot be traced, or gives other outputs, find the layers by running the model, and only swap
+            layers inside it.
 
     Raises:
         UntraceableError: ``torch.fx`` cannot trace the model, or its graph gives other outputs.
-        InputError: the model cannot be copied, or has no layer of such a name.
+        InputError: the model cannot be copied, has lazy layers without weights, or has no layer of such a name.
     """
 
     def __init__(
-        self, model: nn.Module, *, image: tuple[int, int, int] | None, only: Sequence[str] | None, skip: Sequence[str]
+        self,
+        model: nn.Module,
+        *,
+        image: tuple[int, int, int] | None,
+        only: Sequence[str] | None,
+        skip: Sequence[str],
+        by_running: bool = False,
     ) -> None:
-        self.image, self.before = image, cost(model, image) if image else None
-        copy = _copied(model)
-        self.module, problem = trace_both_modes(copy)
-        check_traced(copy, self.module, image, both_modes=not problem)
-        self.graph = self.module.graph
-        self.state = _State(copy, self.module)
-        modes = {name: part.training for name, part in copy.named_modules()}
-        for name, part in self.module.named_modules():
-            part.training = modes.get(name, model.training)
+        self.copy = _copied(model)
+        self.image, self.before = image, cost(self.copy, image) if image else None
         self.changes: list[Change] = []
-        if problem:
-            self.keep(type(model).__name__, "training mode", f"unsupported: the copy behaves as in evaluation mode ({problem})")
+        self.unreadable: UntraceableError | None = None
+        self.evaluation_only = ""
+        try:
+            self.module, self.evaluation_only = _graph_to_edit(self.copy, image)
+        except UntraceableError as error:
+            if not by_running:
+                raise
+            self.module, self.unreadable = record(self.copy, image, error), error
+        self.graph = self.module.graph
+        self.original = Original(self.module)
+        self.state = _State(self.copy, self.module)
+        modes = {name: part.training for name, part in self.copy.named_modules()}
+        for name, part in self.module.named_modules():
+            part.training = modes.get(name, self.copy.training)
+        self.made: dict[int, list[fx.Node]] = {}
         self.wanted, self.skipped = self._known(only), self._known(skip) or set()
 
     def choose(self, site: Site) -> bool:
         """Return whether to change a site; record the reason where not."""
         if not self.wants(site.name):
             self.keep(site.name, site.title, SKIPPED)
-        elif site.refusal:
-            self.keep(site.name, site.title, f"unsupported: {site.refusal}")
-        return self.wants(site.name) and not site.refusal
+        elif refusal := self._refusal(site):
+            self.keep(site.name, site.title, f"unsupported: {refusal}")
+        return self.wants(site.name) and not self._refusal(site)
+
+    def _refusal(self, site: Site) -> str:
+        """Return why a site cannot be changed; empty where it can."""
+        if self.unreadable and site.module is None:
+            return "called as a function in code that cannot be traced"
+        return site.refusal
 
     def wants(self, name: str) -> bool:
         """Return whether the caller wants a layer of this name changed."""
@@ -76,7 +106,9 @@ class Editor(TracedModel):
         self.changes.append(Change(layer, was, "", why))
 
     def record(self, layer: str, was: str, becomes: str, why: str) -> None:
-        """Record a layer that was changed."""
+        """Record a layer that was changed, by the nodes that were added since the last such record."""
+        known = {node for nodes in self.made.values() for node in nodes} | set(self.original.nodes)
+        self.made[len(self.changes)] = [node for node in self.graph.nodes if node not in known]
         self.changes.append(Change(layer, was, becomes, why))
 
     def insert_after(self, node: fx.Node, module: nn.Module, suffix: str, *others: fx.Node) -> fx.Node:
@@ -134,9 +166,10 @@ class Editor(TracedModel):
     def end_of_chain(self, node: fx.Node) -> tuple[fx.Node, bool]:
         """Return the last of the norms and activations that follow a node, and whether one of them is an activation.
 
-        The chain ends where a value has several users.
+        The chain ends where a value has several users; where the graph cannot be read, also where no layer can be inserted.
         """
         active = False
+        last = node, active
         while len(node.users) == 1:
             user = next(iter(node.users))
             if user.args[:1] != (node,) or any(isinstance(other, fx.Node) for other in user.args[1:]):
@@ -149,22 +182,84 @@ class Editor(TracedModel):
             elif not IDLE.match(user, part):
                 break
             node = user
-        return node, active
+            if not self.unreadable or node not in self.original.nodes or self.original.has_place_after(node):
+                last = node, active
+        return last
 
     def finish(self) -> Surgery:
         """Return the changed model, its changes and its costs.
 
+        Layers are swapped inside the copy of the model, if that expresses every change and gives the outputs of the edited graph.
+        Otherwise the edited graph is the copy.
+
         Raises:
             InputError: the changed model does not run on ``image``.
+            UntraceableError: the model cannot be traced, and layers swapped inside it do not do what was planned.
         """
         self._record_unsupported()
         _sort(self.graph)
-        self.graph.eliminate_dead_code(self._has_effects)
-        self.graph.lint()
+        translation = Translation(self.original)
+        swaps = translation.swaps()
+        for was, new in translation.replaced:
+            _keep_frozen(was, new)
+        keep_edits(self.copy, self.original)
+        if self.unreadable:
+            return self._run_as_planned(swaps, translation.problems)
+        self._clean()
+        problem = "" if isinstance(self.copy, fx.GraphModule) or translation.problems else self._swap(swaps)
+        if isinstance(self.copy, fx.GraphModule) or translation.problems or problem:
+            return self._graph_as_copy(translation.problems, problem)
+        return self._surgery(self.copy, SWAPPED)
+
+    def _swap(self, swaps: list[Swap]) -> str:
+        """Swap layers inside the copy; return why they were put back, or nothing."""
+        undo = apply_swaps(self.copy, self.module, swaps)
+        if not swaps:
+            return ""
+        problem = difference(self.module, self.copy, self.image, owner=self.copy)
+        if not problem and not self.evaluation_only:
+            problem = difference(self.module, self.copy, self.image, owner=self.copy, training=True)
+        if problem:
+            undo()
+        return problem
+
+    def _run_as_planned(self, swaps: list[Swap], problems: dict[fx.Node, str]) -> Surgery:
+        """Swap layers inside a copy whose graph cannot be read, and check that each is called."""
+        reason = next(iter(problems.values()), "")
+        if not reason:
+            apply_swaps(self.copy, self.module, swaps)
+            reason = uncalled(self.copy, [swap.name for swap in swaps], self.image)
+        if reason:
+            raise UntraceableError(f"{self.unreadable.problem} Layers cannot be swapped in it ({reason}).")  # type: ignore[union-attr]
+        why = self.unreadable.problem.rstrip(".") if self.unreadable else ""
+        return self._surgery(self.copy, f"{FOUND_BY_RUNNING} ({why[:1].lower()}{why[1:]}).")
+
+    def _graph_as_copy(self, problems: dict[fx.Node, str], problem: str) -> Surgery:
+        """Return the edited graph, with a word at every change that only the graph can express."""
+        if self.evaluation_only:
+            why = f"unsupported: the copy behaves as in evaluation mode ({self.evaluation_only})"
+            self.keep(type(self.copy).__name__, "training mode", why)
+        for place, change in enumerate(self.changes):
+            nodes = self.made.get(place, [])
+            reasons = [reason for node, reason in problems.items() if node in nodes or self._name(node) == change.layer]
+            if change.becomes and reasons:
+                self.changes[place] = replace(change, why=f"{change.why}; in the traced graph, because {reasons[0]}")
         self.module.delete_all_unused_submodules()
         self.state.restore(self.module)
+        return self._surgery(self.module, f"{GRAPH} Swapped layers: {problem}." if problem else GRAPH)
+
+    def _name(self, node: fx.Node) -> str:
+        """Return the name under which a change names a node of the original graph."""
+        return str(self.original.nodes[node][0]) if node.op == "call_module" and node in self.original.nodes else node.name
+
+    def _clean(self) -> None:
+        """Remove nodes that the edited graph does not use."""
+        self.graph.eliminate_dead_code(self._has_effects)
+        self.graph.lint()
         self.module.recompile()
-        return Surgery(self.module, tuple(self.changes), self.before, self._cost_after())
+
+    def _surgery(self, model: nn.Module, form: str) -> Surgery:
+        return Surgery(model, tuple(self.changes), self.before, self._cost_after(model), form)
 
     def _record_unsupported(self) -> None:
         for node in self.graph.nodes:
@@ -174,11 +269,11 @@ class Editor(TracedModel):
             elif node.target in FUNCTIONS:
                 self.keep(node.name, str(getattr(node.target, "__name__", node.target)), "unsupported: called as a function")
 
-    def _cost_after(self) -> Cost | None:
+    def _cost_after(self, model: nn.Module) -> Cost | None:
         if self.image is None:
             return None
         try:
-            return cost(self.module, self.image)
+            return cost(model, self.image)
         except (RuntimeError, InputError) as error:
             raise InputError(
                 f"The changed model does not run on an image of {self.image}: {first_line(error).rstrip('.')}.",
@@ -202,6 +297,31 @@ class Editor(TracedModel):
         for name in names:
             check_layer(name, known)
         return set(names)
+
+
+def _graph_to_edit(model: nn.Module, image: tuple[int, int, int] | None) -> tuple[fx.GraphModule, str]:
+    """Return a model's graph, and why it does not follow the model's mode; empty where it does."""
+    traced, problem = trace_both_modes(model)
+    if not problem and any(_is_opaque(part) for part in _called_parts(traced)):
+        # Parts that do something else in training mode hide their layers. Swaps keep the mode anyway.
+        evaluated = trace(model)
+        if sum(map(_is_opaque, _called_parts(evaluated))) < sum(map(_is_opaque, _called_parts(traced))):
+            traced, problem = evaluated, "The code of its parts does something else in training mode."
+    check_traced(model, traced, image)
+    problem = problem or difference(model, traced, image, training=True)
+    return traced, problem
+
+
+def _called_parts(traced: fx.GraphModule) -> list[nn.Module]:
+    return [traced.get_submodule(str(node.target)) for node in traced.graph.nodes if node.op == "call_module"]
+
+
+def _keep_frozen(was: nn.Module, new: nn.Module) -> None:
+    """Let the parameters of a layer that replaces another one be trained only where the other's were."""
+    before = dict(was.named_parameters())
+    for name, parameter in new.named_parameters():
+        if name in before:
+            parameter.requires_grad_(before[name].requires_grad)
 
 
 class _State:
@@ -270,8 +390,18 @@ def _has_activation(norm: nn.Module) -> bool:
 
 
 def _copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy with weights of its own; of a compiled model, a copy of the model that was compiled.
+
+    Raises:
+        InputError: the model cannot be copied, or has layers without weights.
+    """
+    model = getattr(model, "_orig_mod", model)
+    check_initialised(model)
+    # Weights that a hook computes from others before each pass (weight_norm) are no leaves, which deepcopy refuses.
+    held = [value for part in model.modules() for value in tree_leaves(dict(vars(part)))]
+    memo: dict[int, Any] = {id(each): each.detach().clone() for each in held if isinstance(each, Tensor) and not each.is_leaf}
     try:
-        return deepcopy(model)
+        return deepcopy(model, memo)
     except Exception as error:  # whatever a part's copying code raises
         raise InputError(
             f"The model cannot be copied ({first_line(error).rstrip('.')}), and it is never changed in place.",

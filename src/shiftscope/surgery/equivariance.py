@@ -52,7 +52,7 @@ def circular(
     flattens them then no longer fits, and needs :func:`global_pool` first.
 
     Args:
-        model: a model that ``torch.fx`` can trace; it is not changed.
+        model: a model, which is not changed. Where ``torch.fx`` cannot trace it, layers are found by running it.
         only: names of the layers to change; all by default.
         skip: names of layers that stay as they are.
         image: (channels, height, width), to count costs and to check that the changed model runs.
@@ -61,10 +61,10 @@ def circular(
         the copy, what became of each layer and why, and the costs.
 
     Raises:
-        UntraceableError: ``torch.fx`` cannot trace the model.
+        UntraceableError: ``torch.fx`` cannot trace the model, and layers cannot be swapped in it either.
         InputError: the model has no layer of such a name, or its head no longer fits its maps.
     """
-    editor = Editor(model, image=image, only=only, skip=skip)
+    editor = Editor(model, image=image, only=only, skip=skip, by_running=True)
     _make_pads_circular(editor, split=False)
     for site in editor.sites():
         if _choose(editor, site):

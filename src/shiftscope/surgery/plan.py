@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.engine.checks import evaluating
+from shiftscope.graphs.tracing import restoring
 from shiftscope.layers.blur import BlurPool
 from shiftscope.layers.polyphase import TakePhase
 from shiftscope.tables import Cell, Table
@@ -59,12 +60,14 @@ class Surgery:
         model: the copy; the original is not changed.
         changes: every convolution, pool and head, in the order they are used.
         before, after: costs; None where the image's shape was not given.
+        form: what the copy is: the model's own class with layers swapped, or a traced graph; one sentence or two.
     """
 
     model: nn.Module
     changes: tuple[Change, ...]
     before: Cost | None = None
     after: Cost | None = None
+    form: str = ""
 
     @property
     def changed(self) -> int:
@@ -92,6 +95,8 @@ class Surgery:
 
     def _notes(self) -> tuple[str, ...]:
         notes = [f"{self.changed} of {len(self.changes)} layers changed." if self.changed else "Nothing was changed."]
+        if self.form and self.changed:
+            notes.append(self.form)
         if self.before and self.after:
             ratio = self.after.multiply_adds / self.before.multiply_adds if self.before.multiply_adds else 1.0
             notes.append(
@@ -146,7 +151,7 @@ def cost(model: nn.Module, image: tuple[int, int, int]) -> Cost:
     handles = [part.register_forward_hook(count) for part in model.modules() if isinstance(part, COUNTED)]
     parameter = next(model.parameters(), torch.zeros(()))
     try:
-        with evaluating(model), torch.no_grad():
+        with restoring(model), evaluating(model), torch.no_grad():
             model(torch.zeros(1, *image, dtype=parameter.dtype, device=parameter.device))
     finally:
         for handle in handles:

@@ -1,0 +1,148 @@
+"""Whether images and outputs are such that stability under shifts says something: checks whose findings are sentences.
+
+A model that answers the same for every image is perfectly stable and says nothing. Images outside [0, 1] meet a black border that
+is no black, and images that are not normalised as in training meet a model that does not know them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shiftscope.engine.checks import device_of, evaluating
+from shiftscope.engine.outputs import Outputs
+
+__all__ = ["LOOKED_AT", "add_answers", "answers_of", "image_warnings", "output_warnings", "watched"]
+
+#: Outputs of different images whose mean cosine is above this say little about the image.
+ALIKE = 0.99
+#: With fewer images, equal answers mean nothing.
+FEW_IMAGES = 4
+#: The first batch norm's input differs from training if its variance is so many times less or more, in the median channel.
+VARIANCE_RATIO = 8.0
+#: So many images are looked at.
+LOOKED_AT = 16
+
+#: Sums over images, which add up over blocks.
+Answers = Mapping[str, Tensor]
+
+
+def answers_of(reference: Float[Tensor, "image class"]) -> dict[str, Tensor]:
+    """Return sums over unshifted outputs that tell how much they differ between images.
+
+    Args:
+        reference: the model's outputs on unshifted images.
+
+    Returns:
+        ``directions``, the sum of the outputs scaled to length 1; ``own``, the sum of these lengths' squares (1, or 0 for zero
+        outputs); ``tops``, how often each class is on top.
+    """
+    directions = functional.normalize(reference.double(), dim=1)
+    return {
+        "directions": directions.sum(dim=0),
+        "own": directions.square().sum(),
+        "tops": torch.bincount(reference.argmax(dim=1), minlength=reference.shape[1]).double(),
+    }
+
+
+def add_answers(one: Answers, other: Answers) -> dict[str, Tensor]:
+    """Return the sums of two blocks of images together."""
+    return {name: one[name] + value for name, value in other.items()} if one else dict(other)
+
+
+def watched(blocks: Iterable[Outputs], answers: dict[str, Tensor]) -> Iterator[Outputs]:
+    """Yield blocks of outputs, and add their sums to ``answers``."""
+    for block in blocks:
+        answers.update(add_answers(answers, answers_of(block.reference)))
+        yield block
+
+
+def output_warnings(answers: Answers, *, classes: bool) -> tuple[str, ...]:
+    """Return sentences on outputs that differ little between images; none where they differ.
+
+    Args:
+        answers: what :func:`answers_of` returned, added up over all images.
+        classes: whether outputs are class scores.
+
+    >>> output_warnings(answers_of(torch.tensor([[1.0, 2.0]] * 8)), classes=True)[0]
+    'All 8 images get the same answer (class 1), so that no shift of them can show more than this.'
+    """
+    if not answers:
+        return ()
+    count = int(answers["tops"].sum())
+    if count < FEW_IMAGES:
+        return ()
+    found = []
+    top = int(answers["tops"].argmax())
+    if classes and int(answers["tops"][top]) == count:
+        found.append(f"All {count} images get the same answer (class {top}), so that no shift of them can show more than this.")
+    between = float((answers["directions"].square().sum() - answers["own"]) / (count * (count - 1)))
+    if between >= ALIKE:
+        found.append(
+            f"Outputs of different images are nearly the same (mean cosine {min(between, 1.0):.4f}), so that high similarity "
+            "under shifts says little."
+        )
+    return tuple(found)
+
+
+def image_warnings(model: Any, images: Float[Tensor, "image channel height width"]) -> tuple[str, ...]:
+    """Return sentences on images that are not as the model expects them; none where nothing is found.
+
+    Args:
+        model: any callable; of a module its own description and its first batch norm are compared with the images.
+        images: the model's unshifted input; the first few are looked at.
+    """
+    some = images[:LOOKED_AT]
+    low, high = float(some.min()), float(some.max())
+    found = []
+    if low < 0 or high > 1:
+        found.append(
+            f"Images hold values from {low:.3g} to {high:.3g}, outside [0, 1], and shifts fill with 0: give images in [0, 1] "
+            "and put their normalisation into the model."
+        )
+    elif isinstance(model, nn.Module):
+        found.append(_described_otherwise(model) or _unlike_training(model, some))
+    return tuple(filter(None, found))
+
+
+def _described_otherwise(model: nn.Module) -> str:
+    """Return a sentence if a timm model, which describes its normalisation, gets images in [0, 1]."""
+    config = getattr(model, "pretrained_cfg", None)
+    mean, std = (config.get(name) if isinstance(config, Mapping) else None for name in ("mean", "std"))
+    if mean is None or std is None or (not any(mean) and all(value == 1 for value in std)):
+        return ""
+    return (
+        f"Images are not normalised, but the model's pretrained_cfg says mean {tuple(mean)} and std {tuple(std)}: put both "
+        "before the model."
+    )
+
+
+def _unlike_training(model: nn.Module, images: Tensor) -> str:
+    """Return a sentence if what reaches the first batch norm is far from its statistics of training."""
+    first = next((part for part in model.modules() if isinstance(part, nn.BatchNorm2d)), None)
+    known = None if first is None else first.running_var
+    if first is None or known is None or bool((known == 1).all()):
+        return ""
+    seen: list[Tensor] = []
+    handle = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().double().var(dim=(0, 2, 3))))
+    try:
+        with evaluating(model), torch.inference_mode():
+            model(images.to(device_of(model)))
+    except Exception:  # whatever the model raises; measuring reports it
+        return ""
+    finally:
+        handle.remove()
+    if not seen:
+        return ""
+    ratio = float((seen[0] / known.double().clamp_min(1e-12)).median())
+    if 1 / VARIANCE_RATIO <= ratio <= VARIANCE_RATIO:
+        return ""
+    return (
+        "Images look otherwise normalised than in training: the variance before the first batch norm is "
+        f"{ratio:.2g} times that of training. Give the model's mean and std."
+    )
