@@ -12,6 +12,7 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import floor, log10
 from typing import Any
 
 from shiftscope.estimates import Estimate
@@ -39,6 +40,8 @@ HEADINGS = {
 
 #: An interval whose shorter side is at least this part of its longer side is printed as ±, with the longer side.
 SYMMETRIC = 0.5
+#: Numbers below this have more than three digits after the point.
+SMALL = 0.0095
 
 
 def heading(column: str) -> str:
@@ -62,10 +65,16 @@ def plus_minus(estimate: Estimate) -> str:
 
     >>> plus_minus(Estimate(0.5, 0.4, 0.59, count=9)), plus_minus(Estimate(1.0, 0.722, 1.0, count=10))
     ('0.500 ± 0.100', '1.000 [0.722, 1.000]')
+    >>> plus_minus(Estimate(0.0024, 0.0016, 0.0032, count=9))  # small numbers have two significant digits
+    '0.0024 ± 0.0008'
     """
     below, above = estimate.value - estimate.low, estimate.high - estimate.value
     longer, shorter = max(below, above), min(below, above)
-    return f"{estimate.value:.3f} ± {longer:.3f}" if shorter >= SYMMETRIC * longer else str(estimate)
+    size = max(abs(estimate.value), longer)
+    digits = min(6, 1 - floor(log10(size))) if 0 < size < SMALL else 3
+    if shorter >= SYMMETRIC * longer:
+        return f"{estimate.value:.{digits}f} ± {longer:.{digits}f}"
+    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def percent(estimate: Estimate) -> str:

@@ -38,12 +38,25 @@ def test_figures_are_written_or_left_out_with_a_reason(shiftscope: Command, run:
     assert all(name.endswith(".svg") for name in os.listdir("figures"))
 
 
-def test_open_without_a_page_says_how_to_write_it(shiftscope: Command) -> None:
+def test_open_without_a_page_says_how_to_write_it(shiftscope: Command, tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text("{}")
     done = shiftscope("open", ".")
     assert (done.code, done.err) == (
         2,
         "shiftscope: . holds no report.html. Write it with `shiftscope report .`.\n",
     )
+
+
+@pytest.mark.parametrize("command", ["report", "open", "compare", "figures"])
+@pytest.mark.parametrize(("folder", "problem"), [("photos", "holds n"), ("nowhere", "nowhere")])
+def test_folder_of_photos_or_no_folder_is_refused_by_what_it_is(
+    shiftscope: Command, tmp_path: Path, command: str, folder: str, problem: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    done = shiftscope(command, folder)
+    assert done.code == 2
+    assert problem in done.err
+    assert "study.json" not in done.err
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_missing_names_damaged_unfinished_and_absent_runs(folder: Path) -> None:
 
 
 def test_read_folder_without_study_raises(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"study\.json cannot be read .* Give the folder that `shiftscope study` wrote"):
+    with pytest.raises(InputError, match=r"holds no study\. Give the folder that `shiftscope study` wrote"):
         read_folder(tmp_path)
 
 

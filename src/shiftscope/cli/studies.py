@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from shiftscope.cli.app import STUDIES, THEORY, app, print_json, resumable, say
 from shiftscope.cli.options import COMPUTE_GROUP, OUTPUT_GROUP, AsJson, PageOptions, Several, StudyOptions, Wide
-from shiftscope.cli.printing import print_table, print_worked
+from shiftscope.cli.printing import print_summary, print_table, print_worked
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 
@@ -61,6 +62,9 @@ def study(
         from shiftscope.runtime.progress import Stage
         from shiftscope.studies.loading import load_study
         from shiftscope.studies.runner import run_study
+        from shiftscope.studies.spec import short
+        from shiftscope.studies.wording import study_verdict
+        from shiftscope.tables import Summary
 
         chosen = load_study(name, seeds=seeds, changes=_settings(changes))
         folder = out or DEFAULT_OUT / chosen.name
@@ -79,11 +83,13 @@ def study(
     if as_json:
         print_json(table.to_json())
     else:
-        print_table(table, wide=wide)
+        verdict = study_verdict(table, [short(path) for path in chosen.varied()])
+        print_summary(Summary(verdict, (table,)), (table,), wide=wide)
     with resumable(folder, "runs"):
         _write_report(folder, options)
     if not as_json:
-        say(f"Saved in {folder}: {', '.join(name for name in WRITTEN if (folder / name).exists())}.")
+        say("", f"Saved in {folder}: {', '.join(name for name in WRITTEN if (folder / name).exists())}.")
+        say("", "Next:", f"  shiftscope open {quote(str(folder))}")
 
 
 def _settings(changes: tuple[str, ...]) -> dict[str, Any]:
@@ -131,10 +137,22 @@ def report(
     from shiftscope.audits.folder import is_audit
     from shiftscope.studies.folder import read_folder
 
+    _check_written(folder)
     if out is None and not is_audit(folder):
         read_folder(folder).write_tables()
     path = _write_report(folder, options, out)
     say(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))
+
+
+def _check_written(folder: Path) -> None:
+    """Refuse a folder that holds neither a study nor an audit."""
+    from shiftscope.audits.folder import is_audit
+
+    if folder.is_dir() and not is_audit(folder) and not (folder / "study.json").exists():
+        raise InputError(
+            f"{folder} holds neither a study nor an audit.",
+            "Give a folder that `shiftscope study` or `shiftscope audit --out` wrote.",
+        )
 
 
 @app.command(group=STUDIES, sort_key=5)
@@ -178,6 +196,7 @@ def open_report(folder: Path) -> None:
 
     path = folder / "report.html"
     if not path.is_file():
+        _check_written(folder)
         raise InputError(f"{folder} holds no report.html.", f"Write it with `shiftscope report {folder}`.")
     if not webbrowser.open(path.resolve().as_uri()):
         raise InputError("no browser could be started here.", f"Open {path} in one yourself.")
@@ -200,8 +219,7 @@ def compare(folder: Path, *, as_json: AsJson = False, wide: Wide = False) -> Non
     if as_json:
         print_json(found.to_json())
         return
-    for table in found.tables():
-        print_table(table, wide=wide)
+    print_summary(found.summary(), found.tables(), wide=wide)
 
 
 @app.command(group=THEORY)

@@ -98,7 +98,7 @@ class Explanation:
                 status=self.guarantee.status,
             ),
             tuple(table for table in (causes, layers, fixes) if table.rows),
-            (*self.notes, f"Loss: 1 - mean cosine. Intervals: 95 %, over {images} images, {shifts} shifts each. --wide: all."),
+            (*self.notes, f"Loss: 1 - mean cosine ({images} images, {shifts} shifts each, 95 % intervals). --wide: all."),
             (works[0].command,) if works else (),
         )
 

@@ -29,12 +29,12 @@ GUARANTEES = {
 }
 PHRASES = {
     "head": "the head, which has a weight for every position",
-    "borders": "borders: what enters and leaves at the edges of the image and of the maps",
+    "borders": "borders, where content enters and leaves the image and the maps",
     "windows": "windows: after a shift other tokens are in a window together",
     "position embedding": "the position embedding, which stays where the image moves",
     "token mixing": "token mixing, which has a weight for every position",
     "patch grid": "the patch grid: after a shift patches hold other pixels",
-    "aliasing": "aliasing: after a shift every subsampling keeps other samples",
+    "aliasing": "aliasing, because after a shift every subsampling keeps other samples",
     "other": "what none of these steps removes",
 }
 
@@ -103,7 +103,7 @@ def _shares(ranked: Sequence[Cause], whole: str = "that") -> list[str]:
 def _parts(ranked: Sequence[Cause]) -> list[str]:
     """Return sentences on the causes' parts in the loss's own unit, because some steps raise what others lower."""
     main = ranked[0]
-    sentences = [f"The largest part is due to {PHRASES.get(main.name, main.name)}: without it the loss is {_part(main)} lower."]
+    sentences = [f"The largest part is due to {PHRASES.get(main.name, main.name)}; without it the loss is {_part(main)} lower."]
     for each in ranked[1:]:
         if each.part is not None and each.share is not None and abs(each.share.value) >= NAMED_SHARE:
             less = each.part.value > 0

@@ -15,7 +15,8 @@ from shiftscope.estimates import Estimate, percentile_interval
 from shiftscope.studies.claims import CENTRED, Judgement, MeasuredCell, judge
 from shiftscope.studies.folder import StudyFolder
 from shiftscope.studies.spec import short
-from shiftscope.tables import Table, heading
+from shiftscope.studies.wording import claims_verdict
+from shiftscope.tables import Summary, Table, heading
 
 __all__ = ["CellComparison", "Comparison", "RankCorrelation", "compare", "rank_correlation"]
 
@@ -100,6 +101,10 @@ class Comparison:
     def tables(self) -> tuple[Table, Table]:
         """Return a table with a row for each cell, and one with a row for each claim."""
         return self._cells_table(), self._claims_table()
+
+    def summary(self) -> Summary:
+        """Return the comparison for a terminal, with how many claims hold first."""
+        return Summary(claims_verdict(self.claims, self.source), tuple(table for table in self.tables() if table.rows))
 
     def to_json(self) -> dict[str, Any]:
         """Return every number as a field of its own, and the tables as they are printed."""

@@ -72,11 +72,11 @@ def read_study(folder: Path) -> Study:
     try:
         study = Study.model_validate_json(path.read_bytes())
         study.cells()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        problem = f"{folder} holds no study." if folder.is_dir() else f"there is no folder {folder}."
+        raise InputError(problem, "Give the folder that `shiftscope study` wrote, such as studies/digits.") from error
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}), so {folder} is not the folder of a study.",
-            "Give the folder that `shiftscope study` wrote, such as studies/digits.",
-        ) from error
+        raise InputError(f"{path} cannot be read ({error.strerror or error}).", "Check its permissions.") from error
     except ValidationError as error:
         raise InputError(f"{path} is not a study: {validation_messages(error)[0]}") from error
     return study

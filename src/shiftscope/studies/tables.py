@@ -83,7 +83,8 @@ def table_of(study: Study, cells: Cells) -> Table:
     printed = sorted({f"source_{name}" for numbers in source for name in numbers})
     columns = (*map(short, study.axes()), "seeds", "train_accuracy", *OUTPUT_MEASURES, *printed)
     records = [run.record for runs in cells for run in runs]
-    return Table(study.title, columns, tuple(rows), tuple(_notes(study, records)), _provenance(records))
+    brief = (*map(short, study.axes()), "seeds", "mcs", *printed[:1], "test_accuracy", "top1_change", "worst_case")
+    return Table(study.title, columns, tuple(rows), tuple(_notes(study, records)), _provenance(records), brief)
 
 
 def curves(study: Study, cells: Cells) -> Table:

@@ -232,7 +232,7 @@ def summarise(surgery: Surgery, compared: Table | None, *, commands: tuple[str, 
 def _verdict(compared: Table) -> str:
     """Return the effect of a fix, under the first kind of shifts, in a sentence or two."""
     before, after = (next(row for row in compared.rows if row["model"] == model) for model in ("before", "after"))
-    under = f"under {compared.provenance[SHIFTS]} ({before['shifts']})"
+    under = f"under {compared.provenance[SHIFTS].removeprefix('the same ')} ({before['shifts']})"
     sentences = (
         _both(before, after, "all_agree", f"of images keep their answer {under}"),
         _both(before, after, "test_accuracy", "of unshifted images are classified correctly"),
