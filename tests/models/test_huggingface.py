@@ -138,10 +138,11 @@ def test_incomplete_weights_are_refused(transformers: ModuleType, tmp_path: Path
         load_model(f"hf:{tmp_path}")
 
 
-def test_weights_from_a_file_replace_the_folders(transformers: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_weights_from_a_file_replace_the_folders(prefix: str, transformers: ModuleType, tmp_path: Path) -> None:
     model = saved(transformers, "ResNet", tmp_path / "model", kind="ForImageClassification")
     nn.init.ones_(model.classifier[1].weight)
-    torch.save({"state_dict": {f"model.{name}": value for name, value in model.state_dict().items()}}, tmp_path / "tuned.ckpt")
+    torch.save({"state_dict": {f"{prefix}{name}": value for name, value in model.state_dict().items()}}, tmp_path / "tuned.ckpt")
     loaded = load_model(f"hf:{tmp_path / 'model'}", weights=tmp_path / "tuned.ckpt")
     with torch.no_grad():
         assert torch.equal(loaded.model(images(2, 3, 32)), model(pixel_values=images(2, 3, 32)).logits)

@@ -147,7 +147,7 @@ def _described(inner: Any, config: Mapping[str, Any], folder: Path, *, origin: s
     found = _preprocessing(config, _processor(folder))
     channels = int({**config, **(config.get("vision_config") or {})}.get("num_channels") or 3)
     image = None if found.size is None else (channels, found.size, found.size)
-    return LibraryModel(model.eval(), image, found, embedding=not classifier, origin=origin)
+    return LibraryModel(model.eval(), image, found, embedding=not classifier, origin=origin, core=inner)
 
 
 def of_pretrained(model: nn.Module) -> Preprocessing | None:

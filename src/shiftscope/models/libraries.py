@@ -62,6 +62,7 @@ class LibraryModel:
         preprocessing: how images are prepared for it.
         embedding: whether it has no classification head.
         origin: where its weights come from; empty if they are random.
+        core: the library's own module, whose names checkpoints use, if the model wraps it; None if it is the model.
     """
 
     model: nn.Module
@@ -69,6 +70,12 @@ class LibraryModel:
     preprocessing: Preprocessing
     embedding: bool
     origin: str = ""
+    core: nn.Module | None = None
+
+    @property
+    def own(self) -> nn.Module:
+        """The library's own module."""
+        return self.model if self.core is None else self.core
 
     def variant_for(self, tensors: Mapping[str, Tensor]) -> Variant:
         """Return which variant of the model has the classes and channels of a checkpoint.
@@ -76,7 +83,9 @@ class LibraryModel:
         Args:
             tensors: the checkpoint's, under the names of the model.
         """
-        own, config = self.model.state_dict(), getattr(self.model, "pretrained_cfg", None)
+        own, config = self.own.state_dict(), getattr(self.own, "pretrained_cfg", None)
+        if self.core is not None:
+            return Variant()
         if not isinstance(config, Mapping):
             return Variant(classes=_resized_head(own, tensors, TORCHVISION_CLASSES))
         heads, stems = (

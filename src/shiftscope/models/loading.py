@@ -204,14 +204,14 @@ def _library_model(spec: ModelSpec, *, pretrained: bool, download: bool = True) 
 
 def _fitted(spec: ModelSpec, known: LibraryModel, weights: Checkpoint) -> tuple[ModelSpec, LibraryModel, str]:
     """Return the variant of a library's model that a checkpoint fits, with its weights, and a description of both."""
-    weights = weights.matched(known.model.state_dict())
+    weights = weights.matched(known.own.state_dict())
     variant = known.variant_for(weights.tensors)
     described = weights.describe()
     if variant != Variant():
         spec = spec.model_copy(update={"classes": variant.classes, "channels": variant.channels})
         known = _library_model(spec, pretrained=False)
         described += "".join(f", {part}" for part in variant.describe())
-    load_weights(known.model, weights)
+    load_weights(known.own, weights)
     return spec, known, described
 
 
