@@ -69,7 +69,7 @@ def test_explain_prints_and_writes_causes_layers_and_fixes(shiftscope: Command, 
     assert done.code == 0, done.err
     assert all(text in done.out for text in ("head", "feature maps", "gap"))
     files = {f"{name}.{ending}" for name in ("causes", "layers", "fixes") for ending in ("md", "csv")}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == files | {"explanation.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files | {"explanation.json", "report.html"}
     content = json.loads((tmp_path / "out" / "explanation.json").read_text())
     assert content["main_cause"] == "head"
     assert content["settings"]["largest shift"] == "3 pixels"
@@ -121,6 +121,75 @@ def test_explain_json_is_the_explanation(shiftscope: Command) -> None:
 )
 def test_impossible_explanation_exits_with_2(shiftscope: Command, arguments: tuple[str, ...], problem: str) -> None:
     done = shiftscope("explain", *arguments, *(() if "--images" in arguments else ("--images", "4")))
+    assert done.code == 2
+    assert problem in done.err
+
+
+GREY = ("my_models:small", "--size", "20", "--images", "6", "--max-shift", "1")
+
+
+def test_first_line_is_the_same_for_every_command_and_kept_in_what_they_write(shiftscope: Command, tmp_path: Path) -> None:
+    audit = shiftscope("audit", *GREY, "--protocol", "mouton2020", "--out", "out")
+    merged = shiftscope("audit", "--merge", "out")
+    planned = shiftscope("fix", *GREY, "--with", "blur", "--plan", "--json")
+    first = planned.err.partition("my_models")[1] + planned.err.partition("my_models")[2].rstrip()
+    assert "6 of 1,797 images of scikit-learn load_digits" in " ".join(first.split())
+    assert audit.out.startswith(first)
+    assert merged.out.startswith(first)
+    kept = json.loads((tmp_path / "out" / "audit.json").read_text())["provenance"]
+    facts = json.loads(planned.out)["provenance"]
+    assert {name: kept[name] for name in facts} == facts
+    assert {"weights", "input", "normalisation", "preparation", "data", "precision"} <= set(facts)
+
+
+@pytest.mark.parametrize(
+    ("mode", "protocols"),
+    [("zero", {"mouton2020", "myburgh2021"}), ("circular", {"chaman2021-circular"}), ("crop", {"azulay2018"})],
+)
+def test_mode_keeps_the_protocols_with_that_border(shiftscope: Command, mode: str, protocols: set[str]) -> None:
+    done = shiftscope("audit", *GREY, "--mode", mode, "--json")
+    assert done.code == 0, done.err
+    assert protocols <= {row["protocol"] for row in json.loads(done.out)["rows"]} - {"unshifted"} <= protocols | {"zhang2019"}
+    refused = shiftscope("audit", *GREY, "--mode", "crop", "--protocol", "mouton2020")
+    assert (refused.code, "the border of mouton2020 is 'zero'" in refused.err) == (2, True)
+
+
+def test_empty_shard_says_so_and_leaves_the_audit_to_the_others(shiftscope: Command) -> None:
+    shard = ("audit", *GREY, "--protocol", "mouton2020", "--out", "out", "--shard")
+    empty, full = shiftscope(*shard, "1/2"), shiftscope(*shard, "2/2")
+    assert "Shard 1/2 is empty, because there are fewer blocks of images than shards." in empty.err
+    assert "Saved in out" in full.out
+
+
+def test_labels_of_other_classes_leave_no_accuracy_anywhere(shiftscope: Command) -> None:
+    (Path.cwd() / "my_models.py").write_text(Path("my_models.py").read_text().replace("nn.Linear(400, 10)", "nn.Linear(400, 7)"))
+    audit = shiftscope("audit", *GREY, "--protocol", "mouton2020", "--json")
+    explain = shiftscope("explain", *GREY, "--json")
+    fix = shiftscope("fix", *GREY, "--with", "blur", "--json")
+    for done in (audit, explain, fix):
+        assert done.code == 0, done.err
+        assert "Labels are ignored: the model has 7 classes, the data 10." in done.out
+    assert "accuracy" not in {row["measure"] for row in json.loads(audit.out)["rows"]}
+    assert all(row.get("accuracy") is None for row in json.loads(explain.out)["fixes"]["rows"])
+    assert all(row.get("test_accuracy") is None for row in json.loads(fix.out)["tables"][1]["rows"])
+
+
+@pytest.mark.parametrize("command", [("audit",), ("explain",), ("fix", "--with", "blur")], ids=lambda each: each[0])
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--max-shift", "100"), "`max_shift` must be 1 to 10 pixels, half of the image's 20, got 100"),
+        (("--data", "my_models/none"), "there is no folder my_models/none, and the data set 'my_models/none' is not cached"),
+        (("--data", "./none"), "`data` must be an existing folder, but ./none does not exist"),
+    ],
+)
+def test_every_command_refuses_alike(
+    shiftscope: Command, command: tuple[str, ...], options: tuple[str, str], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("SHIFTSCOPE_DATA", raising=False)
+    name, *rest = command
+    done = shiftscope(name, "my_models:small", "--size", "20", *rest, *options)
     assert done.code == 2
     assert problem in done.err
 

@@ -238,8 +238,11 @@ def test_unreachable_hub_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPat
 
 def test_hub_data_set_is_downloaded_once_by_the_real_client(local: Path, tmp_path: Path) -> None:
     code = (
+        "from shiftscope.datasets.images import open_images\n"
         "from shiftscope.datasets.sources import read\n"
-        "source = read('someone/pets')\n"
+        "source, photos = read('someone/pets'), open_images('someone/pets', count=2)\n"
+        "assert photos.choice == '2 of 3 images of the test split of Hugging Face hub someone/pets'\n"
+        "assert photos.read_all().images.shape == (2, 3, 6, 6)\n"
         "print(source.origin, source.classes, source.splits['test'].images.sum().item())"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}

@@ -54,7 +54,7 @@ from shiftscope.runtime.provenance import provenance
 
 __all__ = ["AuditJob", "open_audited", "run_audit", "run_first", "run_shard", "run_shards"]
 
-#: The protocol of the first answer; for maps the first of their own.
+#: The protocol of the first answer; for maps, and with another border, the first of the audit.
 FIRST_PROTOCOL = "mouton2020"
 #: An audit of fewer times the first answer's views is not staged.
 LITTLE = 3
@@ -293,8 +293,8 @@ class _Run:
         """
         protocols: Sequence[str | Protocol] | None = None
         if first:
-            maps = self.session.kind == "maps"
-            protocols = self.plan.protocols[:1] if maps else [FIRST_PROTOCOL]
+            own = self.session.kind == "maps" or self.spec.mode not in (None, "zero")
+            protocols = self.plan.protocols[:1] if own else [FIRST_PROTOCOL]
         session = _start(self.spec, self.subject, protocols)
         session.measurer.model.channels_last = self.session.measurer.model.channels_last
         return session

@@ -19,7 +19,7 @@ from shiftscope.audits.results import Audit, assemble
 from shiftscope.audits.views import Framing
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.batches import Images, batches_of, images_in
-from shiftscope.engine.checks import device_of, evaluating
+from shiftscope.engine.checks import check_classes, device_of, evaluating
 from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.errors import InputError
 
@@ -199,11 +199,8 @@ class Session:
             InputError: the images have another shape than the example, labels are not classes of the model, or the model fails.
         """
         _check(images, self.shape)
-        if self.measurer.labelled and labels is not None and (labels.min() < 0 or labels.max() >= self.classes):
-            raise InputError(
-                f"`labels` must be 0 to {self.classes - 1}, the model's classes, got {int(labels.min())} to {int(labels.max())}.",
-                "Give class indices.",
-            )
+        if self.measurer.labelled:
+            check_classes(labels, self.classes)
         return self.measurer.part(images, labels, indices=indices)
 
     def result(self, merged: Part, *, provenance: dict[str, str] | None = None, warnings: Sequence[str] = ()) -> Audit:

@@ -24,7 +24,7 @@ from shiftscope.datasets.folders import HELD_OUT, Split, files_checksum, list_im
 from shiftscope.datasets.hub import download
 from shiftscope.datasets.photos import Crop, Photos, pick, plan_crop
 from shiftscope.datasets.preprocessing import Preprocessing
-from shiftscope.datasets.sources import HUB_NAMES, Labelled, find_folder, is_folder, read
+from shiftscope.datasets.sources import HUB_NAMES, Labelled, find_folder, is_folder, looks_like_a_path, read
 from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, Stage, silent
 
@@ -201,7 +201,7 @@ def open_images(
 def _local(name: str | None, data_dir: Path | None) -> Path | None:
     """Return the local folder that holds data sets: the given one, else the environment's, which paths do not need."""
     known = os.environ.get("SHIFTSCOPE_DATA")
-    return Path(known) if data_dir is None and known and not (name and is_folder(name)) else data_dir
+    return Path(known) if data_dir is None and known and not (name and looks_like_a_path(name)) else data_dir
 
 
 @dataclass(frozen=True)
@@ -288,13 +288,21 @@ def _open_photos(name: str, count: int, data_dir: Path | None, report: Report) -
     """Open photos of a folder, of its parquet files, or of the hub."""
     folder = find_folder(name, data_dir)
     if folder is None:
-        report(Stage(f"opening Hugging Face hub {name}", 0, 0))
-        with download(name) as splits:
-            return _of_split(splits, f"Hugging Face hub {name}", sha256(name.encode()).hexdigest(), count)
+        return _from_hub(name, count, report)
     files = parquet_files(folder)
     if not files:
         return list_images(folder, count=count)
     return _of_split(open_splits(folder), f"parquet files of {folder.name}", files_checksum(folder, files), count)
+
+
+def _from_hub(name: str, count: int, report: Report) -> Photos:
+    """Open photos of the hub; where they cannot be had, say that there is no such folder either."""
+    report(Stage(f"opening Hugging Face hub {name}", 0, 0))
+    try:
+        with download(name) as splits:
+            return _of_split(splits, f"Hugging Face hub {name}", sha256(name.encode()).hexdigest(), count)
+    except InputError as error:
+        raise InputError(f"there is no folder {name}, and {error.problem}", error.remedy) from error
 
 
 def _of_split(splits: Mapping[str, Split], origin: str, checksum: str, count: int) -> Photos:

@@ -24,7 +24,7 @@ from shiftscope.errors import InputError, first_line
 from shiftscope.runtime.files import write_tensors
 from shiftscope.runtime.progress import Report, Stage, silent
 
-__all__ = ["HUB_NAMES", "Labelled", "Source", "find_folder", "is_folder", "read"]
+__all__ = ["HUB_NAMES", "Labelled", "Source", "find_folder", "is_folder", "looks_like_a_path", "read"]
 
 #: Short names and where the hub keeps them.
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
@@ -143,7 +143,7 @@ def find_folder(name: str, data_dir: Path | None) -> Path | None:
         return Path(name)
     if name in HUB_NAMES:
         return None
-    if _looks_like_a_path(name):
+    if looks_like_a_path(name):
         kind = "is a file, not a folder" if Path(name).is_file() else "does not exist"
         raise InputError(f"`data` must be an existing folder, but {name} {kind}.", "Check the path.")
     if name.count("/") == 1:
@@ -154,7 +154,7 @@ def find_folder(name: str, data_dir: Path | None) -> Path | None:
     )
 
 
-def _looks_like_a_path(name: str) -> bool:
+def looks_like_a_path(name: str) -> bool:
     """Return whether a name means a place on this machine rather than a data set of the hub, which is ``owner/name``."""
     path = Path(name)
     elsewhere = name.startswith((".", "/", "~")) or name.endswith("/") or len(path.parts) > 2

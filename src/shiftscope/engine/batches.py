@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,9 +12,20 @@ from shiftscope.errors import InputError
 
 __all__ = ["Images", "batches_of", "gather", "images_in"]
 
-#: A tensor [image, channel, height, width], or an iterable of batches: of such tensors, of pairs (images, labels), or of mappings
-#: with ``pixel_values`` and ``labels``; a single image [channel, height, width] counts as a batch of one.
-Images = Tensor | Iterable[Any]
+
+@runtime_checkable
+class Indexed(Protocol):
+    """A data set as PyTorch knows it: images with their labels, by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Any: ...
+
+
+#: A tensor [image, channel, height, width], or a DataLoader, a list or another iterable of batches: of such tensors, of pairs
+#: (images, labels), or of mappings with ``pixel_values`` and ``labels``; or a data set. A single image [channel, height, width]
+#: counts as a batch of one.
+Images = Tensor | Iterable[Any] | Indexed
 
 IMAGE_KEYS, LABEL_KEYS = ("pixel_values", "images", "image"), ("labels", "label")
 
@@ -37,7 +48,7 @@ def batches_of(images: Images, labels: Tensor | None = None) -> Iterator[tuple[T
     if isinstance(images, Tensor) and labels is not None and len(labels) != len(images):
         raise _wrong_count(len(labels), f"{len(images)} images")
     start, labelled = 0, labels is not None
-    for number, batch in enumerate([images] if isinstance(images, Tensor) else images):
+    for number, batch in enumerate(_each(images)):
         each, known = _parts(batch)
         stop = start + len(each)
         if labels is not None:
@@ -86,6 +97,12 @@ def images_in(images: Images, labels: Tensor | None = None) -> int | None:
         return len(labels)
     data: Any = getattr(images, "dataset", None)  # of a DataLoader, which may drop the last batch
     return len(data) if hasattr(data, "__len__") and not getattr(images, "drop_last", False) else None
+
+
+def _each(images: Images) -> Iterable[Any]:
+    if isinstance(images, Tensor):
+        return [images]
+    return images if isinstance(images, Iterable) else (images[number] for number in range(len(images)))
 
 
 def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,7 @@ from shiftscope.errors import InputError
 
 __all__ = [
     "Model",
+    "check_classes",
     "check_fill",
     "check_images",
     "check_labels",
@@ -40,6 +41,15 @@ def check_labels(labels: Tensor | None) -> None:
     """Raise InputError unless the labels are whole numbers along one axis."""
     if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
         raise InputError(f"`labels` must be whole numbers, one an image, got shape {tuple(labels.shape)} of {labels.dtype}.")
+
+
+def check_classes(labels: Tensor | None, classes: int) -> None:
+    """Raise InputError unless the labels are classes of a model that returns ``classes`` values."""
+    if labels is not None and len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        raise InputError(
+            f"`labels` must be 0 to {classes - 1}, the model's classes, got {int(labels.min())} to {int(labels.max())}.",
+            "Give class indices.",
+        )
 
 
 def check_fill(images: Tensor, fill: Tensor | float) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shiftscope.engine.answers import answers_of, image_warnings, output_warnings
 from shiftscope.engine.batches import Images, gather
-from shiftscope.engine.checks import check_images, check_labels, device_of, evaluating
+from shiftscope.engine.checks import check_classes, check_images, check_labels, device_of, evaluating
 from shiftscope.engine.framing import Border, frame
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
@@ -224,6 +224,7 @@ def explain(
         geometry = read_geometry(model, trial.image)
         guarantee = guarantee_of(model, geometry=geometry, image=trial.image)
         measured = trial.measure(model, "the unchanged model")
+        check_classes(labels, measured.reference.shape[1])
         tokens = read_tokens(model, trial.inputs[:1].to(device_of(model)))
         return Explanation(
             name=name,

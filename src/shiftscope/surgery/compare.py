@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shiftscope.engine.answers import image_warnings, output_warnings, watched
 from shiftscope.engine.batches import Images, gather
-from shiftscope.engine.checks import check_images
+from shiftscope.engine.checks import check_classes, check_images
 from shiftscope.engine.framing import Border, Framed, frame
 from shiftscope.engine.outputs import Outputs, stream_outputs, track
 from shiftscope.errors import ModelFailsError, first_line
@@ -199,6 +199,7 @@ def compare(
                     "parameters": price.parameters if price else None,
                 }
             )
+            check_classes(labels, len(answers["tops"]))
         warnings += [f"{name.capitalize()} the fix: {text}" for text in output_warnings(answers, classes=not embedding)]
     every = len(shifts) == (2 * first.max_shift + 1) ** 2
     under = f"{'all' if every else 'the same'} {len(shifts)} {'' if every else 'random '}shifts of up to {first.max_shift} pixels"
