@@ -54,7 +54,7 @@ from shiftscope.runtime.executors import keep_freed_memory
 from shiftscope.shifts import grid
 
 SIZES = ((320, 240), (480, 360), (500, 375), (640, 480), (1024, 768))
-BATCHES = (8, 16, 32, 64, 128)
+BATCHES = (16, 32, 64)
 VIEWS_OF_256 = 3_563
 Seconds = tuple[float, float]
 
@@ -128,8 +128,8 @@ def audited(spec: AuditSpec, subject: Subject, rounds: int) -> None:
             seconds = timed(partial(run_shard, job, subject=subject))
             cost = merge_audit(Path(out)).cost
         views = cost.forward + cost.checks
-        before = bare(model, image.expand(128, -1, -1, -1).contiguous(), batch, channels_last=channels_last)
-        after = bare(model, image.expand(128, -1, -1, -1).contiguous(), batch, channels_last=channels_last)
+        before = bare(model, image.expand(max(BATCHES), -1, -1, -1).contiguous(), batch, channels_last=channels_last)
+        after = bare(model, image.expand(max(BATCHES), -1, -1, -1).contiguous(), batch, channels_last=channels_last)
         floors.append((views * (before[0] + after[0]) / 2, views * (before[1] + after[1]) / 2))
         runs.append(seconds)
     print(f"audit of {count} photos: {views:,} views; format: {'channels last' if chosen else 'usual'}")
