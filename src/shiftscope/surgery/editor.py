@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from contextlib import suppress
-from copy import deepcopy
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves
 
-from shiftscope import layers
 from shiftscope.errors import InputError, UntraceableError, first_line
 from shiftscope.graphs.operators import IDLE
-from shiftscope.graphs.probing import check_initialised, difference
+from shiftscope.graphs.probing import difference
 from shiftscope.graphs.recording import record, uncalled
 from shiftscope.graphs.sites import Site, TracedModel, check_layer
-from shiftscope.graphs.tracing import check_traced, trace, trace_both_modes
+from shiftscope.surgery.copying import State, copied, graph_to_edit, is_opaque, keep_frozen
 from shiftscope.surgery.plan import Change, Cost, Surgery, cost
 from shiftscope.surgery.swaps import Original, Swap, Translation, apply_swaps, keep_edits
 
@@ -63,20 +58,20 @@ class Editor(TracedModel):
         skip: Sequence[str],
         by_running: bool = False,
     ) -> None:
-        self.copy = _copied(model)
+        self.copy = copied(model)
         self.image, self.before = image, cost(self.copy, image) if image else None
         self.changes: list[Change] = []
         self.unreadable: UntraceableError | None = None
         self.evaluation_only = ""
         try:
-            self.module, self.evaluation_only = _graph_to_edit(self.copy, image)
+            self.module, self.evaluation_only = graph_to_edit(self.copy, image)
         except UntraceableError as error:
             if not by_running:
                 raise
             self.module, self.unreadable = record(self.copy, image, error), error
         self.graph = self.module.graph
         self.original = Original(self.module)
-        self.state = _State(self.copy, self.module)
+        self.state = State(self.copy, self.module)
         modes = {name: part.training for name, part in self.copy.named_modules()}
         for name, part in self.module.named_modules():
             part.training = modes.get(name, self.copy.training)
@@ -201,7 +196,7 @@ class Editor(TracedModel):
         translation = Translation(self.original)
         swaps = translation.swaps()
         for was, new in translation.replaced:
-            _keep_frozen(was, new)
+            keep_frozen(was, new)
         keep_edits(self.copy, self.original)
         if self.unreadable:
             return self._run_as_planned(swaps, translation.problems)
@@ -264,7 +259,7 @@ class Editor(TracedModel):
     def _record_unsupported(self) -> None:
         for node in self.graph.nodes:
             part = self.part(node)
-            if part is not None and _is_opaque(part):
+            if part is not None and is_opaque(part):
                 self.keep(str(node.target), type(part).__name__, "unsupported: its code cannot be traced")
             elif node.target in FUNCTIONS:
                 self.keep(node.name, str(getattr(node.target, "__name__", node.target)), "unsupported: called as a function")
@@ -299,70 +294,6 @@ class Editor(TracedModel):
         return set(names)
 
 
-def _graph_to_edit(model: nn.Module, image: tuple[int, int, int] | None) -> tuple[fx.GraphModule, str]:
-    """Return a model's graph, and why it does not follow the model's mode; empty where it does."""
-    traced, problem = trace_both_modes(model)
-    if not problem and any(_is_opaque(part) for part in _called_parts(traced)):
-        # Parts that do something else in training mode hide their layers. Swaps keep the mode anyway.
-        evaluated = trace(model)
-        if sum(map(_is_opaque, _called_parts(evaluated))) < sum(map(_is_opaque, _called_parts(traced))):
-            traced, problem = evaluated, "The code of its parts does something else in training mode."
-    check_traced(model, traced, image)
-    problem = problem or difference(model, traced, image, training=True)
-    return traced, problem
-
-
-def _called_parts(traced: fx.GraphModule) -> list[nn.Module]:
-    return [traced.get_submodule(str(node.target)) for node in traced.graph.nodes if node.op == "call_module"]
-
-
-def _keep_frozen(was: nn.Module, new: nn.Module) -> None:
-    """Let the parameters of a layer that replaces another one be trained only where the other's were."""
-    before = dict(was.named_parameters())
-    for name, parameter in new.named_parameters():
-        if name in before:
-            parameter.requires_grad_(before[name].requires_grad)
-
-
-class _State:
-    """The names in a model's state dict, so that an edited copy has them too.
-
-    A graph lacks the parameters and buffers that evaluation mode does not use, and keeps constants as buffers.
-
-    Args:
-        model: the model.
-        traced: its graph, not edited yet.
-    """
-
-    def __init__(self, model: nn.Module, traced: nn.Module) -> None:
-        saved, kept = model.state_dict(keep_vars=True), traced.state_dict()
-        self.unused = {name: value for name, value in saved.items() if name not in kept and isinstance(value, Tensor)}
-        self.extra = [name for name in kept if name not in saved]
-
-    def restore(self, traced: nn.Module) -> None:
-        """Add the names that the graph lacks, and leave out those that it added."""
-        for name, value in self.unused.items():
-            path, _, leaf = name.rpartition(".")
-            owner = _submodule(traced, path)
-            if isinstance(value, nn.Parameter):
-                owner.register_parameter(leaf, value)
-            else:
-                owner.register_buffer(leaf, value)
-        for name in self.extra:
-            path, _, leaf = name.rpartition(".")
-            with suppress(AttributeError):  # an edit removed it
-                traced.get_submodule(path)._non_persistent_buffers_set.add(leaf)
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module:
-    """Return a part of a model by its path; empty modules are added where there are none."""
-    for name in filter(None, path.split(".")):
-        if not isinstance(getattr(model, name, None), nn.Module):
-            model.add_module(name, nn.Module())
-        model = getattr(model, name)
-    return model
-
-
 def source_of(node: fx.Node) -> fx.Node:
     """Return the node whose value is a node's first input."""
     first = node.args[0] if node.args else None
@@ -389,26 +320,6 @@ def _has_activation(norm: nn.Module) -> bool:
     return bool(even.abs().max() > 1e-3)
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy with weights of its own; of a compiled model, a copy of the model that was compiled.
-
-    Raises:
-        InputError: the model cannot be copied, or has layers without weights.
-    """
-    model = getattr(model, "_orig_mod", model)
-    check_initialised(model)
-    # Weights that a hook computes from others before each pass (weight_norm) are no leaves, which deepcopy refuses.
-    held = [value for part in model.modules() for value in tree_leaves(dict(vars(part)))]
-    memo: dict[int, Any] = {id(each): each.detach().clone() for each in held if isinstance(each, Tensor) and not each.is_leaf}
-    try:
-        return deepcopy(model, memo)
-    except Exception as error:  # whatever a part's copying code raises
-        raise InputError(
-            f"The model cannot be copied ({first_line(error).rstrip('.')}), and it is never changed in place.",
-            "Detach tensors that it stores.",
-        ) from error
-
-
 def _sort(graph: fx.Graph) -> None:
     """Move nodes that are used before they are computed in front of their first user.
 
@@ -429,10 +340,3 @@ def _sort(graph: fx.Graph) -> None:
                 if source not in placed:
                     move(source, node)
             placed.add(node)
-
-
-def _is_opaque(part: nn.Module) -> bool:
-    """Return whether a single node of the graph has convolutions or pools inside, which cannot be changed."""
-    kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-    ours = type(part).__module__.startswith(layers.__name__)
-    return not ours and any(isinstance(inner, kinds) for inner in part.modules() if inner is not part)
