@@ -91,6 +91,8 @@ class TokenSteps(Ledger):
     def _head(self) -> Cause:
         """Roll the last block's map; where the head notices, replace the map by its mean."""
         tokens, last = self.reading.maps[self.reading.last], self.reading.last
+        if not self.reading.complete:
+            return self.unknown("head", "it is not known how the tokens that reach the head lie on the image")
         change = _effect(self.model, last, tokens, lambda maps: maps.roll((1, 1), (2, 3)), self.probes)
         if change is None:
             return self.unknown("head", f"`{last}` is not called once a pass, or the model does not run in double precision")

@@ -62,6 +62,12 @@ class TokenMap:
         grid: Tensor = tokens[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
         return grid
 
+    def holds(self, shape: tuple[int, ...]) -> bool:
+        """Return whether a value of this shape can be arranged so."""
+        if self.layout != "tokens":
+            return len(shape) == 4 and tuple(shape[1:3] if self.layout == "channels last" else shape[2:]) == self.grid
+        return len(shape) == 3 and shape[0 if self.sequence_first else 1] == self.prefix + self.grid[0] * self.grid[1]
+
     def with_maps(self, value: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the value with its map replaced by ``change(map)``, and the tokens before the map as they are."""
         changed = change(self.maps(value))
@@ -80,11 +86,15 @@ class TokenReading:
         image: height and width of the image they were read with.
         maps: arrangement of each module's output, by :func:`shiftscope.graphs.geometry.call_name`; only those that were verified.
         blocks: name and kind of the modules that a reader calls layers, in the order of their calls.
+        complete: whether no output that may be a map, but is not verified, comes after the last block.
+        coarsest: height and width of the smallest output that may be a map.
     """
 
     image: Pair
     maps: dict[str, TokenMap]
     blocks: tuple[tuple[str, BlockKind], ...]
+    complete: bool = True
+    coarsest: Pair | None = None
 
     @property
     def last(self) -> str:
@@ -93,12 +103,14 @@ class TokenReading:
 
     @property
     def factor(self) -> Pair | None:
-        """Pixels between neighbouring positions of the last block's map; None where they are no whole number."""
-        return self.factor_of(self.maps[self.last]) if self.blocks else None
+        """Pixels between neighbouring positions of the last block's map; None where they are no whole number.
 
-    def factor_of(self, found: TokenMap) -> Pair | None:
-        """Return the pixels between neighbouring positions of a map; None where they are no whole number."""
-        (height, width), (tall, wide) = self.image, found.grid
+        Where that may not be the last map, those of the coarsest output that may be one.
+        """
+        if not self.blocks:
+            return None
+        grid = self.maps[self.last].grid if self.complete or self.coarsest is None else self.coarsest
+        (height, width), (tall, wide) = self.image, grid
         return None if height % tall or width % wide else (height // tall, width // wide)
 
 
@@ -132,7 +144,9 @@ def read_tokens(model: nn.Module, image: Tensor, names: Sequence[str] = ()) -> T
         with _watching(model, list(dict.fromkeys(read)), collect):
             model(probes)
         maps = _verified(model, image, candidates)
-    return TokenReading(size, maps, tuple(_blocks(model, maps)))
+    blocks = tuple(_blocks(model, maps))
+    complete = bool(blocks) and _is_complete(blocks[-1][0], list(candidates))
+    return TokenReading(size, maps, blocks, complete, min((found[0].grid for found in candidates.values()), default=None))
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -274,6 +288,12 @@ def _blocks(model: nn.Module, maps: dict[str, TokenMap]) -> Iterator[tuple[str, 
         grid = maps[name].grid
         yield name, "patch embedding" if before is None else "merging" if grid[0] < before[0] else "block"
         before = grid
+
+
+def _is_complete(last: str, calls: list[str]) -> bool:
+    """Return whether all that comes after the last block, and may be a map, is a part that the block is in."""
+    after = calls[calls.index(last) + 1 :]
+    return all(last.startswith(f"{name}.") for name in after)
 
 
 def _is_composite(part: nn.Module) -> bool:

@@ -98,15 +98,24 @@ class AnchorPlan:
     def _find(self, reading: TokenReading) -> None:
         shapes = _shapes(self.model, self.example)
         known = [name for name in reading.maps if name in shapes]
-        windows = [name for name in known if _window(self.model.get_submodule(name)) is not None]
+        windows = {name: found for name, into in shapes.items() if (found := self._windowed_map(name, into, reading)) is not None}
         merging = [name for name in known if self._merges(name, reading.maps[name], shapes[name])]
         for name, part in self.model.named_modules():
             if name in shapes and isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
                 self._add_strided(name, part, shapes[name])
             elif name in windows and not any(name.startswith(f"{other}.") for other in windows):
-                self._add_windows(name, part, reading.maps[name])
+                self._add_windows(name, part, windows[name])
             elif name in merging and not any(other.startswith(f"{name}.") for other in merging):
                 self._add_merging(name, reading.maps[name], shapes[name])
+
+    def _windowed_map(self, name: str, into: tuple[int, ...], reading: TokenReading) -> TokenMap | None:
+        """Return how the map of a part with windows lies: as its output does, or as that of the block around it."""
+        if _window(self.model.get_submodule(name)) is None:
+            return None
+        while name and name not in reading.maps:
+            name = name.rpartition(".")[0]
+        found = reading.maps.get(name)
+        return found if found is not None and found.holds(into) else None
 
     def _merges(self, name: str, out: TokenMap, into: tuple[int, ...]) -> bool:
         """Return whether a part gives fewer tokens than it receives, without a strided layer inside."""
@@ -351,6 +360,8 @@ def _misfit(part: nn.Module, into: tuple[int, ...], kernel: Pair, stride: Pair) 
     padding, dilation = pair(0 if options["padding"] == "valid" else options["padding"]), pair(options.get("dilation", 1))
     if any(side % step for side, step in zip(into[2:], stride, strict=True)):
         return f"its map of {into[2]}x{into[3]} positions is no multiple of its stride"
+    if any(pad > side for side, pad in zip(into[2:], padding, strict=True)):
+        return f"its map of {into[2]}x{into[3]} positions is smaller than its padding"
     reaches = (gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True))
     fits = (1 - step <= 2 * pad - reach <= 0 for pad, reach, step in zip(padding, reaches, stride, strict=True))
     if not all(fits):
