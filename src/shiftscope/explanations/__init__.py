@@ -3,6 +3,7 @@
 - :mod:`~shiftscope.explanations.guarantee`: what the model's graph guarantees, before anything is measured;
 - :mod:`~shiftscope.explanations.trial`: what shifts cost a model's outputs, on fixed images and shifts;
 - :mod:`~shiftscope.explanations.causes`: what they cost without the head, without borders, without aliasing;
+- :mod:`~shiftscope.explanations.token_causes`: for transformers also without windows, position embedding and patch grid;
 - :mod:`~shiftscope.explanations.layers`: how every layer's feature maps respond to shifts;
 - :mod:`~shiftscope.explanations.ranking`: which fix helps most, tried without training;
 - :mod:`~shiftscope.explanations.explanation`: all of these together.
