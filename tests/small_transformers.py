@@ -13,6 +13,17 @@ from zoo import timm
 SMALL: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2},
     "mixer": {"kind": "MlpMixer", "patch_size": 8, "embed_dim": 24, "num_blocks": 2},
+    "twins": {
+        "name": "twins_svt_small",
+        "img_size": 32,
+        "patch_size": 2,
+        "embed_dims": (8, 8, 16, 16),
+        "depths": (2, 2, 1, 1),
+        "num_heads": (1, 1, 2, 2),
+        "wss": (4, 4, 2, 2),
+        "sr_ratios": (4, 2, 2, 1),
+    },
+    "pvt": {"name": "pvt_v2_b0", "depths": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2)},
     "swin": {
         "name": "swin_tiny_patch4_window7_224",
         "img_size": 32,
@@ -31,7 +42,7 @@ def small(kind: str, *, image: int = 32, **settings: Any) -> nn.Module:
     Weights are larger than timm's, so that a transformer of two blocks responds to what it sees as a trained one does.
     """
     torch.manual_seed(0)
-    options = {**SMALL[kind], "num_classes": 5, "img_size": image, **settings}
+    options = {**SMALL[kind], "num_classes": 5, **({} if kind == "pvt" else {"img_size": image}), **settings}
     library = timm()
     made = library.models.mlp_mixer.MlpMixer if options.pop("kind", "") == "MlpMixer" else library.create_model
     model = (made(options.pop("name"), **options) if "name" in options else made(**options)).eval()

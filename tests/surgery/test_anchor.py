@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -13,6 +14,7 @@ from shiftscope.errors import InputError
 from shiftscope.layers.anchor import Anchoring, anchor_steps, make_anchored, roll_each
 from shiftscope.surgery import Surgery, anchor, operate
 from small_transformers import small
+from zoo import torchvision_models
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 SHIFTS = [(1, 0), (0, 5), (3, -7), (8, 16), (11, 30)]
@@ -65,6 +67,54 @@ def test_anchored_vit_with_position_embedding_depends_on_shifts_by_whole_patches
         found = surgery.model(image.roll(shift, (2, 3)))
         assert (places - found).abs().amax(1).min() < 1e-10
     assert surgery.changes[-1].why.startswith("they change outputs only through `pos_embed`, a value for each position")
+
+
+def transformers_swin() -> nn.Module:
+    library = pytest.importorskip("transformers", reason="needs transformers (extra `transformers`)")
+    options = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "image_size": 32, "patch_size": 2}
+    model = library.SwinForImageClassification(library.SwinConfig(**options, initializer_range=0.2))
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.model(pixel_values=images).logits
+
+    return Logits()
+
+
+def torchvision_swin() -> nn.Module:
+    options = {"patch_size": [2, 2], "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "window_size": [4, 4]}
+    return torchvision_models().SwinTransformer(**options, num_classes=5)
+
+
+OTHERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "swin of transformers": (transformers_swin, 32),
+    "swin of torchvision": (torchvision_swin, 32),
+    "twins": (lambda: small("twins"), 32),
+    "pvt": (lambda: small("pvt"), 64),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_transformers_are_anchored_exactly(name: str) -> None:
+    torch.manual_seed(0)
+    make, size = OTHERS[name]
+    model = make().double().eval()
+    surgery = anchor(model, image=(3, size, size))
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        before, unchanged = surgery.model(images), model(images)
+        for shift in SHIFTS:
+            moved = surgery.model(images.roll(shift, (2, 3)))
+            assert torch.allclose(moved, before, rtol=1e-10, atol=1e-10 * float(before.abs().max()))
+        assert not torch.allclose(model(images.roll((3, -7), (2, 3))), unchanged, rtol=1e-6)
+    assert surgery.after is not None
+    assert surgery.before is not None
+    assert surgery.after.multiply_adds <= 1.1 * surgery.before.multiply_adds
 
 
 def test_window_that_does_not_fill_the_map_is_named() -> None:

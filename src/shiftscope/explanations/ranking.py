@@ -93,7 +93,7 @@ class Fixes:
             {
                 "fix": " + ".join(each.kinds),
                 "gain": each.gain,
-                "share": each.share,
+                "share": each.share if each.share is not None and 0 <= each.share.value <= 1 else None,
                 **_cells(each.after),
                 "multiply_adds": each.multiply_adds,
                 "ratio": each.ratio,

@@ -222,7 +222,10 @@ def share(part: Float[Tensor, " image"], total: Float[Tensor, " image"]) -> Esti
     value = float(part.double().mean() / total.double().mean())
     parts, totals = bootstrap(part[None]), bootstrap(total[None])
     low, high = confidence_interval(value, parts[totals > 0] / totals[totals > 0], [], images=len(total))
-    return Estimate(value, min(float(low), value), max(float(high), value), count=len(total))
+    low, high = min(float(low), value), max(float(high), value)
+    if 0 <= value <= 1:  # a share, and so is its interval
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Estimate(value, low, high, count=len(total))
 
 
 def draw_shifts(count: int, shifts: int, max_shift: int, generator: torch.Generator) -> Int[Tensor, "count shifts 2"]:

@@ -135,7 +135,7 @@ def read_tokens(model: nn.Module, image: Tensor, names: Sequence[str] = ()) -> T
         candidates: dict[str, list[TokenMap]] = {}
 
         def collect(layer: str, number: int, _: nn.Module, __: Tensor, out: Tensor) -> None:
-            if found := list(_candidates(tuple(out.shape), len(probes), size)):
+            if out.is_floating_point() and (found := list(_candidates(tuple(out.shape), len(probes), size))):
                 candidates[call_name(layer, number)] = found
 
         read = [name for name, part in model.named_modules() if name and (name in names or _is_composite(part))]
