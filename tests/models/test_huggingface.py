@@ -138,14 +138,51 @@ def test_incomplete_weights_are_refused(transformers: ModuleType, tmp_path: Path
         load_model(f"hf:{tmp_path}")
 
 
-@pytest.mark.parametrize("prefix", ["", "model."])
-def test_weights_from_a_file_replace_the_folders(prefix: str, transformers: ModuleType, tmp_path: Path) -> None:
-    model = saved(transformers, "ResNet", tmp_path / "model", kind="ForImageClassification")
-    nn.init.ones_(model.classifier[1].weight)
-    torch.save({"state_dict": {f"{prefix}{name}": value for name, value in model.state_dict().items()}}, tmp_path / "tuned.ckpt")
-    loaded = load_model(f"hf:{tmp_path / 'model'}", weights=tmp_path / "tuned.ckpt")
+@pytest.mark.parametrize("name", ["ResNet", "ViT"])
+@pytest.mark.parametrize("kind", ["state dict", "prefixed", "saved"])
+def test_weights_from_a_file_replace_the_folders(name: str, kind: str, transformers: ModuleType, tmp_path: Path) -> None:
+    """What save_pretrained writes has the names of earlier versions; what torch.save writes has those of the model."""
+    model = saved(transformers, name, tmp_path / "model", kind="ForImageClassification")
+    nn.init.ones_(next(model.classifier.parameters()) if name == "ViT" else model.classifier[1].weight)
+    file = tmp_path / "tuned.ckpt"
+    if kind == "saved":
+        model.save_pretrained(tmp_path / "tuned")
+        file = tmp_path / "tuned" / "model.safetensors"
+    else:
+        prefix = "model." if kind == "prefixed" else ""
+        torch.save({"state_dict": {f"{prefix}{key}": value for key, value in model.state_dict().items()}}, file)
+    loaded = load_model(f"hf:{tmp_path / 'model'}", weights=file)
     with torch.no_grad():
         assert torch.equal(loaded.model(images(2, 3, 32)), model(pixel_values=images(2, 3, 32)).logits)
+    assert loaded.weights.startswith(str(file))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classifier.weight": None}, r"incomplete: 1 of ViTForImageClassification are missing \(classifier.weight\)"),
+        ({"extra": torch.ones(2)}, r"do not fit .*: 1 unexpected \(extra\)"),
+        ({"classifier.bias": torch.ones(5)}, r"1 of another shape \(classifier.bias is 5 in the file and 3 in the model\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    change: dict[str, Any], message: str, transformers: ModuleType, tmp_path: Path
+) -> None:
+    model = saved(transformers, "ViT", tmp_path / "model", kind="ForImageClassification")
+    weights = {**model.state_dict(), **change}
+    torch.save({name: value for name, value in weights.items() if value is not None}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=message):
+        load_model(f"hf:{tmp_path / 'model'}", weights=tmp_path / "w.pt")
+
+
+def test_file_of_a_folder_that_holds_more_than_tensors_is_refused(transformers: ModuleType, tmp_path: Path) -> None:
+    model = saved(transformers, "ViT", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert load_model(f"hf:{tmp_path}").embedding
+    torch.save({**model.state_dict(), "code": print}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="holds more than tensors"):
+        load_model(f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize(
@@ -255,8 +292,9 @@ def test_unknown_model_of_the_hub_is_refused(hub_cache: Path, tmp_path: Path, mo
             load_model("hf:someone/else")
         with pytest.raises(InputError, match=r"'someone/small' has no config.json with model.safetensors or pytorch_model.bin"):
             load_model("hf:someone/small")
-    with pytest.raises(InputError, match="'a b/c' is no model of the Hugging Face hub"):
-        load_model("hf:a b/c")
+    for name in ("a b/c", "/no/such/folder", "./none", "one/two/three"):
+        with pytest.raises(InputError, match=f"'{name}' is neither a folder here nor a name on the Hugging Face hub"):
+            load_model(f"hf:{name}")
 
 
 def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,7 @@ def test_damaged_file_is_not_called_a_pickle(kind: str, suffix: str, factory: st
     ("options", "message"),
     [
         ({"weights": Path("missing.pt")}, "does not exist"),
+        ({"weights": Path()}, "`weights` must be a file, and . is a folder"),
         ({"weights": Path("pretrained")}, "are for models of timm and torchvision"),
         ({"mean": (0.5,)}, "`mean` and `std` must be given together"),
         ({"mean": (0.5,), "std": (0.0,)}, "`std` positive"),

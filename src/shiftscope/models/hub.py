@@ -16,7 +16,7 @@ SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-
 BINARY = ["pytorch_model.bin"]
 
 #: owner/name or name, and a branch, tag or commit.
-ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+ID = re.compile(r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 
 
 def hub_folder(model: str, *, weights: bool = True, download: bool = True) -> Path:
@@ -32,7 +32,10 @@ def hub_folder(model: str, *, weights: bool = True, download: bool = True) -> Pa
     """
     found = ID.fullmatch(model)
     if found is None:
-        raise InputError(f"{model!r} is no model of the Hugging Face hub.", "Write owner/name, or owner/name@revision.")
+        raise InputError(
+            f"{model!r} is neither a folder here nor a name on the Hugging Face hub.",
+            "Check the path, or write owner/name or owner/name@revision.",
+        )
     name, revision = found["name"], found["revision"]
     folder = _snapshot(name, revision, CONFIGS + SAFETENSORS + BINARY, online=False)
     if folder is not None and _complete(folder, weights=weights):
@@ -41,7 +44,7 @@ def hub_folder(model: str, *, weights: bool = True, download: bool = True) -> Pa
         why = "cannot be reached" if download else "is not asked for a file that only names it"
         raise InputError(
             f"the model {model!r} is not in the local cache, and the Hugging Face hub {why}.",
-            "Check the network, or load the model once by its name.",
+            "Check the path if it is a folder, and the network if it is not; or load the model once by its name.",
         )
     folder = _snapshot(name, revision, CONFIGS + SAFETENSORS * weights, online=True)
     if weights and folder is not None and not _has_weights(folder):

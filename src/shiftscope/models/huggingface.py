@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -83,7 +83,9 @@ class Embedder(nn.Module):
         return last[:, 0] if self.class_token else last.mean(dim=1)
 
 
-def huggingface_model(reference: str, *, pretrained: bool, download: bool = True) -> LibraryModel:
+def huggingface_model(
+    reference: str, *, pretrained: bool, download: bool = True, weights: Mapping[str, Tensor] | None = None
+) -> LibraryModel:
     """Return a model of transformers, from a folder or the hub.
 
     Args:
@@ -91,6 +93,7 @@ def huggingface_model(reference: str, *, pretrained: bool, download: bool = True
             cache if it is there.
         pretrained: whether to load its weights; otherwise they are random, the same every time.
         download: whether a model that is not in the local cache may be downloaded.
+        weights: to load instead of the model's own, by the names of this or an earlier version of transformers.
 
     Raises:
         InputError: transformers is not installed, there is no such model, it needs code of its own or takes no images, or its
@@ -104,25 +107,31 @@ def huggingface_model(reference: str, *, pretrained: bool, download: bool = True
     try:
         with _quiet(transformers), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            inner, missing = _loaded(transformers, architecture, folder, pretrained=pretrained)
+            inner, missing = _loaded(transformers, architecture, folder, pretrained=pretrained, weights=weights)
     except InputError:
         raise
     except Exception as error:  # the library raises anything
+        pickled = "Weights only load failed" in str(error)
+        reason = (
+            "its file of weights holds more than tensors, which a pickle can use to run code" if pickled else first_line(error)
+        )
         raise InputError(
-            f"transformers cannot load the model in {folder} ({first_line(error)}).", "Check its config.json and its weights."
+            f"transformers cannot load the model in {folder} ({reason}).", "Check its config.json and the weights."
         ) from error
     poolerless = bool(missing) and all("pooler" in name for name in missing)
     if missing and not poolerless:
         raise InputError(
-            f"the weights in {folder} are incomplete: {len(missing)} of {architecture or 'the model'} are missing "
+            f"the weights for {folder} are incomplete: {len(missing)} of {architecture or 'the model'} are missing "
             f"({', '.join(missing[:3])}).",
-            "Give the folder that the complete model was saved in.",
+            "Give the weights of the complete model.",
         )
     origin = reference if local.is_dir() else named(reference, folder)
     return _described(inner, config, folder, origin=origin if pretrained else "", pooler=not poolerless)
 
 
-def _loaded(transformers: ModuleType, architecture: str, folder: Path, *, pretrained: bool) -> tuple[Any, list[str]]:
+def _loaded(
+    transformers: ModuleType, architecture: str, folder: Path, *, pretrained: bool, weights: Mapping[str, Tensor] | None
+) -> tuple[Any, list[str]]:
     """Return the model, and the names of weights that its files do not hold."""
     kind = transformers.AutoModel
     if CLASSIFIER in architecture:
@@ -130,11 +139,34 @@ def _loaded(transformers: ModuleType, architecture: str, folder: Path, *, pretra
     elif architecture.endswith("WithProjection"):
         kind = getattr(transformers, architecture)
     local = {"trust_remote_code": False, "local_files_only": True}
-    if not pretrained:
-        config = transformers.AutoConfig.from_pretrained(folder, **local)
-        return (kind.from_config(config) if hasattr(kind, "from_config") else kind(config)), []
-    model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **local)
+    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if pretrained:
+        model, info = kind.from_pretrained(folder, **options, **local)
+        _check_fit(folder, info, ignored=info["unexpected_keys"])  # a backbone in a classifier's file
+        return model, sorted(info["missing_keys"])
+    config = transformers.AutoConfig.from_pretrained(folder, **local)
+    model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+    if weights is None:
+        return model, []
+    model, info = type(model).from_pretrained(None, config=config, state_dict=dict(weights), **options)
+    _check_fit(folder, info)
     return model, sorted(info["missing_keys"])
+
+
+def _check_fit(folder: Path, info: Mapping[str, Any], *, ignored: Collection[str] = ()) -> None:
+    """Refuse weights of another shape, and weights that the model does not have."""
+    shapes = [
+        f"{name} is {'x'.join(map(str, given))} in the file and {'x'.join(map(str, own))} in the model"
+        for name, given, own in sorted(info["mismatched_keys"])
+    ]
+    unexpected = sorted(set(info["unexpected_keys"]) - set(ignored))
+    groups = (("unexpected", unexpected), ("of another shape", shapes))
+    differences = [f"{len(each)} {kind} ({', '.join(each[:3])})" for kind, each in groups if each]
+    if differences:
+        raise InputError(
+            f"the weights do not fit the model in {folder}: {'; '.join(differences)}.",
+            "Give the weights of this very architecture; `num_labels` in config.json is its number of classes.",
+        )
 
 
 def _described(inner: Any, config: Mapping[str, Any], folder: Path, *, origin: str, pooler: bool) -> LibraryModel:

@@ -150,7 +150,8 @@ def library_model(
 
 def _failure(library: str, name: str, reason: str, *, pretrained: bool, folder: Path | None) -> InputError:
     if folder is not None:
-        return InputError(f"{library} cannot load the model in {folder} ({reason}).", "Check its config.json and its weights.")
+        remedy = f"Give it as hf:{folder} if transformers wrote it, else check its config.json and its weights."
+        return InputError(f"{library} cannot load the model in {folder} ({reason}).", remedy)
     if pretrained:
         problem = f"{library} cannot download the weights of {name} ({reason})."
         return InputError(problem, "Check the network, or give a file of `weights`.")

@@ -205,6 +205,9 @@ def _library_model(spec: ModelSpec, *, pretrained: bool, download: bool = True) 
 def _fitted(spec: ModelSpec, known: LibraryModel, weights: Checkpoint) -> tuple[ModelSpec, LibraryModel, str]:
     """Return the variant of a library's model that a checkpoint fits, with its weights, and a description of both."""
     weights = weights.matched(known.own.state_dict())
+    if known.core is not None:  # transformers knows the names of its earlier versions
+        name = str(spec.factory).partition(":")[2]
+        return spec, huggingface_model(name, pretrained=False, weights=weights.tensors), weights.describe()
     variant = known.variant_for(weights.tensors)
     described = weights.describe()
     if variant != Variant():

@@ -132,6 +132,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         InputError: the file does not exist, is damaged, or holds no tensors by name, or more than ``torch.load`` reads without
             running code.
     """
+    if path.is_dir():
+        raise InputError(f"`weights` must be a file, and {path} is a folder.", "Give the file in it, such as model.safetensors.")
     if not path.is_file():
         raise InputError(f"`weights` {path} does not exist.", "Check the path.")
     if path.name.endswith(INDEX):
