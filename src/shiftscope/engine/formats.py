@@ -13,7 +13,7 @@ __all__ = ["as_channels_last", "channels_last_is_quicker"]
 #: Images of a trial, and how often each format is tried; the first time is not counted.
 TRIAL, TRIES = 8, 3
 #: A trial takes this share of all passes at most.
-SHARE = 0.01
+SHARE = 0.007
 #: Runs that take less time than this gain too little to try.
 LEAST_SECONDS = 20.0
 #: What channels last must save.
