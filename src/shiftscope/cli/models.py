@@ -317,7 +317,7 @@ def fix(
         raise InputError(f"`filter_size` must be 1 to 7, got {filter_size}.", "Leave it out to take 3.")
     subject = _opened(model, options)
     with reporting("applying the fix") as report:
-        from shiftscope.models import Fix, save_model
+        from shiftscope.models import Fix, needs_trust, save_model
         from shiftscope.surgery.compare import apply_fixes, summarise
 
         loaded, size = subject.loaded, subject.images.size
@@ -336,7 +336,7 @@ def fix(
         chosen = " ".join(f"--with {kind}" for kind in kinds) + (f" --filter-size {filter_size}" if filter_size != 3 else "")
         command = f"shiftscope fix {options.arguments(model)} {chosen} --out {quote(str(out or FIXED))}"
     else:
-        arguments = options.arguments(str(saved), without=OF_THE_MODEL, trust=bool(loaded.code))
+        arguments = options.arguments(str(saved), without=OF_THE_MODEL, trust=needs_trust(loaded.spec))
         command = f"shiftscope audit {arguments}"
     content = {"tables": [table.to_json() for table in tables], "provenance": subject.facts}
     summary = summarise(surgery, compared, commands=(command,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shiftscope.models.loading import LoadedModel, absolute_reference, load_model
+from shiftscope.models.loading import LoadedModel, absolute_reference, load_model, needs_trust
 from shiftscope.models.spec import Fix, ModelSpec, save_model
 
-__all__ = ["Fix", "LoadedModel", "ModelSpec", "absolute_reference", "load_model", "save_model"]
+__all__ = ["Fix", "LoadedModel", "ModelSpec", "absolute_reference", "load_model", "needs_trust", "save_model"]

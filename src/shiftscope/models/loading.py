@@ -46,7 +46,7 @@ from shiftscope.models.weights import Checkpoint, load_weights, read_checkpoint,
 from shiftscope.runtime.seeds import stream
 from shiftscope.runtime.settings import validation_messages
 
-__all__ = ["RANDOM", "LoadedModel", "absolute_reference", "load_model"]
+__all__ = ["RANDOM", "LoadedModel", "absolute_reference", "load_model", "needs_trust"]
 
 #: What is said of weights that nobody trained.
 RANDOM = "random"
@@ -193,6 +193,11 @@ def _is_library(reference: str) -> bool:
     return not is_code(reference) and reference.partition(":")[0] in (*LIBRARIES, PREFIX)
 
 
+def needs_trust(spec: ModelSpec) -> bool:
+    """Return whether loading a file with this specification would run code of the user's own."""
+    return spec.factory is not None and not _is_library(spec.factory)
+
+
 def _library_model(spec: ModelSpec, *, pretrained: bool, download: bool = True) -> LibraryModel:
     """Return the library's model that a specification names, without the normalisation in front."""
     library, _, name = str(spec.factory).partition(":")
@@ -282,7 +287,7 @@ def _from_file(path: Path, *, trust: bool) -> LoadedModel:
             "Give the model as `module:factory` or `timm:name`, and this file as its `weights`.",
         )
     spec = _spec_in_metadata(path, metadata)
-    if spec.factory is not None and not _is_library(spec.factory) and not trust:
+    if needs_trust(spec) and not trust:
         raise InputError(
             f"{path} is not trusted, and loading it would call `{spec.factory}`, which whoever wrote the file chose.",
             "If you trust both, pass --trust (`trust=True`).",
