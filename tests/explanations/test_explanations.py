@@ -196,15 +196,14 @@ def test_canvas_is_extended_to_multiples_of_the_factor_for_circular_shifts() -> 
     assert parts(found).keys() == {"head", "borders", "aliasing", "other"}
 
 
-def test_untraceable_model_gets_measured_results_only() -> None:
+def test_untraceable_model_gets_measured_results_and_fixes_that_need_no_graph() -> None:
     torch.manual_seed(0)
     found = explained(Untraceable().eval(), labels=torch.zeros(8, dtype=torch.long))
     assert found.guarantee.geometry is None
     assert found.guarantee.sentence.startswith("The graph of Untraceable cannot be traced")
     assert [each.part is None for each in found.causes.causes] == [True, True, True, True, False]
     assert "The part of head, borders, aliasing is unknown: the model's graph cannot be traced." in found.verdict
-    assert found.fixes.ranked == ()
-    assert "cannot be traced" in found.fixes.table().notes[0]
+    assert {each.kinds: each.gain is not None for each in found.fixes.ranked} == {("blur",): True, ("circular",): False}
     assert found.fixes.before.accuracy is not None
     assert [layer.name for layer in found.layers.layers] == ["canvas", "first", "head, input", "output"]
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, weight_norm
 
 from shiftscope.errors import InputError, UntraceableError
-from shiftscope.explanations import guarantee_of
+from shiftscope.explanations import explain, guarantee_of
 from shiftscope.graphs.geometry import geometry_of
 from shiftscope.graphs.probing import restoring_random_numbers
 from shiftscope.layers import BlurPool2d, MaxBlurPool2d
@@ -300,6 +300,16 @@ def test_layers_of_an_untraceable_model_are_found_by_running_it() -> None:
         torch.testing.assert_close(same(maps), model(maps))
     around = circular(model, image=SHAPE)
     assert [layer.padding_mode for layer in (around.model.one, around.model.two)] == ["circular", "circular"]
+
+
+def test_fixes_that_need_no_graph_are_tried_on_an_untraceable_model() -> None:
+    class Logits(DecidesByValue):
+        def forward(self, maps: Tensor) -> Tensor:
+            return super().forward(maps)["logits"]
+
+    torch.manual_seed(0)
+    found = explain(Logits().eval(), torch.rand(4, 3, 16, 16), mode="circular", max_shift=2)
+    assert {each.kinds for each in found.fixes.ranked if each.gain is not None} == {("blur",), ("circular",)}
 
 
 @pytest.mark.parametrize("apply", [make_equivariant, global_pool])

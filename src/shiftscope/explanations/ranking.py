@@ -78,7 +78,7 @@ class Fixes:
     Attributes:
         ranked: the best first.
         before: what shifts cost the unchanged model.
-        multiply_adds: of one image with the unchanged model; None where its graph cannot be read.
+        multiply_adds: of one image with the unchanged model.
         reason: why no fix was tried; empty otherwise.
     """
 
@@ -142,17 +142,16 @@ def try_fixes(
     Args:
         model: in evaluation mode; it is not changed.
         trial: the images and their shifts.
-        geometry: of the model's graph; None where it cannot be read, so that only ``anchor`` can be tried.
+        geometry: of the model's graph; None where it cannot be read: fixes that need no graph are tried.
         measured: the unchanged model in this trial.
         tokens: how its tokens lie on the image; None for a model without token maps.
         arguments: of the command line that name the model and the images.
     """
     before = measured.estimates()
-    if geometry is None and tokens is None:
-        return Fixes((), before, None, "No fix can be tried, because the model's graph cannot be traced.")
     multiply_adds = cost(model, trial.image).multiply_adds
     anchored: list[tuple[Kind, ...]] = [("anchor",)] if tokens else []
-    candidates = [*anchored, *(_candidates(geometry, tokens) if geometry else ())]
+    found_by_running: list[tuple[Kind, ...]] = [] if geometry or tokens else [("blur",), ("circular",)]
+    candidates = [*anchored, *(_candidates(geometry, tokens) if geometry else found_by_running)]
     tried = [_try(kinds, model, trial, measured, multiply_adds, arguments) for kinds in candidates]
     ranked = sorted(tried, key=lambda each: (not each.works, each.gain is None, -each.efficiency))
     return Fixes(tuple(ranked), before, multiply_adds, "" if ranked else "No fix of this package applies to the model.")

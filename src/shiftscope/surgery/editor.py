@@ -28,7 +28,7 @@ SKIPPED = "left out by `only` or `skip`"
 #: What the copy is.
 SWAPPED = "Layers are swapped inside a copy of the model, which keeps its class, code and weight names."
 FOUND_BY_RUNNING = "Layers were found by running the model, because its graph could not be read"
-GRAPH = "The copy is a traced graph of the model, because layers swapped inside the model cannot express every change."
+GRAPH = "The copy is a traced graph of the model, because swapped layers"
 #: Layers called as functions, which cannot be changed.
 FUNCTIONS = (functional.conv2d, torch.conv2d, functional.adaptive_max_pool2d)
 
@@ -234,14 +234,22 @@ class Editor(TracedModel):
         if self.evaluation_only:
             why = f"unsupported: the copy behaves as in evaluation mode ({self.evaluation_only})"
             self.keep(type(self.copy).__name__, "training mode", why)
+        named: dict[str, list[str]] = {}
         for place, change in enumerate(self.changes):
             nodes = self.made.get(place, [])
             reasons = [reason for node, reason in problems.items() if node in nodes or self._name(node) == change.layer]
             if change.becomes and reasons:
                 self.changes[place] = replace(change, why=f"{change.why}; in the traced graph, because {reasons[0]}")
+                named.setdefault(reasons[0], []).append(change.layer)
         self.module.delete_all_unused_submodules()
         self.state.restore(self.module)
-        return self._surgery(self.module, f"{GRAPH} Swapped layers: {problem}." if problem else GRAPH)
+        if isinstance(self.copy, fx.GraphModule):
+            return self._surgery(self.module, "The copy is a traced graph, as the model is.")
+        listed = "; ".join(
+            f"`{first}`{f' and {len(others)} more' * bool(others)}: {why}" for why, (first, *others) in named.items()
+        )
+        why = "do not give the same outputs" if problem else f"cannot express every change ({listed or 'of functions'})"
+        return self._surgery(self.module, f"{GRAPH} {why}.")
 
     def _name(self, node: fx.Node) -> str:
         """Return the name under which a change names a node of the original graph."""
