@@ -14,7 +14,7 @@ from cli.conftest import STUDY, Command
 def test_study_prints_its_table_and_finds_its_runs_finished_afterwards(shiftscope: Command, tmp_path: Path) -> None:
     first = shiftscope("study", "tiny.toml")
     assert first.code == 0, first.err
-    assert "subsampling factor" in first.out
+    assert "subsampling" in first.out
     assert "Saved in studies/tiny: table.md, table.csv" in first.out
     assert "1/1 done  factor 4, seed 0" in first.err
     assert (tmp_path / "studies" / "tiny" / "report.html").is_file()
@@ -88,3 +88,24 @@ def test_invalid_study_exits_with_2_and_writes_nothing(
     assert (done.code, done.out) == (2, "")
     assert problem in done.err
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_run_is_found_by_the_name_that_list_shows(shiftscope: Command, run: Path) -> None:
+    folder = str(run.parent.parent)
+    listed = shiftscope("list", folder, "--json")
+    names = [row["run"] for row in json.loads(listed.out)["rows"]]
+    assert listed.code == 0
+    named = shiftscope("audit", folder, "--run", names[0], "--images", "4", "--protocol", "mouton2020", "--json")
+    direct = shiftscope("audit", str(run), "--images", "4", "--protocol", "mouton2020", "--json")
+    assert (named.code, direct.code) == (0, 0), named.err
+    assert json.loads(named.out)["rows"] == json.loads(direct.out)["rows"]
+    unknown = shiftscope("audit", folder, "--run", "seed=99")
+    assert unknown.code == 2
+    assert f"holds no run 'seed=99'. It holds {names[0]}" in unknown.err
+
+
+def test_set_writes_into_a_folder_of_its_own(shiftscope: Command, tmp_path: Path) -> None:
+    done = shiftscope("study", "tiny.toml", "--set", "training.max_epochs=2", "--json")
+    assert done.code == 0, done.err
+    assert "(training.max_epochs = 2)" in json.loads(done.out)["title"]
+    assert (tmp_path / "studies" / "tiny,max_epochs=2" / "table.csv").is_file()

@@ -72,7 +72,6 @@ def test_mean_canvas_is_zero_after_normalisation() -> None:
     [
         ({"canvas": 16}, "`data.canvas` must be at least as large as the image, got 16 for images of 20x20"),
         ({"train_images": 1500}, "`data.train_images` asks for 1500 images, but only 1288 of 1797 are left"),
-        ({"validation_images": 1700}, "`data.train_images` asks for 1 images, but only 0"),
         ({"test_images": 2000}, "`data.test_images` asks for 2000 images, but only 1797"),
     ],
 )
@@ -85,3 +84,8 @@ def test_images_and_labels_are_picked_together() -> None:
     labelled = Labelled(torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1), torch.arange(4))
     picked = labelled[torch.tensor([3, 1])]
     assert picked.images.flatten().tolist() == picked.labels.tolist() == [3, 1]
+
+
+def test_small_data_hold_out_a_fifth() -> None:
+    data = load(DataSpec(image_size=20, validation_images=5000))
+    assert len(data.validation) == (len(data.train) + len(data.validation)) // 5

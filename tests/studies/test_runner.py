@@ -38,7 +38,7 @@ from shiftscope.studies.spec import Study
 from shiftscope.studies.storage import unpack
 from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.training.loop import Epoch
-from small import SMALL
+from small import SMALL, TINY
 
 #: Together these take over 20 s.
 pytestmark = pytest.mark.slow
@@ -420,3 +420,13 @@ def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match=r"`out` .* cannot be written \(Not a directory\). Choose another folder with --out"):
         run_study(small(tmp_path), out=tmp_path / "file" / "out")
+
+
+def test_other_recipe_does_not_overwrite_a_study(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    run_study(load_study(str(tmp_path / "tiny.toml")), out=tmp_path / "out")
+    table = (tmp_path / "out" / "table.csv").read_bytes()
+    changed = load_study(str(tmp_path / "tiny.toml"), changes={"training.learning_rate": 0.002})
+    with pytest.raises(InputError, match=r"holds another study .Tiny.: the settings of `training` differ"):
+        run_study(changed, out=tmp_path / "out")
+    assert (tmp_path / "out" / "table.csv").read_bytes() == table

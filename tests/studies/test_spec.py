@@ -268,3 +268,23 @@ def test_load_study_mistake_names_setting_and_rule(tmp_path: Path, text: str, me
 def test_load_study_unknown_name_lists_known_ones() -> None:
     with pytest.raises(InputError, match=r"there is no study 'imagenet'. Choose one of .*digits.*mnist.*, or give the path"):
         load_study("imagenet")
+
+
+@pytest.mark.parametrize(
+    ("change", "compared"),
+    [({"training.learning_rate": 0.02}, True), ({"data.train_images": 10_000}, True), ({"network.channels": [4, 8, 8]}, False)],
+)
+def test_change_stands_in_title_and_drops_numbers_of_other_networks(change: dict[str, object], compared: bool) -> None:
+    study = load_study("mnist", changes=change)
+    assert study.title == f"{load_study('mnist').title} ({next(f'{path} = {value}' for path, value in change.items())})"
+    assert (study.source is not None) == compared
+
+
+def test_choosing_cells_changes_no_title() -> None:
+    assert load_study("mnist", changes={"network.factor": [4]}).title == load_study("mnist").title
+
+
+def test_typo_in_a_section_has_a_suggestion(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('title = "Mine"\n[training]\nmax_epoch = 3\n')
+    with pytest.raises(InputError, match=r"training.max_epoch: is not a known setting. Did you mean 'max_epochs'"):
+        load_study(str(tmp_path / "mine.toml"))

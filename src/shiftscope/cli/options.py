@@ -169,6 +169,8 @@ class ModelOptions(DataOptions, DeviceOptions):
 
     Parameters
     ----------
+    run
+        Run of the study that MODEL is the folder of, such as factor=8,seed=0; `shiftscope list FOLDER` shows their names.
     weights
         Weights for a model that code makes: a safetensors file, a checkpoint of PyTorch or Lightning, or `pretrained` to download
         those of timm or torchvision. By default the factory's own.
@@ -202,6 +204,7 @@ class ModelOptions(DataOptions, DeviceOptions):
         Seed of the shifts that are drawn at random.
     """
 
+    run: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None
     weights: Annotated[Path | None, Parameter(group=MODEL_GROUP)] = None
     size: Annotated[int | None, Parameter(group=MODEL_GROUP)] = None
     mean: Annotated[tuple[float, ...] | None, Several, Parameter(group=MODEL_GROUP)] = None
@@ -216,6 +219,18 @@ class ModelOptions(DataOptions, DeviceOptions):
     seed: Annotated[int, Parameter(group=IMAGE_GROUP)] = 0
     as_json: AsJson = False
     wide: Wide = False
+
+    def named(self, model: str) -> str:
+        """Return the model that a command names; of a study the folder of the chosen run.
+
+        Raises:
+            InputError: the model is no study, or has no such run.
+        """
+        if self.run is None:
+            return model
+        from shiftscope.studies.folder import read_folder
+
+        return str(read_folder(Path(model)).run(self.run))
 
     def subject(self, model: str, *, images: int) -> dict[str, Any]:
         """Return the settings of :class:`shiftscope.audits.subject.SubjectSpec`.
@@ -256,7 +271,7 @@ class ModelOptions(DataOptions, DeviceOptions):
 
 #: The options that describe what is measured, and those that a recommended command does not repeat.
 SUBJECT = ("size", "mean", "std", "output", "embedding", "trust", "data", "max_shift", "seed")
-NOT_REPEATED = ("as_json", "mode", "wide")
+NOT_REPEATED = ("as_json", "mode", "run", "wide")
 #: The options that describe a model, which a file of `shiftscope fix` knows by itself.
 OF_THE_MODEL = ("weights", "size", "mean", "std")
 

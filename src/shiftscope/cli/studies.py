@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from shiftscope.cli.printing import print_summary, print_table, print_worked
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 
-__all__ = ["compare", "figures", "open_report", "report", "selfcheck", "study", "theory"]
+__all__ = ["compare", "figures", "list_", "open_report", "report", "selfcheck", "study", "theory"]
 
 DEFAULT_OUT = Path("studies")
 #: What a study writes; a figure only if a setting varies.
@@ -55,7 +56,7 @@ def study(
         Number of runs at once, each in a process with one thread. By default as many as cores and memory allow, on a GPU one.
         With 1, runs follow each other and use all threads.
     out
-        Folder for runs, tables, figure and page. By default studies/NAME.
+        Folder for runs, tables, figure and page. By default studies/NAME, with the changes of --set in its name.
     """
     with reporting("loading PyTorch") as tell:
         from shiftscope.runtime.executors import keep_freed_memory
@@ -67,7 +68,7 @@ def study(
         from shiftscope.tables import Summary
 
         chosen = load_study(name, seeds=seeds, changes=_settings(changes))
-        folder = out or DEFAULT_OUT / chosen.name
+        folder = out or DEFAULT_OUT / _folder_name(chosen.name, changes)
         keep_freed_memory()
         tell(Stage("starting the runs", 0, 0))
         with resumable(folder, "runs"):
@@ -92,6 +93,12 @@ def study(
         say("", "Next:", f"  shiftscope open {quote(str(folder))}")
 
 
+def _folder_name(name: str, changes: tuple[str, ...]) -> str:
+    """Return the name of a study's folder; changes have folders of their own, so that they overwrite no other table."""
+    parts = [re.sub(r"[^\w.=-]+", "-", change.rpartition(".")[2]).strip("-") for change in changes]
+    return ",".join([name, *parts])[:120]
+
+
 def _settings(changes: tuple[str, ...]) -> dict[str, Any]:
     """Read each PATH=VALUE; the value as TOML, or as text if it is no TOML."""
     import tomllib
@@ -113,6 +120,30 @@ def _write_report(folder: Path, options: PageOptions, out: Path | None = None) -
         from shiftscope.report.write import write_report
 
         return write_report(folder, out=out, data_dir=options.data_dir, device=options.torch_device(), report=tell)
+
+
+@app.command(name="list", group=STUDIES, sort_key=3)
+def list_(folder: Path | None = None, *, as_json: AsJson = False, wide: Wide = False) -> None:
+    """List the runs of a study by name, or the studies of the package.
+
+    Parameters
+    ----------
+    folder
+        Folder of a study. Its runs have names like factor=8,seed=0, which `audit`, `explain` and `fix` take as --run.
+    """
+    from shiftscope.studies.folder import read_folder
+    from shiftscope.studies.loading import load_study, shipped_studies
+    from shiftscope.tables import Table
+
+    if folder is None:
+        rows = tuple({"study": name, "title": load_study(name).title} for name in shipped_studies())
+        table = Table("Studies of the package", ("study", "title"), rows)
+    else:
+        table = read_folder(folder).run_list()
+    if as_json:
+        print_json(table.to_json())
+    else:
+        print_table(table, wide=wide)
 
 
 @app.command(group=STUDIES, sort_key=2)

@@ -39,7 +39,7 @@ class DataSpec(Spec):
         allow_cut: accept shifts larger than the margin, which push an image's edge off the canvas; the record then gives the
             share of test images whose content was cut.
         train_images: number of training images, picked with ``split_seed``; by default all.
-        validation_images: number of training images to hold out for early stopping.
+        validation_images: number of training images to hold out for early stopping; if it is more than half of them, a fifth.
         test_images: number of test images; by default all, or a fifth of a source without a test split.
         split_seed: seed of the splits.
     """
@@ -163,14 +163,15 @@ def _splits(source: Source, spec: DataSpec) -> tuple[Labelled, Labelled, Labelle
     else:
         held_out = spec.test_images or len(pool) // 5
         test, order = pool[order[:held_out]], order[held_out:]
-    validation, order = pool[order[: spec.validation_images]], order[spec.validation_images :]
+    held_out = spec.validation_images if spec.validation_images <= len(order) // 2 else len(order) // 5
+    validation, order = pool[order[:held_out]], order[held_out:]
     train = pool[order[: spec.train_images]]
     wanted = {"train": spec.train_images or 1, "test": spec.test_images or 1}
     for name, split in (("test", test), ("train", train)):
         if len(split) < wanted[name]:
             raise InputError(
                 f"`data.{name}_images` asks for {wanted[name]} images, but only {len(split)} of {len(pool)} are left beside "
-                f"{spec.validation_images} for validation.",
+                f"{held_out} for validation.",
                 "Lower one of them.",
             )
     return train, validation, test

@@ -254,9 +254,7 @@ def _from_graph(
 
 def _from_run(folder: Path) -> LoadedModel:
     if (folder / "runs").is_dir():
-        runs = sorted(run.name for run in (folder / "runs").iterdir() if (run / MODEL).exists() or (run / RECORD).exists())
-        listed = ", ".join(f"{folder}/runs/{run}" for run in runs) or "none yet"
-        raise InputError(f"{folder} is a study, not a model.", f"Choose one of its runs: {listed}.")
+        raise InputError(f"{folder} is a study, not a model.", f"Choose a run with --run; `shiftscope list {folder}` names them.")
     file, record = folder / MODEL, folder / RECORD
     if not file.exists() and not record.exists():
         raise InputError(f"{folder} holds no run: it has neither {MODEL} nor {RECORD}.", "Choose the folder of a run.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -27,10 +28,22 @@ def validation_messages(error: ValidationError, prefix: Iterable[str] = ()) -> l
         path = ".".join([*prefix, *(str(part) for part in item["loc"])])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = "is not a known setting. Check its spelling."
+            message = f"is not a known setting. {_suggestion(str(item['loc'][-1]))}"
         elif item["type"] == "missing":
             message = "is missing."
         elif item["type"] != "value_error":
             message = f"{message[0].lower()}{message[1:]}, got {item['input']!r}."
         lines.append(f"{path}: {message}" if path else message)
     return lines
+
+
+def _suggestion(name: str) -> str:
+    """Return a sentence with the settings whose names are close to a name."""
+    close = get_close_matches(name, sorted(set(_names(Spec))), n=2, cutoff=0.7)
+    return f"Did you mean {' or '.join(map(repr, close))}?" if close else "Check its spelling."
+
+
+def _names(base: type[Spec]) -> Iterator[str]:
+    for each in base.__subclasses__():
+        yield from each.model_fields
+        yield from _names(each)

@@ -7,6 +7,7 @@ unfinished or damaged in places: :class:`StudyFolder` has what can be read, and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,10 +25,13 @@ from shiftscope.studies import records
 from shiftscope.studies.loading import read_study
 from shiftscope.studies.records import DamagedRecordError, Finished, Record
 from shiftscope.studies.spec import VARIANT, Cell, Run, Study, run_label, short
-from shiftscope.studies.tables import curves, gains, layers, summarise, table_of
+from shiftscope.studies.tables import curves, gains, layers, run_list, summarise, table_of
 from shiftscope.tables import Table, heading
 
 __all__ = ["CellRuns", "StudyFolder", "read_folder"]
+
+#: An error lists so many runs.
+LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,24 @@ class StudyFolder:
             for cell in self.cells
             for record, folder in zip(cell.records, cell.folders, strict=True)
         }
+
+    def run(self, label: str) -> Path:
+        """Return the folder of a run by its label.
+
+        Raises:
+            InputError: there is no such run.
+        """
+        labels = self.labels()
+        wanted = set(re.split(r"\s*,\s*", label.strip()))
+        found = next((folder for name, folder in labels.items() if set(name.split(",")) == wanted), None)
+        if found is None:
+            listed = ", ".join(list(labels)[:LISTED]) + (", ..." if len(labels) > LISTED else "") if labels else "no run yet"
+            raise InputError(f"{self.folder} holds no run {label!r}.", f"It holds {listed}.")
+        return found
+
+    def run_list(self) -> Table:
+        """Return a row for each finished run."""
+        return run_list(self.study, self._finished)
 
     def table(self) -> Table:
         """Return a row for each cell; a cell with a single record, of an older version, has that record's numbers."""

@@ -18,6 +18,9 @@ from shiftscope.studies.spec import VARIANT, Study, check_path, flatten
 
 __all__ = ["load_study", "read_study", "shipped_studies"]
 
+#: Settings of data that may differ from a publication's: how many images, not which.
+OPEN = ("data.train_images", "data.validation_images", "data.test_images", "data.split_seed")
+
 
 def shipped_studies() -> dict[str, Path]:
     """Return the studies that come with the package: name -> TOML file."""
@@ -54,9 +57,20 @@ def load_study(name: str, *, seeds: int | None = None, changes: Mapping[str, Any
     document.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-") or "study")
     if seeds is not None:
         document["seeds"] = seeds
-    for setting, value in (changes or {}).items():
-        _change(document, setting, value)
-    return _validated(document, str(path))
+    changed = {setting: value for setting, value in (changes or {}).items() if _change(document, setting, value)}
+    study = _validated(document, str(path))
+    return _with_changes(study, changed) if changed else study
+
+
+def _with_changes(study: Study, changed: Mapping[str, Any]) -> Study:
+    """Return a study that says what was changed, without printed numbers of other images, networks or measurements.
+
+    What a publication leaves open, such as the optimizer, may differ.
+    """
+    listed = ", ".join(f"{path} = {value}" for path, value in changed.items())
+    comparable = all(path.startswith("training.") or path in OPEN for path in changed)
+    title = f"{study.title} ({listed})"
+    return study.model_copy(update={"title": title, "source": study.source if comparable else None})
 
 
 def read_study(folder: Path) -> Study:
@@ -82,12 +96,16 @@ def read_study(folder: Path) -> Study:
     return study
 
 
-def _change(document: dict[str, Any], path: str, value: Any) -> None:
-    """Replace a setting in a study's document, in the section, grid or variants that set it."""
+def _change(document: dict[str, Any], path: str, value: Any) -> bool:
+    """Replace a setting in a study's document, in the section, grid or variants that set it.
+
+    Returns:
+        whether runs differ from the file's; not if only some of them are chosen.
+    """
     values = value if isinstance(value, list) else [value]
     if path == VARIANT:
         document["variants"] = _chosen_variants(document.get("variants", {}), values)
-        return
+        return False
     try:
         check_path(path)
     except ValueError as error:
@@ -95,13 +113,14 @@ def _change(document: dict[str, Any], path: str, value: Any) -> None:
     grid = flatten(document.get("grid", {}))
     if path in grid:
         document["grid"] = {**grid, path: values}
-        return
+        return False
     variants = {name: flatten(bundle) for name, bundle in document.get("variants", {}).items()}
     document["variants"] = {
         name: {other: each for other, each in bundle.items() if other != path} for name, bundle in variants.items()
     }
     section, _, setting = path.partition(".")
     document[section] = {**document.get(section, {}), setting: value}
+    return True
 
 
 def _chosen_variants(known: Mapping[str, Any], names: list[Any]) -> dict[str, Any]:

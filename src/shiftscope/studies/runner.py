@@ -21,6 +21,7 @@ from shiftscope.runtime.executors import Executor, Work
 from shiftscope.runtime.files import locked, remove_temporary_files, write_text
 from shiftscope.runtime.progress import Event, JobEvent, Report, silent
 from shiftscope.studies import records
+from shiftscope.studies.loading import read_study
 from shiftscope.studies.records import Finished, Record
 from shiftscope.studies.single_run import PlannedRun, execute
 from shiftscope.studies.spec import Cell, Run, Study, short
@@ -28,6 +29,9 @@ from shiftscope.studies.tables import summarise
 from shiftscope.tables import Table
 
 __all__ = ["RunEnded", "RunStarted", "run_study"]
+
+#: The parts of a study that say how its networks are made and measured.
+RECIPE = ("data", "network", "training", "measure")
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ def run_study(
     }
     _make_folder(out)
     with locked(out):
+        _refuse_other_study(out, study)
         _refuse_other_images(out, data)
         _prepare(out, study)
         if reuse is not None:
@@ -136,6 +141,24 @@ def run_study(
                 _copy_finished(job.planned, reuse)
         finished = _finish(list(jobs.values()), executor, report)
     return summarise(study, [[finished[ids[run]] for run in cell.runs] for cell in cells], out)
+
+
+def _refuse_other_study(out: Path, study: Study) -> None:
+    """Raise an error if a folder holds a study whose networks are made otherwise: its tables would be lost.
+
+    Another grid, other seeds and other variants extend or narrow a study.
+    """
+    try:
+        known = read_study(out)
+    except InputError:  # no study yet, or one that cannot be read
+        return
+    differing = [name for name in RECIPE if getattr(known, name) != getattr(study, name)]
+    differing += [name for name in known.variants.keys() & study.variants.keys() if known.variants[name] != study.variants[name]]
+    if differing:
+        raise InputError(
+            f"`out` {out} holds another study ({known.title}): the settings of `{differing[0]}` differ.",
+            "Choose another folder with --out.",
+        )
 
 
 def _refuse_other_images(out: Path, data: Mapping[DataSpec, Dataset]) -> None:
