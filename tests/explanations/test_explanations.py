@@ -71,14 +71,14 @@ def test_main_cause_is_right_where_it_is_known(name: str) -> None:
     assert sum(parts(found).values()) == pytest.approx(found.causes.before.loss.value, abs=1e-9)
     if not cause:
         assert found.causes.before.loss.value < 2e-7
-        assert found.verdict == "There is no loss: the outputs are the same under these shifts."
+        assert found.causes.verdict == "There is no loss: the outputs are the same under these shifts."
         assert found.guarantee.status == "guaranteed"
         return
     assert found.causes.before.loss.value > 1e-6
     shares = {each.name: each.share.value for each in found.causes.causes if each.share is not None}
     assert shares[cause] > (0.9 if cause == "head" else 0.99)
-    assert found.verdict.startswith("Shifts lower the mean cosine of the outputs by")
-    assert PHRASES[cause] in found.verdict
+    assert found.causes.verdict.startswith("Shifts lower the mean cosine of the outputs by")
+    assert PHRASES[cause] in found.causes.verdict
 
 
 def test_subsampling_costs_nothing_at_shifts_by_multiples_of_the_factor() -> None:

@@ -54,12 +54,14 @@ def test_options_replace_size_and_normalisation_of_the_library() -> None:
         assert torch.allclose(loaded.model(images(2, 3, 64)), plain(images(2, 3, 64)), atol=1e-6)
 
 
-def test_fixed_timm_model_is_saved_and_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "fix"), [("resnet18", Fix(kind="blur", filter_size=3)), ("test_vit", Fix(kind="anchor"))])
+def test_fixed_timm_model_is_saved_and_loaded(name: str, fix: Fix, tmp_path: Path) -> None:
     zoo.timm()
     with pytest.warns(UserWarning, match=r"random weights"):
-        loaded = load_model("timm:resnet18", size=32)
-    fixes = (Fix(kind="blur", filter_size=3),)
-    surgery = apply_fixes(loaded.model, [("blur", 3)], image=(3, 32, 32))
+        loaded = load_model(f"timm:{name}", size=32)
+    fixes = (fix,)
+    surgery = apply_fixes(loaded.model, [(fix.kind, fix.filter_size)], image=(3, 32, 32))
+    assert surgery.changed
     save_model(tmp_path / "f.safetensors", surgery.model, loaded.spec.model_copy(update={"fixes": fixes}))
     again = load_model(str(tmp_path / "f.safetensors"))
     with torch.no_grad():
