@@ -260,3 +260,29 @@ def test_stopped_audit_prints_what_it_has_and_exits_with_130(
     assert re.search(r"Stopped after (64|128) of 150 images\.", done.out)
     said = "Finished blocks are in out; run the same command again to resume." if out else "Nothing is saved without --out"
     assert said in done.err
+
+
+def test_output_chooses_one_of_several_in_every_command(shiftscope: Command) -> None:
+    (Path.cwd() / "my_pair.py").write_text(
+        "import my_models\n"
+        "from torch import nn\n"
+        "class Pair(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.inner = my_models.small()\n"
+        "    def forward(self, images):\n"
+        "        scores = self.inner(images)\n"
+        "        return {'scores': scores, 'halves': scores / 2}\n"
+    )
+    options = ("my_pair:Pair", "--size", "20", "--images", "4", "--max-shift", "1", "--output", "halves")
+    done = shiftscope("audit", *options, "--protocol", "mouton2020", "--json")
+    assert done.code == 0, done.err
+    explained = shiftscope("explain", *options, "--json")
+    assert explained.code == 0, explained.err
+    content = json.loads(explained.out)
+    assert content["graph"]["head"] == "flatten"
+    assert content["main_cause"]
+    fixed = shiftscope("fix", *options, "--with", "gap", "--out", "pair.safetensors", "--json")
+    assert fixed.code == 0, fixed.err
+    again = shiftscope("audit", "pair.safetensors", *options[3:], "--protocol", "mouton2020", "--trust", "--json")
+    assert again.code == 0, again.err

@@ -68,14 +68,15 @@ class OneOutput(nn.Module):
     def __init__(self, model: nn.Module, output: str) -> None:
         super().__init__()
         self.model, self.output = model, output
+        self.training = model.training
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the chosen output."""
+    def forward(self, images: Tensor | fx.Proxy) -> Any:
+        """Return the chosen output; while the model is traced, what stands for it."""
         raw: Any = self.model(images)
-        if isinstance(raw, fx.Proxy):
-            chosen: Tensor = raw[int(self.output) if self.output.isdecimal() else self.output]  # type: ignore[index]
-            return chosen
-        return select_output(raw, self.output)
+        traced = raw.get(self.output) if isinstance(raw, Mapping) else None
+        if isinstance(raw, list | tuple) and self.output.isdecimal() and int(self.output) < len(raw):
+            traced = raw[int(self.output)]
+        return traced if isinstance(traced, fx.Proxy) else select_output(raw, self.output)
 
 
 class CountedModel:
