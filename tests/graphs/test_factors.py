@@ -53,7 +53,7 @@ class Resized(nn.Module):
         ("skip", 2, 4, "strides and sizes"),
         ("transposed", 2, 4, "sizes"),
         ("shuffle", 4, 4, "sizes"),
-        ("power", 4, 4, "sizes"),
+        ("power", 4, 4, "strides and sizes"),
         ("merge", 4, 4, "strides and sizes"),
         ("smaller", 4, 4, "sizes"),
         ("fold", 4, 4, "sizes"),
@@ -149,7 +149,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_factor_of_published_architectures_equals_their_librarys_table(name: str) -> None:
     torch.manual_seed(0)
-    options = {"img_size": 64} if name.startswith(("swin", "cait", "vit", "levit", "twins")) else {}
+    options = {"img_size": 64} if name.startswith(("swin", "cait", "vit", "levit", "twins", "efficientformerv2")) else {}
     model = timm().create_model(name, num_classes=2, **options).eval()
     info = model.feature_info
     reduction = info[-1]["reduction"] if isinstance(info, list) else info.reduction()[-1]

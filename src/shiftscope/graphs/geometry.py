@@ -40,7 +40,7 @@ LARGEST_FACTOR = 64
 #: Images grow by about this many pixels or more, so that rounding does not hide fractions.
 SMALLEST_GROWTH = 16
 
-__all__ = ["Geometry", "MapGeometry", "Reading", "Subsampling", "call_name", "geometry_of", "read_geometry"]
+__all__ = ["Geometry", "MapGeometry", "Reading", "Subsampling", "call_name", "geometry_of", "read_geometry", "read_graph"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Geometry:
         head_name: name of the head in the graph; empty where there is none.
         unknown: names and types of operators on maps that are not known here.
         lattice: pixels, down and across, of whose multiples every factor on the way to the outputs is a divisor.
+        fixed: names and types of operators that resize a map by no whole number, or to a given size.
         field_basis: whether the last map's receptive field follows from the graph, or is only what a gradient showed, so that it
             is at least as large.
     """
@@ -88,6 +89,7 @@ class Geometry:
     head_name: str
     unknown: tuple[str, ...]
     lattice: Pair = (1, 1)
+    fixed: tuple[tuple[str, str], ...] = ()
     field_basis: Literal["graph", "gradient"] = "graph"
 
     @property
@@ -129,7 +131,19 @@ def geometry_of(model: nn.Module, image: tuple[int, int, int] | None = None) -> 
     >>> found.factor, found.last.receptive_field, found.head
     ((2, 2), (8, 8), 'flatten')
     """
-    traced = TracedModel(model, image)
+    return read_graph(TracedModel(model, image), model, image)[0]
+
+
+def read_graph(
+    traced: TracedModel, model: nn.Module, image: tuple[int, int, int] | None = None
+) -> tuple[Geometry, dict[fx.Node, Value]]:
+    """Read a graph, and also return the value of each of its nodes that depends on the images.
+
+    Args:
+        traced: the graph.
+        model: the model that it was traced from; it is left as it was.
+        image: (channels, height, width) of its input.
+    """
     image = image or default_image(model)
     first = observe(model, traced.module, image)
     factor = _Reader(traced, Sizes([first])).geometry().factor
@@ -137,7 +151,7 @@ def geometry_of(model: nn.Module, image: tuple[int, int, int] | None = None) -> 
     down, right = (min(step, LARGEST_FACTOR) * max(2, SMALLEST_GROWTH // step) for step in factor)
     second = observe(model, traced.module, (image[0], image[1] + down, image[2] + right))
     reader = _Reader(traced, Sizes([first, second]))
-    return _with_extent(reader.geometry(), reader, model, image)
+    return _with_extent(reader.geometry(), reader, model, image), reader.values
 
 
 #: A model's geometry, or why its graph cannot be read.
@@ -167,6 +181,7 @@ class _Reader:
         self.borders: dict[str, str] = {}
         self.misfits: list[str] = []
         self.unknown: list[str] = []
+        self.fixed: list[tuple[str, str]] = []
         self.heads: list[tuple[fx.Node, Head, fx.Node]] = []
         self.last: fx.Node | None = None
 
@@ -184,6 +199,7 @@ class _Reader:
             head_name=head_name,
             unknown=tuple(dict.fromkeys(self.unknown)),
             lattice=self._lattice(),
+            fixed=tuple(self.fixed),
         )
 
     def _name(self, node: fx.Node) -> str:
@@ -209,7 +225,9 @@ class _Reader:
             self.blocks[block] = found.geometry  # the last node inside a block gives its output
 
     def _note_resizing(self, node: fx.Node, name: str, before: Value, after: Value) -> None:
-        """Note a subsampling that only the sizes of the maps show."""
+        """Note a subsampling that only the sizes of the maps show, and a resizing by no whole number."""
+        if self.sizes.is_resized(node, before, after):
+            self.fixed.append((name, _kind(self.traced.part(node), node)))
         if after.geometry.basis != "sizes" or not before.maps or (self.subsamplings and self.subsamplings[-1].name == name):
             return
         smallest = min(each.geometry.factor for each in before.maps)
@@ -299,7 +317,8 @@ class _Reader:
         maps = [node for node, found in self.values.items() if found.geometry.has_positions]
         # A map that becomes a vector: by a mean over tokens, or by the choice of one.
         ends = [node for node in maps if self.values[node].grids and any(self._is_vector(user) for user in node.users)]
-        self.last = next(reversed(ends or maps), None)
+        placed = [node for node in maps if self.values[node].grids]
+        self.last = next(reversed(ends or placed or maps), None)
         return (MapGeometry() if self.last is None else self._trusted(self.last)), "other", ""
 
     def _is_vector(self, node: fx.Node) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from math import ceil, isqrt
 from typing import Literal
 
+import torch
 from torch import fx
 
 from shiftscope.graphs.observed import BATCH, Pass
@@ -23,8 +24,11 @@ __all__ = ["Basis", "MapGeometry", "Sizes", "Value", "merged"]
 
 #: Where a factor comes from: strides alone, strides that the sizes of the map agree with, sizes alone, or neither.
 Basis = Literal["strides", "strides and sizes", "sizes", "unknown"]
+TRANSPOSES = ("transpose", "permute", "swapaxes", torch.transpose, torch.permute, torch.swapaxes)
 #: Most tokens beside those of a map's positions: classes, registers.
 MOST_PREFIX = 8
+#: Most pixels that the window of an operator that is not known is taken to read beyond its map's own.
+LARGEST_WINDOW = 16
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ def merged(values: Sequence[Value]) -> Value:
     fields = [value.geometry.receptive_field for value in found]
     field = (max(height for height, _ in fields), max(width for _, width in fields))
     maps = tuple(dict.fromkeys(each for value in found for each in value.maps))
-    return replace(first, geometry=replace(first.geometry, receptive_field=field), candidates=maps)
+    # Which of several factors counts, only sizes can tell.
+    basis = first.geometry.basis if len({value.geometry.factor for value in found}) == 1 else "unknown"
+    return replace(first, geometry=replace(first.geometry, receptive_field=field, basis=basis), candidates=maps)
 
 
 class Sizes:
@@ -101,6 +107,20 @@ class Sizes:
         """Return whether a node's value has the same shape in two passes, so that its positions are no lattice on the image."""
         shapes = [each.shapes[node] for each in self.passes if node in each.shapes]
         return len(shapes) == 2 and shapes[0] == shapes[1]
+
+    def is_resized(self, node: fx.Node, before: Value, after: Value) -> bool:
+        """Return whether a node makes a map with as many channels, but of another size that lies on no lattice of the image."""
+        shape = self.passes[0].shapes.get(node, ())
+        if (
+            after.grids
+            or not after.geometry.has_positions
+            or not before.grids
+            or len(shape) != 4
+            or before.geometry.layout != "channels first"
+        ):
+            return False
+        sources = [self.passes[0].shapes.get(each, ()) for each in node.all_input_nodes]
+        return shape[2:] != before.grids[0] and any(shape[:2] == each[:2] for each in sources if len(each) == 4)
 
     def placed(self, node: fx.Node, value: Value, *, known: bool) -> Value:
         """Return a node's value with the factor that its size agrees with.
@@ -119,13 +139,18 @@ class Sizes:
             for like in (value, *value.candidates):
                 if found := self._fit(shapes, value, like, layout, known=known):
                     return found
+        if len(shapes[0]) == 3 and node.target in TRANSPOSES:
+            return _not_laid_out(value)  # its second axis may be of channels
         return self._observed(shapes, value, known=known) or _not_laid_out(value)
 
     def _fit(self, shapes: list[tuple[int, ...]], value: Value, like: Value, layout: Layout, *, known: bool) -> Value | None:
         """Return the value as a map of this layout whose factor is that of another; None where sizes differ."""
         grids, prefix = _positions(shapes, layout, like)
-        without_padding = known and len(grids) == 1 and self._plausible(value.geometry, like.geometry.factor, grids[0])
-        if not grids or not (without_padding or self._agrees(like.geometry.factor, grids)):
+        sources = {(each.geometry.factor, each.grids) for each in value.candidates}
+        clear = known and like is value and len(grids) == 1 and len(sources) == 1 and bool(value.grids)
+        without_padding = clear and self._plausible(value.geometry, value.geometry.factor, grids[0])
+        same = like is not value and grids == like.grids[: len(grids)]  # as many positions as a map that was looked at before
+        if not grids or not (same or without_padding or self._agrees(like.geometry.factor, grids)):
             return None
         basis: Basis = "sizes" if like.geometry.basis == "sizes" else "strides and sizes"
         geometry = replace(value.geometry, factor=like.geometry.factor, layout=layout, basis=basis)
@@ -141,7 +166,9 @@ class Sizes:
         factor = self._factor(grids)
         if factor is not None and not known and not _proportional(factor, source.geometry.factor):
             factor = None  # axes of something else
-        if factor is not None and rank == 4 and not self._plausible(value.geometry, factor, grids[0]):
+        if factor is not None and rank == 3 and any(new % old for new, old in zip(factor, source.geometry.factor, strict=True)):
+            factor = None  # tokens are merged, never split
+        if factor is not None and rank == 4 and not self._plausible(value.geometry, factor, grids[0], LARGEST_WINDOW):
             factor = None  # a coincidence of rounding
         if not grids or (factor is None and not known):
             return None
@@ -159,10 +186,17 @@ class Sizes:
         grown, more = sizes[1] - sizes[0], counts[1] - counts[0]
         return more == grown // factor if grown % factor == 0 else abs(more - grown / factor) < 1
 
-    def _plausible(self, geometry: MapGeometry, factor: Pair, grid: Pair) -> bool:
-        """Return whether a map is as large as its factor allows: between no padding and padding by what a position sees."""
+    def _plausible(self, geometry: MapGeometry, factor: Pair, grid: Pair, more: int = 0) -> bool:
+        """Return whether a map is as large as its factor allows: between no padding and padding by what a position sees.
+
+        Args:
+            geometry: with the receptive field.
+            factor: of the map.
+            grid: its height and width, positions.
+            more: pixels that a position may see beyond its receptive field.
+        """
         each = zip(self.passes[0].image, factor, geometry.receptive_field, grid, strict=True)
-        return all((size - seen) // step + 1 <= count <= (size + seen) // step + 1 for size, step, seen, count in each)
+        return all((size - seen - more) // step < count <= (size + seen + more) // step + 1 for size, step, seen, count in each)
 
     def _factor(self, grids: Sequence[Pair]) -> Pair | None:
         """Return the factor that follows from a map's sizes; None where it is no whole number."""
@@ -209,7 +243,7 @@ def _positions(shapes: list[tuple[int, ...]], layout: Layout, like: Value) -> tu
         layout: where its positions are.
         like: a map; tokens must be as many as its positions.
     """
-    if any(shape[0] != BATCH or len(shape) != (3 if layout == "tokens" else 4) for shape in shapes):
+    if any(len(shape) != (3 if layout == "tokens" else 4) or shape[0] != BATCH for shape in shapes):
         return (), 0
     if layout != "tokens":
         return tuple((shape[1], shape[2]) if layout == "channels last" else (shape[2], shape[3]) for shape in shapes), 0

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from shiftscope import layers
 from shiftscope.graphs.operators import ADDITIONS, IDLE, POINTWISE, PRODUCTS, QUOTIENTS, SUBTRACTIONS
-from shiftscope.graphs.sites import Site, TracedModel
+from shiftscope.graphs.sites import Site, TracedModel, is_shape
 from shiftscope.layers.polyphase import NormChoice, PhaseLogits
 
 __all__ = [
@@ -154,9 +154,7 @@ def border_of(node: fx.Node, part: nn.Module | None) -> str | None:
 
 def is_metadata(node: fx.Node) -> bool:
     """Return whether a node's value is no map but describes one: its shape, its type, its device."""
-    if node.target is getattr:
-        return node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda")
-    return node.op == "call_method" and node.target in ("size", "dim", "numel")
+    return node.target is not operator.getitem and is_shape(node)
 
 
 def is_stationary(traced: TracedModel, node: fx.Node, layout: Layout) -> bool:

@@ -23,6 +23,7 @@ from shiftscope.layers.resampling import Filter, binomial, centred_margins, filt
 
 __all__ = [
     "AdaptivePolyphaseSampling",
+    "AlignPhase",
     "LearnedPolyphaseSampling",
     "NormChoice",
     "PhaseLogits",
@@ -100,6 +101,40 @@ class NormChoice(nn.Module):
     def extra_repr(self) -> str:
         """Return the settings that ``print`` shows."""
         return f"stride={self.stride}, filter_size={len(self.filter.taps[0])}"
+
+
+class AlignPhase(nn.Module):
+    """Roll each image's map so that its chosen phase comes first, or back.
+
+    An operator of the same stride that follows takes the chosen phase then, whatever it is: a plain stride, slices, space to
+    depth. Back, after an upsampling by the same stride, positions lie where they lay before the subsampling.
+
+    Args:
+        stride: positions from one output to the next.
+        scale: positions of the map that one position of the phase is apart.
+        back: roll in the other direction.
+    """
+
+    def __init__(self, stride: int | Sequence[int] = 2, *, scale: int | Sequence[int] = 1, back: bool = False) -> None:
+        super().__init__()
+        self.stride, self.scale, self.back = _pair(stride), _pair(scale), back
+
+    def forward(
+        self, maps: Float[Tensor, "image channel height width"], choice: Shaped[Tensor, image * phase]
+    ) -> Float[Tensor, "image channel height width"]:
+        """Return the rolled maps."""
+        index = choice if choice.ndim == 1 else choice.argmax(1)
+        for axis, phase in ((2, index // self.stride[1]), (3, index % self.stride[1])):
+            steps = phase * self.scale[axis - 2] * (-1 if self.back else 1)
+            places = (torch.arange(maps.shape[axis], device=maps.device) + steps[:, None]) % maps.shape[axis]
+            shape = [len(maps), 1, 1, 1]
+            shape[axis] = maps.shape[axis]
+            maps = maps.gather(axis, places.reshape(shape).expand_as(maps))
+        return maps
+
+    def extra_repr(self) -> str:
+        """Return the settings that ``print`` shows."""
+        return f"stride={self.stride}, scale={self.scale}, back={self.back}"
 
 
 class PhaseLogits(nn.Module):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import fx, nn
 
 from shiftscope import layers
 from shiftscope.errors import InputError
-from shiftscope.graphs.sites import Site, pool_arguments
-from shiftscope.surgery.editor import Editor
+from shiftscope.graphs.geometry import read_graph
+from shiftscope.graphs.sites import Site
+from shiftscope.graphs.tracing import default_image
+from shiftscope.surgery.editor import SKIPPED, Editor
+from shiftscope.surgery.operators import is_aligned, name_the_rest, strided_nodes
 from shiftscope.surgery.plan import Surgery
+from shiftscope.surgery.windows import slice_sites, surround, unstride
 
-__all__ = ["antialias", "unstride"]
+__all__ = ["antialias"]
 
 
 def antialias(
@@ -57,7 +61,10 @@ def antialias(
     if border == "valid":
         raise InputError("`border` must keep the maps' sizes, got 'valid'.", "Use reflect, replicate, zero or circular.")
     editor = Editor(model, image=image, only=only, skip=skip, by_running=True)
-    for site in editor.sites():
+    geometry, values = read_graph(editor, editor.module, image or default_image(model))
+    strided = strided_nodes(editor, geometry, values)
+    sites = [*editor.sites(), *slice_sites(editor, values)]
+    for site in sites:
         if not site.is_strided:
             editor.keep(site.name, site.title, "stride 1: nothing is subsampled")
         elif site.rounds_up:
@@ -65,40 +72,52 @@ def antialias(
         elif editor.choose(site):
             sizes = [filter_size if step > 1 else 1 for step in site.stride]
             _filter(editor, site, layers.BlurPool2d(sizes, site.stride, border=border, taps=taps))
-    for node in editor.slices():
-        editor.keep(node.name, "subsampling by slicing", "unsupported: put a BlurPool2d before it in the model's code")
-    return editor.finish()
+    for node in strided.keys() - {site.node for site in sites}:
+        if is_aligned(editor, node):
+            sizes = [filter_size if step > 1 else 1 for step in strided[node]]
+            _filter_before(editor, node, layers.BlurPool2d(sizes, 1, border=border, taps=taps))
+    return name_the_rest(geometry, editor.finish(), "unsupported: put a BlurPool2d before it in the model's code")
 
 
-def unstride(site: Site) -> None:
-    """Set a site's stride to 1."""
-    if site.module is None:
-        site.node.args, site.node.kwargs = site.node.args[:1], {**pool_arguments(site.node), "stride": 1}
+def _filter_before(editor: Editor, node: fx.Node, blur: layers.BlurPool2d) -> None:
+    """Filter the map of an operator that keeps its stride."""
+    part, name = editor.part(node), str(node.target) if node.op == "call_module" else node.name
+    title = type(part).__name__ if part is not None else str(getattr(node.target, "__name__", node.target))
+    if editor.wants(name):
+        editor.insert_before(node, blur, "blur")
+        editor.record(name, title, "BlurPool2d before", "the filter keeps every position, and the operator subsamples")
     else:
-        site.module.stride = (1, 1) if site.kind == "convolution" else 1  # type: ignore[assignment]  # torch types it as a parameter
+        editor.keep(name, title, SKIPPED)
 
 
 def _filter(editor: Editor, site: Site, blur: layers.BlurPool2d) -> None:
     """Put the stride of a site into a filter, and the filter where it belongs."""
+    if site.kind == "slice":
+        whole = layers.BlurPool2d(stride=1, taps=blur.filter.taps, border=blur.filter.border)
+        _filter_before(editor, site.node, whole)
+        return
     last, active = editor.end_of_chain(site.node)
     if site.kind == "max" and site.module is not None and not active:
         site.node.target = editor.add(site.node, _max_blur(site, blur), "blur")
         editor.record(site.name, site.title, "MaxBlurPool2d", "the maximum keeps every position, the filter subsamples")
         return
-    unstride(site)
+    unstride(editor, site)
+    start = surround(editor, site, nn.ZeroPad2d) if site.pads_itself else site.node
+    if start is not site.node:
+        last, active = editor.end_of_chain(start)
     if active:
         editor.insert_after(last, blur, "blur")
         becomes = "stride 1, BlurPool2d after the nonlinearity"
         why = "the nonlinearity makes new high frequencies, which the filter must see"
     elif site.kind != "convolution":
-        editor.insert_after(site.node, blur, "blur")
+        editor.insert_after(start, blur, "blur")
         becomes, why = "stride 1, then BlurPool2d", "the pool keeps every position, the filter subsamples"
-    elif site.kernel == (1, 1) and site.padding == (0, 0):
+    elif site.kernel == (1, 1) and site.padding == (0, 0) and start is site.node:
         editor.insert_before(site.node, blur, "blur")
         becomes = "stride 1, BlurPool2d before"
         why = "no known nonlinearity follows directly, so the filter goes first: the convolution works on fewer positions"
     else:
-        editor.insert_after(site.node, blur, "blur")
+        editor.insert_after(start, blur, "blur")
         becomes = "stride 1, BlurPool2d after"
         why = "no known nonlinearity follows directly, so what follows works on fewer positions"
     editor.record(site.name, site.title, becomes, why)

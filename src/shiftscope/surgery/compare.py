@@ -133,11 +133,11 @@ def apply_fixes(model: nn.Module, fixes: Sequence[tuple[Kind, int]], *, image: t
             f"The model does not take images of {image} ({first_line(error).rstrip('.')}).",
             "Choose other --data or another --size.",
         ) from error
-    changes, form = list[Change](), ""
+    changes, form, promise = list[Change](), "", None
     for kind, filter_size in fixes:
         surgery = operate(kind, model, filter_size=filter_size, image=image)
-        model, changes, form = surgery.model, [*changes, *surgery.changes], surgery.form
-    return Surgery(model, merge_changes(changes), before, cost(model, image), form)
+        model, changes, form, promise = surgery.model, [*changes, *surgery.changes], surgery.form, surgery.promise
+    return Surgery(model, merge_changes(changes), before, cost(model, image), form, promise)
 
 
 def compare(

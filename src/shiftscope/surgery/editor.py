@@ -30,7 +30,7 @@ SWAPPED = "Layers are swapped inside a copy of the model, which keeps its class,
 FOUND_BY_RUNNING = "Layers were found by running the model, because its graph could not be read"
 GRAPH = "The copy is a traced graph of the model, because swapped layers"
 #: Layers called as functions, which cannot be changed.
-FUNCTIONS = (functional.conv2d, torch.conv2d, functional.adaptive_max_pool2d)
+FUNCTIONS = (functional.adaptive_max_pool2d,)
 
 
 class Editor(TracedModel):

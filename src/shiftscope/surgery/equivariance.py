@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
-import torch
 from torch import fx, nn
 from torch.nn import functional
 
 from shiftscope import layers
 from shiftscope.errors import InputError
+from shiftscope.graphs.geometry import Geometry, read_graph
+from shiftscope.graphs.maps import Value
 from shiftscope.graphs.positions import PADS
-from shiftscope.graphs.sites import Pair, Site, pool_arguments
-from shiftscope.layers.polyphase import NormChoice, PhaseLogits, TakePhase
-from shiftscope.surgery.antialias import unstride
+from shiftscope.graphs.sites import Pair, Site
+from shiftscope.graphs.tracing import default_image
+from shiftscope.layers.polyphase import AlignPhase, NormChoice, PhaseLogits, TakePhase
 from shiftscope.surgery.editor import Editor
 from shiftscope.surgery.head import channels_of
+from shiftscope.surgery.operators import is_aligned, name_the_rest, strided_nodes
+from shiftscope.surgery.phases import Phases, phases_of
 from shiftscope.surgery.plan import Surgery
+from shiftscope.surgery.promise import try_promise
+from shiftscope.surgery.windows import make_windows_circular, own_pad, slice_sites, unstride
 
 __all__ = ["Polyphase", "circular", "make_equivariant"]
 
 Polyphase = Literal["aps", "lps"]
 CIRCULAR = "what lies beyond the border comes from the opposite one"
-#: Functions, methods and modules that take positions away.
-POINTS: tuple[Any, ...] = (
-    torch.flatten,
-    torch.mean,
-    functional.adaptive_avg_pool2d,
-    "mean",
-    "flatten",
-    "view",
-    "reshape",
-)
-POINT_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Linear)
-#: Layers that pad in another way.
-OTHER_PADS = tuple(pad for pad in PADS if pad is not nn.CircularPad2d)
 
 
 def circular(
@@ -65,10 +58,11 @@ def circular(
         InputError: the model has no layer of such a name, or its head no longer fits its maps.
     """
     editor = Editor(model, image=image, only=only, skip=skip, by_running=True)
-    _make_pads_circular(editor, split=False)
+    _make_filters_circular(editor, split=False)
     for site in editor.sites():
         if _choose(editor, site):
             _make_circular(editor, site)
+    _name_pads(editor)
     return editor.finish()
 
 
@@ -109,133 +103,176 @@ def make_equivariant(
     if method not in get_args(Polyphase):
         raise InputError(f"`method` must be 'aps' or 'lps', got {method!r}.")
     editor = Editor(model, image=image, only=only, skip=skip)
-    _make_pads_circular(editor, split=True)
-    groups = _phase_groups(editor)
-    leaders: dict[int, tuple[Site, fx.Node]] = {}
-    for site in editor.sites():
-        if not _choose(editor, site):
-            continue
-        if site.is_strided:
-            _make_circular(editor, site, unstrided=True)
-            _sample(editor, site, groups[site.node], leaders, method, filter_size)
-        else:
-            _make_circular(editor, site)
-    for node in editor.slices():
-        editor.keep(node.name, "subsampling by slicing", "unsupported: use TakePhase in the model's code")
-    return editor.finish()
+    geometry, values = read_graph(editor, editor.module, image or default_image(model))
+    sampler = _Sampler(editor, geometry, values, method, filter_size)
+    sampler.run()
+    _name_pads(editor)
+    surgery = name_the_rest(geometry, editor.finish(), "unsupported: it keeps the same positions whatever the map holds")
+    return surgery if image is None else replace(surgery, promise=try_promise(surgery.model, editor, geometry.head, image))
 
 
-def _sample(
-    editor: Editor, site: Site, group: int, leaders: dict[int, tuple[Site, fx.Node]], method: Polyphase, filter_size: int
-) -> None:
-    """Subsample at a site by the phase that the first site of its group chooses.
+@dataclass
+class _Sampler:
+    """Replaces strides by polyphase sampling.
 
-    Args:
+    Attributes:
         editor: the graph.
-        site: a site whose stride was set to 1; its ``stride`` is what it had.
-        group: number of the group of sites that keep the same phase.
-        leaders: the first site of each group and the node of its choice; extended here.
+        geometry, values: what was read from it before any edit.
         method: ``aps`` or ``lps``.
-        filter_size: width of the filter before the choice, positions.
+        filter_size: width of the filter before a choice, positions.
+        leaders: name of the first subsampling of each group and the node of its choice.
     """
-    last, _ = editor.end_of_chain(site.node) if site.kind == "convolution" else (site.node, False)
-    first = group not in leaders
-    if first:
-        leaders[group] = site, editor.call(_phase_choice(editor, site, last, method, filter_size), "choice", last)
-    leader, choice = leaders[group]
-    take = TakePhase(site.stride, filter_size)
-    if not first and site.kernel == (1, 1):
-        editor.insert_before(site.node, take, "phase", choice)
-        where = "before it"
-    else:
-        taken = editor.insert_after(last, take, "phase", choice)
-        choice.replace_input_with(taken, last)  # the choice itself is made before subsampling
-        where = "after its nonlinearity" if last is not site.node else "after it"
-    rule = "of the largest norm" if method == "aps" else "that a learned network points to"
-    why = f"keeps the phase {rule}, {where}" if first else f"keeps the phase that `{leader.name}` chose, {where}: they meet again"
-    editor.record(site.name, site.title, f"stride 1, circular, {method.upper()}", why)
+
+    editor: Editor
+    geometry: Geometry
+    values: Mapping[fx.Node, Value]
+    method: Polyphase
+    filter_size: int
+    leaders: dict[int, tuple[str, fx.Node]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Change all sites, in the order of the graph."""
+        _make_filters_circular(self.editor, split=True)
+        sites = {site.node: site for site in (*self.editor.sites(), *slice_sites(self.editor, self.values))}
+        strides = strided_nodes(self.editor, self.geometry, self.values)
+        strides |= {node: site.stride for node, site in sites.items() if site.is_strided}
+        chosen = [site for site in sites.values() if _choose(self.editor, site)]
+        aligned = [node for node in strides if node not in sites and is_aligned(self.editor, node)]
+        managed = [*(site.node for site in chosen if site.is_strided), *aligned]
+        phases = phases_of(self.editor.graph, self.values, strides, managed)
+        order = {node: place for place, node in enumerate(self.editor.graph.nodes)}
+        by_node = {site.node: site for site in chosen}
+        for node in sorted([*by_node, *aligned], key=order.__getitem__):
+            if node not in by_node:
+                self._align(node, strides[node], phases.groups[node])
+            elif by_node[node].is_strided:
+                self._sample(by_node[node], phases.groups[node])
+            else:
+                _make_circular(self.editor, by_node[node])
+        self._undo(phases, strides)
+
+    def _sample(self, site: Site, group: int) -> None:
+        """Subsample at a site by the phase that the first subsampling of its group chooses."""
+        unstride(self.editor, site)
+        start = _follow(self.editor, site)
+        last, _ = self.editor.end_of_chain(start) if site.kind == "convolution" else (start, False)
+        first = group not in self.leaders
+        if first:
+            self.leaders[group] = site.name, self._choice(site.name, site.stride, last)
+        leader, choice = self.leaders[group]
+        take = TakePhase(site.stride, self.filter_size)
+        if not first and site.kernel == (1, 1) and start is site.node and site.kind != "slice":
+            self.editor.insert_before(site.node, take, "phase", choice)
+            where = "before it"
+        else:
+            taken = self.editor.insert_after(last, take, "phase", choice)
+            choice.replace_input_with(taken, last)  # the choice itself is made before subsampling
+            where = "after its nonlinearity" if last is not start else "after it"
+        self._record(site.name, site.title, leader if not first else "", where, f"stride 1, circular, {self.method.upper()}")
+
+    def _align(self, node: fx.Node, stride: Pair, group: int) -> None:
+        """Roll a map so that its chosen phase comes first, before an operator that takes the first phase."""
+        name = str(node.target) if node.op == "call_module" else node.name
+        source = node.all_input_nodes[0]
+        first = group not in self.leaders
+        if first:
+            self.leaders[group] = name, self._choice(name, stride, source)
+        leader, choice = self.leaders[group]
+        self.editor.insert_before(node, AlignPhase(stride), "aligned", choice)
+        title = f"{_kind(self.editor, node)}, stride {stride[0]}"
+        self._record(name, title, leader if not first else "", "before it", f"{self.method.upper()} before it")
+
+    def _record(self, name: str, title: str, leader: str, where: str, becomes: str) -> None:
+        rule = "of the largest norm" if self.method == "aps" else "that a learned network points to"
+        why = f"keeps the phase that `{leader}` chose, {where}: they meet again" if leader else f"keeps the phase {rule}, {where}"
+        self.editor.record(name, title, becomes, why)
+
+    def _choice(self, name: str, stride: Pair, node: fx.Node) -> fx.Node:
+        """Return a node that chooses the phase of a node's map."""
+        if self.method == "aps":
+            return self.editor.call(NormChoice(stride, self.filter_size), "choice", node)
+        channels = channels_of(self.editor, node)
+        if channels is None:
+            raise InputError(f"The number of channels at `{name}` does not follow from the graph.", "Use method 'aps'.")
+        return self.editor.call(PhaseLogits(channels, stride, filter_size=self.filter_size), "choice", node)
+
+    def _undo(self, phases: Phases, strides: Mapping[fx.Node, Pair]) -> None:
+        """Roll upsampled maps back, so that they lie where they lay before the subsamplings that the upsampling undoes."""
+        for node, path in phases.undone.items():
+            scale, name = (1, 1), str(node.target) if node.op == "call_module" else node.name
+            for each in path:
+                if each in phases.groups:
+                    back = AlignPhase(strides[each], scale=scale, back=True)
+                    node = self.editor.insert_after(node, back, "back", self.leaders[phases.groups[each]][1])
+                scale = (scale[0] * strides[each][0], scale[1] * strides[each][1])
+            self.editor.record(
+                name, "upsampling", "rolled by the phases that it undoes", "it meets maps that were not subsampled"
+            )
 
 
-def _phase_choice(editor: Editor, site: Site, last: fx.Node, method: Polyphase, filter_size: int) -> nn.Module:
-    """Return a module that chooses the phase of a node's map."""
-    if method == "aps":
-        return NormChoice(site.stride, filter_size)
-    channels = channels_of(editor, last)
-    if channels is None:
-        raise InputError(f"The number of channels at `{site.name}` does not follow from the graph.", "Use method 'aps'.")
-    return PhaseLogits(channels, site.stride, filter_size=filter_size)
+def _kind(editor: Editor, node: fx.Node) -> str:
+    part = editor.part(node)
+    return type(part).__name__ if part is not None else str(getattr(node.target, "__name__", node.target))
 
 
-def _make_circular(editor: Editor, site: Site, *, unstrided: bool = False) -> None:
-    """Let a site continue its map circularly, so that its window meets every position once.
-
-    Args:
-        editor: the graph.
-        site: a convolution or pool.
-        unstrided: set its stride to 1 and record nothing, because the caller records what replaces the stride.
-    """
-    margins = _margins(editor, site)
-    # A circular pad narrower than the window reads does not let it meet every position.
-    fitting = all(sum(pair) == 2 * pad for pair, pad in zip(margins, site.padding, strict=True))
-    was_circular = isinstance(site.module, nn.Conv2d) and site.module.padding_mode == "circular" and fitting
-    if unstrided:
-        unstride(site)
-    if was_circular or not any(map(any, margins)):
-        if not was_circular and any(site.padding):
-            _unpad(site)
-        if not unstrided:
-            editor.keep(site.name, site.title, "circular already" if was_circular else "it reads nothing beyond the border")
-        return
-    (top, bottom), (left, right) = margins
-    if isinstance(site.module, nn.Conv2d) and top == bottom == site.padding[0] and left == right == site.padding[1]:
-        site.module.padding_mode = "circular"
-    else:
-        editor.insert_before(site.node, nn.CircularPad2d((left, right, top, bottom)), "around")
-        _unpad(site)
-    if not unstrided:
+def _make_circular(editor: Editor, site: Site) -> None:
+    """Let a site continue its map circularly, and record it."""
+    pad = own_pad(editor, site)
+    _, changed = (site.node, False) if pad is not None and not editor.wants(_name(pad)) else make_windows_circular(editor, site)
+    if changed:
+        _record_pad(editor, pad)
         editor.record(site.name, site.title, "circular padding", CIRCULAR)
+    else:
+        circular_already = any(site.reach) and site.kind == "convolution"
+        editor.keep(site.name, site.title, "circular already" if circular_already else "it reads nothing beyond the border")
 
 
-def _margins(editor: Editor, site: Site) -> tuple[Pair, Pair]:
-    """Return how far to pad a site's map, before and after, along height and width; nothing after a pad of its own."""
-    if _follows_pad(editor, site):
-        return (0, 0), (0, 0)
-    (high, wide), (up, side) = site.reach, site.padding
-    return (min(up, high), max(high - up, 0)), (min(side, wide), max(wide - side, 0))
+def _follow(editor: Editor, site: Site) -> fx.Node:
+    """Let a site at stride 1 continue its map circularly; return the node of its result."""
+    pad = own_pad(editor, site)
+    if pad is not None and not editor.wants(_name(pad)):
+        return site.node
+    node, changed = make_windows_circular(editor, site)
+    if changed:
+        _record_pad(editor, pad)
+    return node
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _record_pad(editor: Editor, pad: fx.Node | None) -> None:
+    if pad is not None and _name(pad) not in {change.layer for change in editor.changes}:
+        editor.record(_name(pad), _kind(editor, pad), "circular pad, as wide as its window reads", CIRCULAR)
 
 
 def _choose(editor: Editor, site: Site) -> bool:
     """Return whether to change a site; record the reason where not."""
     if not editor.choose(site):
         return False
-    if _pads_twice(editor, site):
+    if any(site.padding) and own_pad(editor, site) is not None:
         editor.keep(site.name, site.title, "unsupported: a pad stands before a layer that pads itself")
         return False
     return True
 
 
-def _pads_twice(editor: Editor, site: Site) -> bool:
-    return any(site.padding) and _follows_pad(editor, site)
+def _name_pads(editor: Editor) -> None:
+    """Name the pads that no window behind them reads."""
+    done = {change.layer for change in editor.changes}
+    for node in editor.graph.nodes:
+        part = editor.part(node)
+        pads = isinstance(part, tuple(PADS)) and not _is_ours(part)
+        if (pads or node.target is functional.pad) and node.users and _name(node) not in done:
+            editor.keep(_name(node), _kind(editor, node), "unsupported: it stands before no window that reads all that it adds")
 
 
-def _follows_pad(editor: Editor, site: Site) -> bool:
-    source = site.node.args[0] if site.node.args else None
-    return isinstance(source, fx.Node) and (isinstance(editor.part(source), nn.CircularPad2d) or source.target is functional.pad)
+def _is_ours(part: nn.Module | None) -> bool:
+    return part is not None and type(part).__module__.startswith(layers.__name__)
 
 
-def _unpad(site: Site) -> None:
-    """Set a site's own padding to 0, and let no window of a pool extend beyond the border."""
-    if isinstance(site.module, nn.Conv2d):
-        site.module.padding, site.module.padding_mode = (0, 0), "zeros"
-    elif site.module is not None:
-        site.module.padding, site.module.ceil_mode = 0, False  # type: ignore[assignment]  # torch types them as parameters
-    else:
-        arguments = {**pool_arguments(site.node), "padding": 0, "ceil_mode": False}
-        site.node.args, site.node.kwargs = site.node.args[:1], arguments
-
-
-def _make_pads_circular(editor: Editor, *, split: bool) -> None:
-    """Make layers that only pad, and filters, circular.
+def _make_filters_circular(editor: Editor, *, split: bool) -> None:
+    """Make filters circular.
 
     Args:
         editor: the graph.
@@ -243,27 +280,10 @@ def _make_pads_circular(editor: Editor, *, split: bool) -> None:
             a site like any other.
     """
     for node in list(editor.graph.nodes):
-        part, name = editor.part(node), str(node.target) if node.op == "call_module" else node.name
-        if not editor.wants(name):
-            continue
-        if isinstance(part, OTHER_PADS):
-            node.target = editor.add(node, nn.CircularPad2d(vars(part)["padding"]), "around")
-            editor.record(name, type(part).__name__, "CircularPad2d", CIRCULAR)
-        elif node.target is functional.pad:
-            _make_pad_circular(editor, node)
-        elif isinstance(part, layers.BlurPool2d | layers.MaxBlurPool2d):
+        part, name = editor.part(node), _name(node)
+        if editor.wants(name) and isinstance(part, layers.BlurPool2d | layers.MaxBlurPool2d):
             _make_filter_circular(editor, node, part, split=split)
             editor.record(name, type(part).__name__, "circular border", CIRCULAR)
-
-
-def _make_pad_circular(editor: Editor, node: fx.Node) -> None:
-    margins = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
-    if not isinstance(margins, list | tuple) or len(margins) > 4:
-        editor.keep(node.name, "pad", "unsupported: it pads more than height and width")
-        return
-    margins = (*margins, *([0] * (4 - len(margins))))
-    node.args, node.kwargs = (node.args[0], margins), {"mode": "circular"}
-    editor.record(node.name, "pad", "circular pad", CIRCULAR)
 
 
 def _make_filter_circular(editor: Editor, node: fx.Node, part: layers.BlurPool2d | layers.MaxBlurPool2d, *, split: bool) -> None:
@@ -276,37 +296,3 @@ def _make_filter_circular(editor: Editor, node: fx.Node, part: layers.BlurPool2d
         node.target = editor.add(node, blur, "around")
     if split and stride != (1, 1):
         editor.insert_after(node, nn.MaxPool2d(1, stride), "stride")
-
-
-def _phase_groups(editor: Editor) -> dict[fx.Node, int]:
-    """Return the number of each strided site's group; sites whose maps meet again are in one group and keep the same phase.
-
-    Each map carries the list of sites that it was subsampled by. Where maps meet, these lists must have the same strides, and
-    their sites are joined one by one.
-    """
-    # Loaded here, because it takes longer than the rest of this package.
-    from scipy.cluster.hierarchy import DisjointSet
-
-    strided = [site for site in editor.sites() if site.is_strided and editor.wants(site.name)]
-    sites = {site.node: site for site in strided if not site.refusal and not _pads_twice(editor, site)}
-    groups = DisjointSet(sites)
-    paths: dict[fx.Node, tuple[fx.Node, ...]] = {}
-    for node in editor.graph.nodes:
-        if node.op == "output" or isinstance(editor.part(node), POINT_MODULES) or node.target in POINTS:
-            continue  # maps without positions need not be aligned
-        path, *others = [paths[source] for source in node.all_input_nodes if paths.get(source)] or [()]
-        for other in others:
-            _check_strides(node, [sites[each].stride for each in path], [sites[each].stride for each in other])
-            for one, two in zip(path, other, strict=True):
-                groups.merge(one, two)
-        paths[node] = (*path, node) if node in sites else path
-    numbers = {node: number for number, group in enumerate(groups.subsets()) for node in group}
-    return {node: numbers[node] for node in sites}
-
-
-def _check_strides(node: fx.Node, one: list[Pair], other: list[Pair]) -> None:
-    if one != other:
-        raise InputError(
-            f"At `{node.name}` branches meet after different strides ({one} and {other}), so that they cannot keep one phase.",
-            "Leave one out with `skip`.",
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from shiftscope.layers.blur import BlurPool
 from shiftscope.layers.polyphase import TakePhase
 from shiftscope.tables import Cell, Table
 
-__all__ = ["Change", "Cost", "Surgery", "cost", "merge_changes"]
+__all__ = ["TOLERANCE", "Change", "Cost", "Promise", "Surgery", "cost", "merge_changes"]
 
 #: A narrow table names so many of the layers that change in the same way.
 NAMED = 3
+#: Relative differences below this are rounding in double precision.
+TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,36 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """Whether a copy does what its fix promises: circular shifts do not change its outputs (or move its last map along).
+
+    Attributes:
+        error: largest relative change under random circular shifts, in double precision; None where it could not be tried.
+        of: what was compared.
+        reasons: why it is not exact, by the graph of the copy; empty where it is.
+    """
+
+    error: float | None
+    of: Literal["outputs", "last map"]
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing but rounding changes."""
+        return self.error is not None and self.error <= TOLERANCE
+
+    @property
+    def sentence(self) -> str:
+        """The result in a sentence."""
+        if self.error is None:
+            return "Whether the copy is equivariant could not be tried: it does not run in double precision."
+        tried = f"random circular shifts change its {self.of} by {self.error:.1g} of the largest value, in double precision"
+        if self.exact:
+            return f"The copy is equivariant: {tried}."
+        return f"The copy is not equivariant ({tried}), because {'; '.join(self.reasons)}."
+
+
+@dataclass(frozen=True)
 class Surgery:
     """A changed copy of a model, and what was changed.
 
@@ -61,6 +93,7 @@ class Surgery:
         changes: every convolution, pool and head, in the order they are used.
         before, after: costs; None where the image's shape was not given.
         form: what the copy is: the model's own class with layers swapped, or a traced graph; one sentence or two.
+        promise: whether a copy that should be equivariant is so, tried in double precision; None where nothing was promised.
     """
 
     model: nn.Module
@@ -68,6 +101,7 @@ class Surgery:
     before: Cost | None = None
     after: Cost | None = None
     form: str = ""
+    promise: Promise | None = None
 
     @property
     def changed(self) -> int:
@@ -97,6 +131,8 @@ class Surgery:
         notes = [f"{self.changed} of {len(self.changes)} layers changed." if self.changed else "Nothing was changed."]
         if self.form and self.changed:
             notes.append(self.form)
+        if self.promise is not None:
+            notes.append(self.promise.sentence)
         if self.before and self.after:
             ratio = self.after.multiply_adds / self.before.multiply_adds if self.before.multiply_adds else 1.0
             notes.append(

@@ -1,0 +1,106 @@
+"""Try a copy that should be equivariant: in double precision, under random circular shifts of random images."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shiftscope.errors import InputError
+from shiftscope.graphs.geometry import Geometry, read_geometry
+from shiftscope.graphs.positions import Head, head_kind
+from shiftscope.surgery.editor import Editor
+from shiftscope.surgery.plan import TOLERANCE, Promise
+
+__all__ = ["try_promise"]
+
+SHIFTS = 3
+
+
+def try_promise(model: nn.Module, editor: Editor, head: Head, image: tuple[int, int, int]) -> Promise:
+    """Return whether circular shifts leave a copy's outputs as they are, or move the map before a head that flattens along.
+
+    Args:
+        model: the copy; it is left as it was.
+        editor: its graph.
+        head: how it takes positions away.
+        image: (channels, height, width) of its input.
+    """
+    images = _shifted(image)
+    try:
+        with torch.no_grad():
+            error = _map_error(editor, images) if head == "flatten" else _output_error(model, images)
+    except Exception:  # whatever the copy raises in double precision
+        error = None
+    reasons = () if error is None or error <= TOLERANCE else _reasons(model, image, head)
+    return Promise(error, "last map" if head == "flatten" else "outputs", reasons)
+
+
+def _shifted(image: tuple[int, int, int]) -> Tensor:
+    """Return a random image and randomly shifted ones."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.rand(1, *image, generator=generator, dtype=torch.float64)
+    shifts = [[int(torch.randint(1, max(2, side), (1,), generator=generator)) for side in image[1:]] for _ in range(SHIFTS)]
+    return torch.cat([first, *(first.roll(shift, (2, 3)) for shift in shifts)])
+
+
+def _output_error(model: nn.Module, images: Tensor) -> float:
+    found = _double(model)(images)
+    outputs = found if isinstance(found, Tensor) else next(iter(found.values() if isinstance(found, dict) else found))
+    return _difference(outputs[1:], outputs[:1].expand_as(outputs[1:]))
+
+
+def _map_error(editor: Editor, images: Tensor) -> float:
+    """Return the difference between maps before the head, displaced as it is smallest."""
+    copy = _double(editor.module)
+    node = next(each for each in copy.graph.nodes if head_kind(editor, each, "channels first") == "flatten")
+    copy.graph.output_node().args = (node.all_input_nodes[0],)
+    copy.recompile()
+    maps = copy(images)
+    if maps.ndim != 4:
+        return _difference(maps[1:], maps[:1].expand_as(maps[1:]))
+    places = [(down, right) for down in range(maps.shape[2]) for right in range(maps.shape[3])]
+    return max(min(_difference(each[None].roll(place, (2, 3)), maps[:1]) for place in places) for each in maps[1:])
+
+
+def _double(model: Any) -> Any:
+    return deepcopy(model).double().eval()
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    if not (one.isfinite().all() and other.isfinite().all()):
+        return float("inf")
+    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-300))
+
+
+def _reasons(model: nn.Module, image: tuple[int, int, int], head: Head) -> tuple[str, ...]:
+    """Return why a copy is not equivariant, by its graph."""
+    found = read_geometry(model, image)
+    if isinstance(found, InputError):
+        return (f"its graph does not say why ({found.problem.rstrip('.')})",)
+    return tuple(_graph_reasons(found, head)) or ("some layer does something else than its type says",)
+
+
+def _graph_reasons(found: Geometry, head: Head) -> list[str]:
+    plain = [each.name for each in found.subsamplings if not each.polyphase]
+    open_borders = [name for name, border in found.borders.items() if border != "circular"]
+    misfits = [name for name in found.misfits if name not in open_borders]
+    reasons = []
+    if plain:
+        reasons.append(f"{_names(plain)} keep the same positions whatever the map holds")
+    if open_borders:
+        reasons.append(f"{_names(open_borders)} do not pad circularly")
+    if misfits:
+        reasons.append(f"{_names(misfits)} do not pad by what their windows read")
+    if found.unknown:
+        reasons.append(f"it is not known how {_names([each.replace('`', '') for each in found.unknown])} treat positions")
+    if head == "other" and not reasons:
+        reasons.append("it is not known how the head uses positions")
+    return reasons
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
