@@ -18,7 +18,7 @@ from loopback_hub import COMMIT, serving
 from models.conftest import images
 from shiftscope.audits.model import CountedModel
 from shiftscope.errors import InputError
-from shiftscope.models import load_model
+from shiftscope.models import load_model, save_model
 
 TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 VISION = {**TRANSFORMER, "image_size": 32, "patch_size": 8}
@@ -114,9 +114,13 @@ def test_pooler_without_weights_is_not_used(transformers: ModuleType, tmp_path: 
     """The pooler would be random: the class token is the embedding instead."""
     model = transformers.ViTModel(transformers.ViTConfig(**VISION), add_pooling_layer=False).eval()
     model.save_pretrained(tmp_path)
+    loaded = load_model(f"hf:{tmp_path}")
+    save_model(tmp_path / "copy.safetensors", loaded.model, loaded.spec)
+    again = load_model(str(tmp_path / "copy.safetensors"))
     with torch.no_grad():
         expected = model(pixel_values=images(2, 3, 32)).last_hidden_state[:, 0]
-        assert torch.equal(load_model(f"hf:{tmp_path}").model(images(2, 3, 32)), expected)
+        assert torch.equal(loaded.model(images(2, 3, 32)), expected)
+        assert torch.equal(again.model(images(2, 3, 32)), expected)
 
 
 def test_pretrained_file_does_not_touch_the_global_random_state(transformers: ModuleType, tmp_path: Path) -> None:

@@ -56,12 +56,16 @@ class Embedder(nn.Module):
 
     Args:
         model: of transformers.
-        pooler: whether its pooled output may be used; not if the pooler's weights are random.
+        pooler: whether its pooled output may be used; not if the pooler's weights are random. A buffer, so that files of weights
+            hold it.
     """
+
+    pooler: Tensor
 
     def __init__(self, model: nn.Module, *, pooler: bool) -> None:
         super().__init__()
-        self.model, self.pooler = model, pooler
+        self.model = model
+        self.register_buffer("pooler", torch.tensor(pooler))
         self.class_token = any(name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters())
 
     def forward(self, images: Tensor) -> Tensor:
