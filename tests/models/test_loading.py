@@ -128,9 +128,12 @@ def test_bad_reference_is_refused_and_nothing_is_executed(name: str, message: st
     assert not (tmp_path / "executed").exists()
 
 
-def test_study_folder_is_refused_with_its_runs_listed(run: Path) -> None:
-    with pytest.raises(InputError, match=f"is a study, not a model. Choose one of its runs: .*/runs/{run.name}"):
-        load_model(str(run.parent.parent))
+def test_study_folder_is_refused_with_the_command_that_names_its_runs(run: Path) -> None:
+    folder = run.parent.parent
+    with pytest.raises(
+        InputError, match=f"is a study, not a model. Choose a run with --run; `shiftscope list {folder}` names them"
+    ):
+        load_model(str(folder))
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"spec": {"network": {"factor": 3}, "data": {}}}'])
