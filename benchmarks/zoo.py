@@ -145,26 +145,29 @@ def trains_alike(model: nn.Module, copy: nn.Module, image: tuple[int, int, int])
 def strided_layers(model: nn.Module, image: tuple[int, int, int]) -> set[str]:
     """The layers that make a map smaller: those whose operators subsample as they run, and those whose outputs are smaller.
 
-    The graph that fixes edit is not asked.
+    The graph that fixes edit is not asked. A layer whose output has its input's shape (windows of attention) does not count.
     """
-    copy, found = deepcopy(model).eval(), set[str]()
+    copy, smaller, same = deepcopy(model).eval(), set[str](), set[str]()
     images = torch.rand(2, *image, generator=torch.Generator().manual_seed(3))
-    with suppress(Exception), torch.no_grad():
-        found |= {layer for layer, note in follow(copy, images).notes if note == "stride"}
 
-    def see(name: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def see(name: str, leaf: bool, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         into = next((each for each in args if isinstance(each, Tensor)), None)
-        if into is None or not isinstance(output, Tensor) or into.ndim != 4 or output.ndim != 4:
+        if into is None or not isinstance(output, Tensor):
             return
-        if 1 < output.shape[2] < into.shape[2] // 2 + 2 and output.shape[2] * 2 <= into.shape[2] + 1:
-            found.add(name)
+        if into.shape == output.shape:
+            same.add(name)
+        elif leaf and into.ndim == output.ndim == 4 and output.shape[2] > 1 and output.shape[2] * 2 <= into.shape[2] + 1:
+            smaller.add(name)
 
-    leaves = [(name, part) for name, part in copy.named_modules() if name and not any(True for _ in part.children())]
-    for name, part in leaves:
-        part.register_forward_hook(partial(see, name))
+    parts = [(name, part) for name, part in copy.named_modules() if name]
+    handles = [part.register_forward_hook(partial(see, name, not list(part.children()))) for name, part in parts]
     with torch.no_grad():
         copy(images)
-    return found
+        for handle in handles:
+            handle.remove()
+        with suppress(Exception):
+            smaller |= {layer for layer, note in follow(copy, images).notes if note == "stride" and layer not in same}
+    return smaller
 
 
 def silent(model: nn.Module, surgery: Surgery, strided: set[str]) -> list[str]:

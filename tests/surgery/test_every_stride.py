@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from shiftscope.layers.borders import WrappingPad2d
 from shiftscope.layers.polyphase import AlignPhase
-from shiftscope.surgery import Surgery, antialias, make_equivariant
+from shiftscope.surgery import Surgery, antialias, circular, make_equivariant
 
 IMAGE = (1, 32, 32)
 
@@ -137,11 +138,25 @@ def test_equivariant_copy_is_exact_or_says_why_not(how: str) -> None:
     promise = surgery.promise
     assert promise is not None
     images = torch.rand(1, *IMAGE, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    copy = surgery.model.double()
+    double = surgery.model.double()
     with torch.no_grad():
-        alike = all(torch.allclose(copy(images.roll(shift, (2, 3))), copy(images), atol=1e-10) for shift in ((1, 0), (5, 14)))
+        alike = all(torch.allclose(double(images.roll(shift, (2, 3))), double(images), atol=1e-10) for shift in ((1, 0), (5, 14)))
     assert (promise.exact, alike) == (CASES[how][1], CASES[how][1])
     assert promise.exact or (promise.reasons and "because" in promise.sentence)
+
+
+@pytest.mark.parametrize("how", ["same", "standardised", "pads"])
+def test_circular_copy_moves_along_at_the_lattice(how: str) -> None:
+    changed = circular(make(how).double(), image=IMAGE).model
+    images = torch.rand(1, *IMAGE, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(changed(images.roll((2, 6), (2, 3))), changed(images), atol=1e-12, rtol=0)
+
+
+def test_copy_of_a_deep_graph_can_be_copied() -> None:
+    blocks = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(150)]
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), *blocks, Does("skip").parts["down"], nn.AdaptiveAvgPool2d(1))
+    assert copy.deepcopy(make_equivariant(model.eval(), image=IMAGE).model) is not None
 
 
 @pytest.mark.parametrize("how", [how for how in CASES if how != "fractional"])

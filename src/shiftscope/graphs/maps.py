@@ -111,13 +111,9 @@ class Sizes:
     def is_resized(self, node: fx.Node, before: Value, after: Value) -> bool:
         """Return whether a node makes a map with as many channels, but of another size that lies on no lattice of the image."""
         shape = self.passes[0].shapes.get(node, ())
-        if (
-            after.grids
-            or not after.geometry.has_positions
-            or not before.grids
-            or len(shape) != 4
-            or before.geometry.layout != "channels first"
-        ):
+        if len(shape) != 4 or shape[2:] == (1, 1) or after.grids or not after.geometry.has_positions:
+            return False  # no map, one value of all positions, or a map on a lattice
+        if not before.grids or before.geometry.layout != "channels first":
             return False
         sources = [self.passes[0].shapes.get(each, ()) for each in node.all_input_nodes]
         return shape[2:] != before.grids[0] and any(shape[:2] == each[:2] for each in sources if len(each) == 4)

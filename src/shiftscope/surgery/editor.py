@@ -71,6 +71,7 @@ class Editor(TracedModel):
             self.module, self.unreadable = record(self.copy, image, error), error
         self.graph = self.module.graph
         self.original = Original(self.module)
+        self.module.meta.pop("calls", None)  # nodes refer to each other, so that deep graphs could not be copied
         self.state = State(self.copy, self.module)
         modes = {name: part.training for name, part in self.copy.named_modules()}
         for name, part in self.module.named_modules():

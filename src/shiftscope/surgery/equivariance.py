@@ -263,7 +263,7 @@ def _name_pads(editor: Editor) -> None:
     for node in editor.graph.nodes:
         part = editor.part(node)
         pads = isinstance(part, tuple(PADS)) and not _is_ours(part)
-        if (pads or node.target is functional.pad) and node.users and _name(node) not in done:
+        if (pads or node.target is functional.pad) and node in editor.original.nodes and node.users and _name(node) not in done:
             editor.keep(_name(node), _kind(editor, node), "unsupported: it stands before no window that reads all that it adds")
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from shiftscope.graphs.maps import Value
 from shiftscope.graphs.positions import PADS
-from shiftscope.graphs.sites import Pair, Site, arguments_of
+from shiftscope.graphs.sites import Pair, Site, arguments_of, pair
 from shiftscope.layers.borders import WrappingPad2d
 from shiftscope.surgery.editor import Editor
 
@@ -65,11 +65,13 @@ def make_windows_circular(editor: Editor, site: Site) -> tuple[fx.Node, bool]:
 
 
 def own_pad(editor: Editor, site: Site) -> fx.Node | None:
-    """Return the node that pads a site's map, where there is one."""
+    """Return the node that pads a site's map, where the model has one; what cuts a map off is no pad."""
     source = site.node.args[0] if site.node.args else None
-    if not isinstance(source, fx.Node):
+    if not isinstance(source, fx.Node) or source not in editor.original.nodes:
         return None
-    return source if isinstance(editor.part(source), tuple(PADS)) or source.target is functional.pad else None
+    if not isinstance(editor.part(source), tuple(PADS)) and source.target is not functional.pad:
+        return None
+    return None if any(isinstance(each, int) and each < 0 for each in _margins(editor, source)) else source
 
 
 def slice_sites(editor: Editor, values: Mapping[fx.Node, Value]) -> Iterator[Site]:
@@ -111,13 +113,16 @@ def _keep_all(editor: Editor, site: Site) -> None:
 def surround(editor: Editor, site: Site, pad: type[nn.CircularPad2d] | type[nn.ZeroPad2d]) -> fx.Node:
     """Pad the map of a layer that pads itself on all sides, cut off what that adds afterwards, and return the node of the result.
 
-    At stride 1 the layer reads r // 2 positions before each one, where r is its reach; with its stride it reads ``site.padding``.
+    At stride 1 the layer reads r // 2 positions before each one, where r is its reach; with its own stride, ``site.padding``.
     """
-    (high, wide), (up, side) = site.reach, site.padding
-    editor.insert_before(site.node, pad((wide, wide, high, high)), "around")
-    top, left = high + high // 2 - up, wide + wide // 2 - side
-    cut = nn.ZeroPad2d((-left, left - 2 * wide, -top, top - 2 * high))
-    return editor.insert_after(site.node, cut, "cut")
+    kept = pair(getattr(site.module, "stride", 1))
+    wide = [-(-reach // step) * step for reach, step in zip(site.reach, kept, strict=True)]  # whole steps
+    editor.insert_before(site.node, pad((wide[1], wide[1], wide[0], wide[0])), "around")
+    margins: list[int] = []
+    for axis in (1, 0):
+        shift = site.reach[axis] // 2 - site.padding[axis] if kept[axis] == 1 else 0
+        margins += [-(wide[axis] // kept[axis] + shift), -(wide[axis] // kept[axis] - shift)]
+    return editor.insert_after(site.node, nn.ZeroPad2d(tuple(margins)), "cut")  # type: ignore[arg-type]
 
 
 def _widen(editor: Editor, site: Site, pad: fx.Node) -> bool:
