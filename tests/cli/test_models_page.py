@@ -116,5 +116,17 @@ def test_command_of_the_page_runs(
     assert '"mouton2020"' in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("options", ["", "--mean=0.5 --mean=0.5 --mean=0.5 --std=0.5 --std=0.5 --std=0.5"])
+@pytest.mark.parametrize("file", ["model.onnx", "model.pt2 --trust"])
+def test_model_whose_layers_are_in_a_file_is_not_changed(
+    file: str, options: str, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    command = f"fix {file} {options} --with blur --data photos --images 2 --out {tmp_path / 'fixed.safetensors'}"
+    assert main(shlex.split(command)) == 2
+    assert "are in a file that can only be run" in capfd.readouterr().err
+    assert not (tmp_path / "fixed.safetensors").exists()
+
+
 def test_page_has_a_command_for_every_kind() -> None:
     assert len(COMMANDS) >= 13

@@ -182,6 +182,6 @@ def test_fixed_batches_pads_the_last_batch_and_drops_its_padding() -> None:
     assert torch.allclose(sums, images(6).sum((1, 2, 3)))
 
 
-def test_fixed_batches_cannot_be_traced() -> None:
+def test_layers_in_a_file_cannot_be_changed() -> None:
     with pytest.raises(InputError, match=r"cannot be traced \(its layers are in a file that can only be run\)"):
         antialias(FixedBatches(run_of_four, 4))

@@ -323,6 +323,11 @@ def fix(
         from shiftscope.surgery.compare import apply_fixes, summarise
 
         loaded, size = subject.loaded, subject.images.size
+        if loaded.spec.factory is None and loaded.spec.network is None:
+            raise InputError(
+                f"the layers of {model} are in a file that can only be run, so that none can be changed.",
+                "Give the model as code that makes it, with its `weights`.",
+            )
         fixes = tuple(Fix(kind=kind, filter_size=filter_size if kind == "blur" else 1) for kind in kinds)
         shape = (subject.images.shape[0], size, size)
         surgery = apply_fixes(loaded.model, [(each.kind, each.filter_size) for each in fixes], image=shape)

@@ -66,7 +66,7 @@ class Editor(TracedModel):
         try:
             self.module, self.evaluation_only = graph_to_edit(self.copy, image)
         except UntraceableError as error:
-            if not by_running:
+            if not by_running or next(self.copy.parameters(), None) is None:  # its layers are in a file, such as an ONNX one
                 raise
             self.module, self.unreadable = record(self.copy, image, error), error
         self.graph = self.module.graph
