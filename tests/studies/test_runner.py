@@ -117,7 +117,9 @@ def test_curves_and_layers_agree_with_an_independent_measurement(tmp_path: Path)
     every = table.rows[0]["mcs_all_shifts"]
     assert isinstance(every, Estimate)
     assert [float(last[name]) for name in ("mcs", "mcs_low", "mcs_high")] == pytest.approx(
-        [every.value, every.low, every.high], abs=5e-4 * (every.high - every.low + 1)
+        # Curves keep no values per image, so that what networks and images share counts twice in their intervals.
+        [every.value, every.low, every.high],
+        abs=0.01 * (every.high - every.low),
     )
     first = dict(zip(curves[0], curves[1], strict=True))
     assert float(first["mcs"]) == pytest.approx(1, abs=1e-6)

@@ -95,6 +95,7 @@ def trace_both_modes(model: nn.Module) -> tuple[fx.GraphModule, str]:
     Raises:
         UntraceableError: the model's own ``forward`` cannot be traced in evaluation mode.
 
+    >>> import torch
     >>> class Net(nn.Module):
     ...     def forward(self, x):
     ...         return nn.functional.dropout(x, 0.5, training=self.training)

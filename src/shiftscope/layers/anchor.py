@@ -47,7 +47,7 @@ def anchor_steps(maps: Maps, period: tuple[int, int]) -> Int[Tensor, "image 2"]:
 
     >>> maps = torch.tensor([[[[0.0, 5.0, 0.0, 1.0]]]])
     >>> anchor_steps(maps, (1, 2)), anchor_steps(maps.roll(1, 3), (1, 2))
-    (tensor([[0, 1]]), tensor([[0, 0]]))
+    (tensor([[ 0, -1]]), tensor([[0, 0]]))
     """
     choice = NormChoice(period)(maps).long()
     phase = torch.stack([choice // period[1], choice % period[1]], dim=1)
