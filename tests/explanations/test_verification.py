@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shiftscope.explanations import guarantee_of
+import generated
+from generated import Part, changes, make, redrawn
+from shiftscope.explanations import Guarantee, guarantee_of
 from shiftscope.layers import AdaptivePolyphaseSampling, MaxBlurPool2d
 from shiftscope.surgery import make_equivariant
 
@@ -171,3 +173,61 @@ def test_guarantee_is_withdrawn_where_outputs_do_not_depend_on_the_image() -> No
     assert guarantee_of(model, image=(3, 8, 8)).status != "guaranteed"
     hook.remove()
     assert guarantee_of(model, image=(3, 8, 8)).status == "guaranteed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5000, 5020))
+def test_verdict_on_generated_model_is_true(seed: int) -> None:
+    """Some models of benchmarks/guarantees.py, whose truth is known by construction and by trying every shift."""
+    made = make(seed)
+    found = guarantee_of(made.model, image=(3, made.size, made.size))
+    change = max(changes(redrawn(made.model, number), made.size) for number in (1, 2))
+    rounding = 1e-4 if "cast" in made.names else 1e-8
+    assert not (found.status == "guaranteed" and change > rounding)
+    assert not (found.status == "impossible" and change < rounding)
+    assert not (made.invariant and change > rounding)
+
+
+@pytest.mark.parametrize("name", ["attention layer", "hook that scales", "columns", "polyphase", "scripted", "turned twice"])
+def test_part_that_moves_along_is_recognized(name: str) -> None:
+    found = verdict(generated.MOVING[name])
+    assert (found.status, found.exact is not None and found.exact.lattice) == ("guaranteed", (1, 1))
+
+
+@pytest.mark.parametrize("name", ["channels-last slices", "reshaped patches", "shifted windows", "skip", "samplings apart"])
+def test_lattice_of_part_that_samples_is_recognized(name: str) -> None:
+    part = generated.LATTICE[name]
+    found = verdict(part)
+    assert found.exact is not None
+    assert (found.exact.circular, max(found.exact.lattice)) == (True, part.moves)
+
+
+@pytest.mark.parametrize("name", ["drawn by Python", "counting", "buffer along one axis", "mixed tokens", "ramp by sums"])
+def test_part_that_sees_positions_is_not_guaranteed(name: str) -> None:
+    found = verdict(generated.SEEING[name])
+    assert (found.status, found.exact) == ("possible", None)
+
+
+@pytest.mark.parametrize("name", ["ordinary pool", "flattened maximum", "class token", "sorted"])
+def test_head_without_positions_is_recognized(name: str) -> None:
+    model = generated.Model(nn.Sequential(convolution_of_colours(), nn.GELU()), generated.INVARIANT[name].make(8)).eval()
+    assert guarantee_of(model, image=(3, 8, 8)).status == "guaranteed"
+
+
+@pytest.mark.parametrize(("name", "status"), [("flattened", "impossible"), ("rows", "impossible"), ("soft place", "possible")])
+def test_head_with_positions_is_not_guaranteed(name: str, status: str) -> None:
+    model = generated.Model(nn.Sequential(convolution_of_colours(), nn.GELU()), generated.HEADS[name].make(8)).eval()
+    assert guarantee_of(model, image=(3, 8, 8)).status == status
+
+
+def convolution_of_colours() -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
+
+
+def verdict(part: Part) -> Guarantee:
+    """Return the verdict on one part between a convolution and a mean over positions."""
+    features = nn.Sequential(convolution_of_colours(), part.make(8))
+    model = generated.Model(features, generated.INVARIANT["mean"].make(8)).eval()
+    generated.spread(model)
+    return guarantee_of(model, image=(3, 8, 8))

@@ -213,6 +213,8 @@ def _strides(found: Observed) -> list[str]:
         sampled = _noted(found, "polyphase")
         apart = f"{_names(sampled)} choose their phases apart, so that maps stay aligned only after shifts by multiples of"
         return [f"{apart} {_pixels(lattice)}"] if sampled and lattice != (1, 1) else []
+    if lattice == (1, 1):
+        return []
     return [f"{_names(plain)} sample other positions after shifts that are no multiples of {_pixels(lattice)}"]
 
 

@@ -83,6 +83,7 @@ def _observed(model: nn.Module, image: tuple[int, int, int]) -> Observed:
     images, shifts = _probes(image)
     copy, like = _copied(model, images)
     first, second, third = (follow(copy, each.to(like)) for each in (images, images.flip(0), _moved(images, shifts[0])))
+    _leave_inference(copy)
     problem = first.problem or second.problem or _differing(first, second, third)
     try:
         return _Trial(copy.double(), images, shifts, problem).observed(second)
@@ -100,6 +101,17 @@ def _copied(model: nn.Module, images: Tensor) -> tuple[nn.Module, torch.dtype]:
     if lazy:
         copy(images.to(like))
     return copy, like
+
+
+def _leave_inference(model: nn.Module) -> None:
+    """Replace weights and buffers that a model's code has made in inference mode, which cannot be written into later."""
+    for part in model.modules():
+        for name, value in part._parameters.items():
+            if value is not None and value.is_inference():
+                part._parameters[name] = nn.Parameter(value.clone(), requires_grad=False)
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                part._buffers[name] = buffer.clone()
 
 
 def _differing(first: Run, second: Run, third: Run) -> str:
@@ -134,7 +146,9 @@ class _Trial:
 
     def _change(self) -> float | None:
         before, again = self._outputs(self.images), self._outputs(self.images)
-        if _difference(again, before) > 0:
+        if not all(bool(each.isfinite().all()) for each in before):
+            self.problem = self.problem or "its outputs are not finite on random images"
+        elif _difference(again, before) > 0:
             self.problem = self.problem or "its outputs differ from call to call"
         if all(_distance(each[:1], each[1:]) <= 1e-9 for each in before if each.ndim):
             return None  # outputs that are the same for any image say nothing about shifts
@@ -157,7 +171,8 @@ class _Trial:
             after = follow(self.model, _moved(self.images, steps), keep=number).kept
             if after is None or after.shape != run.kept.shape:
                 return float("inf")
-            errors.append(min(_distance(after, each) for each in _candidates(run.kept, found, steps)))
+            rolled = _candidates(run.kept, found, steps)
+            errors += [min(_distance(after[[k]], each[[k]]) for each in rolled) for k in range(len(after))]
         return max(errors)
 
 

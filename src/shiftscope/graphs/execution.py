@@ -268,14 +268,14 @@ class _Following(TorchDispatchMode):
         known = [each for each in sources if isinstance(each, Symmetry)]
         lost = [each for each in sources if isinstance(each, Lost)]
         image = any(each.image for each in known)
-        random_ = torch.Tag.nondeterministic_seeded in func.tags and name != "dropout"
+        random_ = torch.Tag.nondeterministic_seeded in func.tags and name not in RULES
         if name in READS and (image or lost):
             self.run.problem = "its code reads values of a map"
         if lost and not (written and name in ("copy", "fill", "zero") and lost == [self.tracked(written[0])]):
             # A head with a weight for each position stays one as long as no map comes in again.
             weighs = all(each.weighs for each in lost) and not any(each.image and each.factors for each in known)
             inherited = replace(lost[0], weighs=weighs) if lost[0].reason != PLACES else self._unknown()
-            return [inherited] * len(results)
+            return [_seen(inherited, each) for each in results]
         if random_ and not image and not written:
             return [self._unknown() for _ in results]
         try:
@@ -289,7 +289,8 @@ class _Following(TorchDispatchMode):
             if not image:
                 return [constant(each.shape) for each in results]
             weighs = isinstance(error, UnknownError) and error.weighs
-            return [self._unknown(weighs=weighs)] * len(results)
+            unknown = self._unknown(weighs=weighs and all(each.ndim <= 2 for each in results))
+            return [unknown] * len(results)
 
     def _unknown(self, *, weighs: bool = False) -> Lost:
         found = Lost(self._layer_name(), weighs)
@@ -308,13 +309,12 @@ class _Following(TorchDispatchMode):
         found: Tracked | None = self.known.get(tensor)
         if found is not None:
             return found
+        for other, theirs in self._aliases(tensor):
+            if not (isinstance(theirs, Symmetry) and not theirs.image):
+                return theirs if _place(other) == _place(tensor) else Lost(self._layer_name())
         if not isinstance(tensor, nn.Parameter):
-            for other, theirs in self._aliases(tensor):
-                if not (isinstance(theirs, Symmetry) and not theirs.image):
-                    alike = _place(other) == _place(tensor)
-                    return theirs if alike else Lost(self._layer_name())
-            if tensor.numel() <= 1 << 20:
-                self.run.trace.append(f"constant {tuple(tensor.shape)} {_checksum(tensor)}")
+            # Values that were computed outside torch are no constants: runs on other images have others.
+            self.run.trace.append(f"constant {tuple(tensor.shape)} {_checksum(tensor)}")
         return constant(tensor.shape)
 
     def _aliases(self, tensor: Tensor) -> list[tuple[Tensor, Tracked]]:
@@ -376,6 +376,11 @@ class _Following(TorchDispatchMode):
             self.run.notes.append(note)
 
 
+def _seen(lost: Lost, tensor: Tensor) -> Lost:
+    """Return what is known behind a sum with weights for positions: it is no head if a map is made of it again."""
+    return replace(lost, weighs=lost.weighs and tensor.ndim <= 2)
+
+
 def _moving(size: int, kind: Any) -> Axis:
     return ((Factor(size, kind),) if size > 1 else (),)
 
@@ -420,7 +425,8 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
 
 def _checksum(tensor: Tensor) -> str:
     with suppress(Exception):
-        return repr(float(tensor.detach().double().nan_to_num().sum()))
+        values = tensor.detach().double().nan_to_num().flatten()
+        return repr(float(values @ torch.arange(len(values), dtype=torch.float64, device=values.device).cos()))
     return ""
 
 

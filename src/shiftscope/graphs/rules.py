@@ -97,10 +97,8 @@ def windowed(
         return found
     if not moves(axis):
         return _with_axis(found, place, same(size) if is_same(axis) and not border else fixed(size))
-    part = merged(axis[0]) if len(axis) == 1 else ()
-    if len(part) != 1:
-        raise UnknownError
-    factor, after = part[0], Factor(size, part[0].kind, part[0].step * stride)
+    factor = _single(axis)
+    after = Factor(size, factor.kind, factor.step * stride)
     found = found.widened(factor.kind, reach, factor.step)
     if stride > 1:
         note("stride")
@@ -127,6 +125,14 @@ def reduced(found: Symmetry, places: Iterable[int], note: Callable[[str], None])
 
 def _with_axis(found: Symmetry, place: int, axis: Axis) -> Symmetry:
     return found.with_axes((*found.axes[:place], axis, *found.axes[place + 1 :]))
+
+
+def _single(axis: Axis) -> Factor:
+    """Return the only factor of an axis that moves as a whole."""
+    part = merged(axis[0]) if len(axis) == 1 else ()
+    if len(part) != 1:
+        raise UnknownError
+    return part[0]
 
 
 def _still(axis: Axis) -> None:
@@ -163,6 +169,12 @@ def _unchanged(call: Call) -> Symmetry:
 
 def _uniform(call: Call) -> Symmetry:
     return constant(call.shape(), uniform=True)
+
+
+def _filled(call: Call) -> Symmetry:
+    """Fill with a number, or with the only value of a tensor."""
+    uniform = constant(call.shape(), uniform=True)
+    return call.of(call["value"]).with_axes(uniform.axes) if isinstance(call["value"], Tensor) else uniform
 
 
 def _garbage(call: Call) -> Symmetry:
@@ -218,10 +230,12 @@ def _picked(call: Call) -> list[Symmetry | None]:
     return [values, None if any(moves(call.first.axes[place]) for place in _dims(call)) else values][: len(call.results)]
 
 
-def _cumulative(call: Call) -> Symmetry | list[Symmetry | None]:
+def _cumulative(call: Call) -> list[Symmetry | None]:
+    found = call.first
     for place in _dims(call):
-        _still(call.first.axes[place])
-    return [call.first] * len(call.results)
+        _still(found.axes[place])
+        found = _with_axis(found, place, fixed(length(found.axes[place])))
+    return [found] * len(call.results)
 
 
 def _product(call: Call) -> Symmetry:
@@ -243,7 +257,7 @@ def _contracted(one: Symmetry, other: Symmetry, note: Callable[[str], None]) -> 
         left = any(map(moves, (*batch, *rows, *columns)))
         raise UnknownError(weighs=not left and one.image != other.image)
     found = joined([one, other])
-    whole = reduced(found.with_axes([shared]), [0], note)
+    whole = reduced(replace(found, axes=(shared,)), [0], note)
     return replace(whole, axes=()).with_axes((*batch, *rows, *columns))
 
 
@@ -329,10 +343,8 @@ def _finer(found: Symmetry, place: int, times: int, size: int, reach: int, borde
     axis = found.axes[place]
     if not moves(axis):
         return _with_axis(found, place, fixed(size))
-    part = merged(axis[0]) if len(axis) == 1 else ()
-    if len(part) != 1:
-        raise UnknownError
-    factor = Factor(size, part[0].kind, part[0].step / times)
+    before = _single(axis)
+    factor = Factor(size, before.kind, before.step / times)
     found = found.widened(factor.kind, reach, factor.step)
     if border:
         call.note(border)
@@ -490,7 +502,7 @@ def _reshaped(call: Call) -> Symmetry:
 def _split(found: Symmetry, axes: Sequence[Axis], sizes: Sequence[int], call: Call) -> tuple[Symmetry, list[Axis]]:
     """Return axes of other sizes made of the same factors, the outer ones first."""
     if any(len(axis) != 1 for axis in axes):
-        raise UnknownError
+        return found, _split_parts(axes, sizes)
     left = [factor for axis in axes for factor in axis[0]][::-1]
     pieces: list[Axis] = []
     for size in sizes:
@@ -510,6 +522,19 @@ def _split(found: Symmetry, axes: Sequence[Axis], sizes: Sequence[int], call: Ca
                 raise UnknownError
         pieces.append((tuple(part),))
     return found, pieces
+
+
+def _split_parts(axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
+    """Join tokens behind each other (the outer axis) with the axes inside, or take these off again."""
+    inner = tuple(factor for axis in axes[1:] for factor in axis[0])
+    if len(sizes) == 1 and all(len(axis) == 1 for axis in axes[1:]):
+        return [tuple((*part, *inner) for part in axes[0])]
+    if len(axes) != 1 or len(sizes) != 2:
+        raise UnknownError
+    inside = {part[-1:] for part in axes[0]}
+    if len(inside) != 1 or any(not part or part[-1].size != sizes[1] for part in axes[0]):
+        raise UnknownError
+    return [tuple(part[:-1] for part in axes[0]), (inside.pop(),)]
 
 
 def _windows(found: Symmetry, factor: Factor, outer: int, inner: int, call: Call) -> tuple[Symmetry, Factor, Factor]:
@@ -643,12 +668,9 @@ def _stacked(call: Call) -> Symmetry:
 def _flipped(call: Call) -> Symmetry:
     found = call.first
     for place in _dims(call, "dims"):
-        axis = found.axes[place]
-        if not moves(axis):
-            continue
-        if len(axis) != 1 or len(axis[0]) != 1:
-            raise UnknownError
-        found = _with_axis(found.in_image_frame(), place, ((replace(axis[0][0], step=-axis[0][0].step),),))
+        if moves(found.axes[place]):
+            factor = _single(found.axes[place])
+            found = _with_axis(found.in_image_frame(), place, ((replace(factor, step=-factor.step),),))
     return found
 
 
@@ -661,8 +683,8 @@ def _rolled(call: Call) -> Symmetry:
         axis = found.axes[place]
         if not moves(axis):
             found = found if is_same(axis) else _with_axis(found, place, fixed(length(axis)))
-        elif len(axis) == 1 and len(axis[0]) == 1 and found.circular and axis[0][0].size == found.period(axis[0][0]):
-            found = replace(found, local=False)
+        elif found.circular and _single(axis).size == found.period(_single(axis)):
+            found = replace(_with_axis(found, place, ((_single(axis),),)), local=False)
         else:
             raise UnknownError
     return found
@@ -687,9 +709,7 @@ def _continued(found: Symmetry, place: int, more: int, mode: str, note: Callable
     axis, size = found.axes[place], length(found.axes[place]) + more
     if not moves(axis):
         return _with_axis(found, place, same(size) if is_same(axis) and mode != "constant" else fixed(size))
-    if len(axis) != 1 or len(axis[0]) != 1:
-        raise UnknownError
-    factor = axis[0][0]
+    factor = _single(axis)
     around = mode == "circular" and factor.size == found.period(factor)
     note("circular" if mode == "circular" else {"constant": "zeros"}.get(mode, mode))
     if not (found.circular and around):
@@ -827,7 +847,8 @@ RULES: dict[str, Rule] = {
         _unchanged,
         "detach alias clone contiguous to _to_copy lift_fresh lift resolve_conj resolve_neg positive",
     ),
-    **_named(_uniform, "zeros ones full new_zeros new_ones new_full zeros_like ones_like full_like fill zero scalar_tensor"),
+    **_named(_uniform, "zeros ones full new_zeros new_ones new_full zeros_like ones_like full_like zero scalar_tensor"),
+    **_named(_filled, "fill"),
     **_named(_garbage, "empty new_empty empty_like new_empty_strided empty_strided"),
     **_named(
         _reduction, "sum mean amax amin prod var std logsumexp norm linalg_vector_norm all any nansum nanmean count_nonzero"
