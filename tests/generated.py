@@ -8,6 +8,7 @@ model really does is tried in double precision with its own weights and buffers 
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -294,7 +295,9 @@ def scripted(size: int) -> nn.Module:
         def forward(self, maps: Tensor) -> Tensor:
             return torch.relu(maps) + maps.mean((2, 3), keepdim=True)
 
-    return torch.jit.trace(Scripted(), torch.rand(2, C, size, size))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.trace(Scripted(), torch.rand(2, C, size, size))
 
 
 def closure(*shape: int) -> Part:

@@ -334,6 +334,7 @@ def test_auto_where_dense_is_not_exact_is_direct_with_reason(model, mode: str, r
         (lambda m, x: x.div(0.3, rounding_mode="floor").mean((2, 3)), "direct"),
         (preactivation, "direct"),
         (lambda m, x: nn.functional.dropout(m.conv(x), 0.5, training=m.training).mean((2, 3)), "dense"),
+        (lambda m, x: (nn.functional.dropout(x, training=m.training, inplace=True) + x).mean((2, 3)), "dense"),
         (lambda m, x: nn.functional.max_pool2d(m.conv(x), 2, stride=1).mean((2, 3)), "dense"),
         (lambda m, x: m.conv(x).view(x.size(0), -1) @ m.one.weight.T, "direct"),
         (lambda m, x: m.one(m.conv(x).reshape(x.shape[0], -1)), "dense"),

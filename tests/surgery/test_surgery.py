@@ -213,6 +213,20 @@ def test_pooled_head_keeps_the_output_of_a_constant_map() -> None:
     assert global_pool(changed.model).changes[0].why == "it sees one position already"
 
 
+def test_pool_that_others_use_stays_for_them() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.head = nn.AdaptiveAvgPool2d(2), nn.Linear(4, 3)
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            pooled = self.pool(images)
+            return self.head(pooled.flatten(1)), pooled
+
+    images = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(global_pool(Net()).model(images)[1], Net()(images)[1])
+
+
 def test_circular_copy_commutes_with_circular_shifts() -> None:
     torch.manual_seed(0)
     layers = [

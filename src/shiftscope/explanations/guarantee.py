@@ -163,7 +163,7 @@ def _exactness(found: Observed) -> Exactness | None:
     """Return at which shifts every map before the head moves along; None where that is not known."""
     maps = [each for _, each in found.run.maps]
     doubtful = found.problem or any(not each.weighs for each in found.run.lost)
-    circular, local = all(each.circular for each in maps), all(each.local for each in maps)
+    circular, local = all(each.circular for each in maps) and _ends_whole(found, maps), all(each.local for each in maps)
     if doubtful or not (circular or local):
         return None
     if circular and maps and (found.stray is None or found.stray > found.tolerance):
@@ -171,6 +171,12 @@ def _exactness(found: Observed) -> Exactness | None:
     lattice = (lcm(*(each.lattice[0] for each in maps)), lcm(*(each.lattice[1] for each in maps)))
     reach = [max((each.reach[axis] for each in maps), default=0) for axis in (0, 1)]
     return Exactness(lattice, circular, (-(-reach[0] // 1) + 1, -(-reach[1] // 1) + 1))
+
+
+def _ends_whole(found: Observed, maps: list[Symmetry]) -> bool:
+    """Return whether the head receives whole tori, not maps that are padded around and continue themselves."""
+    whole = not maps or all(factor.size == maps[-1].period(factor) for factor in maps[-1].factors)
+    return whole and not _noted(found, "misfit")
 
 
 def _equivariance(found: Observed, exact: Exactness | None, image: tuple[int, int, int]) -> str:

@@ -89,7 +89,7 @@ def _average(editor: Editor, linear: nn.Linear, flat: fx.Node, name: str, was: s
     if positions == 1:
         editor.keep(name, was, ONE_POSITION)
         return
-    if isinstance(editor.part(source), nn.AdaptiveAvgPool2d):
+    if isinstance(editor.part(source), nn.AdaptiveAvgPool2d) and len(source.users) == 1:
         source.target = editor.add(source, nn.AdaptiveAvgPool2d(1), "global")
     else:
         editor.insert_before(flat, nn.AdaptiveAvgPool2d(1), "global")
