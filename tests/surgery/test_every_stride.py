@@ -153,6 +153,24 @@ def test_circular_copy_moves_along_at_the_lattice(how: str) -> None:
         torch.testing.assert_close(changed(images.roll((2, 6), (2, 3))), changed(images), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("zero", ["weight", "bias"])
+def test_weights_of_zero_hide_nothing(zero: str) -> None:
+    head = nn.Linear(4, 2)
+    nn.init.zeros_(head.get_parameter(zero))
+    uneven = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(5), nn.Tanh(), nn.AdaptiveAvgPool2d(1))
+    promise = make_equivariant(nn.Sequential(uneven, nn.Flatten(), head).eval(), image=IMAGE).promise
+    assert promise is not None
+    assert promise.error is not None
+    assert not promise.exact
+
+
+def test_outputs_that_no_image_changes_promise_nothing() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, 2, padding=1), nn.Threshold(1e9, 1.0), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    promise = make_equivariant(model.eval(), image=IMAGE).promise
+    assert promise is not None
+    assert (promise.error, promise.exact, "could not be tried" in promise.sentence) == (None, False, True)
+
+
 def test_copy_of_a_deep_graph_can_be_copied() -> None:
     blocks = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(150)]
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), *blocks, Does("skip").parts["down"], nn.AdaptiveAvgPool2d(1))

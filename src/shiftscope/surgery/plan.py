@@ -77,7 +77,10 @@ class Promise:
     def sentence(self) -> str:
         """The result in a sentence."""
         if self.error is None:
-            return "Whether the copy is equivariant could not be tried: it does not run in double precision."
+            return (
+                "Whether the copy is equivariant could not be tried: it does not run in double precision, or gives "
+                "the same outputs for all images."
+            )
         tried = f"random circular shifts change its {self.of} by {self.error:.1g} of the largest value, in double precision"
         if self.exact:
             return f"The copy is equivariant: {tried}."

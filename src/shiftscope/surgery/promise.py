@@ -39,17 +39,21 @@ def try_promise(model: nn.Module, editor: Editor, head: Head, image: tuple[int, 
 
 
 def _shifted(image: tuple[int, int, int]) -> Tensor:
-    """Return a random image and randomly shifted ones."""
+    """Return a random image, randomly shifted ones, and last another random image."""
     generator = torch.Generator().manual_seed(0)
     first = torch.rand(1, *image, generator=generator, dtype=torch.float64)
     shifts = [[int(torch.randint(1, max(2, side), (1,), generator=generator)) for side in image[1:]] for _ in range(SHIFTS)]
-    return torch.cat([first, *(first.roll(shift, (2, 3)) for shift in shifts)])
+    other = torch.rand(1, *image, generator=generator, dtype=torch.float64)
+    return torch.cat([first, *(first.roll(shift, (2, 3)) for shift in shifts), other])
 
 
-def _output_error(model: nn.Module, images: Tensor) -> float:
+def _output_error(model: nn.Module, images: Tensor) -> float | None:
+    """Return how far shifts change the outputs; None where no image does."""
     found = _double(model)(images)
     outputs = found if isinstance(found, Tensor) else next(iter(found.values() if isinstance(found, dict) else found))
-    return _difference(outputs[1:], outputs[:1].expand_as(outputs[1:]))
+    if _difference(outputs[-1:], outputs[:1]) <= TOLERANCE:
+        return None
+    return _difference(outputs[1:-1], outputs[:1].expand_as(outputs[1:-1]))
 
 
 def _map_error(editor: Editor, images: Tensor) -> float:
@@ -58,7 +62,7 @@ def _map_error(editor: Editor, images: Tensor) -> float:
     node = next(each for each in copy.graph.nodes if head_kind(editor, each, "channels first") == "flatten")
     copy.graph.output_node().args = (node.all_input_nodes[0],)
     copy.recompile()
-    maps = copy(images)
+    maps = copy(images[:-1])
     if maps.ndim != 4:
         return _difference(maps[1:], maps[:1].expand_as(maps[1:]))
     places = [(down, right) for down in range(maps.shape[2]) for right in range(maps.shape[3])]
@@ -66,7 +70,12 @@ def _map_error(editor: Editor, images: Tensor) -> float:
 
 
 def _double(model: Any) -> Any:
-    return deepcopy(model).double().eval()
+    """Return a copy in double precision, in which weights of zero are random: they would hide what a layer does."""
+    copy, generator = deepcopy(model).cpu().double().eval(), torch.Generator().manual_seed(1)
+    for value in copy.parameters():
+        if not value.any():
+            value.copy_(0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
+    return copy
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
