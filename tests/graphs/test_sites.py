@@ -56,3 +56,18 @@ def test_untraceable_model_raises_an_error_with_the_reason_in_its_problem() -> N
         TracedModel(Branching())
     assert caught.value.problem.startswith("The graph of Branching cannot be traced (")
     assert "shiftscope.layers" in caught.value.remedy
+
+
+def test_tracing_leaves_dictionaries_of_the_model_as_they_were() -> None:
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cache: dict[str, Tensor] = {}
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.cache["maps"] = images * 2
+            return self.cache["maps"]
+
+    model = Caching()
+    trace(model)
+    assert model.cache == {}

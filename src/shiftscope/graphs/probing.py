@@ -184,14 +184,15 @@ def restoring_modes(model: nn.Module) -> Iterator[None]:
 def restoring(model: nn.Module, *, values: bool = True) -> Iterator[None]:
     """Restore every part's modes, attributes, parameters and buffers afterwards.
 
-    While it is traced, a ``forward`` that stores its maps stores proxies, and torch.fx stores constants in the model.
+    While it is traced, a ``forward`` that stores its maps, or caches them in a dictionary, stores proxies, and torch.fx stores
+    constants in the model.
 
     Args:
         model: the model.
         values: whether to restore the values of parameters and buffers too, which takes a copy of them.
     """
     before = {
-        part: [(held, dict(held)) for held in (vars(part), part._parameters, part._buffers)]
+        part: [(held, dict(held)) for held in (vars(part), part._parameters, part._buffers, *_caches(part))]
         for part in model.modules()
         if not isinstance(part, torch.jit.ScriptModule)
     }
@@ -204,6 +205,13 @@ def restoring(model: nn.Module, *, values: bool = True) -> Iterator[None]:
                 for held, content in holders:
                     held.clear()
                     held.update(content)
+
+
+def _caches(part: nn.Module) -> Iterator[dict[Any, Any]]:
+    """Yield a part's attributes that are dictionaries of its own."""
+    for name, value in vars(part).items():
+        if type(value) is dict and not name.startswith("_"):
+            yield value
 
 
 def _has_no_data(value: Tensor) -> bool:
