@@ -306,6 +306,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     wrong, unknown = ([row["name"] for row in compared if right(row) == each] for each in ("wrong", "unknown"))
     aps = [row for row in done if isinstance(row["aps"], dict)]
     exact = [row for row in aps if row["aps"].get("exact")]
+    untried = [row["name"] for row in aps if row["aps"].get("error") is None]
     silent_in = [row["name"] for row in done for fix in ("blur", "aps") if isinstance(row[fix], dict) and row[fix]["silent"]]
     unequal = [row["name"] for row in done if row["equal"] is not True]
     untrained = [row["name"] for row in done if row["trains"] is not True]
@@ -319,7 +320,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
         f"Copies that answer otherwise than their original: {len(unequal)}{_of(unequal)}; that train otherwise: "
         f"{len(untrained)}{_of(untrained)}.",
         f"`aps` refuses {len(done) - len(aps)}{_of([row['name'] for row in done if row not in aps])}; of {len(aps)} copies "
-        f"{len(exact)} are exact, and the others say why they are not.",
+        f"{len(exact)} are exact, {len(untried)} could not be tried{_of(untried)}, and {len(aps) - len(exact) - len(untried)} are "
+        "not exact and say why.",
         f"Models with a strided operator that no line of a plan names: {len(set(silent_in))}{_of(sorted(set(silent_in)))}.",
     ]
     if failed:
