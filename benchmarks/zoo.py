@@ -320,8 +320,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
         f"Copies that answer otherwise than their original: {len(unequal)}{_of(unequal)}; that train otherwise: "
         f"{len(untrained)}{_of(untrained)}.",
         f"`aps` refuses {len(done) - len(aps)}{_of([row['name'] for row in done if row not in aps])}; of {len(aps)} copies "
-        f"{len(exact)} are exact, {len(untried)} could not be tried{_of(untried)}, and {len(aps) - len(exact) - len(untried)} are "
-        "not exact and say why.",
+        f"{len(exact)} are exact, {len(untried)} could not be tried{_of(untried)}, and "
+        f"{len(aps) - len(exact) - len(untried)} are not exact and say why.",
         f"Models with a strided operator that no line of a plan names: {len(set(silent_in))}{_of(sorted(set(silent_in)))}.",
     ]
     if failed:
