@@ -66,7 +66,8 @@ def extent_seen(
         return None
     part = recorder.value[place]
     weights = torch.randn(part.shape, generator=torch.Generator().manual_seed(1)).to(part)  # a norm's plain sum has no gradient
-    (gradient,) = torch.autograd.grad((part * weights).sum(), images)
+    total = (part * weights).sum()
+    (gradient,) = torch.autograd.grad(total.real + total.imag if total.is_complex() else total, images)  # a spectrum is complex
     touched = gradient.abs().sum(dim=(0, 1)) > 0
     down, right = touched.any(1).nonzero().flatten(), touched.any(0).nonzero().flatten()
     return (int(down[-1] - down[0]) + 1, int(right[-1] - right[0]) + 1) if len(down) else None
