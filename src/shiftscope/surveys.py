@@ -87,9 +87,7 @@ class Survey:
                 row["given_right"] = self.estimate(measure, over=over, given="right")
             rows.append(row)
         columns = ("measure", "over", "estimate", *(["given_right"] if self.right is not None else []))
-        note = (
-            f"In brackets: 95 % intervals over {len(next(iter(self.values.values())))} images; {len(self.shifts)} shifts of each."
-        )
+        note = f"95 % intervals over {len(next(iter(self.values.values())))} images; {len(self.shifts)} shifts of each."
         return Table("Every shift of every image", columns, tuple(rows), (note,))
 
 

@@ -251,7 +251,7 @@ def test_damaged_image_is_left_out_and_others_keep_their_shifts(pics: Path) -> N
         agree.append(float(one == two))
     assert found.estimate("zhang2019", "all_agree").value == pytest.approx(sum(agree) / len(agree), abs=1e-6)
     notes = " ".join(found.notes)
-    assert "1 images cannot be read and are left out: ant/05.png." in notes
+    assert "1 image cannot be read and is left out: ant/05.png." in notes
     assert "holds 71 images, fewer than the 500 requested; all are used." in notes
     assert 0 < found.estimate("unshifted", "accuracy").value < 1
 

@@ -284,5 +284,6 @@ def test_output_chooses_one_of_several_in_every_command(shiftscope: Command) -> 
     assert content["main_cause"]
     fixed = shiftscope("fix", *options, "--with", "gap", "--out", "pair.safetensors", "--json")
     assert fixed.code == 0, fixed.err
-    again = shiftscope("audit", "pair.safetensors", *options[3:], "--protocol", "mouton2020", "--trust", "--json")
+    again = shiftscope("audit", "pair.safetensors", *options[3:-2], "--protocol", "mouton2020", "--trust", "--json")
     assert again.code == 0, again.err
+    assert json.loads(again.out)["provenance"]["output"] == "halves"

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cli.conftest import Command, Finished
-from zoo import timm
+from zoo import timm, torchvision_models
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*random weights")]
 
@@ -51,15 +51,15 @@ def photos(shiftscope: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path / "my photos"
 
 
-def resnet(_: Path) -> list[str]:
+def vision_transformer(_: Path) -> list[str]:
     timm()
-    return ["timm:resnet18", "--size", "64", "--max-shift", "1"]
+    return ["timm:test_vit", "--size", "32", "--max-shift", "1"]
 
 
 def checkpoint(folder: Path) -> list[str]:
     tuned = timm().create_model("test_resnet", num_classes=2)
     save_file({f"module.{name}": value for name, value in tuned.state_dict().items()}, folder / "tuned.safetensors")
-    return ["timm:test_resnet", "--weights", "tuned.safetensors", "--size", "48", "--max-shift", "2"]
+    return ["timm:test_resnet", "--weights", "tuned.safetensors", "--size", "32", "--max-shift", "2"]
 
 
 def factory(_: Path) -> list[str]:
@@ -67,15 +67,33 @@ def factory(_: Path) -> list[str]:
         "mine.py:network",
         "--size",
         "32",
-        "--mean=0.5",
-        "--mean=0.4",
-        "--mean=0.3",
+        "--mean",
+        "0.5",
+        "0.4",
+        "0.3",
         "--std=0.2",
         "--std=0.25",
         "--std=0.3",
         "--max-shift",
         "2",
     ]
+
+
+def torchvision_network(_: Path) -> list[str]:
+    torchvision_models()
+    return ["torchvision:squeezenet1_1", "--size", "48", "--max-shift", "1"]
+
+
+def transformer(folder: Path) -> list[str]:
+    """A classifier of Hugging Face transformers, in a folder with its image processor."""
+    torchvision_models()
+    transformers = pytest.importorskip("transformers", reason="needs transformers (extra `transformers`)")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "num_labels": 2}
+    made = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=32, patch_size=8, **small))
+    made.save_pretrained(folder / "vit")
+    processor = {"do_normalize": True, "image_mean": [0.4] * 3, "image_std": [0.2] * 3, "size": {"height": 32, "width": 32}}
+    (folder / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
+    return ["hf:vit", "--max-shift", "2"]
 
 
 def walk(shiftscope: Command, arguments: list[str]) -> Iterator[Finished]:
@@ -98,7 +116,9 @@ def described(done: Finished) -> list[str]:
     return done.out.splitlines()[0].split("; ", 1)[1].split("; ")
 
 
-@pytest.mark.parametrize("make", [resnet, checkpoint, factory], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [vision_transformer, checkpoint, factory, torchvision_network, transformer], ids=lambda make: make.__name__
+)
 def test_every_printed_command_runs_on_the_same_images(make, shiftscope: Command, photos: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     audit, explain, fix, again = walk(shiftscope, [*make(tmp_path), "--data", "my photos", "--images", "2"])
@@ -114,15 +134,31 @@ def test_walk_of_a_study_run_measures_its_test_images(shiftscope: Command, photo
     assert "images of 10x10 on a canvas of 20x20" in audit.out
 
 
+def exported_network() -> torch.nn.Module:
+    layers = torch.nn.Conv2d(3, 4, 3, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 225, 2)
+    return torch.nn.Sequential(*layers).eval()
+
+
+def ends_with_its_explanation(shiftscope: Command, model: str, *options: str) -> bool:
+    """Whether a file that can only be run is audited and explained on the same images, and no fix is recommended."""
+    arguments = [model, *options, "--data", "my photos", "--images", "2", "--max-shift", "1"]
+    audit, explain = (shiftscope(name, *arguments) for name in ("audit", "explain"))
+    assert (audit.code, explain.code) == (0, 0), audit.err + explain.err
+    return described(audit) == described(explain) and "shiftscope fix" not in explain.out
+
+
+def test_walk_of_an_exported_program_ends_with_its_explanation(shiftscope: Command, photos: Path, tmp_path: Path) -> None:
+    program = torch.export.export(
+        exported_network(), (torch.rand(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("images", min=1, max=4096)},)
+    )
+    torch.export.save(program, tmp_path / "model.pt2")
+    assert ends_with_its_explanation(shiftscope, "model.pt2", "--trust")
+
+
 def test_walk_of_an_onnx_file_ends_with_its_explanation(shiftscope: Command, photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs onnx, onnxruntime and onnxscript (extra `onnx`)")
     pytest.importorskip("onnxruntime", reason="needs onnx, onnxruntime and onnxscript (extra `onnx`)")
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 225, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        torch.onnx.export(model.eval(), (torch.rand(2, 3, 32, 32),), tmp_path / "model.onnx", dynamo=False)
-    options = ["--data", str(photos.name), "--images", "2", "--max-shift", "1"]
-    audit, explain = (shiftscope(name, "model.onnx", *options) for name in ("audit", "explain"))
-    assert (audit.code, explain.code) == (0, 0), audit.err + explain.err
-    assert described(audit) == described(explain)
-    assert "shiftscope fix" not in explain.out
+        torch.onnx.export(exported_network(), (torch.rand(2, 3, 32, 32),), tmp_path / "model.onnx", dynamo=False)
+    assert ends_with_its_explanation(shiftscope, "model.onnx")

@@ -199,3 +199,30 @@ def test_adaptive_pool_to_several_positions_is_no_head() -> None:
 def test_layout_with_channels_last_is_read() -> None:
     found = geometry_of(timm().create_model("convnext_atto", conv_mlp=False, num_classes=2).eval())
     assert {place.layout for place in found.maps.values() if place.has_positions} == {"channels first", "channels last"}
+
+
+class Overwriting(nn.Module):
+    """Adds a map to one that was made from it, and overwrites it before: PyTorch cannot differentiate this."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3, 2, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.convolution(images).exp()
+        doubled = maps.sigmoid() + maps
+        return (maps.relu_().mul_(2) + doubled).mean((2, 3))
+
+
+def test_network_without_a_gradient_has_a_geometry() -> None:
+    found = geometry_of(Overwriting().eval(), (3, 16, 16))
+    assert found.last.factor == (2, 2)
+
+
+def test_network_that_overwrites_its_input_has_a_geometry() -> None:
+    class Halving(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images.mul_(0.5))
+
+    layers_ = nn.Conv2d(3, 4, 3, 2, padding=1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    assert geometry_of(Halving(*layers_).eval(), (3, 16, 16)).last.factor == (2, 2)

@@ -351,7 +351,7 @@ def _start(spec: AuditSpec, subject: Subject, protocols: Sequence[str | Protocol
         size=images.size,
         fill=images.fill,
         mean=images.mean,
-        output=spec.output,
+        output=subject.output,
         embedding=subject.embedding,
         seed=spec.seed,
         batch_size=spec.batch_size,

@@ -104,7 +104,7 @@ class CountedModel:
         A hook on the module itself would show in its traced graph, so this is a global one.
         """
 
-        def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             self.images_seen += len(inputs[0]) if module is self.model else 0
 
         handle = register_module_forward_pre_hook(count)

@@ -168,7 +168,7 @@ class _Shown:
 
     def _probabilities(self, views: Float[Tensor, "view channel height width"]) -> Float[Tensor, "view class"]:
         subject = self.subject
-        model = CountedModel(subject.loaded.model, output=subject.spec.output, device=torch.device(subject.spec.device))
+        model = CountedModel(subject.loaded.model, output=subject.output, device=torch.device(subject.spec.device))
         with evaluating(subject.loaded.model), torch.inference_mode():
             return model(views).softmax(dim=1)
 

@@ -15,6 +15,7 @@ from shiftscope.audits.parts import Changed, Cost, Part
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, estimate, normalised_variance
 from shiftscope.audits.wording import Row, changed_images, cost_sentence, shifts_of, verdict
+from shiftscope.datasets.images import left_out
 from shiftscope.engine.answers import output_warnings
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, proportion
@@ -23,9 +24,6 @@ from shiftscope.surveys import Survey
 from shiftscope.tables import Cell, Summary, Table
 
 __all__ = ["Audit", "Row", "assemble"]
-
-#: So many damaged files are listed in a note.
-DAMAGED = 10
 
 
 @dataclass(frozen=True)
@@ -163,10 +161,6 @@ def assemble(
                 rows.append(Row(protocol.name, name, borders[protocol.name], protocol.max_shift, views, found, None))
         for measure, over in surveyed:
             rows += _survey_rows(merged.surveys[grid_name((protocol.mode, int(protocol.max_shift)))], protocol, measure, over)
-    damaged = list(merged.damaged[:DAMAGED])
-    if len(merged.damaged) > DAMAGED:
-        damaged.append(f"and {len(merged.damaged) - DAMAGED} more")
-    unreadable = [f"{len(merged.damaged)} images cannot be read and are left out: {', '.join(damaged)}."] if damaged else []
     return Audit(
         rows=tuple(rows),
         changed=merged.changed,
@@ -174,7 +168,7 @@ def assemble(
         surveys=merged.surveys,
         units=units,
         damaged=merged.damaged,
-        notes=(*notes, *unreadable, *_fallen_back(merged.cost.fallen_back)),
+        notes=(*notes, *filter(None, [left_out(merged.damaged)]), *_fallen_back(merged.cost.fallen_back)),
         provenance=dict(provenance or {}),
         warnings=(*warnings, *output_warnings(merged.sums.get(ANSWERS, {}), classes=kind == "classes")),
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.audits.model import OneOutput
-from shiftscope.datasets.images import Block, ImageBlocks, open_images
+from shiftscope.datasets.images import Block, ImageBlocks, left_out, open_images
 from shiftscope.datasets.photos import Photos
 from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
 from shiftscope.datasets.sources import is_folder
@@ -25,9 +25,6 @@ from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.settings import Spec
 
 __all__ = ["Subject", "SubjectSpec", "absolute_paths", "describe", "open_subject"]
-
-#: So many damaged files are listed.
-DAMAGED = 10
 
 
 class SubjectSpec(Spec):
@@ -94,7 +91,9 @@ class Subject:
         """How to build the model again, for the file of a fixed copy."""
         made, found = self.loaded.spec, self.loaded.preprocessing
         size = self.images.size if made.factory and found.size is None else made.size
-        return made.model_copy(update={"size": size, "weights": self.loaded.weights, "source": found.source})
+        return made.model_copy(
+            update={"size": size, "weights": self.loaded.weights, "source": found.source, "output": self.output}
+        )
 
     @property
     def facts(self) -> dict[str, str]:
@@ -105,6 +104,7 @@ class Subject:
             **({"code": self.loaded.code} if self.loaded.code else {}),
             "weights": self.loaded.weights,
             "input": f"{channels}x{self.images.size}x{self.images.size}",
+            **({"output": self.output} if self.output else {}),
             "normalisation": _normalisation(self.loaded.preprocessing),
             "preprocessing from": self.loaded.preprocessing.source,
             "preparation": self.images.preparation,
@@ -126,7 +126,12 @@ class Subject:
 
     def measured(self, model: nn.Module) -> nn.Module:
         """Return a changed copy of the model with the output that is measured."""
-        return model if self.spec.output is None else OneOutput(model, self.spec.output)
+        return model if self.output is None else OneOutput(model, self.output)
+
+    @property
+    def output(self) -> str | None:
+        """The one of several outputs that is measured: as the user says, else as the model's file does."""
+        return self.loaded.spec.output if self.spec.output is None else self.spec.output
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -184,8 +189,7 @@ class Subject:
             block: all images.
             ignored: why their labels are left out; empty if they are not.
         """
-        damaged = f"{len(block.damaged)} images cannot be read and are left out: {', '.join(block.damaged[:DAMAGED])}."
-        return tuple(filter(None, (*self.images.notes, ignored, damaged if block.damaged else "")))
+        return tuple(filter(None, (*self.images.notes, ignored, left_out(block.damaged))))
 
     def read(self) -> tuple[Block, str]:
         """Read all images.
@@ -205,10 +209,12 @@ def describe(facts: Mapping[str, str]) -> str:
         facts: of :attr:`Subject.facts`, which the provenance of every file holds.
     """
     said = facts["preprocessing from"]
+    output = f", output {facts['output']}" if facts.get("output") else ""
     code = f" ({facts['code']} ran)" if facts.get("code") else ""
     word = "preprocessing" if said.startswith(UNKNOWN) else "from"
     return (
-        f"{facts['model']}{code}, weights {facts['weights']}; input {facts['input']}, {facts['normalisation']} ({word} {said}); "
+        f"{facts['model']}{code}, weights {facts['weights']}; "
+        f"input {facts['input']}{output}, {facts['normalisation']} ({word} {said}); "
         f"{facts['preparation']}; {facts['data']}; {facts['place']}, {facts['precision']}."
     )
 

@@ -42,8 +42,10 @@ OUTPUT_GROUP = Group("Output", sort_key=4)
 
 #: An option without a value.
 Flag = Parameter(negative="", show_default=False)
-#: An option that takes several values or is repeated.
+#: An option that may be repeated.
 Several = Parameter(negative="", show_default=False)
+#: An option that takes several numbers, as in `--mean 0.5 0.5 0.5`, or is repeated.
+Numbers = Parameter(negative="", show_default=False, consume_multiple=True)
 
 AsJson = Annotated[bool, Flag, Parameter(name="--json", group=OUTPUT_GROUP, help="Print JSON instead of tables.")]
 Wide = Annotated[
@@ -207,8 +209,8 @@ class ModelOptions(DataOptions, DeviceOptions):
     run: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None
     weights: Annotated[Path | None, Parameter(group=MODEL_GROUP)] = None
     size: Annotated[int | None, Parameter(group=MODEL_GROUP)] = None
-    mean: Annotated[tuple[float, ...] | None, Several, Parameter(group=MODEL_GROUP)] = None
-    std: Annotated[tuple[float, ...] | None, Several, Parameter(group=MODEL_GROUP)] = None
+    mean: Annotated[tuple[float, ...] | None, Numbers, Parameter(group=MODEL_GROUP)] = None
+    std: Annotated[tuple[float, ...] | None, Numbers, Parameter(group=MODEL_GROUP)] = None
     output: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None
     embedding: Annotated[bool, Flag, Parameter(group=MODEL_GROUP)] = False
     trust: Annotated[bool, Flag, Parameter(group=MODEL_GROUP)] = False
@@ -265,7 +267,7 @@ class ModelOptions(DataOptions, DeviceOptions):
             if value is True:
                 words.append(option)
             else:
-                words += [f"{option}={part!r}" for part in value] if isinstance(value, tuple) else [option, str(value)]
+                words += [option, *(map(repr, value) if isinstance(value, tuple) else [str(value)])]
         return " ".join(map(quote, words))
 
 
@@ -273,7 +275,7 @@ class ModelOptions(DataOptions, DeviceOptions):
 SUBJECT = ("size", "mean", "std", "output", "embedding", "trust", "data", "max_shift", "seed")
 NOT_REPEATED = ("as_json", "mode", "run", "wide")
 #: The options that describe a model, which a file of `shiftscope fix` knows by itself.
-OF_THE_MODEL = ("weights", "size", "mean", "std")
+OF_THE_MODEL = ("weights", "size", "mean", "std", "output")
 
 
 @Parameter(name="*")

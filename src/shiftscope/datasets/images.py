@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -28,7 +28,7 @@ from shiftscope.datasets.sources import HUB_NAMES, Labelled, find_folder, is_fol
 from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, Stage, silent
 
-__all__ = ["Block", "ImageBlocks", "open_images"]
+__all__ = ["Block", "ImageBlocks", "left_out", "open_images"]
 
 #: Height and width of the canvas for the digits, and of the digits on it, where nothing else says.
 DIGITS_CANVAS, DIGITS_SIZE = 40, 20
@@ -36,6 +36,8 @@ DIGITS_CANVAS, DIGITS_SIZE = 40, 20
 DEFAULT_SHIFT, SIZE_PER_SHIFT = 8, 8
 #: Sets of small images, which are decoded as a whole.
 SHORT_NAMES = ("digits", *HUB_NAMES)
+#: So many damaged files are listed.
+DAMAGED = 10
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,16 @@ class Block:
     labels: Tensor | None
     numbers: Tensor
     damaged: list[str] = field(default_factory=list)
+
+
+def left_out(damaged: Sequence[str]) -> str:
+    """Return a sentence about the files that cannot be read, a few of them named; empty if there are none."""
+    if not damaged:
+        return ""
+    names = ", ".join(damaged[:DAMAGED]) + (f" and {len(damaged) - DAMAGED} more" if len(damaged) > DAMAGED else "")
+    if len(damaged) == 1:
+        return f"1 image cannot be read and is left out: {names}."
+    return f"{len(damaged)} images cannot be read and are left out: {names}."
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ class _Trial:
         return max(_difference(self._outputs(_moved(self.images, shift, -shift[0])), before) for shift in self.shifts)
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
-        return [each for each in tree_leaves(self.model(images)) if isinstance(each, Tensor) and each.is_floating_point()]
+        return [each for each in tree_leaves(self.model(images.clone())) if isinstance(each, Tensor) and each.is_floating_point()]
 
     def _stray(self, number: int | None) -> float | None:
         run = follow(self.model, self.images, keep=number)

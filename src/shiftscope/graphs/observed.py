@@ -57,20 +57,27 @@ def extent_seen(
         place: index of the place in the node's value.
 
     Returns:
-        pixels, at most the image's; None where there is no gradient.
+        pixels, at most the image's; None where there is no gradient, or the model overwrites what a gradient needs.
     """
     images = _images(model, image).requires_grad_()
     recorder = _Recorder(traced, node)
-    _run(model, recorder, images)
-    if recorder.value is None or not recorder.value.requires_grad:
+    try:
+        _run(model, recorder, images * 1)  # a leaf that needs a gradient could not be overwritten
+        if recorder.value is None or not recorder.value.requires_grad:
+            return None
+        (gradient,) = torch.autograd.grad(_weighted_sum(recorder.value[place]), images)
+    except RuntimeError:  # PyTorch's, for values overwritten in place and for functions that have no derivative
         return None
-    part = recorder.value[place]
-    weights = torch.randn(part.shape, generator=torch.Generator().manual_seed(1)).to(part)  # a norm's plain sum has no gradient
-    total = (part * weights).sum()
-    (gradient,) = torch.autograd.grad(total.real + total.imag if total.is_complex() else total, images)  # a spectrum is complex
     touched = gradient.abs().sum(dim=(0, 1)) > 0
     down, right = touched.any(1).nonzero().flatten(), touched.any(0).nonzero().flatten()
     return (int(down[-1] - down[0]) + 1, int(right[-1] - right[0]) + 1) if len(down) else None
+
+
+def _weighted_sum(part: Tensor) -> Tensor:
+    """Return a random combination of values, for the plain sum of a norm's outputs has no gradient."""
+    weights = torch.randn(part.shape, generator=torch.Generator().manual_seed(1)).to(part)
+    total = (part * weights).sum()
+    return total.real + total.imag if total.is_complex() else total  # a spectrum is complex
 
 
 def _images(model: nn.Module, image: tuple[int, int, int]) -> Tensor:

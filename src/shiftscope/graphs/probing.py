@@ -100,7 +100,7 @@ def _outputs(called: nn.Module, owner: nn.Module, images: Tensor, values: _Value
     with values, restoring(owner, values=False), restoring(called, values=False), torch.no_grad(), reproducible(owner):
         set_mode(owner, training)
         set_mode(called, training)
-        found = [each.clone() for each in tree_leaves(called(images)) if isinstance(each, Tensor)]
+        found = [each.clone() for each in tree_leaves(called(images.clone())) if isinstance(each, Tensor)]
         return found + ([buffer.clone() for buffer in owner.buffers()] if training else [])
 
 

@@ -56,6 +56,7 @@ class ModelSpec(Spec):
         size: height and width of its input in pixels, where they are not the default.
         mean: mean per channel of the normalisation in front of the model.
         deviation: standard deviation per channel of that normalisation.
+        output: the one to measure of several outputs, by name or position.
         fixes: applied in this order.
         data: the data set that a study trained the network on.
         weights: where the weights came from before a fix, in words.
@@ -69,6 +70,7 @@ class ModelSpec(Spec):
     size: int | None = None
     mean: Channels | None = None
     deviation: Channels | None = None
+    output: str | None = None
     fixes: tuple[Fix, ...] = ()
     data: DataSpec | None = None
     weights: str | None = None
