@@ -128,8 +128,9 @@ def test_every_printed_command_runs_on_the_same_images(make, shiftscope: Command
 
 
 def test_walk_of_a_study_run_measures_its_test_images(shiftscope: Command, photos: Path, run: Path) -> None:
-    audit, explain, fix, again = walk(shiftscope, [str(run), "--images", "6", "--max-shift", "2"])
+    audit, explain, fix, again = walk(shiftscope, [str(run.parents[1]), "--run", "seed=0", "--images", "6", "--max-shift", "2"])
     assert described(audit) == described(explain) == described(fix) == described(again)
+    assert audit.out.startswith(f"{run.parents[1]}, run seed=0, weights ")
     assert "6 of 40 images of the test split of scikit-learn load_digits" in audit.out
     assert "images of 10x10 on a canvas of 20x20" in audit.out
 

@@ -32,6 +32,7 @@ class SubjectSpec(Spec):
 
     Attributes:
         model: a reference as :func:`shiftscope.models.load_model` takes it.
+        title: what to call the model; by default as it is referred to.
         weights: file of weights for a model that code makes.
         size: height and width of the model's input, pixels; None for the model's own.
         mean: mean per channel to subtract from images; None for the model's own.
@@ -48,6 +49,7 @@ class SubjectSpec(Spec):
     """
 
     model: str
+    title: str | None = None
     weights: str | None = None
     size: int | None = None
     mean: tuple[float, ...] | None = None
@@ -82,7 +84,7 @@ class Subject:
         """What the model is called; of a fixed copy also what it was made from, and how."""
         made = self.loaded.spec
         if not made.fixes:
-            return self.spec.model
+            return self.spec.title or self.spec.model
         origin = made.factory or "a study's network"
         return f"{self.spec.model} ({origin} with {' + '.join(each.kind for each in made.fixes)})"
 

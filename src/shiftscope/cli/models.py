@@ -95,7 +95,7 @@ def audit(
     folder = out or merge
     with resumable(out, "blocks"):
         if merge is None:
-            spec = _audit_spec(options.named(str(model)), options, protocols=protocols or None, batch_size=batch_size)
+            spec = _audit_spec(str(model), options, protocols=protocols or None, batch_size=batch_size)
             found = _audited(spec, options, shard=shard, workers=workers, quick=quick, out=out)
         else:
             found = _merged(merge)
@@ -254,7 +254,6 @@ def explain(
     """
     if options.images is not None and options.images < 2:
         raise InputError(f"`images` must be 2 or more, got {options.images}.", "An interval needs more than one image.")
-    model = options.named(model)
     subject = _opened(model, options)
     with reporting("reading images") as report:
         from shiftscope.explanations import explain as explain_model
@@ -270,7 +269,7 @@ def explain(
             fill=subject.fill,
             embedding=subject.embedding,
             seed=options.seed,
-            name=model,
+            name=subject.name,
             arguments=options.arguments(model),
             report=report,
         )
@@ -316,7 +315,6 @@ def fix(
         raise InputError(f"`out` must be a .safetensors file, got {out}.", f"Write to {out.with_suffix('.safetensors')}.")
     if not 1 <= filter_size <= 7:
         raise InputError(f"`filter_size` must be 1 to 7, got {filter_size}.", "Leave it out to take 3.")
-    model = options.named(model)
     subject = _opened(model, options)
     with reporting("applying the fix") as report:
         from shiftscope.models import Fix, needs_trust, save_model

@@ -222,29 +222,29 @@ class ModelOptions(DataOptions, DeviceOptions):
     as_json: AsJson = False
     wide: Wide = False
 
-    def named(self, model: str) -> str:
-        """Return the model that a command names; of a study the folder of the chosen run.
-
-        Raises:
-            InputError: the model is no study, or has no such run.
-        """
-        if self.run is None:
-            return model
-        from shiftscope.studies.folder import read_folder
-
-        return str(read_folder(Path(model)).run(self.run))
-
     def subject(self, model: str, *, images: int) -> dict[str, Any]:
         """Return the settings of :class:`shiftscope.audits.subject.SubjectSpec`.
 
         Args:
             model: as the command names it.
             images: their number, unless the user gives another.
+
+        Raises:
+            InputError: a run is chosen, but the model is no study, or has no such run.
         """
         own = asdict(self)
         paths = {name: None if own[name] is None else str(own[name]) for name in ("weights", "data_dir")}
         count = images if self.images is None else self.images
-        return {name: own[name] for name in SUBJECT} | paths | {"model": model, "images": count, "device": self.job_device()}
+        given = {"images": count, "device": self.job_device()}
+        return {name: own[name] for name in SUBJECT} | paths | self._chosen(model) | given
+
+    def _chosen(self, model: str) -> dict[str, str]:
+        """Return the model, which is a study's run if one is chosen, and what to call it."""
+        if self.run is None:
+            return {"model": model}
+        from shiftscope.studies.folder import read_folder
+
+        return {"model": str(read_folder(Path(model)).run(self.run)), "title": f"{model}, run {self.run}"}
 
     def job_device(self) -> str:
         """Return the device that computes."""
@@ -273,9 +273,9 @@ class ModelOptions(DataOptions, DeviceOptions):
 
 #: The options that describe what is measured, and those that a recommended command does not repeat.
 SUBJECT = ("size", "mean", "std", "output", "embedding", "trust", "data", "max_shift", "seed")
-NOT_REPEATED = ("as_json", "mode", "run", "wide")
+NOT_REPEATED = ("as_json", "mode", "wide")
 #: The options that describe a model, which a file of `shiftscope fix` knows by itself.
-OF_THE_MODEL = ("weights", "size", "mean", "std", "output")
+OF_THE_MODEL = ("run", "weights", "size", "mean", "std", "output")
 
 
 @Parameter(name="*")
