@@ -6,7 +6,6 @@ atomically) and, once all parts are there, ``audit.json``, ``table.csv``, ``tabl
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import remove_temporary_files, write_first, write_tensors, write_text
 from shiftscope.runtime.settings import Spec
+from shiftscope.runtime.text import json_text
 
 __all__ = [
     "AuditPlan",
@@ -147,7 +147,7 @@ def merge_audit(out: Path) -> Audit:
     found = assemble_planned(plan, merge_parts(_parts(out, plan)))
     table = found.table()
     try:
-        write_text(out / "audit.json", json.dumps(found.to_json(), indent=1) + "\n")
+        write_text(out / "audit.json", json_text(found.to_json()))
         write_text(out / "table.csv", table.to_csv())
         write_text(out / "table.md", table.to_markdown())
         maps = found.maps() | {f"units/{name}": values for name, values in found.units.items()}
@@ -174,6 +174,7 @@ def assemble_planned(plan: AuditPlan, merged: Part) -> Audit:
         notes=plan.notes,
         provenance=provenance,
         warnings=plan.warnings,
+        settings=plan.spec.model_dump(mode="json", exclude_defaults=True),
     )
 
 

@@ -23,7 +23,10 @@ from shiftscope.measures import MEASURES
 from shiftscope.surveys import Survey
 from shiftscope.tables import Cell, Summary, Table
 
-__all__ = ["Audit", "Row", "assemble"]
+__all__ = ["AUDIT_VERSION", "Audit", "Row", "assemble"]
+
+#: The version of ``audit.json``. Files without one were written before 2.
+AUDIT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Audit:
         notes: what a reader needs to know.
         provenance: how it was made, name -> value.
         warnings: reasons why the numbers say little about the model.
+        values: (protocol, measure) -> one value per image, in the order of the images, for comparisons in pairs.
+        settings: what was asked for, as :class:`shiftscope.audits.folder.AuditSpec` takes it; empty if it was no command.
     """
 
     rows: tuple[Row, ...]
@@ -51,6 +56,8 @@ class Audit:
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    values: Mapping[tuple[str, str], Float[Tensor, " image"]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def estimate(self, protocol: str, measure: str) -> Estimate:
         """Return one number with its interval.
@@ -91,12 +98,15 @@ class Audit:
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain data, with None for infinity and NaN."""
         return {
+            "schema_version": AUDIT_VERSION,
             "summary": self.words(),
+            "settings": dict(self.settings),
             "rows": [_plain(asdict(row)) for row in self.rows],
             "changed": [_plain(asdict(each)) for each in self.changed],
             "cost": _plain({**asdict(self.cost), "images_per_second": self.cost.images_per_second}),
             "maps": {name: _plain(values.tolist()) for name, values in self.maps().items()},
             "units": {name: _plain(values.tolist()) for name, values in self.units.items()},
+            "values": {"/".join(name): _plain(_short(values)) for name, values in self.values.items()},
             "warnings": list(self.warnings),
             "damaged": list(self.damaged),
             "notes": list(self.notes),
@@ -136,6 +146,7 @@ def assemble(
     notes: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> Audit:
     """Return the audit of all parts.
 
@@ -147,6 +158,7 @@ def assemble(
         notes: what a reader needs to know.
         provenance: how it was made, name -> value.
         warnings: reasons why the numbers say little about the model.
+        settings: what was asked for.
     """
     rows = [] if merged.correct is None else [Row("unshifted", "accuracy", "", 0, 1, proportion(merged.correct), None)]
     units: dict[str, Tensor] = {}
@@ -171,7 +183,21 @@ def assemble(
         notes=(*notes, *filter(None, [left_out(merged.damaged)]), *_fallen_back(merged.cost.fallen_back)),
         provenance=dict(provenance or {}),
         warnings=(*warnings, *output_warnings(merged.sums.get(ANSWERS, {}), classes=kind == "classes")),
+        values=_values(merged, rows, {each.name: grid_name((each.mode, int(each.max_shift))) for each in protocols}),
+        settings=dict(settings or {}),
     )
+
+
+def _values(merged: Part, rows: Sequence[Row], grids: Mapping[str, str]) -> dict[tuple[str, str], Tensor]:
+    """Return the values per image of each row that is a mean over images."""
+    found = {} if merged.correct is None else {("unshifted", "accuracy"): merged.correct.float()}
+    for row in rows:
+        measure, _, ring = row.measure.partition(", ")
+        if (row.protocol, measure) in merged.scores:
+            found[row.protocol, measure] = merged.scores[row.protocol, measure]
+        elif (survey := merged.surveys.get(grids.get(row.protocol, ""))) and (measure, ring or "all") in survey.values:
+            found[row.protocol, row.measure] = survey.values[measure, ring or "all"]
+    return found
 
 
 def _fallen_back(images: int) -> list[str]:
@@ -209,6 +235,11 @@ def _survey_rows(survey: Survey, protocol: Protocol, measure: str, over: str) ->
 def _cell(row: Row, name: str) -> Any:
     value = getattr(row, name)
     return f"{value:g}" if isinstance(value, float) else value
+
+
+def _short(values: Tensor) -> list[float]:
+    """Return numbers in single precision with the digits that tell them apart."""
+    return [float(f"{value:.9g}") for value in values.float().tolist()]
 
 
 def _plain(value: Any) -> Any:

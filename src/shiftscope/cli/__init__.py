@@ -4,12 +4,14 @@ Exit codes: 0 done, 1 failed, 2 invalid input (one sentence, no traceback), 130 
 """
 
 from shiftscope.cli.app import app, main
+from shiftscope.cli.gate import check
 from shiftscope.cli.models import audit, explain, fix
 from shiftscope.cli.studies import compare, figures, open_report, report, selfcheck, study, theory
 
 __all__ = [
     "app",
     "audit",
+    "check",
     "compare",
     "explain",
     "figures",

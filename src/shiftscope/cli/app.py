@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -16,9 +15,12 @@ from cyclopts import App, CycloptsError, Group
 
 from shiftscope.cli.printing import print_text
 from shiftscope.errors import InputError
-from shiftscope.runtime.text import printable
+from shiftscope.runtime.text import json_text, printable
 
 __all__ = ["MODELS", "STUDIES", "THEORY", "app", "main", "print_first", "print_json", "resumable", "say"]
+
+#: The version of what --json prints, where the content has no version of its own.
+JSON_VERSION = 1
 
 app = App(
     name="shiftscope",
@@ -69,8 +71,8 @@ def say(*lines: str, error: bool = False) -> None:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """Print JSON on standard output."""
-    print(json.dumps(content, indent=2))
+    """Print JSON on standard output, with its schema's version."""
+    print(json_text({"schema_version": JSON_VERSION, **content}), end="")
 
 
 def print_first(line: str, *, as_json: bool) -> None:

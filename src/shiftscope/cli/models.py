@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app, print_first, print_json, resumable, say
+from shiftscope.cli.gate import GATE_GROUP, GateOptions, conditions_of, judged
 from shiftscope.cli.options import (
     COMPUTE_GROUP,
     IMAGE_GROUP,
@@ -59,7 +60,9 @@ def audit(
     quick: Annotated[bool, Flag, Parameter(group=IMAGE_GROUP)] = False,
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
     merge: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
-) -> None:
+    fail_if: Annotated[tuple[str, ...], Several, Parameter(group=GATE_GROUP)] = (),
+    gate: GateOptions = GateOptions(),
+) -> int | None:
     """Measure how stable a model is when images shift, with the protocols of published papers.
 
     A first answer comes from 32 images, with its wide interval, after seconds. Then all protocols are measured in one pass over
@@ -85,7 +88,11 @@ def audit(
         audit resumes from it. By default nothing is written.
     merge
         Folder of an audit whose shards are all measured: put them together, instead of measuring a model.
+    fail_if
+        Condition at which to exit with 1, such as "top-1 change > 0.10" or "mcs of mouton2020 < 0.9": a measure, by name or in
+        words, above or below a number. It counts only if the whole interval lies beyond the number. Repeatable.
     """
+    conditions = conditions_of(fail_if, protocols, gate)
     if (model is None) == (merge is None):
         raise InputError("`audit` needs either a model or a folder to merge, not both.", "Give one of MODEL and --merge.")
     if quick and (merge or out or shard or workers):
@@ -101,13 +108,21 @@ def audit(
             found = _merged(merge)
             print_first(_described(found), as_json=options.as_json)
         if found is None:
-            return
+            return None
         if folder is not None:
             _write_page(found, folder)
     command = "audit" if quick else "explain"
     commands = (f"shiftscope {command} {options.arguments(model)}",) if model else ()
     saved = f"Saved in {folder}: audit.json, table.csv, table.md, maps.safetensors, report.html." if folder else ""
-    _print(found.to_json(), (found.table(),), options, found.summary(commands=commands), saved)
+    verdict = judged(found, conditions, gate, _described(found))
+    summary, content = found.summary(commands=commands), found.to_json()
+    if verdict is not None:
+        summary, content = (
+            replace(summary, verdict=f"{verdict.words()} {summary.verdict}"),
+            {**content, "gate": verdict.to_json()},
+        )
+    _print(content, (found.table(),), options, summary, saved)
+    return None if verdict is None else verdict.exit_code
 
 
 def _audit_spec(model: str, options: AuditOptions, **others: Any) -> AuditSpec:

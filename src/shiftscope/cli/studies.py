@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -14,6 +14,10 @@ from shiftscope.cli.options import COMPUTE_GROUP, OUTPUT_GROUP, AsJson, PageOpti
 from shiftscope.cli.printing import print_summary, print_table, print_worked
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
+
+if TYPE_CHECKING:
+    from shiftscope.audits.comparison import AuditComparison
+    from shiftscope.studies.comparison import Comparison
 
 __all__ = ["compare", "figures", "list_", "open_report", "report", "selfcheck", "study", "theory"]
 
@@ -234,23 +238,38 @@ def open_report(folder: Path) -> None:
 
 
 @app.command(group=STUDIES, sort_key=4)
-def compare(folder: Path, *, as_json: AsJson = False, wide: Wide = False) -> None:
+def compare(folder: Path, other: Path | None = None, *, as_json: AsJson = False, wide: Wide = False) -> None:
     """Show a study's numbers beside those of the paper it repeats, and test what the paper claims.
+
+    Or show two audits beside each other: each measure's change, with an interval over pairs of the same image.
 
     Parameters
     ----------
     folder
-        Folder of a study, such as studies/digits or results/digits; it may be unfinished.
+        Folder of a study, such as studies/digits or results/digits; it may be unfinished. Or an audit: its audit.json or folder.
+    other
+        Another audit, to set beside the first.
     """
     with reporting("reading the records"):
-        from shiftscope.studies.comparison import compare as compare_with_source
-        from shiftscope.studies.folder import read_folder
-
-        found = compare_with_source(read_folder(folder))
+        found = _beside_the_source(folder) if other is None else _audits_beside(folder, other)
     if as_json:
         print_json(found.to_json())
         return
     print_summary(found.summary(), found.tables(), wide=wide)
+
+
+def _beside_the_source(folder: Path) -> Comparison:
+    from shiftscope.studies.comparison import compare as compare_with_source
+    from shiftscope.studies.folder import read_folder
+
+    return compare_with_source(read_folder(folder))
+
+
+def _audits_beside(first: Path, second: Path) -> AuditComparison:
+    from shiftscope.audits.comparison import compare_audits
+    from shiftscope.audits.reading import read_audit
+
+    return compare_audits(read_audit(first), read_audit(second), names=(str(first), str(second)))
 
 
 @app.command(group=THEORY)

@@ -1,10 +1,11 @@
-"""Text from outside (file names, class names, exceptions), made safe to print."""
+"""Text from outside (file names, class names, exceptions), made safe to print; and JSON that people can read."""
 
 from __future__ import annotations
 
+import json
 import re
 
-__all__ = ["printable"]
+__all__ = ["json_text", "printable"]
 
 #: Control characters, line separators, marks that reverse the direction of writing, and halves of surrogate pairs, which stand
 #: for bytes of a file name that are no text.
@@ -18,3 +19,33 @@ def printable(text: str) -> str:
     'a\\x1b[31mred\\nnew line'
     """
     return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def json_text(content: object) -> str:
+    """Return JSON with a line for each field and for each list of numbers, which leaves long lists readable in a diff.
+
+    >>> print(json_text({"values": [0.5, None, 1.0], "rows": [{"name": "mcs"}]}), end="")
+    {
+     "values": [0.5, null, 1.0],
+     "rows": [
+      {
+       "name": "mcs"
+      }
+     ]
+    }
+    """
+    return _json_lines(content, "") + "\n"
+
+
+def _json_lines(content: object, indent: str) -> str:
+    deeper = indent + " "
+    if isinstance(content, dict) and content:
+        parts = [f"{json.dumps(name)}: {_json_lines(value, deeper)}" for name, value in content.items()]
+        opening, closing = "{}"
+    elif isinstance(content, list | tuple) and any(isinstance(each, dict | list | tuple) for each in content):
+        parts = [_json_lines(each, deeper) for each in content]
+        opening, closing = "[]"
+    else:
+        return json.dumps(content)
+    lines = ",\n".join(deeper + part for part in parts)
+    return f"{opening}\n{lines}\n{indent}{closing}"

@@ -1,0 +1,205 @@
+"""Simulate how often the gate is wrong: alarms on models that are equal, and true drops by 0.1 that it does not catch.
+
+`python benchmarks/gate.py` draws audits of two models on the same images. Each image has a probability to change its answer under
+a shift, a beta variable; views are drawn from it. The two models' probabilities are the same (`alike`), go together half way, or
+have nothing to do with each other. The second model is equal to the first, or its answers change for 0.1 more of the shifts.
+
+It prints, for each protocol or set of protocols: the share of audits at which `check` fails. Then the same of trained networks,
+on images drawn from a test set; and for `--fail-if`, of models exactly at the bound and 0.1 beyond it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import betaincinv, ndtr
+from torch import Tensor
+
+from shiftscope.audits import Audit, Cost, Row
+from shiftscope.audits.comparison import compare_audits
+from shiftscope.audits.gate import judge_comparison, read_condition
+from shiftscope.audits.scores import estimate
+from shiftscope.estimates import Estimate
+from shiftscope.studies.folder import read_folder
+
+Values = NDArray[np.float64]
+#: How far an image's probability in one model says its probability in the other, on a scale from 0 to 1.
+RELATED = {"alike": 1.0, "half": 0.5, "unrelated": 0.0}
+#: How much images differ: the smaller, the more images always or never change.
+SPREAD = 1.0
+DROP = 0.1
+RESULTS = Path(__file__).parent.parent / "results"
+#: The measures of a study's runs that trained networks are compared by.
+MEASURED = ("top1_change", "mcs")
+
+
+@dataclass(frozen=True)
+class Population:
+    """Two models.
+
+    Attributes:
+        rates: share of shifts that change the answer, of each model.
+        related: how far an image's probability in one model says that in the other.
+    """
+
+    rates: tuple[float, float]
+    related: float
+
+    def draw(self, generator: np.random.Generator, images: int) -> list[Values]:
+        """Return each model's probabilities, [image]."""
+        shared = generator.standard_normal(images)
+        found = []
+        for rate in self.rates:
+            own = generator.standard_normal(images)
+            latent = ndtr(self.related**0.5 * shared + (1 - self.related) ** 0.5 * own)
+            found.append(betaincinv(SPREAD * rate, SPREAD * (1 - rate), latent))
+        return found
+
+
+def flips(views: int) -> Callable[[np.random.Generator, Values], Values]:
+    """Return a function that draws the share of views whose answer changes."""
+
+    def draw(generator: np.random.Generator, rates: Values) -> Values:
+        changed: Values = generator.binomial(views, rates) / views
+        return changed
+
+    return draw
+
+
+def agreement(generator: np.random.Generator, rates: Values) -> Values:
+    """Draw whether two views agree: both keep the answer, or both change it to the same one, every other time."""
+    both = generator.binomial(2, rates)
+    same: Values = ((both == 0) | ((both == 2) & (generator.random(len(rates)) < 0.5))).astype(float)
+    return same
+
+
+def similarity(generator: np.random.Generator, rates: Values) -> Values:
+    """Draw cosines: lower for images whose answers change more, with noise."""
+    cosines: Values = np.clip(1 - 0.5 * rates - generator.exponential(0.05, len(rates)), -1, 1)
+    return cosines
+
+
+def accuracy(generator: np.random.Generator, rates: Values) -> Values:
+    """Draw whether unshifted images are classified correctly: more often where answers change less."""
+    correct: Values = (generator.random(len(rates)) < 0.9 - 0.5 * rates).astype(float)
+    return correct
+
+
+#: (protocol, measure) -> the function that draws its values, as protocols have them by default.
+DRAWN: dict[tuple[str, str], Callable[[np.random.Generator, Values], Values]] = {
+    ("unshifted", "accuracy"): accuracy,
+    ("mouton2020", "mcs"): similarity,
+    ("mouton2020", "top1_change"): flips(1),
+    ("zhang2019", "all_agree"): agreement,
+    ("chaman2021-circular", "all_agree"): agreement,
+    ("azulay2018", "neighbour_change"): flips(8),
+    ("every-shift", "top1_change"): flips(81),
+}
+SETS: dict[str, tuple[tuple[str, str], ...]] = {
+    "audit by default": tuple(DRAWN)[:6],
+    "every-shift": (("every-shift", "top1_change"),),
+    "top-1 change, 8 views": (("azulay2018", "neighbour_change"),),
+    "top-1 change, 1 view": (("mouton2020", "top1_change"),),
+}
+
+
+def audited(generator: np.random.Generator, rates: Values, rows: Sequence[tuple[str, str]]) -> Audit:
+    """Return an audit of a model with these probabilities."""
+    values = {key: torch.from_numpy(DRAWN[key](generator, rates)).float() for key in rows}
+    return with_values(values)
+
+
+def with_values(values: dict[tuple[str, str], Tensor]) -> Audit:
+    """Return an audit with these values per image; `check` reads them and not the audit's own intervals."""
+    count = len(next(iter(values.values())))
+    middle = {key: float(each.mean()) for key, each in values.items()}
+    rows = (Row(*key, "zero", 8, 1, Estimate(each, each, each, count), None) for key, each in middle.items())
+    return Audit(tuple(rows), (), Cost(images=count), values=values)
+
+
+def failures(population: Population, rows: Sequence[tuple[str, str]], images: int, repetitions: int) -> float:
+    """Return the share of pairs of audits of which `check` says that the second model is worse."""
+    generator = np.random.default_rng([images, len(rows)])
+    failed = 0
+    for _ in range(repetitions):
+        before, after = (audited(generator, rates, rows) for rates in population.draw(generator, images))
+        failed += judge_comparison(compare_audits(before, after)).outcome == "fails"
+    return failed / repetitions
+
+
+def beyond(rate: float, bound: float, key: tuple[str, str], images: int, repetitions: int) -> float:
+    """Return the share of audits that a condition fails."""
+    generator = np.random.default_rng([images, 7])
+    condition = read_condition(f"{key[1]} of {key[0]} > {bound}")
+    population = Population((rate, rate), 0.0)
+    failed = 0
+    for _ in range(repetitions):
+        values = torch.from_numpy(DRAWN[key](generator, population.draw(generator, images)[0])).float()
+        failed += condition.judge(estimate(key[1], values)) == "fails"
+    return failed / repetitions
+
+
+def trained(factors: tuple[int, int], images: int, repetitions: int) -> tuple[float, float, float]:
+    """Return how often `check` fails on trained networks of results/mnist, on images drawn from the 10,000 of its test set.
+
+    Args:
+        factors: subsampling factors of the two networks; with equal ones, which network gave which of an image's values is drawn,
+            so that the two are equal.
+        images: in each draw.
+        repetitions: draws.
+
+    Returns:
+        by how much more often the second network's answers change, the correlation of the two over images, and the share.
+    """
+    groups = {cell.settings["network.factor"]: cell.finished for cell in read_folder(RESULTS / "mnist").cells}
+    one, two = groups[factors[0]][0], groups[factors[1]][-1]
+    values = torch.stack([torch.stack([each.values[name].float() for name in MEASURED]) for each in (one, two)])
+    generator = torch.Generator().manual_seed(0)
+    failed = 0
+    for _ in range(repetitions):
+        drawn = values[:, :, torch.randperm(values.shape[2], generator=generator)[:images]]
+        if factors[0] == factors[1]:
+            swapped = torch.rand(images, generator=generator) < 0.5
+            drawn = torch.where(swapped, drawn.flip(0), drawn)
+        audits = (with_values({("study", name): each for name, each in zip(MEASURED, table, strict=True)}) for table in drawn)
+        failed += judge_comparison(compare_audits(*audits)).outcome == "fails"
+    changes = values[:, 0]
+    worse = 0.0 if factors[0] == factors[1] else float(changes[1].mean() - changes[0].mean())
+    return worse, float(torch.corrcoef(changes)[0, 1]), failed / repetitions
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=300)
+    parser.add_argument("--images", type=int, default=256)
+    settings = parser.parse_args()
+    images, repetitions = settings.images, settings.repetitions
+    print(f"{images} images, {repetitions} repetitions; share of audits that fail\n")
+    print(f"{'check':24}{'models':>12}{'change':>8}{'equal':>8}{'0.1 worse':>11}")
+    for name, rows in SETS.items():
+        for related, size in RELATED.items():
+            for rate in (0.02, 0.1, 0.3):
+                equal, worse = (
+                    failures(Population((rate, rate + drop), size), rows, images, repetitions) for drop in (0.0, DROP)
+                )
+                print(f"{name:24}{related:>12}{rate:8.2f}{equal:8.3f}{worse:11.3f}", flush=True)
+    print(f"\n{'check, factors (MNIST)':24}{'correlation':>12}{'worse by':>10}{'fails':>8}")
+    for factors in ((1, 1), (2, 2), (4, 4), (8, 8), (2, 1), (4, 1), (8, 1), (8, 2), (4, 2)):
+        worse, correlation, share = trained(factors, images, repetitions)
+        print(f"{f'{factors[0]} -> {factors[1]}':24}{correlation:12.2f}{worse:10.3f}{share:8.3f}", flush=True)
+    print(f"\n{'--fail-if':24}{'bound':>20}{'at it':>8}{'0.1 beyond':>11}")
+    for name, key in (("top-1 change, 1 view", ("mouton2020", "top1_change")), ("every-shift", ("every-shift", "top1_change"))):
+        for bound in (0.02, 0.1, 0.3):
+            at, over = (beyond(bound + more, bound, key, images, repetitions) for more in (0.0, DROP))
+            print(f"{name:24}{bound:20.2f}{at:8.3f}{over:11.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Two audits beside each other: each measure's difference with its interval, in pairs of the same image where both hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from shiftscope.audits.results import Audit, Row
+from shiftscope.errors import InputError
+from shiftscope.estimates import ALIKE, Estimate, difference
+from shiftscope.measures import MEASURES
+from shiftscope.tables import Cell, Summary, Table
+
+__all__ = ["AuditComparison", "MeasureComparison", "compare_audits", "direction", "same_images"]
+
+#: Measures that a model should have more of, although shifts alone do not decide them.
+ACCURACIES = ("accuracy", "true_probability", "test_accuracy")
+
+
+@dataclass(frozen=True)
+class MeasureComparison:
+    """A measure of a protocol in two audits.
+
+    Attributes:
+        row: of the second audit.
+        before: the first audit's number.
+        difference: the second's minus the first's.
+        pairs: the differences of each image; None if the audits hold no values of the same images.
+    """
+
+    row: Row
+    before: Estimate
+    difference: Estimate
+    pairs: Float[Tensor, " image"] | None
+
+    @property
+    def outcome(self) -> Literal["better", "worse", "other", "equal", "undecided"]:
+        """Where the whole interval lies; ``other`` for a measure of which neither more nor less is better."""
+        low, high = self.difference.low, self.difference.high
+        if low == high == 0:
+            return "equal"
+        if low <= 0 <= high:
+            return "undecided"
+        better = direction(self.row.measure)
+        if better is None:
+            return "other"
+        return "better" if (low > 0) == (better == "more") else "worse"
+
+
+@dataclass(frozen=True)
+class AuditComparison:
+    """Two audits beside each other.
+
+    Attributes:
+        measures: those that both hold, measured in the same way.
+        names: what the audits are called.
+        notes: what a reader needs to know.
+    """
+
+    measures: tuple[MeasureComparison, ...]
+    names: tuple[str, str]
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        """Return a table with a row for each measure."""
+        rows: tuple[dict[str, Cell], ...] = tuple(
+            {
+                "measure": each.row.measure,
+                "protocol": each.row.protocol,
+                "before": each.before,
+                "after": each.row.estimate,
+                "change": each.difference,
+                "outcome": each.outcome,
+            }
+            for each in self.measures
+        )
+        brief = ("measure", "protocol", "before", "after", "change", "outcome")
+        return Table(f"{self.names[1]} beside {self.names[0]}", brief, rows, self.notes)
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return the table alone."""
+        return (self.table(),)
+
+    def words(self) -> str:
+        """Return in a sentence how many measures are better, worse and undecided."""
+        counts = {name: sum(each.outcome == name for each in self.measures) for name in ("better", "worse", "equal", "undecided")}
+        said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        return f"Of {len(self.measures)} {'measure' if len(self.measures) == 1 else 'measures'} of {self.names[1]}: {said}."
+
+    def summary(self) -> Summary:
+        """Return the comparison for a terminal."""
+        return Summary(self.words(), (self.table(),))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every number as a field of its own."""
+        return {
+            "summary": self.words(),
+            "before": self.names[0],
+            "after": self.names[1],
+            "measures": [
+                {
+                    "protocol": each.row.protocol,
+                    "measure": each.row.measure,
+                    "before": asdict(each.before),
+                    "after": asdict(each.row.estimate),
+                    "change": asdict(each.difference),
+                    "paired": each.pairs is not None,
+                    "outcome": each.outcome,
+                }
+                for each in self.measures
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def direction(measure: str) -> Literal["more", "less"] | None:
+    """Return whether a stable and accurate model has more or less of a measure; None where neither.
+
+    >>> direction("top1_change"), direction("accuracy"), direction("worst_case, radius 2")
+    ('less', 'more', 'more')
+    """
+    name = measure.partition(",")[0]
+    return "more" if name in ACCURACIES else MEASURES[name].better
+
+
+def same_images(before: Audit, after: Audit) -> bool:
+    """Return whether two audits measured the same images, as far as their files say; without checksums the caller vouches."""
+    checksums = [each.provenance.get("data_sha256") for each in (before, after)]
+    counts = [each.cost.images for each in (before, after)]
+    return checksums[0] == checksums[1] and counts[0] == counts[1] and before.damaged == after.damaged
+
+
+def compare_audits(before: Audit, after: Audit, *, names: tuple[str, str] = ("the first", "the second")) -> AuditComparison:
+    """Compare two audits measure by measure.
+
+    Differences are paired: each image's value in one audit is subtracted from its value in the other, so that what makes images
+    differ drops out. Without values of the same images, the interval reaches from the lowest end of one minus the highest of the
+    other to the opposite: it is wider than needed, never narrower.
+
+    Args:
+        before: an audit.
+        after: another.
+        names: what to call them.
+
+    Raises:
+        InputError: no measure is in both and measured in the same way.
+
+    >>> import torch
+    >>> import shiftscope as ss
+    >>> images = torch.rand(40, 1, 16, 16)
+    >>> one, two = (ss.audit(torch.nn.Sequential(torch.nn.Flatten(), layer), images, protocols=["mouton2020"])
+    ...             for layer in (torch.nn.Linear(256, 3), torch.nn.Linear(256, 3)))
+    >>> compare_audits(one, one).words()
+    'Of 2 measures of the second: 2 equal.'
+    >>> compare_audits(one, two).measures[0].pairs.shape
+    torch.Size([40])
+    """
+    known = {(row.protocol, row.measure): row for row in before.rows}
+    rows = [(known[row.protocol, row.measure], row) for row in after.rows if (row.protocol, row.measure) in known]
+    alike = [(old, new) for old, new in rows if _way(old) == _way(new)]
+    if not alike:
+        raise InputError("the audits share no measure that both took in the same way.", "Audit both with the same protocols.")
+    paired = same_images(before, after)
+    measures = tuple(_compared(old, new, _pairs(before, after, new) if paired else None) for old, new in alike)
+    return AuditComparison(measures, names, tuple(_notes(before, after, measures, paired, len(rows) - len(alike))))
+
+
+def _way(row: Row) -> tuple[object, ...]:
+    return row.border, row.max_shift, row.views
+
+
+def _pairs(before: Audit, after: Audit, row: Row) -> Tensor | None:
+    """Return each image's difference, 0 where it is rounding; None if an audit has no values."""
+    key = row.protocol, row.measure
+    old, new = before.values.get(key), after.values.get(key)
+    if old is None or new is None or len(old) != len(new):
+        return None
+    differences = new.double() - old.double()
+    return differences.where(differences.abs() > ALIKE, 0.0)
+
+
+def _compared(old: Row, new: Row, pairs: Tensor | None) -> MeasureComparison:
+    if pairs is None:
+        one, two = old.estimate, new.estimate
+        found = Estimate(two.value - one.value, two.low - one.high, two.high - one.low, two.count)
+        return MeasureComparison(new, one, found, None)
+    low, high = MEASURES[new.measure.partition(",")[0]].bounds
+    found = difference(pairs, bounds=(low - high, high - low))
+    return MeasureComparison(new, old.estimate, replace(found, count=len(pairs)), pairs)
+
+
+def _notes(before: Audit, after: Audit, measures: tuple[MeasureComparison, ...], paired: bool, otherwise: int) -> Iterator[str]:
+    if any(each.pairs is not None for each in measures):
+        yield f"change: after minus before, in pairs of the same {after.cost.images:,} images, with 95 % intervals."
+    if not paired:
+        yield "The audits measured other images: intervals of changes are not paired, and wider than needed."
+    elif any(each.pairs is None for each in measures):
+        yield "Some measures have no values for each image: the intervals of their changes are wider than needed."
+    missing = len(before.rows) + len(after.rows) - 2 * (len(measures) + otherwise)
+    if missing or otherwise:
+        yield f"Left out: {missing} rows that only one audit holds, {otherwise} that were measured in another way."

@@ -1,0 +1,332 @@
+"""A gate: does an audit keep conditions, and is it no worse than a committed one? Judged on intervals.
+
+A condition fails only if the whole interval lies beyond it, passes only if none of it does, and is undecided else. A gate fails
+if anything fails. With ``strict`` the values decide, and nothing is undecided.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from statistics import NormalDist
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import torch
+
+from shiftscope.audits.comparison import AuditComparison, MeasureComparison, direction
+from shiftscope.audits.protocols import GROUPS, PUBLISHED
+from shiftscope.audits.results import Audit, Row
+from shiftscope.errors import InputError
+from shiftscope.estimates import ALIKE, LEVEL, Estimate, joint_critical_value
+from shiftscope.measures import MEASURES
+from shiftscope.runtime.text import printable
+from shiftscope.tables import Cell, Table, heading
+
+__all__ = ["Condition", "Judgement", "Outcome", "Verdict", "judge_audit", "judge_comparison", "read_condition"]
+
+Outcome = Literal["passes", "undecided", "fails"]
+CONDITION = re.compile(r"^(.*?)(?:\s+of\s+([\w-]+))?\s*(<=|>=|<|>)\s*(-?[\d.]+(?:[eE][+-]?\d+)?)\s*(%?)$")
+WORDS = {">": "above", ">=": "at or above", "<": "below", "<=": "at or below"}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What must not be: a measure beyond a bound.
+
+    Attributes:
+        text: as it was written.
+        measure: short name, of a ring of shifts with ``, radius r``.
+        protocol: its name, or that of a group; None for every protocol with this measure.
+        sign: between the measure and the bound.
+        bound: the number.
+    """
+
+    text: str
+    measure: str
+    protocol: str | None
+    sign: Literal["<", "<=", ">", ">="]
+    bound: float
+
+    def concerns(self, protocol: str, measure: str) -> bool:
+        """Return whether the condition is about a measure of a protocol."""
+        named = None if self.protocol is None else GROUPS.get(self.protocol, (self.protocol,))
+        return measure == self.measure and (named is None or protocol in named)
+
+    def judge(self, estimate: Estimate, *, strict: bool = False) -> Outcome:
+        """Return the outcome for a number.
+
+        Args:
+            estimate: the number.
+            strict: whether its value decides instead of its interval.
+
+        >>> condition = read_condition("top-1 change > 10 %")
+        >>> [condition.judge(Estimate(0.12, low, high, 100)) for low, high in ((0.11, 0.13), (0.08, 0.16), (0.02, 0.09))]
+        ['fails', 'undecided', 'passes']
+        """
+        ends = (estimate.value,) * 2 if strict else (estimate.low, estimate.high)
+        beyond = [self._beyond(end) for end in ends]
+        return "fails" if all(beyond) else "undecided" if any(beyond) else "passes"
+
+    def _beyond(self, value: float) -> bool:
+        greater = value >= self.bound if self.sign.endswith("=") else value > self.bound
+        less = value <= self.bound if self.sign.endswith("=") else value < self.bound
+        return greater if self.sign.startswith(">") else less
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A number and whether it keeps its condition.
+
+    Attributes:
+        protocol: of the measure.
+        measure: short name.
+        estimate: the number, or its change against the baseline.
+        beyond: what must not be, in words: "above 0.1".
+        outcome: whether it is.
+    """
+
+    protocol: str
+    measure: str
+    estimate: Estimate
+    beyond: str
+    outcome: Outcome
+
+    @property
+    def name(self) -> str:
+        """The measure in words, with its protocol."""
+        if self.protocol == "unshifted":
+            return "accuracy without a shift"
+        measure, comma, ring = self.measure.partition(",")
+        return f"{heading(measure)}{comma}{ring} ({self.protocol})"
+
+    def __str__(self) -> str:
+        said = {"fails": self.beyond, "undecided": f"perhaps {self.beyond}", "passes": f"not {self.beyond}"}[self.outcome]
+        return f"{self.name} {self.estimate}, {said}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate says.
+
+    Attributes:
+        judgements: of every number, at least one.
+        subject: what was measured, in a line.
+        notes: what a reader needs to know.
+    """
+
+    judgements: tuple[Judgement, ...]
+    subject: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def outcome(self) -> Outcome:
+        """``fails`` if anything fails, ``passes`` if everything passes."""
+        outcomes = {each.outcome for each in self.judgements}
+        return "fails" if "fails" in outcomes else "undecided" if "undecided" in outcomes else "passes"
+
+    @property
+    def exit_code(self) -> int:
+        """1 if the gate fails, else 0."""
+        return int(self.outcome == "fails")
+
+    def words(self) -> str:
+        """Return the verdict in a line, with the first number that decides it."""
+        count, outcome = len(self.judgements), self.outcome
+        deciding = [each for each in self.judgements if each.outcome == outcome]
+        if outcome == "passes" and count > 1:
+            return f"Gate passes: all {count} conditions."
+        share = f" {len(deciding)} of {count} conditions: " if count > 1 else " "
+        more = "; ".join(map(str, deciding[:3])) + ("; ..." if len(deciding) > 3 else "")
+        return f"Gate {'is ' * (outcome == 'undecided')}{outcome}:{share}{more}."
+
+    def table(self) -> Table:
+        """Return a table with a row for each number, failures first."""
+        order = ("fails", "undecided", "passes")
+        rows: tuple[dict[str, Cell], ...] = tuple(
+            {
+                "measure": each.measure,
+                "protocol": each.protocol,
+                "number": each.estimate,
+                "rule": f"not {each.beyond}",
+                "outcome": each.outcome,
+            }
+            for each in sorted(self.judgements, key=lambda each: order.index(each.outcome))
+        )
+        return Table("Gate", ("outcome", "measure", "protocol", "number", "rule"), rows, self.notes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict as plain data."""
+        judgements = [asdict(each) for each in self.judgements]
+        return {"outcome": self.outcome, "sentence": self.words(), "judgements": judgements, "notes": list(self.notes)}
+
+    def to_markdown(self) -> str:
+        """Return a summary for a pull request."""
+        table = replace(self.table(), title="shiftscope", notes=()).to_markdown().replace("# shiftscope", "", 1).strip()
+        mark = {"fails": "❌", "undecided": "❔", "passes": "✅"}[self.outcome]
+        lines = ["### Stability under shifts", "", f"{mark} {_escaped(self.words())}", "", _escaped_cells(table), ""]
+        lines += [line for note in (self.subject, *self.notes) if note for line in (_escaped(note), "")]
+        return "\n".join(lines)
+
+    def to_junit(self) -> str:
+        """Return the verdict as JUnit XML: a test for each condition; one that is undecided counts as skipped."""
+        outcomes = [each.outcome for each in self.judgements]
+        totals = {
+            "tests": len(outcomes),
+            "failures": outcomes.count("fails"),
+            "errors": 0,
+            "skipped": outcomes.count("undecided"),
+        }
+        suite = ElementTree.Element("testsuite", {"name": "shiftscope", **{name: str(each) for name, each in totals.items()}})
+        for each in self.judgements:
+            case = ElementTree.SubElement(suite, "testcase", {"classname": f"shiftscope.{each.protocol}", "name": _plain(each)})
+            if each.outcome != "passes":
+                kind = "failure" if each.outcome == "fails" else "skipped"
+                ElementTree.SubElement(case, kind, {"message": printable(f"{each.outcome}: {each}")})
+        root = ElementTree.Element("testsuites")
+        root.append(suite)
+        ElementTree.indent(root)
+        return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def read_condition(text: str) -> Condition:
+    """Read ``MEASURE > NUMBER``, or ``MEASURE of PROTOCOL > NUMBER``, with any of >, >=, <, <=.
+
+    Args:
+        text: the measure by its short name or in words; the number plain or in percent.
+
+    Raises:
+        InputError: it is not of that form, or there is no such measure or protocol.
+
+    >>> condition = read_condition("mean cosine similarity of mouton2020 < 0.9")
+    >>> condition.measure, condition.protocol, condition.sign, condition.bound
+    ('mcs', 'mouton2020', '<', 0.9)
+    """
+    found = CONDITION.match(text.strip())
+    if found is None:
+        raise InputError(
+            f"`fail_if` must be MEASURE > NUMBER or MEASURE < NUMBER, got {text!r}.", 'Write it like "top-1 change > 0.10".'
+        )
+    measure, protocol, sign, number, percent = found.groups()
+    try:
+        bound = float(number) / (100 if percent else 1)
+    except ValueError:
+        raise InputError(f"`fail_if` {text!r} ends in no number.", 'Write it like "top-1 change > 0.10".') from None
+    if protocol is not None and protocol not in PUBLISHED and protocol not in GROUPS and protocol != "unshifted":
+        raise InputError(f"`fail_if` names no protocol: {protocol!r}.", f"Choose from {', '.join([*PUBLISHED, *GROUPS])}.")
+    return Condition(text, _measure(measure.strip()), protocol, sign, bound)  # type: ignore[arg-type]  # by the pattern
+
+
+def _measure(name: str) -> str:
+    """Return the short name of a measure that is written by it or in words."""
+    base, comma, ring = name.partition(",")
+    labels = {each.label.lower(): each.name for each in MEASURES.values()} | {each: each for each in MEASURES}
+    key = " ".join(base.lower().split())
+    if key not in labels:
+        close = get_close_matches(key, labels, n=2, cutoff=0.6)
+        remedy = f"Did you mean {' or '.join(map(repr, close))}?" if close else "`shiftscope audit --help` names the protocols."
+        raise InputError(f"`fail_if` names no measure: {base.strip()!r}.", remedy)
+    return labels[key] + comma + ring
+
+
+def judge_audit(found: Audit, conditions: Sequence[Condition], *, subject: str = "", strict: bool = False) -> Verdict:
+    """Judge an audit by conditions.
+
+    Args:
+        found: the audit.
+        conditions: what must not be; at least one.
+        subject: what was measured, in a line.
+        strict: whether values decide instead of intervals.
+
+    Raises:
+        InputError: the audit holds no number that a condition is about.
+    """
+    judgements = []
+    for condition in conditions:
+        concerned = [row for row in found.rows if condition.concerns(row.protocol, row.measure)]
+        if not concerned:
+            known = ", ".join(dict.fromkeys(f"{row.measure} of {row.protocol}" for row in found.rows))
+            raise InputError(f"`fail_if` {condition.text!r} is about no number of the audit.", f"It holds {known}.")
+        judgements += [_judged(row, condition, strict) for row in concerned]
+    how = "by their values" if strict else "on 95 % intervals: a condition fails only if the whole interval lies beyond it"
+    return Verdict(tuple(judgements), subject, (f"Judged {how}.",))
+
+
+def _judged(row: Row, condition: Condition, strict: bool) -> Judgement:
+    beyond = f"{WORDS[condition.sign]} {condition.bound:g}"
+    return Judgement(row.protocol, row.measure, row.estimate, beyond, condition.judge(row.estimate, strict=strict))
+
+
+def judge_comparison(found: AuditComparison, *, tolerance: float = 0.0, subject: str = "", strict: bool = False) -> Verdict:
+    """Judge whether the second of two audits is worse than the first.
+
+    Intervals of all measures hold together: where nothing is worse, something fails in at most 2.5 % of audits. They are those of
+    a permutation test of all measures at once (:func:`shiftscope.estimates.joint_critical_value`). Measures without values for
+    each image are judged on their wide intervals, widened for the number of measures (Bonferroni).
+
+    Args:
+        found: the comparison.
+        tolerance: how much worse a measure may be.
+        subject: what was measured, in a line.
+        strict: whether values decide instead of intervals.
+
+    Raises:
+        InputError: ``tolerance`` is negative, or no measure has a better and a worse.
+    """
+    if tolerance < 0:
+        raise InputError(f"`tolerance` must be 0 or more, got {tolerance:g}.", "Give how much worse a measure may be.")
+    judged = [each for each in found.measures if direction(each.row.measure)]
+    if not judged:
+        raise InputError("no measure of the audits says what is worse.", "Audit both with other protocols.")
+    intervals = _joint_intervals(judged)
+    condition = Condition("", "", None, ">", tolerance)
+    beyond = "worse" + (f" by more than {tolerance:g}" if tolerance else "")
+    judgements = []
+    for each, estimate in zip(judged, intervals, strict=True):
+        worse = _toward_worse(each, estimate)
+        judgements.append(Judgement(each.row.protocol, each.row.measure, estimate, beyond, condition.judge(worse, strict=strict)))
+    how = "their values" if strict else "intervals that hold for all measures together, with 95 % certainty"
+    notes = (f"number: change against the baseline. Judged by {how}.", *found.notes[1:])
+    return Verdict(tuple(judgements), subject, notes)
+
+
+def _toward_worse(measure: MeasureComparison, change: Estimate) -> Estimate:
+    """Return a change with the sign of worse, 0 where it is rounding."""
+    if direction(measure.row.measure) == "more":
+        change = replace(change, value=-change.value, low=-change.high, high=-change.low)
+    value, low, high = (0.0 if abs(end) <= ALIKE else end for end in (change.value, change.low, change.high))
+    return replace(change, value=value, low=low, high=high)
+
+
+def _joint_intervals(measures: Sequence[MeasureComparison]) -> list[Estimate]:
+    """Return the changes with intervals that hold together."""
+    paired = [each.pairs if direction(each.row.measure) == "less" else -each.pairs for each in measures if each.pairs is not None]
+    value, errors = joint_critical_value(torch.stack(paired)) if paired else (0.0, torch.zeros(0))
+    each_alone = (1 - LEVEL) / 2 / len(measures)
+    wider = NormalDist().inv_cdf(1 - each_alone) / NormalDist().inv_cdf((1 + LEVEL) / 2)
+    reaches = iter((value * errors).tolist())
+    found = []
+    for each in measures:
+        change = each.difference
+        if each.pairs is not None:
+            reach = next(reaches)
+            ends = (change.value - reach, change.value + reach) if each.pairs.any() else (0.0, 0.0)
+        else:
+            ends = (change.value + wider * (change.low - change.value), change.value + wider * (change.high - change.value))
+        found.append(replace(change, low=ends[0], high=ends[1]))
+    return found
+
+
+def _plain(judgement: Judgement) -> str:
+    return printable(f"{judgement.name}: not {judgement.beyond}")
+
+
+def _escaped(text: str) -> str:
+    """Return text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|@])", r"\\\1", printable(text))
+
+
+def _escaped_cells(table: str) -> str:
+    return table.replace("<", "&lt;")

@@ -1,0 +1,194 @@
+"""Read an audit from its file, ``audit.json``, of this version or an older one.
+
+The classes below are the file's schema: they check what is read, and `docs/schemas/audit.json` is made from them.
+"""
+
+from __future__ import annotations
+
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from shiftscope.audits.parts import Changed, Cost
+from shiftscope.audits.results import AUDIT_VERSION, Audit, Row
+from shiftscope.errors import InputError
+from shiftscope.estimates import Estimate
+from shiftscope.runtime.settings import Spec, validation_messages
+
+__all__ = ["AuditFile", "read_audit"]
+
+AUDIT = "audit.json"
+
+
+class EstimateFile(Spec):
+    """A number with its 95 % interval; null for infinity, and for a value that is not a number."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int
+    seeds: int = 1
+
+    def estimate(self) -> Estimate:
+        """Return the estimate."""
+        value, low, high = _or(self.value, nan), _or(self.low, -inf), _or(self.high, inf)
+        return Estimate(value, low, high, self.count, self.seeds)
+
+
+class RowFile(Spec):
+    """A measure of a protocol."""
+
+    protocol: str
+    measure: str
+    border: str
+    max_shift: int | float
+    views: int
+    estimate: EstimateFile
+    given_right: EstimateFile | None = None
+
+    def row(self) -> Row:
+        """Return the row."""
+        given = None if self.given_right is None else self.given_right.estimate()
+        return Row(self.protocol, self.measure, self.border, self.max_shift, self.views, self.estimate.estimate(), given)
+
+
+class ChangedFile(Spec):
+    """An image whose outputs change much: its index, and the shift (dy, dx) in pixels that changes it most."""
+
+    image: int
+    shift: tuple[float, float]
+    border: str
+    similarity: float | None
+    before: int | None
+    after: int | None
+
+    def changed(self) -> Changed:
+        """Return the image."""
+        return Changed(self.image, self.shift, self.border, _or(self.similarity, nan), self.before, self.after)
+
+
+class CostFile(Spec):
+    """What the audit computed: numbers of images and views, and seconds."""
+
+    images: int
+    asked: int
+    distinct: int
+    forward: int
+    checks: int
+    dense: int
+    fallen_back: int
+    seconds: float
+    images_per_second: float | None
+
+
+class AuditFile(Spec):
+    """The file ``audit.json``, and what ``shiftscope audit --json`` prints.
+
+    Attributes:
+        schema_version: version of this schema; a file without one was written before version 2.
+        summary: the main result in words.
+        settings: what was asked for; empty in files before version 2 and for audits of Python objects.
+        rows: one per protocol and measure.
+        changed: the images that change most.
+        cost: what it took.
+        maps: by grid and measure, the mean at each shift [dy, dx].
+        units: by protocol, a value for each unit of the output.
+        values: by ``protocol/measure``, a value for each image; empty in files before version 2.
+        warnings: reasons why the numbers say little about the model.
+        damaged: names of the files that could not be read.
+        notes: what a reader needs to know.
+        provenance: how it was made, name -> value.
+        gate: the verdict of ``--fail-if``; only in what ``--json`` prints.
+    """
+
+    schema_version: int = 1
+    summary: str
+    settings: dict[str, Any] = {}
+    rows: tuple[RowFile, ...]
+    changed: tuple[ChangedFile, ...] = ()
+    cost: CostFile
+    maps: dict[str, list[list[float | None]]] = {}
+    units: dict[str, list[float | None]] = {}
+    values: dict[str, list[float | None]] = {}
+    warnings: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    provenance: dict[str, str] = {}
+    gate: dict[str, Any] | None = None
+
+    def audit(self) -> Audit:
+        """Return the audit, without its surveys, of which the file holds the maps only."""
+        cost = self.cost.model_dump(exclude={"images_per_second"})
+        values = {name: torch.tensor([_or(each, nan) for each in listed]) for name, listed in self.values.items()}
+        return Audit(
+            rows=tuple(each.row() for each in self.rows),
+            changed=tuple(each.changed() for each in self.changed),
+            cost=Cost(**cost),
+            units={name: torch.tensor([_or(each, inf) for each in listed]) for name, listed in self.units.items()},
+            damaged=self.damaged,
+            notes=self.notes,
+            provenance=self.provenance,
+            warnings=self.warnings,
+            values={_key(name): each for name, each in values.items()},
+            settings=self.settings,
+        )
+
+
+def read_audit(path: Path) -> Audit:
+    """Read an audit from its file, or from the folder that ``shiftscope audit --out`` wrote.
+
+    Args:
+        path: of ``audit.json``, of a file that holds the output of ``shiftscope audit --json``, or of the folder.
+
+    Returns:
+        the audit; its sensitivity maps stay in the file.
+
+    Raises:
+        InputError: there is no such file, it holds no audit, or a later version of shiftscope wrote it.
+    """
+    file = path / AUDIT if path.is_dir() else path
+    try:
+        found = AuditFile.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be read ({error.strerror or error}).",
+            "Give the audit.json of a finished audit, or the folder given with --out.",
+        ) from error
+    except ValidationError as error:
+        raise _no_audit(file, error) from error
+    if found.schema_version > AUDIT_VERSION:
+        raise InputError(_newer(file, found.schema_version), "Install that version.")
+    return found.audit()
+
+
+def _no_audit(file: Path, error: ValidationError) -> InputError:
+    """Return why a file is no audit: a later version, or the first field that is wrong."""
+    import json
+
+    try:
+        content = json.loads(file.read_bytes())
+        version = content.get("schema_version", 1) if isinstance(content, dict) else 1
+    except ValueError:
+        version = 1
+    if isinstance(version, int) and version > AUDIT_VERSION:
+        return InputError(_newer(file, version), "Install that version.")
+    return InputError(
+        f"{file} holds no audit ({validation_messages(error)[0].rstrip('.')}).",
+        "Give a file that `shiftscope audit --out` or `--json` wrote.",
+    )
+
+
+def _newer(file: Path, version: int) -> str:
+    return f"{file} was written by a later version of shiftscope (schema {version}, known up to {AUDIT_VERSION})."
+
+
+def _key(name: str) -> tuple[str, str]:
+    protocol, _, measure = name.partition("/")
+    return protocol, measure
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

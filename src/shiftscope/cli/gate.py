@@ -1,0 +1,227 @@
+"""The gate: the options that `audit` and `check` share, the command `check`, and what a pull request shows of both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from shiftscope.cli.app import MODELS, app, print_first, print_json
+from shiftscope.cli.options import COMPUTE_GROUP, MODEL_GROUP, AsJson, DeviceOptions, Flag, ModelName, Wide
+from shiftscope.cli.printing import print_summary
+from shiftscope.cli.progress import reporting
+from shiftscope.errors import InputError
+
+if TYPE_CHECKING:
+    from shiftscope.audits import Audit
+    from shiftscope.audits.folder import AuditSpec
+    from shiftscope.audits.gate import Condition, Verdict
+    from shiftscope.audits.subject import Subject
+
+__all__ = ["GateOptions", "check", "conditions_of", "judged"]
+
+GATE_GROUP = Group("Gate", sort_key=5)
+#: The file that GitHub shows on a workflow's page.
+STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
+#: Settings of a model that a file of `shiftscope fix` knows by itself, or that belong to the baseline's model only.
+OWN = ("size", "mean", "std")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """How a gate judges, and where its verdict goes.
+
+    Parameters
+    ----------
+    strict
+        Judge numbers by their values instead of their intervals, so that none is undecided.
+    summary
+        File for the verdict in Markdown, for a pull request. On GitHub it is also added to the workflow's summary.
+    junit
+        File for the verdict as JUnit XML: a test for each condition.
+    """
+
+    strict: Annotated[bool, Flag, Parameter(group=GATE_GROUP)] = False
+    summary: Annotated[Path | None, Parameter(group=GATE_GROUP)] = None
+    junit: Annotated[Path | None, Parameter(group=GATE_GROUP)] = None
+
+
+@app.command(group=MODELS)
+def check(
+    baseline: Path,
+    model: ModelName | None = None,
+    *,
+    tolerance: Annotated[float, Parameter(group=GATE_GROUP)] = 0.0,
+    gate: GateOptions = GateOptions(),
+    weights: Annotated[Path | None, Parameter(group=MODEL_GROUP)] = None,
+    trust: Annotated[bool, Flag, Parameter(group=MODEL_GROUP)] = False,
+    device: DeviceOptions = DeviceOptions(),
+    batch_size: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> int:
+    """Check that a model is not worse under shifts than a committed audit; exit with 1 if it is.
+
+    The model is measured on the baseline's images, by its protocols and with its settings. Each measure's change is judged on its
+    interval, in pairs of the same image: the check fails if a whole interval is worse. Intervals hold for all measures together.
+
+    Parameters
+    ----------
+    baseline
+        File that `shiftscope audit --json` printed, or audit.json or the folder of `shiftscope audit --out`.
+    model
+        As for `audit`. By default the baseline's own, as it is now.
+    tolerance
+        How much worse a measure may be, in its own unit.
+    weights
+        Weights for a model that code makes, as for `audit`. By default the baseline's, if the model is the baseline's.
+    trust
+        Run code that a model's file names or holds, as for `audit`.
+    batch_size
+        Number of images per forward pass. By default as many as memory allows.
+    """
+    from shiftscope.audits.comparison import compare_audits
+    from shiftscope.audits.gate import judge_comparison
+    from shiftscope.audits.job import open_audited, run_audit
+    from shiftscope.audits.reading import read_audit
+    from shiftscope.runtime.executors import keep_freed_memory
+
+    before = read_audit(baseline)
+    changes = {"device": device.torch_device(), "batch_size": batch_size, "trust": trust}
+    spec = _spec(baseline, before, model, {**changes, **({"weights": str(weights)} if weights else {})})
+    keep_freed_memory()
+    with reporting("loading the model") as report:
+        subject = open_audited(spec, report)
+    _check_images(baseline, before, subject)
+    print_first(subject.line, as_json=as_json)
+    with reporting("measuring images") as report:
+        after = run_audit(spec, subject=subject, report=report)
+    compared = compare_audits(before, after, names=(str(baseline), spec.model))
+    _check_rows(baseline, before, len(compared.measures))
+    verdict = judge_comparison(compared, tolerance=tolerance, subject=subject.line, strict=gate.strict)
+    _write_verdict(verdict, gate)
+    if as_json:
+        print_json({"gate": verdict.to_json(), "comparison": compared.to_json(), "audit": after.to_json()})
+    else:
+        from shiftscope.tables import Summary
+
+        shown = verdict.table()
+        print_summary(Summary(verdict.words(), (shown,)), (shown, compared.table()), wide=wide)
+    return verdict.exit_code
+
+
+def _spec(baseline: Path, before: Audit, model: str | None, changes: dict[str, Any]) -> AuditSpec:
+    """Return what to audit: the baseline's settings with another model."""
+    from pydantic import ValidationError
+
+    from shiftscope.audits.folder import AuditSpec
+    from shiftscope.runtime.settings import validation_messages
+
+    if not before.settings:
+        raise InputError(
+            f"{baseline} does not say how it was measured.", "Audit the baseline again with this version of `shiftscope audit`."
+        )
+    settings = {
+        **before.settings,
+        "protocols": list(dict.fromkeys(row.protocol for row in before.rows if row.protocol != "unshifted")),
+    }
+    if model is not None and model != settings["model"]:
+        settings = {name: value for name, value in settings.items() if name != "weights"}
+        if model.endswith(".safetensors"):
+            settings = {name: value for name, value in settings.items() if name not in OWN}
+        settings["model"] = model
+    try:
+        return AuditSpec.model_validate({**settings, **changes})
+    except ValidationError as error:
+        raise InputError(f"{baseline} holds settings that are not known: {validation_messages(error)[0]}") from error
+
+
+def _check_images(baseline: Path, before: Audit, subject: Subject) -> None:
+    """Refuse other images than the baseline's."""
+    known = before.provenance.get("data_sha256")
+    if known is not None and known != subject.images.checksum:
+        raise InputError(
+            f"the images differ from those that {baseline} was measured on.",
+            "Restore them, or audit the baseline's model again on these.",
+        )
+
+
+def _check_rows(baseline: Path, before: Audit, compared: int) -> None:
+    """Refuse a comparison that leaves measures of the baseline out."""
+    if compared < len(before.rows):
+        raise InputError(
+            f"{len(before.rows) - compared} of {len(before.rows)} measures of {baseline} cannot be taken of this model alike.",
+            "Audit the baseline again, with protocols that suit both models.",
+        )
+
+
+def conditions_of(texts: tuple[str, ...], protocols: tuple[str, ...], gate: GateOptions) -> list[Condition]:
+    """Read the conditions of `audit`, before anything is measured.
+
+    Args:
+        texts: of --fail-if.
+        protocols: of --protocol; empty for those by default.
+        gate: how to judge.
+
+    Raises:
+        InputError: one is not understood, no protocol of the audit measures it, or there is none although a verdict is asked for.
+    """
+    if not texts:
+        if gate != GateOptions():
+            raise InputError("`--strict`, `--summary` and `--junit` need a condition.", "Add --fail-if.")
+        return []
+    from shiftscope.audits.gate import read_condition
+    from shiftscope.audits.protocols import GROUPS, PUBLISHED
+    from shiftscope.audits.session import DEFAULTS, SENSITIVITY_MAP
+
+    chosen = protocols or (*(name for names in DEFAULTS.values() for name in names), SENSITIVITY_MAP)
+    measured = {name for each in chosen for name in GROUPS.get(each, (each,))}
+    conditions = [read_condition(text) for text in texts]
+    for condition in conditions:
+        base = condition.measure.partition(",")[0]
+        able = [name for name, make in PUBLISHED.items() if base in {*make().scores, *(each for each, _ in make().surveyed)}]
+        named = GROUPS.get(condition.protocol, (condition.protocol,)) if condition.protocol else able
+        if (condition.protocol or base) not in ("unshifted", "accuracy") and not measured & set(named) & set(able):
+            options = [name for name in named if name in able] or able
+            remedy = f"Add --protocol {' or '.join(options)}." if options else "Choose another measure."
+            raise InputError(f"`fail_if` {condition.text!r} is about nothing that this audit measures.", remedy)
+    return conditions
+
+
+def judged(found: Audit, conditions: list[Condition], gate: GateOptions, subject: str) -> Verdict | None:
+    """Return the verdict on an audit, after writing it; None without conditions."""
+    if not conditions:
+        return None
+    from shiftscope.audits.gate import judge_audit
+
+    verdict = judge_audit(found, conditions, subject=subject, strict=gate.strict)
+    _write_verdict(verdict, gate)
+    return verdict
+
+
+def _write_verdict(verdict: Verdict, gate: GateOptions) -> None:
+    """Write a verdict as Markdown and JUnit XML, and add it to the summary of a workflow on GitHub."""
+    from shiftscope.runtime.files import write_text
+
+    step = os.environ.get(STEP_SUMMARY)
+    for name, path, text in (("summary", gate.summary, verdict.to_markdown()), ("junit", gate.junit, verdict.to_junit())):
+        if path is not None:
+            with _writing(name, path):
+                write_text(path, text)
+    if step:
+        with _writing(STEP_SUMMARY, Path(step)), Path(step).open("a", encoding="utf-8") as target:
+            target.write(verdict.to_markdown() + "\n")
+
+
+@contextmanager
+def _writing(option: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"`{option}` {path} cannot be written ({error.strerror or error}).", "Choose another file.") from error

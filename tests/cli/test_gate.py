@@ -1,0 +1,124 @@
+"""Commands gate a model: exit codes, files for CI, and an audit's own settings for the next one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from cli.conftest import Command
+
+AUDIT = ("audit", "my_models:small", "--size", "20", "--data", "digits", "--images", "40", "--protocol", "mouton2020")
+OTHER = """
+from my_models import small
+
+def other():
+    model = small()
+    model[3].weight.data -= model[3].weight.data.mean(dim=1, keepdim=True)
+    model[3].bias.data.zero_()
+    return model
+"""
+
+
+@pytest.fixture
+def baseline(shiftscope: Command, tmp_path: Path) -> Path:
+    """Return a file with what `audit --json` printed."""
+    done = shiftscope(*AUDIT, "--max-shift", "2", "--seed", "5", "--json")
+    assert done.code == 0, done.err
+    (tmp_path / "baseline.json").write_text(done.out)
+    return tmp_path / "baseline.json"
+
+
+@pytest.mark.parametrize(
+    ("condition", "code", "outcome"),
+    [("top-1 change > 0.9", 0, "passes"), ("top-1 change < 0.9", 1, "fails"), ("mcs of mouton2020 > 2", 0, "passes")],
+)
+def test_condition_decides_the_exit_code(shiftscope: Command, condition: str, code: int, outcome: str, tmp_path: Path) -> None:
+    done = shiftscope(*AUDIT, "--fail-if", condition, "--junit", "ci/gate.xml", "--summary", "gate.md")
+    assert done.code == code, done.err
+    assert f"Gate {outcome}: " in done.out
+    (suite,) = ElementTree.parse(tmp_path / "ci" / "gate.xml").getroot()
+    assert suite.get("failures") == str(code)
+    assert f"Gate {outcome}: " in (tmp_path / "gate.md").read_text()
+
+
+def test_undecided_is_its_own_outcome_and_strict_decides(shiftscope: Command) -> None:
+    printed = json.loads(shiftscope(*AUDIT, "--json").out)
+    value = next(row["estimate"]["value"] for row in printed["rows"] if row["measure"] == "top1_change")
+    condition = ("--fail-if", f"top-1 change > {value - 0.001}")
+    done, strict = shiftscope(*AUDIT, *condition, "--json"), shiftscope(*AUDIT, *condition, "--strict", "--json")
+    assert (done.code, json.loads(done.out)["gate"]["outcome"]) == (0, "undecided")
+    assert (strict.code, json.loads(strict.out)["gate"]["outcome"]) == (1, "fails")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--fail-if", "top-1 change"), "must be MEASURE > NUMBER"),
+        (("--fail-if", "worst_case < 0.5"), "Add --protocol every-shift or michaeli2023."),
+        (("--fail-if", "mcs of every-shift < 0.5"), "Add --protocol every-shift."),
+        (("--summary", "gate.md"), "need a condition"),
+        (("--fail-if", "mcs < 0", "--summary", "my_models.py/gate.md"), "`summary` my_models.py/gate.md cannot be written"),
+    ],
+)
+def test_impossible_condition_exits_with_2(shiftscope: Command, options: tuple[str, ...], problem: str) -> None:
+    done = shiftscope(*AUDIT, *options)
+    assert done.code == 2
+    assert problem in " ".join(done.err.split())
+
+
+def test_check_measures_with_the_settings_of_the_baseline(
+    shiftscope: Command, baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs.py").write_text(OTHER)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
+    same = shiftscope("check", "baseline.json", "--json")
+    assert same.code == 0, same.err
+    content, known = json.loads(same.out), json.loads(baseline.read_text())
+    assert content["gate"]["outcome"] == "passes"
+    for field in ("settings", "rows", "values"):
+        assert {**content["audit"], "settings": None}[field] == {**known, "settings": None}[field]
+    other = shiftscope("check", "baseline.json", "theirs.py:other", "--junit", "gate.xml")
+    assert other.code == 1, other.out + other.err
+    assert "Gate fails: " in other.out
+    assert ElementTree.parse(tmp_path / "gate.xml").getroot()[0].get("failures") != "0"
+    assert (tmp_path / "step.md").read_text().count("### Stability under shifts") == 2
+    assert shiftscope("check", "baseline.json", "theirs.py:other", "--tolerance", "2").code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda known: known.pop("settings"), "does not say how it was measured"),
+        (lambda known: known["provenance"].update(data_sha256="0"), "the images differ from those that baseline.json"),
+        (lambda known: known.update(schema_version=99), "was written by a later version of shiftscope"),
+        (lambda known: known.pop("rows"), "holds no audit (rows: is missing)"),
+        (lambda known: known["rows"][1].update(views=3), "cannot be taken of this model alike"),
+    ],
+)
+def test_baseline_that_says_too_little_exits_with_2(shiftscope: Command, baseline: Path, change, problem: str) -> None:
+    known = json.loads(baseline.read_text())
+    change(known)
+    baseline.write_text(json.dumps(known))
+    done = shiftscope("check", "baseline.json")
+    assert done.code == 2
+    assert problem in " ".join(done.err.split())
+    assert shiftscope("check", "nothing.json").code == 2
+
+
+def test_compare_sets_two_audits_side_by_side(shiftscope: Command, baseline: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(OTHER)
+    arguments = [each.replace("my_models:small", "theirs.py:other") for each in AUDIT]
+    made = shiftscope(*arguments, "--max-shift", "2", "--seed", "5", "--json")
+    (tmp_path / "o.json").write_text(made.out)
+    done = shiftscope("compare", "baseline.json", "o.json", "--json")
+    measures = {each["measure"]: each for each in json.loads(done.out)["measures"]}
+    assert set(measures) == {"accuracy", "mcs", "top1_change"}
+    assert all(each["paired"] for each in measures.values())
+    change = measures["top1_change"]
+    assert change["change"]["value"] == pytest.approx(change["after"]["value"] - change["before"]["value"])
+    printed = shiftscope("compare", "o.json", "o.json")
+    assert "Of 3 measures of o.json: 3 equal." in printed.out
+    assert shiftscope("compare", "baseline.json", "my_models.py").code == 2
