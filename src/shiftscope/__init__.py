@@ -3,13 +3,13 @@
 Modules and public names load when they are first used, so that the command line answers without waiting for PyTorch.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
+#: Type checkers take it for true. Nothing is imported here, `__future__` neither: `python -m shiftscope` would take modules from
+#: the current folder, which is taken off the import path only later.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from shiftscope.audits import Audit, audit
     from shiftscope.engine.outputs import Outputs, shift_outputs, stream_outputs
     from shiftscope.errors import InputError
@@ -58,7 +58,9 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
     if name in _HOMES:
         return getattr(import_module(f"shiftscope.{_HOMES[name]}"), name)
     if name in _submodules():
@@ -71,4 +73,6 @@ def __dir__() -> list[str]:
 
 
 def _submodules() -> set[str]:
+    from pkgutil import iter_modules
+
     return {module.name for module in iter_modules(__path__) if not module.name.startswith("_")}

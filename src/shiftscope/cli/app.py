@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from cyclopts import App, CycloptsError, Group
 
 from shiftscope.cli.printing import print_text
 from shiftscope.errors import InputError
+from shiftscope.runtime.crashes import EXIT_CODE, report_crash
+from shiftscope.runtime.stopping import exit_code, farewell, keep
 from shiftscope.runtime.text import json_text, printable
 
 __all__ = ["MODELS", "STUDIES", "THEORY", "app", "main", "print_first", "print_json", "resumable", "say"]
@@ -26,9 +29,11 @@ app = App(
     name="shiftscope",
     suppress_keyboard_interrupt=False,
     help="Measure, explain and fix how a vision model responds to shifted images.",
-    help_epilogue="Exit codes: 0 done, 1 failed, 2 invalid input, 130 stopped by Ctrl-C. Tables go to standard output, progress "
-    "to standard error.",
+    help_epilogue="Exit codes: 0 done, 1 failed, 2 invalid input, 70 an error of this program, 130 stopped by Ctrl-C, "
+    "143 by SIGTERM, 129 by SIGHUP. Tables go to standard output, progress to standard error.",
 )
+#: What a disk without room answers, and one whose user has a quota or a limit.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MODELS = Group("Any model", sort_key=1)
 STUDIES = Group("Studies: train and measure networks", sort_key=2)
 THEORY = Group("Learn and check", sort_key=3)
@@ -44,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the command line without the program's name; by default that of this process.
     """
     warnings.showwarning = _show_warning
+    keep()
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
@@ -52,11 +58,36 @@ def main(arguments: list[str] | None = None) -> int:
         say(*re.split(r"\n(?=  )", f"shiftscope: {error}"), error=True)
         return 2
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader closed the pipe, like `head`; Python would complain when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say_stopped()
+        return exit_code()
+    except BrokenPipeError:  # the reader closed the pipe, like `head`
+        _give_up_output()
         return 141
+    except Exception as error:  # nobody foresaw it
+        if _is_full(error):
+            _give_up_output()
+            say(f"shiftscope: the disk is full ({error}). Make room and run the same command again.", error=True)
+            return 1
+        say(f"shiftscope: {report_crash(error, sys.argv[1:] if arguments is None else arguments)}", error=True)
+        return EXIT_CODE
     return code if isinstance(code, int) else 0
+
+
+def _say_stopped() -> None:
+    line = farewell()
+    if line:
+        say(line, error=True)
+
+
+def _is_full(error: Exception) -> bool:
+    """Return whether an error says that a disk is full, such as the one that standard output goes to."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def _give_up_output() -> None:
+    """Send what is left of standard output nowhere; Python would complain when it flushes at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(*lines: str, error: bool = False) -> None:
@@ -84,16 +115,16 @@ def print_first(line: str, *, as_json: bool) -> None:
 def resumable(folder: Path | None, what: str) -> Iterator[None]:
     """Say how to resume when the work is stopped or a file cannot be written.
 
+    It holds for the rest of the command: what is finished stays.
+
     Args:
         folder: where finished work is; None if nothing is written.
         what: the finished work, "runs".
     """
+    if folder is not None:
+        keep(f"Finished {what} are in {folder}; run the same command again to resume.")
     try:
         yield
-    except KeyboardInterrupt:
-        if folder is not None:
-            say(f"Stopped. Finished {what} are in {folder}; run the same command again to resume.", error=True)
-        raise
     except OSError as error:
         if folder is None:
             raise

@@ -28,6 +28,7 @@ from shiftscope.cli.options import (
 from shiftscope.cli.printing import print_summary
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
+from shiftscope.runtime.stopping import keep
 
 if TYPE_CHECKING:
     from shiftscope.audits import Audit
@@ -100,6 +101,8 @@ def audit(
             "`--quick` measures a few images and writes nothing.", "Leave out --out, --shard, --workers and --merge."
         )
     folder = out or merge
+    if out is None:
+        keep("Nothing is saved without --out, from which a stopped audit resumes.")
     with resumable(out, "blocks"):
         if merge is None:
             spec = _audit_spec(str(model), options, protocols=protocols or None, batch_size=batch_size)
@@ -158,8 +161,6 @@ def _audited(
     except AuditStopped as stopped:
         if stopped.audit is not None:
             _print(stopped.audit.to_json(), (stopped.audit.table(),), options, stopped.audit.summary())
-        if out is None:
-            say("Stopped. Nothing is saved without --out, from which a stopped audit resumes.", error=True)
         raise
 
 

@@ -6,7 +6,6 @@ Images are decoded once into tensors and cached as safetensors (in ``SHIFTSCOPE_
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,6 +20,7 @@ from torch import Tensor
 from shiftscope.datasets.folders import HELD_OUT, Split, open_splits, parquet_files, pixels
 from shiftscope.datasets.hub import download
 from shiftscope.errors import InputError, first_line
+from shiftscope.runtime.crashes import cache_folder
 from shiftscope.runtime.files import write_tensors
 from shiftscope.runtime.progress import Report, Stage, silent
 
@@ -83,7 +83,7 @@ def read(
     if name == "digits":
         return _digits(image_size)
     folder = find_folder(name, data_dir)
-    cached = _cache_folder() / f"{Path(name).name}-{_key(name, folder, image_size)}.safetensors"
+    cached = cache_folder() / f"{Path(name).name}-{_key(name, folder, image_size)}.safetensors"
     if cached.exists():
         source = _from_cache(cached)
         if source is not None:
@@ -246,11 +246,6 @@ def _key(name: str, folder: Path | None, image_size: int | None) -> str:
         status = path.stat()
         digest.update(f"{path}/{status.st_size}/{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def _cache_folder() -> Path:
-    chosen = os.environ.get("SHIFTSCOPE_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shiftscope"
 
 
 def _to_cache(source: Source, path: Path) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from shiftscope.errors import InputError
+from shiftscope.runtime.stopping import SIGNALS
 
 __all__ = [
     "RETRIES",
@@ -211,7 +212,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work_on_jobs, args=(work, theirs, os.getpid()), daemon=True)
-        with _hold_sigint():  # until the process ignores the signal itself
+        with _hold_signals(), _safe_import_path():  # signals until the process ignores them itself
             self.process.start()
         theirs.close()
         self.job: tuple[Any, int] | None = None
@@ -265,24 +266,42 @@ def _retry(waiting: deque[tuple[Any, int]], dead: _Worker, job: Any, tries: int)
 
 
 @contextmanager
-def _hold_sigint() -> Iterator[None]:
-    """Hold Ctrl-C back for the duration: it arrives afterwards. A process that starts meanwhile inherits that."""
+def _hold_signals() -> Iterator[None]:
+    """Hold Ctrl-C, SIGTERM and SIGHUP back for the duration, also in a process that starts meanwhile: they arrive afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def _safe_import_path() -> Iterator[None]:
+    """Keep the current folder off the import path of processes that start for the duration: a ``signal.py`` there would run.
+
+    ``multiprocessing`` starts them with ``python -c``, which puts that folder first until the parent's path arrives.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
 def _work_on_jobs(work: Work, connection: Connection, parent: int) -> None:
     """Run one job after the other, until the parent closes the connection."""
-    # Ctrl-C reaches every process of a terminal; the parent handles it and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a closed terminal reach every process of the terminal; the parent handles them and ends its workers.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _end_with(parent)
     prepare_process()
     with suppress(EOFError, BrokenPipeError):
