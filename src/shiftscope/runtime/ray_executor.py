@@ -1,16 +1,23 @@
 """Run several jobs at once, as tasks of a Ray cluster.
 
-Without an address, a cluster is started on this machine, on its loopback interface, and stopped afterwards. With one, the nodes
-need the same version of this package. If the process or node of a task dies, the task runs again elsewhere, a few times.
+Without an address, a cluster is started on this machine and stopped afterwards. It listens on the loopback interface only, asks
+for a token that only this process and its children know, and ends when this process does, however it ends (``ray_head``). With
+an address, the nodes need the same version of this package, and the environment says how to authenticate (``RAY_AUTH_MODE``). If
+the process or node of a task dies, the task runs again elsewhere, a few times.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, ClassVar
 
 from shiftscope.errors import InputError, first_line
@@ -18,7 +25,9 @@ from shiftscope.runtime.executors import RETRIES, JobReport, JobResult, Work, pr
 
 __all__ = ["Ray"]
 
-OBJECT_STORE_BYTES = 256 * 2**20
+#: Ray takes the machine's own address for 127.0.0.1, except where it supports no clusters of several machines.
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+SECONDS_TO_END = 20.0
 SECONDS_BETWEEN_POLLS = 0.5
 SECONDS_TO_CONNECT = 10.0
 #: A resource that only the head node has: what must not be lost with another node runs there.
@@ -123,7 +132,9 @@ def _fetch(ray: Any, reference: Any, job: Any) -> JobResult:
 def _session(how: Ray) -> Iterator[Any]:
     """Connect to the cluster, or start one; stop what was started here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if how.address is None:
+        os.environ.update(LOOPBACK_ONLY)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray
     except ImportError as error:
@@ -131,23 +142,76 @@ def _session(how: Ray) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    with _cluster(how.workers) if how.address is None else nullcontext(how.address) as address:
+        try:
+            _check_reachable(address)
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", job_config=_job_config())
+        except (OSError, RuntimeError, ValueError) as error:
+            where, reason = how.address or "this machine", first_line(error).rstrip(".")
+            raise InputError(
+                f"the Ray cluster at {where} cannot be used: {reason}.", "Check its address with `ray status`."
+            ) from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _cluster(workers: int | None) -> Iterator[str]:
+    """Start a cluster on this machine, in a process that ends it; yield its address.
+
+    Raises:
+        InputError: it does not start.
+    """
+    package = str(Path(__file__).parents[2])
+    paths = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    if package not in paths and Path(package).name != "site-packages":
+        paths.append(package)
+    environment = os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
+    command = [sys.executable, "-P", "-m", "shiftscope.runtime.ray_head", "" if workers is None else str(workers)]
+    with TemporaryFile() as errors, subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True, text=True, env=environment
+    ) as head:  # fmt: skip
+        try:
+            address = head.stdout.readline().strip() if head.stdout else ""
+            if not address:
+                errors.seek(0)
+                reason = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+                raise InputError(
+                    f"no Ray cluster can be started on this machine: {reason.rstrip('.')}.", "Use --executor processes."
+                )
+            yield address
+        finally:
+            _end(head)
+
+
+def _end(head: subprocess.Popen[str]) -> None:
+    """Let a cluster's process end it, and wait for that."""
+    if head.stdin is not None:
+        with suppress(OSError):
+            head.stdin.close()
     try:
-        if how.address is None:
-            local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_node_ip_address": "127.0.0.1"}
-            ray.init("local", num_cpus=how.workers, **local, **quiet)
-        else:
-            _check_reachable(how.address)
-            ray.init(address=how.address, **quiet)
-    except (OSError, RuntimeError, ValueError) as error:
-        where, reason = how.address or "this machine", first_line(error).rstrip(".")
-        raise InputError(
-            f"the Ray cluster at {where} cannot be used: {reason}.", "Check its address with `ray status`."
-        ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+        head.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        head.kill()
+
+
+def _job_config() -> Any:
+    """Return settings of a job whose tasks cannot import from this process's current folder by accident: Ray would add it."""
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _ImportPath()
+    return config
+
+
+class _ImportPath(list[str]):
+    """Folders that a cluster's workers import from: those that this process imports from, too."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Add folders."""
+        super().extend(folder for folder in folders if folder in sys.path)
 
 
 def _check_reachable(address: str) -> None:
