@@ -14,8 +14,8 @@ from helpers import as_users_import_it
 from shiftscope import layers
 from shiftscope.errors import InputError
 from shiftscope.explanations import layers as layerwise
+from shiftscope.explanations.hooks import at_stride_one
 from shiftscope.explanations.layers import layer_responses
-from shiftscope.explanations.probes import at_stride_one
 from shiftscope.graphs.geometry import read_geometry
 from shiftscope.runtime.progress import Event, Stage
 from shiftscope.shifts import translate

@@ -25,7 +25,8 @@ from shiftscope.engine.checks import check_fill, check_images, check_options, ch
 from shiftscope.engine.direct import Canvas
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
-from shiftscope.explanations.probes import Kind, Probe, Probes
+from shiftscope.explanations.hooks import Kind
+from shiftscope.explanations.probes import Probe, Probes
 from shiftscope.graphs.geometry import Geometry, Reading, read_geometry
 from shiftscope.measures import COSINE, MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent

@@ -2,58 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from shiftscope import layers as ours
 from shiftscope.engine.direct import Canvas, Direct, ran_out_of_memory
 from shiftscope.errors import InputError
+from shiftscope.explanations.hooks import HEADS, Kind, at_stride_one, hooked, stride_of, watched
 from shiftscope.graphs.geometry import Geometry, MapGeometry, call_name
-from shiftscope.graphs.operators import POINTWISE
-from shiftscope.graphs.sites import Pair, check_layer, pair
-from shiftscope.graphs.tokens import TokenMap, TokenReading, first_tensor, has_attention, read_tokens
-from shiftscope.layers.blur import max_filtered
-from shiftscope.layers.polyphase import PhaseLogits, PolyphaseSampling, TakePhase
-from shiftscope.layers.resampling import Filter, filtered
+from shiftscope.graphs.sites import Pair
+from shiftscope.graphs.tokens import TokenMap, TokenReading, has_attention, read_tokens
 from shiftscope.similarity import homogeneities, responses
 
-__all__ = ["Kind", "Probe", "Probes", "at_stride_one"]
+__all__ = ["Probe", "Probes"]
 
-Kind = Literal[
-    "canvas",
-    "convolution",
-    "pool",
-    "activation",
-    "filter",
-    "polyphase sampling",
-    "patch embedding",
-    "block",
-    "merging",
-    "layer",
-    "head input",
-    "output",
-]
 #: Similarity [image, shift], displacement [image, shift, 2] and similarity in place [image, shift].
 Response = tuple[Tensor, Tensor, Tensor]
-
-KINDS: tuple[tuple[tuple[type[nn.Module], ...], Kind], ...] = (
-    ((nn.Conv2d, nn.ConvTranspose2d), "convolution"),
-    ((nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d), "pool"),
-    ((ours.BlurPool2d, ours.MaxBlurPool2d), "filter"),
-    ((PolyphaseSampling, TakePhase), "polyphase sampling"),
-    ((*POINTWISE.modules, nn.PReLU, ours.AliasFreeActivation), "activation"),
-)
-#: Names of activations, also those of other libraries.
-ACTIVATIONS = {*(kind.__name__ for kind in POINTWISE.modules), "Swish", "HardSwish", "HardSigmoid", "QuickGELU", "GELUTanh"}
-#: Layers that a head starts with. The last of them that receives a map belongs to the head; earlier ones are gates.
-HEADS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)
 
 
 @dataclass
@@ -146,10 +114,10 @@ class Probes:
         self.model, self.canvas, self.geometry, self.batch_size = model, canvas, geometry, batch_size
         self.left_out: list[tuple[str, str]] = []
         self.tokens: TokenReading | None = None
-        calls, output = self._first_pass(_chosen(model, layers, None), example)
+        calls, output = self._first_pass(watched(model, layers, None), example)
         if has_attention(model) or any(isinstance(call.module, nn.Linear) and call.into.ndim > 2 for call in calls):
             self.tokens = read_tokens(model, example, layers or ())
-            calls, output = self._first_pass(_chosen(model, layers, self.tokens), example)
+            calls, output = self._first_pass(watched(model, layers, self.tokens), example)
         first = Probe("canvas", "canvas", ("", 0), "in", MapGeometry(), (example.shape[1], *canvas.size))
         last = Probe("output", "output", ("", 0), "out", MapGeometry(has_positions=False), (output.shape[1], 1, 1))
         self.probes = [first, *self._layers(calls), *self._head(calls), last]
@@ -194,7 +162,7 @@ class Probes:
                     if probe.stride != (1, 1) and len(probe.homogeneity) == len(probe.responses):
                         _measure_homogeneity(probe, module, into[:count])
 
-        with _hooks(self.model, self.names, see):
+        with hooked(self.model, self.names, see):
             output = self._run(batch)
         found[len(self.probes) - 1] = _response(self.probes[-1], output, count)
         missing = [probe.name for place, probe in enumerate(self.probes) if place not in found]
@@ -212,7 +180,7 @@ class Probes:
                     probe.blank_input = _finite_copy(into) if probe.stride != (1, 1) else None
 
         self.probes[0].blank = image
-        with _hooks(self.model, self.names, see), suppress(InputError):  # outputs of a blank image may be NaN; nobody uses them
+        with hooked(self.model, self.names, see), suppress(InputError):  # outputs of a blank image may be NaN; nobody uses them
             self._run(image.contiguous())
 
     def _run(self, batch: Tensor) -> Tensor:
@@ -235,7 +203,7 @@ class Probes:
                 tokens = known.get(call_name(layer, number))
                 calls.append(_Call(layer, number, module, chosen[layer], into.clone(), out.clone(), tokens))
 
-        with _hooks(self.model, list(chosen), see):
+        with hooked(self.model, list(chosen), see):
             output = self._run(example)
         return calls, output
 
@@ -258,7 +226,7 @@ class Probes:
             if geometry is None:
                 self.left_out.append((call.name, f"the axes of its maps {shape[1:]} are not known"))
                 continue
-            stride, sizes = _stride(call.module), _sizes(shape, geometry)
+            stride, sizes = stride_of(call.module), _sizes(shape, geometry)
             yield Probe(call.name, call.kind, (call.layer, call.number), "out", geometry, sizes, stride)
 
     def _token_probe(self, call: _Call, kind: Kind, tokens: TokenMap) -> Probe:
@@ -285,86 +253,6 @@ class Probes:
                 if call.into.numel() != last.numel():
                     yield _head_input(call, MapGeometry(has_positions=False), (call.into.shape[1], 1, 1))
                 return
-
-
-def at_stride_one(module: nn.Module, maps: Tensor) -> Tensor | None:
-    """Return a pool's or filter's output before it subsamples; None for other layers.
-
-    Args:
-        module: a layer.
-        maps: its input [image, channel, height, width].
-    """
-    if isinstance(module, nn.MaxPool2d):
-        # A maximum over rows of maxima over columns: kernel + kernel values instead of kernel * kernel.
-        (high, wide), (down, right), (tall, broad) = map(pair, (module.kernel_size, module.padding, module.dilation))
-        columns = functional.max_pool2d(maps, (high, 1), 1, (down, 0), (tall, 1))
-        return functional.max_pool2d(columns, (1, wide), 1, (0, right), (1, broad))
-    if isinstance(module, nn.AvgPool2d):
-        options = module.padding, False, module.count_include_pad, module.divisor_override
-        return functional.avg_pool2d(maps, module.kernel_size, 1, *options)
-    if isinstance(module, ours.BlurPool2d | ours.MaxBlurPool2d):
-        by = Filter(module.filter.taps, (1, 1), module.filter.margins, module.filter.border)
-        if isinstance(module, ours.BlurPool2d):
-            return filtered(maps, by)
-        return max_filtered(maps, module.kernel_size, module.padding, module.dilation, by)
-    return None
-
-
-@contextmanager
-def _hooks(model: nn.Module, names: Sequence[str], see: Callable[[str, int, nn.Module, Tensor, Any], None]) -> Iterator[None]:
-    """Call ``see`` with name, number of the call, module, input and output at every call of the named modules."""
-    numbers: Counter[str] = Counter()
-
-    def hook(layer: str) -> Callable[[nn.Module, Any, Any, Any], None]:
-        def called(module: nn.Module, args: Any, options: Any, out: Any) -> None:
-            into = next((value for value in [*args, *options.values()] if isinstance(value, Tensor)), None)
-            numbers[layer] += 1
-            if into is not None:
-                see(layer, numbers[layer] - 1, module, into, first_tensor(out))
-
-        return called
-
-    handles = []
-    try:
-        for name in names:
-            handles.append(model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _chosen(model: nn.Module, layers: Sequence[str] | None, tokens: TokenReading | None) -> dict[str, Kind | None]:
-    """Return the modules to watch and their kinds; None for those that only a head's input is found by."""
-    modules = {name: part for name, part in model.named_modules() if name}
-    # Layers inside polyphase sampling work on phases, not on the map.
-    inside = tuple(f"{name}." for name, part in modules.items() if isinstance(part, (PolyphaseSampling, PhaseLogits)))
-    known = {name: kind for name, part in modules.items() if (kind := _kind(part)) and not name.startswith(inside)}
-    if tokens is not None and tokens.blocks:
-        blocks: dict[str, Kind] = {name.split(", call ")[0]: kind for name, kind in tokens.blocks}
-        known = blocks if layers is None else known | blocks
-    if layers is not None:
-        for name in layers:
-            check_layer(name, modules)
-        known = {name: known.get(name, "layer") for name in layers}
-    heads = {name: None for name, part in modules.items() if isinstance(part, (*HEADS, nn.Linear))}
-    return {name: known.get(name, heads.get(name)) for name in modules if name in known or name in heads}
-
-
-def _kind(part: nn.Module) -> Kind | None:
-    """Return a module's kind by its type; an activation of another library is known by its name."""
-    if type(part).__name__ in ACTIVATIONS:
-        return "activation"
-    return next((kind for types, kind in KINDS if isinstance(part, types)), None)
-
-
-def _stride(module: nn.Module) -> Pair:
-    if isinstance(module, PolyphaseSampling):
-        module = module.take
-    found: Any = module.filter.stride if isinstance(module, ours.BlurPool2d | ours.MaxBlurPool2d) else None
-    if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d | TakePhase):
-        found = module.stride if getattr(module, "stride", None) is not None else module.kernel_size
-    return pair(1 if found is None else found)
 
 
 def _head_input(call: _Call, geometry: MapGeometry, shape: tuple[int, int, int]) -> Probe:

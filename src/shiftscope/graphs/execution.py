@@ -20,23 +20,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from shiftscope import layers
-from shiftscope.graphs.operators import POINTWISE
-from shiftscope.graphs.rules import READS, RULES, Call, UnknownError, pointwise, windowed
-from shiftscope.graphs.symmetry import Axis, Factor, Lost, Symmetry, Tracked, constant, fixed, joined, moves
-from shiftscope.layers.polyphase import NormChoice, PhaseLogits, TakePhase
-from shiftscope.layers.surrounded import INSERTED, core
+from shiftscope.graphs.rules.call import Call, UnknownError
+from shiftscope.graphs.rules.own_layers import OwnLayers, is_own
+from shiftscope.graphs.rules.table import READS, RULES
+from shiftscope.graphs.rules.values import pointwise
+from shiftscope.graphs.symmetry import Axis, Factor, Lost, Symmetry, Tracked, constant, fixed
+from shiftscope.graphs.tensors import TensorTable, region
 
-__all__ = ["Run", "follow", "names_of"]
+__all__ = ["Run", "follow"]
 
-FILTERS = (layers.BlurPool2d, layers.MaxBlurPool2d)
-CHOICES = (NormChoice, PhaseLogits)
 #: Reason of places, such as those of maxima, which no shift moves as it moves values; they are rarely used.
 PLACES = "places"
-#: Layers whose code is not read: what they do to positions is known.
-KNOWN = (*FILTERS, *CHOICES, TakePhase, layers.AliasFreeActivation)
 
 
 @dataclass
@@ -65,11 +60,6 @@ class Run:
     kept: Tensor | None = None
     precision: torch.dtype = torch.float64
     problem: str = ""
-
-
-def names_of(model: nn.Module) -> dict[nn.Module, str]:
-    """Return the name of each part of a model; its own is its class."""
-    return {part: name or type(model).__name__ for name, part in model.named_modules()}
 
 
 def follow(model: nn.Module, images: Tensor, *, keep: int | None = None) -> Run:
@@ -130,17 +120,17 @@ class _Following(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, images: Tensor, keep: int | None) -> None:
         super().__init__()
-        self.model, self.names, self.keep = model, names_of(model), keep
+        self.model, self.keep = model, keep
+        self.names = {part: name or type(model).__name__ for name, part in model.named_modules()}
         self.run = Run()
-        self.known: Any = WeakTensorKeyDictionary()
+        self.known = TensorTable[Tracked]()
         extent = (int(images.shape[2]), int(images.shape[3]))
         axes = [_moving(extent[0], "down"), _moving(extent[1], "right")]
         self.known[images] = Symmetry((*map(fixed, images.shape[:2]), *axes), extent=extent, image=True)
         self.stack: list[nn.Module] = [model]
         self.inside = 0
         self.states: list[Any] = []
-        #: What each polyphase sampling chose from: the frame, the factors and the stride.
-        self.choices: list[tuple[Any, ...]] = []
+        self.own_layers = OwnLayers(self._note)
 
     # Names and layers of our own
 
@@ -169,69 +159,11 @@ class _Following(TorchDispatchMode):
             sources = [self.tracked(each) for each in given if isinstance(each, Tensor)]
             lost = next((each for each in sources if isinstance(each, Lost)), None)
             try:
-                found = lost or self._layer(part, [each for each in sources if isinstance(each, Symmetry)], result)
+                found = lost or self.own_layers(part, [each for each in sources if isinstance(each, Symmetry)], result)
             except UnknownError:
                 found = self._unknown()
             self._record([result], [found])
         self.stack.pop()
-
-    def _layer(self, part: nn.Module, given: Sequence[Symmetry], result: Tensor) -> Tracked:
-        maps = given[0]
-        if isinstance(part, layers.AliasFreeActivation):
-            if not all(maps.goes_around(factor) for factor in maps.factors) or not maps.circular:
-                raise UnknownError
-            return replace(maps, local=False)
-        if any(map(moves, maps.axes[:2])) or not all(len(axis) == 1 and len(axis[0]) == 1 for axis in maps.axes[2:]):
-            raise UnknownError
-        if isinstance(part, FILTERS):
-            return self._filtered(part, maps, result)
-        if isinstance(part, TakePhase):
-            return self._phase(part, maps, given[1], result)
-        # A choice has one value an image; the tensor that it takes later moves by what it decides.
-        if not maps.circular or not all(maps.goes_around(factor) for factor in maps.factors):
-            self._note("polyphase border")
-            raise UnknownError
-        self.choices.append((maps.frame, maps.factors, part.stride))
-        axes = [maps.axes[0], *(fixed(size) for size in result.shape[1:])]
-        return replace(maps.with_axes(axes), frame=len(self.choices), local=False)
-
-    def _phase(self, part: TakePhase, maps: Symmetry, choice: Symmetry, result: Tensor) -> Tracked:
-        """Take the phase that was chosen: the map moves with that choice, for every shift, as do others that share it."""
-        if not choice.frame or not maps.circular or (maps.frame, maps.factors, part.stride) != self.choices[choice.frame - 1]:
-            raise UnknownError
-        self._note("polyphase")
-        found, axes = joined([maps, replace(choice, frame=0)]), [*maps.axes[:2]]
-        for axis, size, stride, taps in zip(maps.axes[2:], result.shape[2:], part.stride, part.filter.taps, strict=True):
-            factor = axis[0][0]
-            found = found.widened(factor.kind, len(taps) + stride - 2, factor.step)
-            axes.append(((Factor(int(size), factor.kind, factor.step * stride),),))
-        return replace(found, axes=tuple(axes), frame=choice.frame)
-
-    def _filtered(self, part: layers.BlurPool2d | layers.MaxBlurPool2d, maps: Symmetry, result: Tensor) -> Symmetry:
-        border = {"zero": "zeros", "valid": ""}.get(part.filter.border, part.filter.border)
-        for place, (taps, stride, margins) in enumerate(
-            zip(part.filter.taps, part.filter.stride, part.filter.margins, strict=True), start=2
-        ):
-            axis = place - 2
-            if isinstance(part, layers.MaxBlurPool2d):
-                kernel, padding, dilation = part.kernel_size[axis], part.padding[axis], part.dilation[axis]
-                before = maps.axes[place][0][0].size + 2 * padding - dilation * (kernel - 1)
-                zeros = "zeros" if padding else ""
-                maps = windowed(maps, place, reach=dilation * (kernel - 1), stride=1, size=before, border=zeros, note=self._note)
-            around = maps.circular and all(
-                maps.goes_around(factor) and factor.size == maps.period(factor) for factor in maps.factors
-            )
-            wraps = border == "circular" and around and sum(margins) == len(taps) - 1
-            maps = windowed(
-                maps,
-                place,
-                reach=len(taps) - 1,
-                stride=stride,
-                size=int(result.shape[place]),
-                border="" if wraps or not any(margins) else border,
-                note=self._note,
-            )
-        return maps
 
     # Operators
 
@@ -306,31 +238,24 @@ class _Following(TorchDispatchMode):
 
     def tracked(self, tensor: Tensor) -> Tracked:
         """Return what is known of a tensor; weights, and others that no operator made, are constants."""
-        found: Tracked | None = self.known.get(tensor)
+        found = self.known.get(tensor)
         if found is not None:
             return found
-        for other, theirs in self._aliases(tensor):
+        for other, theirs in self.known.aliases(tensor):
             if not (isinstance(theirs, Symmetry) and not theirs.image):
-                return theirs if _place(other) == _place(tensor) else Lost(self._layer_name())
+                return theirs if region(other) == region(tensor) else Lost(self._layer_name())
         if not isinstance(tensor, nn.Parameter):
             # Values that were computed outside torch are no constants: runs on other images have others.
             self.run.trace.append(f"constant {tuple(tensor.shape)} {_checksum(tensor)}")
         return constant(tensor.shape)
-
-    def _aliases(self, tensor: Tensor) -> list[tuple[Tensor, Tracked]]:
-        """Return the tracked tensors that share a tensor's memory."""
-        memory = _memory(tensor)
-        if memory is None:
-            return []
-        return [(other, found) for other, found in self.known.items() if other is not tensor and _memory(other) == memory]
 
     def _overwrite(self, written: list[Tensor], found: Tracked, sources: list[Tracked]) -> None:
         """Note what an operator wrote into tensors, and that others with a part of their memory are unknown now."""
         for tensor in written:
             random_weight = not any(isinstance(each, Lost) or each.image for each in sources) and tensor not in self.known
             new = constant(tensor.shape) if random_weight else found
-            for other, before in self._aliases(tensor):
-                if _place(other) == _place(tensor):
+            for other, before in self.known.aliases(tensor):
+                if region(other) == region(tensor):
                     self.known[other] = new
                 elif not (isinstance(before, Symmetry) and not before.image and isinstance(new, Symmetry) and not new.image):
                     self.known[other] = Lost(self._layer_name())
@@ -413,16 +338,6 @@ def _plain(value: Any) -> str:
     return f"{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
-def _memory(tensor: Tensor) -> int | None:
-    with suppress(Exception):  # tensors without memory: sparse ones, of a subclass, on no device
-        return tensor.untyped_storage()._cdata if tensor.numel() else None
-    return None
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
-
-
 def _checksum(tensor: Tensor) -> str:
     with suppress(Exception):
         values = tensor.detach().double().nan_to_num().flatten()
@@ -437,7 +352,7 @@ def _hooks(model: nn.Module, enter: Any, leave: Any) -> Iterator[None]:
     for part in dict.fromkeys(model.modules()):
         if isinstance(part, torch.jit.ScriptModule):
             continue
-        own = _is_plain(part)
+        own = is_own(part)
 
         def before(module: nn.Module, _: Any, own: bool = own) -> None:
             enter(module, own)
@@ -452,16 +367,3 @@ def _hooks(model: nn.Module, enter: Any, leave: Any) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _is_plain(part: nn.Module) -> bool:
-    """Return whether a layer of ours does what its type says: nobody changed its forward, its hooks or the layers inside."""
-    if type(core(part)) not in KNOWN or "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
-        return False
-    inner = [each for name, child in part.named_children() if name not in INSERTED for each in child.modules()]
-    if any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in inner):
-        return False
-    if isinstance(part, PhaseLogits):
-        circular = all(isinstance(e, nn.Conv2d) and e.padding_mode == "circular" for e in (part.score[0], part.score[2]))
-        return circular and [type(each) for each in part.score] == [nn.Conv2d, nn.ReLU, nn.Conv2d]
-    return all(type(each) in POINTWISE.modules for each in inner)

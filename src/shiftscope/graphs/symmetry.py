@@ -144,6 +144,14 @@ class Symmetry:
         extra = positions * abs(step)
         return replace(self, reach=(down + extra, right) if kind == "down" else (down, right + extra))
 
+    def with_axis(self, place: int, axis: Axis) -> Symmetry:
+        """Return the same with another axis at a place."""
+        return self.with_axes(axis if other == place % len(self.axes) else each for other, each in enumerate(self.axes))
+
+    def without_axis(self, place: int) -> Symmetry:
+        """Return the same without the axis at a place."""
+        return self.with_axes((*self.axes[:place], *self.axes[place + 1 :]))
+
     def with_axes(self, axes: Iterable[Axis]) -> Symmetry:
         """Return the same for other axes; without moving factors the frame does not matter."""
         found = replace(self, axes=tuple(axes))
