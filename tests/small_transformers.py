@@ -12,6 +12,17 @@ from zoo import timm
 #: Names or classes of timm, and settings that make a model small, for images of 32x32 pixels.
 SMALL: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "beit": {"name": "beit_base_patch16_224", "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "relative": {
+        "name": "vit_relpos_small_patch16_224",
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": 1,
+        "num_heads": 2,
+    },
+    "maxvit": {"name": "maxvit_nano_rw_256", "depths": (1, 1), "embed_dim": (32, 32), "stem_width": 8, "img_size": 32},
+    "coatnet": {"name": "coatnet_nano_rw_224", "depths": (1, 1, 1, 1), "embed_dim": (32, 32, 64, 64), "stem_width": 8},
     "mixer": {"kind": "MlpMixer", "patch_size": 8, "embed_dim": 24, "num_blocks": 2},
     "twins": {
         "name": "twins_svt_small",

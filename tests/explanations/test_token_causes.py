@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from shiftscope.explanations import Causes, explain
 from shiftscope.explanations.causes import causes_of
 from shiftscope.explanations.trial import Trial
+from shiftscope.graphs.geometry import geometry_of
 from shiftscope.graphs.tokens import read_tokens
 from small_transformers import small
 
@@ -19,11 +20,12 @@ WHOLE_PATCHES = torch.tensor([[8, 0], [-8, 16]])
 WITHIN_PATCHES = torch.tensor([[3, 1], [-5, 2]])
 
 
-def found(model: nn.Module, shifts: Tensor, mode: Any = "circular") -> Causes:
-    trial = Trial(IMAGES, shifts.expand(len(IMAGES), -1, -1), mode)
+def found(model: nn.Module, shifts: Tensor, mode: Any = "circular", *, graph: bool = False, images: Tensor = IMAGES) -> Causes:
+    trial = Trial(images, shifts.expand(len(images), -1, -1), mode)
     model = model.double().eval()
     measured = trial.measure(model, "the model")
-    return causes_of(model, trial, None, measured, tokens=read_tokens(model, IMAGES[:1]), seed=0)
+    geometry = geometry_of(model, trial.image) if graph else None
+    return causes_of(model, trial, geometry, measured, tokens=read_tokens(model, images[:1]), seed=0)
 
 
 def parts(causes: Causes) -> dict[str, float]:
@@ -45,6 +47,80 @@ def test_vit_with_position_embedding_loses_exactly_that_at_shifts_by_whole_patch
     assert "is due to the position embedding, which stays where the image moves" in causes.verdict
     step = next(each.step for each in causes.causes if each.name == "position embedding")
     assert step == "then `pos_embed` is the mean over positions"
+
+
+@pytest.mark.parametrize("embedding", ["learn", "none"])
+def test_position_embedding_with_as_many_channels_as_tokens_is_recognised(embedding: str) -> None:
+    """16 tokens of 16 channels: a class token, gains and biases have 16 values, too."""
+    model = small("vit", embed_dim=16, pos_embed=embedding, init_values=0.5)
+    causes = found(model, WHOLE_PATCHES, graph=True)
+    if embedding == "none":
+        assert abs(causes.before.loss.value) < 1e-10
+        assert causes.main == ""
+    else:
+        assert causes.main == "position embedding"
+        assert causes.before.loss.value > 1e-6
+        assert parts(causes)["position embedding"] == pytest.approx(causes.before.loss.value, abs=1e-10)
+
+
+@pytest.mark.parametrize(("kind", "table"), [("beit", "relative_position_bias_table"), ("relative", "rel_pos.mlp")])
+def test_attention_with_relative_positions_loses_exactly_those_at_shifts_by_whole_patches(kind: str, table: str) -> None:
+    model = small(kind)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.mul_(10 if table in name else 1)
+    causes = found(model, WHOLE_PATCHES)
+    assert causes.main == "relative positions"
+    assert causes.before.loss.value > 1e-6
+    assert parts(causes)["relative positions"] == pytest.approx(causes.before.loss.value, abs=1e-11)
+    assert "is due to relative positions, which end at the border" in causes.verdict
+    with torch.no_grad():  # the same bias for all pairs of tokens
+        for name, value in model.named_parameters():
+            if table in name:
+                value.zero_()
+    assert abs(found(model, WHOLE_PATCHES).before.loss.value) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["maxvit", "coatnet"])
+def test_all_that_networks_of_convolutions_and_attention_lose_is_confirmed(kind: str) -> None:
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    causes = found(small(kind, image=64), WITHIN_PATCHES, images=images)
+    assert abs(parts(causes)["other"]) < 1e-10
+    assert {each.name for each in causes.causes if each.part is None} <= {"head"}
+    assert sum(parts(causes).values()) == pytest.approx(causes.before.loss.value, abs=1e-12)
+
+
+class Tokens(nn.Module):
+    """A transformer of one block that computes what it adds to the tokens; its graph can be traced."""
+
+    def __init__(self, *, at: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.norm = nn.Conv2d(3, 16, 8, 8), nn.LayerNorm(16)
+        self.attention, self.mlp = nn.MultiheadAttention(16, 2, batch_first=True), nn.Sequential(nn.Linear(16, 32), nn.GELU())
+        self.back, self.head, self.at = nn.Linear(32, 16), nn.Linear(16, 4), at
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.embed(images)
+        if self.at == "maps":
+            maps = maps * torch.linspace(0.5, 1.5, 16).view(4, 4).to(maps)
+        tokens = maps.flatten(2).transpose(1, 2)
+        if self.at == "tokens":
+            tokens = tokens * torch.linspace(0.5, 1.5, 16)[:, None].to(tokens)
+        tokens = tokens + self.attention(tokens, tokens, tokens)[0]
+        tokens = tokens + self.back(self.mlp(self.norm(tokens)))
+        return self.head(tokens.mean(1))
+
+
+@pytest.mark.parametrize("at", ["maps", "tokens"])
+def test_no_cause_is_blamed_through_the_graph_for_positions_that_are_computed(at: str) -> None:
+    causes = found(Tokens(at=at), WHOLE_PATCHES, graph=True)
+    assert causes.before.loss.value > 1e-6
+    assert causes.main == ""
+    assert {each.name for each in causes.causes if each.part is not None and abs(each.part.value) > 1e-12} <= {"other"}
+    plain = found(Tokens(at="nowhere"), WHOLE_PATCHES, graph=True)
+    assert abs(plain.before.loss.value) < 1e-10
 
 
 def test_vit_without_position_embedding_loses_to_the_patch_grid_within_patches() -> None:

@@ -38,8 +38,10 @@ def change(model: nn.Module, shift: tuple[int, int]) -> float:
         ("vit", {"pos_embed": "none", "global_pool": "avg"}),
         ("swin", {}),
         ("swin", {"depths": (1, 3)}),
+        ("beit", {}),
+        ("maxvit", {}),
     ],
-    ids=["class token", "mean", "swin", "swin, other depths"],
+    ids=["class token", "mean", "swin", "swin, other depths", "beit", "maxvit"],
 )
 def test_no_circular_shift_changes_an_anchored_model_without_position_embedding(kind: str, settings: dict[str, Any]) -> None:
     model, surgery = anchored(kind, **settings)
@@ -51,6 +53,19 @@ def test_no_circular_shift_changes_an_anchored_model_without_position_embedding(
     assert surgery.after.multiply_adds <= 1.1 * surgery.before.multiply_adds
     assert list(surgery.model.state_dict()) == list(model.state_dict())
     assert isinstance(surgery.model, type(model))
+
+
+@torch.no_grad()
+def test_branches_that_are_added_keep_the_same_phase() -> None:
+    """Of 8 images, the norms of a shortcut and of the map beside it choose different phases for some."""
+    model = small("maxvit").double()
+    surgery = anchor(model, image=(3, 32, 32))
+    lines = {line.layer: line for line in surgery.changes if line.was == "2 branches of stride 2"}
+    assert list(lines) == ["stages.0.blocks.0.conv", "stages.1.blocks.0.conv"]
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    before = surgery.model(images)
+    for shift in [(1, 1), (1, 0), (0, 1), (5, 2)]:
+        assert torch.allclose(surgery.model(images.roll(shift, (2, 3))), before, rtol=1e-10, atol=1e-10)
 
 
 @torch.no_grad()

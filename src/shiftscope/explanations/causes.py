@@ -24,7 +24,7 @@ these frequencies, at the next stride, can it cost similarity.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from shiftscope import layers
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
-from shiftscope.explanations.heads import averaging_head, head_change
+from shiftscope.explanations.heads import averaging_head, head_change, tokens_go_on
 from shiftscope.explanations.ledger import Ledger, reason_of
 from shiftscope.explanations.token_causes import TokenSteps
 from shiftscope.explanations.trial import ROUNDING, Cause, Loss, Measured, Trial
@@ -133,10 +133,24 @@ def causes_of(
     if tokens is not None and tokens.blocks:
         follows = TokenSteps(model, trial, tokens, measured.loss)
         found = tuple(follows.run(seed))
-        if geometry is None or any(each.part is not None for each in found if each.name not in ("head", "other")):
-            return _finished(before, found, follows.lattice_loss, follows.circular_loss)
+        confirmed = _finished(before, found, follows.lattice_loss, follows.circular_loss)
+        if geometry is None or _confirms(found):
+            return confirmed
+        steps = _Steps(model, trial, measured.loss)
+        found = tuple(steps.run(geometry))
+        changed = any(each.after is not None for each in found if each.name != "head")
+        return _of_graph(before, found, steps, geometry, seed) if changed else confirmed
     steps = _Steps(model, trial, measured.loss)
     causes = tuple(steps.without_graph() if geometry is None else steps.run(geometry))
+    return _of_graph(before, causes, steps, geometry, seed)
+
+
+def _confirms(causes: Sequence[Cause]) -> bool:
+    """Return whether the part of a step beyond the head is known."""
+    return any(each.part is not None for each in causes if each.name not in ("head", "other") and not each.part_of)
+
+
+def _of_graph(before: Loss, causes: tuple[Cause, ...], steps: _Steps, geometry: Geometry | None, seed: int) -> Causes:
     lattice = None if geometry is None or steps.circular is None else steps.circular.on_lattice(geometry, seed)
     return _finished(before, causes, lattice, None if steps.circular is None else steps.circular.loss)
 
@@ -198,6 +212,8 @@ class _Steps(Ledger):
             return self.unknown("head", "its use of positions cannot be tried in double precision")
         if change < INVARIANT:
             return self.none("head", "rolling the maps that reach the head changes no output")
+        if tokens_go_on(self.model, probes):
+            return self.unknown("head", "behind the last map its positions go through further layers as tokens")
         self.model = self._pooled(probes)
         return self.step("head", self.trial.measure(self.model, "without head"))
 

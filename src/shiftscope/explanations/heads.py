@@ -15,8 +15,10 @@ from torch import Tensor, fx, nn
 from shiftscope.graphs.positions import axis_order
 from shiftscope.graphs.tracing import trace
 
-__all__ = ["averaging_head", "head_change"]
+__all__ = ["averaging_head", "head_change", "tokens_go_on"]
 
+#: Most tokens that are added to those of a map: for the class and others.
+MOST_ADDED = 10
 #: The axes of a map's positions.
 Axes = tuple[int, int]
 
@@ -49,6 +51,38 @@ def averaging_head(model: nn.Module, images: Tensor) -> nn.Module:
     what the head does.
     """
     return _with_head(deepcopy(model), images, lambda maps, axes: maps.mean(axes, keepdim=True).expand_as(maps))
+
+
+def tokens_go_on(model: nn.Module, images: Tensor) -> bool:
+    """Return whether the positions of the last maps go through layers as tokens: what follows those maps is then no head."""
+    traced = trace(model)
+    values = dict[fx.Node, Any]()
+
+    class Watch(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            values[node] = super().run_node(node)
+            return values[node]
+
+    image = images[:1].to(next(model.parameters(), images))
+    with torch.no_grad():
+        Watch(traced).run(image)
+    maps = _maps(traced, image)
+    counts = {values[node].shape[first] * values[node].shape[second] for node, (first, second) in maps.items()}
+    last = max((place for place, node in enumerate(traced.graph.nodes) if node in maps), default=-1)
+    layers = [node for node in [*traced.graph.nodes][last + 1 :] if _has_weights(traced, node)]
+    return any(_holds_tokens(values[node], counts) for node in layers)
+
+
+def _has_weights(traced: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and any(True for _ in traced.get_submodule(str(node.target)).parameters())
+
+
+def _holds_tokens(value: Any, counts: Collection[int]) -> bool:
+    """Return whether a value has three axes, one of them with as many tokens as a map has positions, or a few more."""
+    value = next(iter(value), None) if isinstance(value, tuple | list) else value
+    if not isinstance(value, Tensor) or value.ndim != 3:
+        return False
+    return any(0 <= size - count <= MOST_ADDED for size in value.shape for count in counts)
 
 
 def _with_head(model: nn.Module, images: Tensor, change: Callable[[Tensor, Axes], Tensor]) -> fx.GraphModule:

@@ -29,6 +29,10 @@ STEPS = {
         "then position embeddings are their mean over positions",
         "shows what it costs that embeddings stay where the image moves; the network was not trained without them",
     ),
+    "relative positions": (
+        "then relative positions continue across the border",
+        "shows what it costs that tokens which a shift brings to the other side are far apart there",
+    ),
     "token mixing": (
         "then weights between positions are their mean over positions",
         "shows what it costs that every position has weights of its own; the network was not trained without them",

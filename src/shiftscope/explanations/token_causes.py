@@ -29,8 +29,8 @@ from shiftscope.explanations.trial import ROUNDING, Cause, Measured, Trial
 from shiftscope.graphs.invariance import INVARIANT, output_change, random_steps
 from shiftscope.graphs.sites import Pair
 from shiftscope.graphs.tokens import TokenMap, TokenReading, first_tensor
-from shiftscope.surgery.anchor import AnchorPlan, confirmed_positions
-from shiftscope.surgery.positions import MIXING, PositionWeight, averaged
+from shiftscope.surgery.anchor import AnchorPlan, Step, confirmed_positions
+from shiftscope.surgery.positions import PositionWeight, averaged, is_mixing
 
 __all__ = ["TokenSteps"]
 
@@ -67,8 +67,7 @@ class TokenSteps(Ledger):
             return [self.none(name, "there is no loss") for name in names]
         head = self._head()
         plan = AnchorPlan(self.model, self.trial.image, self.reading)
-        follows = plan.applied(["borders", "windows"])
-        weights = confirmed_positions(follows, self.reading, self.probes)
+        follows, weights = self._following(plan)
         if weights is None:
             return [head, *self._unconfirmed(), self.cause("other", self.left)]
         borders, windows = self._borders(plan), self._windows(plan, follows)
@@ -77,6 +76,16 @@ class TokenSteps(Ledger):
         position, still = self._position(follows, weights)
         grid = self._grid(plan, still)
         return [head, borders, windows, position, grid, self.cause("other", self.left)]
+
+    def _following(self, plan: AnchorPlan) -> tuple[nn.Module, tuple[PositionWeight, ...] | None]:
+        """Return the model with borders and windows that follow the image, and the weights that do not (None: unconfirmed)."""
+        ways: tuple[list[Step], ...] = (["borders", "windows"], ["borders", "windows", "whole map"])
+        for steps in ways if plan.has("whole map") else ways[:1]:
+            follows = plan.applied(steps)
+            weights = confirmed_positions(follows, self.reading, self.probes)
+            if weights is not None:
+                break
+        return follows, weights
 
     def _unconfirmed(self) -> list[Cause]:
         factor = self.reading.factor
@@ -119,8 +128,9 @@ class TokenSteps(Ledger):
         """Return the cause, and the model without it; None where there is none."""
         if not weights:
             return self.none("position embedding", "shifts by whole patches change no output"), follows
-        owners = [follows.get_submodule(weight.name.rpartition(".")[0]) for weight in weights]
-        name = "token mixing" if any(isinstance(owner, MIXING) for owner in owners) else "position embedding"
+        relative = all(weight.is_relative for weight in weights)
+        mixing = any(is_mixing(follows, weight.name) for weight in weights)
+        name = "token mixing" if mixing else "relative positions" if relative else "position embedding"
         shown = ", ".join(f"`{weight.name}`" for weight in weights[:3]) + (" and others" if len(weights) > 3 else "")
         still = averaged(follows, weights)
         if still is not None and self._holds(still, self.reading.factor or (1, 1)):

@@ -32,6 +32,7 @@ PHRASES = {
     "borders": "borders, where content enters and leaves the image and the maps",
     "windows": "windows: after a shift other tokens are in a window together",
     "position embedding": "the position embedding, which stays where the image moves",
+    "relative positions": "relative positions, which end at the border: a shift across it parts neighbours",
     "token mixing": "token mixing, which has a weight for every position",
     "patch grid": "the patch grid: after a shift patches hold other pixels",
     "aliasing": "aliasing, because after a shift every subsampling keeps other samples",

@@ -46,9 +46,20 @@ def output_change(model: nn.Module, images: Tensor, steps: list[Pair]) -> float 
 
 
 def random_steps(count: int, size: Pair, step: Pair, *, seed: int = 0) -> list[Pair]:
-    """Return random shifts by multiples of a step, none of which is zero; empty where the image has no such shift."""
+    """Return random shifts by multiples of a step, none of which is zero; empty where the image has no such shift.
+
+    The first is by an odd multiple along both axes, where the image has one, so that it changes the phase of every stride.
+    """
     counts = [side // each for side, each in zip(size, step, strict=True)]
     if max(counts) < 2:
         return []
-    picks = torch.randint(1, counts[0] * counts[1], (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    generator = torch.Generator().manual_seed(seed)
+    picks = (1 + torch.randperm(counts[0] * counts[1] - 1, generator=generator))[:count].tolist()
+    first = _odd(picks[0] // counts[1], counts[0]) * counts[1] + _odd(picks[0] % counts[1], counts[1])
+    picks = [first, *(pick for pick in picks[1:] if pick != first)]
     return [(pick // counts[1] * step[0], pick % counts[1] * step[1]) for pick in picks]
+
+
+def _odd(place: int, count: int) -> int:
+    """Return an odd place near a given one; 0 where there is one place only."""
+    return min(place | 1, count - 1 - count % 2) if count > 1 else 0

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from shiftscope.graphs.geometry import call_name
 from shiftscope.graphs.sites import Pair
 
-__all__ = ["BlockKind", "TokenMap", "TokenReading", "first_tensor", "has_attention", "read_tokens"]
+__all__ = ["BlockKind", "TokenMap", "TokenReading", "first_tensor", "has_attention", "map_by_shape", "read_tokens"]
 
 BlockKind = Literal["patch embedding", "merging", "block"]
 #: Top, bottom, left and right of a part of an image, as shares of its height and width.
@@ -258,10 +258,24 @@ def _agrees(found: TokenMap, out: Tensor, regions: list[Region], batch: int) -> 
     inside = torch.stack([_cells(found.grid, region).flatten() for region in regions])
     if not bool((changes.amax(1) > 0).all()):
         return False
-    hits = int(inside.gather(1, changes.argmax(1, keepdim=True)).sum())
-    within = float(((changes * inside).sum(1) / changes.sum(1)).mean())
-    share = float(inside.double().mean())
-    return hits >= (HITS if min(found.grid) >= FINE else len(regions)) or within > (1 + share) / 2
+    shares = changes / changes.sum(1, keepdim=True)
+    within = float((shares * inside).sum(1).mean())
+    if within > (1 + float(inside.double().mean())) / 2:
+        return True
+    apart = changes.clamp_min(1e-300).log() - changes.clamp_min(1e-300).log().mean(0)  # some positions respond to every patch
+    hits = [int(inside.gather(1, each.argmax(1, keepdim=True)).sum()) for each in (changes, apart)]
+    return max(hits) >= (HITS if min(found.grid) >= FINE else len(regions))
+
+
+def map_by_shape(shape: tuple[int, ...], size: Pair) -> TokenMap | None:
+    """Return the one arrangement that fits a map's shape; None where there are several, or none. It is not verified.
+
+    Args:
+        shape: [image, channel, height, width] or [image, height, width, channel].
+        size: height and width of the image.
+    """
+    found = list(_candidates(shape, shape[0], size)) if len(shape) == 4 else []
+    return found[0] if len(found) == 1 else None
 
 
 def _cells(grid: Pair, region: Region) -> Tensor:

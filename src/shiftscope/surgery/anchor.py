@@ -18,15 +18,18 @@ from torch import Tensor, nn
 from shiftscope.errors import InputError, first_line
 from shiftscope.graphs.invariance import INVARIANT, output_change, random_steps
 from shiftscope.graphs.sites import Pair, check_layer, pair
-from shiftscope.graphs.tokens import TokenMap, TokenReading, first_tensor, read_tokens
+from shiftscope.graphs.tokens import TokenMap, TokenReading, first_tensor, map_by_shape, read_tokens
 from shiftscope.layers.anchor import Anchoring, make_anchored
 from shiftscope.surgery.plan import Change, Surgery, cost
 from shiftscope.surgery.positions import PositionWeight, averaged, moved, position_weights
 
 __all__ = ["STEPS", "AnchorPlan", "Step", "anchor", "confirmed_positions"]
 
-Step = Literal["borders", "windows", "patch grid"]
+Step = Literal["borders", "windows", "whole map", "patch grid"]
 STEPS: tuple[Step, ...] = get_args(Step)
+STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+#: Name of a module -> shape.
+Shapes = dict[str, tuple[int, ...]]
 #: Names of the attribute that holds the size of a window, in timm, torchvision, transformers and others.
 WINDOWS = ("window_size", "partition_size", "ws")
 NO_TOKENS = "it has no token maps: use `aps`"
@@ -96,17 +99,43 @@ class AnchorPlan:
         return any(edit.step == step for edit in self.edits)
 
     def _find(self, reading: TokenReading) -> None:
-        shapes = _shapes(self.model, self.example)
+        shapes, outputs = _shapes(self.model, self.example)
         known = [name for name in reading.maps if name in shapes]
         windows = {name: found for name, into in shapes.items() if (found := self._windowed_map(name, into, reading)) is not None}
         merging = [name for name in known if self._merges(name, reading.maps[name], shapes[name])]
         for name, part in self.model.named_modules():
-            if name in shapes and isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            if name in shapes and isinstance(part, STRIDED):
                 self._add_strided(name, part, shapes[name])
             elif name in windows and not any(name.startswith(f"{other}.") for other in windows):
                 self._add_windows(name, part, windows[name])
             elif name in merging and not any(other.startswith(f"{name}.") for other in merging):
                 self._add_merging(name, reading.maps[name], shapes[name])
+        self._share_phases(shapes, outputs)
+
+    def _share_phases(self, shapes: Shapes, outputs: Shapes) -> None:
+        """Anchor a part as a whole where several branches subsample its input: they must keep the same phase."""
+        strided = {
+            edit.layer: (shapes[edit.layer][2:], pair(vars(self.model.get_submodule(edit.layer))["stride"]))
+            for edit in self.edits
+            if edit.step == "patch grid" and isinstance(self.model.get_submodule(edit.layer), STRIDED)
+        }
+        for name in [name for name, into in shapes.items() if len(into) == 4 and name not in strided]:
+            inner = {other: form for other, form in strided.items() if other.startswith(f"{name}.")}
+            for sides, stride in set(inner.values()) if len(outputs.get(name, ())) == 4 else ():
+                branches = [other for other, form in inner.items() if form == (sides, stride)]
+                kept = tuple(side // step for side, step in zip(sides, stride, strict=True))
+                if len(branches) > 1 and (shapes[name][2:], outputs[name][2:]) == (sides, kept):
+                    self._replace(branches, name, stride)
+                    strided = {other: form for other, form in strided.items() if other not in branches}
+
+    def _replace(self, branches: list[str], name: str, stride: Pair) -> None:
+        """Plan one anchoring of a part instead of one for each of its branches."""
+        own = [edit for edit in self.edits if edit.layer in branches and edit.step == "patch grid"]
+        place = self.edits.index(own[0])
+        self.edits = [edit for edit in self.edits if edit not in own]
+        title, why = f"{len(branches)} branches of stride {stride[0]}", "all of them start at one phase, that of the largest norm"
+        edit = Edit(name, "patch grid", title, "anchored", why, _anchored(Anchoring(stride, returns=False)))
+        self.edits.insert(place, edit)
 
     def _windowed_map(self, name: str, into: tuple[int, ...], reading: TokenReading) -> TokenMap | None:
         """Return how the map of a part with windows lies: as its output does, or as that of the block around it."""
@@ -115,7 +144,7 @@ class AnchorPlan:
         while name and name not in reading.maps:
             name = name.rpartition(".")[0]
         found = reading.maps.get(name)
-        return found if found is not None and found.holds(into) else None
+        return found if found is not None and found.holds(into) else map_by_shape(into, reading.image)
 
     def _merges(self, name: str, out: TokenMap, into: tuple[int, ...]) -> bool:
         """Return whether a part gives fewer tokens than it receives, without a strided layer inside."""
@@ -158,9 +187,12 @@ class AnchorPlan:
             turn = Anchoring((1, 1), offset=shift, returns=True, as_maps=found.maps, replaced=found.with_maps)
             why = "shifted windows continue across the border, without a mask"
             self.edits.append(Edit(name, "borders", title, "circular windows", why, _unshifted(turn)))
-        if period != (1, 1):
+        anchoring = Anchoring(period, returns=True, as_maps=found.maps, replaced=found.with_maps)
+        if window == found.grid and not across:
+            title, why = "attention over the whole map", "the map starts at its position of the largest norm"
+            self.edits.append(Edit(name, "whole map", title, "anchored", why, _anchored(anchoring)))
+        elif period != (1, 1):
             why = "windows start at the phase of the largest norm"
-            anchoring = Anchoring(period, returns=True, as_maps=found.maps, replaced=found.with_maps)
             self.edits.append(Edit(name, "windows", title, "anchored windows", why, _anchored(anchoring)))
 
     def _add_merging(self, name: str, out: TokenMap, into: tuple[int, ...]) -> None:
@@ -244,15 +276,15 @@ def confirmed_positions(model: nn.Module, reading: TokenReading, images: Tensor)
     if change is not None and change < INVARIANT:
         return ()
     for weights in position_weights(model, reading):
-        if all(_undone(model, weights, images, step, factor) for step in steps):
+        if all(_undone(model, weights, images, step) for step in steps):
             return weights
     return None
 
 
-def _undone(model: nn.Module, weights: tuple[PositionWeight, ...], images: Tensor, step: Pair, factor: Pair) -> bool:
+def _undone(model: nn.Module, weights: tuple[PositionWeight, ...], images: Tensor, step: Pair) -> bool:
     """Return whether weights that move along with the image undo a shift."""
     try:
-        back = _Back(moved(model, weights, (step[0] // factor[0], step[1] // factor[1])), model, step)
+        back = _Back(moved(model, weights, step), model, step)
         change = output_change(back, images, [step])
     except RuntimeError:  # indices that were rolled and no longer fit
         return False
@@ -286,37 +318,39 @@ def _tried(copy: nn.Module, plan: AnchorPlan) -> Change:
     title = "circular shifts by whole pixels"
     if change is not None and change < INVARIANT:
         return Change("-", title, "", "they change no output (tried in double precision)")
-    still = plan.applied(["borders", "windows"])
+    still = plan.applied(["borders", "windows", "whole map"])
     weights = confirmed_positions(still, plan.reading, images) if plan.reading is not None else None
     mean = averaged(copy, weights) if weights else None
     change = None if mean is None else output_change(mean, images, steps)
     if weights and change is not None and change < INVARIANT:
-        names = ", ".join(f"`{weight.name}`" for weight in weights[:3])
-        why = f"they change outputs only through {names}, a value for each position (tried in double precision)"
+        names = ", ".join(f"`{weight.name}`" for weight in weights[:3]) + (" and others" if len(weights) > 3 else "")
+        each = "each pair of positions" if all(weight.is_relative for weight in weights) else "each position"
+        why = f"they change outputs only through {names}, a value for {each} (tried in double precision)"
         return Change("-", title, "", why)
     return Change("-", title, "", "they still change outputs: not every layer follows them")
 
 
-def _shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each module's first input in its first call."""
-    found: dict[str, tuple[int, ...]] = {}
+def _shapes(model: nn.Module, example: Tensor) -> tuple[Shapes, Shapes]:
+    """Return the shapes of each module's first input and output, in its first call; outer modules come after inner ones."""
+    inputs, outputs = Shapes(), Shapes()
 
     def hook(name: str) -> Callable[..., None]:
-        def called(_: nn.Module, args: Any, options: dict[str, Any]) -> None:
-            into = first_tensor([*args, *options.values()])
-            if into is not None:
-                found.setdefault(name, tuple(into.shape))
+        def called(_: nn.Module, args: Any, options: dict[str, Any], out: Any) -> None:
+            into, found = first_tensor([*args, *options.values()]), first_tensor(out)
+            if into is not None and found is not None:
+                inputs.setdefault(name, tuple(into.shape))
+                outputs.setdefault(name, tuple(found.shape))
 
         return called
 
-    handles = [part.register_forward_pre_hook(hook(name), with_kwargs=True) for name, part in model.named_modules() if name]
+    handles = [part.register_forward_hook(hook(name), with_kwargs=True) for name, part in model.named_modules() if name]
     try:
         with torch.no_grad():
             model(example)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return inputs, outputs
 
 
 def _window(part: nn.Module) -> Pair | None:
@@ -370,7 +404,7 @@ def _misfit(part: nn.Module, into: tuple[int, ...], kernel: Pair, stride: Pair) 
 
 
 def _has_strides(part: nn.Module) -> bool:
-    return any(isinstance(inner, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) for inner in part.modules())
+    return any(isinstance(inner, STRIDED) for inner in part.modules())
 
 
 def _make_circular(part: nn.Module) -> None:
