@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -55,6 +58,18 @@ network.factor = [4]
 [measure]
 max_shift = 5
 """
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, as worker processes do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
 
 SPEC = NetworkSpec(channels=(4, 8), factor=4, input_size=12, classes=4)
 CANVAS = Canvas(12, torch.zeros(1))

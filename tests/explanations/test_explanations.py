@@ -376,7 +376,8 @@ def test_model_without_anything_to_fix_has_no_fixes() -> None:
 
 
 def resnet() -> nn.Module:
-    return torchvision_models().resnet18(num_classes=5).eval()
+    models = torchvision_models()
+    return models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5).eval()
 
 
 def small_convnext() -> nn.Module:

@@ -19,7 +19,8 @@ from shiftscope.runtime.files import LOCK, locked
 from shiftscope.runtime.progress import JobEvent
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import RunEnded, run_study
-from small import SMALL
+from shiftscope.studies.spec import Study
+from small import SMALL, one_thread
 
 #: Together these take over 20 s.
 pytestmark = pytest.mark.slow
@@ -82,19 +83,31 @@ def test_default_workers_fit_cores_and_memory() -> None:
     assert 1 <= default_workers(1) <= (os.cpu_count() or 1)
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    file = tmp_path_factory.mktemp("study") / "small.toml"
+    file.write_text(SMALL.replace("max_epochs = 2", "max_epochs = 12"))
+    return load_study(str(file))
+
+
+@pytest.fixture(scope="module")
+def alone(study: Study, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the rows of the study with one thread in this process."""
+    out = tmp_path_factory.mktemp("alone")
+    with one_thread():
+        run_study(study, out=out)
+    return rows(out)
+
+
 def rows(out: Path) -> list[str]:
     return (out / "table.csv").read_text().splitlines()
 
 
-def test_study_in_processes_equals_one_without_and_resumes_without(tmp_path: Path) -> None:
+def test_study_in_processes_equals_one_without_and_resumes_without(study: Study, alone: list[str], tmp_path: Path) -> None:
     """Every number as with one thread in this process, bit for bit."""
-    (tmp_path / "small.toml").write_text(SMALL)
-    study = load_study(str(tmp_path / "small.toml"))
-    command = [sys.executable, "-m", "shiftscope", "study", "small.toml", "--out", "alone"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     events: list[object] = []
     run_study(study, out=tmp_path / "together", executor=Processes(2), report=events.append)
-    assert rows(tmp_path / "together") == rows(tmp_path / "alone")
+    assert rows(tmp_path / "together") == alone
     ends = [event for event in events if isinstance(event, JobEvent) and isinstance(event.event, RunEnded)]
     assert [(end.done, end.of) for end in ends] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     again: list[object] = []
@@ -102,10 +115,7 @@ def test_study_in_processes_equals_one_without_and_resumes_without(tmp_path: Pat
     assert [event.found for event in again if isinstance(event, RunEnded)] == [True] * 4
 
 
-def test_killed_workers_leave_the_same_table(tmp_path: Path) -> None:
-    (tmp_path / "small.toml").write_text(SMALL.replace("max_epochs = 2", "max_epochs = 12"))
-    study = load_study(str(tmp_path / "small.toml"))
-    run_study(study, out=tmp_path / "calm", executor=Processes(2))
+def test_killed_workers_leave_the_same_table(study: Study, alone: list[str], tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill(event: object) -> None:
@@ -117,7 +127,7 @@ def test_killed_workers_leave_the_same_table(tmp_path: Path) -> None:
 
     run_study(study, out=tmp_path / "disturbed", executor=Processes(2), report=kill)
     assert len(killed) == 2
-    assert rows(tmp_path / "disturbed") == rows(tmp_path / "calm")
+    assert rows(tmp_path / "disturbed") == alone
     names = {path.name for path in (tmp_path / "disturbed").rglob("*")}
     assert not [name for name in names if ".tmp" in name or name == LOCK]
 

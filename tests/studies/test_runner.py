@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ from shiftscope.estimates import Estimate
 from shiftscope.explanations.layers import layer_responses
 from shiftscope.models import load_model
 from shiftscope.models.family import Network
-from shiftscope.runtime.executors import JobReport, Processes, Work
+from shiftscope.runtime.executors import JobReport, Work
 from shiftscope.runtime.progress import Stage
 from shiftscope.shifts import grid, translate
 from shiftscope.studies import records
@@ -36,9 +36,10 @@ from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import RunEnded, RunStarted, run_study
 from shiftscope.studies.spec import Study
 from shiftscope.studies.storage import unpack
+from shiftscope.tables import Table
 from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.training.loop import Epoch
-from small import SMALL, TINY
+from small import SMALL, TINY, one_thread
 
 #: Together these take over 20 s.
 pytestmark = pytest.mark.slow
@@ -50,9 +51,31 @@ def small(tmp_path: Path, text: str = SMALL) -> Study:
     return load_study(str(path))
 
 
-def test_study_estimates_over_seeds_and_images_and_keeps_all_files(tmp_path: Path) -> None:
-    study, out = small(tmp_path), tmp_path / "out"
-    table = run_study(study, out=out)
+@dataclass(frozen=True)
+class Finished:
+    """A small study, its folder and its table."""
+
+    study: Study
+    out: Path
+    table: Table
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Return a study trained with one thread; tests only read its folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    with one_thread():
+        return Finished(small(folder), folder / "out", run_study(small(folder), out=folder / "out"))
+
+
+@pytest.fixture
+def finished(trained: Finished, tmp_path: Path) -> Finished:
+    """Return the same study in a folder that a test may change."""
+    return replace(trained, out=Path(shutil.copytree(trained.out, tmp_path / "out")))
+
+
+def test_study_estimates_over_seeds_and_images_and_keeps_all_files(trained: Finished) -> None:
+    study, out, table = trained.study, trained.out, trained.table
     measured = ("test_accuracy", "mcs", "mcs_centred", "mcs_all_shifts", "top1_change", "worst_case")
     assert table.columns == ("factor", "seeds", "train_accuracy", *measured, "source_mcs")
     assert [row["factor"] for row in table.rows] == [1, 4]
@@ -72,10 +95,9 @@ def test_study_estimates_over_seeds_and_images_and_keeps_all_files(tmp_path: Pat
     assert table.provenance["data_sha256"] == load(study.cells()[0].runs[0].data).checksum
 
 
-def test_record_agrees_with_an_independent_measurement_of_its_weights(tmp_path: Path) -> None:
+def test_record_agrees_with_an_independent_measurement_of_its_weights(trained: Finished) -> None:
     """One image at a time, from the saved weights, with torch's own cosine similarity."""
-    study, out = small(tmp_path), tmp_path / "out"
-    run_study(study, out=out)
+    study, out = trained.study, trained.out
     run = study.cells()[1].runs[1]
     data = load(run.data)
     folder = out / "runs" / run.content_id(data.checksum)
@@ -95,11 +117,11 @@ def test_record_agrees_with_an_independent_measurement_of_its_weights(tmp_path: 
     assert record["results"]["mcs"]["value"] == pytest.approx(sum(cosines) / 60, abs=1e-5)
     assert record["results"]["top1_change"]["value"] == pytest.approx(sum(changes) / 60)
     assert record["results"]["test_accuracy"]["value"] == pytest.approx(sum(right) / 60)
-    finished = records.load(folder)
-    assert finished is not None
-    assert finished.maps["mcs"].shape == (13 * 13,)
-    assert finished.maps["mcs"].mean().item() == pytest.approx(record["results"]["mcs_all_shifts"]["value"], abs=2e-4)
-    assert finished.maps["mcs"][13 * 13 // 2].item() == pytest.approx(1, abs=1e-5)
+    loaded = records.load(folder)
+    assert loaded is not None
+    assert loaded.maps["mcs"].shape == (13 * 13,)
+    assert loaded.maps["mcs"].mean().item() == pytest.approx(record["results"]["mcs_all_shifts"]["value"], abs=2e-4)
+    assert loaded.maps["mcs"][13 * 13 // 2].item() == pytest.approx(1, abs=1e-5)
     with torch.no_grad():
         canvases = torch.nn.functional.pad(data.test.images.float() / 255, (6, 6, 6, 6))
         answers = torch.stack([network(canvases.roll(tuple(d), (2, 3))).argmax(1) for d in grid(6).tolist()])
@@ -108,9 +130,8 @@ def test_record_agrees_with_an_independent_measurement_of_its_weights(tmp_path: 
     assert history["epoch"] == [1, 2]
 
 
-def test_curves_and_layers_agree_with_an_independent_measurement(tmp_path: Path) -> None:
-    study, out = small(tmp_path), tmp_path / "out"
-    table = run_study(study, out=out)
+def test_curves_and_layers_agree_with_an_independent_measurement(trained: Finished) -> None:
+    study, out, table = trained.study, trained.out, trained.table
     curves = [line.split(",") for line in (out / "curves.csv").read_text().splitlines()]
     last = dict(zip(curves[0], curves[7], strict=True))
     assert (last["factor"], last["max_shift"], last["seeds"]) == ("1", "6", "2")
@@ -142,24 +163,23 @@ def test_curves_and_layers_agree_with_an_independent_measurement(tmp_path: Path)
     assert [row["layer"] for row in listed if row["homogeneity_pooled"]] == ["features.1", "features.4"]
 
 
-def test_gains_list_homogeneity_and_difference_to_factor_1(tmp_path: Path) -> None:
-    table = run_study(small(tmp_path), out=tmp_path / "out")
-    gained = read_folder(tmp_path / "out").gains()
+def test_gains_list_homogeneity_and_difference_to_factor_1(trained: Finished) -> None:
+    gained = read_folder(trained.out).gains()
     assert [row["factor"] for row in gained.rows] == [4]
-    values = [row["mcs"] for row in table.rows]
+    values = [row["mcs"] for row in trained.table.rows]
     assert gained.rows[0]["gain"].value == pytest.approx(values[1].value - values[0].value, abs=1e-6)
-    rows = [line.split(",") for line in (tmp_path / "out" / "layers.csv").read_text().splitlines()]
+    rows = [line.split(",") for line in (trained.out / "layers.csv").read_text().splitlines()]
     pooled = [dict(zip(rows[0], row, strict=True))["homogeneity_pooled"] for row in rows[1:] if row[0] == "4"]
     assert gained.rows[0]["homogeneity"].value == pytest.approx(sum(float(each) for each in pooled if each) / 2, abs=1e-5)
 
 
-def test_reuse_copies_the_finished_runs_of_another_study(tmp_path: Path) -> None:
-    first = run_study(small(tmp_path), out=tmp_path / "studies" / "one")
+def test_reuse_copies_the_finished_runs_of_another_study(trained: Finished, tmp_path: Path) -> None:
+    shutil.copytree(trained.out, tmp_path / "studies" / "one")
     more, events = small(tmp_path, SMALL.replace('title = "Small"', 'title = "Larger"').replace("[1, 4]", "[1, 2, 4]")), []
     table = run_study(more, out=tmp_path / "two", reuse=tmp_path / "studies", report=events.append)
     ended = [(each.found, each.record.spec.network.factor) for each in events if isinstance(each, RunEnded)]
     assert sorted(ended) == [(False, 2)] * 2 + [(True, 1)] * 2 + [(True, 4)] * 2
-    assert [table.rows[0], table.rows[2]] == list(first.rows)
+    assert [table.rows[0], table.rows[2]] == list(trained.table.rows)
     name = next((tmp_path / "studies" / "one" / "runs").iterdir()).name
     ours, theirs = (tmp_path / part / "runs" / name for part in ("two", "studies/one"))
     assert {each.name: each.read_bytes() for each in ours.iterdir()} == {
@@ -169,9 +189,10 @@ def test_reuse_copies_the_finished_runs_of_another_study(tmp_path: Path) -> None
         run_study(more, out=tmp_path / "three", reuse=tmp_path / "nowhere")
 
 
-def test_half_done_study_has_tables_of_its_finished_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, out = small(tmp_path), tmp_path / "out"
-    run_study(study, out=out)
+def test_half_done_study_has_tables_of_its_finished_runs(
+    trained: Finished, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, out = finished.study, finished.out
     whole = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.suffix != ".json"}
     assert read_folder(out).write_tables()
     assert {name: (out / name).read_bytes() for name in whole} == whole
@@ -186,6 +207,7 @@ def test_half_done_study_has_tables_of_its_finished_runs(tmp_path: Path, monkeyp
     assert "One seed in some rows" in text
     shutil.rmtree(out / "runs")
     assert not read_folder(out).write_tables()
+    shutil.copytree(trained.out / "runs", out / "runs")
     monkeypatch.setattr("shiftscope.studies.folder.summarise", _full)
     run_study(study, out=out)
     plain = read_folder(out)
@@ -197,22 +219,18 @@ def _full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_finished_study_gives_the_same_table_again(tmp_path: Path) -> None:
-    study, out = small(tmp_path), tmp_path / "out"
-    first = run_study(study, out=out)
+def test_finished_study_gives_the_same_table_again(finished: Finished) -> None:
     events: list[object] = []
-    again = run_study(study, out=out, report=events.append)
-    assert again == first
+    again = run_study(finished.study, out=finished.out, report=events.append)
+    assert again == finished.table
     assert [event.found for event in events if isinstance(event, RunEnded)] == [True] * 4
     assert [event.label for event in events if isinstance(event, RunStarted)][:2] == ["factor 1, seed 0", "factor 4, seed 0"]
     assert all(isinstance(event, Stage | RunStarted | RunEnded) for event in events)
 
 
 @pytest.mark.parametrize("damage", ["record cut", "record of another run", "measures missing"])
-def test_damaged_run_warns_and_is_computed_again(tmp_path: Path, damage: str) -> None:
-    study, out = small(tmp_path, SMALL.replace("seeds = 2", "seeds = 1")), tmp_path / "out"
-    first = run_study(study, out=out).to_csv()
-    one, other = sorted((out / "runs").iterdir())
+def test_damaged_run_warns_and_is_computed_again(finished: Finished, damage: str) -> None:
+    one, other, *_ = sorted((finished.out / "runs").iterdir())
     if damage == "record cut":
         content = (one / "record.json").read_bytes()
         (one / "record.json").write_bytes(content[: len(content) // 2])
@@ -220,13 +238,14 @@ def test_damaged_run_warns_and_is_computed_again(tmp_path: Path, damage: str) ->
         (one / "record.json").write_bytes((other / "record.json").read_bytes())
     else:
         (one / "measures.safetensors.xz").unlink()
-    with pytest.warns(UserWarning, match=r"record.json is damaged .* computed again"):
-        assert run_study(study, out=out).to_csv() == first
+    with one_thread(), pytest.warns(UserWarning, match=r"record.json is damaged .* computed again"):
+        assert run_study(finished.study, out=finished.out).to_csv() == finished.table.to_csv()
 
 
-def test_record_of_an_older_version_is_measured_again_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, out = small(tmp_path), tmp_path / "out"
-    first = run_study(study, out=out)
+def test_record_of_an_older_version_is_measured_again_without_training(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, out, first = finished.study, finished.out, finished.table
     for folder in (out / "runs").iterdir():
         older = json.loads((folder / "record.json").read_text())
         older["schema_version"] = 1
@@ -234,16 +253,16 @@ def test_record_of_an_older_version_is_measured_again_without_training(tmp_path:
         (folder / "record.json").write_text(json.dumps(older))
         (folder / "measures.safetensors.xz").unlink()
     monkeypatch.setattr("shiftscope.studies.single_run.train", lambda *_, **__: pytest.fail("trained again"))
-    again = run_study(study, out=out)
+    with one_thread():
+        again = run_study(study, out=out)
     assert again.to_csv() == first.to_csv()
     assert again.provenance["started"] == first.provenance["started"]
     assert "measured_with" in again.provenance
 
 
-def test_measures_of_an_older_file_give_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_of_an_older_file_give_the_same_tables(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     """Older files hold all bits, and no intervals; here of what the packed file holds."""
-    study, out = small(tmp_path, SMALL.replace("seeds = 2", "seeds = 1")), tmp_path / "out"
-    first = run_study(study, out=out).to_csv()
+    study, out, first = finished.study, finished.out, finished.table.to_csv()
     layers = (out / "layers.csv").read_bytes()
     for folder in (out / "runs").iterdir():
         tensors = unpack((folder / "measures.safetensors.xz").read_bytes())
@@ -256,9 +275,8 @@ def test_measures_of_an_older_file_give_the_same_tables(tmp_path: Path, monkeypa
     assert (out / "layers.csv").read_bytes() == layers
 
 
-def test_run_loads_as_a_model_without_its_record(tmp_path: Path) -> None:
-    run_study(small(tmp_path), out=tmp_path / "out")
-    folder = next((tmp_path / "out" / "runs").iterdir())
+def test_run_loads_as_a_model_without_its_record(finished: Finished) -> None:
+    folder = next((finished.out / "runs").iterdir())
     record = records.head(folder)
     assert record is not None
     (folder / "record.json").unlink()
@@ -267,10 +285,10 @@ def test_run_loads_as_a_model_without_its_record(tmp_path: Path) -> None:
     assert loaded.spec.data == record.spec.data
 
 
-def test_killed_study_resumes_to_the_table_of_an_undisturbed_one(tmp_path: Path) -> None:
-    run_study(small(tmp_path), out=tmp_path / "undisturbed", executor=Processes(1))
+def test_killed_study_resumes_to_the_table_of_an_undisturbed_one(trained: Finished, tmp_path: Path) -> None:
+    small(tmp_path)
     command = [sys.executable, "-m", "shiftscope", "study", str(tmp_path / "small.toml"), "--out", str(tmp_path / "killed")]
-    for moment in (0.3, 1.0, 2.0):
+    for moment in (0.3, 2.0):
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while not (tmp_path / "killed" / "study.json").exists() and running.poll() is None and time.monotonic() < deadline:
@@ -279,8 +297,8 @@ def test_killed_study_resumes_to_the_table_of_an_undisturbed_one(tmp_path: Path)
         running.send_signal(signal.SIGKILL)
         running.wait()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert (tmp_path / "killed" / "table.csv").read_bytes() == (tmp_path / "undisturbed" / "table.csv").read_bytes()
-    assert (tmp_path / "killed" / "curves.csv").read_bytes() == (tmp_path / "undisturbed" / "curves.csv").read_bytes()
+    assert (tmp_path / "killed" / "table.csv").read_bytes() == (trained.out / "table.csv").read_bytes()
+    assert (tmp_path / "killed" / "curves.csv").read_bytes() == (trained.out / "curves.csv").read_bytes()
     left = [path.name for path in (tmp_path / "killed").rglob("*") if ".tmp" in path.name]
     assert left == []
 
@@ -295,12 +313,18 @@ class Elsewhere:
             yield job, work(job, partial(report, job))
 
 
+@pytest.fixture(scope="module")
+def four_epochs(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("four")
+    study = small(folder, SMALL.replace("max_epochs = 2", "max_epochs = 4"))
+    return Finished(study, folder / "out", run_study(study, out=folder / "out"))
+
+
 @pytest.mark.parametrize("executor", [None, Elsewhere()], ids=["here", "elsewhere"])
 def test_interrupted_run_resumes_from_its_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: Elsewhere | None
+    four_epochs: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: Elsewhere | None
 ) -> None:
-    study = small(tmp_path, SMALL.replace("max_epochs = 2", "max_epochs = 4"))
-    first = run_study(study, out=tmp_path / "undisturbed")
+    study = four_epochs.study
     monkeypatch.setattr("shiftscope.studies.single_run.Checkpoint", partial(Checkpoint, seconds=0.0))
     out, events = tmp_path / "out", []
 
@@ -313,7 +337,7 @@ def test_interrupted_run_resumes_from_its_checkpoint(
         run_study(study, out=out, report=interrupt)
     assert len(list(out.rglob("checkpoint.safetensors"))) == 1
     again = run_study(study, out=out, executor=executor)
-    assert again.to_csv() == first.to_csv()
+    assert again.to_csv() == four_epochs.table.to_csv()
     assert again.provenance["taken_up_after_epoch"] == "-; 1"
     assert list(out.rglob("checkpoint.safetensors")) == []
 
@@ -339,18 +363,13 @@ def test_setting_with_lists_and_a_layers_column_keep_apart(tmp_path: Path) -> No
     assert {row["channels"] for row in rows if row["network.channels"] == "[2, 4]" and row["kind"] == "pool"} == {2, 4}
 
 
-def test_folder_with_runs_on_other_images_is_refused(tmp_path: Path) -> None:
-    study, out = (
-        small(tmp_path, SMALL.replace("seeds = 2", "seeds = 1").replace("max_epochs = 2", "max_epochs = 1")),
-        tmp_path / "out",
-    )
-    run_study(study, out=out)
-    path = next(out.rglob("record.json"))
+def test_folder_with_runs_on_other_images_is_refused(finished: Finished) -> None:
+    path = next(finished.out.rglob("record.json"))
     record = json.loads(path.read_text())
     record["provenance"]["data_sha256"] = "of other images"
     path.write_text(json.dumps(record))
     with pytest.raises(InputError, match="has runs on other 'digits' images than this machine's"):
-        run_study(study, out=out)
+        run_study(finished.study, out=finished.out)
 
 
 def test_machine_with_other_images_does_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
