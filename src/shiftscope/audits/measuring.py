@@ -169,7 +169,7 @@ class Measurer:
         for rows, values in [*computed, *from_grid]:
             found = values.new_empty(len(plan.rows), *values.shape[1:]) if found is None else found
             found[rows] = values
-        assert found is not None  # noqa: S101 - the unshifted images are always there
+        assert found is not None  # the unshifted images are always there
         return found, int(known.sum())
 
     def _run(self, plan: ViewPlan, rows: Tensor, images: Tensor) -> Tensor:

@@ -224,7 +224,7 @@ def _survey_rows(survey: Survey, protocol: Protocol, measure: str, over: str) ->
     rows = []
     for part in parts:
         found = survey.estimate(measure, over=part)
-        assert found is not None  # noqa: S101 - over all images there is always one
+        assert found is not None  # over all images there is always one
         given = survey.estimate(measure, over=part, given="right") if survey.right is not None else None
         views = len(survey.shifts) if part == "all" else 8 * int(part.removeprefix("radius "))
         name = measure if part == "all" else f"{measure}, {part}"

@@ -121,12 +121,12 @@ def _pairs_agree(outputs: ViewOutputs) -> Tensor:
 
 
 def _accuracy(outputs: ViewOutputs) -> Tensor:
-    assert outputs.labels is not None  # noqa: S101 - the score needs labels
+    assert outputs.labels is not None  # the score needs labels
     return (outputs.tops() == outputs.labels[:, None]).float().mean(dim=1)
 
 
 def _true_probability(outputs: ViewOutputs) -> Tensor:
-    assert outputs.labels is not None  # noqa: S101 - the score needs labels
+    assert outputs.labels is not None  # the score needs labels
     picked = outputs.labels[:, None, None].expand(-1, outputs.values.shape[1], 1)
     return outputs.values.double().softmax(-1).gather(2, picked).mean(dim=(1, 2)).float()
 

@@ -106,13 +106,13 @@ class ImageBlocks:
         """The largest shift that loses nothing of the image, pixels: the margin of photos, or of the canvas; 0 without either."""
         if self.crop is not None:
             return self.crop.margin
-        assert self.canvas is not None  # noqa: S101 - images in memory always have one
-        assert isinstance(self.source, Labelled)  # noqa: S101
+        assert self.canvas is not None  # images in memory always have one
+        assert isinstance(self.source, Labelled)
         return self.canvas.margin(self.source.images.shape[2:]) * self.size // self.canvas.size
 
     @property
     def default_shift(self) -> int:
-        """The largest shift where nobody gives it: 8 pixels, or the margin if that is less, or an eighth without a margin."""
+        """The default largest shift: 8 pixels, or the margin if that is less; without a margin an eighth of the size."""
         return min(DEFAULT_SHIFT, self.margin or max(1, self.size // SIZE_PER_SHIFT))
 
     @property
@@ -120,8 +120,8 @@ class ImageBlocks:
         """What happens to each image before it reaches the model."""
         if self.crop is not None:
             return self.crop.sentence
-        assert self.canvas is not None  # noqa: S101
-        assert isinstance(self.source, Labelled)  # noqa: S101
+        assert self.canvas is not None
+        assert isinstance(self.source, Labelled)
         height, width = self.source.images.shape[2:]
         canvas, own = f"{self.canvas.size}x{self.canvas.size}", f"{height}x{width}"
         placed = f"images of {own}" if own == canvas else f"images of {own} on a canvas of {canvas}"
@@ -140,12 +140,12 @@ class ImageBlocks:
     def read(self, start: int, stop: int) -> Block:
         """Read the images from index ``start`` to before ``stop``."""
         if isinstance(self.source, Photos):
-            assert self.crop is not None  # noqa: S101 - photos always have one
+            assert self.crop is not None  # photos always have one
             images, places, damaged = self.source.read(start, stop, self.crop)
             known = self.source.labels
             labels = None if known is None else torch.tensor([known[place] for place in places], dtype=torch.long)
             return Block(images, labels, torch.tensor(places, dtype=torch.long), damaged)
-        assert self.canvas is not None  # noqa: S101 - images in memory always have one
+        assert self.canvas is not None  # images in memory always have one
         part = self.source[start:stop]
         images = self.canvas.place(part.images)
         if images.shape[2] != self.size:

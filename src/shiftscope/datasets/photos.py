@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Crop", "Opener", "Photos", "pick", "plan_crop"]
 
-#: How photos are scaled where nobody says it.
+#: Default interpolation of photos.
 INTERPOLATION, INTERPOLATIONS = "bilinear", ("bilinear", "bicubic", "lanczos", "hamming", "box", "nearest")
-#: Where nobody says how photos are cropped, the margin on each side is the model's input divided by this: 256 for 224.
+#: The default margin on each side is the model's input divided by this: 256 pixels for an input of 224.
 MARGIN_PART = 14
 #: Room for shifts on each side where no shift is asked for, pixels; at most the input divided by the second number.
 DEFAULT_ROOM, SIZE_PER_ROOM = 8, 8
@@ -94,7 +94,7 @@ class Crop:
 def plan_crop(preprocessing: Preprocessing, *, own: tuple[int, int, int], channels: int | None, max_shift: int | None) -> Crop:
     """Return how photos are prepared: as the model's preprocessing says, but with room for shifts.
 
-    Where nobody says how photos are cropped, those that are exactly as large as the input are taken whole, and others are scaled
+    Without a given crop, photos that are exactly as large as the input are taken whole, and others are scaled
     so that a margin of a fourteenth of the input is left on each side. The room is for the largest shift asked for, else for 8
     pixels or an eighth of the input, if that is less.
 
@@ -102,7 +102,7 @@ def plan_crop(preprocessing: Preprocessing, *, own: tuple[int, int, int], channe
         preprocessing: of the model; without a size, the photos' own is taken.
         own: (channels, height, width) of the first photo.
         channels: that the model takes; None for the photos' own.
-        max_shift: the largest shift asked for, pixels; None where none is.
+        max_shift: the largest shift, pixels; None for the default.
 
     Raises:
         InputError: the model takes neither 1 nor 3 channels, or its input size is unknown and the first photo is no square.

@@ -18,6 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from typing import TypedDict, Unpack
 
 import torch
 from jaxtyping import Float, Shaped
@@ -39,6 +40,17 @@ from shiftscope.errors import InputError
 from shiftscope.shifts import Mode
 
 __all__ = ["Method", "Model", "Outputs", "Runner", "open_runner", "shift_outputs", "stream_outputs", "track"]
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of :func:`shift_outputs`, which describes them."""
+
+    mode: Mode
+    method: Method
+    batch_size: int | None
+    device: torch.device | str | None
+    fill: Float[Tensor, " channel"] | float
+    size: tuple[int, int] | None
 
 
 def shift_outputs(
@@ -96,13 +108,7 @@ def stream_outputs(
     model: Model,
     images: Float[Tensor, "image channel height width"] | Iterable[Tensor],
     shifts: Shaped[Tensor, "*each shift 2"],
-    *,
-    mode: Mode = "zero",
-    method: Method = "auto",
-    batch_size: int | None = None,
-    device: torch.device | str | None = None,
-    fill: Float[Tensor, " channel"] | float = 0.0,
-    size: tuple[int, int] | None = None,
+    **options: Unpack[RunOptions],
 ) -> Iterator[Outputs]:
     """Yield the outputs of :func:`shift_outputs`, a block of images at a time.
 
@@ -110,12 +116,8 @@ def stream_outputs(
         model: images [image, channel, height, width] in [0, 1] -> outputs [image, class].
         images: a batch, or an iterable of batches that are held one at a time; one batch if each image has its own shifts.
         shifts: (dy, dx) in pixels, [shift, 2] or [image, shift, 2].
-        mode: what comes in at the border: the ``fill`` (``zero``) or what left on the other side (``circular``).
-        method: ``direct``, ``dense`` or ``auto``.
-        batch_size: images a block and a forward pass; chosen automatically if None.
-        device: where to compute; the model's own by default.
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
-        size: (height, width) of the model's input, where images are larger; by default that of the images.
+        options: ``mode``, ``method``, ``batch_size`` (which is also the size of a block), ``device``, ``fill`` and ``size`` of
+            :func:`shift_outputs`.
 
     Yields:
         outputs of successive images.
@@ -127,9 +129,7 @@ def stream_outputs(
     first = next(batches, None)
     if first is None or len(first) == 0:
         raise InputError("`images` must hold at least one image, got none.")
-    runner = open_runner(
-        model, first, shifts, mode=mode, method=method, batch_size=batch_size, device=device, fill=fill, size=size
-    )
+    runner = open_runner(model, first, shifts, **options)
     outer = (first.shape[2], first.shape[3])
     done = 0
     for number, batch in enumerate(chain([first], batches)):
@@ -150,13 +150,7 @@ def open_runner(
     model: Model,
     images: Tensor,
     shifts: Shaped[Tensor, "*each shift 2"],
-    *,
-    mode: Mode = "zero",
-    method: Method = "auto",
-    batch_size: int | None = None,
-    device: torch.device | str | None = None,
-    fill: Float[Tensor, " channel"] | float = 0.0,
-    size: tuple[int, int] | None = None,
+    **options: Unpack[RunOptions],
 ) -> Runner:
     """Return a runner, which computes the outputs of :func:`shift_outputs` for batch after batch.
 
@@ -164,16 +158,13 @@ def open_runner(
         model: as for :func:`stream_outputs`, and all that follows.
         images: the first batch.
         shifts: (dy, dx) in pixels, [shift, 2] or [image, shift, 2].
-        mode: what comes in at the border.
-        method: ``direct``, ``dense`` or ``auto``.
-        batch_size: images a forward pass; chosen automatically if None.
-        device: where to compute; the model's own by default.
-        fill: the canvas's colour in mode ``zero``.
-        size: of the model's input, cut from the images' centre; their own if None.
+        options: as for :func:`stream_outputs`.
 
     Raises:
         InputError: see :func:`shift_outputs`.
     """
+    mode, method, batch_size = options.get("mode", "zero"), options.get("method", "auto"), options.get("batch_size")
+    device, fill = options.get("device"), options.get("fill", 0.0)
     check_images(images)
     check_shifts(images, shifts)
     check_options(mode, method, batch_size)
@@ -181,7 +172,7 @@ def open_runner(
     if isinstance(model, nn.Module) and model.training:
         warnings.warn("the model was in training mode; it is evaluated and then returned to training mode.", stacklevel=3)
     outer = (images.shape[2], images.shape[3])
-    canvas = Canvas(mode, fill, check_size(outer, size, mode))
+    canvas = Canvas(mode, fill, check_size(outer, options.get("size"), mode))
     method = "direct" if canvas.size != outer else method
     direct = Direct(model, canvas, torch.device(device) if device else device_of(model), batch_size or DIRECT_BATCH)
     return Runner(direct, images, shifts, method=method, batch_size=batch_size)

@@ -139,11 +139,12 @@ class Explanation:
         worst = next(iter(self.layers.falls(1).rows), None)
         if worst is None or not self.causes.main:
             return ""
-        after: Estimate = worst["similarity"]  # type: ignore[assignment]  # by its column
-        before = after.value + float(worst["fall"])  # type: ignore[arg-type]  # by its column
+        after, fall = worst["similarity"], worst["fall"]
+        assert isinstance(after, Estimate)
+        assert isinstance(fall, float)
         return (
-            f"The similarity of feature maps falls most at `{worst['layer']}` ({worst['kind']}), from {before:.3f} to "
-            f"{after.value:.3f}."
+            f"The similarity of feature maps falls most at `{worst['layer']}` ({worst['kind']}), "
+            f"from {after.value + fall:.3f} to {after.value:.3f}."
         )
 
     def _fix_sentence(self) -> str:

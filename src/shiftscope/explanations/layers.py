@@ -152,12 +152,15 @@ class Layers:
         maps = [layer for layer in self.layers if layer.factor is not None]
         similarity = [_estimate(layer.similarity, COSINE) for layer in maps]
         found = [
-            {"layer": layer.name, "kind": layer.kind, "similarity": after, "fall": before.value - after.value}
+            (before.value - after.value, layer, after)
             for layer, before, after in zip(maps[1:], similarity, similarity[1:], strict=False)
             if before is not None and after is not None and before.value - after.value >= SMALLEST_FALL
         ]
-        largest = sorted(found, key=lambda row: -row["fall"])[:most]  # type: ignore[operator]  # a number
-        rows: tuple[dict[str, Cell], ...] = tuple(row for row in found if row in largest)  # type: ignore[misc]
+        largest = sorted(range(len(found)), key=lambda place: -found[place][0])[:most]
+        rows = tuple[dict[str, Cell], ...](
+            {"layer": layer.name, "kind": layer.kind, "similarity": after, "fall": fall}
+            for fall, layer, after in (found[place] for place in sorted(largest))
+        )
         return Table("Where the similarity of feature maps falls most", ("layer", "kind", "similarity", "fall"), rows)
 
     def _notes(self) -> list[str]:

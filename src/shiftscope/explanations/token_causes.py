@@ -173,7 +173,7 @@ def _with_map(model: nn.Module, layer: str, tokens: TokenMap, change: Callable[[
 
     def changed(_: nn.Module, __: Any, out: Any) -> Any:
         found = first_tensor(out)
-        assert found is not None  # noqa: S101 - it was read before
+        assert found is not None  # it was read before
         new = tokens.with_maps(found, change)
         return new if isinstance(out, Tensor) else (new, *out[1:])
 

@@ -114,7 +114,7 @@ def _parts(ranked: Sequence[Cause]) -> list[str]:
 
 def _part(cause: Cause) -> str:
     found = cause.part
-    assert found is not None  # noqa: S101 - of a cause whose part is known
+    assert found is not None  # of a cause whose part is known
     low, high = sorted((abs(found.low), abs(found.high)))
     if found.low < 0 < found.high:
         return number(found)

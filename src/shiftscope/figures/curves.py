@@ -47,7 +47,7 @@ def line_plot(table: Table, *, x: str, measure: str, series: tuple[str, ...] = (
     return figure
 
 
-def _draw_ours(axes: Axes, at: list[int], cells: list[Any], label: str, look: Mapping[str, str]) -> bool:
+def _draw_ours(axes: Axes, at: list[int], cells: list[Any], label: str, look: Mapping[str, Any]) -> bool:
     """Draw one line and its band; return whether there was any number to draw."""
     points = [
         (place, value, error_lengths(cell)) for place, cell in zip(at, cells, strict=True) if (value := number(cell)) is not None
@@ -55,16 +55,16 @@ def _draw_ours(axes: Axes, at: list[int], cells: list[Any], label: str, look: Ma
     if not points:
         return False
     places, values, lengths = zip(*points, strict=True)
-    axes.plot(places, values, **look, markersize=3.5, linewidth=1.2, label=label)  # type: ignore[arg-type]
+    axes.plot(places, values, **look, markersize=3.5, linewidth=1.2, label=label)
     low = [value - below for value, (below, _) in zip(values, lengths, strict=True)]
     high = [value + above for value, (_, above) in zip(values, lengths, strict=True)]
     axes.fill_between(places, low, high, color=look["color"], alpha=0.18, linewidth=0)
     return True
 
 
-def _draw_source(axes: Axes, at: list[int], values: list[float | None], label: str | None, look: Mapping[str, str]) -> None:
+def _draw_source(axes: Axes, at: list[int], values: list[float | None], label: str | None, look: Mapping[str, Any]) -> None:
     """Draw the source's numbers of one line."""
     points = [(place, value) for place, value in zip(at, values, strict=True) if value is not None]
     if points:
-        hollow = {"markerfacecolor": "none", "linestyle": ":", "linewidth": 0.8, "markersize": 4}
-        axes.plot(*zip(*points, strict=True), **look, **hollow, label=label)  # type: ignore[arg-type]
+        hollow: dict[str, Any] = {"markerfacecolor": "none", "linestyle": ":", "linewidth": 0.8, "markersize": 4}
+        axes.plot(*zip(*points, strict=True), **look, **hollow, label=label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shiftscope.errors import InputError
 from shiftscope.figures.cells import Row, number, pareto_front, row_name
@@ -219,9 +219,11 @@ def _draw_estimates(
     """Draw a column of estimates with their intervals at these places: horizontal, or vertical and joined by a line."""
     values = [_value(row, column) for row in rows]
     lengths = list(zip(*(error_lengths(row.get(column)) for row in rows), strict=True))
-    points = {"x": values, "y": places, "xerr": lengths} if horizontal else {"x": places, "y": values, "yerr": lengths}
+    points: dict[str, Any] = (
+        {"x": values, "y": places, "xerr": lengths} if horizontal else {"x": places, "y": values, "yerr": lengths}
+    )
     axes.errorbar(
-        **points,  # type: ignore[arg-type]  # a dictionary holds one type for places and lengths
+        **points,
         linestyle="none" if horizontal else "-",
         color=COLOURS[look % len(COLOURS)],
         marker=MARKERS[look % len(MARKERS)],

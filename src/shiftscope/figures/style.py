@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 from shiftscope.estimates import Estimate
 from shiftscope.tables import Cell
@@ -91,10 +91,10 @@ def add_legend(figure: Figure, axes: Axes) -> None:
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False)
 
 
-def remove_frame(axes: Axes, *, grid: str = "y") -> None:
-    """Remove the frame's upper and right side, and draw faint grid lines behind the data along ``grid``: x, y or both."""
+def remove_frame(axes: Axes, *, grid: Literal["x", "y", "both"] = "y") -> None:
+    """Remove the frame's upper and right side, and draw faint grid lines behind the data along ``grid``."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, alpha=0.3, linewidth=0.6)  # type: ignore[arg-type]  # matplotlib types it as one of three literals
+    axes.grid(axis=grid, alpha=0.3, linewidth=0.6)
     axes.set_axisbelow(True)
 
 

@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from shiftscope.graphs.probing import restoring_random_numbers
 from shiftscope.graphs.rules.call import Call, UnknownError
 from shiftscope.graphs.rules.own_layers import OwnLayers, is_own
 from shiftscope.graphs.rules.table import READS, RULES
@@ -74,33 +74,26 @@ def follow(model: nn.Module, images: Tensor, *, keep: int | None = None) -> Run:
         Exception: whatever the model raises.
     """
     mode = _Following(model, images, keep)
-    states = _states()
-    with mode.named(), torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), _no_fast_path(), mode:
+    with restoring_random_numbers() as used, mode.named(), torch.inference_mode(), _attention_as_operators(), mode:
         result = model(images)
     run = mode.run
     run.values = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
     run.outputs = [mode.tracked(each) for each in run.values]
-    if _states() != states:
+    if any(used):
         run.problem = "its code draws random numbers"
     if any(not isinstance(each, Tensor | None | bool | int | float | str) for each in tree_leaves(result)):
         run.problem = "it returns something other than tensors"
     return run
 
 
-def _states() -> tuple[Any, ...]:
-    """Return the states of the random number generators that a model's code may draw from."""
-    numpys: Any = np.random.get_state(legacy=False)  # noqa: NPY002  # other code's draws
-    state = numpys["state"]
-    return random.getstate(), state["pos"], state["key"].tobytes(), torch.get_rng_state().numpy().tobytes()
-
-
 @contextmanager
-def _no_fast_path() -> Iterator[None]:
+def _attention_as_operators() -> Iterator[None]:
     """Let attention run as the operators that it is made of."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
@@ -132,11 +125,11 @@ class _Following(TorchDispatchMode):
         self.states: list[Any] = []
         self.own_layers = OwnLayers(self._note)
 
-    # Names and layers of our own
+    # Layers
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Know which layer runs, and treat known layers as single operators."""
+        """Track which layer runs, and treat this package's layers as single operators."""
         with _hooks(self.model, self._enter, self._leave):
             yield
 

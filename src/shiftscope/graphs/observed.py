@@ -100,7 +100,7 @@ def _run(model: nn.Module, recorder: _Recorder, images: Tensor) -> None:
                 part.training = mode
 
 
-class _Done(Exception):  # noqa: N818 - no error
+class _Done(Exception):  # noqa: N818 - it ends a pass early, and is no error
     """The node that was asked for is computed."""
 
 

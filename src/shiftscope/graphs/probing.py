@@ -148,7 +148,7 @@ def reproducible(model: nn.Module) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(0)
         random.seed(0)
-        np.random.seed(0)  # noqa: NPY002
+        np.random.seed(0)  # noqa: NPY002 - the generator that a model's code may use
         yield
 
 
@@ -156,16 +156,16 @@ def reproducible(model: nn.Module) -> Iterator[None]:
 def restoring_random_numbers() -> Iterator[list[bool]]:
     """Restore the random number generators of Python, NumPy and torch on the CPU; add to the list whether any was used."""
     python, torches = random.getstate(), torch.get_rng_state()
-    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - a model's code may use it
+    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - as above
     used: list[bool] = []
     try:
         yield used
     finally:
-        now: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+        now: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - as above
         alike = (now["state"]["key"] == numpy["state"]["key"]).all() and now["state"]["pos"] == numpy["state"]["pos"]
         used.append(not alike or random.getstate() != python or not torch.equal(torch.get_rng_state(), torches))
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)  # noqa: NPY002 - as above
         torch.default_generator.set_state(torches)
 
 

@@ -80,9 +80,15 @@ def uncalled(model: nn.Module, names: list[str], image: Shape | None) -> str:
     return reason
 
 
-def elsewhere(*values: Any) -> Any:
-    """Stand in a graph for a function that has no name there, and for what does not depend on the images."""
-    raise NotImplementedError("a recorded graph cannot be run")
+def elsewhere(*_: Any) -> Any:
+    """Stand in a graph for a function that has no name there, and for what does not depend on the images.
+
+    Raises:
+        UntraceableError: always; the graph is read, never run.
+    """
+    raise UntraceableError(
+        "A recorded graph cannot be run: it lacks functions that the model's code calls.", "Run the model itself."
+    )
 
 
 class _Recorder(TorchFunctionMode):

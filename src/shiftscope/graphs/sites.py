@@ -228,7 +228,8 @@ def _convolution_padding(module: nn.Conv2d) -> Pair:
     if module.padding == "valid":
         return (0, 0)
     if module.padding == "same":
-        return tuple(d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))  # type: ignore[return-value]
+        down, right = (d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+        return down, right
     return pair(module.padding)
 
 

@@ -13,7 +13,6 @@ see its own inputs and outputs; the layers before and after it are submodules wi
 
 from __future__ import annotations
 
-import copyreg
 from typing import Any
 
 from torch import nn
@@ -110,7 +109,7 @@ def _new_class(kind: Any) -> type[nn.Module]:
     def reduce(self: nn.Module, protocol: Any) -> Any:
         """Let pickle name the class below, because this one is in no module."""
         reduced: Any = kind.__reduce_ex__(self, protocol)
-        return (_blank, (kind,), *reduced[2:]) if reduced[0] is copyreg.__newobj__ else reduced  # type: ignore[attr-defined]
+        return (_blank, (kind,), *reduced[2:]) if reduced[0].__name__ == "__newobj__" else reduced
 
     body = {"__call__": call, "__reduce_ex__": reduce, "__module__": __name__, "__doc__": kind.__doc__, SURROUNDS: kind}
     return type(f"Surrounded{kind.__name__}", (kind,), body)

@@ -48,9 +48,9 @@ from shiftscope.runtime.settings import validation_messages
 
 __all__ = ["RANDOM", "LoadedModel", "absolute_reference", "load_model", "needs_trust"]
 
-#: What is said of weights that nobody trained.
+#: Description of untrained weights.
 RANDOM = "random"
-#: Who says how images are prepared, for a study's network and for what a model's file holds.
+#: Source of the preprocessing of a study's network, and of a model whose file holds it.
 STUDY, FILE = "the study", "the file"
 #: The files in a run's folder that hold its weights and, in older runs, its specification.
 MODEL, RECORD = "model.safetensors", "record.json"

@@ -164,7 +164,7 @@ def write_drag(folder: Path, drag: Drag | None, audited: int) -> None:
             (folder / DRAG).unlink(missing_ok=True)
             return
         network = drag.networks[0]
-        assert network.cosines is not None  # noqa: S101 - drag_of gives them
+        assert network.cosines is not None  # drag_of gives them
         tensors = {"images": drag.images, "labels": drag.labels, "values": network.outputs.values}
         tensors |= {"reference": network.outputs.reference, "cosines": network.cosines, "colour": torch.tensor(drag.colour)}
         header = {"classes": json.dumps(drag.classes), "name": network.name, "audited": f"{audited:,}"}

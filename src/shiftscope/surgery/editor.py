@@ -200,7 +200,7 @@ class Editor(TracedModel):
             keep_frozen(was, new)
         keep_edits(self.copy, self.original)
         if self.unreadable:
-            return self._run_as_planned(swaps, translation.problems)
+            return self._run_as_planned(swaps, translation.problems, self.unreadable.problem)
         self._clean()
         problem = "" if isinstance(self.copy, fx.GraphModule) or translation.problems else self._swap(swaps)
         if isinstance(self.copy, fx.GraphModule) or translation.problems or problem:
@@ -219,19 +219,19 @@ class Editor(TracedModel):
             undo()
         return problem
 
-    def _run_as_planned(self, swaps: list[Swap], problems: dict[fx.Node, str]) -> Surgery:
-        """Swap layers inside a copy whose graph cannot be read, and check that each is called."""
+    def _run_as_planned(self, swaps: list[Swap], problems: dict[fx.Node, str], unreadable: str) -> Surgery:
+        """Swap layers inside a copy whose graph cannot be read (``unreadable`` says why), and check that each is called."""
         reason = next(iter(problems.values()), "")
         if not reason:
             apply_swaps(self.copy, self.module, swaps)
             reason = uncalled(self.copy, [swap.name for swap in swaps], self.image)
         if reason:
-            raise UntraceableError(f"{self.unreadable.problem} Layers cannot be swapped in it ({reason}).")  # type: ignore[union-attr]
-        why = self.unreadable.problem.rstrip(".") if self.unreadable else ""
+            raise UntraceableError(f"{unreadable} Layers cannot be swapped in it ({reason}).")
+        why = unreadable.rstrip(".")
         return self._surgery(self.copy, f"{FOUND_BY_RUNNING} ({why[:1].lower()}{why[1:]}).")
 
     def _graph_as_copy(self, problems: dict[fx.Node, str], problem: str) -> Surgery:
-        """Return the edited graph, with a word at every change that only the graph can express."""
+        """Return the edited graph, and mark every change that only the graph can express."""
         if self.evaluation_only:
             why = f"unsupported: the copy behaves as in evaluation mode ({self.evaluation_only})"
             self.keep(type(self.copy).__name__, "training mode", why)

@@ -1,4 +1,4 @@
-"""Every fix by its short name, as commands and model files call it. A new fix is a file of its own here, and a line below."""
+"""Every fix by its short name, as commands and model files call it. To add a fix, add a file here and a line below."""
 
 from __future__ import annotations
 

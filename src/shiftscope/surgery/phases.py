@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import fx
 
 from shiftscope.errors import InputError
 from shiftscope.graphs.maps import Value
 from shiftscope.graphs.sites import Pair
+
+if TYPE_CHECKING:
+    from scipy.cluster.hierarchy import DisjointSet
 
 __all__ = ["Phases", "phases_of"]
 
@@ -49,8 +53,7 @@ def phases_of(
     Raises:
         InputError: maps meet after different strides.
     """
-    # Loaded here, because it takes longer than the rest of this package.
-    from scipy.cluster.hierarchy import DisjointSet
+    from scipy.cluster.hierarchy import DisjointSet  # takes longer to load than the rest of this package
 
     groups, undone = DisjointSet(managed), dict[fx.Node, Path]()
     paths: dict[fx.Node, tuple[Path, ...]] = {}
@@ -76,7 +79,7 @@ def _on_map(
     factor: Pair,
     paths: Sequence[Path],
     strides: Mapping[fx.Node, Pair],
-    groups: DisjointSet,  # type: ignore[name-defined]
+    groups: DisjointSet,
     undone: dict[fx.Node, Path],
 ) -> Path:
     """Return the path of a map with a factor, from those of the maps that it was computed from; join what meets."""

@@ -309,7 +309,12 @@ def _common(chains: list[tuple[Inserted, ...]]) -> tuple[Inserted, ...]:
 def _leaves(node: fx.Node) -> list[Any]:
     """Return a node's arguments one by one, taken out of lists, tuples, slices and dictionaries."""
     found: list[Any] = []
-    fx.node.map_aggregate((node.args, node.kwargs), lambda value: found.append(value) or value)  # type: ignore[func-returns-value]
+
+    def see(value: Any) -> Any:
+        found.append(value)
+        return value
+
+    fx.node.map_aggregate((node.args, node.kwargs), see)
     return found
 
 

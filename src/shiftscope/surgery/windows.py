@@ -28,7 +28,8 @@ def unstride(editor: Editor, site: Site) -> None:
     elif site.module is None:
         site.node.args, site.node.kwargs = site.node.args[:1], {**arguments_of(site.node), "stride": 1}
     else:
-        site.module.stride = (1, 1) if site.kind == "convolution" else 1  # type: ignore[assignment]  # torch types it as a parameter
+        layer: Any = site.module  # torch types the settings of pools as parameters
+        layer.stride = (1, 1) if site.kind == "convolution" else 1
 
 
 def make_windows_circular(editor: Editor, site: Site) -> tuple[fx.Node, bool]:
@@ -118,11 +119,12 @@ def surround(editor: Editor, site: Site, pad: type[nn.CircularPad2d] | type[nn.Z
     kept = pair(getattr(site.module, "stride", 1))
     wide = [-(-reach // step) * step for reach, step in zip(site.reach, kept, strict=True)]  # whole steps
     editor.insert_before(site.node, pad((wide[1], wide[1], wide[0], wide[0])), "around")
-    margins: list[int] = []
-    for axis in (1, 0):
+
+    def cut(axis: int) -> Pair:
         shift = site.reach[axis] // 2 - site.padding[axis] if kept[axis] == 1 else 0
-        margins += [-(wide[axis] // kept[axis] + shift), -(wide[axis] // kept[axis] - shift)]
-    return editor.insert_after(site.node, nn.ZeroPad2d(tuple(margins)), "cut")  # type: ignore[arg-type]
+        return -(wide[axis] // kept[axis] + shift), -(wide[axis] // kept[axis] - shift)
+
+    return editor.insert_after(site.node, nn.ZeroPad2d((*cut(1), *cut(0))), "cut")
 
 
 def _widen(editor: Editor, site: Site, pad: fx.Node) -> bool:
@@ -162,9 +164,10 @@ def _unpad(site: Site) -> None:
     if isinstance(site.module, nn.Conv2d):
         site.module.padding, site.module.padding_mode = (0, 0), "zeros"
     elif site.module is not None:
-        site.module.ceil_mode = False  # type: ignore[assignment]  # torch types them as parameters
-        if hasattr(site.module, "padding"):
-            site.module.padding = 0  # type: ignore[assignment]
+        layer: Any = site.module  # torch types the settings of pools as parameters
+        layer.ceil_mode = False
+        if hasattr(layer, "padding"):
+            layer.padding = 0
     elif site.kind == "convolution":
         site.node.args, site.node.kwargs = site.node.args[:1], {**arguments_of(site.node), "padding": 0}
     else:
