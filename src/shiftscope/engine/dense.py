@@ -14,7 +14,7 @@ from shiftscope.engine.graph import Tracer, trace
 from shiftscope.engine.sheets import Layout, NotDenseError
 from shiftscope.errors import InputError, NotFiniteError
 
-__all__ = ["Dense", "Method", "choose", "not_exact"]
+__all__ = ["Dense", "Method", "choose", "layout_of", "not_exact"]
 
 Method = Literal["auto", "direct", "dense"]
 
@@ -46,12 +46,16 @@ class Dense:
     batch_size: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return outputs [image, shift, class]."""
+        """Return outputs [image, shift, class], on the CPU, in single precision."""
+        return finite(self.outputs(images)).float().cpu()
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """Return outputs [image, shift, class], on the device, in the images' precision."""
         images = images.to(self.device)
         maps, background, corner = self._box(images)
         outputs = self.tracer(maps.contiguous(memory_format=torch.channels_last), background, corner, self.layout)
         rows, columns = self.starts
-        return finite(outputs[:, rows, columns]).float().cpu()
+        return outputs[:, rows, columns]
 
     def _box(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Return the images less the background, cut to the box where any of them differs from it, and the box's corner."""
@@ -106,7 +110,7 @@ def _dense(direct: Direct, images: Tensor, shifts: Tensor, batch_size: int | Non
         raise NotDenseError("each image has shifts of its own")
     if not _is_single(direct.model, images):
         raise NotDenseError("its weights or images are not in single precision")
-    layout, starts = _layout(shifts, direct.canvas, direct.device)
+    layout, starts = layout_of(shifts, direct.canvas, direct.device)
     extent = [each[-1] - each[0] + size for each, size in zip(layout.starts, layout.size, strict=True)]
     fitting = max(1, min(DENSE_BATCH, DENSE_VALUES // (16 * extent[0] * extent[1])))
     dense = Dense(trace(direct.model), direct.canvas, direct.device, layout, starts, batch_size or fitting)
@@ -121,7 +125,7 @@ def _dense(direct: Direct, images: Tensor, shifts: Tensor, batch_size: int | Non
     return dense
 
 
-def _layout(shifts: Tensor, canvas: Canvas, device: torch.device) -> tuple[Layout, tuple[Tensor, Tensor]]:
+def layout_of(shifts: Tensor, canvas: Canvas, device: torch.device) -> tuple[Layout, tuple[Tensor, Tensor]]:
     """Return where the windows start, in the images' coordinates, and each shift's index among these starts."""
     torus = canvas.size if canvas.mode == "circular" else None
     starts = -shifts.cpu() if torus is None else -shifts.cpu() % torch.tensor(torus)

@@ -23,6 +23,7 @@ from shiftscope.engine.sheets import (
     combined,
     correlate,
     global_average,
+    largest,
     multiplied,
     pair,
     region,
@@ -103,6 +104,8 @@ class Rules:
         if isinstance(value, Vectors):
             return replace(value, values=apply(value.values))
         background = apply(value.background)
+        if torch.is_grad_enabled():  # a background of 0 has a gradient too, and autograd needs the values as they are
+            return replace(value, maps=apply(value.values) - background[:, None, None], background=background)
         maps = apply(value.values if value.background.any() else value.maps)
         return replace(value, maps=maps.sub_(background[:, None, None]) if background.any() else maps, background=background)
 
@@ -186,7 +189,7 @@ class Rules:
         """Take the largest value of each window; the background's is the background."""
         if part.return_indices:
             raise NotDenseError(f"`{name}` returns positions")
-        return self.pool(name, part, sheet, pair(part.dilation), torch.maximum)
+        return self.pool(name, part, sheet, pair(part.dilation), largest)
 
     def average_pool(self, name: str, part: nn.AvgPool2d, sheet: Any) -> Sheet:
         """Average each window: a sum, divided."""

@@ -27,6 +27,7 @@ __all__ = [
     "Vectors",
     "size_after",
     "combined",
+    "largest",
     "wrapped",
     "correlate",
     "global_average",
@@ -173,11 +174,21 @@ def pair(value: Any) -> Pair:
 
 
 def combined(maps: Tensor, kernel: Pair, steps: Pair, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Combine the positions of each window, ``steps`` apart, along one axis, then along the other, without padding."""
-    for axis, (count, step) in enumerate(zip(kernel, steps, strict=True), start=2):
+    """Combine the positions of each window, ``steps`` apart, along its rows, then along its columns, without padding."""
+    for axis in (3, 2):
+        count, step = kernel[axis - 2], steps[axis - 2]
         length = maps.shape[axis] - step * (count - 1)
         maps = reduce(combine, (maps.narrow(axis, step * tap, length) for tap in range(count)))
     return maps
+
+
+def largest(one: Tensor, other: Tensor) -> Tensor:
+    """Return the larger value at each position.
+
+    The gradient goes to the first of equal values; as :func:`combined` takes rows first, that is the first in reading order, as
+    in ``nn.MaxPool2d``. ``torch.maximum`` would halve it between them.
+    """
+    return torch.where(other > one, other, one) if torch.is_grad_enabled() else torch.maximum(one, other)
 
 
 def weighted(maps: Tensor, weights: Sequence[Sequence[float]], steps: Pair) -> Tensor:
@@ -263,8 +274,13 @@ def _by_fourier(sheet: Sheet, layout: Layout, kernel: Tensor, weights: Tensor) -
 
 
 def _spectrum(weight: Tensor, kernel: Tensor, sheet: Sheet, layout: Layout, spectra: Spectra) -> Tensor:
-    """Return the transformed weights, cached from block to block with the weights themselves, so that their id stays theirs."""
+    """Return the transformed weights, cached from block to block with the weights themselves, so that their id stays theirs.
+
+    They are not cached while gradients are recorded, because weights that are trained change from one block to the next.
+    """
     lengths = (_length(sheet, layout, 0), _length(sheet, layout, 1))
+    if torch.is_grad_enabled():
+        return _transformed(kernel, sheet, layout, lengths)
     key = (id(weight), lengths, sheet.factor, sheet.size)
     if key not in spectra:
         spectra[key] = weight, _transformed(kernel, sheet, layout, lengths)
