@@ -34,6 +34,7 @@ ORDER = [
     "models",
     "training",
     "audits",
+    "certificates",
     "studies",
     "figures",
     "report",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shiftscope.audits import Audit, audit
+    from shiftscope.certificates import Certificate, certify
     from shiftscope.engine.outputs import Outputs, shift_outputs, stream_outputs
     from shiftscope.errors import InputError
     from shiftscope.estimates import Estimate
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audit",
+    "Certificate",
     "Estimate",
     "Explanation",
     "Fixed",
@@ -30,6 +32,7 @@ __all__ = [
     "Survey",
     "Table",
     "audit",
+    "certify",
     "explain",
     "fix",
     "grid",
@@ -41,6 +44,7 @@ __all__ = [
 #: The module that defines each public name.
 _HOMES = {
     "Audit": "audits",
+    "Certificate": "certificates",
     "Estimate": "estimates",
     "Explanation": "explanations.explanation",
     "Fixed": "surgery.compare",
@@ -49,6 +53,7 @@ _HOMES = {
     "Survey": "surveys",
     "Table": "tables",
     "audit": "audits",
+    "certify": "certificates",
     "explain": "explanations.explanation",
     "fix": "surgery.compare",
     "grid": "shifts",

@@ -7,17 +7,12 @@ the same and are merged in the same order. A staged run gives a first answer bef
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import torch
-from torch import nn
 
 from shiftscope.audits.folder import (
     AuditPlan,
@@ -30,6 +25,7 @@ from shiftscope.audits.folder import (
     read_part,
     write_part,
 )
+from shiftscope.audits.model import model_checksum
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import Audit
@@ -271,7 +267,7 @@ class _Run:
         protocols, images = self.session.measurer.protocols, self.subject.images
         self.plan = AuditPlan(
             spec=spec,
-            model_sha256=_checksum(spec.model, self.subject.loaded.model),
+            model_sha256=model_checksum(self.subject.loaded.model, spec.model),
             data=images.origin,
             data_sha256=images.checksum,
             facts=self.subject.facts,
@@ -370,14 +366,3 @@ def _start(spec: AuditSpec, subject: Subject, protocols: Sequence[str | Protocol
             raise
         remedy = f"{error.remedy} The model does not say how large its input is: give `size`.".lstrip()
         raise ModelFailsError(error.problem, remedy) from error
-
-
-def _checksum(name: str, model: nn.Module) -> str:
-    """Return the SHA-256 of the model's files, layers and weights."""
-    path = Path(name)
-    digest = sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())  # a function's address differs between processes
-    for file in (path, path.with_name(f"{path.name}.data")):  # the latter holds an ONNX file's large weights
-        digest.update(file.read_bytes() if file.is_file() else b"")
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +18,7 @@ from shiftscope.engine.formats import as_channels_last
 from shiftscope.engine.outputs import Model
 from shiftscope.errors import InputError, ModelFailsError, NotFiniteError, first_line
 
-__all__ = ["CountedModel", "OneOutput", "select_output"]
+__all__ = ["CountedModel", "OneOutput", "model_checksum", "select_output"]
 
 
 def select_output(raw: Any, output: str | int | None) -> Tensor:
@@ -171,3 +174,22 @@ class CountedModel:
         if first is None or first.in_channels == images.shape[1]:
             return ""
         return f"It takes {first.in_channels} channels, the images have {images.shape[1]}."
+
+
+def model_checksum(model: object, name: str | None = None) -> str:
+    """Return the SHA-256 of a model's layers and weights, and of its files if it has any; empty for a callable without them.
+
+    Args:
+        model: the model.
+        name: its reference, which may be a file.
+    """
+    path = Path(name or "")
+    files = [file for file in (path, path.with_name(f"{path.name}.data")) if file.is_file()] if name else []
+    if not isinstance(model, nn.Module) and not files:
+        return ""
+    digest = sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())  # a function's address differs between processes
+    for file in files:  # beside an ONNX file lie its large weights
+        digest.update(file.read_bytes())
+    for key, value in sorted(model.state_dict().items() if isinstance(model, nn.Module) else ()):
+        digest.update(key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ a file), 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (one line on what 
 """
 
 from shiftscope.cli.app import app, main
+from shiftscope.cli.certify import certify
 from shiftscope.cli.gate import check
 from shiftscope.cli.models import audit, explain, fix
 from shiftscope.cli.studies import compare, figures, open_report, report, selfcheck, study, theory
@@ -12,6 +13,7 @@ from shiftscope.cli.studies import compare, figures, open_report, report, selfch
 __all__ = [
     "app",
     "audit",
+    "certify",
     "check",
     "compare",
     "explain",

@@ -1,0 +1,237 @@
+"""Certify a model and images that are given by name or file, block by block; with a folder, a stopped run resumes.
+
+A folder holds ``plan.json`` (what was certified), ``parts/NUMBER.safetensors`` (one per block of images, written atomically) and,
+once all are there, ``certificate.json``, ``certificate.md``, ``certificate.csv`` (the curve) and ``images.csv`` (every radius).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from shiftscope.audits.model import model_checksum
+from shiftscope.audits.session import block_size
+from shiftscope.audits.subject import Subject, SubjectSpec, absolute_paths
+from shiftscope.certificates.certificate import Certificate, Part, merge
+from shiftscope.certificates.certifying import Certifier
+from shiftscope.datasets.photos import Photos
+from shiftscope.engine.framing import Border
+from shiftscope.errors import InputError
+from shiftscope.runtime.files import locked, remove_temporary_files, write_tensors, write_text
+from shiftscope.runtime.progress import Report, silent
+from shiftscope.runtime.settings import Spec
+
+__all__ = ["CertificateSpec", "CertificateStopped", "run_certificate"]
+
+PLAN, PARTS = "plan.json", "parts"
+
+
+class CertificateSpec(SubjectSpec):
+    """What to certify, and how. ``max_shift`` is the largest radius.
+
+    Attributes:
+        mode: what comes in at the border; None for ``crop`` where images are larger than the input, else ``zero``.
+        parts: points a pixel along an axis.
+        batch_size: images per forward pass.
+    """
+
+    mode: Border | None = None
+    parts: int = 1
+    batch_size: int | None = None
+
+
+class CertificatePlan(Spec):
+    """What the parts in a folder belong to.
+
+    Attributes:
+        spec: what to certify, with absolute paths.
+        model_sha256: checksum of the model.
+        data_sha256: checksum of the images.
+        count: number of images.
+    """
+
+    spec: CertificateSpec
+    model_sha256: str
+    data_sha256: str
+    count: int
+
+
+class CertificateStopped(KeyboardInterrupt):
+    """The user stopped it.
+
+    Attributes:
+        certificate: of the images so far; None if there are none.
+    """
+
+    def __init__(self, certificate: Certificate | None) -> None:
+        super().__init__()
+        self.certificate = certificate
+
+
+def run_certificate(spec: CertificateSpec, subject: Subject, *, out: Path | None = None, report: Report = silent) -> Certificate:
+    """Certify a subject.
+
+    Args:
+        spec: what to certify, and how.
+        subject: its model and images.
+        out: folder to resume from and to write to; by default nothing is written.
+        report: called with progress events.
+
+    Raises:
+        InputError: the model or the images cannot be certified; the folder holds something else, or cannot be written.
+        CertificateStopped: the user stopped it; the exception holds what is known.
+    """
+    run = _Run(spec, subject)
+    if out is None:
+        return run.certificate(run.parts(None, report))
+    try:
+        _prepare(out, run.plan)
+        with locked(out):
+            found = run.certificate(run.parts(out, report))
+            _write(out, found)
+    except OSError as error:
+        raise InputError(
+            f"`out` {out} cannot be written ({error.strerror or error}); finished blocks stay there.",
+            "Make room or choose another folder.",
+        ) from error
+    return found
+
+
+class _Run:
+    """A subject, what certifies it, and the plan."""
+
+    def __init__(self, spec: CertificateSpec, subject: Subject) -> None:
+        self.subject, images = subject, subject.images
+        self.certifier = Certifier(
+            subject.model,
+            images.example(),
+            radius=images.default_shift if spec.max_shift is None else spec.max_shift,
+            mode=spec.mode,
+            parts=spec.parts,
+            size=images.size,
+            fill=images.fill,
+            batch_size=spec.batch_size,
+            device=spec.device,
+            embedding=subject.embedding,
+        )
+        self.plan = CertificatePlan(
+            spec=spec.model_copy(update=absolute_paths(spec)),
+            model_sha256=model_checksum(subject.loaded.model, spec.model),
+            data_sha256=images.checksum,
+            count=images.count,
+        )
+        classes = self.certifier.classes
+        self.labelled = images.classes == classes
+        unfit = f"Labels are ignored: the model has {classes} classes, the data {images.classes}."
+        self.notes = (*images.notes, *(() if self.labelled or images.classes is None else (unfit,)))
+
+    def parts(self, out: Path | None, report: Report) -> list[Part]:
+        """Return the parts of all blocks, those that the folder holds and new ones.
+
+        Raises:
+            CertificateStopped: the user stopped it.
+        """
+        found: list[Part] = []
+        try:
+            for number, start in enumerate(self._starts()):
+                known = None if out is None else _read_part(out, number)
+                part = self._part(start, report) if known is None else known
+                if out is not None and known is None:
+                    write_tensors(_part_file(out, number), _to_tensors(part))
+                found.append(part)
+        except KeyboardInterrupt as stop:
+            raise CertificateStopped(self.certificate(found) if any(len(part.radii) for part in found) else None) from stop
+        return found
+
+    def certificate(self, parts: list[Part]) -> Certificate:
+        """Return the certificate of some parts."""
+        images = self.subject.images
+        merged = merge(parts)
+        names = {number: images.name(number) for number in merged.numbers.tolist()} if isinstance(images.source, Photos) else {}
+        facts = {
+            **self.subject.facts,
+            "model_sha256": self.plan.model_sha256,
+            "images": f"{len(merged.radii)} of {images.count}",
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+        return self.certifier.certificate(merged, names=names, notes=self.notes, provenance=facts)
+
+    def _starts(self) -> Iterator[int]:
+        yield from range(0, self.plan.count, block_size(self.certifier.size))
+
+    def _part(self, start: int, report: Report) -> Part:
+        stop = min(start + block_size(self.certifier.size), self.plan.count)
+        block = self.subject.images.read(start, stop)
+        damaged = tuple(name.encode(errors="replace").decode() for name in block.damaged)
+        labels = block.labels if self.labelled else None
+        if not len(block.images):
+            empty = torch.zeros(0, dtype=torch.long)
+            return Part(empty, empty, empty, empty if self.labelled else None, damaged=damaged)
+        part = self.certifier.part(block.images, labels, numbers=block.numbers, report=report, total=self.plan.count)
+        return Part(**{**vars(part), "damaged": damaged})
+
+
+def _prepare(out: Path, plan: CertificatePlan) -> None:
+    """Create a folder for a plan, or check that it holds this very plan."""
+    file = out / PLAN
+    out.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        if any(out.iterdir()):
+            raise InputError(f"{out} holds other files.", "Choose another folder with --out.")
+        write_text(file, plan.model_dump_json(indent=1) + "\n")
+        return
+    try:
+        known = CertificatePlan.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{out} holds something else than a certificate.", "Choose another folder with --out.") from error
+    if known != plan:
+        raise InputError(
+            f"{out} holds another certificate ({known.spec.model}, {known.count} images).", "Choose another folder with --out."
+        )
+    remove_temporary_files(out)
+
+
+def _write(out: Path, found: Certificate) -> None:
+    table, images = found.table(), found.image_table()
+    write_text(out / "certificate.json", json.dumps(found.to_json(), indent=1) + "\n")
+    write_text(out / "certificate.md", table.to_markdown())
+    write_text(out / "certificate.csv", table.to_csv())
+    write_text(out / "images.csv", images.to_csv())
+
+
+def _part_file(out: Path, number: int) -> Path:
+    return out / PARTS / f"{number:06d}.safetensors"
+
+
+def _to_tensors(part: Part) -> dict[str, Tensor]:
+    tensors = {name: getattr(part, name) for name in ("numbers", "radii", "tops")}
+    if part.labels is not None:
+        tensors["labels"] = part.labels
+    names = "".join(f"{name}\n" for name in part.damaged).encode()
+    return tensors | {"cost": torch.tensor([part.views, part.dense]), "damaged": torch.tensor(list(names), dtype=torch.uint8)}
+
+
+def _read_part(out: Path, number: int) -> Part | None:
+    """Return a block's part; None if there is none, or, with a warning, if it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = _part_file(out, number)
+    if not file.exists():
+        return None
+    try:
+        tensors: dict[str, Any] = dict(load_file(file))
+        views, dense = tensors.pop("cost").tolist()
+        damaged = tuple(bytes(tensors.pop("damaged").tolist()).decode().splitlines())
+        return Part(**{"labels": None, **tensors}, views=views, dense=dense, damaged=damaged)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        warnings.warn(f"{file} is damaged ({error}); its images are certified again.", stacklevel=2)
+        return None

@@ -1,0 +1,90 @@
+"""The command that certifies a model's answers under every shift."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from shiftscope.cli.app import MODELS, app, print_first, print_json, resumable
+from shiftscope.cli.options import COMPUTE_GROUP, IMAGE_GROUP, OUTPUT_GROUP, ModelName, ModelOptions
+from shiftscope.cli.printing import print_summary
+from shiftscope.cli.progress import reporting
+from shiftscope.errors import InputError
+from shiftscope.runtime.stopping import keep
+
+if TYPE_CHECKING:
+    from shiftscope.certificates import Certificate
+
+__all__ = ["certify"]
+
+#: Number of images by default.
+IMAGES = 256
+
+
+@app.command(group=MODELS)
+def certify(
+    model: ModelName,
+    *,
+    radius: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None,
+    parts: Annotated[int, Parameter(group=IMAGE_GROUP)] = 1,
+    options: ModelOptions = ModelOptions(),
+    batch_size: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
+    out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
+) -> None:
+    """Certify answers: for every image the largest r such that every shift of up to r pixels keeps the model's answer.
+
+    Every whole-pixel shift up to r is tried, so the radii are exact for these images and this border. An image whose answer
+    changed needs no larger shifts. The table has one row per radius: the share of images that keep their answer at every shift up
+    to it, and that are answered right there, with an interval.
+
+    Parameters
+    ----------
+    radius
+        Largest radius to try, in pixels; the same as --max-shift. By default 8, or less if the canvas or the photo leaves less
+        room around the input.
+    parts
+        Points a pixel along each axis. 1 tries every whole-pixel shift; 2 also tries half pixels, and so on: a grid, and no proof
+        for the shifts between its points.
+    batch_size
+        Number of images per forward pass. By default as many as memory allows.
+    out
+        Folder for certificate.json, certificate.md, certificate.csv and images.csv. A stopped run resumes from it. By default
+        nothing is written.
+    """
+    if radius is not None and options.max_shift not in (None, radius):
+        raise InputError(
+            f"`radius` {radius} and `max_shift` {options.max_shift} mean the same, but differ.", "Leave out --max-shift."
+        )
+    from shiftscope.audits.subject import open_subject
+    from shiftscope.certificates.job import CertificateSpec, CertificateStopped, run_certificate
+    from shiftscope.runtime.executors import keep_freed_memory
+
+    settings = options.subject(model, images=IMAGES)
+    settings["max_shift"] = options.max_shift if radius is None else radius
+    spec = CertificateSpec(**settings, mode=options.mode, parts=parts, batch_size=batch_size)
+    keep_freed_memory()
+    with reporting("loading the model") as report:
+        subject = open_subject(spec, report)
+    print_first(subject.line, as_json=options.as_json)
+    if out is None:
+        keep("Nothing is saved without --out, from which a stopped run resumes.")
+    with resumable(out, "blocks"):
+        try:
+            with reporting("certifying images") as report:
+                found = run_certificate(spec, subject, out=out, report=report)
+        except CertificateStopped as stopped:
+            if stopped.certificate is not None:
+                _print(stopped.certificate, options)
+            raise
+    saved = f"Saved in {out}: certificate.json, certificate.md, certificate.csv, images.csv." if out else ""
+    _print(found, options, saved=saved, commands=(f"shiftscope explain {options.arguments(model)}",))
+
+
+def _print(found: Certificate, options: ModelOptions, *, saved: str = "", commands: tuple[str, ...] = ()) -> None:
+    if options.as_json:
+        print_json(found.to_json())
+    else:
+        tables = (found.table(), found.image_table())
+        print_summary(found.summary(commands=commands), tables, saved=saved, wide=options.wide)

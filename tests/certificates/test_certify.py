@@ -1,0 +1,136 @@
+"""Radii equal those of brute force, cost less, and are refused where they would say nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from classifiers import Case, brute_force, random_case
+from shiftscope import Certificate, InputError, certify
+
+
+def step(images: Tensor) -> Tensor:
+    """Answer 1 where the upper left pixel is bright; outputs are shares."""
+    bright = images[:, 0, 0, 0]
+    return torch.stack([1 - bright, bright], dim=1)
+
+
+def dot(row: int, column: int, size: int = 9) -> Tensor:
+    """Return one bright pixel."""
+    image = torch.zeros(1, 1, size, size)
+    image[0, 0, row, column] = 1
+    return image
+
+
+def certified(case: Case, **others: object) -> Certificate:
+    return certify(case.model, case.images, **{**case.options, **others})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_radii_equal_brute_force(seed: int) -> None:
+    case = random_case(seed)
+    found = certified(case).radii.tolist()
+    for radius, (least, most) in zip(found, brute_force(case), strict=True):
+        assert least <= radius <= most
+
+
+@pytest.mark.parametrize(("method", "mode"), [("direct", "zero"), ("dense", "zero"), ("direct", "circular")])
+def test_radius_is_the_distance_to_the_first_change(method: str, mode: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(81, 2, bias=False)).eval()
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].weight[0, 2 * 9 + 4] = 2  # answer 0 where the pixel at (2, 4) is bright
+        model[1].weight[1] = 1
+    images = torch.cat([dot(2, 4), dot(4, 4), dot(5, 8), dot(8, 4)])
+    found = certify(model, images, radius=4, method=method, mode=mode)  # type: ignore[arg-type]
+    assert found.part.tops.tolist() == [0, 1, 1, 1]
+    # Where a dot leaves the image, no class leads.
+    assert found.radii.tolist() == ([0, 1, 3, 2] if mode == "circular" else [0, 1, 0, 0])
+
+
+def test_images_that_fail_early_cost_little() -> None:
+    calls = []
+
+    def counted(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return step(images)
+
+    images = dot(1, 1).repeat(20, 1, 1, 1)
+    found = certify(counted, images, radius=4)
+    assert found.radii.tolist() == [0] * 20
+    assert sum(calls) <= 20 * 10
+    assert found.part.views < 20 * 10
+
+
+def test_shares_and_labels() -> None:
+    images = torch.cat([dot(1, 1), dot(4, 4), dot(3, 3), dot(0, 0)])
+    found = certify(step, images, torch.tensor([0, 0, 1, 1]), radius=3, mode="circular")
+    assert found.radii.tolist() == [0, 3, 2, 0]
+    assert [found.unchanged(radius).value for radius in range(4)] == [1, 0.5, 0.5, 0.25]
+    assert [found.certified(radius).value for radius in range(4)] == [0.75, 0.25, 0.25, 0.25]  # type: ignore[union-attr]
+    assert [row["radius"] for row in found.table().rows] == [0, 1, 2, 3]
+    plain = json.loads(json.dumps(found.to_json()))
+    assert [each["radius"] for each in plain["images"]] == [0, 3, 2, 0]
+    assert plain["provenance"]["border"] == "circular"
+
+
+def test_without_labels_nothing_is_right() -> None:
+    found = certify(step, dot(4, 4), radius=2)
+    assert found.right is None
+    assert found.certified(1) is None
+    assert found.table().columns == ("radius", "unchanged")
+
+
+def test_ties_are_no_answer() -> None:
+    found = certify(lambda images: torch.zeros(len(images), 3), torch.rand(2, 1, 8, 8), radius=1)
+    assert found.radii.tolist() == [-1, -1]
+    assert any("have no radius" in note for note in found.summary().notes)
+
+
+def test_fractions_are_tried_and_called_a_grid() -> None:
+    images = 0.6 * dot(1, 4)
+
+    def bright(images: Tensor) -> Tensor:
+        peak = images.amax((1, 2, 3))
+        return torch.stack([peak, torch.full_like(peak, 0.5)], dim=1)
+
+    whole, halves = (certify(bright, images, radius=1, parts=parts) for parts in (1, 2))
+    assert whole.radii.tolist() == [1]
+    assert halves.radii.tolist() == [0]
+    assert any("no proof" in note for note in halves.table().notes)
+    assert not any("no proof" in note for note in whole.table().notes)
+
+
+def test_batches_give_the_radii_of_one_tensor() -> None:
+    case = random_case(3)
+    pairs = [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in case.images.split(2)]
+    found = certify(case.model, pairs, **case.options)
+    assert found.radii.tolist() == certified(case).radii.tolist()
+    assert len(found.part.labels) == len(case.images)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"radius": 5}, "must be 1 to 4 pixels"),
+        ({"radius": 0}, "must be 1 to 4 pixels"),
+        ({"parts": 0}, "`parts` must be 1 or more"),
+        ({"mode": "crop"}, "needs images larger"),
+        ({"labels": torch.tensor([2])}, "`labels` must be 0 to 1"),
+        ({"model": lambda images: images}, "the model must return|returns maps"),
+        ({"images": torch.zeros(0, 1, 8, 8)}, "at least one image"),
+    ],
+)
+def test_what_cannot_be_certified_is_refused(options: dict[str, object], problem: str) -> None:
+    given = {"model": step, "images": dot(4, 4, 8), "radius": 2, **options}
+    with pytest.raises(InputError, match=problem):
+        certify(**given)  # type: ignore[arg-type]
+
+
+def test_shares_beyond_what_was_tried_are_refused() -> None:
+    with pytest.raises(InputError, match="`radius` must be 0 to 2"):
+        certify(step, dot(4, 4), radius=2).unchanged(3)

@@ -1,0 +1,72 @@
+"""``shiftscope certify`` prints the curve, writes what can be signed, and resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import Command
+from shiftscope.certificates.certifying import Certifier
+
+
+def test_certify_prints_the_curve_and_writes_it(shiftscope: Command, run: Path, tmp_path: Path) -> None:
+    done = shiftscope("certify", str(run), "--radius", "2", "--images", "70", "--out", "c")
+    assert done.code == 0, done.err
+    assert "of images keep their answer at every shift of up to 2 pixels" in done.out
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {
+        "plan.json",
+        "parts",
+        "certificate.json",
+        "certificate.md",
+        "certificate.csv",
+        "images.csv",
+    }
+    content = json.loads((tmp_path / "c" / "certificate.json").read_text())
+    signed = {"model", "model_sha256", "data", "data_sha256", "border", "largest radius", "date", "shiftscope", "images"}
+    assert signed <= set(content["provenance"])
+    assert [row["radius"] for row in content["curve"]] == [0, 1, 2]
+    assert (tmp_path / "c" / "images.csv").read_text().startswith("image,answer,label,radius\n0,")
+    other = shiftscope("certify", str(run), "--radius", "1", "--images", "70", "--out", "c")
+    assert other.code == 2
+    assert "holds another certificate" in other.err
+
+
+def test_stopped_certify_prints_what_is_known_and_resumes(
+    shiftscope: Command, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("certify", str(run), "--radius", "1", "--images", "40", "--json")
+    whole = json.loads(shiftscope(*given).out)
+    monkeypatch.setattr("shiftscope.certificates.job.block_size", lambda _: 16)
+    original, calls = Certifier.part, []
+
+    def stopping(self: Certifier, *args: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Certifier, "part", stopping)
+    stopped = shiftscope(*given, "--out", "c")
+    assert stopped.code == 130
+    assert len(json.loads(stopped.out)["images"]) == 16
+    resumed = shiftscope(*given, "--out", "c")
+    assert resumed.code == 0, resumed.err
+    assert len(calls) == 4  # the first block was not certified again
+    assert json.loads(resumed.out)["images"] == whole["images"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("nothing",), "there is no model"),
+        (("my_models:small", "--size", "20", "--radius", "3", "--max-shift", "2"), "mean the same, but differ"),
+        (("my_models:small", "--size", "20", "--embedding"), "a certificate needs classes"),
+        (("my_models:small", "--size", "20", "--radius", "11"), "must be 1 to 10 pixels"),
+    ],
+)
+def test_impossible_certificate_exits_with_2(shiftscope: Command, arguments: tuple[str, ...], problem: str) -> None:
+    done = shiftscope("certify", *arguments)
+    assert done.code == 2
+    assert problem in done.err
