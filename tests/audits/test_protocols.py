@@ -414,3 +414,9 @@ def test_protocol_is_a_frozen_value() -> None:
     assert isinstance(protocols.mouton2020(), Protocol)
     with pytest.raises(AttributeError):
         protocols.mouton2020().seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("drawn", [1, 3])
+def test_pairs_of_an_odd_number_of_views_are_refused(drawn: int) -> None:
+    with pytest.raises(InputError, match=f"needs an even number of views, got {drawn}"):
+        protocols.Protocol("mine", 2, "zero", 0, ("pairs_agree",), drawn=drawn)

@@ -467,9 +467,27 @@ def test_memory_that_runs_out_in_a_later_dense_block_goes_direct(error: Exceptio
         return average(*arguments)
 
     monkeypatch.setattr(operators, "global_average", scarce)
-    with pytest.warns(UserWarning, match="memory runs out in a dense pass"):
+    with pytest.warns(UserWarning, match="memory runs out in a dense pass|dense passes of 1 images"):
         found = list(stream_outputs(averaging(), images.split(2), grid(2)))
     assert [block.method for block in found] == ["dense", "direct", "direct"]
+    torch.testing.assert_close(
+        torch.cat([block.values for block in found]), slow_outputs(averaging(), images, grid(2), "zero", 0.0)
+    )
+
+
+def test_memory_that_runs_out_in_a_later_dense_block_is_answered_by_smaller_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, sizes, average = torch.rand(12, 1, 12, 12), [], sheets.global_average
+
+    def scarce(sheet: sheets.Sheet, *arguments: object) -> object:
+        sizes.append(len(sheet.maps))
+        if sizes[-1] > 3:
+            raise MemoryError
+        return average(sheet, *arguments)
+
+    monkeypatch.setattr(operators, "global_average", scarce)
+    with pytest.warns(UserWarning, match="out of memory; going on with dense passes of 3 images"):
+        found = list(stream_outputs(averaging(), images.split(6), grid(2)))
+    assert [block.method for block in found] == ["dense", "dense"]
     torch.testing.assert_close(
         torch.cat([block.values for block in found]), slow_outputs(averaging(), images, grid(2), "zero", 0.0)
     )

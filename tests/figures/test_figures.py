@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -238,3 +239,11 @@ def test_unusable_matplotlib_backend_is_never_loaded(tmp_path: Path) -> None:
 def test_drawing_functions_import_no_study() -> None:
     code = "import sys, shiftscope.figures; sys.exit(any(name.startswith('shiftscope.studies') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_settings_of_the_user_change_no_figure(tmp_path: Path) -> None:
+    user = {"lines.linewidth": 9.0, "font.size": 30.0, "svg.fonttype": "path", "axes.facecolor": "red"}
+    for name, settings in (("own", {}), ("user", user)):
+        with matplotlib.rc_context(settings):
+            save(line_plot(GAPS, x="factor", measure="mcs"), tmp_path / f"{name}.svg")
+    assert (tmp_path / "own.svg").read_bytes() == (tmp_path / "user.svg").read_bytes()

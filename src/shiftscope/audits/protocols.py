@@ -76,6 +76,9 @@ class Protocol:
         around: what fills the border, if ``mode`` does not say it.
         surveyed: (measure, over) of :mod:`shiftscope.surveys` at every shift up to ``max_shift``; over ``all`` shifts, or over
             ``radius``, one row per ring.
+
+    Raises:
+        InputError: ``pairs_agree`` of an odd number of views.
     """
 
     name: str
@@ -88,6 +91,14 @@ class Protocol:
     path: tuple[Step, ...] = ()
     around: Literal["mean", "crop", "reflect", "replicate"] | None = None
     surveyed: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        views = self.drawn * len(self.offsets) if self.drawn and not self.path else len(self.path)
+        if "pairs_agree" in self.scores and (views < 2 or views % 2):
+            raise InputError(
+                f"`scores` of the protocol {self.name!r} has 'pairs_agree', which needs an even number of views, got {views}.",
+                "Draw an even number of shifts per image.",
+            )
 
     @property
     def border(self) -> Border:

@@ -102,7 +102,7 @@ class Runner:
         """Return dense outputs, or None and why they cannot be used."""
         problem = ""
         try:
-            values = torch.cat([dense(part) for part in images.split(dense.batch_size)])
+            values = _in_passes(dense, images)
             apart = self._apart(dense, images, values, seed)
             if not apart <= TOLERANCE:
                 problem = f"dense and direct outputs differ by {apart:.1e} of their norm on sampled shifts"
@@ -135,3 +135,19 @@ class Runner:
         least = LEAST_SCALE * float(images[some].norm())
         scale = expected.norm(dim=-1).clamp_min(max(least, torch.finfo(torch.float32).tiny))
         return float(((found - expected).norm(dim=-1) / scale).max())
+
+
+def _in_passes(dense: Dense, images: Tensor) -> Tensor:
+    """Return dense outputs of images; where memory runs out, again in passes of half as many images, down to one.
+
+    The next batch starts with the full number, so that no batch depends on another.
+    """
+    size = min(dense.batch_size, len(images))
+    while True:
+        try:
+            return torch.cat([dense(part) for part in images.split(size)])
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out_of_memory(error) or size <= 1:
+                raise
+        size //= 2
+        warnings.warn(f"out of memory; going on with dense passes of {size} images.", stacklevel=4)

@@ -70,16 +70,26 @@ def new_figure(width: float, height: float, *, columns: int = 1, rows: int = 1, 
 
 
 def with_fonts(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
-    """Decorate a drawing function so that it uses the font sizes of this module."""
+    """Decorate a drawing function so that it uses the font sizes of this module, and matplotlib's own settings for the rest."""
 
     @wraps(draw)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
         import matplotlib
 
-        with matplotlib.rc_context(FONTS):
+        with matplotlib.rc_context(_own_settings(FONTS)):
             return draw(*args, **kwargs)
 
     return wrapper
+
+
+def _own_settings(changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return matplotlib's defaults with changes: a user's matplotlibrc, also one among the images, changes no figure.
+
+    The backend stays, because setting it loads it; figures without pyplot have none.
+    """
+    import matplotlib
+
+    return {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"} | dict(changed)
 
 
 def add_legend(figure: Figure, axes: Axes) -> None:
@@ -107,7 +117,8 @@ def save(figure: Figure, path: Path) -> None:
         ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
         ".png": {"Software": None},
     }
-    with matplotlib.rc_context({"svg.hashsalt": "shiftscope", "svg.fonttype": "none", "pdf.fonttype": 42}):
+    settings = {"svg.hashsalt": "shiftscope", "svg.fonttype": "none", "pdf.fonttype": 42}
+    with matplotlib.rc_context(_own_settings(settings)):
         figure.savefig(path, dpi=200, metadata=no_time_stamp[path.suffix])
 
 
