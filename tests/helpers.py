@@ -78,3 +78,20 @@ def network() -> nn.Module:
     """Return a small model for images of 20x20 (a factory)."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9 * 9, 10))
+
+
+def measure_in_group(rank: int, meeting: str, images: torch.Tensor, seed: int, results: str) -> None:
+    """Measure a process's share of the images by two metrics, and write what they compute over both processes."""
+    import zoo
+
+    zoo.importable("torchmetrics", "torchmetrics")
+    from shiftscope.integrations import MeanCosineSimilarityUnderShift, ShiftConsistency
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    metrics = MeanCosineSimilarityUnderShift(max_shift=3, seed=seed), ShiftConsistency(max_shift=3, seed=seed)
+    for metric in metrics:
+        for batch in images[rank::2].split(9):
+            metric.update(network(), batch)
+    torch.save([float(metric.compute()) for metric in metrics], f"{results}{rank}")
+    torch.distributed.destroy_process_group()

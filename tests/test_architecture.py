@@ -38,6 +38,7 @@ ORDER = [
     "studies",
     "figures",
     "report",
+    "integrations",
     "cli",
     "__main__",
 ]

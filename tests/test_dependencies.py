@@ -23,6 +23,8 @@ from small import TINY
 pytestmark = pytest.mark.slow
 
 PACKAGE = Path(shiftscope.__file__).parent
+#: Its modules extend classes of other libraries, and are imported when one of their names is used.
+INTEGRATIONS = "integrations"
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 
 
@@ -45,7 +47,8 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 
 def third_party(*, at_import: bool) -> set[str]:
     """Return the distributions that the package imports, anywhere or whenever its modules are imported."""
-    found = {name for path in PACKAGE.rglob("*.py") for name, immediate in imports(path) if immediate or not at_import} - set(
+    files = [path for path in PACKAGE.rglob("*.py") if not at_import or path.parent.name != INTEGRATIONS]
+    found = {name for path in files for name, immediate in imports(path) if immediate or not at_import} - set(
         sys.stdlib_module_names
     )
     known = packages_distributions()
@@ -53,7 +56,9 @@ def third_party(*, at_import: bool) -> set[str]:
 
 
 def test_imported_packages_are_declared() -> None:
-    assert third_party(at_import=False) <= declared("fast", "hub", "onnx", "ray", "transformers", "zoo")
+    assert third_party(at_import=False) <= declared(
+        "fast", "hub", "lightning", "onnx", "ray", "torchmetrics", "transformers", "zoo"
+    )
 
 
 def test_packages_imported_with_a_module_are_in_the_base_installation() -> None:
@@ -64,6 +69,14 @@ def test_extra_all_holds_every_optional_feature() -> None:
     (everything,) = PROJECT["optional-dependencies"]["all"]
     named = set(re.search(r"\[(.*)\]", everything).group(1).split(","))
     assert named == set(PROJECT["optional-dependencies"]) - {"all", "docs", "test"}
+
+
+@pytest.mark.parametrize("module", ["shiftscope", "shiftscope.cli", "shiftscope.integrations", "shiftscope.audits"])
+def test_no_integration_is_imported_before_it_is_used(module: str) -> None:
+    libraries = {"torchmetrics", "lightning", "transformers", "pandas", "mlflow", "tensorboard"}
+    code = f"import sys, {module}; sys.exit(str({libraries!r} & set(sys.modules)) if {libraries!r} & set(sys.modules) else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,14 @@ def _registered() -> torch.library.Library:
     return names
 
 
+def importable(name: str, extra: str) -> ModuleType:
+    """Return a library that imports torchvision if that is installed; skip the test where the library is not."""
+    _registered()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip(name, reason=f"needs {name} (extra `{extra}`)")
+
+
 def torchvision_models() -> ModuleType:
     """Return ``torchvision.models``; skip the test where torchvision is not installed."""
     _registered()

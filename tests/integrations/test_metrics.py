@@ -1,0 +1,87 @@
+"""Metrics of torchmetrics give the audit's numbers, in any batches, in one process and in two."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, multiprocessing
+
+import helpers
+import zoo
+from shiftscope import InputError, audit
+
+zoo.importable("torchmetrics", "torchmetrics")
+from shiftscope.integrations import MeanCosineSimilarityUnderShift, ShiftConsistency, ShiftMetric  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.rand(50, 1, 20, 20, generator=torch.Generator().manual_seed(0))
+
+
+def audited(images: Tensor, protocol: str, measure: str, **options: object) -> float:
+    return audit(helpers.network(), images, protocols=[protocol], **options).estimate(protocol, measure).value  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [1, 19])
+@pytest.mark.parametrize(
+    ("make", "protocol", "measure"),
+    [
+        (MeanCosineSimilarityUnderShift, "mouton2020", "mcs"),
+        (ShiftConsistency, "zhang2019", "all_agree"),
+        (lambda **options: ShiftConsistency("chaman2021-circular", **options), "chaman2021-circular", "all_agree"),
+        (lambda **options: ShiftMetric("top1_change", "every-shift", **options), "every-shift", "top1_change"),
+    ],
+)
+def test_metric_is_the_audit_whatever_the_batches(make, protocol: str, measure: str, size: int, images: Tensor) -> None:
+    few = images[: 5 if size == 1 else 50]
+    metric = make(max_shift=2, seed=3)
+    for batch in few.split(size):
+        metric.update(helpers.network(), batch)
+    assert float(metric.compute()) == pytest.approx(audited(few, protocol, measure, max_shift=2, seed=3), abs=1e-6)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks processes")
+def test_metric_over_two_processes_is_the_audit(images: Tensor, tmp_path: Path) -> None:
+    arguments = (str(tmp_path / "meeting"), images, 4, str(tmp_path / "result"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's own, about threads of the parent; the children compute on one
+        multiprocessing.start_processes(helpers.measure_in_group, args=arguments, nprocs=2, start_method="fork")  # type: ignore[attr-defined,no-untyped-call]
+    expected = [audited(images, *names, max_shift=3, seed=4) for names in (("mouton2020", "mcs"), ("zhang2019", "all_agree"))]
+    for rank in range(2):
+        assert torch.load(tmp_path / f"result{rank}") == pytest.approx(expected, abs=1e-6)
+
+
+def test_indices_give_shuffled_images_their_shifts(images: Tensor) -> None:
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    metric = MeanCosineSimilarityUnderShift(max_shift=3)
+    for places in order.split(8):
+        metric.update(helpers.network(), images[places], places)
+    assert float(metric.compute()) == pytest.approx(audited(images, "mouton2020", "mcs", max_shift=3), abs=1e-6)
+
+
+def test_reset_forgets_everything(images: Tensor) -> None:
+    metric = MeanCosineSimilarityUnderShift(max_shift=3)
+    metric.update(helpers.network(), images[:20] * 0.5)
+    metric.reset()
+    metric.update(helpers.network(), images)
+    assert float(metric.compute()) == pytest.approx(audited(images, "mouton2020", "mcs", max_shift=3), abs=1e-6)
+
+
+def test_model_and_random_numbers_stay_as_they_were(images: Tensor) -> None:
+    model = helpers.network().train()
+    before = torch.get_rng_state()
+    ShiftConsistency(max_shift=2).update(model, images[:4])
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    model(images[:4]).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_measure_that_needs_labels_is_refused(images: Tensor) -> None:
+    with pytest.raises(InputError, match="is not measured here"):
+        ShiftMetric("accuracy", "zhang2019-diagonal", max_shift=2).update(helpers.network(), images[:4])

@@ -1,0 +1,95 @@
+"""The published JSON schemas are those of the code, and what commands print and write is valid by them; old files are read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+import helpers
+from cli.conftest import Command, shiftscope
+from shiftscope import InputError, audit
+from shiftscope.audits.reading import read_audit
+from shiftscope.audits.results import AUDIT_VERSION
+
+ROOT = Path(__file__).parent.parent
+__all__ = ["shiftscope"]
+
+
+@pytest.fixture(scope="module")
+def schemas() -> ModuleType:
+    """Return the script that writes the schemas."""
+    spec = importlib.util.spec_from_file_location("docs_schemas", ROOT / "docs" / "schemas.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pydantic looks names up
+    spec.loader.exec_module(module)
+    return module
+
+
+def check(schemas: ModuleType, name: str, content: Any) -> None:
+    jsonschema.Draft202012Validator(schemas.schema(name)).validate(content)
+
+
+@pytest.mark.parametrize("name", ["audit", "record", "table"])
+def test_published_schema_is_that_of_the_code(schemas: ModuleType, name: str) -> None:
+    published = ROOT / "docs" / "schemas" / f"{name}.json"
+    assert published.read_text(encoding="utf-8") == schemas.text(name), "run `python docs/schemas.py`"
+    jsonschema.Draft202012Validator.check_schema(json.loads(published.read_text(encoding="utf-8")))
+
+
+def test_audit_that_is_printed_and_written_is_valid_and_read(schemas: ModuleType, shiftscope: Command, tmp_path: Path) -> None:
+    options = ("--size", "20", "--data", "digits", "--images", "6", "--max-shift", "1")
+    done = shiftscope("audit", "my_models:small", *options, "--protocol", "tmeasures", "--protocol", "every-shift", "--json")
+    content = json.loads(done.out)
+    check(schemas, "audit", content)
+    assert content["schema_version"] == AUDIT_VERSION
+    (tmp_path / "audit.json").write_text(done.out)
+    again = read_audit(tmp_path).to_json()
+    assert {**again, "maps": content["maps"]} == content
+    content["rows"][0]["views"] = "many"
+    with pytest.raises(jsonschema.ValidationError):
+        check(schemas, "audit", content)
+
+
+def test_table_that_is_printed_is_valid(schemas: ModuleType, shiftscope: Command) -> None:
+    content = json.loads(shiftscope("list", "--json").out)
+    check(schemas, "table", content)
+
+
+def test_committed_records_are_valid(schemas: ModuleType) -> None:
+    for record in sorted((ROOT / "results" / "digits" / "runs").glob("*/record.json"))[:3]:
+        check(schemas, "record", json.loads(record.read_text()))
+
+
+def test_file_of_before_versions_is_read(tmp_path: Path) -> None:
+    found = audit(helpers.network(), torch.rand(5, 1, 20, 20), protocols=["mouton2020"], max_shift=2)
+    content = found.to_json()
+    for added in ("schema_version", "settings", "values"):
+        del content[added]
+    (tmp_path / "audit.json").write_text(json.dumps(content))
+    old = read_audit(tmp_path / "audit.json")
+    assert old.rows == found.rows
+    assert (old.values, old.settings) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{}", "holds no audit"),
+        ("not JSON", "holds no audit"),
+        ('{"schema_version": 99, "new": 1}', "was written by a later version"),
+        ("[1]", "holds no audit"),
+    ],
+)
+def test_other_file_is_refused(tmp_path: Path, content: str, problem: str) -> None:
+    (tmp_path / "audit.json").write_text(content)
+    with pytest.raises(InputError, match=problem):
+        read_audit(tmp_path)
