@@ -24,6 +24,7 @@ ORDER = [
     "measures",
     "theory",
     "tables",
+    "shown",
     "layers",
     "graphs",
     "engine",

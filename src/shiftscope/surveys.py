@@ -27,14 +27,15 @@ from shiftscope.engine.outputs import Outputs
 from shiftscope.errors import InputError
 from shiftscope.estimates import ALIKE, Estimate, interval_of_equals, student_t, wilson_interval
 from shiftscope.measures import MEASURES
+from shiftscope.shown import Shown
 from shiftscope.similarity import cosine
 from shiftscope.tables import Table
 
 __all__ = ["Survey", "centred", "correct", "cosines", "per_shift_cosines", "from_sums", "survey", "top1_changes"]
 
 
-@dataclass(frozen=True)
-class Survey:
+@dataclass(frozen=True, repr=False)
+class Survey(Shown):
     """Measures of every shift of every image.
 
     Attributes:
@@ -77,6 +78,14 @@ class Survey:
         if len(values) == 0:
             return None
         return MEASURES[measure].estimate(values)
+
+    def words(self) -> str:
+        """Return how much was measured."""
+        return f"{len(self.shifts)} shifts of {len(next(iter(self.values.values()), ()))} images."
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return the table alone."""
+        return (self.table(),)
 
     def table(self) -> Table:
         """Return a table with a row for each measure and part of the shifts."""

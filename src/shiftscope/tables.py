@@ -133,9 +133,27 @@ class Table:
         """Return the table with the columns of ``brief`` only."""
         return replace(self, columns=self.brief, brief=()) if self.brief else self
 
+    def to_dicts(self) -> list[dict[str, str | int | float | None]]:
+        """Return the rows as plain data; an estimate fills ``name``, ``name_low`` and ``name_high``."""
+        wide = {column: self._is_wide(column) for column in self.columns}
+        return [
+            {
+                name: value
+                for column in self.columns
+                for name, value in zip(_names(column, wide[column]), _values(row.get(column), wide[column]), strict=True)
+            }
+            for row in self.rows
+        ]
+
+    def __repr__(self) -> str:
+        return f"<Table: {printable(self.title)}, {len(self.rows)} rows of {', '.join(self.columns)}>"
+
+    def _is_wide(self, column: str) -> bool:
+        return any(isinstance(row.get(column), Estimate) for row in self.rows)
+
     def to_csv(self) -> str:
         """Return comma-separated values in full precision; an estimate fills ``name``, ``name_low`` and ``name_high``."""
-        wide = {column: any(isinstance(row.get(column), Estimate) for row in self.rows) for column in self.columns}
+        wide = {column: self._is_wide(column) for column in self.columns}
         target = io.StringIO()
         writer = csv.writer(target, lineterminator="\n")
         writer.writerow([name for column in self.columns for name in _names(column, wide[column])])
@@ -202,7 +220,7 @@ def _names(column: str, wide: bool) -> list[str]:
     return [column, f"{column}_low", f"{column}_high"] if wide else [column]
 
 
-def _values(cell: Cell, wide: bool) -> list[Cell]:
+def _values(cell: Cell, wide: bool) -> list[str | int | float | None]:
     if isinstance(cell, Estimate):
         return [cell.value, cell.low, cell.high]
     return [cell, None, None] if wide else [cell]

@@ -13,6 +13,7 @@ from shiftscope.audits.results import Audit, Row
 from shiftscope.errors import InputError
 from shiftscope.estimates import ALIKE, Estimate, difference
 from shiftscope.measures import MEASURES
+from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Summary, Table
 
 __all__ = ["AuditComparison", "MeasureComparison", "compare_audits", "direction", "same_images"]
@@ -51,8 +52,8 @@ class MeasureComparison:
         return "better" if (low > 0) == (better == "more") else "worse"
 
 
-@dataclass(frozen=True)
-class AuditComparison:
+@dataclass(frozen=True, repr=False)
+class AuditComparison(Shown):
     """Two audits beside each other.
 
     Attributes:

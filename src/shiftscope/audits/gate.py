@@ -23,6 +23,7 @@ from shiftscope.errors import InputError
 from shiftscope.estimates import ALIKE, LEVEL, Estimate, joint_critical_value
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.text import printable
+from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Table, heading
 
 __all__ = ["Condition", "Judgement", "Outcome", "Verdict", "judge_audit", "judge_comparison", "read_condition"]
@@ -107,8 +108,8 @@ class Judgement:
         return f"{self.name} {self.estimate}, {said}"
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Shown):
     """What a gate says.
 
     Attributes:
@@ -141,6 +142,10 @@ class Verdict:
         share = f" {len(deciding)} of {count} conditions: " if count > 1 else " "
         more = "; ".join(map(str, deciding[:3])) + ("; ..." if len(deciding) > 3 else "")
         return f"Gate {'is ' * (outcome == 'undecided')}{outcome}:{share}{more}."
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return the table alone."""
+        return (self.table(),)
 
     def table(self) -> Table:
         """Return a table with a row for each number, failures first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,6 +20,7 @@ from shiftscope.engine.answers import output_warnings
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, proportion
 from shiftscope.measures import MEASURES
+from shiftscope.shown import Shown
 from shiftscope.surveys import Survey
 from shiftscope.tables import Cell, Summary, Table
 
@@ -29,8 +30,8 @@ __all__ = ["AUDIT_VERSION", "Audit", "Row", "assemble"]
 AUDIT_VERSION = 2
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Shown):
     """How stable a model is.
 
     Attributes:
@@ -46,6 +47,8 @@ class Audit:
         values: (protocol, measure) -> one value per image, in the order of the images, for comparisons in pairs.
         settings: what was asked for, as :class:`shiftscope.audits.folder.AuditSpec` takes it; empty if it was no command.
     """
+
+    json_file: ClassVar[str] = "audit"
 
     rows: tuple[Row, ...]
     changed: tuple[Changed, ...]
@@ -82,6 +85,10 @@ class Audit:
         rows = tuple({name: _cell(row, name) for name in columns} for row in self.rows)
         notes = (self.words(), self._definitions(), *self.notes, cost_sentence(self.cost), changed_images(self.changed))
         return Table("Stability under shifts", columns, rows, tuple(note for note in notes if note), dict(self.provenance))
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return the table alone."""
+        return (self.table(),)
 
     def maps(self) -> dict[str, Float[Tensor, "dy dx"]]:
         """Return sensitivity maps by ``grid/measure``: means at each shift, (0, 0) in the middle; and ``/low``, ``/high``."""

@@ -50,6 +50,10 @@ class Outputs:
     reason: str = "Direct was asked for."
     fell_back: bool = False
 
+    def __repr__(self) -> str:
+        images, shifts, classes = self.values.shape
+        return f"<Outputs: {images} images, {shifts} shifts, {classes} classes; {self.method}>"
+
 
 class Runner:
     """A model under shifts: its graph is read once, then it runs on batch after batch.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict, dataclass, replace
 from shlex import quote
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ from shiftscope.explanations.wording import fix_sentence, short_verdict
 from shiftscope.graphs.geometry import read_geometry
 from shiftscope.graphs.tokens import read_tokens
 from shiftscope.runtime.progress import Report, silent
+from shiftscope.shown import Shown
 from shiftscope.tables import Summary, Table
 
 __all__ = ["Explanation", "explain"]
@@ -34,8 +35,8 @@ __all__ = ["Explanation", "explain"]
 LAYERS, FIXES = 4, 3
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Shown):
     """Why a model's outputs change under shifts.
 
     Attributes:
@@ -49,6 +50,9 @@ class Explanation:
         notes: what a reader needs to know about the images.
         warnings: reasons why the numbers say little about the model.
     """
+
+    json_file: ClassVar[str] = "explanation"
+    table_files: ClassVar[tuple[str, ...]] = ("causes", "layers", "fixes")
 
     name: str
     similarity: Estimate
@@ -65,6 +69,10 @@ class Explanation:
         """What makes the result say little, the main cause, the layer where similarity falls most, the fix to try first."""
         found = (*self.warnings, self.causes.verdict, self._layer_sentence(), self._fix_sentence())
         return " ".join(text for text in found if text)
+
+    def words(self) -> str:
+        """Return the verdict."""
+        return self.verdict
 
     def table(self) -> Table:
         """Return the loss by cause, with the verdict and the guarantee in the notes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -21,6 +22,7 @@ from shiftscope.graphs.probing import check_initialised
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid
+from shiftscope.shown import Shown
 from shiftscope.surgery import Change, Kind, Surgery, cost, operate
 from shiftscope.surgery.plan import merge_changes
 from shiftscope.surveys import survey
@@ -40,8 +42,8 @@ SMALL, DRAWN = 64, 8
 NARROW = ("model", "shifts", "test_accuracy", "mcs", "all_agree", "worst_case", "pair_consistency")
 
 
-@dataclass(frozen=True)
-class Fixed:
+@dataclass(frozen=True, repr=False)
+class Fixed(Shown):
     """A fixed copy of a model, and what it gained.
 
     Attributes:
@@ -50,9 +52,20 @@ class Fixed:
         before_and_after: the model and the copy under shifts.
     """
 
+    json_file: ClassVar[str] = "fixed"
+    table_files: ClassVar[tuple[str, ...]] = ("before_and_after", "changes")
+
     model: nn.Module
     changes: Table
     before_and_after: Table
+
+    def words(self) -> str:
+        """Return what the tables are about."""
+        return f"{self.changes.title} {self.before_and_after.title}"
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return the comparison, and the changes."""
+        return self.before_and_after, self.changes
 
 
 def fix(
