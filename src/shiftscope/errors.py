@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["InputError", "ModelFailsError", "NotFiniteError", "UntraceableError", "first_line"]
+__all__ = ["LONGEST_LINE", "InputError", "ModelFailsError", "NotFiniteError", "UntraceableError", "first_line", "shortened"]
+
+#: The most characters of an error's line, and of what a library says in it.
+LONGEST_LINE, LONGEST_REASON = 300, 120
+#: An error's problem keeps so many characters, however long its remedy is.
+LEAST_PROBLEM = 120
 
 
 class InputError(ValueError):
-    """Invalid input. The command line prints it as one line and exits with code 2.
+    """Invalid input. The command line prints it as one line of at most 300 characters and exits with code 2.
+
+    What a library said of it is the error's cause, which `--verbose` prints.
 
     Args:
         problem: the parameter, its value and the rule it breaks: "`size` must be 1 or more pixels, got 0."
@@ -19,6 +26,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, problem: str, remedy: str = "") -> None:
+        room = max(LEAST_PROBLEM, LONGEST_LINE - len(remedy.partition("\n")[0]) - 1)
+        problem = "\n".join(shortened(line, room) for line in problem.split("\n"))
         super().__init__(f"{problem} {remedy}".rstrip())
         self.problem, self.remedy = problem, remedy
 
@@ -40,5 +49,19 @@ class UntraceableError(InputError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, or its class's name if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return the first line of an exception's text, shortened, or its class's name if it has none."""
+    return shortened(next(iter(str(error).strip().splitlines()), type(error).__name__), LONGEST_REASON)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return a text whose middle is left out where it is longer than a limit.
+
+    Args:
+        text: of any length.
+        limit: the most characters to return.
+
+    >>> shortened("a" * 500 + "b" * 500, 21)
+    'aaaaaaaa ... bbbbbbbb'
+    """
+    half = (limit - 5) // 2
+    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"

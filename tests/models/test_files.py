@@ -92,7 +92,9 @@ def test_onnx_file_of_an_unknown_opset_is_refused(tmp_path: Path) -> None:
     model = onnx.load(export_onnx(network(), tmp_path / "model.onnx", batch=1))
     model.opset_import[0].version = UNKNOWN_OPSET
     onnx.save(model, tmp_path / "new.onnx")
-    with pytest.raises(InputError, match=r"cannot run .*new.onnx .*Export the model again, with an opset"):
+    with pytest.raises(
+        InputError, match=r"new.onnx is damaged, or is not a model that the installed onnxruntime reads. .* with an older opset"
+    ):
         load_model(str(tmp_path / "new.onnx"))
 
 
@@ -108,7 +110,7 @@ def test_onnx_file_without_images_is_refused(tmp_path: Path) -> None:
 def test_onnx_file_that_is_damaged_or_missing_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="needs onnxruntime (extra `onnx`)")
     (tmp_path / "bad.onnx").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"onnxruntime .* cannot run .*bad.onnx"):
+    with pytest.raises(InputError, match=r"bad.onnx is damaged, or is not a model"):
         load_model(str(tmp_path / "bad.onnx"))
     with pytest.raises(InputError, match=r"none.onnx does not exist"):
         load_model(str(tmp_path / "none.onnx"))
@@ -163,9 +165,9 @@ def test_archive_that_is_damaged_or_missing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.pt2").write_bytes(b"nothing")
     with zipfile.ZipFile(tmp_path / "odd.pt2", "w") as archive:
         archive.writestr("x/models/model.json", "{}")
-    with pytest.raises(InputError, match=r"bad.pt2 is not a complete torch.export archive"):
+    with pytest.raises(InputError, match=r"bad.pt2 is damaged, or is not an archive"):
         load_model(str(tmp_path / "bad.pt2"), trust=True)
-    with pytest.raises(InputError, match=r"torch.export cannot read .*odd.pt2"):
+    with pytest.raises(InputError, match=r"odd.pt2 is damaged, or is not an archive"):
         load_model(str(tmp_path / "odd.pt2"), trust=True)
     with pytest.raises(InputError, match=r"none.pt2 does not exist"):
         load_model(str(tmp_path / "none.pt2"), trust=True)

@@ -162,9 +162,9 @@ def test_file_without_fitting_weights_is_refused(content: object, message: str, 
 def test_command_that_converts_a_checkpoint_runs(factory: str, tmp_path: Path) -> None:
     path = tmp_path / "a checkpoint.pt"
     torch.save({"epoch": 3, "state_dict": prefixed("model."), "args": Namespace(lr=1)}, path)
-    with pytest.raises(InputError, match="convert it once: python -c") as failure:
+    with pytest.raises(InputError, match="convert it once:\n  python -c") as failure:
         load_model(factory, weights=path)
-    command = shlex.split(failure.value.remedy.partition(": ")[2])
+    command = shlex.split(failure.value.remedy.partition(":\n")[2])
     subprocess.run([sys.executable, *command[1:]], check=True, env={})
     assert are_those(load_model(factory, weights=path.with_suffix(".safetensors")).model)
 

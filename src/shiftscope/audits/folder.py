@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field
 
 from shiftscope.audits.measuring import Kind
 from shiftscope.audits.parts import Part, from_tensors, merge_parts, to_tensors
@@ -20,7 +20,8 @@ from shiftscope.audits.subject import SubjectSpec, absolute_paths
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import remove_temporary_files, write_first, write_tensors, write_text
-from shiftscope.runtime.settings import Spec
+from shiftscope.runtime.inputs import read_bytes, read_tensors, reading
+from shiftscope.runtime.settings import Count, Spec
 from shiftscope.runtime.text import json_text
 
 __all__ = [
@@ -51,7 +52,7 @@ class AuditSpec(SubjectSpec):
 
     protocols: tuple[str, ...] | None = None
     mode: Border | None = None
-    batch_size: int | None = None
+    batch_size: int | None = Field(None, le=10**6)
 
     def with_absolute_paths(self) -> AuditSpec:
         """Return the same for a process in another working directory."""
@@ -84,8 +85,8 @@ class AuditPlan(Spec):
     data_sha256: str
     facts: dict[str, str]
     warnings: tuple[str, ...] = ()
-    count: int
-    block: int
+    count: Count
+    block: Count
     protocols: tuple[Protocol, ...]
     kind: Kind
     borders: dict[str, str]
@@ -218,16 +219,13 @@ def write_part(out: Path, number: int, part: Part) -> None:
 
 def read_part(out: Path, number: int) -> Part | None:
     """Return a block's part; None if there is none, or, with a warning, if it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     file = part_file(out, number)
     if not file.exists():
         return None
     try:
-        return from_tensors(load_file(file))
-    except (OSError, SafetensorError) as error:
-        warnings.warn(f"{file} is damaged ({error}); its images are measured again.", stacklevel=2)
+        return from_tensors(read_tensors(file)[0])
+    except Exception:  # whatever names, shapes and values of tensors raise that are not a part's
+        warnings.warn(f"{file} is damaged; its images are measured again.", stacklevel=2)
         return None
 
 
@@ -246,12 +244,12 @@ def planned(out: Path) -> AuditPlan | None:
         InputError: it cannot be read.
     """
     try:
-        return AuditPlan.model_validate_json((out / PLAN).read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        reason = "it is not a complete plan" if isinstance(error, ValidationError) else error.strerror
-        raise InputError(f"{out / PLAN} cannot be read ({reason}).", "Choose another folder with --out.") from error
+        with reading(out / PLAN, "a complete plan", "Choose another folder with --out."):
+            return AuditPlan.model_validate_json(read_bytes(out / PLAN))
+    except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
 
 
 def _missing(out: Path, plan: AuditPlan) -> list[int]:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,6 +27,7 @@ from shiftscope.audits.views import Framing
 from shiftscope.engine.checks import evaluating
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import write_text
+from shiftscope.runtime.inputs import read_bytes
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.settings import Spec
 
@@ -125,8 +126,8 @@ def write_pictures(folder: Path, pictures: list[Picture]) -> None:
 def read_pictures(folder: Path) -> list[Picture]:
     """Return the pictures in an audit's folder; none if it holds no file of them that can be read."""
     try:
-        return READ.validate_json((folder / PICTURES).read_bytes())
-    except (OSError, ValidationError):
+        return READ.validate_json(read_bytes(folder / PICTURES))
+    except (OSError, ValueError):
         return []
 
 

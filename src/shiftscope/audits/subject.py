@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from shiftscope.audits.model import OneOutput
@@ -22,7 +23,7 @@ from shiftscope.engine.checks import evaluating
 from shiftscope.engine.framing import frame
 from shiftscope.models import LoadedModel, ModelSpec, absolute_reference, load_model
 from shiftscope.runtime.progress import Report, silent
-from shiftscope.runtime.settings import Spec
+from shiftscope.runtime.settings import Spec, Text
 
 __all__ = ["Subject", "SubjectSpec", "absolute_paths", "describe", "open_subject"]
 
@@ -48,20 +49,20 @@ class SubjectSpec(Spec):
         trust: whether to run code that the model's file names or holds.
     """
 
-    model: str
-    title: str | None = None
-    weights: str | None = None
-    size: int | None = None
+    model: Text
+    title: Text | None = None
+    weights: Text | None = None
+    size: int | None = Field(None, le=2**14)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    output: str | None = None
+    output: Text | None = None
     embedding: bool = False
-    data: str | None = None
-    data_dir: str | None = None
-    images: int = 256
-    max_shift: int | None = None
-    seed: int = 0
-    device: str = "cpu"
+    data: Text | None = None
+    data_dir: Text | None = None
+    images: int = Field(256, le=10**9)
+    max_shift: int | None = Field(None, le=2**14)
+    seed: int = Field(0, gt=-(2**63), lt=2**63)
+    device: Text = "cpu"
     trust: bool = False
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Group
 
 from shiftscope.cli.printing import print_text
-from shiftscope.errors import InputError
+from shiftscope.errors import LONGEST_LINE, InputError, first_line, shortened
 from shiftscope.runtime.crashes import EXIT_CODE, report_crash
 from shiftscope.runtime.stopping import exit_code, farewell, keep
 from shiftscope.runtime.text import json_text, printable
@@ -29,11 +29,16 @@ app = App(
     name="shiftscope",
     suppress_keyboard_interrupt=False,
     help="Measure, explain and fix how a vision model responds to shifted images.",
-    help_epilogue="Exit codes: 0 done, 1 failed, 2 invalid input, 70 an error of this program, 130 stopped by Ctrl-C, "
-    "143 by SIGTERM, 129 by SIGHUP. Tables go to standard output, progress to standard error.",
+    help_epilogue="--verbose prints with an error what libraries said of it. Exit codes: 0 done, 1 failed, 2 invalid input, 70 "
+    "an error of this program, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. Tables go to standard output, progress "
+    "to standard error.",
 )
 #: What a disk without room answers, and one whose user has a quota or a limit.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Prints with an error what libraries said of it; any command takes it.
+VERBOSE = "--verbose"
+#: The most characters of a line that says what a library said.
+LONGEST_REASON = 2000
 MODELS = Group("Any model", sort_key=1)
 STUDIES = Group("Studies: train and measure networks", sort_key=2)
 THEORY = Group("Learn and check", sort_key=3)
@@ -49,13 +54,22 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the command line without the program's name; by default that of this process.
     """
     warnings.showwarning = _show_warning
+    words = sys.argv[1:] if arguments is None else arguments
+    verbose = VERBOSE in words
     keep()
     try:
-        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        code = app(
+            [word for word in words if word != VERBOSE], exit_on_error=False, print_error=False, result_action="return_value"
+        )
         sys.stdout.flush()
-    except (InputError, CycloptsError) as error:
+    except InputError as error:
         # Lines of our own are indented; other line breaks come from outside and are escaped.
         say(*re.split(r"\n(?=  )", f"shiftscope: {error}"), error=True)
+        if verbose:
+            say(*_reasons(error), error=True)
+        return 2
+    except CycloptsError as error:
+        say(f"shiftscope: {shortened(str(error), LONGEST_LINE)}", error=True)
         return 2
     except KeyboardInterrupt:
         _say_stopped()
@@ -67,6 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
         if _is_full(error):
             _give_up_output()
             say(f"shiftscope: the disk is full ({error}). Make room and run the same command again.", error=True)
+            return 1
+        if isinstance(error, OSError) and error.filename is not None:  # a path that is too long, or that the user may not read
+            place, reason = shortened(str(error.filename), LONGEST_LINE // 2), error.strerror or first_line(error)
+            say(f"shiftscope: {place} cannot be used ({reason}). Check the path and the disk.", error=True)
             return 1
         say(f"shiftscope: {report_crash(error, sys.argv[1:] if arguments is None else arguments)}", error=True)
         return EXIT_CODE
@@ -88,6 +106,15 @@ def _give_up_output() -> None:
     """Send what is left of standard output nowhere; Python would complain when it flushes at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _reasons(error: BaseException) -> list[str]:
+    """Return what led to an error, a line each: what the libraries said."""
+    lines: list[str] = []
+    while (cause := error.__cause__) is not None:
+        error = cause
+        lines.append(f"  {type(error).__name__}: {shortened(str(error), LONGEST_REASON)}")
+    return lines
 
 
 def say(*lines: str, error: bool = False) -> None:
@@ -136,4 +163,5 @@ def resumable(folder: Path | None, what: str) -> Iterator[None]:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """Print a warning as one line; a warning of ours without its category."""
-    say(f"shiftscope: {'' if category is UserWarning else category.__name__ + ': '}{message}", error=True)
+    text = f"shiftscope: {'' if category is UserWarning else category.__name__ + ': '}{message}"
+    say(shortened(text, LONGEST_LINE), error=True)

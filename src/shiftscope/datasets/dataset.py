@@ -21,7 +21,7 @@ from shiftscope.datasets.sources import Labelled, Source, is_folder, read
 from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.seeds import stream
-from shiftscope.runtime.settings import Spec
+from shiftscope.runtime.settings import Count, Pixels, Spec, Text
 from shiftscope.shifts import translate
 
 __all__ = ["Canvas", "DataSpec", "Dataset", "load"]
@@ -44,15 +44,15 @@ class DataSpec(Spec):
         split_seed: seed of the splits.
     """
 
-    name: str = "digits"
-    image_size: int | None = Field(None, ge=1)
-    canvas: int = Field(40, ge=1)
+    name: Text = "digits"
+    image_size: Pixels | None = None
+    canvas: Pixels = 40
     background: Literal["black", "mean"] = "black"
     allow_cut: bool = False
-    train_images: int | None = Field(None, ge=1)
-    validation_images: int = Field(5000, ge=1)
-    test_images: int | None = Field(None, ge=1)
-    split_seed: int = 0
+    train_images: Count | None = None
+    validation_images: Count = 5000
+    test_images: Count | None = None
+    split_seed: int = Field(0, gt=-(2**63), lt=2**63)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ Subfolders are classes. :func:`list_images` lists the files of a folder, to be r
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shiftscope.datasets.photos import Opener, Photos, pick
-from shiftscope.errors import InputError, first_line
+from shiftscope.errors import InputError
+from shiftscope.runtime.inputs import check_file, parse_json, reading
+from shiftscope.runtime.text import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +54,8 @@ SPLIT_PATTERNS = {name: re.compile(rf"(?:^|[-._ 0-9])(?:{words})(?:$|[-._ 0-9])"
 PLAIN_LABELS = ("label", "labels", "fine_label")
 ROWS_AT_ONCE = 500
 EXIF_ORIENTATION = 0x0112
+#: The most pixels of an image that is decoded, largest parquet file in bytes, and the longest name of a class.
+MOST_PIXELS, LARGEST_FILE, LONGEST_NAME = 100_000_000, 1 << 40, 1000
 
 #: A labelled image: an upright image and its label.
 Rows = Iterator[tuple["Image", int]]
@@ -100,10 +104,10 @@ def list_images(path: Path, *, count: int | None = None) -> Photos:
     files = [every[place] for place in pick(len(every), count)]
     classes = tuple(sorted({file.relative_to(root).parts[0] for file in inside}))
     return Photos(
-        origin=f"image folder {root.relative_to(path.parent)}",
-        names=tuple(str(file.relative_to(root)) for file in files),
+        origin=f"image folder {printable(str(root.relative_to(path.parent)))}",
+        names=tuple(printable(str(file.relative_to(root))) for file in files),
         labels=tuple(classes.index(file.relative_to(root).parts[0]) for file in files) if inside else None,
-        classes=classes,
+        classes=tuple(map(printable, classes)),
         found=len(every),
         checksum=files_checksum(root, files),
         load=lambda places: (partial(_open_image, files[place]) for place in places),
@@ -162,6 +166,8 @@ def _open_image(source: Path | io.BytesIO) -> Image:
     from PIL import ImageOps
 
     with PIL.Image.open(source) as opened:
+        if opened.width * opened.height > MOST_PIXELS:
+            raise ValueError(f"it has {opened.width}x{opened.height} pixels")
         opened.load()
         # Where no turn is called for, a copy would cost time.
         image: Image = ImageOps.exif_transpose(opened) if opened.getexif().get(EXIF_ORIENTATION) else opened
@@ -220,7 +226,7 @@ def _image_splits(folder: Path) -> dict[str, Split]:
         ours = [file for file in files if named[file] == name]
         return Split(
             count=len(ours),
-            classes=classes,
+            classes=tuple(map(printable, classes)),
             rows=lambda: ((_open_image(file), labels[file.parent.name]) for file in ours),
             labels=lambda: [labels[file.parent.name] for file in ours],
             load=lambda places: (partial(_open_image, ours[place]) for place in places),
@@ -237,23 +243,18 @@ def _split_of(names: tuple[str, ...] | list[str]) -> str | None:
 
 def _parquet_splits(files: list[Path], folder: Path) -> dict[str, Split]:
     """Open the splits of parquet files."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     groups: dict[str, list[Path]] = {}
     counts: dict[str, int] = {}
     features: dict[str, Any] = {}
     for file in files:
-        try:
-            with pq.ParquetFile(file) as opened:
-                rows, metadata = opened.metadata.num_rows, opened.schema_arrow.metadata or {}
-                names = opened.schema_arrow.names
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file} is not a complete parquet file ({first_line(error)}).", "Copy it again.") from error
+        with _opened(file) as opened:
+            rows, metadata = opened.metadata.num_rows, opened.schema_arrow.metadata or {}
+            names = opened.schema_arrow.names
+            known = parse_json(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+            known = {name: kind for name, kind in known.items() if name in names}
         name = next((split for split in HELD_OUT if file.stem.startswith(split)), "train")
         groups.setdefault(name, []).append(file)
         counts[name] = counts.get(name, 0) + rows
-        known = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         features = features or {**{name: {} for name in names}, **known}
     image, label, classes = read_columns(features, str(folder))
     return {
@@ -266,6 +267,17 @@ def _parquet_splits(files: list[Path], folder: Path) -> dict[str, Split]:
         )
         for name, group in groups.items()
     }
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open a parquet file; whatever its reading raises in the block becomes one sentence."""
+    import pyarrow.parquet as pq
+
+    with reading(file, "a complete parquet file of images and labels", "Copy it again."):
+        check_file(file, limit=LARGEST_FILE)
+        with file.open("rb") as source, pq.ParquetFile(source) as opened:
+            yield opened
 
 
 def read_columns(features: dict[str, Any], origin: str) -> tuple[str, str, tuple[str, ...]]:
@@ -287,38 +299,55 @@ def read_columns(features: dict[str, Any], origin: str) -> tuple[str, str, tuple
             f"{origin} must have an image column and a label column, got {sorted(features)}.",
             "Write them in the Hugging Face image schema.",
         )
-    return images[0], (labels or plain)[0], tuple(features[labels[0]]["names"]) if labels else ()
+    return images[0], (labels or plain)[0], _class_names(features[labels[0]], origin) if labels else ()
+
+
+def _class_names(feature: dict[str, Any], origin: str) -> tuple[str, ...]:
+    """Return the names of classes in the description of a label column."""
+    names = feature.get("names")
+    if not isinstance(names, list) or not all(isinstance(each, str) and len(each) <= LONGEST_NAME for each in names):
+        raise InputError(
+            f"{origin} must name its classes in a list of texts of at most {LONGEST_NAME} characters.",
+            "Write it in the Hugging Face image schema.",
+        )
+    return tuple(map(printable, names))
 
 
 def _rows(files: list[Path], image: str, label: str) -> Rows:
     """Read the rows of parquet files a few at a time."""
-    import pyarrow.parquet as pq
-
     for file in files:
-        with pq.ParquetFile(file) as opened:
+        with _opened(file) as opened:
             for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, columns=[image, label]):
                 for row in batch.to_pylist():
-                    yield _open_image(io.BytesIO(row[image]["bytes"])), row[label]
+                    yield _open_cell(row[image]), row[label]
 
 
 def _label_column(files: list[Path], label: str) -> list[int]:
-    import pyarrow.parquet as pq
+    labels: list[int] = []
+    for file in files:
+        with _opened(file) as opened:
+            values = opened.read(columns=[label])[label].to_pylist()
+            if not all(type(each) is int for each in values):
+                raise InputError(f"the column {printable(label)!r} of {file} must hold integers.", "Number the classes from 0.")
+            labels += values
+    return labels
 
-    return [value for file in files for value in pq.read_table(file, columns=[label])[label].to_pylist()]
+
+def _open_cell(cell: Any) -> Image:
+    """Decode an image in a column of the Hugging Face schema."""
+    return _open_image(io.BytesIO(cell["bytes"]))
 
 
 def _some_rows(files: list[Path], image: str, places: Sequence[int]) -> Iterator[Opener]:
     """Yield what decodes some images of parquet files, whose places increase; other groups of rows are not read."""
-    import pyarrow.parquet as pq
-
     wanted, start = list(places), 0
     for file in files:
-        with pq.ParquetFile(file) as opened:
+        with _opened(file) as opened:
             for number in range(opened.num_row_groups):
                 stop = start + opened.metadata.row_group(number).num_rows
                 inside = [place - start for place in wanted if start <= place < stop]
                 if inside:
                     column = opened.read_row_group(number, columns=[image])[image]
                     for place in inside:
-                        yield partial(_open_image, io.BytesIO(column[place].as_py()["bytes"]))
+                        yield partial(_open_cell, column[place].as_py())
                 start = stop

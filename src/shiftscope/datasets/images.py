@@ -24,7 +24,7 @@ from shiftscope.datasets.folders import HELD_OUT, Split, files_checksum, list_im
 from shiftscope.datasets.hub import download
 from shiftscope.datasets.photos import Crop, Photos, pick, plan_crop
 from shiftscope.datasets.preprocessing import Preprocessing
-from shiftscope.datasets.sources import HUB_NAMES, Labelled, find_folder, is_folder, looks_like_a_path, read
+from shiftscope.datasets.sources import HUB_NAMES, MOST_CLASSES, Labelled, find_folder, is_folder, looks_like_a_path, read
 from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, Stage, silent
 
@@ -159,7 +159,10 @@ class ImageBlocks:
     def example(self) -> Tensor:
         """Return the first readable image, [1, channel, height, width]."""
         blocks = (self.read(start, start + 1).images for start in range(self.count))
-        return next(images for images in blocks if len(images))
+        found = next((images for images in blocks if len(images)), None)
+        if found is None:
+            raise InputError(f"{self.origin} holds no image that can be read.", "Check its files.")
+        return found
 
 
 def open_images(
@@ -323,8 +326,16 @@ def _of_split(splits: Mapping[str, Split], origin: str, checksum: str, count: in
     labels = {name: splits[name].labels() for name in dict.fromkeys(names)}
     name = next((name for name, known in labels.items() if known and min(known) >= 0), names[0])
     split, known = splits[name], labels[name]
+    if len(known) != split.count:
+        raise InputError(f"{origin} holds {split.count} images and {len(known)} labels.", "Check its files.")
+    highest = max(known, default=-1)
+    if highest >= (len(split.classes) or MOST_CLASSES):
+        raise InputError(
+            f"{origin} has the label {highest}, and the classes are 0 to {(len(split.classes) or MOST_CLASSES) - 1}.",
+            "Correct the labels, or the names of the classes.",
+        )
     places = pick(split.count, count)
-    classes = split.classes or tuple(map(str, range(max(known, default=-1) + 1)))
+    classes = split.classes or tuple(map(str, range(highest + 1)))
     return Photos(
         origin=f"the {name} split of {origin}" if len(splits) > 1 or name in HELD_OUT else origin,
         names=tuple(f"image {place}" for place in places),

@@ -6,9 +6,11 @@ Images are decoded once into tensors and cached as safetensors (in ``SHIFTSCOPE_
 from __future__ import annotations
 
 import json
+import os
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,23 @@ from torch import Tensor
 
 from shiftscope.datasets.folders import HELD_OUT, Split, open_splits, parquet_files, pixels
 from shiftscope.datasets.hub import download
-from shiftscope.errors import InputError, first_line
+from shiftscope.errors import InputError
+from shiftscope.runtime import inputs
 from shiftscope.runtime.crashes import cache_folder
 from shiftscope.runtime.files import write_tensors
+from shiftscope.runtime.inputs import parse_json, read_tensors
 from shiftscope.runtime.progress import Report, Stage, silent
+from shiftscope.runtime.text import printable
 
 __all__ = ["HUB_NAMES", "Labelled", "Source", "find_folder", "is_folder", "looks_like_a_path", "read"]
 
 #: Short names and where the hub keeps them.
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 CACHE_VERSION = 2
+#: The most classes of a data set.
+MOST_CLASSES = 10**6
+#: The most characters of a data set's name in the name of its file in the cache.
+LONGEST_NAME = 60
 IMAGES_BETWEEN_REPORTS = 500
 
 
@@ -83,7 +92,7 @@ def read(
     if name == "digits":
         return _digits(image_size)
     folder = find_folder(name, data_dir)
-    cached = cache_folder() / f"{Path(name).name}-{_key(name, folder, image_size)}.safetensors"
+    cached = cache_folder() / f"{printable(Path(name).name)[:LONGEST_NAME]}-{_key(name, folder, image_size)}.safetensors"
     if cached.exists():
         source = _from_cache(cached)
         if source is not None:
@@ -105,7 +114,7 @@ def is_folder(name: str) -> bool:
     Args:
         name: as :func:`read` takes it.
     """
-    return name not in HUB_NAMES and name != "digits" and Path(name).is_dir()
+    return name not in HUB_NAMES and name != "digits" and inputs.is_folder(Path(name))
 
 
 def _digits(image_size: int | None) -> Source:
@@ -144,7 +153,7 @@ def find_folder(name: str, data_dir: Path | None) -> Path | None:
     if name in HUB_NAMES:
         return None
     if looks_like_a_path(name):
-        kind = "is a file, not a folder" if Path(name).is_file() else "does not exist"
+        kind = "is a file, not a folder" if inputs.is_file(Path(name)) else "does not exist"
         raise InputError(f"`data` must be an existing folder, but {name} {kind}.", "Check the path.")
     if name.count("/") == 1:
         return None
@@ -158,16 +167,22 @@ def looks_like_a_path(name: str) -> bool:
     """Return whether a name means a place on this machine rather than a data set of the hub, which is ``owner/name``."""
     path = Path(name)
     elsewhere = name.startswith((".", "/", "~")) or name.endswith("/") or len(path.parts) > 2
-    return elsewhere or path.exists() or (len(path.parts) == 2 and path.parent.is_dir())
+    return elsewhere or inputs.is_file(path) or inputs.is_folder(path) or (len(path.parts) == 2 and inputs.is_folder(path.parent))
 
 
 def _folder_origin(folder: Path) -> str:
     """Describe a folder for the record, without its place on this machine."""
     files = parquet_files(folder)
     if not files:
-        return f"image folder {folder.name}"
-    sums = ", ".join(f"{path.name} sha256 {sha256(path.read_bytes()).hexdigest()[:12]}" for path in files)
-    return f"local {folder.name} ({sums})"
+        return f"image folder {printable(folder.name)}"
+    sums = ", ".join(f"{printable(path.name)} sha256 {_file_checksum(path)[:12]}" for path in files)
+    return f"local {printable(folder.name)} ({sums})"
+
+
+def _file_checksum(path: Path) -> str:
+    """Return the SHA-256 of a file that may be larger than memory."""
+    with inputs.reading(path, "a file", "Copy it again."), path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _decode(splits: dict[str, Split], origin: str, image_size: int | None, report: Report) -> Source:
@@ -187,16 +202,36 @@ def _decode(splits: dict[str, Split], origin: str, image_size: int | None, repor
     except InputError:
         raise
     except Exception as error:  # a damaged image can raise anything that a decoder raises
-        reason = first_line(error.__cause__ or error)
-        raise InputError(f"{origin} cannot be read as labelled images ({reason}).", "Check its files.") from error
-    classes = splits[first].classes or tuple(str(label) for label in range(int(found["train"].labels.max()) + 1))
+        raise InputError(f"{origin} cannot be read as labelled images.", "Check its files.") from error
+    highest = max(int(each.labels.max()) for each in found.values())
+    if highest >= MOST_CLASSES:
+        raise InputError(f"{origin} has a label {highest}, of at most {MOST_CLASSES:,} classes.", "Number the classes from 0.")
+    classes = splits[first].classes or tuple(str(label) for label in range(highest + 1))
+    check_labels(found, classes)
     return Source(found, classes, origin, _checksum(found))
+
+
+def check_labels(splits: Mapping[str, Labelled], classes: Sequence[str]) -> None:
+    """Check that every label is that of a class.
+
+    Raises:
+        InputError: a label lies beyond the classes; training would index beyond the outputs.
+    """
+    for name, split in splits.items():
+        wrong = [label for label in split.labels.tolist() if not 0 <= label < len(classes)]
+        if wrong:
+            raise InputError(
+                f"the {name} images have the label {wrong[0]}, and the classes are 0 to {len(classes) - 1}.",
+                "Correct the labels, or the names of the classes.",
+            )
 
 
 def _decode_split(split: Split, image_size: int | None, stage: str, report: Report) -> Labelled:
     arrays: list[np.ndarray] = []
     labels: list[int] = []
     for image, label in split.rows():
+        if type(label) is not int:
+            raise InputError("its labels must be integers.", "Number the classes from 0.")
         arrays.append(pixels(image, image_size))
         labels.append(label)
         if len(arrays) % IMAGES_BETWEEN_REPORTS == 0:
@@ -244,7 +279,7 @@ def _key(name: str, folder: Path | None, image_size: int | None) -> str:
     digest = sha256(f"{CACHE_VERSION}/{name if folder is None else ''}/{image_size}".encode())
     for path in sorted(path for path in folder.rglob("*") if path.is_file()) if folder else ():
         status = path.stat()
-        digest.update(f"{path}/{status.st_size}/{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path) + f"/{status.st_size}/{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -261,17 +296,14 @@ def _to_cache(source: Source, path: Path) -> None:
 
 def _from_cache(path: Path) -> Source | None:
     """Return the cached source; None, with a warning, where the file is damaged."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+        tensors, metadata = read_tensors(path)
         names = {name.partition(".")[0] for name in tensors}
         splits = {name: Labelled(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in sorted(names, reverse=True)}
+        check_labels(splits, tuple(parse_json(metadata["classes"])))
         if _checksum(splits) != metadata["checksum"]:
             raise ValueError("its checksum does not match its content")
-        return Source(splits, tuple(json.loads(metadata["classes"])), metadata["origin"], metadata["checksum"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        warnings.warn(f"the cached images in {path} are damaged ({first_line(error)}); decoding again.", stacklevel=2)
+        return Source(splits, tuple(parse_json(metadata["classes"])), metadata["origin"], metadata["checksum"])
+    except Exception:  # whatever names and shapes of tensors raise that are not a data set's
+        warnings.warn(f"the cached images in {path} are damaged; decoding again.", stacklevel=2)
         return None

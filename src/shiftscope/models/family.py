@@ -12,8 +12,9 @@ is a torus, and only subsampling can break its equivariance.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,10 +22,13 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from shiftscope import layers
-from shiftscope.runtime.settings import Spec
+from shiftscope.runtime.settings import Pixels, Spec
 
 __all__ = ["Network", "NetworkSpec", "build"]
 
+#: The most blocks and weights of a network, and the channels of a map.
+MOST_BLOCKS, MOST_WEIGHTS = 64, 10**9
+Channels = Annotated[int, Field(ge=1, le=2**16)]
 #: The border of the low-pass filters, by the padding of the convolutions.
 BORDERS: dict[str, layers.Border] = {"valid": "valid", "same": "zero", "circular": "circular"}
 
@@ -52,11 +56,11 @@ class NetworkSpec(Spec):
         classes: length of an output.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64)
-    convolution_kernel: int = Field(3, ge=1)
+    channels: tuple[Channels, ...] = Field((16, 32, 64), max_length=MOST_BLOCKS)
+    convolution_kernel: Pixels = 3
     pool_kernel: int = Field(2, ge=2, le=5)
     pool: Literal["max", "average"] = "max"
-    strides: tuple[int, ...] | None = None
+    strides: tuple[Pixels, ...] | None = Field(None, max_length=MOST_BLOCKS)
     factor: int = 1
     antialias: int = Field(1, ge=1, le=7)
     sampling: Literal["stride", "aps", "lps"] = "stride"
@@ -64,15 +68,15 @@ class NetworkSpec(Spec):
     padding: Literal["valid", "same", "circular"] = "valid"
     head: Literal["flatten", "gap"] = "flatten"
     normalise: bool = True
-    input_size: int = Field(40, ge=1)
-    input_channels: int = Field(1, ge=1)
-    classes: int = Field(10, ge=2)
+    input_size: Pixels = 40
+    input_channels: Channels = 1
+    classes: int = Field(10, ge=2, le=10**6)
 
     @field_validator("channels")
     @classmethod
     def _some_channels(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
-        if not channels or min(channels) < 1:
-            raise ValueError(f"`channels` must be one or more positive numbers, got {list(channels)}.")
+        if not channels:
+            raise ValueError("`channels` must be one or more positive numbers, got none.")
         return channels
 
     @field_validator("factor")
@@ -102,8 +106,19 @@ class NetworkSpec(Spec):
                 f"`sampling` {self.sampling!r} needs `padding` 'circular', got {self.padding!r}: its choice "
                 "moves with the image only where the border loses nothing."
             )
-        self.sizes()
+        self._check_weights(self.sizes()[-1])
         return self
+
+    def _check_weights(self, last: int) -> None:
+        """Refuse a network with more weights than memory could hold, before any is made."""
+        width = (self.input_channels, *self.channels)
+        kernels = sum(before * after for before, after in pairwise(width)) * self.convolution_kernel**2
+        weights = kernels + width[-1] * self.classes * (1 if self.head == "gap" else last**2)
+        if weights > MOST_WEIGHTS:
+            raise ValueError(
+                f"the network would have {weights:,} weights, of at most {MOST_WEIGHTS:,}. Use fewer channels, a smaller canvas "
+                "or smaller kernels."
+            )
 
     def pool_strides(self) -> tuple[int, ...]:
         """Return the stride of each pool, from the input to the head."""

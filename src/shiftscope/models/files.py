@@ -5,7 +5,6 @@ A graph may take batches of one fixed size only; :class:`FixedBatches` lets it t
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from shiftscope.errors import InputError, first_line
+from shiftscope.errors import InputError
+from shiftscope.models.archives import open_archive
+from shiftscope.models.onnx_files import check_onnx
+from shiftscope.runtime.inputs import is_file, reading
 
 __all__ = ["FixedBatches", "read_exported", "read_onnx"]
 
@@ -23,6 +25,7 @@ Shape = tuple[int, int, int]
 
 #: ONNX input types and the NumPy types of their arrays.
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+EXPORT_AGAIN = "Export the model again with this PyTorch and torch.export.save."
 #: Operators that behave differently in training, and the position of the argument that says so.
 TRAINING_ARGUMENT = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5}
 
@@ -78,15 +81,21 @@ def read_exported(path: Path, *, trust: bool) -> tuple[nn.Module, Shape | None]:
         InputError: the archive is not trusted, does not exist, is damaged, takes anything but one tensor of images, or was
             exported in training mode.
     """
-    if not path.is_file():
-        raise InputError(f"{path} does not exist.", "Check the path.")
+    _check_exists(path)
     if not trust:
         raise InputError(
             f"{path} is not trusted, and reading a .pt2 archive can run code that it holds.",
             "Give the model as ONNX, or as `module:factory` with safetensors as its `weights`. If you trust whoever wrote the "
             "archive, pass --trust (`trust=True`).",
         )
-    program = _program(path)
+    with reading(path, "an archive that this PyTorch's torch.export.load reads", EXPORT_AGAIN):
+        return _exported(path)
+
+
+def _exported(path: Path) -> tuple[nn.Module, Shape | None]:
+    """Return the model in an archive that the user trusts, and the shape of its images."""
+    open_archive(path)
+    program = torch.export.load(path)
     for node in program.graph.nodes:
         argument = TRAINING_ARGUMENT.get(getattr(node.target, "__name__", "").partition(".")[0])
         if argument is not None and len(node.args) > argument and node.args[argument] is True:
@@ -98,16 +107,6 @@ def read_exported(path: Path, *, trust: bool) -> tuple[nn.Module, Shape | None]:
     batch, image = _fixed(inputs[0].shape)
     module, device = program.module(), next((value.device for value in program.state_dict.values()), torch.device("cpu"))
     return FixedBatches(lambda images: module(images.to(device)), batch), image
-
-
-def _program(path: Path) -> torch.export.ExportedProgram:
-    remedy = "Export the model again with this PyTorch and torch.export.save."
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is not a complete torch.export archive.", remedy)
-    try:
-        return torch.export.load(path)
-    except Exception as error:  # torch.export raises anything
-        raise InputError(f"torch.export cannot read {path} ({first_line(error)}).", remedy) from error
 
 
 def read_onnx(path: Path) -> tuple[nn.Module, Shape | None]:
@@ -123,7 +122,8 @@ def read_onnx(path: Path) -> tuple[nn.Module, Shape | None]:
     Raises:
         InputError: onnxruntime is not installed or cannot read the file, or the model takes anything but one tensor of images.
     """
-    session = _onnx_session(path)
+    with reading(path, "a model that the installed onnxruntime reads", "Copy it again, or export it with an older opset."):
+        session = _onnx_session(path)
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in DTYPES:
         raise _wrong_inputs(path, ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs))
@@ -139,22 +139,20 @@ def read_onnx(path: Path) -> tuple[nn.Module, Shape | None]:
 
 
 def _onnx_session(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist.", "Check the path.")
+    _check_exists(path)
     try:
         import onnxruntime
     except ImportError as error:
         raise InputError(f"{path} needs onnxruntime.", "Install it with: pip install 'shiftscope[onnx]'.") from error
+    check_onnx(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised, no need to print them too
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common class
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"onnxruntime {onnxruntime.__version__} cannot run {path} ({reason}).",
-            "Export the model again, with an opset that this version knows.",
-        ) from error
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _check_exists(path: Path) -> None:
+    if not is_file(path):
+        raise InputError(f"{path} does not exist.", "Check the path.")
 
 
 def _fixed(shape: Any) -> tuple[int | None, Shape | None]:

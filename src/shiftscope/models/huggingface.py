@@ -8,7 +8,6 @@ the checkpoint has no weights for a pooler, the class token; else the mean over 
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from shiftscope.errors import InputError, first_line
 from shiftscope.models.hub import hub_folder, named
 from shiftscope.models.libraries import LibraryModel
 from shiftscope.models.preprocessing import PROCESSOR, from_processor
+from shiftscope.runtime.inputs import read_json, reading
 
 __all__ = ["PREFIX", "huggingface_model", "of_pretrained"]
 
@@ -244,12 +244,8 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> str:
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}).", "Give the folder that save_pretrained wrote.") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not complete JSON ({error}).", "Copy or download it again.") from error
+    with reading(file, "JSON", "Give the folder that save_pretrained wrote."):
+        found = read_json(file)
     if not isinstance(found, dict):
         raise InputError(f"{file} is not the configuration of a model.", "Copy or download it again.")
     return found

@@ -13,7 +13,6 @@ A reference to a model is one of:
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -43,6 +42,7 @@ from shiftscope.models.libraries import (
 from shiftscope.models.preprocessing import overridden
 from shiftscope.models.spec import METADATA_KEY, Channels, ModelSpec
 from shiftscope.models.weights import Checkpoint, load_weights, read_checkpoint, read_safetensors, with_normalisation
+from shiftscope.runtime.inputs import is_file, is_folder, read_json, reading
 from shiftscope.runtime.seeds import stream
 from shiftscope.runtime.settings import validation_messages
 
@@ -114,9 +114,9 @@ def load_model(
     if size is not None and size < 1:
         raise InputError(f"`size` must be 1 or more pixels, got {size}.", "Leave it out to take the model's own.")
     path = Path(name)
-    if not path.is_dir() and not path.is_file() and path.suffix not in (".onnx", ".pt2", ".safetensors"):
+    if not is_folder(path) and not is_file(path) and path.suffix not in (".onnx", ".pt2", ".safetensors"):
         return _resized(_from_code(ModelSpec(factory=name, size=size, mean=mean, deviation=std), weights), size)
-    if path.is_dir():
+    if is_folder(path):
         loaded = _from_run(path)
     elif path.suffix == ".onnx":
         loaded = _from_graph(path, *read_onnx(path), mean, std)
@@ -140,13 +140,13 @@ def absolute_reference(name: str) -> str:
     >>> absolute_reference("timm:resnet18")
     'timm:resnet18'
     """
-    if Path(name).exists():
+    if is_file(Path(name)) or is_folder(Path(name)):
         return str(Path(name).resolve())
     if is_code(name):
         file, _, attribute = name.rpartition(":")
         return f"{Path(file).resolve()}:{attribute}"
     for start in (f"{PREFIX}:", f"timm:{FOLDER}"):
-        if name.startswith(start) and Path(name.removeprefix(start)).is_dir():
+        if name.startswith(start) and is_folder(Path(name.removeprefix(start))):
             return f"{start}{Path(name.removeprefix(start)).resolve()}"
     return name
 
@@ -265,16 +265,9 @@ def _from_run(folder: Path) -> LoadedModel:
 
 def _spec_in_record(file: Path) -> ModelSpec:
     """Read the specification of a run whose weights do not hold it."""
-    remedy = "Run the study again."
-    try:
-        spec = json.loads(file.read_bytes())["spec"]
+    with reading(file, "a complete record", "Run the study again."):
+        spec = read_json(file)["spec"]
         return ModelSpec(network=spec["network"], data=spec["data"])
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}).", remedy) from error
-    except ValidationError as error:
-        raise InputError(f"{file} is not a complete record: {validation_messages(error)[0]}", remedy) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is not a complete record: it names no network and no data.", remedy) from error
 
 
 def _from_file(path: Path, *, trust: bool) -> LoadedModel:

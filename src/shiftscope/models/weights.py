@@ -6,7 +6,6 @@ prefix before every name (``module.``). Both are removed; :meth:`Checkpoint.desc
 
 from __future__ import annotations
 
-import json
 import shlex
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
@@ -18,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shiftscope.errors import InputError, first_line
+from shiftscope.errors import InputError, first_line, shortened
+from shiftscope.models.archives import check_checkpoint
 from shiftscope.models.family import Normalise
+from shiftscope.runtime.inputs import is_file, is_folder, read_json, read_tensors, reading
 
 __all__ = ["Checkpoint", "load_weights", "read_checkpoint", "read_safetensors", "with_normalisation"]
 
@@ -29,8 +30,8 @@ STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "model_ema", "ema"
 WRAPPER_PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.", "_orig_mod.")
 #: The end of the name of a JSON file that says which of several safetensors files holds which tensor.
 INDEX = ".index.json"
-#: How many names an error lists.
-LISTED = 3
+#: How many names an error lists, and the most characters of each.
+LISTED, LONGEST_NAME = 3, 80
 
 #: Converts a checkpoint that holds more than tensors; to run only on files that one trusts, because unpickling runs their code.
 CONVERSION = (
@@ -101,25 +102,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     Raises:
         InputError: the file does not exist, or is not a complete safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
             f"{path} does not exist.", "Check the path. If a study's results came without weights, run the study again."
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        if _is_pickle(path):
-            raise InputError(
-                f"{path} is not a safetensors file, but what torch.save wrote; pickled models are not read, because a pickle can "
-                "run any code.",
-                "Give the model as `timm:NAME` or `module:factory`, and this file as its `weights` if it holds only tensors.",
-            ) from error
+    if is_file(path) and _is_pickle(path):
         raise InputError(
-            f"{path} is damaged, or is not a safetensors file ({error}).", "Copy or download it again, or save the weights again."
-        ) from error
+            f"{path} is not a safetensors file, but what torch.save wrote; a pickle can run any code, so it is not read.",
+            "Give the model as `timm:NAME` or `module:factory`, and this file as its `weights` if it holds only tensors.",
+        )
+    with reading(path, "a safetensors file", "Copy or download it again, or save the weights again."):
+        return read_tensors(path)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -132,9 +125,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         InputError: the file does not exist, is damaged, or holds no tensors by name, or more than ``torch.load`` reads without
             running code.
     """
-    if path.is_dir():
+    if is_folder(path):
         raise InputError(f"`weights` must be a file, and {path} is a folder.", "Give the file in it, such as model.safetensors.")
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"`weights` {path} does not exist.", "Check the path.")
     if path.name.endswith(INDEX):
         return Checkpoint(_read_index(path), str(path))
@@ -162,7 +155,7 @@ def load_weights(model: nn.Module, weights: Checkpoint) -> None:
     """
     try:
         model.load_state_dict(dict(weights.tensors))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         differences = _differences(model.state_dict(), weights.tensors) or [first_line(error)]
         raise InputError(
             f"the weights in {weights.describe()} do not fit the model: {'; '.join(differences)}.",
@@ -196,18 +189,18 @@ def with_normalisation(model: nn.Module, mean: tuple[float, ...] | None, deviati
 
 def _load_tensors(path: Path) -> Any:
     """Return what ``torch.save`` wrote, if it is tensors, numbers, text and collections of them."""
+    with reading(path, "a file of weights", "Copy or save it again."):
+        check_checkpoint(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the archive's reader and the unpickler raise anything
+    except Exception as error:  # the unpickler raises anything
         others = _other_objects(path)
         if not others and not _is_pickle(path):
-            raise InputError(
-                f"`weights` {path} is damaged, or is no file of weights ({first_line(error)}).", "Copy or save it again."
-            ) from error
+            raise InputError(f"`weights` {path} is damaged, or is no file of weights.", "Copy or save it again.") from error
         held = f"more than tensors ({_listed(others)})" if others else "more than tensors, or is damaged"
         raise InputError(
             f"`weights` {path} holds {held}; only tensors are read, because a pickle can run any code.",
-            f"If you trust whoever wrote it, convert it once: {_conversion(path)}",
+            f"If you trust whoever wrote it, convert it once:\n  {_conversion(path)}",
         ) from error
 
 
@@ -245,11 +238,9 @@ def _unwrapped(found: Any) -> tuple[Mapping[Any, Any], str]:
 def _read_index(path: Path) -> dict[str, Tensor]:
     """Return the tensors of several safetensors files beside an index, which says which tensor lies where."""
     remedy = "Copy or download it again, with the files that it names."
-    try:
-        places = json.loads(path.read_bytes())["weight_map"]
+    with reading(path, "the index of safetensors files", remedy):
+        places = read_json(path)["weight_map"]
         files = sorted({str(file) for file in places.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"`weights` {path} is not the index of safetensors files.", remedy) from error
     outside = [file for file in files if Path(file).name != file]
     if outside:
         raise InputError(f"`weights` {path} names {outside[0]!r}, which does not lie beside it.", remedy)
@@ -288,4 +279,4 @@ def _shape(tensor: Tensor) -> str:
 def _listed(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    return ", ".join(shortened(name, LONGEST_NAME) for name in names[:LISTED]) + more

@@ -24,6 +24,7 @@ from shiftscope.errors import InputError
 from shiftscope.report.content import Drag, Network
 from shiftscope.report.packing import drag_data
 from shiftscope.runtime.files import write_tensors
+from shiftscope.runtime.inputs import read_tensors
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid
 from shiftscope.surveys import per_shift_cosines
@@ -177,14 +178,10 @@ def write_drag(folder: Path, drag: Drag | None, audited: int) -> None:
 
 def read_drag(folder: Path) -> Drag | None:
     """Return the section in an audit's folder; None if it holds none that can be read."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         if (folder / DRAG).stat().st_size > MAX_FILE_BYTES:
             return None
-        with safe_open(str(folder / DRAG), framework="pt") as file:
-            header = file.metadata() or {}
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        found, header = read_tensors(folder / DRAG)
         classes = tuple(str(name) for name in json.loads(header["classes"]))
         values, side = found["values"], round(found["values"].shape[1] ** 0.5)
         shifts = grid((side - 1) // 2)
@@ -194,6 +191,6 @@ def read_drag(folder: Path) -> Drag | None:
             found["images"], found["labels"], classes, tuple(found["colour"].tolist()), network, header.get("audited", "")
         )
         drag_data(drag)  # raises where shapes do not fit
-    except (OSError, SafetensorError, InputError, KeyError, ValueError, TypeError, IndexError, RuntimeError):
+    except (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError):
         return None
     return drag

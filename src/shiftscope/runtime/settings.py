@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["Spec", "validation_messages"]
+from shiftscope.errors import first_line, shortened
+
+__all__ = ["Count", "Pixels", "Seed", "Spec", "Text", "described", "validation_messages"]
+
+#: The most characters of a value, and of a setting's path, in a message.
+LONGEST_VALUE, LONGEST_PATH = 60, 100
+
+#: A number of things, a length in pixels or positions, a seed, and a text of a line or two: what tensors and file names can hold.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Pixels = Annotated[int, Field(ge=1, le=2**14)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Text = Annotated[str, Field(max_length=2000)]
 
 
 class Spec(BaseModel):
@@ -25,16 +37,30 @@ def validation_messages(error: ValidationError, prefix: Iterable[str] = ()) -> l
     """
     lines = []
     for item in error.errors(include_url=False, include_context=True):
-        path = ".".join([*prefix, *(str(part) for part in item["loc"])])
+        path = shortened(".".join([*prefix, *(str(part) for part in item["loc"])]), LONGEST_PATH)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"is not a known setting. {_suggestion(str(item['loc'][-1]))}"
         elif item["type"] == "missing":
             message = "is missing."
         elif item["type"] != "value_error":
-            message = f"{message[0].lower()}{message[1:]}, got {item['input']!r}."
+            message = f"{message[0].lower()}{message[1:]}, got {described(item['input'])}."
         lines.append(f"{path}: {message}" if path else message)
     return lines
+
+
+def described(value: Any) -> str:
+    """Return a value as Python writes it, shortened; of a number of thousands of digits or a deep table only what it is.
+
+    >>> described([0] * 100), described(10**5000)
+    ('[0, 0, 0, 0, 0, 0, 0, 0, 0, ... 0, 0, 0, 0, 0, 0, 0, 0, 0]', 'an integer of 16610 bits')
+    """
+    if isinstance(value, int) and value.bit_length() > LONGEST_VALUE * 3:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        return shortened(repr(value), LONGEST_VALUE)
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits inside, or nested too deeply
+        return f"{type(value).__name__} ({first_line(error)})"
 
 
 def _suggestion(name: str) -> str:

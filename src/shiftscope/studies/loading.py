@@ -6,18 +6,24 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from shiftscope.errors import InputError
-from shiftscope.runtime.settings import validation_messages
-from shiftscope.studies.spec import VARIANT, Study, check_path, flatten
+from shiftscope.errors import InputError, first_line, shortened
+from shiftscope.runtime.inputs import is_file, is_folder, read_bytes, reading
+from shiftscope.runtime.settings import described, validation_messages
+from shiftscope.studies.spec import LONGEST_NAME, VARIANT, Study, check_path, flatten
 
 __all__ = ["load_study", "read_study", "shipped_studies"]
 
+#: Largest study file, bytes, and the most mistakes that an error lists.
+LARGEST, LISTED = 1 << 20, 20
+#: The most characters of changed settings in a study's title.
+LONGEST_CHANGES = 1000
 #: Settings of data that may differ from a publication's: how many images, not which.
 OPEN = ("data.train_images", "data.validation_images", "data.test_images", "data.split_seed")
 
@@ -46,20 +52,29 @@ def load_study(name: str, *, seeds: int | None = None, changes: Mapping[str, Any
     """
     shipped = shipped_studies()
     path = shipped.get(name, Path(name))
-    if not path.is_file():
-        raise InputError(f"there is no study {name!r}.", f"Choose one of {', '.join(shipped)}, or give the path of a TOML file.")
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a TOML file: {error}.", "See https://toml.io for the format.") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).", "Give a file that you may read.") from error
+    if not is_file(path):
+        raise InputError(
+            f"there is no study {shortened(name, LONGEST_NAME)!r}.",
+            f"Choose one of {', '.join(shipped)}, or give the path of a TOML file.",
+        )
+    document = _document(path)
     document.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-") or "study")
     if seeds is not None:
         document["seeds"] = seeds
+    if changes:
+        _validated(document, str(path))  # what is changed must be a study
     changed = {setting: value for setting, value in (changes or {}).items() if _change(document, setting, value)}
     study = _validated(document, str(path))
     return _with_changes(study, changed) if changed else study
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file."""
+    with reading(path, "a TOML file", "See https://toml.io for the format."):
+        try:
+            return tomllib.loads(read_bytes(path, limit=LARGEST).decode())
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{path} is not a TOML file: {first_line(error)}.", "See https://toml.io for the format.") from error
 
 
 def _with_changes(study: Study, changed: Mapping[str, Any]) -> Study:
@@ -68,6 +83,8 @@ def _with_changes(study: Study, changed: Mapping[str, Any]) -> Study:
     What a publication leaves open, such as the optimizer, may differ.
     """
     listed = ", ".join(f"{path} = {value}" for path, value in changed.items())
+    if len(listed) > LONGEST_CHANGES:
+        raise InputError("`--set` gives values of over 1,000 characters.", "Write them in a TOML file.")
     comparable = all(path.startswith("training.") or path in OPEN for path in changed)
     title = f"{study.title} ({listed})"
     return study.model_copy(update={"title": title, "source": study.source if comparable else None})
@@ -83,16 +100,16 @@ def read_study(folder: Path) -> Study:
         InputError: there is no ``study.json``, or it is not a study of this version.
     """
     path = folder / "study.json"
-    try:
-        study = Study.model_validate_json(path.read_bytes())
-        study.cells()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        problem = f"{folder} holds no study." if folder.is_dir() else f"there is no folder {folder}."
-        raise InputError(problem, "Give the folder that `shiftscope study` wrote, such as studies/digits.") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}).", "Check its permissions.") from error
-    except ValidationError as error:
-        raise InputError(f"{path} is not a study: {validation_messages(error)[0]}") from error
+    remedy = "Run the study again with the same --out."
+    if not path.exists():
+        problem = f"{folder} holds no study." if is_folder(folder) else f"there is no folder {folder}."
+        raise InputError(problem, "Give the folder that `shiftscope study` wrote, such as studies/digits.")
+    with reading(path, "a study", remedy):
+        try:
+            study = Study.model_validate_json(read_bytes(path))
+            study.cells()
+        except ValidationError as error:
+            raise InputError(f"{path} is not a study: {validation_messages(error)[0]}", remedy) from error
     return study
 
 
@@ -125,9 +142,9 @@ def _change(document: dict[str, Any], path: str, value: Any) -> bool:
 
 def _chosen_variants(known: Mapping[str, Any], names: list[Any]) -> dict[str, Any]:
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             remedy = f"Choose one of {', '.join(known)}." if known else "This study has no variants."
-            raise InputError(f"{name!r} is not a variant of this study.", remedy)
+            raise InputError(f"{described(name)} is not a variant of this study.", remedy)
     return {name: known[name] for name in names}
 
 
@@ -139,13 +156,16 @@ def _validated(document: dict[str, Any], where: str) -> Study:
     except ValidationError as error:
         found = validation_messages(error)
         # Check what is left without the entries that are wrong, to report all mistakes at once.
-        wrong = {str(item["loc"][0]) for item in error.errors()}
-        study = Study.model_validate(
-            {"name": "study", "title": "", **{name: value for name, value in document.items() if name not in wrong}}
-        )
-    found = list(dict.fromkeys([*found, *_mistakes_of_cells(study)]))
+        wrong = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
+        rest = {name: value for name, value in document.items() if name not in wrong}
+        with suppress(ValidationError):  # a mistake of the document as a whole
+            study = Study.model_validate({"name": "study", "title": "", **rest})
+            found += _mistakes_of_cells(study)
+    else:
+        found = _mistakes_of_cells(study)
+    found = list(dict.fromkeys(found))
     if found:
-        lines = "".join(f"\n  {line}" for line in found)
+        lines = "".join(f"\n  {line}" for line in [*found[:LISTED], *(["..."] if len(found) > LISTED else [])])
         raise InputError(f"{where} has {len(found)} mistake{'s' if len(found) > 1 else ''}:{lines}")
     return study
 
@@ -163,5 +183,7 @@ def _mistakes_of_cells(study: Study) -> list[str]:
                 if not line.startswith("network.input_size"):  # `data.canvas` has the same mistake
                     first.setdefault(line, settings)
                     count[line] += 1
-    places = {line: ", ".join(f"{path} = {value!r}" for path, value in settings.items()) for line, settings in first.items()}
+    places = {
+        line: ", ".join(f"{path} = {described(value)}" for path, value in settings.items()) for line, settings in first.items()
+    }
     return [line if count[line] == len(combinations) else f"{line} (at {places[line]})" for line in first]

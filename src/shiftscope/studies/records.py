@@ -17,20 +17,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from errno import EIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
+from shiftscope.errors import first_line, shortened
 from shiftscope.estimates import Estimate, confidence_interval
 from shiftscope.measures import MEASURES
 from shiftscope.models.family import Network
 from shiftscope.models.spec import ModelSpec, save_model
 from shiftscope.runtime.files import write_bytes, write_text
-from shiftscope.runtime.settings import Spec
+from shiftscope.runtime.inputs import read_bytes, read_tensors
+from shiftscope.runtime.settings import Count, Spec, Text
 from shiftscope.studies.spec import Run
 from shiftscope.studies.storage import CURVE, DEVIATIONS, LAYER, pack, unpack
 from shiftscope.training.loop import Epoch, Training
@@ -61,6 +63,9 @@ RECORD_VERSION = 5
 RECORD, MODEL, HISTORY, MEASURES_FILE = "record.json", "model.safetensors", "history.json", "measures.safetensors.xz"
 #: The measures of runs written before they were packed.
 OLDER_MEASURES_FILE = "measures.safetensors"
+#: The most layers of a network in a record, the longest name of a measure, and how much of one a message shows.
+MOST_LAYERS, LONGEST_NAME = 1000, 60
+Name = Annotated[str, Field(max_length=100)]
 #: The prefix of the name of a map over shifts in the file, and the end of the name of a curve's intervals. A tensor without a
 #: prefix has one value per image.
 MAP, INTERVALS = "map.", ".interval"
@@ -78,9 +83,9 @@ class Outcome(Spec):
     """
 
     status: Literal["reached", "not reached", "diverged"]
-    sentence: str
-    kept: int
-    epochs: int
+    sentence: Text
+    kept: int = Field(ge=0, lt=2**31)
+    epochs: int = Field(ge=0, lt=2**31)
     train_accuracy: float
 
 
@@ -96,12 +101,12 @@ class LayerRecord(Spec):
         stride: of the layer itself, along height and width.
     """
 
-    name: str
-    kind: str
-    size: tuple[int, int]
-    channels: int
-    factor: tuple[int, int] | None
-    stride: tuple[int, int]
+    name: Text
+    kind: Text
+    size: tuple[Count, Count]
+    channels: Count
+    factor: tuple[Count, Count] | None
+    stride: tuple[Count, Count]
 
 
 class Record(Spec):
@@ -119,13 +124,13 @@ class Record(Spec):
     """
 
     schema_version: int
-    id: str
+    id: Text
     spec: Run
     training: Outcome
-    results: dict[str, Estimate]
+    results: dict[Name, Estimate]
     cut: float
-    layers: tuple[LayerRecord, ...] = ()
-    provenance: dict[str, str]
+    layers: tuple[LayerRecord, ...] = Field((), max_length=MOST_LAYERS)
+    provenance: dict[Name, Text]
 
 
 @dataclass(frozen=True)
@@ -224,14 +229,15 @@ def load(folder: Path) -> Finished | None:
     if not (folder / RECORD).exists():
         return None
     try:
-        record = Record.model_validate_json((folder / RECORD).read_bytes())
+        record = _record(folder)
         if record.id != folder.name:
             raise ValueError("it belongs to another run")
         if record.schema_version != RECORD_VERSION:
             return None
-        return Finished(record, **_parts(_tensors(folder) if record.results else {}, len(record.layers)))
-    except (ValidationError, ValueError, OSError) as error:
-        reason = "not a complete record" if isinstance(error, ValidationError) else str(error)
+        return Finished(record, **_parts(_tensors(folder) if record.results else {}, record))
+    except Exception as error:  # whatever the libraries raise that read it
+        known = isinstance(error, ValueError | OSError) and not isinstance(error, ValidationError)
+        reason = first_line(error) if known else "not a complete record"
         raise DamagedRecordError(f"{folder / RECORD} is damaged ({reason})") from error
 
 
@@ -247,9 +253,19 @@ def read(folder: Path) -> Finished | None:
 def head(folder: Path) -> Record | None:
     """Return the record in a folder, of whatever version, without its tensors; None if there is none, or it is damaged."""
     try:
-        return Record.model_validate_json((folder / RECORD).read_bytes())
-    except (ValidationError, OSError):
+        return _record(folder)
+    except (ValueError, OSError):
         return None
+
+
+def _record(folder: Path) -> Record:
+    """Return the record in a run's folder.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a record.
+    """
+    return Record.model_validate_json(read_bytes(folder / RECORD))
 
 
 def heads(runs: Path) -> Iterator[Record]:
@@ -270,16 +286,9 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         OSError: there is no file of measures.
         ValueError: it is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if (folder / MEASURES_FILE).exists() or not (folder / OLDER_MEASURES_FILE).exists():
-        return unpack((folder / MEASURES_FILE).read_bytes())
-    try:
-        tensors: dict[str, Tensor] = load_file(folder / OLDER_MEASURES_FILE)
-        return tensors
-    except SafetensorError as error:
-        raise ValueError(f"its measures cannot be read: {error}") from error
+        return unpack(read_bytes(folder / MEASURES_FILE))
+    return read_tensors(folder / OLDER_MEASURES_FILE)[0]
 
 
 def _named(finished: Finished) -> dict[str, Tensor]:
@@ -293,38 +302,66 @@ def _named(finished: Finished) -> dict[str, Tensor]:
     return tensors
 
 
-def _parts(tensors: Mapping[str, Tensor], layers: int) -> dict[str, Any]:
-    """Return the fields of a finished run from the tensors of its file; the inverse of :func:`_named`."""
+def _parts(tensors: Mapping[str, Tensor], record: Record) -> dict[str, Any]:
+    """Return the fields of a finished run from the tensors of its file; the inverse of :func:`_named`.
+
+    Raises:
+        ValueError: a tensor is of another shape or type than such a field, or its name is of no measure or layer.
+    """
     values, maps, curves = {}, {}, {}
-    responses: tuple[dict[str, Tensor], ...] = tuple({} for _ in range(layers))
+    responses: tuple[dict[str, Tensor], ...] = tuple({} for _ in record.layers)
     for name, tensor in tensors.items():
         if name.startswith(MAP):
-            maps[name.removeprefix(MAP)] = tensor
+            maps[_measure(name, MAP)] = _numbers(name, tensor)
         elif name.startswith(LAYER):
             number, _, response = name.removeprefix(LAYER).partition(".")
-            responses[int(number)][response] = tensor
+            if not number.isdecimal() or int(number[:9]) >= len(responses):
+                raise ValueError(f"its responses {shortened(name, LONGEST_NAME)!r} belong to no layer")
+            responses[int(number)][response] = _numbers(name, tensor)
         elif not name.startswith(CURVE):
-            values[name] = tensor
+            values[_measure(name)] = _numbers(name, tensor)
         elif not name.endswith((DEVIATIONS, INTERVALS)):
-            measure = name.removeprefix(CURVE)
-            curves[measure] = _curve(measure, tensor, tensors[f"{name}{DEVIATIONS}"], tensors.get(f"{name}{INTERVALS}"))
+            measure = _measure(name, CURVE)
+            curves[measure] = _curve(measure, tensor, tensors.get(f"{name}{DEVIATIONS}"), tensors.get(f"{name}{INTERVALS}"))
+    for name, estimate in record.results.items():
+        if name not in values or len(values[name]) != estimate.count:
+            raise ValueError(f"its {shortened(name, LONGEST_NAME)!r} are not {estimate.count} values")
     return {"values": values, "maps": maps, "curves": curves, "responses": responses}
 
 
-def _curve(measure: str, means: Tensor, deviations: Tensor, intervals: Tensor | None) -> Curve:
+def _measure(name: str, prefix: str = "") -> str:
+    """Return the measure of a tensor by its name."""
+    measure = name.removeprefix(prefix)
+    if measure not in MEASURES:
+        raise ValueError(f"{shortened(measure, LONGEST_NAME)!r} is not a known measure")
+    return measure
+
+
+def _numbers(name: str, tensor: Tensor, *shape: int) -> Tensor:
+    """Return a tensor of one number or more along an axis, or of the given shape, if that is what it is."""
+    fits = tuple(tensor.shape) == shape if shape else tensor.ndim == 1 and len(tensor) > 0
+    if not fits or tensor.is_complex() or bool(tensor.isinf().any()):
+        raise ValueError(f"its {shortened(name, LONGEST_NAME)!r} are not the numbers that belong there")
+    return tensor
+
+
+def _curve(measure: str, means: Tensor, deviations: Tensor | None, intervals: Tensor | None) -> Curve:
     """Return a curve; older files have no intervals."""
+    name = f"{CURVE}{measure}"
+    _numbers(name, means)
+    if deviations is None or deviations.ndim != 2:
+        raise ValueError(f"its {name!r} have no deviations")
+    _numbers(f"{name}{DEVIATIONS}", deviations, len(means), deviations.shape[1])
+    if intervals is not None:
+        _numbers(f"{name}{INTERVALS}", intervals, len(means), 2)
     return Curve.from_draws(measure, means, deviations) if intervals is None else Curve(means, deviations, intervals)
 
 
 def read_training(folder: Path) -> tuple[Record, dict[str, Tensor]] | None:
     """Return a record of an older version and the weights beside it, to be measured again; None if either is unusable."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        record = Record.model_validate_json((folder / RECORD).read_bytes())
-        weights = load_file(folder / MODEL)
-    except (ValueError, OSError, SafetensorError):
+        record, (weights, _) = _record(folder), read_tensors(folder / MODEL)
+    except (ValueError, OSError):
         return None
     return (record, weights) if record.id == folder.name and record.schema_version < RECORD_VERSION else None
 

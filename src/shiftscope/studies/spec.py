@@ -15,15 +15,15 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from hashlib import sha256
 from itertools import product
-from math import isfinite
-from typing import Any, Literal
+from math import prod
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from shiftscope.datasets.dataset import DataSpec
 from shiftscope.measures import MEASURES
 from shiftscope.models.family import NetworkSpec
-from shiftscope.runtime.settings import Spec
+from shiftscope.runtime.settings import Seed, Spec, Text, described
 from shiftscope.training.loop import Recipe
 
 __all__ = [
@@ -45,6 +45,14 @@ __all__ = [
 SCHEMA = 2
 #: The name under which a cell's settings hold its variant.
 VARIANT = "variant"
+#: The most runs of a study, and the most values of a setting in a grid.
+MOST_RUNS, MOST_VALUES = 10_000, 1000
+#: The most characters of a name that is compared with known ones.
+LONGEST_NAME = 100
+#: How deep tables may lie in tables.
+DEEPEST = 20
+#: A seed of a training; older studies may have negative ones.
+AnySeed = Annotated[int, Field(gt=-(2**63), lt=2**63)]
 #: Settings of the network that follow from the data.
 DERIVED = ("input_size", "input_channels", "classes")
 
@@ -59,8 +67,8 @@ class MeasureSpec(Spec):
     """
 
     protocol: Literal["mouton2020"] = "mouton2020"
-    max_shift: int = Field(8, ge=0)
-    seed: int = Field(0, ge=0, lt=2**63)
+    max_shift: int = Field(8, ge=0, le=2**14)
+    seed: Seed = 0
 
 
 class Claim(Spec):
@@ -77,7 +85,7 @@ class Claim(Spec):
         bound: the bound.
     """
 
-    text: str
+    text: Text
     measure: str = "mcs"
     kind: Literal["difference", "range"] = "difference"
     of: dict[str, tuple[Any, ...]] = {}
@@ -89,7 +97,7 @@ class Claim(Spec):
     @classmethod
     def _known_measure(cls, measure: str) -> str:
         if measure not in MEASURES:
-            raise ValueError(f"{measure!r} is not a known measure. Choose one of {', '.join(MEASURES)}.")
+            raise ValueError(f"{described(measure)} is not a known measure. Choose one of {', '.join(MEASURES)}.")
         return measure
 
     @field_validator("of", "less", mode="before")
@@ -115,11 +123,11 @@ class Source(Spec):
         claims: the publication's claims about them.
     """
 
-    title: str
-    paper: str = ""
-    data: str = ""
-    cells: tuple[dict[str, Any], ...] = ()
-    claims: tuple[Claim, ...] = ()
+    title: Text
+    paper: Text = ""
+    data: Text = ""
+    cells: tuple[dict[str, Any], ...] = Field((), max_length=MOST_RUNS)
+    claims: tuple[Claim, ...] = Field((), max_length=MOST_VALUES)
 
     @field_validator("cells")
     @classmethod
@@ -131,8 +139,8 @@ class Source(Spec):
                     check_path(name)
                 elif name == VARIANT:
                     continue
-                elif isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-                    raise ValueError(f"{name!r} must be a number, got {value!r}.")
+                elif isinstance(value, bool) or not isinstance(value, int | float) or not -(2**63) < value < 2**63:
+                    raise ValueError(f"{described(name)} must be a number, got {described(value)}.")
         return cells
 
 
@@ -143,7 +151,7 @@ class Run(Spec):
     network: NetworkSpec = NetworkSpec()
     training: Recipe = Recipe()
     measure: MeasureSpec = MeasureSpec()
-    seed: int = 0
+    seed: AnySeed = 0
 
     def value(self, path: str) -> Any:
         """Return a setting's value; ``path`` is written like ``network.factor``."""
@@ -192,9 +200,9 @@ class Study(Spec):
         source: a publication's numbers and claims, to compare with.
     """
 
-    name: str = Field(pattern=r"^\w[\w.-]*$")
-    title: str
-    seeds: tuple[int, ...] = (0, 1, 2)
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=100)
+    title: Text
+    seeds: tuple[AnySeed, ...] = Field((0, 1, 2), max_length=MOST_RUNS)
     data: dict[str, Any] = {}
     network: dict[str, Any] = {}
     training: dict[str, Any] = {}
@@ -207,32 +215,40 @@ class Study(Spec):
     @classmethod
     def _seeds_from_count(cls, seeds: Any) -> Any:
         """Turn a plain number into that many seeds, from 0."""
-        return tuple(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+        if not isinstance(seeds, int) or isinstance(seeds, bool):
+            return seeds
+        if seeds > MOST_RUNS:
+            raise ValueError(f"`seeds` must be at most {MOST_RUNS:,}, got {described(seeds)}.")
+        return tuple(range(seeds))
 
     @field_validator("seeds")
     @classmethod
     def _distinct_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"`seeds` must be one or more different numbers, got {list(seeds)}.")
+            raise ValueError(f"`seeds` must be one or more different numbers, got {described(list(seeds))}.")
         return seeds
 
     @field_validator("grid", mode="before")
     @classmethod
     def _flat_grid(cls, grid: Any) -> Any:
         if not isinstance(grid, Mapping):
-            raise ValueError(f"`grid` must be a table of settings and their values, got {grid!r}.")
+            raise ValueError(f"`grid` must be a table of settings and their values, got {described(grid)}.")
         axes = flatten(grid)
         for path, values in axes.items():
             check_path(path)
             if not isinstance(values, list | tuple) or not values:
-                raise ValueError(f"{path!r} must be a list of one or more values, got {values!r}.")
+                raise ValueError(f"{path!r} must be a list of one or more values, got {described(values)}.")
+            if len(values) > MOST_VALUES:
+                raise ValueError(f"{path!r} must be at most {MOST_VALUES} values, got {len(values)}.")
         return axes
 
     @field_validator("variants", mode="before")
     @classmethod
     def _flat_variants(cls, variants: Any) -> Any:
         if not isinstance(variants, Mapping) or not all(isinstance(bundle, Mapping) for bundle in variants.values()):
-            raise ValueError(f"`variants` must be tables of settings, got {variants!r}.")
+            raise ValueError(f"`variants` must be tables of settings, got {described(variants)}.")
+        if len(variants) > MOST_VALUES:
+            raise ValueError(f"`variants` must be at most {MOST_VALUES} tables of settings, got {len(variants)}.")
         flat = {name: flatten(bundle) for name, bundle in variants.items()}
         for path in dict.fromkeys(path for bundle in flat.values() for path in bundle):
             check_path(path)
@@ -244,6 +260,15 @@ class Study(Spec):
         if given := [name for name in DERIVED if name in network]:
             raise ValueError(f"{', '.join(given)} cannot be set, because the data determines them. Leave them out.")
         return network
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> Study:
+        runs = prod(map(len, self.axes().values())) * len(self.seeds)
+        if runs > MOST_RUNS:
+            raise ValueError(
+                f"the study would have {runs:,} runs, of at most {MOST_RUNS:,}. Use fewer seeds or values in its grid."
+            )
+        return self
 
     def combinations(self) -> list[dict[str, Any]]:
         """Return every cell's settings in the order of the study: variant by variant, the grid's last setting varying fastest."""
@@ -309,6 +334,8 @@ def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
     {'network.factor': 1}
     """
     paths: dict[str, Any] = {}
+    if prefix.count(".") > DEEPEST:
+        raise ValueError(f"tables lie in tables more than {DEEPEST} deep.")
     for name, value in dict(nested).items():
         paths |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return paths
@@ -327,9 +354,9 @@ def check_path(path: str) -> None:
     """
     known = [f"{name}.{setting}" for name, kind in SECTIONS.items() for setting in kind.model_fields if setting not in DERIVED]
     if path not in known:
-        close = get_close_matches(path, known, n=1)
+        close = get_close_matches(path[:LONGEST_NAME], known, n=1)
         remedy = f"Did you mean `{close[0]}`?" if close else "Write its section and its name, like `network.factor`."
-        raise ValueError(f"{path!r} is not a setting that can vary. {remedy}")
+        raise ValueError(f"{described(path)} is not a setting that can vary. {remedy}")
 
 
 def short(path: str) -> str:

@@ -16,6 +16,9 @@ import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
 
+from shiftscope.errors import shortened
+from shiftscope.runtime.inputs import tensors_in
+
 __all__ = ["CURVE", "DEVIATIONS", "LAYER", "pack", "unpack"]
 
 #: Prefixes of the names of tensors that keep all their bits: a curve, and a response of layer 3 as ``layer.3.similarity``.
@@ -26,6 +29,8 @@ DEVIATIONS, STEP, SLOPE = ".draws", ".step", ".slope"
 VALUE_LEVELS = 2**12
 #: Multiples of the step in the largest deviation of a row.
 DEVIATION_LEVELS = 255
+#: The most bytes of a run's tensors before compression, and the most characters of a name in a message.
+LARGEST, LONGEST_NAME = 256 << 20, 60
 #: LZMA for two-byte numbers.
 FILTERS = ({"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 3, "lp": 1, "pb": 1},)
 
@@ -59,20 +64,29 @@ def unpack(content: bytes) -> dict[str, Tensor]:
     Raises:
         ValueError: the content is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        packed = load(lzma.decompress(content))
-    except (lzma.LZMAError, EOFError, SafetensorError) as error:
-        raise ValueError(f"its measures cannot be read: {error}") from error
+    packed = tensors_in(_decompressed(content))
     tensors = {}
     for name, values in packed.items():
         if name.endswith(DEVIATIONS):
-            tensors[name] = _deviations(values, packed[f"{name}{STEP}"], packed[f"{name}{SLOPE}"])
+            step, slope = (packed.get(f"{name}{end}") for end in (STEP, SLOPE))
+            if step is None or slope is None or not values.ndim == 2 or not step.shape == slope.shape == (len(values), 1):
+                raise ValueError(f"its deviations {shortened(name, LONGEST_NAME)!r} have no steps and slopes that fit")
+            tensors[name] = _deviations(values, step, slope)
         elif not name.endswith((STEP, SLOPE)):
             tensors[name] = values.float() / VALUE_LEVELS if values.dtype == torch.int16 else values
     return tensors
+
+
+def _decompressed(content: bytes) -> bytes:
+    """Return what was compressed, as far as it is complete and no larger than such a file can be."""
+    try:
+        decompressor = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=LARGEST)
+        found = decompressor.decompress(content, max_length=LARGEST)
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError("its measures cannot be decompressed") from error
+    if not decompressor.eof or decompressor.unused_data:
+        raise ValueError("its measures are incomplete, too large, or followed by something else")
+    return found
 
 
 def _differences(deviations: Float[Tensor, "row draw"]) -> dict[str, Tensor]:
@@ -88,7 +102,7 @@ def _deviations(
     differences: Int16[Tensor, "row draw"], step: Float[Tensor, "row 1"], slope: Float[Tensor, "row 1"]
 ) -> Float[Tensor, "row draw"]:
     """Return the deviations that :func:`_differences` was given, up to half a step."""
-    rows = [torch.zeros_like(differences[0], dtype=torch.float64)]
+    rows = [torch.zeros(differences.shape[1], dtype=torch.float64)]
     for difference, multiple in zip(differences, slope, strict=True):
         rows.append(difference + (multiple * rows[-1]).round())
-    return torch.stack(rows[1:]) * step
+    return torch.stack(rows)[1:] * step

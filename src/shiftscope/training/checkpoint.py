@@ -17,7 +17,9 @@ from time import monotonic
 import torch
 from torch import Tensor
 
+from shiftscope.errors import first_line
 from shiftscope.runtime.files import write_tensors
+from shiftscope.runtime.inputs import parse_json, read_tensors
 from shiftscope.training.loop import Epoch, Recipe, TrainingState
 
 __all__ = ["Checkpoint"]
@@ -75,14 +77,11 @@ class Checkpoint:
         Args:
             state: of the training; changed in place.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not self.path.exists():
             return
         try:
-            with safe_open(self.path, framework="pt") as file:
-                metadata = json.loads((file.metadata() or {})[METADATA_KEY])
-                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            found, header = read_tensors(self.path)
+            metadata, tensors = parse_json(header[METADATA_KEY]), dict(sorted(found.items()))
             epochs = [Epoch(**epoch) for epoch in metadata["epochs"]]
             if metadata["version"] != VERSION or Recipe.model_validate_json(metadata["recipe"]) != state.recipe:
                 raise ValueError("it is of another training")
@@ -90,14 +89,15 @@ class Checkpoint:
                 raise ValueError(f"it was trained on {metadata['device']}, and this is {_device(state)}")
             if not _matches(state, tensors):
                 raise ValueError("it is of another network")
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"{self.path} cannot be used ({error}); training starts from the beginning.", stacklevel=2)
+            reached, accuracy, loss = metadata["best"]
+            sessions, kept = [dict(each) for each in metadata[SESSIONS]], int(metadata["kept"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"{self.path} cannot be used ({first_line(error)}); training starts from the beginning.", stacklevel=2)
             return
         _load_tensors(state, tensors)
-        self.sessions = metadata[SESSIONS]
+        self.sessions = sessions
         state.epochs[:] = epochs
-        reached, accuracy, loss = metadata["best"]
-        state.best_epoch, state.best_rank = metadata["kept"], (reached, accuracy, loss)
+        state.best_epoch, state.best_rank = kept, (reached, accuracy, loss)
 
     def remove(self) -> None:
         """Remove the file, once the finished training is safe elsewhere."""

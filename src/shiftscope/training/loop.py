@@ -28,7 +28,7 @@ from shiftscope.datasets.sources import Labelled
 from shiftscope.engine.checks import evaluating
 from shiftscope.runtime.progress import Event, Report, silent
 from shiftscope.runtime.seeds import deterministic, seeded_layers, stream
-from shiftscope.runtime.settings import Spec
+from shiftscope.runtime.settings import Count, Spec
 from shiftscope.shifts import sample
 from shiftscope.training.pools import fast_max_pools
 
@@ -77,11 +77,11 @@ class Recipe(Spec):
     optimiser: Literal["adam", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0)
     learning_rate_decay: float = Field(1.0, gt=0, le=1)
-    batch_size: int = Field(64, ge=1)
-    max_epochs: int = Field(100, ge=1)
+    batch_size: Count = 64
+    max_epochs: int = Field(100, ge=1, le=10**6)
     target_train_accuracy: float = Field(1.0, gt=0, le=1)
-    patience: int = Field(3, ge=0)
-    translate: int = Field(0, ge=0)
+    patience: int = Field(3, ge=0, le=10**6)
+    translate: int = Field(0, ge=0, le=2**14)
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
