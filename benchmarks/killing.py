@@ -56,6 +56,8 @@ PR_SET_CHILD_SUBREAPER = 36
 COMPARED = ("table.csv", "curves.csv", "layers.csv", "figure.svg", "figure.png")
 #: A study with printed numbers.
 PRINTED = Path(__file__).parents[1] / "results" / "digits"
+#: Kept, because `subprocess` would wait for a forgotten process in our place.
+LAUNCHED: list[subprocess.Popen[bytes]] = []
 MODULE = [sys.executable, "-m", "shiftscope"]
 
 
@@ -128,7 +130,8 @@ def launched(arguments: list[str], log: Path) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 
     with log.open("w") as file:
-        return subprocess.Popen([*MODULE, *arguments], stdout=file, stderr=file, preexec_fn=heed_sigint).pid
+        LAUNCHED.append(subprocess.Popen([*MODULE, *arguments], stdout=file, stderr=file, preexec_fn=heed_sigint))
+    return LAUNCHED[-1].pid
 
 
 def ended(process: int, within: float = 300.0) -> int | None:

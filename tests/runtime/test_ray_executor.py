@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,63 @@ def test_command_starts_its_own_cluster_and_stops_it(tmp_path: Path) -> None:
     assert "Traceback" not in wrong.stderr
     time.sleep(1)
     assert not tasks()
+
+
+#: 127.0.0.1, the same as an IPv6 address, and ::1, as /proc/net/tcp has them.
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def test_cluster_of_a_killed_command_listens_on_loopback_and_ends_with_it(tmp_path: Path) -> None:
+    program = (
+        "import helpers, sys\nfrom shiftscope.runtime.ray_executor import Ray\n"
+        "for _ in Ray(workers=1).run(helpers.sleep, ['x'], lambda job, event: print(event, flush=True)): pass"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(helpers.__file__).parent), *filter(None, sys.path)])}
+    (tmp_path / "signal.py").write_text("open('ran', 'w')")
+    running = subprocess.Popen([sys.executable, "-P", "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, env=environment)
+    assert running.stdout is not None
+    worker = int(running.stdout.readline())
+    cluster = descendants(running.pid)
+    assert worker in cluster
+    addresses = {address for process in cluster for address in listening(process)}
+    running.kill()
+    running.communicate()
+    deadline = time.monotonic() + 20
+    while any(map(runs, cluster)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(runs, cluster))
+    assert addresses
+    assert addresses <= LOOPBACK
+    assert not (tmp_path / "ran").exists()
+
+
+def runs(process: int) -> bool:
+    """Return whether a process runs; one that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def descendants(process: int) -> set[int]:
+    """Return the processes below a process."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if folder.name.isdecimal():
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found, new = set(), {process}
+    while new:
+        found |= new
+        new = {child for child, parent in parents.items() if parent in new} - found
+    return found - {process}
+
+
+def listening(process: int) -> set[str]:
+    """Return the addresses that a process listens on, in hexadecimal as /proc has them."""
+    sockets = set()
+    for file in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(OSError):
+            sockets.add(str(file.readlink()))
+    lines = [line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
+    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}

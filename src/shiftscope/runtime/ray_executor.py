@@ -131,6 +131,9 @@ def _fetch(ray: Any, reference: Any, job: Any) -> JobResult:
 @contextmanager
 def _session(how: Ray) -> Iterator[Any]:
     """Connect to the cluster, or start one; stop what was started here."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield sys.modules["ray"]
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if how.address is None:
         os.environ.update(LOOPBACK_ONLY)
@@ -139,9 +142,6 @@ def _session(how: Ray) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise InputError("--executor ray needs Ray.", "Install it with: pip install 'shiftscope[ray]'.") from error
-    if ray.is_initialized():
-        yield ray
-        return
     with _cluster(how.workers) if how.address is None else nullcontext(how.address) as address:
         try:
             _check_reachable(address)
