@@ -142,3 +142,38 @@ def test_run_with_a_damaged_record_is_refused(content: str, run: Path, tmp_path:
     (tmp_path / "record.json").write_text(content)
     with pytest.raises(InputError, match=r"record.json is not a complete record"):
         load_model(str(tmp_path))
+
+
+ZEROS = """
+from torch import nn
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 24, 8, 8)
+        self.attention = nn.MultiheadAttention(24, 2, batch_first=True)
+        self.norm, self.head = nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24)), nn.Linear(24, 5)
+        nn.init.zeros_(self.embed.weight)
+
+    def forward(self, images):
+        tokens = self.norm(self.embed(images).flatten(2).transpose(1, 2))
+        return self.head((tokens + self.attention(tokens, tokens, tokens)[0]).mean(1))
+"""
+
+
+def test_anchored_copy_with_a_further_fix_is_anchored_by_its_saved_weights(tmp_path: Path) -> None:
+    """With the weights that the factory starts from no patch changes any token, so that nothing could be anchored."""
+    (tmp_path / "zeros.py").write_text(ZEROS)
+    name = f"{tmp_path / 'zeros.py'}:Tokens"
+    model = load_model(name).model
+    torch.manual_seed(0)
+    nn.init.normal_(model.embed.weight)
+    fixes = (Fix(kind="anchor"), Fix(kind="circular"))
+    surgery = apply_fixes(model, [(fix.kind, fix.filter_size) for fix in fixes], image=(3, 32, 32))
+    assert surgery.changed
+    save_model(tmp_path / "f.safetensors", surgery.model, ModelSpec(factory=name, fixes=fixes, size=32))
+    again = load_model(str(tmp_path / "f.safetensors"), trust=True).model
+    with torch.no_grad():
+        assert torch.equal(again(images(2, 3, 32)), surgery.model.eval()(images(2, 3, 32)))
+        moved = again(images(2, 3, 32).roll((3, 5), (2, 3)))
+        assert torch.allclose(moved, again(images(2, 3, 32)), atol=1e-5)

@@ -315,14 +315,22 @@ def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> Loade
         model = with_normalisation(model, spec.mean, spec.deviation)
         found = _as_saved(found, spec)
     found = _normalised(found, model, weights)  # before fixes, which may turn the layer into operations
-    for number, fix in enumerate(spec.fixes, start=1):
-        if fix.kind == "anchor" and number == len(spec.fixes):
-            load_weights(model, Checkpoint(weights, source))  # what follows shifts is tried on the trained model
+    for fix in spec.fixes:
+        if fix.kind == "anchor":
+            _load_fitting(model, weights)  # how tokens lie, and what follows shifts, is tried on the trained model
         model = fix.apply(model, image=(image or _fixed_input(model, found)) if fix.kind == "anchor" else None).model
     load_weights(model, Checkpoint(weights, source))
     described = _described(model, spec, found if spec.source is None else replace(found, source=spec.source))
     origin = source if spec.weights is None else spec.weights
     return replace(described, image=image or described.image, embedding=embedding, weights=origin, code=code)
+
+
+def _load_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights that a model has before its last fixes, which may change the shape of others."""
+    known = model.state_dict()
+    model.load_state_dict(
+        {name: value for name, value in weights.items() if name in known and known[name].shape == value.shape}, strict=False
+    )
 
 
 def _as_saved(found: Preprocessing, spec: ModelSpec) -> Preprocessing:
