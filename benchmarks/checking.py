@@ -17,7 +17,7 @@ import argparse
 import importlib
 import sys
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -66,7 +66,7 @@ class Clock:
     """CPU seconds spent in verification, by kind."""
 
     def __init__(self) -> None:
-        self.spent: Counter[str] = Counter()
+        self.spent: defaultdict[str, float] = defaultdict(float)
         self.inside = False
 
     def wrapped(self, kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,7 +134,7 @@ def digits(_: int) -> tuple[nn.Module, Tensor]:
 NETWORKS = {"digits": digits, "vit": vit, "resnet": resnet}
 
 
-def share(run: Callable[[], object]) -> tuple[float, Counter[str]]:
+def share(run: Callable[[], object]) -> tuple[float, dict[str, float]]:
     """Return the CPU seconds of a run, and those that verification took, by kind."""
     clock, started = Clock(), process_time()
     with clock.counting():
@@ -147,7 +147,7 @@ def report(title: str, bar: float, run: Callable[[], object], rounds: int) -> No
     found = [share(run) for _ in range(rounds + 1)][1:] if rounds > 1 else [share(run)]
     shares = [sum(spent.values()) / total for total, spent in found]
     kinds = sorted({kind for _, spent in found for kind in spent})
-    parts = ", ".join(f"{kind} {median(spent[kind] / total for total, spent in found):.2%}" for kind in kinds)
+    parts = ", ".join(f"{kind} {median(spent.get(kind, 0.0) / total for total, spent in found):.2%}" for kind in kinds)
     middle, low, high = median(shares), min(shares), max(shares)
     total = median(total for total, _ in found)
     print(

@@ -18,7 +18,7 @@ from shiftscope.estimates import Estimate, difference
 from shiftscope.explanations.trial import Loss, Measured, Trial, share
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.tokens import TokenReading
-from shiftscope.surgery import Kind, Surgery, cost, operate
+from shiftscope.surgery import Kind, Surgery, anchor, cost, operate
 from shiftscope.tables import Cell, Table
 
 __all__ = ["Fixes", "TriedFix", "try_fixes"]
@@ -152,7 +152,7 @@ def try_fixes(
     anchored: list[tuple[Kind, ...]] = [("anchor",)] if tokens else []
     found_by_running: list[tuple[Kind, ...]] = [] if geometry or tokens else [("blur",), ("circular",)]
     candidates = [*anchored, *(_candidates(geometry, tokens) if geometry else found_by_running)]
-    tried = [_try(kinds, model, trial, measured, multiply_adds, arguments) for kinds in candidates]
+    tried = [_try(kinds, model, trial, measured, multiply_adds, arguments, tokens) for kinds in candidates]
     ranked = sorted(tried, key=lambda each: (not each.works, each.gain is None, -each.efficiency))
     return Fixes(tuple(ranked), before, multiply_adds, "" if ranked else "No fix of this package applies to the model.")
 
@@ -163,7 +163,7 @@ def _candidates(geometry: Geometry, tokens: TokenReading | None) -> Iterator[tup
     Token models are anchored instead of sampled or filtered: at stride 1 a patch embedding costs many times as much.
     """
     strided = any(not each.polyphase for each in geometry.subsamplings)
-    leaking = not geometry.borders or any(border != "circular" for border in geometry.borders.values())
+    leaking = (not geometry.borders and not tokens) or any(border != "circular" for border in geometry.borders.values())
     applies: dict[Kind, bool] = {"blur": strided and not tokens, "circular": leaking, "aps": strided and not tokens}
     singles = [kind for kind, useful in applies.items() if useful]
     yield from ((kind,) for kind in singles)
@@ -172,11 +172,19 @@ def _candidates(geometry: Geometry, tokens: TokenReading | None) -> Iterator[tup
         yield from (("gap", kind) for kind in singles)
 
 
-def _try(kinds: tuple[Kind, ...], model: nn.Module, trial: Trial, measured: Measured, before: int, arguments: str) -> TriedFix:
+def _try(
+    kinds: tuple[Kind, ...],
+    model: nn.Module,
+    trial: Trial,
+    measured: Measured,
+    before: int,
+    arguments: str,
+    tokens: TokenReading | None,
+) -> TriedFix:
     """Apply a fix to a copy and measure it; ``before`` is the unchanged model's number of multiply-adds."""
     command = f"shiftscope fix {arguments} {' '.join(f'--with {kind}' for kind in kinds)} --out fixed.safetensors"
     try:
-        surgery = _apply(kinds, model, trial.image)
+        surgery = _apply(kinds, model, trial.image, tokens)
         after = trial.measure(surgery.model, f"with {' + '.join(kinds)}")
     except InputError as error:
         return TriedFix(kinds, command, reason=error.problem.rstrip("."))
@@ -193,7 +201,7 @@ def _try(kinds: tuple[Kind, ...], model: nn.Module, trial: Trial, measured: Meas
     )
 
 
-def _apply(kinds: tuple[Kind, ...], model: nn.Module, image: tuple[int, int, int]) -> Surgery:
+def _apply(kinds: tuple[Kind, ...], model: nn.Module, image: tuple[int, int, int], tokens: TokenReading | None) -> Surgery:
     """Return a copy with several operations, one after the other.
 
     Raises:
@@ -201,7 +209,10 @@ def _apply(kinds: tuple[Kind, ...], model: nn.Module, image: tuple[int, int, int
     """
     surgery = Surgery(model, ())
     for kind in kinds:
-        surgery = operate(kind, surgery.model, filter_size=FILTER_SIZE if kind == "blur" else 1, image=image)
+        if kinds == ("anchor",):
+            surgery = anchor(model, image=image, reading=tokens)
+        else:
+            surgery = operate(kind, surgery.model, filter_size=FILTER_SIZE if kind == "blur" else 1, image=image)
         if not surgery.changed:
             why = surgery.changes[-1].why if surgery.changes else "no layer"
             raise InputError(f"{DESCRIPTIONS[kind]}: nothing to change ({why}).")

@@ -102,7 +102,7 @@ class TokenSteps(Ledger):
         tokens, last = self.reading.maps[self.reading.last], self.reading.last
         if not self.reading.complete:
             return self.unknown("head", "it is not known how the tokens that reach the head lie on the image")
-        change = _effect(self.model, last, tokens, lambda maps: maps.roll((1, 1), (2, 3)), self.probes)
+        change = _effect(self.model, last, tokens, lambda maps: maps.roll((1, 1), (2, 3)), self.probes[:1])
         if change is None:
             return self.unknown("head", f"`{last}` is not called once a pass, or the model does not run in double precision")
         if change < INVARIANT:

@@ -9,19 +9,22 @@ from torch import Tensor, nn
 
 from shiftscope.graphs.sites import Pair
 
-__all__ = ["INVARIANT", "output_change", "random_steps"]
+__all__ = ["INVARIANT", "output_change", "outputs_in_double", "random_steps"]
 
 #: Relative changes below this are rounding in double precision, also behind layers that compute in single precision inside.
 INVARIANT = 1e-6
 
 
-def output_change(model: nn.Module, images: Tensor, steps: list[Pair]) -> float | None:
-    """Return the largest change of a model's outputs under circular shifts, relative to the largest output.
+def output_change(model: nn.Module, images: Tensor, steps: list[Pair], *, expected: Tensor | None = None) -> float | None:
+    """Return how much circular shifts change a model's outputs, relative to the largest output.
+
+    Each step shifts one of the images, in turn. The first that changes the outputs ends the trial.
 
     Args:
         model: in evaluation mode; a copy in double precision is tried.
         images: [image, channel, height, width].
         steps: shifts (dy, dx) in pixels.
+        expected: outputs of the unshifted images; by default the model's own.
 
     Returns:
         None where the model cannot be copied or run so, or gives every image the same output, which says nothing.
@@ -33,14 +36,31 @@ def output_change(model: nn.Module, images: Tensor, steps: list[Pair]) -> float 
     try:
         copy = deepcopy(model).double().eval()
         place = next((value.device for value in copy.parameters()), images.device)
-        images = images.double().to(place)
+        images, largest_change = images.double().to(place), 0.0
         with torch.no_grad():
-            before = copy(images)
-            largest = before.abs().max()
-            if float((before - before[:1]).abs().max()) <= INVARIANT * float(largest):
+            before = copy(images) if expected is None else expected
+            largest = float(before.abs().max())
+            if float((before - before[:1]).abs().max()) <= INVARIANT * largest:
                 return None
-            changes = [(copy(images.roll(step, (2, 3))) - before).abs().max() / largest for step in steps]
-        return float(torch.stack(changes).max())
+            for number, step in enumerate(steps):
+                one = slice(number % len(images), number % len(images) + 1)
+                change = float((copy(images[one].roll(step, (2, 3))) - before[one]).abs().max()) / largest
+                if not change < INVARIANT:
+                    return change
+                largest_change = max(largest_change, change)
+        return largest_change
+    except Exception:  # whatever the model raises on a copy or in double precision
+        return None
+
+
+def outputs_in_double(model: nn.Module, images: Tensor) -> Tensor | None:
+    """Return a model's outputs in double precision; None where it cannot be copied or run so."""
+    try:
+        copy = deepcopy(model).double().eval()
+        place = next((value.device for value in copy.parameters()), images.device)
+        with torch.no_grad():
+            found: Tensor = copy(images.double().to(place))
+        return found
     except Exception:  # whatever the model raises on a copy or in double precision
         return None
 

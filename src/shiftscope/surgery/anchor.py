@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError, first_line
-from shiftscope.graphs.invariance import INVARIANT, output_change, random_steps
+from shiftscope.graphs.invariance import INVARIANT, output_change, outputs_in_double, random_steps
 from shiftscope.graphs.sites import Pair, check_layer, pair
 from shiftscope.graphs.tokens import TokenMap, TokenReading, first_tensor, map_by_shape, read_tokens
 from shiftscope.layers.anchor import Anchoring, make_anchored
@@ -212,6 +212,7 @@ def anchor(
     only: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     image: tuple[int, int, int] | None = None,
+    reading: TokenReading | None = None,
 ) -> Surgery:
     """Return a copy of a token model whose patches, windows and merged tokens follow circular shifts of the image.
 
@@ -227,6 +228,7 @@ def anchor(
         only: names of the layers to change; all by default.
         skip: names of layers that stay as they are.
         image: (channels, height, width) of its input; by default three channels of 224x224 pixels.
+        reading: how its tokens lie on such an image; read here by default.
 
     Returns:
         the copy, what became of each layer and why, and the costs.
@@ -243,7 +245,7 @@ def anchor(
     modes = [(part, part.training) for part in model.modules()]
     try:
         before = cost(model, image)
-        plan = AnchorPlan(model.eval(), image)
+        plan = AnchorPlan(model.eval(), image, reading)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(f"The model does not take images of {image} ({first_line(error).rstrip('.')}).") from error
     finally:
@@ -272,36 +274,25 @@ def confirmed_positions(model: nn.Module, reading: TokenReading, images: Tensor)
     steps = random_steps(2, size, factor, seed=1) if factor else []
     if factor is None or not steps:
         return None
-    change = output_change(model, images, steps)
+    expected = outputs_in_double(model, images)
+    if expected is None:
+        return None
+    change = output_change(model, images, steps, expected=expected)
     if change is not None and change < INVARIANT:
         return ()
     for weights in position_weights(model, reading):
-        if all(_undone(model, weights, images, step) for step in steps):
+        if all(_undone(model, weights, step, images, expected) for step in steps):
             return weights
     return None
 
 
-def _undone(model: nn.Module, weights: tuple[PositionWeight, ...], images: Tensor, step: Pair) -> bool:
-    """Return whether weights that move along with the image undo a shift."""
+def _undone(model: nn.Module, weights: tuple[PositionWeight, ...], step: Pair, images: Tensor, expected: Tensor) -> bool:
+    """Return whether weights that move along with the image undo a shift: outputs are those of the unshifted images."""
     try:
-        back = _Back(moved(model, weights, step), model, step)
-        change = output_change(back, images, [step])
+        change = output_change(moved(model, weights, step), images, [step], expected=expected)
     except RuntimeError:  # indices that were rolled and no longer fit
         return False
     return change is not None and change < INVARIANT
-
-
-class _Back(nn.Module):
-    """Gives the shifted image to a model whose weights moved along, and the unshifted one to the model as it is."""
-
-    def __init__(self, along: nn.Module, still: nn.Module, step: Pair) -> None:
-        super().__init__()
-        self.along, self.still, self.step, self.calls = along, still, step, 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.calls += 1
-        found: Tensor = (self.still if self.calls == 1 else self.along)(images)
-        return found
 
 
 def _change(edit: Edit, wanted: set[str]) -> Change:
