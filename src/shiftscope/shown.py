@@ -71,7 +71,7 @@ class Shown:
         try:
             from pandas import DataFrame
         except ModuleNotFoundError as error:
-            raise InputError("`to_pandas` needs pandas, which is not installed.", "pip install pandas") from error
+            raise InputError("`to_pandas` needs pandas, which is not installed.", "pip install 'shiftscope[pandas]'") from error
         return DataFrame(self.to_dicts())
 
     def plot(self, axes: Axes | None = None) -> Axes:
