@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,8 @@ class Result:
 
 
 def warm_up() -> None:
-    """Load the libraries, so that forked processes need not."""
+    """Load the libraries, so that forked processes need not; from then on no module of this folder shadows one of theirs."""
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
     import PIL.Image
     import pyarrow.parquet
     import sklearn.datasets
@@ -169,6 +171,8 @@ def _child(words: list[str], place: Path) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdout, sys.stderr = (open(number, "w", errors="backslashreplace") for number in (1, 2))  # noqa: SIM115, PTH123
         os.chdir(place / "cwd")
+        warnings.resetwarnings()  # as in a process of the user's own, not as in the tests
+        warnings.simplefilter("ignore", DeprecationWarning)
         os.environ |= {
             "HOME": str(place / "home"),
             "XDG_CACHE_HOME": str(place / "home"),

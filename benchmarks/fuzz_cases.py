@@ -439,7 +439,7 @@ def _damaged_archive(rng: random.Random, content: bytes) -> bytes:
     elif kind == 5:
         del entries[place]
     elif kind == 6:
-        entries[place] = (rng.choice(("../x", "/tmp/x", "a" * 3000, "\x1b[1m", "")), data)  # noqa: S108 - a hostile name
+        entries[place] = (rng.choice(("../x", "/tmp/x", "a" * 3000, "\x1b[1m", "x")), data)  # noqa: S108 - a hostile name
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED if kind == 7 else zipfile.ZIP_STORED) as archive:
         for each, data in entries:
