@@ -16,29 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from shiftscope.explanations.causes import causes_of
 from shiftscope.explanations.trial import Trial, draw_shifts
 from shiftscope.graphs.invariance import output_change, random_steps
 from shiftscope.graphs.tokens import read_tokens
+from shiftscope.models.huggingface import Classifier
 from shiftscope.surgery import anchor
 
 LIBRARIES = import_module("zoo")  # of tests/, which makes torchvision import without CUDA
-
-
-class Logits(nn.Module):
-    """Returns the logits of a model of transformers."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
-        logits: Tensor = self.model(pixel_values=images).logits
-        return logits
 
 
 def _timm(name: str, size: int, **settings: Any) -> Callable[[], tuple[nn.Module, int]]:
@@ -49,14 +37,14 @@ def _vit() -> tuple[nn.Module, int]:
     from transformers import ViTConfig, ViTForImageClassification
 
     options: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    return Logits(ViTForImageClassification(ViTConfig(**options, image_size=32, patch_size=8))), 32
+    return Classifier(ViTForImageClassification(ViTConfig(**options, image_size=32, patch_size=8))), 32
 
 
 def _swin() -> tuple[nn.Module, int]:
     from transformers import SwinConfig, SwinForImageClassification
 
     options: dict[str, Any] = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
-    return Logits(SwinForImageClassification(SwinConfig(**options, image_size=32, patch_size=2))), 32
+    return Classifier(SwinForImageClassification(SwinConfig(**options, image_size=32, patch_size=2))), 32
 
 
 def _torchvision_swin() -> tuple[nn.Module, int]:

@@ -8,7 +8,7 @@ import pytest
 
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import run_study
-from small import TINY
+from small import SMALL, TINY, Finished, one_thread
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +19,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_text(TINY)
     run_study(load_study(str(file)), out=out / "study")
     return next((out / "study" / "runs").iterdir())
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Return the small study, trained with one thread; tests only read its folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "small.toml").write_text(SMALL)
+    study = load_study(str(folder / "small.toml"))
+    with one_thread():
+        return Finished(study, folder / "out", run_study(study, out=folder / "out"))

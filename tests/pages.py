@@ -15,19 +15,9 @@ from shiftscope.engine.outputs import Outputs
 from shiftscope.report import Drag, Lesson, Network, Page
 from shiftscope.report.content import Signal
 from shiftscope.shifts import grid
-from shiftscope.studies.loading import load_study
-from shiftscope.studies.runner import run_study
-from small import SMALL
 
 #: The browser is installed under one of these names.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-def trained(folder: Path) -> Path:
-    """Train and measure a small study, whose factor 4 has a source."""
-    (folder / "small.toml").write_text(SMALL)
-    run_study(load_study(str(folder / "small.toml")), out=folder / "study")
-    return folder / "study"
 
 
 def without(folder: Path, name: str, runs: int, target: Path) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,6 +14,8 @@ from shiftscope.datasets.dataset import Canvas
 from shiftscope.datasets.sources import Labelled
 from shiftscope.models.family import Network, NetworkSpec, build
 from shiftscope.runtime.progress import Report, silent
+from shiftscope.studies.spec import Study
+from shiftscope.tables import Table
 from shiftscope.training.loop import Recipe, Training, train
 
 #: Four runs on the digits, of which factor 4 has a source.
@@ -58,6 +62,15 @@ network.factor = [4]
 [measure]
 max_shift = 5
 """
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished study, its folder and its table."""
+
+    study: Study
+    out: Path
+    table: Table
 
 
 @contextmanager

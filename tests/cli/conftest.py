@@ -10,25 +10,10 @@ from pathlib import Path
 import pytest
 
 from shiftscope.cli import main
+from small import SMALL
 
-STUDY = """
-title = "Small"
-seeds = 1
-[data]
-image_size = 10
-canvas = 22
-validation_images = 100
-train_images = 300
-test_images = 60
-[network]
-channels = [4, 8]
-[training]
-max_epochs = 2
-[measure]
-max_shift = 6
-[grid]
-network.factor = [4]
-"""
+#: One run of the small study.
+STUDY = SMALL.partition("[source]")[0].replace("seeds = 2", "seeds = 1").replace("[1, 4]", "[4]")
 
 MODELS = """
 import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from shiftscope.cli import main
 from shiftscope.errors import InputError
 from shiftscope.figures.study import write_figures, write_main_figure
 from shiftscope.studies.folder import read_folder
+from small import Finished
 
 ALLOWED = [
     "mcs_curve",
@@ -25,8 +27,8 @@ ALLOWED = [
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pages.trained(tmp_path_factory.mktemp("figures"))
+def study(trained: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(trained.out, tmp_path_factory.mktemp("figures") / "study"))
 
 
 def test_figures_are_written_and_those_left_out_are_named(study: Path, tmp_path: Path) -> None:

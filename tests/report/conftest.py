@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-import pages
+from small import Finished
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pages.trained(tmp_path_factory.mktemp("report"))
+def study(trained: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(trained.out, tmp_path_factory.mktemp("report") / "study"))

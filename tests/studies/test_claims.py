@@ -19,7 +19,7 @@ from shiftscope.studies.folder import read_folder
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import run_study
 from shiftscope.studies.spec import Claim
-from small import SMALL
+from small import SMALL, Finished
 
 CLAIMS = """
 [[source.claims]]
@@ -40,9 +40,10 @@ of = { network.factor = 8 }
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(trained: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of two factors and two seeds, with claims."""
     base = tmp_path_factory.mktemp("comparison")
+    shutil.copytree(trained.out / "runs", base / "out" / "runs")
     (base / "small.toml").write_text(SMALL + CLAIMS)
     run_study(load_study(str(base / "small.toml")), out=base / "out")
     return base / "out"

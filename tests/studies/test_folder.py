@@ -12,24 +12,13 @@ import pytest
 from shiftscope.errors import InputError
 from shiftscope.studies.comparison import compare
 from shiftscope.studies.folder import read_folder
-from shiftscope.studies.loading import load_study
-from shiftscope.studies.runner import run_study
-from small import SMALL
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study of two factors and two seeds."""
-    base = tmp_path_factory.mktemp("folder")
-    (base / "small.toml").write_text(SMALL)
-    run_study(load_study(str(base / "small.toml")), out=base / "out")
-    return base / "out"
+from small import Finished
 
 
 @pytest.fixture
-def folder(finished: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    shutil.copytree(finished, tmp_path / "copy")
+def folder(trained: Finished, tmp_path: Path) -> Path:
+    """A copy of a finished study that a test may change."""
+    shutil.copytree(trained.out, tmp_path / "copy")
     return tmp_path / "copy"
 
 

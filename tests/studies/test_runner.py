@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,10 +36,9 @@ from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import RunEnded, RunStarted, run_study
 from shiftscope.studies.spec import Study
 from shiftscope.studies.storage import unpack
-from shiftscope.tables import Table
 from shiftscope.training.checkpoint import Checkpoint
 from shiftscope.training.loop import Epoch
-from small import SMALL, TINY, one_thread
+from small import SMALL, TINY, Finished, one_thread
 
 #: Together these take over 20 s.
 pytestmark = pytest.mark.slow
@@ -49,23 +48,6 @@ def small(tmp_path: Path, text: str = SMALL) -> Study:
     path = tmp_path / "small.toml"
     path.write_text(text)
     return load_study(str(path))
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A small study, its folder and its table."""
-
-    study: Study
-    out: Path
-    table: Table
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Return a study trained with one thread; tests only read its folder."""
-    folder = tmp_path_factory.mktemp("trained")
-    with one_thread():
-        return Finished(small(folder), folder / "out", run_study(small(folder), out=folder / "out"))
 
 
 @pytest.fixture

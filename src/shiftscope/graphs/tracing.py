@@ -135,9 +135,7 @@ def _own_train(model: nn.Module, traced: nn.Module) -> str:
     return f"{type(own[0]).__name__} has a `train` method of its own." if own else ""
 
 
-def check_traced(
-    model: nn.Module, traced: fx.GraphModule, image: tuple[int, int, int] | None = None, *, both_modes: bool = False
-) -> None:
+def check_traced(model: nn.Module, traced: fx.GraphModule, image: tuple[int, int, int] | None = None) -> None:
     """Compare a graph's outputs on random images with those of the model it was traced from.
 
     A trace follows one path through a model's code: a branch on the type of a value, a hook on the model, or an argument of its
@@ -147,13 +145,11 @@ def check_traced(
         model: the model; it is left as it was.
         traced: its graph.
         image: (channels, height, width) of its input; by default common sizes. A model that takes none of them passes.
-        both_modes: also compare in training mode, from the same random numbers.
 
     Raises:
         UntraceableError: the outputs differ, or the graph fails where the model does not.
     """
-    problem = difference(model, traced, image) or (difference(model, traced, image, training=True) if both_modes else "")
-    if problem:
+    if problem := difference(model, traced, image):
         raise UntraceableError(
             f"The graph of {type(model).__name__} {problem}.",
             "Look for hooks, and for branches on the type or the value of a tensor, in its code.",

@@ -25,7 +25,7 @@ from shiftscope.models.libraries import LibraryModel
 from shiftscope.models.preprocessing import PROCESSOR, from_processor
 from shiftscope.runtime.inputs import read_json, reading
 
-__all__ = ["PREFIX", "huggingface_model", "of_pretrained"]
+__all__ = ["PREFIX", "Classifier", "huggingface_model", "of_pretrained"]
 
 #: Before the folder or the id of a model of transformers.
 PREFIX = "hf"
