@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -85,14 +85,10 @@ def hooked(model: nn.Module, names: Sequence[str], see: Callable[[str, int, nn.M
 
         return called
 
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for name in names:
-            handles.append(model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True))
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def watched(model: nn.Module, layers: Sequence[str] | None, tokens: TokenReading | None) -> dict[str, Kind | None]:

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from shiftscope.errors import first_line
 from shiftscope.graphs.execution import Run, follow
 from shiftscope.graphs.geometry import Geometry
+from shiftscope.graphs.probing import restoring_random_numbers
 from shiftscope.graphs.symmetry import Symmetry
 
 __all__ = ["COUNTEREXAMPLE", "Observed", "observe", "probe_shape"]
@@ -62,13 +63,11 @@ def observe(model: nn.Module, image: tuple[int, int, int]) -> Observed:
         model: the model; it is not changed.
         image: (channels, height, width) of its input.
     """
-    before = torch.get_rng_state()
     try:
-        return _observed(model, image)
+        with restoring_random_numbers():
+            return _observed(model, image)
     except Exception as error:  # whatever the model, or its copying, raises
         return Observed(Run(), f"it cannot be tried on images of {image} ({first_line(error).rstrip('.')})", None, None, 0.0)
-    finally:
-        torch.default_generator.set_state(before)
 
 
 def probe_shape(model: nn.Module, geometry: Geometry | None) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -341,22 +341,16 @@ def _checksum(tensor: Tensor) -> str:
 @contextmanager
 def _hooks(model: nn.Module, enter: Any, leave: Any) -> Iterator[None]:
     """Call functions when a part of a model begins and ends."""
-    handles = []
-    for part in dict.fromkeys(model.modules()):
-        if isinstance(part, torch.jit.ScriptModule):
-            continue
-        own = is_own(part)
+    own = {part: is_own(part) for part in model.modules() if not isinstance(part, torch.jit.ScriptModule)}
 
-        def before(module: nn.Module, _: Any, own: bool = own) -> None:
-            enter(module, own)
+    def before(module: nn.Module, _: Any) -> None:
+        enter(module, own[module])
 
-        def after(module: nn.Module, args: Any, kwargs: Any, result: Any, own: bool = own) -> None:
-            leave(module, own, [*args, *kwargs.values()], result)
+    def after(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        leave(module, own[module], [*args, *kwargs.values()], result)
 
-        handles.append(part.register_forward_pre_hook(before))
-        handles.append(part.register_forward_hook(after, with_kwargs=True, always_call=True))
-    try:
+    with ExitStack() as hooks:
+        for part in own:
+            hooks.enter_context(part.register_forward_pre_hook(before))
+            hooks.enter_context(part.register_forward_hook(after, with_kwargs=True, always_call=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

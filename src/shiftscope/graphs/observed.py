@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from shiftscope.graphs.probing import probe_images, restoring, restoring_modes, set_mode
 from shiftscope.graphs.sites import Pair
-from shiftscope.graphs.tracing import restoring
 
 __all__ = ["BATCH", "Pass", "extent_seen", "observe"]
 
@@ -40,7 +41,7 @@ def observe(model: nn.Module, traced: fx.GraphModule, image: tuple[int, int, int
     """
     recorder = _Recorder(traced)
     with torch.no_grad():
-        _run(model, recorder, _images(model, image))
+        _run(model, recorder, probe_images(model, image)[0])
     return Pass((image[1], image[2]), recorder.shapes)
 
 
@@ -59,7 +60,7 @@ def extent_seen(
     Returns:
         pixels, at most the image's; None where there is no gradient, or the model overwrites what a gradient needs.
     """
-    images = _images(model, image).requires_grad_()
+    images = probe_images(model, image)[0].requires_grad_()
     recorder = _Recorder(traced, node)
     try:
         _run(model, recorder, images * 1)  # a leaf that needs a gradient could not be overwritten
@@ -80,24 +81,11 @@ def _weighted_sum(part: Tensor) -> Tensor:
     return total.real + total.imag if total.is_complex() else total  # a spectrum is complex
 
 
-def _images(model: nn.Module, image: tuple[int, int, int]) -> Tensor:
-    """Return random images of a model's type and device."""
-    like = next((value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()), torch.empty(0))
-    return torch.rand(BATCH, *image, generator=torch.Generator().manual_seed(0)).to(like)
-
-
 def _run(model: nn.Module, recorder: _Recorder, images: Tensor) -> None:
-    modes = [(part, part.training) for part in recorder.module.modules()]
-    with restoring(model):
-        for part in (*model.modules(), *recorder.module.modules()):
-            part.training = False
-        try:
-            recorder.run(images)
-        except Exception:  # whatever the model raises on images of this size
-            return
-        finally:
-            for part, mode in modes:
-                part.training = mode
+    with restoring(model), restoring_modes(recorder.module), suppress(Exception):  # whatever the model raises on such images
+        for module in (model, recorder.module):
+            set_mode(module, training=False)
+        recorder.run(images)
 
 
 class _Done(Exception):  # noqa: N818 - it ends a pass early, and is no error

@@ -26,6 +26,7 @@ __all__ = [
     "probe_images",
     "reproducible",
     "restoring",
+    "restoring_modes",
     "restoring_random_numbers",
     "set_mode",
 ]

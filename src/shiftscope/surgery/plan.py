@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -187,14 +188,13 @@ def cost(model: nn.Module, image: tuple[int, int, int]) -> Cost:
         nonlocal counted
         counted += _multiply_adds(module, output)
 
-    handles = [part.register_forward_hook(count) for part in model.modules() if isinstance(part, COUNTED)]
     parameter = next(model.parameters(), torch.zeros(()))
-    try:
+    with ExitStack() as hooks:
+        for part in model.modules():
+            if isinstance(part, COUNTED):
+                hooks.enter_context(part.register_forward_hook(count))
         with restoring(model), evaluating(model), torch.no_grad():
             model(torch.zeros(1, *image, dtype=parameter.dtype, device=parameter.device))
-    finally:
-        for handle in handles:
-            handle.remove()
     return Cost(counted, sum(parameter.numel() for parameter in model.parameters()))
 
 
