@@ -23,7 +23,7 @@ from shiftscope.models.family import NetworkSpec, build
 from shiftscope.runtime.progress import Event, Stage
 from shiftscope.shifts import translate
 from shiftscope.surgery import antialias, cost, global_pool, make_equivariant
-from zoo import timm, torchvision_models
+from zoo import timm
 
 #: Together these take over 20 s.
 pytestmark = pytest.mark.slow
@@ -376,12 +376,11 @@ def test_model_without_anything_to_fix_has_no_fixes() -> None:
 
 
 def resnet() -> nn.Module:
-    models = torchvision_models()
-    return models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5).eval()
+    return timm().create_model("test_resnet", num_classes=5).eval()
 
 
 def small_convnext() -> nn.Module:
-    return timm().create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=5).eval()
+    return timm().create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(4, 8, 12, 16), num_classes=5).eval()
 
 
 @pytest.mark.parametrize(("make", "size"), [(resnet, 64), (small_convnext, 128)])

@@ -269,7 +269,17 @@ def test_run_loads_as_a_model_without_its_record(finished: Finished) -> None:
 
 def test_killed_study_resumes_to_the_table_of_an_undisturbed_one(trained: Finished, tmp_path: Path) -> None:
     small(tmp_path)
-    command = [sys.executable, "-m", "shiftscope", "study", str(tmp_path / "small.toml"), "--out", str(tmp_path / "killed")]
+    command = [
+        sys.executable,
+        "-m",
+        "shiftscope",
+        "study",
+        str(tmp_path / "small.toml"),
+        "--out",
+        str(tmp_path / "killed"),
+        "--workers",
+        "1",
+    ]
     for moment in (0.3, 2.0):
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60

@@ -140,8 +140,8 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "torchvision mobilenet_v2": lambda: torchvision_models().mobilenet_v2(width_mult=0.25, num_classes=10),
     "torchvision densenet": lambda: torchvision_models().DenseNet(8, (2, 2, 2, 2), 16, num_classes=10),
     "torchvision vgg11_bn": small_vgg,
-    "timm resnet10t": lambda: timm().create_model("resnet10t", num_classes=10),
-    "timm convnext_atto": lambda: timm().create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=10),
+    "timm resnet": lambda: timm().create_model("test_resnet", num_classes=10),
+    "timm convnext_atto": lambda: timm().create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(4, 8, 12, 16), num_classes=10),
     "timm mobilenetv3_small_050": lambda: timm().create_model("mobilenetv3_small_050", num_classes=10),
 }
 

@@ -279,12 +279,7 @@ def explain(
             subject.model,
             block.images,
             block.labels,
-            size=subject.images.size,
-            max_shift=subject.images.default_shift if options.max_shift is None else options.max_shift,
-            mode=options.mode,
-            fill=subject.fill,
-            embedding=subject.embedding,
-            seed=options.seed,
+            **_under_shifts(subject, options),
             name=subject.name,
             arguments=options.arguments(model),
             report=report,
@@ -378,6 +373,18 @@ def _opened(model: str, options: ModelOptions) -> Subject:
     return subject
 
 
+def _under_shifts(subject: Subject, options: ModelOptions) -> dict[str, Any]:
+    """Return the arguments by which a model's images are shifted and its outputs measured."""
+    return {
+        "size": subject.images.size,
+        "max_shift": subject.images.default_shift if options.max_shift is None else options.max_shift,
+        "mode": options.mode,
+        "fill": subject.fill,
+        "embedding": subject.embedding,
+        "seed": options.seed,
+    }
+
+
 def _compared(subject: Subject, surgery: Surgery, options: ModelOptions, report: Report) -> Table:
     """Measure a model before and after a fix."""
     from shiftscope.surgery.compare import compare
@@ -388,12 +395,7 @@ def _compared(subject: Subject, surgery: Surgery, options: ModelOptions, report:
         replace(surgery, model=subject.measured(surgery.model)),
         block.images,
         block.labels,
-        size=subject.images.size,
-        max_shift=subject.images.default_shift if options.max_shift is None else options.max_shift,
-        mode=options.mode,
-        fill=subject.fill,
-        embedding=subject.embedding,
-        seed=options.seed,
+        **_under_shifts(subject, options),
         provenance=subject.facts,
         report=report,
     )
