@@ -21,7 +21,7 @@ from time import perf_counter
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from generated import Made, Model, changes, make, redrawn, strays, strays_inside  # type: ignore[import-not-found]
+from generated import Made, Model, changes, make, redrawn, strays, strays_inside  # type: ignore[import-not-found]  # of tests/
 from shiftscope.explanations import guarantee_of
 
 #: Relative changes below the first are rounding, above the second they are none.

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 from shiftscope.runtime.executors import keep_freed_memory
 from shiftscope.studies import runner
@@ -27,7 +28,7 @@ from shiftscope.studies.loading import load_study
 def overhead(seeds: int) -> float:
     """Share of a study's wall time that is not spent in its runs."""
     spent = 0.0
-    execute: Callable[..., Any] = runner.execute  # type: ignore[attr-defined]  # imported there, replaced here
+    execute: Callable[..., Any] = vars(runner)["execute"]
 
     def timed(*arguments: Any) -> Any:
         nonlocal spent
@@ -36,14 +37,10 @@ def overhead(seeds: int) -> float:
         spent += perf_counter() - started
         return made
 
-    runner.execute = timed  # type: ignore[attr-defined,assignment]
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            started = perf_counter()
-            runner.run_study(load_study("digits", seeds=seeds), out=Path(folder))
-            whole = perf_counter() - started
-    finally:
-        runner.execute = execute  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as folder, patch.object(runner, "execute", timed):
+        started = perf_counter()
+        runner.run_study(load_study("digits", seeds=seeds), out=Path(folder))
+        whole = perf_counter() - started
     return whole / spent - 1
 
 

@@ -107,7 +107,8 @@ def _split(parameters: str) -> list[str]:
 def _comment_above(found: griffe.Attribute) -> str:
     """Return the `#:` comment above a constant."""
     above: list[str] = []
-    for line in reversed(found.lines_collection[found.filepath][: (found.lineno or 1) - 1]):  # type: ignore[index]
+    assert isinstance(found.filepath, Path)
+    for line in reversed(found.lines_collection[found.filepath][: (found.lineno or 1) - 1]):
         if not line.startswith("#:"):
             break
         above.insert(0, line.removeprefix("#:").strip())

@@ -23,7 +23,7 @@ CHANGE, SIMILAR = ("mouton2020", "top1_change"), ("mouton2020", "mcs")
 def audited(values: dict[tuple[str, str], Tensor], **others: object) -> Audit:
     """Return an audit with these values per image."""
     rows = tuple(Row(*key, "zero", 8, 1, MEASURES[key[1]].estimate(each), None) for key, each in values.items())
-    return Audit(rows, (), Cost(images=len(next(iter(values.values())))), values=values, **others)  # type: ignore[arg-type]
+    return Audit(rows, (), Cost(images=len(next(iter(values.values())))), values=values, **others)
 
 
 def draw(share: float, count: int, seed: int) -> Tensor:

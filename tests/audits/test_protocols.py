@@ -413,7 +413,7 @@ def test_protocol_is_a_frozen_value() -> None:
     assert protocols.mouton2020() == protocols.mouton2020()
     assert isinstance(protocols.mouton2020(), Protocol)
     with pytest.raises(AttributeError):
-        protocols.mouton2020().seed = 3  # type: ignore[misc]
+        protocols.mouton2020().seed = 3
 
 
 @pytest.mark.parametrize("drawn", [1, 3])

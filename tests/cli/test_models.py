@@ -34,7 +34,7 @@ def test_fix_writes_a_file_that_can_be_fixed_again(shiftscope: Command, run: Pat
 
 
 def test_fix_takes_weights_and_normalisation_and_saves_them(shiftscope: Command, tmp_path: Path) -> None:
-    import my_models  # type: ignore[import-not-found]
+    import my_models
     from safetensors.torch import save_file
 
     save_file(my_models.small().state_dict(), tmp_path / "w.safetensors")
@@ -234,7 +234,7 @@ def test_audit_in_a_pipe_says_its_first_answer_beside_the_output(shiftscope: Com
 def test_stopped_audit_prints_what_it_has_and_exits_with_130(
     shiftscope: Command, out: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import my_models  # type: ignore[import-not-found]
+    import my_models
     from torch import Tensor, nn
 
     class Stopped(nn.Module):

@@ -205,7 +205,7 @@ def test_paired_plot_joins_before_and_after() -> None:
 )
 def test_table_without_the_numbers_is_refused(draw: object, columns: str) -> None:
     with pytest.raises(InputError, match=f"No row of the table 'pairs' holds a number in {columns}"):
-        draw()  # type: ignore[operator]
+        draw()
 
 
 @pytest.mark.parametrize("name", DRAWN)

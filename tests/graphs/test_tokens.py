@@ -91,7 +91,7 @@ def test_networks_without_tokens_are_none() -> None:
 def test_replaced_map_leaves_the_tokens_before_it(layout: str) -> None:
     prefix = 2 if layout == "tokens" else 0
     shape = {"tokens": (2, 8, 5), "channels last": (2, 2, 3, 5), "channels first": (2, 5, 2, 3)}[layout]
-    value, found = torch.randn(shape), TokenMap(layout, (2, 3), prefix)  # type: ignore[arg-type]
+    value, found = torch.randn(shape), TokenMap(layout, (2, 3), prefix)
     assert torch.equal(found.with_maps(value, lambda maps: maps), value)
     moved = found.with_maps(value, lambda maps: maps.roll(1, 3))
     assert torch.equal(found.maps(moved), found.maps(value).roll(1, 3))

@@ -246,7 +246,7 @@ def test_alias_free_relu_aliases_less_at_higher_factor() -> None:
 )
 def test_invalid_input_raises_error(make: object, text: str) -> None:
     with pytest.raises(InputError) as caught:
-        make()  # type: ignore[operator]
+        make()
     assert text in str(caught.value)
 
 

@@ -86,7 +86,7 @@ def test_compare_claim_number_is_difference_of_means(folder: Path, comparison: C
         # Values per image are stored as multiples of 1/4096; the records' estimates come from the values before that.
         assert judgement.number.value == pytest.approx(expected, abs=1 / 4096)
         assert judgement.number.low < judgement.number.value < judgement.number.high
-    assert (second.verdict, second.centred.verdict) == (Verdict.HOLDS, Verdict.HOLDS)  # type: ignore[union-attr]
+    assert (second.verdict, second.centred.verdict) == (Verdict.HOLDS, Verdict.HOLDS)
 
 
 def test_compare_claim_about_unknown_setting_names_it(comparison: Comparison) -> None:
@@ -112,7 +112,7 @@ def test_compare_tables_show_fields(comparison: Comparison) -> None:
     cells, claims = comparison.tables()
     assert cells.rows[1]["difference_mcs"] == comparison.cells[1].difference("mcs")
     assert [row["verdict"] for row in claims.rows] == [str(each) for each in comparison.claims]
-    assert claims.rows[0]["number_centred"] == comparison.claims[0].centred.number  # type: ignore[union-attr]
+    assert claims.rows[0]["number_centred"] == comparison.claims[0].centred.number
 
 
 def test_compare_missing_runs_are_not_judged(folder: Path, tmp_path: Path) -> None:

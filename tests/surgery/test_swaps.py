@@ -162,14 +162,14 @@ def test_python_numbers_and_buffers_that_are_replaced_behave_as_in_the_original(
 
 
 def test_random_numbers_that_a_probe_draws_are_drawn_again() -> None:
-    states = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()  # noqa: NPY002
+    states = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()  # noqa: NPY002 - the generator that a model's code may use
     with restoring_random_numbers() as used:
         random.random()
-        np.random.rand()  # noqa: NPY002
+        np.random.rand()  # noqa: NPY002 - the generator that a model's code may use
         torch.rand(1)
     assert used == [True]
     assert random.getstate() == states[0]
-    np.testing.assert_equal(np.random.get_state(legacy=False), states[1])  # noqa: NPY002
+    np.testing.assert_equal(np.random.get_state(legacy=False), states[1])  # noqa: NPY002 - the generator that a model's code may use
     assert torch.equal(torch.get_rng_state(), states[2])
 
 

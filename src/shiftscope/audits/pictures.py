@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from shiftscope.audits.model import CountedModel
 from shiftscope.audits.parts import Changed
+from shiftscope.audits.protocols import Border
 from shiftscope.audits.subject import Subject
 from shiftscope.audits.views import Framing
 from shiftscope.engine.checks import evaluating
@@ -35,6 +36,8 @@ __all__ = ["PICTURES", "Answer", "Picture", "pictures_of", "read_pictures", "wri
 
 #: The file's name in an audit's folder.
 PICTURES = "pictures.json"
+#: Borders under which pictures are drawn; others as zero.
+SHOWN: tuple[Border, ...] = ("zero", "mean", "circular", "crop")
 #: Height and width of a picture, at most, pixels.
 SIDE = 160
 #: Up to this size a picture is a PNG, which is exact; above it a JPEG, which is small.
@@ -145,9 +148,9 @@ class _Shown:
             return
         size, margin = subject.images.size, (block.images.shape[2] - subject.images.size) // 2
         framing = Framing((size, size), (margin, margin), subject.images.fill, subject.images.mean)
-        border = changed.border if changed.border in ("zero", "mean", "circular", "crop") else "zero"
+        border: Border = next((each for each in SHOWN if each == changed.border), "zero")
         shift = torch.tensor([changed.shift], dtype=torch.float64)
-        views = torch.cat([framing.centre(block.images), framing.view(block.images, shift, border)])  # type: ignore[arg-type]
+        views = torch.cat([framing.centre(block.images), framing.view(block.images, shift, border)])
         answers = [Answer(picture=data_url(view)) for view in views]
         label = None
         if changed.before is not None:

@@ -19,18 +19,18 @@ def leave_out_current_folder() -> None:
     Folders that PYTHONPATH names in full stay, and so does the one that holds this package.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
-    named = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(entry)]  # noqa: PTH117
+    named = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(entry)]
     if named:
         os.environ["PYTHONPATH"] = os.pathsep.join(named)
     else:
         os.environ.pop("PYTHONPATH", None)
     try:
-        here = os.getcwd()  # noqa: PTH109  # pathlib would be imported from the folder
+        here = os.getcwd()  # pathlib would be imported from the folder
     except OSError:  # it is deleted
         here = ""
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if here not in (*named, package):
-        sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != here]  # noqa: PTH100
+        sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != here]
 
 
 def set_environment() -> None:
@@ -61,8 +61,8 @@ def _keep_warnings() -> None:
 
     os.environ.pop("PYTHONWARNINGS", None)
     sys.warnoptions[:] = [option for option in sys.warnoptions if not option.startswith("e")]
-    warnings.filters[:] = [each for each in warnings.filters if each[0] != "error"]  # type: ignore[index]
-    warnings._filters_mutated()  # type: ignore[attr-defined]
+    warnings.filters[:] = [each for each in warnings.filters if each[0] != "error"]  # type: ignore[index]  # typed as a sequence of any entries
+    warnings._filters_mutated()  # type: ignore[attr-defined]  # what `warnings` itself calls
 
 
 def _open_streams() -> None:
@@ -70,6 +70,6 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115  # for the rest of the process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for the rest of the process
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
