@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
+from shiftscope.graphs.probing import restoring_modes, set_mode
 
 __all__ = [
     "Model",
@@ -94,15 +95,12 @@ def check_options(mode: str, method: str, batch_size: int | None) -> None:
 @contextmanager
 def evaluating(model: Model) -> Iterator[None]:
     """Switch every part of a module to evaluation mode, and back to its own mode afterwards; leave other callables alone."""
-    parts = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [part.training for part in parts]
-    for part in parts:
-        part.training = False
-    try:
+    if not isinstance(model, nn.Module):
         yield
-    finally:
-        for part, mode in zip(parts, modes, strict=True):
-            part.training = mode
+        return
+    with restoring_modes(model):
+        set_mode(model, training=False)
+        yield
 
 
 def device_of(model: object) -> torch.device:
