@@ -14,6 +14,7 @@ import ctypes
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import subprocess
@@ -346,6 +347,7 @@ def ray_cluster() -> Iterator[tuple[str, int]]:
     """Start two nodes of one core each by ``ray start``; yield the address and the process of the second; stop them."""
     start = [str(Path(sys.executable).parent / "ray"), "start", "--num-cpus=1", "--object-store-memory=100000000"]
     head = [*start, "--head", "--port=6399", "--include-dashboard=false", f"--node-ip-address={HERE}"]
+    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # what `ray start` leaves behind becomes this process's children
     try:
         subprocess.run(head, check=True, capture_output=True)

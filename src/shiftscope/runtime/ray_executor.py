@@ -2,7 +2,7 @@
 
 Without an address, a cluster is started on this machine and stopped afterwards. It listens on the loopback interface only, asks
 for a token that only this process and its children know, and ends when this process does, however it ends (``ray_head``). With
-an address, the nodes need the same version of this package, and the environment says how to authenticate (``RAY_AUTH_MODE``). If
+an address, the nodes need the same version of this package, and ``RAY_AUTH_MODE`` says whether a token is asked for. If
 the process or node of a task dies, the task runs again elsewhere, a few times.
 """
 
@@ -135,6 +135,7 @@ def _session(how: Ray) -> Iterator[Any]:
         yield sys.modules["ray"]
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # what `ray start --head` asks for by default, but `ray.init` does not give
     if how.address is None:
         os.environ.update(LOOPBACK_ONLY)
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
