@@ -33,6 +33,16 @@ def test_fix_writes_a_file_that_can_be_fixed_again(shiftscope: Command, run: Pat
     assert again.code == 0, again.err
 
 
+def test_fix_wraps_a_model_and_saves_it(shiftscope: Command, run: Path) -> None:
+    given = ("--images", "8", "--max-shift", "2", "--json")
+    done = shiftscope("fix", str(run), "--with", "canonical", "--mode", "circular", *given, "--out", "f.safetensors")
+    assert done.code == 0, done.err
+    fixed = json.loads(done.out)["tables"][1]["rows"][1]
+    again = shiftscope("fix", "f.safetensors", "--with", "circular", "--mode", "circular", *given)
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["tables"][1]["rows"][0]["mcs"]["value"] == pytest.approx(fixed["mcs"]["value"], abs=1e-6)
+
+
 def test_fix_takes_weights_and_normalisation_and_saves_them(shiftscope: Command, tmp_path: Path) -> None:
     import my_models
     from safetensors.torch import save_file

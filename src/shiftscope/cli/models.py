@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shiftscope.audits.subject import Subject
     from shiftscope.runtime.executors import Executor
     from shiftscope.runtime.progress import Report
+    from shiftscope.shifts import Mode
     from shiftscope.surgery import Surgery
     from shiftscope.tables import Summary, Table
 
@@ -298,8 +299,13 @@ def explain(
 def fix(
     model: ModelName,
     *,
-    kinds: Annotated[tuple[Literal["blur", "aps", "lps", "gap", "circular", "anchor"], ...], Several, Parameter(name="--with")],
+    kinds: Annotated[
+        tuple[Literal["blur", "aps", "lps", "gap", "circular", "anchor", "canonical", "average"], ...],
+        Several,
+        Parameter(name="--with"),
+    ],
     filter_size: int = 3,
+    reach: int = 1,
     plan: Annotated[bool, Flag] = False,
     options: ModelOptions = ModelOptions(),
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
@@ -313,10 +319,14 @@ def fix(
     ----------
     kinds
         Fix to apply: `blur` (a low-pass filter before each subsampling), `aps` or `lps` (adaptive or learned polyphase sampling,
-        with circular padding), `gap` (global average pooling before the head), `circular` (circular padding) or `anchor` (patches
-        and windows of a transformer that follow shifts). Repeatable; applied in order.
+        with circular padding), `gap` (global average pooling before the head), `circular` (circular padding), `anchor` (patches
+        and windows of a transformer that follow shifts), `canonical` (the input is moved to a position that its own content
+        decides) or `average` (the mean of probabilities over shifts). The last two need no layers and no training, and follow
+        --mode. Repeatable; applied in order.
     filter_size
         Size of the filter of `blur`, 1 to 7 positions.
+    reach
+        Largest shift that `average` averages over, in pixels: 1 for 9 shifts, 8 for 289.
     plan
         Only list what would change.
     out
@@ -326,20 +336,40 @@ def fix(
         raise InputError(f"`out` must be a .safetensors file, got {out}.", f"Write to {out.with_suffix('.safetensors')}.")
     if not 1 <= filter_size <= 7:
         raise InputError(f"`filter_size` must be 1 to 7, got {filter_size}.", "Leave it out to take 3.")
+    if reach < 1:
+        raise InputError(f"`reach` must be 1 or more pixels, got {reach}.", "Leave it out to average over nine shifts.")
     subject = _opened(model, options)
     with reporting("applying the fix") as report:
         from shiftscope.models import Fix, needs_trust, save_model
+        from shiftscope.surgery import Wrapping
         from shiftscope.surgery.compare import apply_fixes, summarise
 
         loaded, size = subject.loaded, subject.images.size
-        if loaded.spec.factory is None and loaded.spec.network is None:
+        wrapped = all(kind in ("canonical", "average") for kind in kinds)
+        if loaded.spec.factory is None and loaded.spec.network is None and not (wrapped and out is None):
             raise InputError(
                 f"the layers of {model} are in a file that can only be run, so that none can be changed.",
                 "Give the model as code that makes it, with its `weights`.",
             )
-        fixes = tuple(Fix(kind=kind, filter_size=filter_size if kind == "blur" else 1) for kind in kinds)
+        if "canonical" in kinds and options.mode != "circular" and subject.images.crop is not None:
+            raise InputError(
+                "`canonical` needs content on a plain background, or circular images; photos have neither.",
+                "Give --mode circular, or choose another fix.",
+            )
+        border: Mode = "circular" if options.mode == "circular" else "zero"
+        around = {"border": border, "fill": subject.images.fill}
+        fixes = tuple(
+            Fix(
+                kind=kind,
+                filter_size=filter_size if kind == "blur" else 1,
+                reach=reach if kind == "average" else 1,
+                **(around if kind in ("canonical", "average") else {}),
+            )
+            for kind in kinds
+        )
+        wrapping = Wrapping(border, reach, subject.images.fill)
         shape = (subject.images.shape[0], size, size)
-        surgery = apply_fixes(loaded.model, [(each.kind, each.filter_size) for each in fixes], image=shape)
+        surgery = apply_fixes(loaded.model, [(each.kind, each.filter_size) for each in fixes], wrapping=wrapping, image=shape)
         compared = None if plan else _compared(subject, surgery, options, report)
         tables = [surgery.table(), *([compared] if compared else [])]
     if out is not None and not plan:
@@ -350,6 +380,8 @@ def fix(
     saved = None if plan else out
     if saved is None:
         chosen = " ".join(f"--with {kind}" for kind in kinds) + (f" --filter-size {filter_size}" if filter_size != 3 else "")
+        chosen += f" --reach {reach}" if reach != 1 else ""
+        chosen += f" --mode {options.mode}" if wrapped and options.mode else ""
         command = f"shiftscope fix {options.arguments(model)} {chosen} --out {quote(str(out or FIXED))}"
     else:
         arguments = options.arguments(str(saved), without=OF_THE_MODEL, trust=needs_trust(loaded.spec))

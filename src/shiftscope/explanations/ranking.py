@@ -33,6 +33,8 @@ DESCRIPTIONS: dict[Kind, str] = {
     "aps": "polyphase sampling on circular maps",
     "circular": "circular padding",
     "anchor": "patches and windows that follow shifts",
+    "canonical": "an input that chooses its own position",
+    "average": "a mean over shifts",
 }
 
 

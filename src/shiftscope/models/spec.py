@@ -11,7 +11,8 @@ from shiftscope.datasets.dataset import DataSpec
 from shiftscope.models.family import NetworkSpec
 from shiftscope.runtime.files import write_tensors
 from shiftscope.runtime.settings import Spec
-from shiftscope.surgery import Kind, Surgery, operate
+from shiftscope.shifts import Mode
+from shiftscope.surgery import Kind, Surgery, Wrapping, operate
 
 __all__ = ["METADATA_KEY", "Channels", "Fix", "ModelSpec", "save_model"]
 
@@ -27,13 +28,20 @@ class Fix(Spec):
 
     Attributes:
         kind: ``blur`` (a low-pass filter before each subsampling), ``aps`` or ``lps`` (adaptive or learned polyphase sampling on
-            circular maps), ``gap`` (global average pooling before the head), ``circular`` (circular padding), or ``anchor``
-            (patches and windows of a transformer that follow shifts).
+            circular maps), ``gap`` (global average pooling before the head), ``circular`` (circular padding), ``anchor`` (patches
+            and windows of a transformer that follow shifts), ``canonical`` (the input chooses its own position) or ``average``
+            (the mean over shifts).
         filter_size: of the binomial filter of ``blur``, ``aps`` and ``lps``, in positions; 1 does not filter.
+        border: of ``canonical`` and ``average``: ``zero`` or ``circular``.
+        reach: the largest shift of ``average``, pixels.
+        fill: the background's colour of ``canonical`` and ``average``, one value a channel; None for black.
     """
 
     kind: Kind
     filter_size: int = Field(1, ge=1, le=7)
+    border: Mode = "zero"
+    reach: int = Field(1, ge=1)
+    fill: Channels | None = None
 
     def apply(self, model: nn.Module, *, image: tuple[int, int, int] | None) -> Surgery:
         """Return a changed copy of a model, with an account of what changed.
@@ -42,7 +50,12 @@ class Fix(Spec):
             model: the model, which stays as it is.
             image: (channels, height, width) of its input, to count operations; None does not count.
         """
-        return operate(self.kind, model, filter_size=self.filter_size, image=image)
+        return operate(self.kind, model, filter_size=self.filter_size, wrapping=self.wrapping, image=image)
+
+    @property
+    def wrapping(self) -> Wrapping:
+        """How ``canonical`` and ``average`` move images."""
+        return Wrapping(self.border, self.reach, self.fill or 0.0)
 
 
 class ModelSpec(Spec):

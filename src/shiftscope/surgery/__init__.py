@@ -5,6 +5,7 @@
 - :func:`circular`: circular padding instead of any other;
 - :func:`anchor`: patches and windows of a transformer that follow shifts;
 - :func:`global_pool`: a head that sees the mean over positions;
+- :class:`Canonical` and :class:`Average`: around any model, an input that chooses its own position, and a mean over shifts;
 - :func:`operate`: one of these by its short name.
 
 The copy is the model itself with layers swapped: its class, its code, its hooks and the names of its weights stay. Changes that
@@ -20,12 +21,18 @@ from shiftscope.surgery.equivariance import circular, make_equivariant
 from shiftscope.surgery.fixes import Kind, operate
 from shiftscope.surgery.head import global_pool
 from shiftscope.surgery.plan import Change, Cost, Surgery, cost
+from shiftscope.surgery.wrappers import ON_BLACK, WRAPPERS, Average, Canonical, Wrapping
 
 __all__ = [
+    "ON_BLACK",
+    "WRAPPERS",
+    "Average",
+    "Canonical",
     "Change",
     "Cost",
     "Kind",
     "Surgery",
+    "Wrapping",
     "anchor",
     "antialias",
     "circular",

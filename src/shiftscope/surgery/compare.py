@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -15,18 +15,18 @@ from shiftscope.engine.answers import image_warnings, output_warnings, watched
 from shiftscope.engine.batches import Images, gather
 from shiftscope.engine.checks import check_classes, check_images
 from shiftscope.engine.framing import Border, Framed, frame
-from shiftscope.engine.outputs import Outputs, stream_outputs, track
+from shiftscope.engine.outputs import stream_outputs, track
 from shiftscope.errors import ModelFailsError, first_line
-from shiftscope.estimates import Estimate
+from shiftscope.estimates import Estimate, difference
 from shiftscope.graphs.probing import check_initialised
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid
 from shiftscope.shown import Shown
-from shiftscope.surgery import Change, Kind, Surgery, cost, operate
+from shiftscope.surgery import ON_BLACK, WRAPPERS, Change, Kind, Surgery, Wrapping, cost, operate
 from shiftscope.surgery.plan import merge_changes
-from shiftscope.surveys import survey
-from shiftscope.tables import Cell, Summary, Table, percent
+from shiftscope.surveys import Survey, survey
+from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
 
 __all__ = ["Fixed", "apply_fixes", "compare", "fix", "summarise"]
 
@@ -79,6 +79,7 @@ def fix(
     max_shift: int | None = None,
     mode: Border | None = None,
     fill: float | Sequence[float] = 0.0,
+    reach: int = 1,
     seed: int = 0,
     report: Report = silent,
 ) -> Fixed:
@@ -89,12 +90,14 @@ def fix(
         images: unshifted images; or a DataLoader, a list or another iterable of batches, each a tensor of images or a pair
             (images, labels).
         labels: class of each image, where the batches do not hold them.
-        kinds: fixes, applied in order: ``blur``, ``aps``, ``lps``, ``gap``, ``circular`` or ``anchor``.
+        kinds: fixes, applied in order: ``blur``, ``aps``, ``lps``, ``gap``, ``circular``, ``anchor``, ``canonical`` or
+            ``average``. The last two follow ``mode`` and ``fill``.
         filter_size: of ``blur``, 1 to 7 positions.
         size: (height, width) of the model's input, where images are larger; by default that of the images.
         max_shift: the largest shift along an axis, pixels; by default as in :func:`shiftscope.explain`.
         mode: what comes in at the border; by default both ``circular`` and, of larger images, ``crop``, else ``zero``.
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        reach: the largest shift that ``average`` averages over, pixels.
         seed: draws the shifts of large inputs.
         report: called with progress events.
 
@@ -110,7 +113,9 @@ def fix(
     check_images(images)
     height, width = frame(images, size, None, max_shift).size
     chosen = [(kind, filter_size if kind == "blur" else 1) for kind in kinds]
-    surgery = apply_fixes(model, chosen, image=(images.shape[1], height, width))
+    background = float(fill) if isinstance(fill, int | float) else tuple(map(float, fill))
+    wrapping = Wrapping("circular" if mode == "circular" else "zero", reach, background)
+    surgery = apply_fixes(model, chosen, wrapping=wrapping, image=(images.shape[1], height, width))
     table = compare(
         model,
         surgery,
@@ -126,12 +131,19 @@ def fix(
     return Fixed(surgery.model, surgery.table(), table)
 
 
-def apply_fixes(model: nn.Module, fixes: Sequence[tuple[Kind, int]], *, image: tuple[int, int, int]) -> Surgery:
+def apply_fixes(
+    model: nn.Module,
+    fixes: Sequence[tuple[Kind, int]],
+    *,
+    wrapping: Wrapping = ON_BLACK,
+    image: tuple[int, int, int],
+) -> Surgery:
     """Return a copy of a model with several fixes in it, one after the other, and all changes.
 
     Args:
         model: a model that ``torch.fx`` can trace; it is not changed.
         fixes: kind and filter size of each, see :func:`shiftscope.surgery.operate`.
+        wrapping: border, background and reach of ``canonical`` and ``average``.
         image: (channels, height, width), to count costs and to check that the model runs before and after.
 
     Raises:
@@ -146,11 +158,12 @@ def apply_fixes(model: nn.Module, fixes: Sequence[tuple[Kind, int]], *, image: t
             f"The model does not take images of {image} ({first_line(error).rstrip('.')}).",
             "Choose other --data or another --size.",
         ) from error
-    changes, form, promise = list[Change](), "", None
+    changes, form, promise, after = list[Change](), "", None, None
     for kind, filter_size in fixes:
-        surgery = operate(kind, model, filter_size=filter_size, image=image)
+        surgery = operate(kind, model, filter_size=filter_size, wrapping=wrapping, image=image)
         model, changes, form, promise = surgery.model, [*changes, *surgery.changes], surgery.form, surgery.promise
-    return Surgery(model, merge_changes(changes), before, cost(model, image), form, promise)
+        after = surgery.after if kind in WRAPPERS else None  # its parts may run in a way that is not counted
+    return Surgery(model, merge_changes(changes), before, after or cost(model, image), form, promise)
 
 
 def compare(
@@ -195,6 +208,7 @@ def compare(
     first = frame(images, size, mode, max_shift)
     framed = [first] if mode else [first, frame(images, size, "circular", first.max_shift)]
     shifts = _shifts(first, seed)
+    found = dict[tuple[str, str], Survey]()
     rows, warnings = [], [*image_warnings(before, frame(images, size, "zero", None).images)]
     for name, model, price in (("before", before, surgery.before), ("after", surgery.model, surgery.after)):
         answers = dict[str, Tensor]()
@@ -203,11 +217,12 @@ def compare(
             blocks = each.images.split(BLOCK)
             outputs = stream_outputs(model, blocks, shifts, mode=each.mode, fill=fill, size=each.size)
             answers.clear()
+            found[name, each.border] = survey(watched(track(outputs, stage), answers), labels=labels)
             rows.append(
                 {
                     "model": name,
                     "shifts": each.border,
-                    **_measured(watched(track(outputs, stage), answers), labels, embedding=embedding),
+                    **_measured(found[name, each.border], embedding=embedding),
                     "multiply_adds": price.multiply_adds if price else None,
                     "parameters": price.parameters if price else None,
                 }
@@ -219,6 +234,7 @@ def compare(
     notes = (
         *warnings,
         f"Intervals: 95 %, over {len(images)} images, each under {under}.",
+        *(_paired(found["before", each.border], found["after", each.border], each.border, embedding) for each in framed),
         *DEFINITIONS,
         "A network trained without the fix usually loses accuracy by it until it is trained again.",
     )
@@ -271,9 +287,19 @@ def _shifts(framed: Framed, seed: int) -> Tensor:
     return others[torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:DRAWN]]
 
 
-def _measured(outputs: Iterable[Outputs], labels: Tensor | None, *, embedding: bool) -> dict[str, Cell]:
+def _paired(before: Survey, after: Survey, border: str, embedding: bool) -> str:
+    """Return what each image gains and loses by the fix, in a sentence: differences are paired, so their intervals are narrow."""
+    gains = {MEASURES["mcs"].label: after.values["mcs", "all"] - before.values["mcs", "all"]}
+    if not embedding:
+        gains["share of images that keep their answer"] = after.values["all_agree", "all"] - before.values["all_agree", "all"]
+    if after.right is not None and before.right is not None:
+        gains["accuracy"] = after.right.float() - before.right.float()
+    said = ", ".join(f"{name} {plus_minus(difference(gain, bounds=(-2.0, 2.0)))}" for name, gain in gains.items())
+    return f"Gained image by image ({border} shifts): {said}."
+
+
+def _measured(found: Survey, *, embedding: bool) -> dict[str, Cell]:
     """Return accuracy and measures, without those that need labels or classes where there are none."""
-    found = survey(outputs, labels=labels)
     names = [name for name in COMPARED if (name, "all") in found.values and (name == "mcs" or not embedding)]
     accuracy = None if found.right is None else MEASURES["test_accuracy"].estimate(found.right)
     return {"test_accuracy": accuracy, **{name: found.estimate(name) for name in names}}

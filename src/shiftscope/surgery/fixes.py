@@ -14,6 +14,7 @@ from shiftscope.surgery.antialias import antialias
 from shiftscope.surgery.equivariance import circular, make_equivariant
 from shiftscope.surgery.head import global_pool
 from shiftscope.surgery.plan import Change, Surgery
+from shiftscope.surgery.wrappers import ON_BLACK, WRAPPERS, Wrapping, wrap
 
 __all__ = ["Kind", "operate"]
 
@@ -21,17 +22,26 @@ __all__ = ["Kind", "operate"]
 ANCHOR_INSTEAD = 1.1
 
 #: Short names of fixes in commands and model files: a filter before each subsampling, adaptive or learned polyphase sampling on
-#: circular maps, a head that sees the mean over positions, circular padding, patches and windows that follow shifts.
-Kind = Literal["blur", "aps", "lps", "gap", "circular", "anchor"]
+#: circular maps, a head that sees the mean over positions, circular padding, patches and windows that follow shifts; and around
+#: the model, an input that chooses its own position, and an average of the answers at several shifts.
+Kind = Literal["blur", "aps", "lps", "gap", "circular", "anchor", "canonical", "average"]
 
 
-def operate(kind: Kind, model: nn.Module, *, filter_size: int = 1, image: tuple[int, int, int] | None = None) -> Surgery:
+def operate(
+    kind: Kind,
+    model: nn.Module,
+    *,
+    filter_size: int = 1,
+    wrapping: Wrapping = ON_BLACK,
+    image: tuple[int, int, int] | None = None,
+) -> Surgery:
     """Return a copy of a model with one fix in it.
 
     Args:
         kind: short name of the fix.
-        model: a model that ``torch.fx`` can trace, except for ``anchor``; it is not changed.
+        model: a model that ``torch.fx`` can trace; for ``anchor``, ``canonical`` and ``average`` any. It is not changed.
         filter_size: width of the binomial filter of ``blur``, ``aps`` and ``lps``, positions; 1 does not filter.
+        wrapping: border, background and reach of ``canonical`` and ``average``.
         image: (channels, height, width), to count costs and to check that the changed model runs.
 
     Raises:
@@ -40,6 +50,8 @@ def operate(kind: Kind, model: nn.Module, *, filter_size: int = 1, image: tuple[
     """
     if kind not in get_args(Kind):
         raise InputError(f"`kind` must be one of {', '.join(get_args(Kind))}, got {kind!r}.")
+    if kind in WRAPPERS:
+        return wrap(kind, model, wrapping=wrapping, image=image)
     if kind == "anchor":
         return anchor(model, image=image)
     if kind == "blur":

@@ -1,0 +1,170 @@
+"""Wrapped models receive the same input whatever the shift, and averages are those of the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shiftscope import InputError, certify, fix
+from shiftscope.models import Fix, ModelSpec, load_model, save_model
+from shiftscope.shifts import grid, translate
+from shiftscope.surgery import Average, Canonical, Wrapping, operate
+
+
+def noise(count: int = 3, channels: int = 3, height: int = 9, width: int = 7) -> Tensor:
+    return torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def periodic() -> Tensor:
+    """Return images that equal some of their own shifts."""
+    return torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8), noise(1, 1, 4, 8)[0].repeat(1, 2, 1)])
+
+
+def binary() -> Tensor:
+    """Return images of two values, whose scores tie."""
+    return (noise(8, 1, 8, 8) > 0.7).float()
+
+
+def flat(classes: int = 4) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, classes)).eval()
+
+
+def content(size: int = 16, fill: float = 0.0) -> Tensor:
+    """Return content of 7x6 pixels on a canvas, with holes."""
+    images = torch.full((5, 1, size, size), fill)
+    images[:, :, 5:12, 4:10] = noise(5, 1, 7, 6) * (noise(5, 1, 7, 6) > 0.4) + fill * (noise(5, 1, 7, 6) <= 0.4)
+    return images
+
+
+@pytest.mark.parametrize("images", [noise(), periodic(), binary(), noise().double()], ids=["noise", "periodic", "ties", "double"])
+def test_circular_canonical_gives_the_same_bits_at_every_shift(images: Tensor) -> None:
+    place = Canonical(nn.Identity(), border="circular")
+    expected = place(images)
+    for down in range(images.shape[2]):
+        for right in range(images.shape[3]):
+            assert torch.equal(place(images.roll((down, right), (2, 3))), expected)
+
+
+def test_circular_canonical_unrolls_a_photo() -> None:
+    ramp = torch.linspace(0, 1, 12)
+    photo = (ramp[:, None] + ramp).expand(2, 3, 12, 12) / 2
+    assert torch.equal(Canonical(nn.Identity(), border="circular")(photo.roll((5, 3), (2, 3))), photo)
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.25])
+def test_canvas_canonical_gives_the_same_bits_while_content_stays_whole(fill: float) -> None:
+    images, place = content(fill=fill), Canonical(nn.Identity(), fill=fill)
+    expected = place(images)
+    assert torch.equal((expected - fill).flatten(1).sort().values, (images - fill).flatten(1).sort().values)
+    for shift in grid(4):
+        assert torch.equal(place(translate(images, shift.expand(5, 2), fill=fill)), expected)
+
+
+def test_canvas_canonical_leaves_what_it_cannot_move() -> None:
+    full, empty = noise(2, 1, 8, 8) + 0.1, torch.zeros(1, 1, 8, 8)
+    place = Canonical(nn.Identity())
+    assert torch.equal(place(full), full)
+    assert torch.equal(place(empty), empty)
+
+
+def test_canvas_canonical_keeps_centred_content() -> None:
+    images = torch.zeros(1, 1, 12, 12)
+    images[:, :, 4:8, 3:9] = 1
+    assert torch.equal(Canonical(nn.Identity())(images), images)
+
+
+def test_canonical_wraps_callables_and_keeps_gradients() -> None:
+    images = content().requires_grad_()
+    found = Canonical(lambda batch: batch.square().sum((2, 3)))(images)
+    found.sum().backward()
+    assert images.grad is not None
+    assert torch.allclose(images.grad, 2 * images)
+
+
+@pytest.mark.parametrize(("border", "under"), [("circular", "circular"), ("zero", "keep all content")])
+def test_promise_is_tried_and_kept(border: Any, under: str) -> None:
+    surgery = operate("canonical", flat(), wrapping=Wrapping(border), image=(1, 16, 16))
+    assert surgery.promise is not None
+    assert surgery.promise.error == 0
+    assert under in surgery.promise.sentence
+    assert surgery.before == surgery.after
+
+
+def test_certificate_of_canonical_reaches_the_margin() -> None:
+    found = certify(Canonical(flat()), content(), radius=4)
+    assert found.radii.tolist() == [4] * 5
+    assert found.provenance["model_sha256"] != certify(flat(), content(), radius=1).provenance["model_sha256"]
+
+
+@pytest.mark.parametrize("of", ["probabilities", "logits", "votes"])
+@pytest.mark.parametrize("border", ["zero", "circular"])
+def test_average_is_the_mean_over_shifts(of: Any, border: Any) -> None:
+    model, images = flat(), content()
+    outputs = torch.stack([model(translate(images, shift.expand(5, 2), mode=border)) for shift in grid(2)])
+    votes = nn.functional.one_hot(outputs.argmax(-1), 4).float().mean(0)
+    expected = {"probabilities": outputs.softmax(-1).mean(0).log(), "logits": outputs.mean(0), "votes": votes}[of]
+    averaged = Average(model, reach=2, border=border, of=of)
+    with torch.no_grad():
+        at_once = averaged(images)
+    assert torch.allclose(averaged(images), expected, atol=1e-5)
+    assert torch.allclose(at_once, expected, atol=1e-5)
+
+
+def test_average_follows_new_weights() -> None:
+    model, images = flat(), content()
+    averaged = Average(model)
+    with torch.no_grad():
+        before = averaged(images)
+        model[3].bias.add_(torch.tensor([5.0, 0, 0, 0]))
+        assert not torch.allclose(averaged(images), before, atol=0.1)
+
+
+def test_average_costs_a_pass_for_each_shift_and_promises_nothing() -> None:
+    surgery = operate("average", flat(), wrapping=Wrapping(reach=2), image=(1, 16, 16))
+    assert surgery.before is not None
+    assert surgery.after is not None
+    assert surgery.after.multiply_adds == 25 * surgery.before.multiply_adds
+    assert surgery.promise is None
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: Average(flat(), reach=0), "`reach` must be 1"),
+        (lambda: Average(nn.Identity())(content()), "returns classes"),
+    ],
+)
+def test_impossible_wrappers_are_refused(make: Callable[[], object], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        make()
+
+
+def test_fix_measures_gains_image_by_image() -> None:
+    found = fix(flat(), content(), torch.tensor([0, 1, 2, 3, 0]), kinds=["canonical"], max_shift=3, mode="zero")
+    before, after = found.before_and_after.rows
+    assert after["mcs"].value == pytest.approx(1)  # type: ignore[union-attr]
+    assert after["all_agree"].value == 1  # type: ignore[union-attr]
+    assert before["mcs"].value < 1  # type: ignore[union-attr]
+    assert any(
+        note.startswith("Gained image by image (zero shifts): mean cosine similarity") for note in found.before_and_after.notes
+    )
+
+
+@pytest.mark.parametrize("kind", ["canonical", "average"])
+def test_wrapped_model_is_saved_and_loaded(kind: Any, run: Path, tmp_path: Path) -> None:
+    loaded = load_model(str(run))
+    added = Fix(kind=kind, border="circular", reach=2, fill=(0.0,))
+    surgery = added.apply(loaded.model, image=None)
+    spec: ModelSpec = loaded.spec.model_copy(update={"fixes": (added,)})
+    save_model(tmp_path / "f.safetensors", surgery.model, spec)
+    again = load_model(str(tmp_path / "f.safetensors"))
+    images = torch.rand(3, 1, 20, 20)
+    with torch.no_grad():
+        assert torch.equal(again.model(images), surgery.model(images))
+    assert again.image == (1, 20, 20)
