@@ -346,16 +346,8 @@ def fix(
 
         loaded, size = subject.loaded, subject.images.size
         wrapped = all(kind in ("canonical", "average") for kind in kinds)
-        if loaded.spec.factory is None and loaded.spec.network is None and not (wrapped and out is None):
-            raise InputError(
-                f"the layers of {model} are in a file that can only be run, so that none can be changed.",
-                "Give the model as code that makes it, with its `weights`.",
-            )
-        if "canonical" in kinds and options.mode != "circular" and subject.images.crop is not None:
-            raise InputError(
-                "`canonical` needs content on a plain background, or circular images; photos have neither.",
-                "Give --mode circular, or choose another fix.",
-            )
+        only_run = loaded.spec.factory is None and loaded.spec.network is None
+        _check_applies(subject, kinds, options, saved=out is not None)
         border: Mode = "circular" if options.mode == "circular" else "zero"
         around = {"border": border, "fill": subject.images.fill}
         fixes = tuple(
@@ -378,7 +370,9 @@ def fix(
         except OSError as error:
             raise InputError(f"`out` {out} cannot be written ({error.strerror or error}).", "Choose another file.") from error
     saved = None if plan else out
-    if saved is None:
+    if only_run:
+        command = f"shiftscope certify {options.arguments(model)}"
+    elif saved is None:
         chosen = " ".join(f"--with {kind}" for kind in kinds) + (f" --filter-size {filter_size}" if filter_size != 3 else "")
         chosen += f" --reach {reach}" if reach != 1 else ""
         chosen += f" --mode {options.mode}" if wrapped and options.mode else ""
@@ -389,6 +383,27 @@ def fix(
     content = {"tables": [table.to_json() for table in tables], "provenance": subject.facts}
     summary = summarise(surgery, compared, commands=(command,))
     _print(content, tables, options, summary, "" if saved is None else f"Saved in {saved}.")
+
+
+def _check_applies(subject: Subject, kinds: tuple[str, ...], options: ModelOptions, *, saved: bool) -> None:
+    """Raise InputError where fixes need layers that a file does not give, or a copy or an input that there is not."""
+    made, model = subject.loaded.spec, subject.spec.model
+    wrapped = all(kind in ("canonical", "average") for kind in kinds)
+    if made.factory is None and made.network is None and wrapped and saved:
+        raise InputError(
+            f"{model} can only be run, so that no copy with the fix can be saved.",
+            "Leave out --out, or wrap the model where you use it: shiftscope.surgery.Canonical, Average.",
+        )
+    if made.factory is None and made.network is None and not wrapped:
+        raise InputError(
+            f"the layers of {model} are in a file that can only be run, so that none can be changed.",
+            "Give the model as code that makes it, with its `weights`.",
+        )
+    if "canonical" in kinds and options.mode != "circular" and subject.images.crop is not None:
+        raise InputError(
+            "`canonical` needs content on a plain background, or circular images; photos have neither.",
+            "Give --mode circular, or choose another fix.",
+        )
 
 
 def _opened(model: str, options: ModelOptions) -> Subject:

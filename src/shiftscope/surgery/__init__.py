@@ -21,9 +21,10 @@ from shiftscope.surgery.equivariance import circular, make_equivariant
 from shiftscope.surgery.fixes import Kind, operate
 from shiftscope.surgery.head import global_pool
 from shiftscope.surgery.plan import Change, Cost, Surgery, cost
-from shiftscope.surgery.wrappers import ON_BLACK, WRAPPERS, Average, Canonical, Wrapping
+from shiftscope.surgery.wrappers import AROUND, ON_BLACK, WRAPPERS, Average, Canonical, Wrapping
 
 __all__ = [
+    "AROUND",
     "ON_BLACK",
     "WRAPPERS",
     "Average",

@@ -23,7 +23,7 @@ from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid
 from shiftscope.shown import Shown
-from shiftscope.surgery import ON_BLACK, WRAPPERS, Change, Kind, Surgery, Wrapping, cost, operate
+from shiftscope.surgery import AROUND, ON_BLACK, WRAPPERS, Change, Kind, Surgery, Wrapping, cost, operate
 from shiftscope.surgery.plan import merge_changes
 from shiftscope.surveys import Survey, survey
 from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
@@ -34,6 +34,8 @@ __all__ = ["Fixed", "apply_fixes", "compare", "fix", "summarise"]
 BLOCK = 64
 COMPARED = ("mcs", "pair_consistency", "all_agree", "worst_case")
 DEFINITIONS = tuple(f"{MEASURES[measure].label.capitalize()}: {MEASURES[measure].sentence}" for measure in COMPARED)
+#: A note on fixes that change layers.
+TRAIN_AGAIN = "A network trained without the fix usually loses accuracy by it until it is trained again."
 #: The provenance's entry of the shifts.
 SHIFTS = "measured under"
 #: Inputs up to so many pixels are measured under every shift, larger ones under so many random shifts.
@@ -236,7 +238,7 @@ def compare(
         f"Intervals: 95 %, over {len(images)} images, each under {under}.",
         *(_paired(found["before", each.border], found["after", each.border], each.border, embedding) for each in framed),
         *DEFINITIONS,
-        "A network trained without the fix usually loses accuracy by it until it is trained again.",
+        *(() if all(each.layer == AROUND for each in surgery.changes) else (TRAIN_AGAIN,)),
     )
     columns = ("model", "shifts", "test_accuracy", *COMPARED, "multiply_adds", "parameters")
     return Table("Before and after", columns, tuple(rows), notes, {**(provenance or {}), SHIFTS: under})
@@ -289,12 +291,13 @@ def _shifts(framed: Framed, seed: int) -> Tensor:
 
 def _paired(before: Survey, after: Survey, border: str, embedding: bool) -> str:
     """Return what each image gains and loses by the fix, in a sentence: differences are paired, so their intervals are narrow."""
-    gains = {MEASURES["mcs"].label: after.values["mcs", "all"] - before.values["mcs", "all"]}
+    gains = {MEASURES["mcs"].label: (after.values["mcs", "all"] - before.values["mcs", "all"], 2.0)}
     if not embedding:
-        gains["share of images that keep their answer"] = after.values["all_agree", "all"] - before.values["all_agree", "all"]
+        kept = after.values["all_agree", "all"] - before.values["all_agree", "all"]
+        gains["share of images that keep their answer"] = (kept, 1.0)
     if after.right is not None and before.right is not None:
-        gains["accuracy"] = after.right.float() - before.right.float()
-    said = ", ".join(f"{name} {plus_minus(difference(gain, bounds=(-2.0, 2.0)))}" for name, gain in gains.items())
+        gains["accuracy"] = (after.right.float() - before.right.float(), 1.0)
+    said = ", ".join(f"{name} {plus_minus(difference(gain, bounds=(-most, most)))}" for name, (gain, most) in gains.items())
     return f"Gained image by image ({border} shifts): {said}."
 
 

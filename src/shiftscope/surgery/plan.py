@@ -64,12 +64,14 @@ class Promise:
         of: what was compared.
         reasons: why it is not exact, by the graph of the copy; empty where it is.
         under: the shifts that it was tried under, in words.
+        precision: of the numbers in this trial.
     """
 
     error: float | None
     of: Literal["outputs", "last map"]
     reasons: tuple[str, ...] = ()
     under: str = "random circular shifts"
+    precision: Literal["double", "its own"] = "double"
 
     @property
     def exact(self) -> bool:
@@ -84,7 +86,7 @@ class Promise:
                 "Whether the copy is equivariant could not be tried: it does not run in double precision, or gives "
                 "the same outputs for all images."
             )
-        tried = f"{self.under} change its {self.of} by {self.error:.1g} of the largest value, in double precision"
+        tried = f"{self.under} change its {self.of} by {self.error:.1g} of the largest value, in {self.precision} precision"
         if self.exact:
             return f"The copy is equivariant: {tried}."
         return f"The copy is not equivariant ({tried}), because {'; '.join(self.reasons)}."

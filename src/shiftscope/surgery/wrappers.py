@@ -34,10 +34,12 @@ from shiftscope.errors import InputError
 from shiftscope.shifts import Mode, grid, translate
 from shiftscope.surgery.plan import TOLERANCE, Change, Cost, Promise, Surgery, cost
 
-__all__ = ["ON_BLACK", "WRAPPERS", "Average", "Canonical", "Wrapper", "Wrapping", "wrap"]
+__all__ = ["AROUND", "ON_BLACK", "WRAPPERS", "Average", "Canonical", "Wrapper", "Wrapping", "wrap"]
 
 Wrapper = Literal["canonical", "average"]
 WRAPPERS: tuple[Wrapper, ...] = ("canonical", "average")
+#: What a wrapper changes, in a plan's place for layers.
+AROUND = "input"
 #: Differences of pixels are counted in these steps: those of 8-bit images.
 STEPS = 255
 #: Shifts of each random image that a promise is tried under.
@@ -193,7 +195,7 @@ def wrap(kind: Wrapper, model: nn.Module, *, wrapping: Wrapping = ON_BLACK, imag
         image: (channels, height, width), to count costs and to try the promise.
     """
     border, reach, fill = wrapping.border, wrapping.reach, wrapping.fill
-    model = deepcopy(model) if next(model.parameters(), None) is not None else model
+    model = deepcopy(model) if _has_weights(model) else model
     if kind == "canonical":
         wrapped: nn.Module = Canonical(model, border=border, fill=fill)
         becomes, why = _CANONICAL[border]
@@ -209,7 +211,7 @@ def wrap(kind: Wrapper, model: nn.Module, *, wrapping: Wrapping = ON_BLACK, imag
     form = (
         "The model is wrapped, and none of its layers changes. Multiply-adds of an average are those of one shift after another."
     )
-    change = Change("input", "the image as it comes", becomes, why)
+    change = Change(AROUND, "the image as it comes", becomes, why)
     return Surgery(wrapped, (change,), before, after, form if kind == "average" else form.partition(". ")[0] + ".", promise)
 
 
@@ -317,12 +319,18 @@ def _try(model: nn.Module, border: Mode, fill: float | Sequence[float], image: t
     except Exception:  # whatever the model raises
         error = None
     reasons = () if error is None or error <= TOLERANCE else ("the model does not give the same output for the same input",)
-    return Promise(error, "outputs", reasons, under=under)
+    precision: Literal["double", "its own"] = "double" if _has_weights(model) else "its own"
+    return Promise(error, "outputs", reasons, under, precision)
+
+
+def _has_weights(model: nn.Module) -> bool:
+    """Return whether a model can be copied and converted; one in a file that is only run cannot."""
+    return next(model.parameters(), None) is not None
 
 
 def _largest_change(model: nn.Module, border: Mode, fill: float | Sequence[float], image: tuple[int, int, int]) -> float | None:
     generator = torch.Generator().manual_seed(0)
-    weights = next(model.parameters(), None) is not None
+    weights = _has_weights(model)
     copy = deepcopy(model).cpu().double().eval() if weights else model  # a file that can only be run has its own precision
     kind = torch.float64 if weights else torch.float32
     first, other = (_random_image(border, fill, image, generator).to(kind) for _ in range(2))
