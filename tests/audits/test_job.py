@@ -216,7 +216,7 @@ def test_folder_without_an_audit_or_with_missing_parts_is_refused(here: Path) ->
     with pytest.raises(InputError, match=r"is not complete: 2 of 4 blocks of images are missing"):
         merge_audit(here / "out")
     (here / "out" / "plan.json").write_text("{}")
-    with pytest.raises(InputError, match=r"plan.json cannot be read \(it is not a complete plan\)"):
+    with pytest.raises(InputError, match=r"plan.json is damaged, or is not a complete plan"):
         merge_audit(here / "out")
 
 

@@ -105,10 +105,10 @@ def test_state_dict_holds_the_normalisation() -> None:
         ({"factor": 3}, "`factor` must be 1, 2, 4 or 8, got 3. Choose one of them or give `strides` yourself."),
         ({"factor": 8, "channels": (4, 4)}, "`factor` 8 needs 3 pools of stride 2, but `channels` gives 2"),
         ({"strides": (2, 2)}, "`strides` must be one positive number for each of 3 pools"),
-        ({"strides": (2, 2, 0), "channels": (4, 4, 4)}, "`strides` must be one positive number"),
+        ({"strides": (2, 2, 0), "channels": (4, 4, 4)}, "greater than or equal to 1"),
         ({"strides": (2, 2, 1), "factor": 8}, "`factor` 8 contradicts `strides`"),
         ({"channels": ()}, "`channels` must be one or more positive numbers"),
-        ({"channels": (4, 0)}, "`channels` must be one or more positive numbers"),
+        ({"channels": (4, 0)}, "greater than or equal to 1"),
         ({"pool_kernel": 6}, "less than or equal to 5"),
         (
             {"factor": 8, "pool_kernel": 5, "input_size": 28},

@@ -192,7 +192,7 @@ def test_file_of_a_folder_that_holds_more_than_tensors_is_refused(transformers: 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("{", "is not complete JSON"),
+        ("{", "is damaged, or is not JSON"),
         ("[]", "is not the configuration of a model"),
         ("{}", "names no model of transformers"),
         ('{"architecture": "resnet18"}', "names no model of transformers. Give it as timm:local-dir:"),

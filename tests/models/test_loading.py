@@ -140,7 +140,7 @@ def test_study_folder_is_refused_with_the_command_that_names_its_runs(run: Path)
 def test_run_with_a_damaged_record_is_refused(content: str, run: Path, tmp_path: Path) -> None:
     save_file(load_file(run / "model.safetensors"), tmp_path / "model.safetensors")
     (tmp_path / "record.json").write_text(content)
-    with pytest.raises(InputError, match=r"record.json is not a complete record"):
+    with pytest.raises(InputError, match=r"record.json is damaged, or is not a complete record"):
         load_model(str(tmp_path))
 
 
