@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,10 @@ def test_no_condition(shift_stability):
 
 def test_fixture_and_marker_judge_by_their_conditions(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TESTS)
-    done = pytester.runpytest_subprocess("-p", PLUGIN, "-p", "no:cacheprovider", "--strict-markers", "-q")
+    installed = PLUGIN in {each.value for each in entry_points(group="pytest11")}  # then pytest loads it by itself
+    done = pytester.runpytest_subprocess(
+        *([] if installed else ["-p", PLUGIN]), "-p", "no:cacheprovider", "--strict-markers", "-q"
+    )
     done.assert_outcomes(passed=1, failed=4)
     printed = done.stdout.str()
     assert "Gate fails: 1 of 2 conditions: top-1 change (mouton2020)" in printed
