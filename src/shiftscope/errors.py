@@ -7,7 +7,8 @@ from typing import Any
 __all__ = ["LONGEST_LINE", "InputError", "ModelFailsError", "NotFiniteError", "UntraceableError", "first_line", "shortened"]
 
 #: The most characters of an error's line, and of what a library says in it.
-LONGEST_LINE, LONGEST_REASON = 300, 120
+LONGEST_LINE = 300
+LONGEST_REASON = 120
 #: An error's problem keeps so many characters, however long its remedy is.
 LEAST_PROBLEM = 120
 
