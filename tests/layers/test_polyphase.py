@@ -166,10 +166,11 @@ def test_adaptive_sampling_gives_gradient_to_chosen_phase_only() -> None:
     assert maps.grad.sum().item() == 2 * 2 * 4
 
 
+@pytest.mark.parametrize("kind", ["aps", "lps"])
 @pytest.mark.timeout(600)
-def test_sampling_compiled_exported_and_in_onnxruntime_equals_eager(tmp_path: Path) -> None:
-    layer = nn.Sequential(sampling("aps", 3, 2, 3), sampling("lps", 3, 2, 3)).float()
-    maps = randoms(2, 3, 8, 12, dtype=torch.float32)
+def test_sampling_compiled_exported_and_in_onnxruntime_equals_eager(kind: str, tmp_path: Path) -> None:
+    layer = sampling(kind, 3, 2, 3).float()
+    maps = randoms(2, 3, 8, 6, dtype=torch.float32)
     expected = layer(maps)
     torch.compiler.reset()
     with warnings.catch_warnings(), torch.no_grad():
