@@ -22,6 +22,8 @@ __all__ = ["Archive", "check_checkpoint", "open_archive"]
 LARGEST_FILE, MOST_ENTRIES, LONGEST_NAME = 1 << 40, 100_000, 1000
 #: Largest pickle, bytes, and the most operations in it.
 LARGEST_PICKLE, MOST_OPERATIONS = 64 << 20, 500_000
+#: The most values that a pickle may leave open at a time; PyTorch's keep some 2,000.
+MOST_OPEN = 20_000
 #: The most values that tuples may stand for when every reference in them is followed.
 MOST_VALUES = 1_000_000
 #: Bytes of a local header in a zip file, and of the end of its directory without comment.
@@ -180,8 +182,8 @@ def _storages(pickle: bytes | BinaryIO) -> Iterator[tuple[str, int]]:
     stack: list[_Value] = []
     memo: dict[int, _Value] = {}
     for number, (operation, argument, place) in enumerate(_operations(pickle)):
-        if number > MOST_OPERATIONS or (place or 0) > LARGEST_PICKLE:
-            _refuse("its pickle is too long")
+        if number > MOST_OPERATIONS or (place or 0) > LARGEST_PICKLE or len(stack) > MOST_OPEN:
+            _refuse("its pickle is too long, or nested too deeply")
         name = operation.name
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if name == "MEMOIZE" else int(argument)] = stack[-1]
