@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from shiftscope.datasets.folders import HELD_OUT, Split, open_splits, parquet_files, pixels
@@ -43,9 +43,9 @@ IMAGES_BETWEEN_REPORTS = 500
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images of one size and their labels."""
+    """Images of one size, bytes or floating point in [0, 1], and their labels."""
 
-    images: UInt8[Tensor, "image channel height width"]
+    images: UInt8[Tensor, "image channel height width"] | Float[Tensor, "image channel height width"]
     labels: Int[Tensor, " image"]
 
     def __len__(self) -> int:

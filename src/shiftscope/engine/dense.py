@@ -60,7 +60,7 @@ class Dense:
     def _box(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Return the images less the background, cut to the box where any of them differs from it, and the box's corner."""
         if self.canvas.mode != "zero":
-            return images, torch.zeros(images.shape[1], device=images.device), (0, 0)
+            return images, images.new_zeros(images.shape[1]), (0, 0)
         background = self.canvas.background(images)
         rest = images - background[:, None, None]
         content = (rest != 0).any(dim=0).any(dim=0)

@@ -28,7 +28,7 @@ from shiftscope.surgery.plan import merge_changes
 from shiftscope.surveys import Survey, survey
 from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
 
-__all__ = ["Fixed", "apply_fixes", "compare", "fix", "summarise"]
+__all__ = ["Fixed", "apply_fixes", "compare", "fix", "shifts_for", "summarise"]
 
 #: Images measured between two progress reports.
 BLOCK = 64
@@ -209,7 +209,7 @@ def compare(
     """
     first = frame(images, size, mode, max_shift)
     framed = [first] if mode else [first, frame(images, size, "circular", first.max_shift)]
-    shifts = _shifts(first, seed)
+    shifts = shifts_for(first, seed)
     found = dict[tuple[str, str], Survey]()
     rows, warnings = [], [*image_warnings(before, frame(images, size, "zero", None).images)]
     for name, model, price in (("before", before, surgery.before), ("after", surgery.model, surgery.after)):
@@ -280,7 +280,7 @@ def _both(before: Mapping[str, object], after: Mapping[str, object], measure: st
     return f"{percent(first)} {what}; with the fix, and no training, {percent(second)}."
 
 
-def _shifts(framed: Framed, seed: int) -> Tensor:
+def shifts_for(framed: Framed, seed: int) -> Tensor:
     """Return every shift, or for large inputs some without the zero shift, as many as the note says."""
     every = grid(framed.max_shift)
     if max(framed.size) <= SMALL or len(every) <= DRAWN + 1:

@@ -20,7 +20,7 @@ from torch import Tensor
 from shiftscope.errors import first_line
 from shiftscope.runtime.files import write_tensors
 from shiftscope.runtime.inputs import parse_json, read_tensors
-from shiftscope.training.loop import Epoch, Recipe, TrainingState
+from shiftscope.training.loop import Epoch, TrainingState
 
 __all__ = ["Checkpoint"]
 
@@ -83,7 +83,7 @@ class Checkpoint:
             found, header = read_tensors(self.path)
             metadata, tensors = parse_json(header[METADATA_KEY]), dict(sorted(found.items()))
             epochs = [Epoch(**epoch) for epoch in metadata["epochs"]]
-            if metadata["version"] != VERSION or Recipe.model_validate_json(metadata["recipe"]) != state.recipe:
+            if metadata["version"] != VERSION or type(state.recipe).model_validate_json(metadata["recipe"]) != state.recipe:
                 raise ValueError("it is of another training")
             if metadata["device"] != _device(state):
                 raise ValueError(f"it was trained on {metadata['device']}, and this is {_device(state)}")

@@ -17,7 +17,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import isfinite
 from time import perf_counter
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -45,6 +45,7 @@ __all__ = [
     "batches",
     "evaluate",
     "make_optimizer",
+    "run_epochs",
     "set_learning_rate",
     "train",
     "train_step",
@@ -208,17 +209,29 @@ def train(
     with deterministic(device), seeded_layers(seed, device) as layers, pools:
         streams = {"order": order, "shifts": shifts, "layers": layers}
         state = TrainingState(model, (training, validation), recipe, place, optimizer, streams)
-        if checkpoint is not None:
-            checkpoint.restore(state)
-        resumed_after = len(state.epochs)
-        while not state.is_over:
-            started = perf_counter()
-            state.add_epoch(*_train_epoch(state, report), started)
-            if not state.diverged:
-                report(state.epochs[-1])
-            if checkpoint is not None and not state.is_over:
-                checkpoint.save(state)
+        resumed_after = run_epochs(state, report, checkpoint)
     return replace(state.end(), resumed_after=resumed_after)
+
+
+def run_epochs(state: TrainingState, report: Report, checkpoint: Checkpointer | None) -> int:
+    """Train until the training is over; return the number of epochs that a checkpoint brought.
+
+    Args:
+        state: of the training; changed in place.
+        report: called with each :class:`Step` and :class:`Epoch`.
+        checkpoint: restores an interrupted training, and saves this one after each epoch.
+    """
+    if checkpoint is not None:
+        checkpoint.restore(state)
+    resumed_after = len(state.epochs)
+    while not state.is_over:
+        started = perf_counter()
+        state.add_epoch(*_train_epoch(state, report), started)
+        if not state.diverged:
+            report(state.epochs[-1])
+        if checkpoint is not None and not state.is_over:
+            checkpoint.save(state)
+    return resumed_after
 
 
 def worth_compiling(recipe: Recipe, images: int, device: torch.device | str) -> bool:
@@ -275,14 +288,26 @@ class TrainingState:
         if not (isfinite(loss) and isfinite(validation_loss)):
             self.diverged = True
             return
-        near = running_accuracy >= target - NEAR_TARGET
+        near = target > 0 and running_accuracy >= target - NEAR_TARGET
         exact = accuracy_if_reached(self.model, training, target, place=self.place) if near else None
         number, seconds = len(self.epochs) + 1, perf_counter() - started
         epoch = Epoch(number, loss, running_accuracy, exact, accuracy, validation_loss, images_per_second, seconds)
         self.epochs.append(epoch)
-        rank = (exact is not None, accuracy, -validation_loss)
+        rank = (target == 0 or exact is not None, accuracy, -validation_loss)
         if rank > self.best_rank:
             self.best_rank, self.best_epoch, self.best_weights = rank, number, deepcopy(self.model.state_dict())
+
+    def begin_epoch(self) -> None:
+        """Switch the model to training mode."""
+        self.model.train()
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield an epoch's batches of images and labels."""
+        return batches(self.data[0], self.recipe, self.place, self.streams["order"], self.streams["shifts"])
+
+    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the model once; return the loss and the outputs before the update."""
+        return train_step(self.model, self.optimizer, images, labels, self.recipe)
 
     @property
     def is_over(self) -> bool:
@@ -350,17 +375,17 @@ def accuracy_if_reached(model: nn.Module, data: Labelled, target: float, *, plac
     return 1 - wrong / len(data)
 
 
-def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer, at its first learning rate."""
+def make_optimizer(parameters: Iterable[Tensor] | Iterable[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer of parameters or groups of them, at its first learning rate."""
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(parameters, recipe.learning_rate, momentum=0.9, fused=True)
     return torch.optim.Adam(parameters, recipe.learning_rate, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> None:
-    """Set the recipe's learning rate of an epoch, counted from 1."""
+    """Set the recipe's learning rate of an epoch, counted from 1, times a group's ``scale``, if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate * recipe.learning_rate_decay ** (epoch - 1)
+        group["lr"] = group.get("scale", 1.0) * recipe.learning_rate * recipe.learning_rate_decay ** (epoch - 1)
 
 
 def batches(
@@ -409,14 +434,14 @@ def _train_epoch(state: TrainingState, report: Report) -> tuple[float, float, fl
     Loss and accuracy stay on the device and are read only to be reported, so that a GPU need not wait.
     """
     recipe, training, number = state.recipe, state.data[0], len(state.epochs) + 1
-    state.model.train()
+    state.begin_epoch()
     set_learning_rate(state.optimizer, recipe, number)
     total: Tensor | float = 0.0
     correct: Tensor | float = 0.0
     done = 0
     started = reported = perf_counter()
-    for images, labels in batches(training, recipe, state.place, state.streams["order"], state.streams["shifts"]):
-        loss, outputs = train_step(state.model, state.optimizer, images, labels, recipe)
+    for images, labels in state.batches():
+        loss, outputs = state.step(images, labels)
         total = total + loss.detach() * len(labels)
         correct = correct + (outputs.detach().argmax(1) == labels).sum()
         done += len(labels)
