@@ -50,7 +50,9 @@ class UntraceableError(InputError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, shortened, or its class's name if it has none."""
+    """Return the first line of an exception's text, shortened, or its class's name if it has none; of ours the problem alone."""
+    if isinstance(error, InputError):
+        return error.problem.partition("\n")[0]
     return shortened(next(iter(str(error).strip().splitlines()), type(error).__name__), LONGEST_REASON)
 
 

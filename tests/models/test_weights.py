@@ -131,7 +131,7 @@ def test_mismatch_names_the_weights_and_their_shapes(factory: str) -> None:
     with pytest.raises(InputError) as failure:
         load_model(factory, weights=Path("w.pt"))
     assert failure.value.problem == (
-        "the weights in w.pt do not fit the model: 1 missing (4.bias); 4 unexpected (extra0, extra1, extra2 and 1 more); "
+        "the weights in w.pt do not fit the model: 1 missing (4.bias); 4 unexpected (extra0, extra1 and 2 more); "
         "1 of another shape (0.weight is 4x3x3x3 in the file and 4x1x3x3 in the model)."
     )
 

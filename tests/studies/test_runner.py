@@ -413,13 +413,13 @@ def test_canvas_of_the_mean_colour_is_not_counted_as_content(tmp_path: Path) -> 
 
 
 def test_run_without_enough_memory_is_refused_and_finished_runs_stay(tmp_path: Path) -> None:
-    """A real allocation that fails: the process may have 6 GB of addresses, and one network's weights take 10."""
+    """A real allocation that fails: the process may have 4 GB of addresses, and one network's weights take 3.8."""
     text = SMALL.partition("[source]")[0].replace("seeds = 2", "seeds = 1")
-    text = text.replace("network.factor = [1, 4]", "network.channels = [[4, 8], [4, 30000, 10000]]")
+    text = text.replace("network.factor = [1, 4]", "network.channels = [[4, 8], [4, 30000, 3500]]")
     (tmp_path / "small.toml").write_text(text)
     code = (
         "import resource, sys\nfrom shiftscope.cli import main\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
         "sys.exit(main(['study', 'small.toml', '--workers', '1', '--out', 'out']))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

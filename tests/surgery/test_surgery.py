@@ -505,5 +505,7 @@ def test_operate_applies_a_fix_by_its_short_name() -> None:
     changed = operate("blur", model, filter_size=3, image=(1, 8, 8)).model
     assert any(type(module).__name__ == "MaxBlurPool2d" for module in changed.modules())
     plain = as_users_import_it(importlib.import_module("shiftscope.surgery.fixes"))
-    with pytest.raises(InputError, match="`kind` must be one of blur, aps, lps, gap, circular, anchor, got 'gpa'"):
+    with pytest.raises(
+        InputError, match="`kind` must be one of blur, aps, lps, gap, circular, anchor, canonical, average, got 'gpa'"
+    ):
         plain.operate("gpa", model)

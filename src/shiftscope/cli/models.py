@@ -354,7 +354,7 @@ def fix(
             Fix(
                 kind=kind,
                 filter_size=filter_size if kind == "blur" else 1,
-                reach=reach if kind == "average" else 1,
+                reach=reach if kind == "average" else None,
                 **(around if kind in ("canonical", "average") else {}),
             )
             for kind in kinds

@@ -32,15 +32,15 @@ class Fix(Spec):
             and windows of a transformer that follow shifts), ``canonical`` (the input chooses its own position) or ``average``
             (the mean over shifts).
         filter_size: of the binomial filter of ``blur``, ``aps`` and ``lps``, in positions; 1 does not filter.
-        border: of ``canonical`` and ``average``: ``zero`` or ``circular``.
-        reach: the largest shift of ``average``, pixels.
+        border: of ``canonical`` and ``average``: ``zero``, unless it is ``circular``.
+        reach: the largest shift of ``average``, pixels; 1 by default.
         fill: the background's colour of ``canonical`` and ``average``, one value a channel; None for black.
     """
 
     kind: Kind
     filter_size: int = Field(1, ge=1, le=7)
-    border: Mode = "zero"
-    reach: int = Field(1, ge=1)
+    border: Mode | None = None
+    reach: int | None = Field(None, ge=1)
     fill: Channels | None = None
 
     def apply(self, model: nn.Module, *, image: tuple[int, int, int] | None) -> Surgery:
@@ -55,7 +55,7 @@ class Fix(Spec):
     @property
     def wrapping(self) -> Wrapping:
         """How ``canonical`` and ``average`` move images."""
-        return Wrapping(self.border, self.reach, self.fill or 0.0)
+        return Wrapping(self.border or "zero", self.reach or 1, self.fill or 0.0)
 
 
 class ModelSpec(Spec):

@@ -31,7 +31,7 @@ WRAPPER_PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.", "_orig
 #: The end of the name of a JSON file that says which of several safetensors files holds which tensor.
 INDEX = ".index.json"
 #: How many names an error lists, and the most characters of each.
-LISTED, LONGEST_NAME = 3, 80
+LISTED, LONGEST_NAME = 2, 80
 
 #: Converts a checkpoint that holds more than tensors; to run only on files that one trusts, because unpickling runs their code.
 CONVERSION = (

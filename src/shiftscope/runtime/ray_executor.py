@@ -27,6 +27,8 @@ __all__ = ["Ray"]
 
 #: Ray takes the machine's own address for 127.0.0.1, except where it supports no clusters of several machines.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+#: Ray asks addresses of cloud providers where it runs, even with usage statistics switched off. Behind this proxy nobody is.
+PROXY, NOBODY = "http_proxy", "http://127.0.0.1:9"
 SECONDS_TO_END = 20.0
 SECONDS_BETWEEN_POLLS = 0.5
 SECONDS_TO_CONNECT = 10.0
@@ -106,6 +108,8 @@ class _Board:
 def _task(work: Work, job: Any, number: int, board: Any) -> JobResult:
     import ray
 
+    if os.environ.get(PROXY) == NOBODY:
+        del os.environ[PROXY]
     prepare_process()
     posted: list[Any] = []
 
@@ -169,7 +173,7 @@ def _cluster(workers: int | None) -> Iterator[str]:
     paths = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     if package not in paths and Path(package).name != "site-packages":
         paths.append(package)
-    environment = os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
+    environment = {PROXY: NOBODY} | os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
     command = [sys.executable, "-P", "-m", "shiftscope.runtime.ray_head", "" if workers is None else str(workers)]
     with TemporaryFile() as errors, subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True, text=True, env=environment
