@@ -289,6 +289,8 @@ class Campaign:
         runs = [
             ["audit", *model, "--out", str(self.place / "audit")],
             ["audit", *model, "--workers", "2", "--protocol", "mouton2020"],
+            ["check", str(self.place / "audit" / "audit.json")],
+            ["certify", *model, "--radius", "2"],
             ["explain", *model, "--max-shift", "2"],
             ["fix", *model, "--with", "blur", "--max-shift", "2", "--out", str(self.place / "fixed.safetensors")],
             *(["figures", str(self.calm)], ["report", str(self.calm)], ["compare", str(PRINTED)], ["list", str(self.calm)]),
