@@ -15,7 +15,7 @@ from shiftscope.certificates.search import ShiftGrid, find_radii
 from shiftscope.engine.batches import Images, batches_of, images_in
 from shiftscope.engine.checks import check_classes, check_fill, device_of, evaluating
 from shiftscope.engine.dense import Method
-from shiftscope.engine.framing import Border, frame
+from shiftscope.engine.framing import Border, check_max_shift, frame
 from shiftscope.engine.outputs import Runner, open_runner
 from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, Stage, silent
@@ -134,6 +134,9 @@ class Certifier:
     ) -> None:
         if parts < 1:
             raise InputError(f"`parts` must be 1 or more points a pixel, got {parts}.", "1 tries whole-pixel shifts only.")
+        if radius is not None:
+            inner = example.shape[2:] if size is None else (size,) if isinstance(size, int) else size
+            check_max_shift(radius, tuple(inner), "radius")
         framed = frame(example, size, mode, radius)
         self.border, self.size, self.shape = framed.border, framed.size, tuple(example.shape[1:])
         self.shifts = ShiftGrid(framed.max_shift, parts)

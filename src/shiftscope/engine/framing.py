@@ -87,15 +87,14 @@ def frame(images: Tensor, size: int | tuple[int, int] | None, border: Border | N
     return Framed(images, inner, border, max_shift)
 
 
-def check_max_shift(max_shift: int, size: tuple[int, ...]) -> None:
+def check_max_shift(max_shift: int, size: tuple[int, ...], name: str = "max_shift") -> None:
     """Raise InputError unless the shift is 1 pixel to half of the model's input, beyond which little of the image is left.
 
     Args:
         max_shift: the largest shift, pixels.
         size: (height, width) of the input, pixels.
+        name: of the parameter.
     """
     half = max(1, min(size) // 2)
     if not 1 <= max_shift <= half:
-        raise InputError(
-            f"`max_shift` must be 1 to {half} pixels, half of the image's {min(size)}, got {max_shift}.", "Lower it."
-        )
+        raise InputError(f"`{name}` must be 1 to {half} pixels, half of the image's {min(size)}, got {max_shift}.", "Lower it.")
