@@ -24,7 +24,7 @@ from torch import Tensor
 
 from shiftscope.engine.checks import check_labels
 from shiftscope.engine.outputs import Outputs
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, shortened
 from shiftscope.estimates import ALIKE, Estimate, interval_of_equals, student_t, wilson_interval
 from shiftscope.measures import MEASURES
 from shiftscope.shown import Shown
@@ -69,7 +69,7 @@ class Survey(Shown):
         """
         if (measure, over) not in self.values:
             known = ", ".join(f"{name} over {part}" for name, part in self.values)
-            raise InputError(f"the survey holds no {measure!r} over {over!r}.", f"It holds {known}.")
+            raise InputError(f"the survey holds no {measure!r} over {over!r}.", f"It holds {shortened(known, 150)}.")
         values = self.values[measure, over]
         if given == "right":
             if self.right is None:
