@@ -88,6 +88,20 @@ def test_little_work_has_no_stages() -> None:
 
 @pytest.mark.parametrize("protocols", [("mouton2020", "azulay2018"), ("mouton2020", "every-shift")], ids=["views", "grid"])
 def test_forecast_is_right_within_a_factor_of_one_and_a_half(protocols: tuple[str, ...]) -> None:
+    seconds, forecasted, views = forecast_and_time(spec("slow", protocols=protocols, images=64, max_shift=1))
+    assert views[0] == views[1]
+    assert seconds / 1.5 < forecasted < seconds * 1.5
+
+
+@pytest.mark.slow
+def test_forecast_of_dense_blocks_is_no_multiple_of_one_images_time() -> None:
+    """Most of a dense block's time does not depend on its images; how well the rest is known depends on the machine's load."""
+    seconds, forecasted, _ = forecast_and_time(spec("quick", protocols=("mouton2020", "every-shift"), images=359))
+    assert forecasted < seconds * 10
+
+
+def forecast_and_time(audited: AuditSpec) -> tuple[float, float, tuple[int, int]]:
+    """Return how long an audit took and should have taken, and its views by the forecast and by the audit."""
     starts: list[float] = []
     forecasts: list[Forecast] = []
 
@@ -96,10 +110,8 @@ def test_forecast_is_right_within_a_factor_of_one_and_a_half(protocols: tuple[st
             forecasts.append(event)
             starts.append(perf_counter())
 
-    found = run_audit(spec("slow", protocols=protocols, images=64, max_shift=1), staged=True, report=note)
-    took = perf_counter() - starts[0]
-    assert forecasts[0].views == found.cost.distinct
-    assert took / 1.5 < forecasts[0].seconds < took * 1.5
+    found = run_audit(audited, staged=True, report=note)
+    return perf_counter() - starts[0], forecasts[0].seconds, (forecasts[0].views, found.cost.distinct)
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["memory", "folder"])

@@ -306,7 +306,7 @@ class _Run:
         self.first.append(found)
         report(FirstAnswer(found))
         if forecasts:
-            report(forecast(self.fresh(), self.subject.images, left, speed))
+            report(forecast(self.fresh(), self.subject.images, left, speed, block=self.plan.block))
 
     @contextmanager
     def stoppable(self, parts: Callable[[], list[Part]]) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import ceil
 from time import perf_counter
 
 import torch
@@ -24,8 +25,8 @@ __all__ = ["FIRST_IMAGES", "AuditStopped", "FirstAnswer", "Forecast", "SoFar", "
 
 #: Images of the first answer, and those of them that are measured before the clock starts.
 FIRST_IMAGES, WARM_UP = 32, 8
-#: A grid's time is taken on more and more images, until it takes so many seconds or a block is full.
-SECONDS_OF_GRID = 0.5
+#: The time of exhaustive grids is taken on as many images as take at most so many seconds.
+SECONDS_OF_GRIDS = 2.5
 #: Views are counted on so many images, and those of all follow in proportion.
 COUNTED = 256
 
@@ -143,7 +144,7 @@ def views_of(session: Session, images: int) -> tuple[int, int]:
     return round(int(alone.sum()) * images / counted), images * shifts
 
 
-def forecast(session: Session, images: ImageBlocks, left: int, speed: Speed) -> Forecast:
+def forecast(session: Session, images: ImageBlocks, left: int, speed: Speed, *, block: int) -> Forecast:
     """Return how long the rest of an audit will take.
 
     Args:
@@ -151,25 +152,40 @@ def forecast(session: Session, images: ImageBlocks, left: int, speed: Speed) -> 
         images: all images.
         left: number of images still to measure.
         speed: what the first answer says about time.
+        block: images that are measured together.
     """
     single, gridded = views_of(session, left)
-    seconds = speed.read * left + speed.view * single
+    seconds = speed.view * single
     if session.measurer.grids:
-        seconds = (speed.read + _seconds_an_image(session, images)) * left
-    return Forecast(seconds, single + gridded, left)
+        of_a_block, of_an_image = _seconds_of_grids(session, images, block)
+        seconds = of_a_block * ceil(left / block) + of_an_image * left
+    return Forecast(speed.read * left + seconds, single + gridded, left)
 
 
-def _seconds_an_image(session: Session, images: ImageBlocks) -> float:
-    """Return how long all protocols take for an image, on as many images as are needed to tell."""
-    blocks = [images.read(place, place + 1) for place in _spread(images.count)]
-    count = 1
-    while True:
-        started = perf_counter()
-        _part(session, blocks[:count])
-        seconds = perf_counter() - started
-        if (seconds >= SECONDS_OF_GRID and count > 1) or seconds >= 10 * SECONDS_OF_GRID or count >= len(blocks):
-            return seconds / count
-        count = min(2 * count, len(blocks))
+def _seconds_of_grids(session: Session, images: ImageBlocks, block: int) -> tuple[float, float]:
+    """Return how long all protocols take for a block, whatever it holds, and for each of its images.
+
+    Both follow from the time of one image and of a block, or of as many as take a few seconds. Each number of images is measured
+    more than once and the least time counts, because the first also fills caches, unless an image takes so long that this does
+    not matter.
+    """
+    blocks = [images.read(place, place + 1) for place in range(min(images.count, block))]
+    one = _seconds(session, blocks[:1])
+    if one < SECONDS_OF_GRIDS:
+        one = min(one, *(_seconds(session, blocks[:1]) for _ in range(2)))
+    count, seconds, each = 1, one, one
+    while 2 * count <= (more := min(len(blocks), count + int((SECONDS_OF_GRIDS - seconds) / max(each, 1e-3)))):
+        of_more = min(_seconds(session, blocks[:more]) for _ in range(2))
+        each = max(of_more - seconds, 0.0) / (more - count)
+        count, seconds = more, of_more
+    each = min(each, seconds / count)
+    return seconds - each * count, each
+
+
+def _seconds(session: Session, blocks: list[Block]) -> float:
+    started = perf_counter()
+    _part(session, blocks)
+    return perf_counter() - started
 
 
 def so_far(plan: AuditPlan, parts: Iterable[Part]) -> Audit:
