@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from shiftscope.audits.parts import MOST_CHANGED, Changed, Cost, Part, from_tensors, merge_parts, to_tensors
@@ -49,6 +50,13 @@ def test_part_comes_back_from_its_tensors() -> None:
     assert torch.equal(again.correct, part.correct)
     for measure, values in part.surveys["zero 1"].maps.items():
         assert torch.equal(again.surveys["zero 1"].maps[measure], values)
+
+
+def test_complex_numbers_are_no_part() -> None:
+    tensors = to_tensors(Part())
+    name = next(iter(tensors))
+    with pytest.raises(ValueError, match="a part holds real numbers"):
+        from_tensors({**tensors, name: tensors[name].to(torch.complex64)})
 
 
 def test_names_of_damaged_files_come_back_from_tensors() -> None:

@@ -179,7 +179,13 @@ def to_tensors(part: Part) -> dict[str, Tensor]:
 
 
 def from_tensors(tensors: dict[str, Tensor]) -> Part:
-    """Return the part that :func:`to_tensors` stored."""
+    """Return the part that :func:`to_tensors` stored.
+
+    Raises:
+        Exception: names, types, shapes or values are not a part's.
+    """
+    if any(tensor.is_complex() for tensor in tensors.values()):
+        raise ValueError("a part holds real numbers")
     scores, values = dict[tuple[str, str], Tensor](), dict[str, dict[tuple[str, str], Tensor]]()
     sums, totals, cost = dict[str, Sums](), dict[tuple[str, str], Sums](), dict[str, float]()
     for name, tensor in tensors.items():
