@@ -93,13 +93,6 @@ def test_forecast_is_right_within_a_factor_of_one_and_a_half(protocols: tuple[st
     assert seconds / 1.5 < forecasted < seconds * 1.5
 
 
-@pytest.mark.slow
-def test_forecast_of_dense_blocks_is_no_multiple_of_one_images_time() -> None:
-    """Most of a dense block's time does not depend on its images; how well the rest is known depends on the machine's load."""
-    seconds, forecasted, _ = forecast_and_time(spec("quick", protocols=("mouton2020", "every-shift"), images=359))
-    assert forecasted < seconds * 10
-
-
 def forecast_and_time(audited: AuditSpec) -> tuple[float, float, tuple[int, int]]:
     """Return how long an audit took and should have taken, and its views by the forecast and by the audit."""
     starts: list[float] = []
