@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from cli.conftest import Command
 from shiftscope.certificates.certifying import Certifier
@@ -55,6 +58,31 @@ def test_stopped_certify_prints_what_is_known_and_resumes(
     assert resumed.code == 0, resumed.err
     assert len(calls) == 4  # the first block was not certified again
     assert json.loads(resumed.out)["images"] == whole["images"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda part: {**part, "radii": part["radii"] + 5},
+        lambda part: {**part, "numbers": part["numbers"] + 16},
+        lambda part: {**part, "radii": part["radii"].double()},
+        lambda part: {**part, "tops": part["tops"][:-1]},
+        lambda part: {name: values for name, values in part.items() if name != "cost"},
+    ],
+    ids=["radii beyond", "other images", "no integers", "too few", "without cost"],
+)
+@pytest.mark.filterwarnings("always:.* is damaged")
+def test_damaged_part_is_certified_again(
+    damage: Callable[[dict[str, Tensor]], dict[str, Tensor]], shiftscope: Command, run: Path
+) -> None:
+    given = ("certify", str(run), "--radius", "1", "--images", "8", "--json", "--out", "c")
+    whole = json.loads(shiftscope(*given).out)
+    file = Path("c/parts/000000.safetensors")
+    save_file(damage(load_file(file)), file)
+    again = shiftscope(*given)
+    assert again.code == 0, again.err
+    assert "000000.safetensors is damaged; its images are certified again" in again.err
+    assert json.loads(again.out)["images"] == whole["images"]
 
 
 @pytest.mark.parametrize(

@@ -297,3 +297,11 @@ def test_output_chooses_one_of_several_in_every_command(shiftscope: Command) -> 
     again = shiftscope("audit", "pair.safetensors", *options[3:-2], "--protocol", "mouton2020", "--trust", "--json")
     assert again.code == 0, again.err
     assert json.loads(again.out)["provenance"]["output"] == "halves"
+
+
+def test_recommended_fix_keeps_the_border_of_the_plan(shiftscope: Command) -> None:
+    options = ("my_models:small", "--size", "20", "--images", "4", "--max-shift", "1", "--mode", "circular")
+    done = shiftscope("fix", *options, "--with", "canonical", "--with", "blur", "--plan")
+    assert done.code == 0, done.err
+    command = next(line for line in done.out.splitlines() if line.startswith("  shiftscope fix"))
+    assert "--with canonical --with blur --mode circular" in command

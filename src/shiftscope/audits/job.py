@@ -332,7 +332,7 @@ class _Run:
                 if len(block.images):
                     part = self.session.part(block.images, block.labels, indices=block.numbers)
                 report(Stage("measuring images", min((number + 1) * self.plan.block, self.plan.count), self.plan.count))
-                yield number, replace(part, damaged=tuple(name.encode(errors="replace").decode() for name in block.damaged))
+                yield number, replace(part, damaged=tuple(block.damaged))
 
     def _read(self, number: int) -> Block:
         return self.subject.images.read(number * self.plan.block, min((number + 1) * self.plan.block, self.plan.count))

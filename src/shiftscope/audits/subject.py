@@ -155,8 +155,12 @@ class Subject:
             return None
         return found.shape[1] if isinstance(found, Tensor) and found.ndim == 2 else None
 
-    def _label_mismatch(self, example: Tensor) -> str:
-        """Return why labels do not fit the model; empty if they do."""
+    def label_mismatch(self, example: Tensor) -> str:
+        """Return why labels do not fit the model; empty if they do.
+
+        Args:
+            example: images, margin included.
+        """
         outputs = self.outputs(example)
         if self.embedding or outputs is None:
             return "Labels are ignored: the model returns no classes."
@@ -201,7 +205,7 @@ class Subject:
             the images, without labels that do not fit the model's classes; and why these are left out, empty if they are not.
         """
         block = self.images.read_all()
-        why = "" if block.labels is None else self._label_mismatch(block.images[:1])
+        why = "" if block.labels is None else self.label_mismatch(block.images[:1])
         return Block(block.images, None if why else block.labels, block.numbers, block.damaged), why
 
 

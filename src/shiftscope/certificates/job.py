@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from shiftscope.audits.model import model_checksum
@@ -22,10 +19,12 @@ from shiftscope.audits.session import block_size
 from shiftscope.audits.subject import Subject, SubjectSpec, absolute_paths
 from shiftscope.certificates.certificate import Certificate, Part, merge
 from shiftscope.certificates.certifying import Certifier
+from shiftscope.certificates.search import NO_ANSWER
 from shiftscope.datasets.photos import Photos
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import locked, remove_temporary_files, write_tensors, write_text
+from shiftscope.runtime.inputs import read_bytes, read_tensors, reading
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.settings import Spec
 
@@ -128,10 +127,9 @@ class _Run:
             data_sha256=images.checksum,
             count=images.count,
         )
-        classes = self.certifier.classes
-        self.labelled = images.classes == classes
-        unfit = f"Labels are ignored: the model has {classes} classes, the data {images.classes}."
-        self.notes = (*images.notes, *(() if self.labelled or images.classes is None else (unfit,)))
+        unfit = "" if images.classes is None else subject.label_mismatch(images.example())
+        self.labelled = images.classes is not None and not unfit
+        self.notes = (*images.notes, *filter(None, [unfit]))
 
     def parts(self, out: Path | None, report: Report) -> list[Part]:
         """Return the parts of all blocks, those that the folder holds and new ones.
@@ -142,7 +140,7 @@ class _Run:
         found: list[Part] = []
         try:
             for number, start in enumerate(self._starts()):
-                known = None if out is None else _read_part(out, number)
+                known = None if out is None else self._known(out, number, start)
                 part = self._part(start, report) if known is None else known
                 if out is not None and known is None:
                     write_tensors(_part_file(out, number), _to_tensors(part))
@@ -164,13 +162,26 @@ class _Run:
         }
         return self.certifier.certificate(merged, names=names, notes=self.notes, provenance=facts)
 
-    def _starts(self) -> Iterator[int]:
-        yield from range(0, self.plan.count, block_size(self.certifier.size))
+    def _starts(self) -> range:
+        return range(0, self.plan.count, block_size(self.certifier.size))
+
+    def _stop(self, start: int) -> int:
+        return min(start + block_size(self.certifier.size), self.plan.count)
+
+    def _known(self, out: Path, number: int, start: int) -> Part | None:
+        """Return a block's part; None if there is none, or, with a warning, if it is damaged."""
+        file = _part_file(out, number)
+        if not file.exists():
+            return None
+        try:
+            return _from_tensors(read_tensors(file)[0], range(start, self._stop(start)), self.certifier.shifts.reach)
+        except Exception:  # whatever names, shapes and values of tensors raise that are not a part's
+            warnings.warn(f"{file} is damaged; its images are certified again.", stacklevel=2)
+            return None
 
     def _part(self, start: int, report: Report) -> Part:
-        stop = min(start + block_size(self.certifier.size), self.plan.count)
-        block = self.subject.images.read(start, stop)
-        damaged = tuple(name.encode(errors="replace").decode() for name in block.damaged)
+        block = self.subject.images.read(start, self._stop(start))
+        damaged = tuple(block.damaged)
         labels = block.labels if self.labelled else None
         if not len(block.images):
             empty = torch.zeros(0, dtype=torch.long)
@@ -188,10 +199,8 @@ def _prepare(out: Path, plan: CertificatePlan) -> None:
             raise InputError(f"{out} holds other files.", "Choose another folder with --out.")
         write_text(file, plan.model_dump_json(indent=1) + "\n")
         return
-    try:
-        known = CertificatePlan.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{out} holds something else than a certificate.", "Choose another folder with --out.") from error
+    with reading(file, "a complete plan", "Choose another folder with --out."):
+        known = CertificatePlan.model_validate_json(read_bytes(file))
     if known != plan:
         raise InputError(
             f"{out} holds another certificate ({known.spec.model}, {known.count} images).", "Choose another folder with --out."
@@ -219,19 +228,21 @@ def _to_tensors(part: Part) -> dict[str, Tensor]:
     return tensors | {"cost": torch.tensor([part.views, part.dense]), "damaged": torch.tensor(list(names), dtype=torch.uint8)}
 
 
-def _read_part(out: Path, number: int) -> Part | None:
-    """Return a block's part; None if there is none, or, with a warning, if it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _from_tensors(tensors: dict[str, Tensor], numbers: range, reach: int) -> Part:
+    """Return the part that :func:`_to_tensors` stored; raise if it is none, since a wrong radius would certify what is false.
 
-    file = _part_file(out, number)
-    if not file.exists():
-        return None
-    try:
-        tensors: dict[str, Any] = dict(load_file(file))
-        views, dense = tensors.pop("cost").tolist()
-        damaged = tuple(bytes(tensors.pop("damaged").tolist()).decode().splitlines())
-        return Part(**{"labels": None, **tensors}, views=views, dense=dense, damaged=damaged)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        warnings.warn(f"{file} is damaged ({error}); its images are certified again.", stacklevel=2)
-        return None
+    Args:
+        tensors: by name.
+        numbers: of the block's images, some of which may be damaged.
+        reach: the largest radius that is tried.
+    """
+    each = {name: tensors[name] for name in ("numbers", "radii", "tops", "labels") if name in tensors}
+    if any(values.dtype != torch.int64 or values.shape != each["radii"].shape or values.ndim != 1 for values in each.values()):
+        raise ValueError("a part holds an integer for each image")
+    if not set(each["numbers"].tolist()) <= set(numbers):
+        raise ValueError("a part holds the images of its block")
+    if len(each["radii"]) and not NO_ANSWER <= int(each["radii"].min()) <= int(each["radii"].max()) <= reach:
+        raise ValueError("a radius is beyond those that are tried")
+    views, dense = tensors["cost"].tolist()
+    damaged = tuple(bytes(tensors["damaged"].tolist()).decode().splitlines())
+    return Part(each["numbers"], each["radii"], each["tops"], each.get("labels"), int(views), int(dense), damaged)

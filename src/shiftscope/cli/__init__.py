@@ -5,9 +5,11 @@ a file), 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (one line on what 
 """
 
 from shiftscope.cli.app import app, main
+from shiftscope.cli.audit import audit
 from shiftscope.cli.certify import certify
+from shiftscope.cli.explain import explain
+from shiftscope.cli.fix import fix
 from shiftscope.cli.gate import check
-from shiftscope.cli.models import audit, explain, fix
 from shiftscope.cli.studies import compare, figures, open_report, report, selfcheck, study, theory
 
 __all__ = [

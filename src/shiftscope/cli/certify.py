@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from shiftscope.cli.app import MODELS, app, print_first, print_json, resumable
+from shiftscope.cli.app import MODELS, app, resumable
+from shiftscope.cli.measuring import IMAGES, open_spec, print_found, valid_settings
 from shiftscope.cli.options import COMPUTE_GROUP, IMAGE_GROUP, OUTPUT_GROUP, ModelName, ModelOptions
-from shiftscope.cli.printing import print_summary
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 from shiftscope.runtime.stopping import keep
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from shiftscope.certificates import Certificate
 
 __all__ = ["certify"]
-
-#: Number of images by default.
-IMAGES = 256
 
 
 @app.command(group=MODELS)
@@ -57,17 +54,13 @@ def certify(
         raise InputError(
             f"`radius` {radius} and `max_shift` {options.max_shift} mean the same, but differ.", "Leave out --max-shift."
         )
-    from shiftscope.audits.subject import open_subject
     from shiftscope.certificates.job import CertificateSpec, CertificateStopped, run_certificate
-    from shiftscope.runtime.executors import keep_freed_memory
 
     settings = options.subject(model, images=IMAGES)
     settings["max_shift"] = options.max_shift if radius is None else radius
-    spec = CertificateSpec(**settings, mode=options.mode, parts=parts, batch_size=batch_size)
-    keep_freed_memory()
-    with reporting("loading the model") as report:
-        subject = open_subject(spec, report)
-    print_first(subject.line, as_json=options.as_json)
+    with valid_settings():
+        spec = CertificateSpec(**settings, mode=options.mode, parts=parts, batch_size=batch_size)
+    subject = open_spec(spec, options)
     if out is None:
         keep("Nothing is saved without --out, from which a stopped run resumes.")
     with resumable(out, "blocks"):
@@ -83,8 +76,5 @@ def certify(
 
 
 def _print(found: Certificate, options: ModelOptions, *, saved: str = "", commands: tuple[str, ...] = ()) -> None:
-    if options.as_json:
-        print_json(found.to_json())
-    else:
-        tables = (found.table(), found.image_table())
-        print_summary(found.summary(commands=commands), tables, saved=saved, wide=options.wide)
+    tables = (found.table(), found.image_table())
+    print_found(found.to_json(), tables, options, found.summary(commands=commands), saved)

@@ -89,6 +89,11 @@ class ModelSpec(Spec):
     weights: str | None = None
     source: str | None = None
 
+    @property
+    def is_code(self) -> bool:
+        """Whether code makes the model, so that its layers can be changed; a file can only be run."""
+        return self.factory is not None or self.network is not None
+
 
 def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
     """Write a model's weights as safetensors, with its specification in the metadata.

@@ -1,0 +1,218 @@
+"""The command that measures how stable a model is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from shiftscope.cli.app import MODELS, app, print_first, resumable, say
+from shiftscope.cli.gate import GATE_GROUP, GateOptions, conditions_of, judged
+from shiftscope.cli.measuring import IMAGES, print_found, valid_settings
+from shiftscope.cli.options import COMPUTE_GROUP, IMAGE_GROUP, OUTPUT_GROUP, AuditOptions, Flag, ModelName, Several
+from shiftscope.cli.progress import reporting
+from shiftscope.errors import InputError
+from shiftscope.runtime.stopping import keep
+
+if TYPE_CHECKING:
+    from shiftscope.audits import Audit
+    from shiftscope.audits.folder import AuditSpec
+    from shiftscope.audits.subject import Subject
+    from shiftscope.runtime.executors import Executor
+    from shiftscope.runtime.progress import Report
+
+__all__ = ["audit"]
+
+#: Number of parts of an audit on a Ray cluster, unless the user gives another.
+PARTS = 8
+
+
+@app.command(group=MODELS)
+def audit(
+    model: ModelName | None = None,
+    *,
+    options: AuditOptions = AuditOptions(),
+    protocols: Annotated[tuple[str, ...], Several, Parameter(name="--protocol", group=IMAGE_GROUP)] = (),
+    batch_size: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
+    shard: Annotated[str | None, Parameter(group=COMPUTE_GROUP)] = None,
+    workers: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
+    quick: Annotated[bool, Flag, Parameter(group=IMAGE_GROUP)] = False,
+    out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
+    merge: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
+    fail_if: Annotated[tuple[str, ...], Several, Parameter(group=GATE_GROUP)] = (),
+    gate: GateOptions = GateOptions(),
+) -> int | None:
+    """Measure how stable a model is when images shift, with the protocols of published papers.
+
+    A first answer comes from 32 images, with its wide interval, after seconds. Then all protocols are measured in one pass over
+    the images. Ctrl-C stops it and prints what is known. The table has one row per protocol and measure, with an interval.
+
+    Parameters
+    ----------
+    protocols
+        Protocol to measure: mouton2020, myburgh2021 (a map over all shifts), every-shift, zhang2019, zhang2019-diagonal,
+        chaman2021-circular, chaman2021-zero, rojas2022, michaeli2023, azulay2018, hendrycks2019, gruver2023, tmeasures or
+        segmentation. Repeatable. By default those that suit the model's outputs.
+    batch_size
+        Number of images per forward pass. By default as many as memory allows.
+    shard
+        Measure only part I of N of the images, written I/N, such as 1/4. Needs --out.
+    workers
+        Number of parts of the images to measure at once, each in a process with one thread. By default all images in one process
+        with all threads; on a Ray cluster eight parts.
+    quick
+        Stop after the first answer, from 32 images and one random shift of each.
+    out
+        Folder for audit.json, table.csv, table.md, maps.safetensors, pictures.json, drag.safetensors and report.html. A stopped
+        audit resumes from it. By default nothing is written.
+    merge
+        Folder of an audit whose shards are all measured: put them together, instead of measuring a model.
+    fail_if
+        Condition at which to exit with 1, such as "top-1 change > 0.10" or "mcs of mouton2020 < 0.9": a measure, by name or in
+        words, above or below a number. It counts only if the whole interval lies beyond the number. Repeatable.
+    """
+    conditions = conditions_of(fail_if, protocols, gate)
+    if (model is None) == (merge is None):
+        raise InputError("`audit` needs either a model or a folder to merge, not both.", "Give one of MODEL and --merge.")
+    if quick and (merge or out or shard or workers):
+        raise InputError(
+            "`--quick` measures a few images and writes nothing.", "Leave out --out, --shard, --workers and --merge."
+        )
+    folder = out or merge
+    if out is None:
+        keep("Nothing is saved without --out, from which a stopped audit resumes.")
+    with resumable(out, "blocks"):
+        if merge is None:
+            spec = _audit_spec(str(model), options, protocols=protocols or None, batch_size=batch_size)
+            found = _audited(spec, options, shard=shard, workers=workers, quick=quick, out=out)
+        else:
+            found = _merged(merge)
+            print_first(_described(found), as_json=options.as_json)
+        if found is None:
+            return None
+        if folder is not None:
+            _write_page(found, folder)
+    command = "audit" if quick else "explain"
+    commands = (f"shiftscope {command} {options.arguments(model)}",) if model else ()
+    saved = f"Saved in {folder}: audit.json, table.csv, table.md, maps.safetensors, report.html." if folder else ""
+    verdict = judged(found, conditions, gate, _described(found))
+    summary, content = found.summary(commands=commands), found.to_json()
+    if verdict is not None:
+        summary, content = (
+            replace(summary, verdict=f"{verdict.words()} {summary.verdict}"),
+            {**content, "gate": verdict.to_json()},
+        )
+    print_found(content, (found.table(),), options, summary, saved)
+    return None if verdict is None else verdict.exit_code
+
+
+def _audit_spec(model: str, options: AuditOptions, **others: Any) -> AuditSpec:
+    from shiftscope.audits.folder import AuditSpec
+
+    with valid_settings():
+        return AuditSpec(**options.subject(model, images=IMAGES), mode=options.mode, **others)
+
+
+def _audited(
+    spec: AuditSpec, options: AuditOptions, *, shard: str | None, workers: int | None, quick: bool, out: Path | None
+) -> Audit | None:
+    """Run an audit, its first stage or one shard of it; return None while other shards are missing."""
+    from shiftscope.audits.job import open_audited
+    from shiftscope.audits.staging import AuditStopped
+    from shiftscope.runtime.executors import keep_freed_memory
+
+    if shard is not None:
+        _shard(shard)
+    if shard is not None and out is None:
+        raise InputError("`shard` needs a folder for its blocks.", "Give the same --out to all shards.")
+    at_once = 1 if workers is None and options.executor == "processes" else workers
+    executor = options.start(None if options.address else at_once)
+    if executor is not None and shard is not None:
+        raise InputError("`--shard` splits an audit over several commands, `--workers` within one.", "Give one of them.")
+    keep_freed_memory()
+    with reporting("loading the model") as report:
+        subject = open_audited(spec, report)
+    print_first(subject.line, as_json=options.as_json)
+    try:
+        with reporting("measuring images") as report:
+            return _measured(spec, subject, executor, report, shard=shard, workers=workers, quick=quick, out=out)
+    except AuditStopped as stopped:
+        if stopped.audit is not None:
+            print_found(stopped.audit.to_json(), (stopped.audit.table(),), options, stopped.audit.summary())
+        raise
+
+
+def _measured(
+    spec: AuditSpec,
+    subject: Subject,
+    executor: Executor | None,
+    report: Report,
+    *,
+    shard: str | None,
+    workers: int | None,
+    quick: bool,
+    out: Path | None,
+) -> Audit | None:
+    from shiftscope.audits.folder import is_complete, merge_audit
+    from shiftscope.audits.job import AuditJob, run_audit, run_first, run_shard, run_shards
+
+    if quick:
+        return run_first(spec, subject=subject, report=report)
+    if executor is not None:
+        found = run_shards(spec, executor, shards=workers or PARTS, subject=subject, out=out, staged=True, report=report)
+        return _pictured(found, subject, out, report)
+    if out is None:
+        return run_audit(spec, subject=subject, staged=True, report=report)
+    number, shards = (1, 1) if shard is None else _shard(shard)
+    files = run_shard(AuditJob(spec, number, shards, out), report, subject=subject, staged=True)
+    if is_complete(out):
+        return _pictured(merge_audit(out), subject, out, report)
+    _say_shard(str(shard), out, empty=not files)
+    return None
+
+
+def _pictured(found: Audit, subject: Subject, out: Path | None, report: Report) -> Audit:
+    """Write pictures of the images that change most beside an audit, and return the audit."""
+    from shiftscope.report.write import add_pictures
+
+    if out is not None:
+        add_pictures(out, subject, found, report)
+    return found
+
+
+def _say_shard(shard: str, out: Path, *, empty: bool) -> None:
+    """Say that other shards are missing, and whether this one measured anything."""
+    done = (
+        f"Shard {shard} is empty, because there are fewer blocks of images than shards."
+        if empty
+        else f"Shard {shard} is in {out}."
+    )
+    say(f"{done} Run the other shards; the last one puts them together.", error=True)
+
+
+def _merged(folder: Path) -> Audit:
+    from shiftscope.audits.folder import merge_audit
+
+    return merge_audit(folder)
+
+
+def _described(found: Audit) -> str:
+    from shiftscope.audits.subject import describe
+
+    return describe(found.provenance)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Read ``I/N`` as two numbers."""
+    number, slash, shards = text.partition("/")
+    if not slash or not number.isdecimal() or not shards.isdecimal():
+        raise InputError(f"`shard` must be I/N, got {text!r}.", "Write the first of four shards as 1/4.")
+    return int(number), int(shards)
+
+
+def _write_page(found: Audit, folder: Path) -> None:
+    from shiftscope.report.write import write_audit_page
+
+    write_audit_page(found, folder)

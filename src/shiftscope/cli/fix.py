@@ -1,0 +1,169 @@
+"""The command that changes a copy of a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from shiftscope.cli.app import MODELS, app
+from shiftscope.cli.measuring import opened, print_found, under_shifts
+from shiftscope.cli.options import OF_THE_MODEL, OUTPUT_GROUP, Flag, ModelName, ModelOptions, Several
+from shiftscope.cli.progress import reporting
+from shiftscope.errors import InputError
+
+if TYPE_CHECKING:
+    from shiftscope.audits.subject import Subject
+    from shiftscope.models import Fix
+    from shiftscope.runtime.progress import Report
+    from shiftscope.shifts import Mode
+    from shiftscope.surgery import Surgery, Wrapping
+    from shiftscope.tables import Table
+
+__all__ = ["fix"]
+
+#: Short names of fixes, as in :mod:`shiftscope.surgery`, whose import would take long.
+Kind = Literal["blur", "aps", "lps", "gap", "circular", "anchor", "canonical", "average"]
+#: The file of a fixed model in a recommended command.
+FIXED = "fixed.safetensors"
+
+
+@app.command(group=MODELS)
+def fix(
+    model: ModelName,
+    *,
+    kinds: Annotated[tuple[Kind, ...], Several, Parameter(name="--with")],
+    filter_size: int = 3,
+    reach: int = 1,
+    plan: Annotated[bool, Flag] = False,
+    options: ModelOptions = ModelOptions(),
+    out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
+) -> None:
+    """Change a copy of a model so that shifts matter less, and measure whether it helped.
+
+    Layers keep their weights; with gap, those of the head are summed over positions. A changed network usually loses accuracy
+    until it is trained again.
+
+    Parameters
+    ----------
+    kinds
+        Fix to apply: `blur` (a low-pass filter before each subsampling), `aps` or `lps` (adaptive or learned polyphase sampling,
+        with circular padding), `gap` (global average pooling before the head), `circular` (circular padding), `anchor` (patches
+        and windows of a transformer that follow shifts), `canonical` (the input is moved to a position that its own content
+        decides) or `average` (the mean of probabilities over shifts). The last two need no layers and no training, and follow
+        --mode. Repeatable; applied in order.
+    filter_size
+        Size of the filter of `blur`, 1 to 7 positions.
+    reach
+        Largest shift that `average` averages over, in pixels: 1 for 9 shifts, 8 for 289.
+    plan
+        Only list what would change.
+    out
+        File for the changed model (.safetensors). By default nothing is written.
+    """
+    _check_options(out, filter_size, reach)
+    subject = opened(model, options)
+    with reporting("applying the fix") as report:
+        from shiftscope.models import save_model
+        from shiftscope.surgery.compare import apply_fixes, summarise
+
+        _check_applies(subject, kinds, options, saved=out is not None)
+        fixes, wrapping = _fixes(kinds, subject, options, filter_size=filter_size, reach=reach)
+        made, size = subject.loaded.spec, subject.images.size
+        surgery = apply_fixes(
+            subject.loaded.model,
+            [(each.kind, each.filter_size) for each in fixes],
+            wrapping=wrapping,
+            image=(subject.images.shape[0], size, size),
+        )
+        compared = None if plan else _compared(subject, surgery, options, report)
+        tables = [surgery.table(), *([compared] if compared else [])]
+    saved = None if plan else out
+    if saved is not None:
+        try:
+            save_model(saved, surgery.model, subject.fixable.model_copy(update={"fixes": (*made.fixes, *fixes)}))
+        except OSError as error:
+            raise InputError(f"`out` {out} cannot be written ({error.strerror or error}).", "Choose another file.") from error
+    chosen = [f"--with {kind}" for kind in kinds] + [f"--filter-size {filter_size}"] * (filter_size != 3)
+    chosen += [f"--reach {reach}"] * (reach != 1) + [f"--mode {options.mode}"] * bool(options.mode)
+    command = _next_command(model, subject, options, chosen=" ".join(chosen), saved=saved, out=out)
+    content = {"tables": [table.to_json() for table in tables], "provenance": subject.facts}
+    summary = summarise(surgery, compared, commands=(command,))
+    print_found(content, tables, options, summary, "" if saved is None else f"Saved in {saved}.")
+
+
+def _check_options(out: Path | None, filter_size: int, reach: int) -> None:
+    """Raise InputError unless the options of `fix` are within their bounds."""
+    if out is not None and out.suffix != ".safetensors":
+        raise InputError(f"`out` must be a .safetensors file, got {out}.", f"Write to {out.with_suffix('.safetensors')}.")
+    if not 1 <= filter_size <= 7:
+        raise InputError(f"`filter_size` must be 1 to 7, got {filter_size}.", "Leave it out to take 3.")
+    if reach < 1:
+        raise InputError(f"`reach` must be 1 or more pixels, got {reach}.", "Leave it out to average over nine shifts.")
+
+
+def _fixes(
+    kinds: tuple[Kind, ...], subject: Subject, options: ModelOptions, *, filter_size: int, reach: int
+) -> tuple[tuple[Fix, ...], Wrapping]:
+    """Return the fixes as a file keeps them, and how wrappers move images."""
+    from shiftscope.models import Fix
+    from shiftscope.surgery import Wrapping
+
+    border: Mode = "circular" if options.mode == "circular" else "zero"
+    around: dict[str, Any] = {"border": border, "fill": subject.images.fill}
+    own = {"blur": {"filter_size": filter_size}, "canonical": around, "average": {**around, "reach": reach}}
+    return tuple(Fix(kind=kind, **own.get(kind, {})) for kind in kinds), Wrapping(border, reach, subject.images.fill)
+
+
+def _next_command(
+    model: str, subject: Subject, options: ModelOptions, *, chosen: str, saved: Path | None, out: Path | None
+) -> str:
+    """Return what to run next: certify what can only be run, save what is not saved yet, or audit the saved copy."""
+    from shiftscope.models import needs_trust
+
+    if not subject.loaded.spec.is_code:
+        return f"shiftscope certify {options.arguments(model)}"
+    if saved is None:
+        return f"shiftscope fix {options.arguments(model)} {chosen} --out {quote(str(out or FIXED))}"
+    return f"shiftscope audit {options.arguments(str(saved), without=OF_THE_MODEL, trust=needs_trust(subject.loaded.spec))}"
+
+
+def _check_applies(subject: Subject, kinds: tuple[Kind, ...], options: ModelOptions, *, saved: bool) -> None:
+    """Raise InputError where fixes need layers that a file does not give, or a copy or an input that there is not."""
+    made, model = subject.loaded.spec, subject.spec.model
+    wrapped = all(kind in ("canonical", "average") for kind in kinds)
+    if not made.is_code and wrapped and saved:
+        raise InputError(
+            f"{model} can only be run, so that no copy with the fix can be saved.",
+            "Leave out --out, or wrap the model where you use it: shiftscope.surgery.Canonical, Average.",
+        )
+    if not made.is_code and not wrapped:
+        raise InputError(
+            f"the layers of {model} are in a file that can only be run, so that none can be changed.",
+            "Give the model as code that makes it, with its `weights`.",
+        )
+    if "canonical" in kinds and options.mode != "circular" and subject.images.crop is not None:
+        raise InputError(
+            "`canonical` needs content on a plain background, or circular images; photos have neither.",
+            "Give --mode circular, or choose another fix.",
+        )
+
+
+def _compared(subject: Subject, surgery: Surgery, options: ModelOptions, report: Report) -> Table:
+    """Measure a model before and after a fix."""
+    from shiftscope.surgery.compare import compare
+
+    block, ignored = subject.read()
+    table = compare(
+        subject.model,
+        replace(surgery, model=subject.measured(surgery.model)),
+        block.images,
+        block.labels,
+        **under_shifts(subject, options),
+        provenance=subject.facts,
+        report=report,
+    )
+    return replace(table, notes=(*subject.notes(block, ignored), *table.notes))
