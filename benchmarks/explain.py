@@ -42,7 +42,8 @@ from shiftscope.models.family import NetworkSpec, build
 from shiftscope.runtime.executors import keep_freed_memory
 from shiftscope.runtime.seeds import stream
 from shiftscope.shifts import sample, translate
-from shiftscope.training.loop import Recipe, train
+from shiftscope.training.loop import train
+from shiftscope.training.recipe import Recipe
 
 KNOWN: dict[str, dict[str, Any]] = {
     "stride 1, circular, mean over positions": {"factor": 1, "padding": "circular", "head": "gap"},

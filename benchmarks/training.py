@@ -36,8 +36,9 @@ from shiftscope.datasets.sources import Labelled
 from shiftscope.models.family import Network, NetworkSpec, build
 from shiftscope.runtime.executors import keep_freed_memory
 from shiftscope.runtime.seeds import stream
-from shiftscope.training.loop import Recipe, make_optimizer, train, train_step
+from shiftscope.training.loop import train, train_step
 from shiftscope.training.pools import fast_max_pools
+from shiftscope.training.recipe import Recipe, make_optimizer
 
 BATCH = 128
 SHIFT = 6

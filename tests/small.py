@@ -16,7 +16,8 @@ from shiftscope.models.family import Network, NetworkSpec, build
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.studies.spec import Study
 from shiftscope.tables import Table
-from shiftscope.training.loop import Recipe, Training, train
+from shiftscope.training.loop import Training, train
+from shiftscope.training.recipe import Recipe
 
 #: Four runs on the digits, of which factor 4 has a source.
 SMALL = """

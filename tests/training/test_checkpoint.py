@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.training.checkpoint import Checkpoint
-from shiftscope.training.loop import Epoch, Recipe, Training, train
+from shiftscope.training.loop import Epoch, Training, train
+from shiftscope.training.recipe import Recipe
 from small import CANVAS, SPEC, blobs
 
 #: Together these take over 20 s.

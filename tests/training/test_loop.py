@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shiftscope.training.loop import Epoch, Recipe, Step, accuracy_if_reached, evaluate, train
+from shiftscope.training.loop import Epoch, Step, accuracy_if_reached, evaluate, train
 from shiftscope.training.pools import ReluMaxPool2d, fast_max_pools
+from shiftscope.training.recipe import Recipe
 from small import CANVAS, blobs, fit, fresh
 
 

@@ -17,8 +17,9 @@ from torch.nn import functional
 from shiftscope.layers import MaxBlurPool2d
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.training import pools
-from shiftscope.training.loop import Recipe, make_optimizer, train_step
+from shiftscope.training.loop import train_step
 from shiftscope.training.pools import ReluMaxPool2d, fast_max_pools
+from shiftscope.training.recipe import Recipe, make_optimizer
 
 #: Together these take over 20 s.
 pytestmark = pytest.mark.slow

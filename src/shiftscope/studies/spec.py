@@ -24,7 +24,7 @@ from shiftscope.datasets.dataset import DataSpec
 from shiftscope.measures import MEASURES
 from shiftscope.models.family import NetworkSpec
 from shiftscope.runtime.settings import Seed, Spec, Text, described
-from shiftscope.training.loop import Recipe
+from shiftscope.training.recipe import Recipe
 
 __all__ = [
     "SCHEMA",

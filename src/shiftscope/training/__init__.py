@@ -1,5 +1,6 @@
 """Train one network: to a target accuracy, after a fix, or at every shift at once.
 
+- ``recipe``: the settings of a training, and its optimizer.
 - ``loop``: train to a target accuracy, then stop early.
 - ``fine_tuning``: train a changed model on labelled images under shifts.
 - ``objectives``: cross-entropy under shifts, and consistency between them.

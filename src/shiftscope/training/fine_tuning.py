@@ -25,16 +25,9 @@ from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.seeds import deterministic, seeded_layers, stream
 from shiftscope.shifts import Mode, sample
 from shiftscope.surgery.copying import copied
-from shiftscope.training.loop import (
-    Checkpointer,
-    Recipe,
-    Training,
-    TrainingState,
-    evaluate,
-    make_optimizer,
-    run_epochs,
-)
+from shiftscope.training.loop import Checkpointer, Training, TrainingState, evaluate, run_epochs
 from shiftscope.training.objectives import Consistency, EveryShift, Objective, RandomShifts
+from shiftscope.training.recipe import Recipe, make_optimizer
 
 __all__ = ["FineTuned", "FineTuning", "fine_tune", "layer_rates"]
 
@@ -43,7 +36,7 @@ VALIDATION = 5
 
 
 class FineTuning(Recipe):
-    """How to fine-tune: a :class:`shiftscope.training.loop.Recipe` with shifts and without a target accuracy.
+    """How to fine-tune: a :class:`shiftscope.training.recipe.Recipe` with shifts and without a target accuracy.
 
     Attributes:
         learning_rate: of the last layer, in the first epoch.

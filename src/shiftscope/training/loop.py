@@ -11,42 +11,38 @@ streams, and only deterministic algorithms are used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import isfinite
 from time import perf_counter
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from pydantic import Field
 from torch import Tensor, nn
 
 from shiftscope.datasets.sources import Labelled
 from shiftscope.engine.checks import evaluating
 from shiftscope.runtime.progress import Event, Report, silent
 from shiftscope.runtime.seeds import deterministic, seeded_layers, stream
-from shiftscope.runtime.settings import Count, Spec
 from shiftscope.shifts import sample
 from shiftscope.training.pools import fast_max_pools
+from shiftscope.training.recipe import Recipe, make_optimizer, set_learning_rate
 
 __all__ = [
     "SECONDS_BETWEEN_REPORTS",
     "Checkpointer",
     "Epoch",
     "Place",
-    "Recipe",
     "Step",
     "Training",
     "TrainingState",
     "accuracy_if_reached",
     "batches",
     "evaluate",
-    "make_optimizer",
     "run_epochs",
-    "set_learning_rate",
     "train",
     "train_step",
     "worth_compiling",
@@ -58,32 +54,6 @@ EVALUATION_BATCH = 512
 SECONDS_BETWEEN_REPORTS = 0.5
 #: Compiling takes a second or two; a training that processes fewer images does not gain it back.
 IMAGES_WORTH_COMPILING = 20_000
-
-
-class Recipe(Spec):
-    """How to train.
-
-    Attributes:
-        optimiser: Adam, or SGD with momentum 0.9.
-        learning_rate: of the first epoch.
-        learning_rate_decay: factor of the learning rate from one epoch to the next.
-        batch_size: images per step.
-        max_epochs: number of epochs after which to give up.
-        target_train_accuracy: share of training images to classify correctly before early stopping is considered.
-        patience: epochs without a better one after which to stop, once the target was reached.
-        translate: shift every training image anew in every epoch, uniformly by up to this many pixels.
-        precision: ``fp32``, or ``bf16`` for mixed precision; evaluation is in fp32 either way.
-    """
-
-    optimiser: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0)
-    learning_rate_decay: float = Field(1.0, gt=0, le=1)
-    batch_size: Count = 64
-    max_epochs: int = Field(100, ge=1, le=10**6)
-    target_train_accuracy: float = Field(1.0, gt=0, le=1)
-    patience: int = Field(3, ge=0, le=10**6)
-    translate: int = Field(0, ge=0, le=2**14)
-    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 @runtime_checkable
@@ -373,19 +343,6 @@ def accuracy_if_reached(model: nn.Module, data: Labelled, target: float, *, plac
             if wrong > allowed:
                 return None
     return 1 - wrong / len(data)
-
-
-def make_optimizer(parameters: Iterable[Tensor] | Iterable[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer of parameters or groups of them, at its first learning rate."""
-    if recipe.optimiser == "sgd":
-        return torch.optim.SGD(parameters, recipe.learning_rate, momentum=0.9, fused=True)
-    return torch.optim.Adam(parameters, recipe.learning_rate, fused=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> None:
-    """Set the recipe's learning rate of an epoch, counted from 1, times a group's ``scale``, if it has one."""
-    for group in optimizer.param_groups:
-        group["lr"] = group.get("scale", 1.0) * recipe.learning_rate * recipe.learning_rate_decay ** (epoch - 1)
 
 
 def batches(
