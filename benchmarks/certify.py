@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from classifiers import brute_force, random_case  # type: ignore[import-not-found]
+from classifiers import brute_force, random_case  # type: ignore[import-not-found]  # of tests/
 from interleaving import interleaved, ratios, seconds
 from shiftscope import certify, grid, shift_outputs
 from shiftscope.datasets.dataset import DataSpec, load

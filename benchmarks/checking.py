@@ -168,5 +168,5 @@ if __name__ == "__main__":
     for name in arguments.names or NETWORKS:
         model, images = NETWORKS[name](arguments.images)
         protocols = PROTOCOLS if name != "digits" else None
-        report(f"{name}, audit", 0.02, lambda: audit(model, images, protocols=protocols), arguments.rounds)  # noqa: B023
-        report(f"{name}, explain", 0.15, lambda: explain(model, images), arguments.rounds)  # noqa: B023
+        report(f"{name}, audit", 0.02, lambda: audit(model, images, protocols=protocols), arguments.rounds)  # noqa: B023 - called before the loop goes on
+        report(f"{name}, explain", 0.15, lambda: explain(model, images), arguments.rounds)  # noqa: B023 - called before the loop goes on

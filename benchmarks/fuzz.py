@@ -87,7 +87,7 @@ def warm_up() -> None:
     import shiftscope.report.write
     import shiftscope.studies.comparison
     import shiftscope.studies.runner
-    import shiftscope.surgery.compare  # noqa: F401
+    import shiftscope.surgery.compare  # noqa: F401 - loaded before processes are forked
 
     torch.set_num_threads(1)
     PIL.Image.init()
@@ -169,7 +169,7 @@ def _child(words: list[str], place: Path) -> None:
         for name, number in (("stdout", 1), ("stderr", 2)):
             os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout, sys.stderr = (open(number, "w", errors="backslashreplace") for number in (1, 2))  # noqa: SIM115, PTH123
+        sys.stdout, sys.stderr = (open(number, "w", errors="backslashreplace") for number in (1, 2))  # noqa: SIM115, PTH123 - descriptors
         os.chdir(place / "cwd")
         warnings.resetwarnings()  # as in a process of the user's own, not as in the tests
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -376,7 +376,7 @@ def main() -> None:
     options = parser.parse_args()
     if IN_NAMESPACE not in os.environ:
         os.environ.update({IN_NAMESPACE: "1", "OMP_NUM_THREADS": "1"})
-        os.execvp("unshare", ["unshare", "-n", "sh", "-c", CUT_OFF, "sh", sys.executable, *sys.argv])  # noqa: S606
+        os.execvp("unshare", ["unshare", "-n", "sh", "-c", CUT_OFF, "sh", sys.executable, *sys.argv])  # noqa: S606 - its own arguments, in a namespace
     import torch
 
     torch.set_num_threads(1)

@@ -70,7 +70,7 @@ def on_canvas(run: Path, images: ImageBlocks, model: nn.Module, rounds: int) -> 
         times = interleaved(
             {
                 "model": seconds(lambda: outputs(model, batch)),
-                "average": seconds(lambda averaged=averaged: outputs(averaged, batch)),  # type: ignore[misc]
+                "average": seconds(lambda averaged=averaged: outputs(averaged, batch)),  # type: ignore[misc]  # a lambda with a default
             },
             1,
         )

@@ -71,7 +71,7 @@ def _model(draw: random.Random, channels: int, size: tuple[int, int]) -> Callabl
     pooled = draw.random() < 0.5
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)] if pooled else [nn.Flatten(), nn.Linear(shape.numel(), 4)]
     with torch.no_grad():
-        head[-1].weight.mul_(10.0 if pooled else 3.0)  # type: ignore[union-attr,operator]
+        head[-1].weight.mul_(10.0 if pooled else 3.0)
     model = nn.Sequential(*features, *head).eval()
     kind = draw.choice(["module", "module", "rounded", "callable"])
     return Rounded(model).eval() if kind == "rounded" else (lambda images: model(images)) if kind == "callable" else model

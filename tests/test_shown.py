@@ -93,7 +93,7 @@ def test_saved_folder_holds_json_and_tables(kind: str, results: dict[str, Shown]
     assert {name.partition(".")[0] for name in names} == FILES[kind]
     assert {path.suffix for path in folder.iterdir()} == {".json", ".csv", ".md"}
     if kind == "audit":
-        assert read_audit(folder).rows == results[kind].rows  # type: ignore[attr-defined]
+        assert read_audit(folder).rows == results[kind].rows
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         results[kind].save(tmp_path / "file")

@@ -26,7 +26,7 @@ def dot(row: int, column: int, size: int = 9) -> Tensor:
 
 
 def certified(case: Case, **others: object) -> Certificate:
-    return certify(case.model, case.images, **{**case.options, **others})  # type: ignore[arg-type]
+    return certify(case.model, case.images, **{**case.options, **others})
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -46,7 +46,7 @@ def test_radius_is_the_distance_to_the_first_change(method: str, mode: str) -> N
         model[1].weight[0, 2 * 9 + 4] = 2  # answer 0 where the pixel at (2, 4) is bright
         model[1].weight[1] = 1
     images = torch.cat([dot(2, 4), dot(4, 4), dot(5, 8), dot(8, 4)])
-    found = certify(model, images, radius=4, method=method, mode=mode)  # type: ignore[arg-type]
+    found = certify(model, images, radius=4, method=method, mode=mode)
     assert found.part.tops.tolist() == [0, 1, 1, 1]
     # Where a dot leaves the image, no class leads.
     assert found.radii.tolist() == ([0, 1, 3, 2] if mode == "circular" else [0, 1, 0, 0])
@@ -71,7 +71,7 @@ def test_shares_and_labels() -> None:
     found = certify(step, images, torch.tensor([0, 0, 1, 1]), radius=3, mode="circular")
     assert found.radii.tolist() == [0, 3, 2, 0]
     assert [found.unchanged(radius).value for radius in range(4)] == [1, 0.5, 0.5, 0.25]
-    assert [found.certified(radius).value for radius in range(4)] == [0.75, 0.25, 0.25, 0.25]  # type: ignore[union-attr]
+    assert [found.certified(radius).value for radius in range(4)] == [0.75, 0.25, 0.25, 0.25]
     assert [row["radius"] for row in found.table().rows] == [0, 1, 2, 3]
     plain = json.loads(json.dumps(found.to_json()))
     assert [each["radius"] for each in plain["images"]] == [0, 3, 2, 0]
@@ -110,7 +110,7 @@ def test_batches_give_the_radii_of_one_tensor() -> None:
     pairs = [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in case.images.split(2)]
     found = certify(case.model, pairs, **case.options)
     assert found.radii.tolist() == certified(case).radii.tolist()
-    assert len(found.part.labels) == len(case.images)  # type: ignore[arg-type]
+    assert len(found.part.labels) == len(case.images)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_batches_give_the_radii_of_one_tensor() -> None:
 def test_what_cannot_be_certified_is_refused(options: dict[str, object], problem: str) -> None:
     given = {"model": step, "images": dot(4, 4, 8), "radius": 2, **options}
     with pytest.raises(InputError, match=problem):
-        certify(**given)  # type: ignore[arg-type]
+        certify(**given)
 
 
 def test_shares_beyond_what_was_tried_are_refused() -> None:

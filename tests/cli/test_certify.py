@@ -48,7 +48,7 @@ def test_stopped_certify_prints_what_is_known_and_resumes(
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return original(self, *args, **options)  # type: ignore[arg-type]
+        return original(self, *args, **options)
 
     monkeypatch.setattr(Certifier, "part", stopping)
     stopped = shiftscope(*given, "--out", "c")

@@ -15,7 +15,7 @@ import zoo
 from shiftscope import InputError, audit
 
 zoo.importable("torchmetrics", "torchmetrics")
-from shiftscope.integrations import MeanCosineSimilarityUnderShift, ShiftConsistency, ShiftMetric  # noqa: E402
+from shiftscope.integrations import MeanCosineSimilarityUnderShift, ShiftConsistency, ShiftMetric  # noqa: E402 - only with torchmetrics
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def images() -> Tensor:
 
 
 def audited(images: Tensor, protocol: str, measure: str, **options: object) -> float:
-    return audit(helpers.network(), images, protocols=[protocol], **options).estimate(protocol, measure).value  # type: ignore[arg-type]
+    return audit(helpers.network(), images, protocols=[protocol], **options).estimate(protocol, measure).value
 
 
 @pytest.mark.parametrize("size", [1, 19])
@@ -50,7 +50,7 @@ def test_metric_over_two_processes_is_the_audit(images: Tensor, tmp_path: Path) 
     arguments = (str(tmp_path / "meeting"), images, 4, str(tmp_path / "result"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python's own, about threads of the parent; the children compute on one
-        multiprocessing.start_processes(helpers.measure_in_group, args=arguments, nprocs=2, start_method="fork")  # type: ignore[attr-defined,no-untyped-call]
+        multiprocessing.start_processes(helpers.measure_in_group, args=arguments, nprocs=2, start_method="fork")
     expected = [audited(images, *names, max_shift=3, seed=4) for names in (("mouton2020", "mcs"), ("zhang2019", "all_agree"))]
     for rank in range(2):
         assert torch.load(tmp_path / f"result{rank}") == pytest.approx(expected, abs=1e-6)

@@ -148,9 +148,9 @@ def test_impossible_wrappers_are_refused(make: Callable[[], object], problem: st
 def test_fix_measures_gains_image_by_image() -> None:
     found = fix(flat(), content(), torch.tensor([0, 1, 2, 3, 0]), kinds=["canonical"], max_shift=3, mode="zero")
     before, after = found.before_and_after.rows
-    assert after["mcs"].value == pytest.approx(1)  # type: ignore[union-attr]
-    assert after["all_agree"].value == 1  # type: ignore[union-attr]
-    assert before["mcs"].value < 1  # type: ignore[union-attr]
+    assert after["mcs"].value == pytest.approx(1)
+    assert after["all_agree"].value == 1
+    assert before["mcs"].value < 1
     assert any(
         note.startswith("Gained image by image (zero shifts): mean cosine similarity") for note in found.before_and_after.notes
     )

@@ -54,7 +54,7 @@ def unbiased() -> nn.Module:
     model = network()
     for part in model.modules():
         if isinstance(part, nn.Conv2d):
-            nn.init.zeros_(part.bias)  # type: ignore[arg-type]  # they have one
+            nn.init.zeros_(part.bias)
     return model
 
 
@@ -118,7 +118,7 @@ def test_loss_of_the_users_own_is_averaged_over_images_and_shifts() -> None:
 
 def test_frozen_weights_get_no_gradient() -> None:
     model, (images, labels) = network(), digits()
-    model.features.requires_grad_(requires_grad=False)  # type: ignore[operator]  # a part of the family's networks
+    model.features.requires_grad_(requires_grad=False)
     all_shifts_loss(model, images.float(), labels, max_shift=1).backward()
     trained = {name for name, each in model.named_parameters() if each.grad is not None}
     assert trained == {name for name, _ in model.named_parameters() if name.startswith("head")}

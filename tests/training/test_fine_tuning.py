@@ -134,7 +134,7 @@ def test_inconsistency_of_equal_outputs_is_zero_and_kl_is_that_of_its_definition
     generator = torch.Generator().manual_seed(0)
     one, other = torch.randn(3, 5, generator=generator), torch.randn(3, 2, 5, generator=generator)
     for kind in ("kl", "cosine"):
-        assert inconsistency(one, one[:, None], kind).item() == pytest.approx(0, abs=1e-6)  # type: ignore[arg-type]
+        assert inconsistency(one, one[:, None], kind).item() == pytest.approx(0, abs=1e-6)
     p, q = one.softmax(-1)[:, None], other.softmax(-1)
     assert inconsistency(one, other, "kl").item() == pytest.approx(float((p * (p / q).log()).sum(-1).mean()))
 
