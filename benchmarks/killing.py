@@ -1,6 +1,6 @@
 """Disturb a small study in every way, resume it, and compare its files with those of an undisturbed one, byte for byte.
 
-    python benchmarks/killing.py [--sigkills 100] [--sigints 100] [--disks 20] [--workers 20] [--nodes 5] [--quiet-network 1]
+    python benchmarks/killing.py [--sigkills 100] [--sigints 100] [--disks 20] [--workers 20] [--nodes 5] [--models 25]
 
 Linux, as root: the script moves into a network namespace of its own, whose one way out is a cable to nowhere. Packets on it, and
 listeners beyond loopback, are counted while everything runs. A quarter of the killed commands are new processes, which spend most
@@ -229,6 +229,46 @@ class Campaign:
             wrong = self.finish(folder) or _unlike_a_stop(number, code, log.read_text())
             self.note(f"{number.name} {done} after {moment:.1f} s, {finished} runs finished", wrong)
 
+    def model_signals(self, number: signal.Signals, count: int) -> None:
+        """Send a signal at random moments of commands on a model; audits and certificates are resumed and compared."""
+        (self.place / "mine.py").write_text(MODEL)
+        model = [f"{self.place}/mine.py:model", "--images", "200"]
+        kinds = {
+            "audit": (
+                ["audit", *model, "--protocol", "every-shift", "--protocol", "zhang2019"],
+                ("table.csv", "maps.safetensors"),
+            ),
+            "certify": (["certify", *model, "--radius", "3"], ("certificate.csv", "images.csv")),
+            "explain": (["explain", *model, "--max-shift", "2"], ()),
+            "fix": (["fix", *model, "--with", "blur", "--max-shift", "2"], ()),
+        }
+        for kind, (arguments, files) in kinds.items():
+            self._stop_and_resume(number, count, kind, arguments, files)
+
+    def _stop_and_resume(
+        self, number: signal.Signals, count: int, kind: str, arguments: list[str], files: tuple[str, ...]
+    ) -> None:
+        suffix = ".safetensors" if kind == "fix" else ""
+        calm, log = self.place / f"calm_{kind}{suffix}", self.place / "stopped.log"
+        started = time.monotonic()
+        assert ended(forked([*arguments, "--out", str(calm)], log)) == 0, log.read_text()
+        lasted, done = time.monotonic() - started, 0
+        while done < count:
+            folder, moment = self.fresh().with_suffix(suffix), self.moments.uniform(0, lasted)
+            folder.unlink(missing_ok=True) if suffix else None
+            process = forked([*arguments, "--out", str(folder)], log)
+            time.sleep(moment)
+            os.kill(process, number)
+            code = ended(process)
+            if code == 0:
+                continue  # it was done before the signal came
+            done += 1
+            wrong = _unlike_a_stop(number, code, log.read_text())
+            if ended(forked([*arguments, "--out", str(folder)], log)) != 0:
+                wrong += f" resumed: {log.read_text()[-300:]}"
+            wrong += " ".join(f"{name} differs" for name in files if _content(calm / name) != _content(folder / name))
+            self.note(f"{number.name} {done} of {kind} after {moment:.1f} s", wrong)
+
     def disks(self, count: int) -> None:
         """Fill the disk at random places of a study, then make room."""
         mount = self.place / "disk"
@@ -372,6 +412,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, count in (("sigkills", 100), ("sigints", 100), ("sigterms", 5), ("disks", 20), ("workers", 20), ("nodes", 5)):
         parser.add_argument(f"--{name}", type=int, default=count)
+    parser.add_argument("--models", type=int, default=25, help="SIGINTs of each command on a model")
     parser.add_argument("--commands", type=int, default=1, help="run every command without a network")
     options = parser.parse_args()
     if IN_NAMESPACE not in os.environ:
@@ -385,6 +426,7 @@ def main() -> None:
         print(f"undisturbed: {json.dumps([round(each, 1) for each in campaign.lasted.values()])} s", flush=True)
         if options.commands:
             campaign.commands()
+        campaign.model_signals(signal.SIGINT, options.models)
         campaign.signals(signal.SIGINT, options.sigints)
         campaign.signals(signal.SIGKILL, options.sigkills)
         campaign.signals(signal.SIGTERM, options.sigterms)

@@ -25,8 +25,10 @@ __all__ = ["FIRST_IMAGES", "AuditStopped", "FirstAnswer", "Forecast", "SoFar", "
 
 #: Images of the first answer, and those of them that are measured before the clock starts.
 FIRST_IMAGES, WARM_UP = 32, 8
-#: The time of exhaustive grids is taken on as many images as take at most so many seconds.
-SECONDS_OF_GRIDS = 2.5
+#: The time of exhaustive grids is taken on as many images as take so many seconds, or this share of the audit up to so many.
+SECONDS_OF_GRIDS, SHARE_OF_AUDIT, MOST_SECONDS_OF_GRIDS = 2.5, 0.03, 20.0
+#: Each measurement is of so many times the images of the one before.
+MORE_IMAGES = 4
 #: Views are counted on so many images, and those of all follow in proportion.
 COUNTED = 256
 
@@ -157,29 +159,37 @@ def forecast(session: Session, images: ImageBlocks, left: int, speed: Speed, *, 
     single, gridded = views_of(session, left)
     seconds = speed.view * single
     if session.measurer.grids:
-        of_a_block, of_an_image = _seconds_of_grids(session, images, block)
+        of_a_block, of_an_image = _seconds_of_grids(session, images, left, block)
         seconds = of_a_block * ceil(left / block) + of_an_image * left
     return Forecast(speed.read * left + seconds, single + gridded, left)
 
 
-def _seconds_of_grids(session: Session, images: ImageBlocks, block: int) -> tuple[float, float]:
+def _seconds_of_grids(session: Session, images: ImageBlocks, left: int, block: int) -> tuple[float, float]:
     """Return how long all protocols take for a block, whatever it holds, and for each of its images.
 
-    Both follow from the time of one image and of a block, or of as many as take a few seconds. Each number of images is measured
-    more than once and the least time counts, because the first also fills caches, unless an image takes so long that this does
-    not matter.
+    Both follow from the times of one image and of more and more, up to a block. Images stop being added when they might take
+    longer than a few seconds, or than a small share of the audit.
     """
     blocks = [images.read(place, place + 1) for place in range(min(images.count, block))]
-    one = _seconds(session, blocks[:1])
-    if one < SECONDS_OF_GRIDS:
-        one = min(one, *(_seconds(session, blocks[:1]) for _ in range(2)))
-    count, seconds, each = 1, one, one
-    while 2 * count <= (more := min(len(blocks), count + int((SECONDS_OF_GRIDS - seconds) / max(each, 1e-3)))):
-        of_more = min(_seconds(session, blocks[:more]) for _ in range(2))
-        each = max(of_more - seconds, 0.0) / (more - count)
+    count, seconds = 1, _least_seconds(session, blocks[:1])
+    of_a_block, each = 0.0, seconds
+    while count < (more := min(len(blocks), MORE_IMAGES * count)):
+        audit = of_a_block * ceil(left / block) + each * left
+        if seconds * more / count > min(max(SECONDS_OF_GRIDS, SHARE_OF_AUDIT * audit), MOST_SECONDS_OF_GRIDS):
+            break
+        of_more = _least_seconds(session, blocks[:more])
+        each = min(max(of_more - seconds, 0.0) / (more - count), of_more / more)
         count, seconds = more, of_more
-    each = min(each, seconds / count)
-    return seconds - each * count, each
+        of_a_block = seconds - each * count
+    return of_a_block, each
+
+
+def _least_seconds(session: Session, blocks: list[Block]) -> float:
+    """Return the least time of two or three measurements, because the first also fills caches; of slow images the only time."""
+    times = [_seconds(session, blocks)]
+    while len(times) < 3 and sum(times) < SECONDS_OF_GRIDS:
+        times.append(_seconds(session, blocks))
+    return min(times)
 
 
 def _seconds(session: Session, blocks: list[Block]) -> float:
