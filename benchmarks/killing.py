@@ -361,7 +361,7 @@ def _unlike_a_stop(number: signal.Signals, code: int | None, text: str) -> str:
     """Return how a command that a signal ended differs from one line and the signal's exit code."""
     if number == signal.SIGKILL:
         return "" if code == -signal.SIGKILL else f"exit code {code}"
-    lines = [line for line in text.splitlines() if line.startswith("Stopped.")]
+    lines = [line for line in text.splitlines() if line.startswith(("Stopped.", "Stopped by"))]
     good = code == 128 + number and len(lines) == 1 and "Traceback" not in text
     return "" if good else f"exit code {code}, {len(lines)} lines: {text[-300:]}"
 
