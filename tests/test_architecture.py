@@ -22,6 +22,7 @@ ORDER = [
     "similarity",
     "estimates",
     "measures",
+    "tasks",
     "theory",
     "tables",
     "shown",

@@ -136,6 +136,19 @@ DEFINITIONS = (
     ),
     # Segmentation.
     Measure("mASSC", "mean pixel agreement", "Share of pixels that keep their class when the shift is undone."),
+    Measure("mean_iou", "mean IoU", "Intersection over union of a class before a shift and moved back, a mean over classes."),
+    Measure("boundary_agreement", "agreement at boundaries", "Pixel agreement where a neighbour has another class."),
+    Measure("interior_agreement", "agreement inside", "Pixel agreement where all four neighbours have the same class."),
+    Measure("truth_iou", "mean IoU with the truth", "Intersection over union with the ground truth, a mean over classes."),
+    Measure("truth_pixels", "pixels right", "Share of pixels of which the class is that of the ground truth."),
+    # Of any task.
+    Measure(
+        "flicker",
+        "flicker",
+        "Change of the answer from one position of a path to the next, moved back: 1 less the agreement, or the error.",
+        LENGTH,
+        better="less",
+    ),
     # Feature maps.
     *(
         measure

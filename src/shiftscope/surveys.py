@@ -31,7 +31,17 @@ from shiftscope.shown import Shown
 from shiftscope.similarity import cosine
 from shiftscope.tables import Table
 
-__all__ = ["Survey", "centred", "correct", "cosines", "per_shift_cosines", "from_sums", "survey", "top1_changes"]
+__all__ = [
+    "Survey",
+    "centred",
+    "correct",
+    "cosines",
+    "per_shift_cosines",
+    "from_sums",
+    "survey",
+    "survey_of_values",
+    "top1_changes",
+]
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,6 +56,7 @@ class Survey(Shown):
         right: [image], whether the unshifted image is classified correctly; None without labels.
         sums: measure -> [shift], sum over images; with ``squares``, surveys of separate blocks can be added up.
         squares: measure -> [shift], sum over images of the square.
+        counts: measure -> [shift], images with a value; empty where every image has one. Values of others are NaN.
     """
 
     values: dict[tuple[str, str], Float[Tensor, " image"]]
@@ -55,6 +66,7 @@ class Survey(Shown):
     right: Bool[Tensor, " image"] | None
     sums: dict[str, Float[Tensor, " shift"]] = field(default_factory=dict)
     squares: dict[str, Float[Tensor, " shift"]] = field(default_factory=dict)
+    counts: dict[str, Float[Tensor, " shift"]] = field(default_factory=dict)
 
     def estimate(self, measure: str, *, over: str = "all", given: Literal["all", "right"] = "all") -> Estimate | None:
         """Return a measure over some shifts, with its interval over images; None if no image is classified correctly.
@@ -75,6 +87,7 @@ class Survey(Shown):
             if self.right is None:
                 raise InputError("`given` 'right' needs labels.", "Pass them to `survey`.")
             values = values[self.right]
+        values = values[~values.isnan()]
         if len(values) == 0:
             return None
         return MEASURES[measure].estimate(values)
@@ -218,6 +231,7 @@ def from_sums(
     squares: dict[str, Float[Tensor, " shift"]],
     shifts: Shaped[Tensor, "shift 2"],
     right: Bool[Tensor, " image"] | None,
+    counts: dict[str, Float[Tensor, " shift"]] | None = None,
 ) -> Survey:
     """Return a survey from values per image and sums over images.
 
@@ -227,17 +241,48 @@ def from_sums(
         squares: measure -> [shift], sum over images of the square.
         shifts: [shift, 2], (dy, dx) in pixels.
         right: [image], whether the unshifted image is classified correctly; None without labels.
+        counts: measure -> [shift], images with a value, where some have none.
     """
-    count = len(next(iter(values.values())))
+    every = len(next(iter(values.values())))
+    counts = counts or {}
     return Survey(
         values=values,
-        maps={name: (total / count).float() for name, total in sums.items()},
-        intervals={name: _interval(name, sums[name], squares[name], count) for name in sums},
+        maps={name: (total / counts.get(name, every)).float() for name, total in sums.items()},
+        intervals={name: _intervals(name, sums[name], squares[name], counts.get(name), every) for name in sums},
         shifts=shifts,
         right=right,
         sums=sums,
         squares=squares,
+        counts=counts,
     )
+
+
+def survey_of_values(values: dict[str, Float[Tensor, "image shift"]], shifts: Shaped[Tensor, "shift 2"]) -> Survey:
+    """Return a survey from a value for each image and shift, NaN where there is none.
+
+    >>> values = {"mcs": torch.tensor([[1.0, 0.5], [torch.nan, 1.0]])}
+    >>> survey_of_values(values, torch.tensor([[0, 0], [0, 1]])).maps["mcs"].tolist()
+    [1.0, 0.75]
+    """
+    parts = _parts(shifts, None)
+    each = {(name, over): table[:, mask].nanmean(dim=1).float() for name, table in values.items() for over, mask in parts.items()}
+    known = {name: (~table.isnan()).double() for name, table in values.items()}
+    filled = {name: table.double().nan_to_num(0.0) for name, table in values.items()}
+    sums = {name: table.sum(dim=0) for name, table in filled.items()}
+    squares = {name: table.square().sum(dim=0) for name, table in filled.items()}
+    return from_sums(each, sums, squares, shifts, None, {name: table.sum(dim=0) for name, table in known.items()})
+
+
+def _intervals(name: str, sums: Tensor, squares: Tensor, counts: Tensor | None, every: int) -> Float[Tensor, "shift 2"]:
+    """Return each shift's interval; shifts at which as many images have a value are computed together."""
+    if counts is None or bool((counts == every).all()):
+        return _interval(name, sums, squares, every)
+    found = torch.tensor(MEASURES[name].bounds).expand(len(sums), 2).clone()
+    for count in counts.unique().long().tolist():
+        at = counts == count
+        if count:
+            found[at] = _interval(name, sums[at], squares[at], count)
+    return found
 
 
 def _interval(name: str, sums: Tensor, squares: Tensor, count: int) -> Float[Tensor, "shift 2"]:

@@ -17,7 +17,7 @@ from shiftscope.audits.model import CountedModel
 from shiftscope.audits.parts import Changed, Cost, Part, most_changed
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, MapOutputs, Sums, ViewOutputs, pixel_agreements, spread_sums
-from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views
+from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views, views_of
 from shiftscope.engine.answers import answers_of
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.formats import channels_last_is_quicker
@@ -29,8 +29,8 @@ from shiftscope.surveys import Survey, from_sums, survey
 
 __all__ = ["ANSWERS", "Grid", "Kind", "Measurer", "grid_name", "supported_measures"]
 
-#: What a model returns: scores of ``classes``, embeddings (``vectors``) or segmentation ``maps``.
-Kind = Literal["classes", "vectors", "maps"]
+#: What a model returns: scores of ``classes``, embeddings (``vectors``) or segmentation ``maps``; or what a ``task`` reads.
+Kind = Literal["classes", "vectors", "maps", "task"]
 #: An exhaustive grid of shifts: what fills the border, and the largest shift, pixels.
 Grid = tuple[Mode, int]
 #: The measures of a survey that make sense for embeddings.
@@ -59,7 +59,12 @@ def supported_measures(protocol: Protocol, *, kind: Kind, labels: bool) -> tuple
     Raises:
         InputError: the outputs allow none of the protocol's measures.
     """
-    allowed = {"classes": {"classes", "vectors", *(["labels"] if labels else [])}, "vectors": {"vectors"}, "maps": {"maps"}}[kind]
+    allowed = {
+        "classes": {"classes", "vectors", *(["labels"] if labels else [])},
+        "vectors": {"vectors"},
+        "maps": {"maps"},
+        "task": set(),
+    }[kind]
     needs = {name: SCORES[name].needs if name in SCORES else "vectors" for name in protocol.scores}
     scores = tuple(name for name in protocol.scores if needs[name] in allowed)
     surveyed = tuple(
@@ -72,6 +77,7 @@ def supported_measures(protocol: Protocol, *, kind: Kind, labels: bool) -> tuple
             "classes": "counts pixels of maps, but the model returns vectors" if "maps" in needs.values() else "needs labels",
             "vectors": "needs a top class, which an embedding does not have",
             "maps": "needs vectors, but the model returns maps, which `segmentation` measures",
+            "task": "has no measure of a task",
         }[kind]
         raise InputError(f"{protocol.name} cannot be measured here: it {reason}.", "Leave it out.")
     return scores, surveyed
@@ -116,7 +122,7 @@ class Measurer:
         started = perf_counter()
         with self.model.counting(), evaluating(self.model.model), torch.inference_mode():
             surveyed = {at: self._run_grid(outputs, images, int(indices[0])) for at, outputs in self.grids.items()}
-            plan = plan_views(self.protocols, self.framing, indices=indices)
+            plan = self.plan(indices)
             outputs, reused = self._run_views(plan, images, surveyed)
         labels = labels if self.labelled and self.kind == "classes" else None
         correct = None if labels is None else outputs[plan.reference].argmax(-1).eq(labels)
@@ -130,6 +136,10 @@ class Measurer:
             correct=correct,
         )
 
+    def plan(self, indices: Tensor) -> ViewPlan:
+        """Return the views that are formed one by one of some images, [image], by their index in the data."""
+        return plan_views(self.protocols, self.framing, indices=indices)
+
     def choose_format(self, example: Tensor, count: int) -> bool:
         """Return whether the model is quicker on images in the format channels last, where convolutions make that likely.
 
@@ -140,7 +150,7 @@ class Measurer:
         model = self.model.model
         if not isinstance(model, nn.Module) or not any(isinstance(part, nn.Conv2d) for part in model.modules()):
             return False
-        views = len(plan_views(self.protocols, self.framing, indices=torch.arange(1)).rows)
+        views = len(self.plan(torch.arange(1)).rows)
         passes = count * (views + sum(len(outputs.shifts) for outputs in self.grids.values()))
         with evaluating(model), torch.inference_mode():
             return channels_last_is_quicker(self.model, self.framing.centre(example), passes=passes)
@@ -174,14 +184,7 @@ class Measurer:
 
     def _run(self, plan: ViewPlan, rows: Tensor, images: Tensor) -> Tensor:
         """Run the model on some views once; of maps return the top class of each pixel."""
-        batch = images.new_empty(len(rows), images.shape[1], *self.framing.size)
-        # Views with the same border are formed together, whole and fractional shifts apart.
-        groups = plan.rows[rows, 0] * 2 + ~plan.whole_pixels[rows]
-        for group in groups.unique():
-            chosen = (groups == group).nonzero()[:, 0]
-            border = BORDERS[int(group) // 2]
-            batch[chosen] = self.framing.view(images[plan.images[rows[chosen]]], plan.steps[rows[chosen]], border)
-        output = self.model(batch)
+        output = self.model(views_of(plan, rows, images, self.framing))
         return _pixel_classes(output, self.framing.size) if self.kind == "maps" else output
 
     def _scores(

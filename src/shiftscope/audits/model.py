@@ -16,48 +16,11 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.engine.formats import as_channels_last
 from shiftscope.engine.outputs import Model
-from shiftscope.errors import InputError, ModelFailsError, NotFiniteError, first_line
+from shiftscope.errors import InputError, ModelFailsError, first_line
+from shiftscope.tasks import Task
+from shiftscope.tasks.reading import finite_rows, select_output
 
-__all__ = ["CountedModel", "OneOutput", "model_checksum", "select_output"]
-
-
-def select_output(raw: Any, output: str | int | None) -> Tensor:
-    """Return one of the tensors that a model returned.
-
-    Args:
-        raw: a tensor, a mapping, a sequence, or an object with tensors as attributes.
-        output: the tensor's name or position; may be None if there is only one, or one that is the attribute ``logits``.
-
-    Raises:
-        InputError: there is no such output, or there are several and ``output`` is None.
-    """
-    if isinstance(raw, Tensor) and output is None:
-        return raw
-    logits = getattr(raw, "logits", None)
-    if output is None and isinstance(logits, Tensor):
-        return logits
-    tensors = _named_tensors(raw)
-    if output is None and len(tensors) == 1:
-        return next(iter(tensors.values()))
-    if str(output) not in tensors:
-        reason = "`output` is not given" if output is None else f"`output` is {output!r}"
-        names = ", ".join(repr(name) for name in tensors) or f"no tensor, but {type(raw).__name__}"
-        raise InputError(f"the model returns {names}; {reason}.", "Choose one of its outputs.")
-    return tensors[str(output)]
-
-
-def _named_tensors(raw: Any) -> dict[str, Tensor]:
-    """Return the tensors in what a model returned, by name or position."""
-    if isinstance(raw, Tensor):
-        return {}
-    if isinstance(raw, Mapping):
-        items = [(str(name), value) for name, value in raw.items()]
-    elif isinstance(raw, list | tuple):
-        items = [(str(position), value) for position, value in enumerate(raw)]
-        items += [(name, getattr(raw, name)) for name in getattr(raw, "_fields", ())]
-    else:
-        items = list(vars(raw).items()) if hasattr(raw, "__dict__") else []
-    return {name: value for name, value in items if isinstance(value, Tensor)}
+__all__ = ["CountedModel", "OneOutput", "model_checksum"]
 
 
 class OneOutput(nn.Module):
@@ -122,30 +85,50 @@ class CountedModel:
         Raises:
             InputError: the model fails, returns anything else, or values that are not finite.
         """
-        found = self._vectors(images)
-        if found.ndim not in (2, 4) or len(found) != len(images) or found.shape[1] < 2:
+        return self.checked(self.raw(images), len(images))
+
+    def checked(self, raw: Any, count: int) -> Tensor:
+        """Return the chosen output among what the model returned for ``count`` images; arguments and errors as of a call."""
+        found = _as_vectors(select_output(raw, self.output))
+        if found.ndim not in (2, 4) or len(found) != count or found.shape[1] < 2:
             raise InputError(
-                f"the model must return at least two values for each of {len(images)} images, [image, class] or [image, class, "
+                f"the model must return at least two values for each of {count} images, [image, class] or [image, class, "
                 f"height, width], got shape {tuple(found.shape)}.",
-                "Choose another `output`, or wrap the model so that it does.",
+                "Choose another `output`, say what it is with --task, or wrap the model.",
             )
-        bad = int((~found.flatten(1).isfinite().all(dim=1)).sum())
-        if bad:
-            raise NotFiniteError(
-                f"the model returned NaN or infinity for {bad} of {len(images)} images.",
-                "Check its weights and the range of its input, which is [0, 1].",
-            )
-        return found.float().cpu()
+        return finite_rows(found)
+
+    def read(self, images: Tensor, task: Task, size: tuple[int, int]) -> list[Any]:
+        """Return a task's answer to each image.
+
+        Args:
+            images: [image, channel, height, width].
+            task: what the output is.
+            size: (height, width) of the images, pixels.
+
+        Raises:
+            InputError: the model fails, or returns what is not this task's.
+        """
+        return self.answers(self.raw(images), task, len(images), size)
+
+    def answers(self, raw: Any, task: Task, count: int, size: tuple[int, int]) -> list[Any]:
+        """Return a task's answers from what the model returned for ``count`` images."""
+        chosen = raw if self.output is None else select_output(raw, self.output)
+        return task.read(chosen, count, size)
 
     def for_engine(self) -> Model:
         """Return the module itself if it returns one plain tensor, so that the engine can trace it; else a callable."""
         return self.model if self._returns_vectors and isinstance(self.model, nn.Module) else self._vectors
 
     def _vectors(self, images: Tensor) -> Tensor:
-        found = self._raw(images)
-        return found[:, :, 0, 0] if found.ndim == 4 and found.shape[2:] == (1, 1) else found
+        return _as_vectors(select_output(self.raw(images), self.output))
 
-    def _raw(self, images: Tensor) -> Tensor:
+    def raw(self, images: Tensor) -> Any:
+        """Return what the model returns for images, as it is.
+
+        Raises:
+            InputError: the model fails.
+        """
         images = images.to(self.device)
         if not isinstance(self.model, nn.Module):
             self.images_seen += len(images)
@@ -156,7 +139,7 @@ class CountedModel:
         except Exception as error:  # a model's Python code raises anything
             raise self._failure(images, error) from error
         self._returns_vectors = isinstance(raw, Tensor) and raw.ndim == 2
-        return select_output(raw, self.output)
+        return raw
 
     def _failure(self, images: Tensor, error: Exception) -> InputError:
         shape = "x".join(str(size) for size in images.shape[1:])
@@ -174,6 +157,10 @@ class CountedModel:
         if first is None or first.in_channels == images.shape[1]:
             return ""
         return f"It takes {first.in_channels} channels, the images have {images.shape[1]}."
+
+
+def _as_vectors(found: Tensor) -> Tensor:
+    return found[:, :, 0, 0] if found.ndim == 4 and found.shape[2:] == (1, 1) else found
 
 
 def model_checksum(model: object, name: str | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from shiftscope.surveys import Survey, from_sums
 
 __all__ = ["Changed", "Cost", "Part", "from_tensors", "merge_parts", "most_changed", "to_tensors"]
 
+Key = TypeVar("Key")
 #: So many of the images that change most are reported.
 MOST_CHANGED = 12
 
@@ -27,9 +29,10 @@ class Changed:
         image: its index in the data.
         shift: (dy, dx) that changes it most among those measured, pixels.
         border: what fills the border.
-        similarity: cosine of the outputs before and after; for maps the share of pixels that keep their class.
+        similarity: cosine of the outputs before and after; for maps the share of pixels that keep their class; else ``measure``.
         before: the top class without the shift; None if outputs are not classes.
         after: the top class under the shift; None if outputs are not classes.
+        measure: the name of a task's leading measure, whose value ``similarity`` is; empty for cosines and shares of pixels.
     """
 
     image: int
@@ -38,6 +41,7 @@ class Changed:
     similarity: float
     before: int | None
     after: int | None
+    measure: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Part:
         cost: what it took.
         correct: whether each unshifted image is classified correctly; None without labels.
         damaged: names of the files that could not be read.
+        records: protocol -> what numbers of all images together need of each view, [row, column]
+            (:meth:`shiftscope.tasks.Task.records`).
     """
 
     scores: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -96,6 +102,7 @@ class Part:
     cost: Cost = Cost()
     correct: Tensor | None = None
     damaged: tuple[str, ...] = ()
+    records: dict[str, Tensor] = field(default_factory=dict)
 
 
 def merge_parts(parts: Iterable[Part]) -> Part:
@@ -107,11 +114,12 @@ def merge_parts(parts: Iterable[Part]) -> Part:
     {('p', 'mcs'): tensor([1., 1., 0.])}
     """
     every: list[Part] = []
-    sums, survey_sums, survey_squares = dict[str, Sums](), dict[str, Sums](), dict[str, Sums]()
+    sums, survey_sums, survey_squares, survey_counts = dict[str, Sums](), dict[str, Sums](), dict[str, Sums](), dict[str, Sums]()
     for part in parts:
         sums = _add(sums, part.sums)
         survey_sums = _add(survey_sums, {name: each.sums for name, each in part.surveys.items()})
         survey_squares = _add(survey_squares, {name: each.squares for name, each in part.surveys.items()})
+        survey_counts = _add(survey_counts, {name: each.counts for name, each in part.surveys.items()})
         values_only = {name: Survey(each.values, {}, {}, each.shifts, None) for name, each in part.surveys.items()}
         every.append(replace(part, sums={}, surveys=values_only))
     known = [part.correct for part in every if part.correct is not None]
@@ -120,7 +128,7 @@ def merge_parts(parts: Iterable[Part]) -> Part:
     for name in survey_sums:
         blocks = [part.surveys[name] for part in every if name in part.surveys]
         values = _cat([each.values for each in blocks])
-        surveys[name] = from_sums(values, survey_sums[name], survey_squares[name], blocks[0].shifts, correct)
+        surveys[name] = from_sums(values, survey_sums[name], survey_squares[name], blocks[0].shifts, correct, survey_counts[name])
     return Part(
         scores=_cat([part.scores for part in every]),
         surveys=surveys,
@@ -129,11 +137,15 @@ def merge_parts(parts: Iterable[Part]) -> Part:
         cost=sum((part.cost for part in every), Cost()),
         correct=correct,
         damaged=tuple(name for part in every for name in part.damaged),
+        records=_cat([part.records for part in every]),
     )
 
 
 def most_changed(every: Iterable[Changed]) -> tuple[Changed, ...]:
-    """Return those whose top class changes, and then the others, of least similarity first; of equal ones the earlier image."""
+    """Return those whose top class changes, and then the others, of least similarity first; of equal ones the earlier image.
+
+    Of a task whose leading measure is an error, parts hold its negative, so that less is always a larger change.
+    """
     return tuple(sorted(every, key=lambda each: (each.before == each.after, each.similarity, each.image))[:MOST_CHANGED])
 
 
@@ -145,8 +157,8 @@ def _add(totals: dict[str, Sums], more: dict[str, Sums]) -> dict[str, Sums]:
     return totals | added
 
 
-def _cat(rows: list[dict[tuple[str, str], Tensor]]) -> dict[tuple[str, str], Tensor]:
-    columns: dict[tuple[str, str], list[Tensor]] = {}
+def _cat(rows: list[dict[Key, Tensor]]) -> dict[Key, Tensor]:
+    columns: dict[Key, list[Tensor]] = {}
     for row in rows:
         for key, value in row.items():
             columns.setdefault(key, []).append(value)
@@ -163,6 +175,8 @@ def to_tensors(part: Part) -> dict[str, Tensor]:
         tensors |= {f"each/survey/{grid_name}/{measure}/{over}": values for (measure, over), values in each.values.items()}
         tensors |= {f"sum/survey/{grid_name}/sums/{measure}": total for measure, total in each.sums.items()}
         tensors |= {f"sum/survey/{grid_name}/squares/{measure}": total for measure, total in each.squares.items()}
+        tensors |= {f"sum/survey/{grid_name}/counts/{measure}": total for measure, total in each.counts.items()}
+    tensors |= {f"each/record/{protocol}": rows for protocol, rows in part.records.items()}
     for protocol, sums in part.sums.items():
         tensors |= {f"sum/spread/{protocol}/{name}": total for name, total in sums.items()}
     tensors |= {f"sum/cost/{name}": torch.tensor(float(value), dtype=torch.float64) for name, value in asdict(part.cost).items()}
@@ -187,11 +201,14 @@ def from_tensors(tensors: dict[str, Tensor]) -> Part:
     if any(tensor.is_complex() for tensor in tensors.values()):
         raise ValueError("a part holds real numbers")
     scores, values = dict[tuple[str, str], Tensor](), dict[str, dict[tuple[str, str], Tensor]]()
+    records = dict[str, Tensor]()
     sums, totals, cost = dict[str, Sums](), dict[tuple[str, str], Sums](), dict[str, float]()
     for name, tensor in tensors.items():
         match name.split("/"):
             case ["each", "score", protocol, measure]:
                 scores[protocol, measure] = tensor
+            case ["each", "record", protocol]:
+                records[protocol] = tensor
             case ["each", "survey", grid_name, measure, over]:
                 values.setdefault(grid_name, {})[measure, over] = tensor
             case ["sum", "survey", grid_name, what, measure]:
@@ -202,7 +219,14 @@ def from_tensors(tensors: dict[str, Tensor]) -> Part:
                 cost[figure] = float(tensor) if figure == "seconds" else int(tensor)
     correct = tensors.get("each/right")
     surveys = {
-        name: from_sums(each, totals[name, "sums"], totals[name, "squares"], grid(int(name.split()[1])), correct)
+        name: from_sums(
+            each,
+            totals[name, "sums"],
+            totals[name, "squares"],
+            grid(int(name.split()[1])),
+            correct,
+            totals.get((name, "counts")),
+        )
         for name, each in values.items()
     }
     return Part(
@@ -213,6 +237,7 @@ def from_tensors(tensors: dict[str, Tensor]) -> Part:
         cost=Cost(**cost),  # type: ignore[arg-type]  # by name
         correct=correct,
         damaged=tuple(bytes(tensors["each/damaged"].tolist()).decode().splitlines()),
+        records=records,
     )
 
 

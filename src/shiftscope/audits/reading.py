@@ -64,10 +64,11 @@ class ChangedFile(Spec):
     similarity: float | None
     before: int | None
     after: int | None
+    measure: str = ""
 
     def changed(self) -> Changed:
         """Return the image."""
-        return Changed(self.image, self.shift, self.border, _or(self.similarity, nan), self.before, self.after)
+        return Changed(self.image, self.shift, self.border, _or(self.similarity, nan), self.before, self.after, self.measure)
 
 
 class CostFile(Spec):
@@ -91,6 +92,7 @@ class AuditFile(Spec):
         schema_version: version of this schema; a file without one was written before version 2.
         summary: the main result in words.
         settings: what was asked for; empty in files before version 2 and for audits of Python objects.
+        task: what the outputs were read as; empty for classes, embeddings and maps, and in files before version 3.
         rows: one per protocol and measure.
         changed: the images that change most.
         cost: what it took.
@@ -107,6 +109,7 @@ class AuditFile(Spec):
     schema_version: int = 1
     summary: str
     settings: dict[str, Any] = {}
+    task: str = ""
     rows: tuple[RowFile, ...]
     changed: tuple[ChangedFile, ...] = ()
     cost: CostFile
@@ -134,6 +137,7 @@ class AuditFile(Spec):
             warnings=self.warnings,
             values={_key(name): each for name, each in values.items()},
             settings=self.settings,
+            task=self.task,
         )
 
 

@@ -14,6 +14,7 @@ from shiftscope.audits.measuring import ANSWERS, Kind, grid_name, supported_meas
 from shiftscope.audits.parts import Changed, Cost, Part
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, estimate, normalised_variance
+from shiftscope.audits.task_results import task_changed, task_notes, task_rows, task_units
 from shiftscope.audits.wording import Row, changed_images, cost_sentence, shifts_of, verdict
 from shiftscope.datasets.images import left_out
 from shiftscope.engine.answers import output_warnings
@@ -23,11 +24,12 @@ from shiftscope.measures import MEASURES
 from shiftscope.shown import Shown
 from shiftscope.surveys import Survey
 from shiftscope.tables import Cell, Summary, Table
+from shiftscope.tasks import Task
 
 __all__ = ["AUDIT_VERSION", "Audit", "Row", "assemble"]
 
-#: The version of ``audit.json``. Files without one were written before 2.
-AUDIT_VERSION = 2
+#: The version of ``audit.json``. Files without one were written before 2; 3 added the task.
+AUDIT_VERSION = 3
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,6 +48,7 @@ class Audit(Shown):
         warnings: reasons why the numbers say little about the model.
         values: (protocol, measure) -> one value per image, in the order of the images, for comparisons in pairs.
         settings: what was asked for, as :class:`shiftscope.audits.folder.AuditSpec` takes it; empty if it was no command.
+        task: the name of the task that the outputs were read as; empty for classes, embeddings and maps without one.
     """
 
     json_file: ClassVar[str] = "audit"
@@ -61,6 +64,7 @@ class Audit(Shown):
     warnings: tuple[str, ...] = ()
     values: Mapping[tuple[str, str], Float[Tensor, " image"]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    task: str = ""
 
     def estimate(self, protocol: str, measure: str) -> Estimate:
         """Return one number with its interval.
@@ -108,6 +112,7 @@ class Audit(Shown):
             "schema_version": AUDIT_VERSION,
             "summary": self.words(),
             "settings": dict(self.settings),
+            "task": self.task,
             "rows": [_plain(asdict(row)) for row in self.rows],
             "changed": [_plain(asdict(each)) for each in self.changed],
             "cost": _plain({**asdict(self.cost), "images_per_second": self.cost.images_per_second}),
@@ -154,6 +159,7 @@ def assemble(
     provenance: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
+    task: Task | None = None,
 ) -> Audit:
     """Return the audit of all parts.
 
@@ -166,10 +172,13 @@ def assemble(
         provenance: how it was made, name -> value.
         warnings: reasons why the numbers say little about the model.
         settings: what was asked for.
+        task: of the model's outputs, where their kind is ``task``.
     """
     rows = [] if merged.correct is None else [Row("unshifted", "accuracy", "", 0, 1, proportion(merged.correct), None)]
     units: dict[str, Tensor] = {}
-    for protocol in protocols:
+    if task is not None:
+        rows, units = task_rows(merged, protocols, task, borders), task_units(merged, task)
+    for protocol in () if task is not None else protocols:
         scores, surveyed = supported_measures(protocol, kind=kind, labels=merged.correct is not None)
         for name in scores:
             if name in SCORES:
@@ -182,16 +191,22 @@ def assemble(
             rows += _survey_rows(merged.surveys[grid_name((protocol.mode, int(protocol.max_shift)))], protocol, measure, over)
     return Audit(
         rows=tuple(rows),
-        changed=merged.changed,
+        changed=merged.changed if task is None else task_changed(merged, task),
         cost=merged.cost,
         surveys=merged.surveys,
         units=units,
         damaged=merged.damaged,
-        notes=(*notes, *filter(None, [left_out(merged.damaged)]), *_fallen_back(merged.cost.fallen_back)),
+        notes=(
+            *notes,
+            *task_notes(merged, rows, task),
+            *filter(None, [left_out(merged.damaged)]),
+            *_fallen_back(merged.cost.fallen_back),
+        ),
         provenance=dict(provenance or {}),
         warnings=(*warnings, *output_warnings(merged.sums.get(ANSWERS, {}), classes=kind == "classes")),
         values=_values(merged, rows, {each.name: grid_name((each.mode, int(each.max_shift))) for each in protocols}),
         settings=dict(settings or {}),
+        task="" if task is None else task.name,
     )
 
 

@@ -16,12 +16,14 @@ from shiftscope.audits.model import CountedModel
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import Audit, assemble
+from shiftscope.audits.task_measuring import TaskMeasurer
 from shiftscope.audits.views import Framing
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.batches import Images, batches_of, images_in
 from shiftscope.engine.checks import check_classes, device_of, evaluating
 from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.errors import InputError
+from shiftscope.tasks import Task, Truth, find_task, task_of
 
 __all__ = ["AuditOptions", "Session", "audit", "block_size"]
 
@@ -30,6 +32,7 @@ DEFAULTS: dict[Kind, tuple[str, ...]] = {
     "classes": ("mouton2020", "zhang2019", "chaman2021-circular", "azulay2018"),
     "vectors": ("mouton2020",),
     "maps": ("segmentation",),
+    "task": ("mouton2020", "chaman2021-circular", "azulay2018"),
 }
 #: The exhaustive map, which is a default too if the input is at most so large.
 SENSITIVITY_MAP, SMALL = "myburgh2021", 64
@@ -52,6 +55,8 @@ class AuditOptions:
     seed: int = 0
     batch_size: int | None = None
     device: torch.device | str | None = None
+    task: str | Task | None = None
+    truth: Truth | None = None
 
 
 def audit(
@@ -70,6 +75,8 @@ def audit(
     seed: int = 0,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
+    task: str | Task | None = None,
+    truth: Truth | None = None,
     progress: Callable[[int, int | None], None] = lambda *_: None,
 ) -> Audit:
     """Measure how stable a model is under shifts, by several protocols in one pass.
@@ -79,7 +86,7 @@ def audit(
     Args:
         model: any callable from images [image, channel, height, width] in [0, 1] to classes [image, class] before the softmax, to
             embeddings [image, feature], or to segmentation maps [image, class, height, width]; or to a mapping, a tuple or an
-            object with several of these.
+            object with several of these; or to anything that a task reads.
         images: a tensor; or a DataLoader, a list or another iterable of batches, each a tensor of images or a pair (images,
             labels), of which one block at a time is in memory.
         labels: classes of all images, in order, where the batches do not hold them.
@@ -94,6 +101,9 @@ def audit(
         seed: of the random shifts.
         batch_size: images per forward pass.
         device: where to compute; the model's own by default.
+        task: what the outputs are: a name of :data:`shiftscope.tasks.TASKS`, with settings as in ``segmentation:ignored=0``, or a
+            task. By default what the outputs show: classes, maps of classes, or the task that recognises them.
+        truth: ground truth of each image, by its index, as the task takes it.
         progress: called with (done, total), numbers of images; total is None if unknown.
 
     Raises:
@@ -112,7 +122,9 @@ def audit(
     first = next(batches, None)
     if first is None or len(first[0]) == 0:
         raise InputError("`images` must hold at least one image, got none.", "Give some.")
-    options = AuditOptions(protocols, max_shift, mode, size, fill, mean, output, embedding, seed, batch_size, device)
+    options = AuditOptions(protocols, max_shift, mode, size, fill, mean, output, embedding, seed, batch_size, device, task, truth)
+    if truth is not None and isinstance(images, Tensor) and len(truth) != len(images):
+        raise InputError(f"`truth` must hold one for each of {len(images)} images, got {len(truth)}.", "Give them in order.")
     session = Session.start(model, first[0][:1], options, labelled=first[1] is not None)
     found = image_warnings(model, session.framing.centre(first[0][:LOOKED_AT]))
     return session.result(
@@ -136,14 +148,16 @@ class Session:
         classes: length of an output.
         shape: (channels, height, width) of the images, margin included.
         notes: what a reader needs to know.
+        task: that reads the outputs; None for classes, vectors and maps.
     """
 
-    measurer: Measurer
+    measurer: Measurer | TaskMeasurer
     framing: Framing
     kind: Kind
     classes: int
     shape: tuple[int, ...]
     notes: tuple[str, ...]
+    task: Task | None = None
 
     @classmethod
     def start(
@@ -177,7 +191,11 @@ class Session:
         device = device_of(model) if options.device is None else torch.device(options.device)
         counted = CountedModel(model, output=options.output, device=device)
         with counted.counting(), evaluating(model), torch.inference_mode():
-            output = counted(framing.centre(example))
+            raw = counted.raw(framing.centre(example))
+            task = _task(counted, raw, options, framing)
+        if task is not None:
+            return cls._of_task(counted, task, framing, options, tuple(example.shape[1:]), labelled=labelled)
+        output = counted.checked(raw, 1)
         kind: Kind = "maps" if output.ndim == 4 else "vectors" if options.embedding else "classes"
         mismatch = _label_mismatch(kind, output.shape[1], classes) if labelled else ""
         protocols = _protocols(options, kind, framing)
@@ -186,6 +204,17 @@ class Session:
         )
         notes = (mismatch, *_notes(protocols, framing, kind))
         return cls(measurer, framing, kind, output.shape[1], tuple(example.shape[1:]), tuple(note for note in notes if note))
+
+    @classmethod
+    def _of_task(
+        cls, model: CountedModel, task: Task, framing: Framing, options: AuditOptions, shape: tuple[int, ...], *, labelled: bool
+    ) -> Session:
+        truth = options.truth
+        protocols = _protocols(options, "task", framing)
+        measurer = TaskMeasurer(model, task, protocols, framing, truth=truth, labelled=labelled, batch_size=options.batch_size)
+        ignored = labelled and truth is None and not task.takes_labels
+        notes = [f"Labels are ignored: task {task.name!r} has no classes of images."] if ignored else []
+        return cls(measurer, framing, "task", 0, shape, (*notes, *_notes(protocols, framing, "task")), task)
 
     def part(self, images: Tensor, labels: Tensor | None, *, indices: Tensor) -> Part:
         """Measure a block of images.
@@ -199,7 +228,7 @@ class Session:
             InputError: the images have another shape than the example, labels are not classes of the model, or the model fails.
         """
         _check(images, self.shape)
-        if self.measurer.labelled:
+        if self.measurer.labelled and self.task is None:
             check_classes(labels, self.classes)
         return self.measurer.part(images, labels, indices=indices)
 
@@ -214,8 +243,27 @@ class Session:
         protocols = self.measurer.protocols
         borders = {each.name: self.framing.border(each) for each in protocols}
         return assemble(
-            merged, protocols, kind=self.kind, borders=borders, notes=self.notes, provenance=provenance, warnings=warnings
+            merged,
+            protocols,
+            kind=self.kind,
+            borders=borders,
+            notes=self.notes,
+            provenance=provenance,
+            warnings=warnings,
+            task=self.task,
         )
+
+
+def _task(model: CountedModel, raw: Any, options: AuditOptions, framing: Framing) -> Task | None:
+    """Return the task that the user chooses, or that an output for one image shows; None for classes, vectors and maps."""
+    task = find_task(options.task) if isinstance(options.task, str) else options.task
+    if task is None and options.output is None and not options.embedding:
+        task = task_of(raw, 1)
+    if task is not None:
+        model.answers(raw, task, 1, framing.size)
+    elif options.truth is not None:
+        raise InputError("`truth` is ground truth of a task, but the output shows none.", "Say what it is with --task.")
+    return task
 
 
 def _label_mismatch(kind: Kind, outputs: int, classes: int | None) -> str:

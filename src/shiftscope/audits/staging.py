@@ -17,7 +17,7 @@ from shiftscope.audits.folder import AuditPlan, assemble_planned
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.results import Audit
 from shiftscope.audits.session import Session
-from shiftscope.audits.views import BORDERS, plan_views
+from shiftscope.audits.views import BORDERS
 from shiftscope.datasets.images import Block, ImageBlocks
 from shiftscope.runtime.progress import Event
 
@@ -137,7 +137,7 @@ def _part(session: Session, blocks: list[Block]) -> Part:
 def views_of(session: Session, images: int) -> tuple[int, int]:
     """Return how many views an audit forms one by one, and how many shifts its exhaustive grids hold, all images together."""
     counted, grids = min(images, COUNTED), session.measurer.grids
-    plan = plan_views(session.measurer.protocols, session.framing, indices=torch.arange(counted))
+    plan = session.measurer.plan(torch.arange(counted))
     alone = torch.ones(len(plan.rows), dtype=torch.bool)
     for mode, reach in grids:
         border = (plan.rows[:, 0] == 0) | (plan.rows[:, 0] == BORDERS.index(mode))

@@ -15,7 +15,7 @@ from shiftscope.audits.protocols import Border, Protocol
 from shiftscope.errors import InputError
 from shiftscope.shifts import Mode, translate, translate_by_parts
 
-__all__ = ["BORDERS", "Framing", "ViewPlan", "plan_views"]
+__all__ = ["BORDERS", "Framing", "ViewPlan", "plan_views", "views_of"]
 
 #: Borders by number. An unshifted image looks the same with all of them and has number 0.
 BORDERS: tuple[Border | None, ...] = (None, "zero", "mean", "circular", "crop", "reflect", "replicate")
@@ -164,3 +164,19 @@ def _rows(shifts: Float[Tensor, "image view 2"], border: int) -> Float[Tensor, "
     borders = torch.where((shifts == 0).all(-1), 0.0, float(border)).double()
     # Adding zero turns -0 into 0, so that both are one row.
     return torch.cat([borders[..., None], image[..., None], shifts + 0.0], dim=-1).reshape(-1, 4)
+
+
+def views_of(
+    plan: ViewPlan, rows: Int[Tensor, " some"], images: Float[Tensor, "image channel tall wide"], framing: Framing
+) -> Tensor:
+    """Return the model's input for some rows of a plan, [some, channel, height, width].
+
+    Views with the same border are formed together, whole and fractional shifts apart.
+    """
+    batch = images.new_empty(len(rows), images.shape[1], *framing.size)
+    groups = plan.rows[rows, 0] * 2 + ~plan.whole_pixels[rows]
+    for group in groups.unique():
+        chosen = (groups == group).nonzero()[:, 0]
+        border = BORDERS[int(group) // 2]
+        batch[chosen] = framing.view(images[plan.images[rows[chosen]]], plan.steps[rows[chosen]], border)
+    return batch

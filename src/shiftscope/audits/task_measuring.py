@@ -1,0 +1,339 @@
+"""Measure a block of images for a task: run each distinct view once, compare its answer, and keep numbers only.
+
+A protocol says which shifts; the task says how answers are compared. Every view is compared with the unshifted image, and along a
+path also with the view before it (``flicker``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import nan
+from time import perf_counter
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shiftscope.audits.measuring import VIEWS, grid_name
+from shiftscope.audits.model import CountedModel
+from shiftscope.audits.parts import Changed, Cost, Part, most_changed
+from shiftscope.audits.protocols import Protocol
+from shiftscope.audits.scores import Sums
+from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views, views_of
+from shiftscope.engine.checks import evaluating
+from shiftscope.engine.formats import channels_last_is_quicker
+from shiftscope.errors import InputError
+from shiftscope.measures import MEASURES
+from shiftscope.shifts import grid
+from shiftscope.surveys import survey_of_values
+from shiftscope.tasks import Task, Truth, View
+
+__all__ = ["FLICKER", "UNSHIFTED", "TaskMeasurer", "change", "task_measures"]
+
+#: The measure between neighbours along a path.
+FLICKER = "flicker"
+#: Scores of protocols that compare neighbours along a path.
+NEIGHBOURS = ("neighbour_change", "neighbour_probability_change")
+#: Scores that only outputs of one kind have, and why.
+NOT_OF_TASKS = {"normalised_variance": "measures units of a vector"} | {
+    f"{power}_derivative_{axis}": "differentiates probabilities" for power in ("squared", "absolute") for axis in ("y", "x")
+}
+#: What is added to the name of a protocol whose grid is planned as a path.
+GRID = " grid"
+#: The name of what is measured without a shift.
+UNSHIFTED = "unshifted"
+#: Views a forward pass of inputs larger than so many pixels.
+LARGE, VIEWS_OF_LARGE = 96, 16
+
+
+def task_measures(task: Task, protocol: Protocol, *, truth: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the measures that a protocol takes of a task over its views, and those at every shift of its grid.
+
+    Raises:
+        InputError: the protocol makes no sense for the task.
+    """
+    reasons = [NOT_OF_TASKS[name] for name in protocol.scores if name in NOT_OF_TASKS]
+    if not reasons and protocol.scores and protocol.draw(1).is_floating_point():
+        reasons.append("moves by parts of a pixel, by which no answer can be moved back exactly")
+    if reasons:
+        raise InputError(f"{protocol.name} cannot be measured for task {task.name!r}: it {reasons[0]}.", "Leave it out.")
+    every = (*task.measures, *(task.truth_measures if truth else ()))
+    flicker = (FLICKER,) if any(name in NEIGHBOURS for name in protocol.scores) else ()
+    compares = any(name not in NEIGHBOURS for name in protocol.scores)
+    return (*flicker, *(every if compares else ())), every if protocol.surveyed else ()
+
+
+def change(task: Task, values: Tensor) -> Tensor:
+    """Return by how much answers change, from values of a task's leading measure: 1 less an agreement, or an error itself."""
+    return 1 - values if MEASURES[task.measures[0]].better == "more" else values
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The comparisons of a block.
+
+    Attributes:
+        rows: of the plan: first and second view of each distinct comparison.
+        compared: protocol -> comparison of each view with the unshifted image.
+        neighbours: protocol -> comparison of each view along a path with the one before it.
+    """
+
+    rows: Int[Tensor, "pair 2"]
+    compared: dict[str, Int[Tensor, "image view"]]
+    neighbours: dict[str, Int[Tensor, "image step"]]
+
+
+class TaskMeasurer:
+    """Measure blocks of images with a model for a task.
+
+    Args:
+        model: the model.
+        task: what its output is.
+        protocols: what to measure.
+        framing: how the model's input is cut from the images.
+        truth: ground truth of all images, by their index; None without.
+        labelled: whether images come with labels, which are ground truth for a task that takes them.
+        batch_size: images per forward pass; by default chosen by the size of the input.
+
+    Raises:
+        InputError: a protocol cannot be measured for the task or on such images.
+    """
+
+    grids: dict[Any, Any]  # of the engine, which runs on vectors only
+
+    def __init__(
+        self,
+        model: CountedModel,
+        task: Task,
+        protocols: Sequence[Protocol],
+        framing: Framing,
+        *,
+        truth: Truth | None = None,
+        labelled: bool = False,
+        batch_size: int | None = None,
+    ) -> None:
+        self.model, self.task, self.protocols, self.framing, self.truth = model, task, tuple(protocols), framing, truth
+        self.batch_size = batch_size or (VIEWS if max(framing.size) <= LARGE else VIEWS_OF_LARGE)
+        self.images_accounted, self.labelled, self.grids = 0, labelled and task.takes_labels and truth is None, {}
+        self.has_truth = truth is not None or self.labelled
+        self.measures = {each.name: task_measures(task, each, truth=self.has_truth) for each in self.protocols}
+        for protocol in self.protocols:
+            framing.border(protocol)  # raises if crops exceed the margin
+        self.planned = tuple(_planned(self.protocols))
+
+    def plan(self, indices: Tensor) -> ViewPlan:
+        """Return the distinct views of some images, [image], by their index in the data."""
+        return plan_views(self.planned, self.framing, indices=indices)
+
+    def choose_format(self, example: Tensor, count: int) -> bool:
+        """Return whether the model is quicker on images in the format channels last, where convolutions make that likely.
+
+        Args:
+            example: [1, channel, height, width], an image.
+            count: of the images to measure.
+        """
+        model = self.model.model
+        if not isinstance(model, nn.Module) or not any(isinstance(part, nn.Conv2d) for part in model.modules()):
+            return False
+        with evaluating(model), torch.inference_mode():
+            passes = count * len(self.plan(torch.arange(1)).rows)
+            return channels_last_is_quicker(self.model.raw, self.framing.centre(example), passes=passes)
+
+    def part(self, images: Tensor, labels: Tensor | None, *, indices: Tensor) -> Part:
+        """Return what a block of images gives; :meth:`shiftscope.audits.Session.part` describes the arguments."""
+        started = perf_counter()
+        truths = self._truths(indices, labels)
+        plan = self.plan(indices)
+        pairs = self._pairs(plan)
+        block = _Block(self, plan, pairs, truths, indices)
+        with self.model.counting(), evaluating(self.model.model), torch.inference_mode():
+            for rows in torch.arange(len(plan.rows)).split(self.batch_size):
+                batch = views_of(plan, rows, images, self.framing)
+                block.add(rows.tolist(), self.model.read(batch, self.task, self.framing.size))
+        return Part(
+            scores=block.scores(),
+            surveys=block.surveys(),
+            sums=block.sums,
+            changed=block.changed(),
+            cost=self._cost(plan, len(images), started),
+            records={name: torch.cat(rows) for name, rows in block.records.items()},
+        )
+
+    def _truths(self, indices: Tensor, labels: Tensor | None) -> list[Any]:
+        if self.truth is None and not self.labelled:
+            return [None] * len(indices)
+        truth = dict(zip(indices.tolist(), labels, strict=True)) if self.truth is None and labels is not None else self.truth
+        assert truth is not None  # labels are there where the measurer is labelled
+        try:
+            found = [truth[int(each)] for each in indices]
+        except IndexError:
+            raise InputError(
+                f"`truth` must hold ground truth for each image, got {len(truth)} for {int(indices[-1]) + 1} or more.",
+                "Give one an image, in their order.",
+            ) from None
+        return [None if each is None else self.task.read_truth(each, self.framing.size) for each in found]
+
+    def _pairs(self, plan: ViewPlan) -> _Pairs:
+        unshifted = plan.reference[:, None].expand(-1, 2)
+        parts, shapes = ([], []) if not self.has_truth else ([unshifted], [("compared", UNSHIFTED, 1)])
+        for protocol in self.planned:
+            views, reference = plan.views[protocol.name], plan.reference[:, None]
+            parts.append(torch.stack([reference.expand_as(views), views], dim=-1).flatten(0, 1))
+            shapes.append(("compared", protocol.name, views.shape[1]))
+            if any(name in NEIGHBOURS for name in protocol.scores):
+                parts.append(torch.stack([views[:, :-1], views[:, 1:]], dim=-1).flatten(0, 1))
+                shapes.append(("neighbours", protocol.name, views.shape[1] - 1))
+        rows, places = torch.cat(parts).unique(dim=0, return_inverse=True)
+        found: dict[str, dict[str, Tensor]] = {"compared": {}, "neighbours": {}}
+        for (what, name, count), each in zip(shapes, places.split([len(part) for part in parts]), strict=True):
+            found[what][name] = each.reshape(-1, count)
+        return _Pairs(rows, found["compared"], found["neighbours"])
+
+    def _cost(self, plan: ViewPlan, images: int, started: float) -> Cost:
+        seen, self.images_accounted = self.model.images_seen - self.images_accounted, self.model.images_seen
+        views = len(plan.rows)
+        return Cost(
+            images=images,
+            asked=plan.requested,
+            distinct=views,
+            forward=views,
+            checks=seen - views,
+            seconds=perf_counter() - started,
+        )
+
+
+class _Block:
+    """The comparisons of a block, as answers come in. Answers are dropped once nothing needs them."""
+
+    def __init__(self, measurer: TaskMeasurer, plan: ViewPlan, pairs: _Pairs, truths: list[Any], indices: Tensor) -> None:
+        self.measurer, self.task, self.plan, self.pairs, self.truths = measurer, measurer.task, plan, pairs, truths
+        self.indices = indices
+        self.names = (*self.task.measures, *(self.task.truth_measures if measurer.has_truth else ()))
+        self.values = torch.full((len(pairs.rows), len(self.names)), nan, dtype=torch.float64)
+        self.sums: dict[str, Sums] = {}
+        self.records: dict[str, list[Tensor]] = {}
+        self._answers: dict[int, Any] = {}
+        self._references: list[Any] = []
+        self._ready: dict[int, list[int]] = {}
+        self._stale: dict[int, list[int]] = {}
+        last = dict[int, int]()
+        for number, (first, second) in enumerate(pairs.rows.tolist()):
+            self._ready.setdefault(max(first, second), []).append(number)
+            last |= {row: max(last.get(row, 0), first, second) for row in (first, second)}
+        for row, until in last.items():
+            self._stale.setdefault(until, []).append(row)
+        self._protocols: dict[int, list[str]] = {}
+        for name, table in pairs.compared.items():
+            for number in table.flatten().tolist() if name != UNSHIFTED else ():
+                self._protocols.setdefault(number, []).append(name)
+        self._steps, self._borders, self._images = plan.steps.tolist(), plan.rows[:, 0].long().tolist(), plan.images.tolist()
+
+    def add(self, rows: list[int], answers: list[Any]) -> None:
+        """Add the answers to some rows of the plan, in order, and compare those that are complete."""
+        # Unshifted images come first in a plan: all are known before the first comparison that needs another image's.
+        self._answers |= dict(zip(rows, answers, strict=True))
+        count = len(self.plan.reference)
+        if not self._references and rows[-1] + 1 >= count:
+            self._references = [self._answers[row] for row in range(count)]
+            for row in range(count):
+                self._complete(row)
+        if self._references:
+            for row in rows:
+                if row >= count:
+                    self._complete(row)
+
+    def _complete(self, row: int) -> None:
+        for number in self._ready.get(row, ()):
+            self._compare(number)
+        for each in self._stale.get(row, ()):
+            del self._answers[each]
+
+    def _compare(self, number: int) -> None:
+        first, second = self.pairs.rows[number].tolist()
+        before, after, view = self._answers[first], self._answers[second], self._view(first, second)
+        truth = self.truths[view.image]
+        found = self.task.compare(before, after, view, truth)
+        self.values[number] = torch.tensor([found.get(name, nan) for name in self.names], dtype=torch.float64)
+        if view.start != (0.0, 0.0):
+            return
+        for name in {each.removesuffix(GRID): None for each in self._protocols.get(number, ())}:
+            more = self.task.tally(before, after, view, truth)
+            known = self.sums.setdefault(name, {})
+            for key, total in more.items():
+                known[key] = known[key] + total if key in known else total
+            rows = self.task.records(after, view, truth)
+            if rows is not None:
+                where = torch.tensor([[float(self.indices[view.image]), *view.shift]], dtype=rows.dtype).expand(len(rows), 3)
+                self.records.setdefault(name, []).append(torch.cat([where, rows], dim=1))
+
+    def _view(self, first: int, second: int) -> View:
+        (top, left), (down, right) = self._steps[first], self._steps[second]
+        circular = "circular" in (BORDERS[self._borders[first]], BORDERS[self._borders[second]])
+        return View(
+            (down - top, right - left),
+            self.measurer.framing.size,
+            circular,
+            (top, left),
+            self._images[second],
+            self._references,
+        )
+
+    def scores(self) -> dict[tuple[str, str], Tensor]:
+        """Return one value per image for each protocol and measure, NaN where none is defined."""
+        found: dict[tuple[str, str], Tensor] = {}
+        for measure in self.task.truth_measures if self.measurer.has_truth else ():
+            found[UNSHIFTED, measure] = self._table(UNSHIFTED, measure)[:, 0].float()
+        for protocol in self.measurer.protocols:
+            for measure in self.measurer.measures[protocol.name][0]:
+                if measure == FLICKER:
+                    lead = self.values[:, 0][self.pairs.neighbours[protocol.name]]
+                    found[protocol.name, measure] = change(self.task, lead).nanmean(dim=1).float()
+                else:
+                    found[protocol.name, measure] = self._table(protocol.name, measure).nanmean(dim=1).float()
+        return found
+
+    def surveys(self) -> dict[str, Any]:
+        """Return what every shift of each grid gives."""
+        found = {}
+        for protocol in self.measurer.protocols:
+            names = self.measurer.measures[protocol.name][1]
+            if names:
+                tables = {name: self._table(_grid_of(protocol), name).float() for name in names}
+                reach = int(protocol.max_shift)
+                found[grid_name((protocol.mode, reach))] = survey_of_values(tables, grid(reach))
+        return found
+
+    def _table(self, name: str, measure: str) -> Float[Tensor, "image view"]:
+        return self.values[:, self.names.index(measure)][self.pairs.compared[name]]
+
+    def changed(self) -> tuple[Changed, ...]:
+        """Return the images that change most, each at the shift that changes it most; errors as their negative."""
+        agreement = self.values[:, 0] if MEASURES[self.names[0]].better == "more" else -self.values[:, 0]
+        worst: dict[int, int] = {}
+        for number in agreement.nan_to_num(nan=float("inf")).argsort(stable=True).tolist():
+            first, second = self.pairs.rows[number].tolist()
+            if self._borders[first] == 0 and first != second and not agreement[number].isnan():
+                worst.setdefault(self._images[second], number)
+        return most_changed(self._changed(image, number, float(agreement[number])) for image, number in worst.items())
+
+    def _changed(self, image: int, number: int, value: float) -> Changed:
+        row = int(self.pairs.rows[number, 1])
+        down, right = self._steps[row]
+        border = str(BORDERS[self._borders[row]])
+        return Changed(int(self.indices[image]), (down, right), border, value, None, None, self.names[0])
+
+
+def _planned(protocols: Sequence[Protocol]) -> Iterator[Protocol]:
+    """Yield the protocols as views are planned: an exhaustive grid is a path."""
+    for each in protocols:
+        if each.scores:
+            yield each
+        if each.surveyed:
+            steps = tuple((int(down), int(right)) for down, right in grid(int(each.max_shift)).tolist())
+            yield replace(each, name=_grid_of(each), scores=("grid",), surveyed=(), drawn=0, path=steps)
+
+
+def _grid_of(protocol: Protocol) -> str:
+    return protocol.name + GRID

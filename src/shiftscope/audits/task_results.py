@@ -1,0 +1,85 @@
+"""What a task's parts give: rows, values per class, notes on images without a value, and the images that change most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import inf, nan
+
+from torch import Tensor
+
+from shiftscope.audits.measuring import grid_name
+from shiftscope.audits.parts import Changed, Part
+from shiftscope.audits.protocols import Protocol
+from shiftscope.audits.scores import estimate
+from shiftscope.audits.task_measuring import UNSHIFTED, task_measures
+from shiftscope.audits.wording import Row
+from shiftscope.estimates import Estimate
+from shiftscope.measures import MEASURES
+from shiftscope.tasks import Task
+
+__all__ = ["task_changed", "task_notes", "task_rows", "task_units"]
+
+
+def task_rows(merged: Part, protocols: Sequence[Protocol], task: Task, borders: Mapping[str, str]) -> list[Row]:
+    """Return a row for each protocol and measure of a task.
+
+    Args:
+        merged: all parts.
+        protocols: that were measured.
+        task: what the outputs are.
+        borders: protocol -> what filled its border.
+    """
+    unshifted = [measure for protocol, measure in merged.scores if protocol == UNSHIFTED]
+    rows = [
+        Row(UNSHIFTED, measure, "", 0, 1, _estimate(measure, merged.scores[UNSHIFTED, measure]), None) for measure in unshifted
+    ]
+    for protocol in protocols:
+        scores, surveyed = task_measures(task, protocol, truth=bool(unshifted))
+        border, reach = borders[protocol.name], protocol.max_shift
+        views = len(protocol.draw(1)[0]) if protocol.scores else 0
+        for measure in scores:
+            values = merged.scores[protocol.name, measure]
+            rows.append(Row(protocol.name, measure, border, reach, views, _estimate(measure, values), None))
+        survey = merged.surveys.get(grid_name((protocol.mode, int(reach))))
+        if survey is not None:
+            found = [(measure, survey.estimate(measure) or _undefined()) for measure in surveyed]
+            rows += [Row(protocol.name, name, protocol.mode, reach, len(survey.shifts), each, None) for name, each in found]
+        if protocol.name in merged.records:
+            totals = task.totals(merged.records[protocol.name])
+            shifts = views or (len(survey.shifts) if survey is not None else 0)
+            rows += [Row(protocol.name, name, border, reach, shifts, each, None) for name, each in totals.items()]
+    return rows
+
+
+def task_units(merged: Part, task: Task) -> dict[str, Tensor]:
+    """Return by protocol a value for each class or unit, where the task has some."""
+    found = {protocol: task.units(sums) for protocol, sums in merged.sums.items() if sums}
+    return {protocol: units for protocol, units in found.items() if units is not None}
+
+
+def task_changed(merged: Part, task: Task) -> tuple[Changed, ...]:
+    """Return the images that change most, with the leading measure's own values, which parts hold as agreements."""
+    lead = task.measures[0]
+    sign = 1 if MEASURES[lead].better == "more" else -1
+    return tuple(replace(each, similarity=sign * each.similarity, measure=lead) for each in merged.changed)
+
+
+def task_notes(merged: Part, rows: Sequence[Row], task: Task | None) -> Iterator[str]:
+    """Yield which measures are not defined for some images."""
+    seen = set[str]()
+    for row in rows if task is not None else ():
+        values = merged.scores.get((row.protocol, row.measure))
+        missing = 0 if values is None else int(values.isnan().sum())
+        if missing and row.measure not in seen:
+            seen.add(row.measure)
+            yield f"{missing:,} of {len(values)} images have no {MEASURES[row.measure].label} and are left out of its mean."  # type: ignore[arg-type]
+
+
+def _estimate(measure: str, values: Tensor) -> Estimate:
+    known = values[~values.isnan()]
+    return estimate(measure, known) if len(known) else _undefined()
+
+
+def _undefined() -> Estimate:
+    return Estimate(nan, -inf, inf, 0)

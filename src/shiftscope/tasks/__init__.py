@@ -1,0 +1,8 @@
+"""Tasks: what a model's output is, how it is moved back by a shift, and how two outputs are compared. One file a task."""
+
+from __future__ import annotations
+
+from shiftscope.tasks.registry import TASKS, find_task, task_of
+from shiftscope.tasks.task import Task, Truth, View
+
+__all__ = ["TASKS", "Task", "Truth", "View", "find_task", "task_of"]

@@ -1,0 +1,56 @@
+"""Every task by name, and how a task is chosen: by the user, or by what a model returns."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+from shiftscope.errors import InputError
+from shiftscope.tasks.segmentation import Segmentation
+from shiftscope.tasks.task import Task
+
+__all__ = ["TASKS", "find_task", "task_of"]
+
+#: Every task by name. Of several that an output shows, the first one is chosen.
+TASKS: dict[str, Task] = {task.name: task for task in (Segmentation(),)}
+#: Fields of a task that are no settings.
+FIXED = ("name", "measures", "truth_measures", "takes_labels")
+
+
+def find_task(text: str) -> Task:
+    """Return the task with a name, with its settings: ``boxes`` or ``boxes:threshold=0.3``.
+
+    Raises:
+        InputError: there is no such task or setting.
+
+    >>> find_task("segmentation:ignored=0").ignored
+    0
+    """
+    name, _, settings = text.partition(":")
+    if name not in TASKS:
+        close = get_close_matches(name, TASKS, n=1)
+        raise InputError(
+            f"there is no task {name!r}.", f"Did you mean {close[0]!r}?" if close else f"Choose from {', '.join(TASKS)}."
+        )
+    task = TASKS[name]
+    return replace(task, **dict(_setting(task, each) for each in settings.split(",") if each))
+
+
+def _setting(task: Task, text: str) -> tuple[str, Any]:
+    """Return a setting's name and value, of the type of its default."""
+    name, _, value = text.partition("=")
+    known = {each.name: getattr(task, each.name) for each in fields(task) if each.name not in FIXED}
+    known = {each: default for each, default in known.items() if isinstance(default, int | float | str)}
+    if name not in known:
+        options = f"Its settings are {', '.join(known)}." if known else "It has no settings."
+        raise InputError(f"task {task.name!r} has no setting {name!r}.", options)
+    try:
+        return name, type(known[name])(value)
+    except ValueError:
+        raise InputError(f"{name!r} of task {task.name!r} must be a number, got {value!r}.", f"Like {known[name]}.") from None
+
+
+def task_of(output: Any, count: int) -> Task | None:
+    """Return the task that a model's raw output for ``count`` images shows by itself; None if it shows none."""
+    return next((task for task in TASKS.values() if task.shows(output, count)), None)

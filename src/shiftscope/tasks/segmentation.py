@@ -1,0 +1,129 @@
+"""Segmentation: a class for each pixel. Equivariant: the map should move along with the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from shiftscope.errors import InputError
+from shiftscope.tasks.dense import aligned
+from shiftscope.tasks.reading import finite_rows, select_output
+from shiftscope.tasks.task import Task, View
+
+__all__ = ["ClassMap", "Segmentation", "intersections"]
+
+
+class ClassMap(NamedTuple):
+    """The top class of each pixel of the model's input, of so many classes."""
+
+    tops: Int[Tensor, "height width"]
+    classes: int
+
+
+def intersections(one: Tensor, other: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Return how many pixels each class has in both of two maps, and how many in either, [class].
+
+    >>> intersections(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2)
+    (tensor([1, 1]), tensor([2, 2]))
+    """
+    one, other = one.flatten().long(), other.flatten().long()
+    both = torch.bincount(one[one == other], minlength=classes)
+    return both, torch.bincount(one, minlength=classes) + torch.bincount(other, minlength=classes) - both
+
+
+@dataclass(frozen=True)
+class Segmentation(Task):
+    """Classes of pixels, [image, class, height, width] before the softmax; maps of another size than the input are enlarged.
+
+    Attributes:
+        ignored: the label of ground truth that stands for no class.
+    """
+
+    name: str = "segmentation"
+    measures: tuple[str, ...] = ("mASSC", "mean_iou", "boundary_agreement", "interior_agreement")
+    truth_measures: tuple[str, ...] = ("truth_iou", "truth_pixels")
+    ignored: int = 255
+
+    def read(self, output: Any, count: int, size: tuple[int, int]) -> list[ClassMap]:
+        """Return each image's top classes."""
+        found = select_output(output, None, ("logits", "out"))
+        if found.ndim != 4 or len(found) != count or found.shape[1] < 2:
+            raise InputError(
+                f"task 'segmentation' needs [image, class, height, width] for {count} images, got shape {tuple(found.shape)}.",
+                "Choose another --task or `output`.",
+            )
+        maps, classes = finite_rows(found), found.shape[1]
+        if tuple(maps.shape[2:]) != size:
+            maps = nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+        kind = torch.uint8 if classes <= 256 else torch.int32
+        return [ClassMap(each, classes) for each in maps.argmax(dim=1).to(kind)]
+
+    def compare(self, before: ClassMap, after: ClassMap, view: View, truth: Tensor | None) -> dict[str, float]:
+        """Return agreements and intersections over union of the two maps."""
+        one, other = aligned(before.tops, after.tops, view)
+        same = one == other
+        edge = _boundary(one)
+        found = {
+            "mASSC": _mean(same),
+            "mean_iou": _mean_iou(*intersections(one, other, before.classes)),
+            "boundary_agreement": _mean(same[edge]),
+            "interior_agreement": _mean(same[~edge]),
+        }
+        if truth is not None:
+            known, _ = aligned(truth, after.tops, view)
+            counted = known != self.ignored
+            right = known[counted], other[counted]
+            found["truth_iou"] = _mean_iou(*intersections(*right, before.classes))
+            found["truth_pixels"] = _mean(right[0] == right[1])
+        return found
+
+    def read_truth(self, truth: Any, size: tuple[int, int]) -> Tensor:
+        """Return labels of pixels as [height, width]."""
+        found = torch.as_tensor(truth)
+        if tuple(found.shape) != size or found.is_floating_point():
+            raise InputError(
+                f"`truth` of task 'segmentation' must be whole numbers [{size[0]}, {size[1]}] for each image, got "
+                f"{found.dtype} of shape {tuple(found.shape)}.",
+                "Give labels of the size of the model's input.",
+            )
+        return found.long()
+
+    def tally(self, before: ClassMap, after: ClassMap, view: View, truth: Tensor | None) -> dict[str, Tensor]:
+        """Return pixels of each class in both maps and in either."""
+        both, either = intersections(*aligned(before.tops, after.tops, view), before.classes)
+        return {"both": both.double(), "either": either.double()}
+
+    def units(self, sums: Mapping[str, Tensor]) -> Tensor:
+        """Return the intersection over union of each class, over all images and shifts; NaN for a class that never appears."""
+        return sums["both"] / sums["either"]
+
+    def words(self, value: str, moved: str) -> str:
+        """Return the pixel agreement in a sentence."""
+        return f"The answer stays the same for {value} of pixels {moved}."
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean()) if values.numel() else nan
+
+
+def _mean_iou(both: Tensor, either: Tensor) -> float:
+    """Return the mean over classes that appear in either map; NaN without any."""
+    there = either > 0
+    return _mean(both[there].double() / either[there])
+
+
+def _boundary(classes: Tensor) -> Tensor:
+    """Return whether a pixel has another class than one of its four neighbours, [height, width]."""
+    found = torch.zeros(classes.shape, dtype=torch.bool)
+    down, right = classes[1:] != classes[:-1], classes[:, 1:] != classes[:, :-1]
+    found[1:] |= down
+    found[:-1] |= down
+    found[:, 1:] |= right
+    found[:, :-1] |= right
+    return found

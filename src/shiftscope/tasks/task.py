@@ -1,0 +1,145 @@
+"""What a task is: it reads a model's raw output, and compares the answers to an image and to a shifted view of it.
+
+A new task is a subclass of :class:`Task` in a file of its own, and its line in :mod:`shiftscope.tasks.registry`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from shiftscope.estimates import Estimate
+
+__all__ = ["Task", "Truth", "View"]
+
+#: Ground truth of all images, by index: a tensor [image, ...], a list, or anything that reads one when it is asked for.
+Truth = Tensor | Sequence[Any]
+
+
+@dataclass(frozen=True)
+class View:
+    """How the second of two views of an image lies relative to the first.
+
+    Attributes:
+        shift: (dy, dx) in pixels from the first view to the second; positive values move the content down and right.
+        size: (height, width) of the model's input, pixels.
+        circular: whether content that leaves on one side enters on the other.
+        start: (dy, dx) of the first view against the unshifted image, pixels; (0, 0) where the first is unshifted.
+        image: the image's place in its block.
+        references: the answers to all unshifted images of the block, in order.
+    """
+
+    shift: tuple[int | float, int | float]
+    size: tuple[int, int]
+    circular: bool
+    start: tuple[int | float, int | float] = (0.0, 0.0)
+    image: int = 0
+    references: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A kind of output.
+
+    Attributes:
+        name: short, as ``--task`` takes it.
+        measures: names of :data:`shiftscope.measures.MEASURES`; the first leads.
+        truth_measures: further ones, which need ground truth.
+        takes_labels: whether labels of images are ground truth for it.
+    """
+
+    name: str
+    measures: tuple[str, ...]
+    truth_measures: tuple[str, ...] = ()
+    takes_labels: bool = False
+
+    def shows(self, output: Any, count: int) -> bool:
+        """Return whether a model's raw output for ``count`` images says by itself that it is this task's."""
+        return False
+
+    @abstractmethod
+    def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Any]:
+        """Return an answer for each image, on the CPU.
+
+        Args:
+            output: what the model returned for a batch.
+            count: images in the batch.
+            size: (height, width) of the model's input, pixels.
+
+        Raises:
+            InputError: the output is not this task's.
+        """
+
+    @abstractmethod
+    def compare(self, before: Any, after: Any, view: View, truth: Any) -> dict[str, float]:
+        """Return the measures of two answers, the second one moved back by the shift.
+
+        Args:
+            before: the answer to the first view.
+            after: the answer to the second view.
+            view: how the second lies relative to the first.
+            truth: of the unshifted image, as :meth:`read_truth` returns it; None without.
+
+        Returns:
+            measure -> value; NaN where it is not defined for this image, which leaves it out of means.
+        """
+
+    def read_truth(self, truth: Any, size: tuple[int, int]) -> Any:
+        """Return an image's ground truth as :meth:`compare` takes it.
+
+        Args:
+            truth: as the user gives it.
+            size: (height, width) of the model's input, pixels.
+
+        Raises:
+            InputError: it is not this task's, or of another size.
+        """
+        return truth
+
+    def tally(self, before: Any, after: Any, view: View, truth: Any) -> dict[str, Tensor]:
+        """Return sums of two answers that add up over images and shifts; empty if the task has none."""
+        return {}
+
+    def units(self, sums: Mapping[str, Tensor]) -> Tensor | None:
+        """Return a value for each class or unit from the sums of :meth:`tally`; None without."""
+        return None
+
+    def records(self, after: Any, view: View, truth: Any) -> Tensor | None:
+        """Return what numbers of all images together need of one view, [row, column]; None if the task has no such numbers."""
+        return None
+
+    def totals(self, records: Tensor) -> dict[str, Estimate]:
+        """Return numbers of all images together: measure -> estimate.
+
+        Args:
+            records: the rows of :meth:`records` of all images and views of a protocol, in order, each after its image's index and
+                its shift (dy, dx): [row, 3 + column].
+        """
+        return {}
+
+    def draw(self, picture: Tensor, answer: Any, back: tuple[int | float, int | float], view: View) -> Tensor | None:
+        """Draw an answer over a picture; None if there is nothing to draw.
+
+        Args:
+            picture: [3, height, width] in [0, 1], of the model's input.
+            answer: to draw.
+            back: (dy, dx) by which to move the answer back, pixels; (0, 0) for where it is.
+            view: how the answer's view lies relative to the unshifted image.
+
+        Returns:
+            [3, height, width] in [0, 1].
+        """
+        return None
+
+    def words(self, value: str, moved: str) -> str:
+        """Return the leading measure in a sentence; empty for a generic one.
+
+        Args:
+            value: of the measure, in words.
+            moved: "when they move by up to 8 pixels".
+        """
+        return ""

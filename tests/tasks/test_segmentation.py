@@ -1,0 +1,124 @@
+"""The task segmentation: equivariant models agree fully, known movements give known numbers, slow loops give the same."""
+
+from __future__ import annotations
+
+from math import isnan
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import shiftscope as ss
+from shiftscope.tasks import View, find_task
+
+SIZE = 12
+
+
+def photos(count: int = 6, size: int = SIZE) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def pixelwise(batch: Tensor) -> Tensor:
+    """Classes of pixels by their own colour: equivariant under every circular shift."""
+    return torch.cat([batch, 1 - batch], dim=1)
+
+
+def slow(before: Tensor, after: Tensor, view: View, classes: int) -> dict[str, float]:
+    """Compare two maps pixel by pixel."""
+    height, width = before.shape
+    same, both, either = {"all": [], "edge": [], "inside": []}, [0] * classes, [0] * classes
+    pairs = {}
+    for row in range(height):
+        for column in range(width):
+            down, right = row + view.shift[0], column + view.shift[1]
+            if view.circular:
+                down, right = down % height, right % width
+            if 0 <= down < height and 0 <= right < width:
+                pairs[row, column] = int(before[row, column]), int(after[down, right])
+    for (row, column), (one, other) in pairs.items():
+        near = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+        edge = any(each in pairs and pairs[each][0] != one for each in near)
+        same["all"].append(one == other)
+        same["edge" if edge else "inside"].append(one == other)
+        for label in range(classes):
+            both[label] += one == other == label
+            either[label] += label in (one, other)
+    shares = {name: sum(each) / len(each) if each else float("nan") for name, each in same.items()}
+    ious = [one / other for one, other in zip(both, either, strict=True) if other]
+    return {
+        "mASSC": shares["all"],
+        "mean_iou": sum(ious) / len(ious),
+        "boundary_agreement": shares["edge"],
+        "interior_agreement": shares["inside"],
+    }
+
+
+@pytest.mark.parametrize("circular", [True, False])
+@pytest.mark.parametrize("shift", [(0, 0), (2, -3), (-5, 1), (0, 7)])
+def test_comparison_equals_a_loop_over_pixels(shift: tuple[int, int], circular: bool) -> None:
+    generator = torch.Generator().manual_seed(sum(shift))
+    outputs = torch.rand(2, 4, 3, 4, generator=generator).repeat_interleave(3, dim=2).repeat_interleave(2, dim=3)
+    before, after = find_task("segmentation").read(outputs, 2, (9, 8))
+    view = View(shift, (9, 8), circular)
+    found = find_task("segmentation").compare(before, after, view, None)
+    expected = slow(before.tops, after.tops, view, 4)
+    for name, value in expected.items():
+        assert (isnan(value) and isnan(found[name])) or found[name] == pytest.approx(value, abs=1e-12)
+
+
+def test_equivariant_model_agrees_everywhere() -> None:
+    found = ss.audit(pixelwise, photos(), task="segmentation", protocols=["chaman2021-circular", "mouton2020"])
+    assert [(row.measure, row.estimate.value) for row in found.rows if row.estimate.value != 1] == []
+    assert len(found.rows) == 8
+
+
+def test_model_that_does_not_move_agrees_by_chance_only() -> None:
+    """A fixed map of two halves, moved by (0, 3) circularly, agrees with itself in all but 2 x 3 of 12 columns."""
+
+    def halves(batch: Tensor) -> Tensor:
+        left = (torch.arange(SIZE) < SIZE // 2).float().expand(len(batch), SIZE, SIZE)
+        return torch.stack([left, 1 - left], dim=1)
+
+    protocol = ss.audits.protocols.Protocol("right", 3, "circular", 0, ("all_agree",), drawn=0, path=((0, 3),))
+    found = ss.audit(halves, photos(), task="segmentation", protocols=[protocol])
+    assert found.estimate("right", "mASSC").value == 0.5
+    assert found.estimate("right", "mean_iou").value == pytest.approx(1 / 3)
+    assert torch.allclose(found.units["right"], torch.tensor([1 / 3, 1 / 3]).double())
+
+
+def test_ground_truth_that_the_model_repeats_is_right_at_every_shift() -> None:
+    truth = pixelwise(photos()).argmax(dim=1)
+    found = ss.audit(pixelwise, photos(), task="segmentation", truth=truth, protocols=["chaman2021-circular"])
+    assert found.estimate("unshifted", "truth_iou").value == found.estimate("chaman2021-circular", "truth_pixels").value == 1
+
+
+def test_survey_and_single_views_give_the_same() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Upsample(scale_factor=2)).eval()
+    protocol = ss.audits.protocols.Protocol(
+        "all", 2, "zero", 0, ("all_agree",), drawn=0, path=tuple(map(tuple, ss.grid(2).tolist()))
+    )
+    found = ss.audit(model, photos(), task="segmentation", protocols=["myburgh2021", protocol], max_shift=2)
+    for measure in ("mASSC", "mean_iou"):
+        assert found.estimate("myburgh2021", measure).value == pytest.approx(found.estimate("all", measure).value, abs=1e-6)
+    assert found.maps()["zero 2/mASSC"][2, 2] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "segmentatoin"}, "there is no task 'segmentatoin'. Did you mean 'segmentation'?"),
+        ({"task": "segmentation:level=2"}, "task 'segmentation' has no setting 'level'. Its settings are ignored."),
+        ({"task": "segmentation:ignored=x"}, "'ignored' of task 'segmentation' must be a number, got 'x'."),
+        ({"task": "segmentation", "protocols": ["gruver2023"]}, "gruver2023 cannot be measured for task 'segmentation'"),
+        (
+            {"task": "segmentation", "truth": torch.zeros(5, SIZE, SIZE).long()},
+            "`truth` must hold one for each of 6 images, got 5",
+        ),
+        ({"task": "segmentation", "truth": torch.zeros(6, 4, 4).long()}, r"must be whole numbers \[12, 12\] for each image"),
+        ({"truth": torch.zeros(6, SIZE, SIZE).long()}, "`truth` is ground truth of a task, but the output shows none."),
+    ],
+)
+def test_bad_input_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ss.InputError, match=message):
+        ss.audit(pixelwise, photos(), **settings)
