@@ -82,6 +82,54 @@ def test_block_that_shuffles_its_tokens_is_unknown() -> None:
     assert set(found.maps) == {"embed"}
 
 
+class Halved(nn.Module):
+    """Tokens in Hiera's order: of each square the first token, then the second and so on, twice over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.mix = nn.Conv2d(3, 8, 4, 4), nn.Sequential(nn.Linear(8, 8), nn.GELU())
+
+    def split(self, maps: Tensor) -> Tensor:
+        """Return the four maps of every second row and column, one after the other, [image * 4, channel, height, width]."""
+        parts = [maps[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        maps = self.embed(images)
+        return self.split(self.split(maps)).transpose(0, 1).flatten(1).reshape(8, len(images), -1).permute(1, 2, 0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.mix(self.tokens(images)).mean(1)
+
+
+def test_split_rows_and_columns_are_put_together() -> None:
+    model, images = Halved().eval(), torch.rand(2, 3, 32, 48)
+    found = read_tokens(model, images[:1])
+    assert found is not None
+    assert found.maps["mix"] == TokenMap("tokens", (8, 12), levels=2)
+    tokens = model.tokens(images)
+    assert torch.equal(found.maps["mix"].maps(tokens), model.embed(images))
+    assert torch.equal(found.maps["mix"].with_maps(tokens, lambda maps: maps), tokens)
+
+
+def test_positions_on_the_corners_of_patches_are_found() -> None:
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            convolutions = [nn.Conv2d(3 if step == 0 else 8, 8, 3, 2, 1) for step in range(4)]
+            self.stem = nn.Sequential(*convolutions)
+            self.mix = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.mix(self.stem(images).flatten(2).transpose(1, 2)).mean(1)
+
+    found = read_tokens(Stem().eval(), torch.zeros(1, 3, 128, 128))
+    assert found is not None
+    assert (found.last, found.maps["mix"], found.factor) == ("mix", TokenMap("tokens", (8, 8)), (16, 16))
+
+
 def test_networks_without_tokens_are_none() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 900, 2)).eval()
     assert read_tokens(model, torch.zeros(1, 3, 32, 32)) is None

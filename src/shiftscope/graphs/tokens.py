@@ -43,12 +43,15 @@ class TokenMap:
         grid: height and width of the map, positions.
         prefix: number of tokens before those of the map.
         sequence_first: whether tokens are [token, image, channel].
+        levels: how often rows and columns are split in two, with the halves of all positions first, as Hiera orders them:
+            the first token of each 2x2 square, the second of each, and so on; with each of these four maps split in its turn.
     """
 
     layout: Literal["tokens", "channels last", "channels first"]
     grid: Pair
     prefix: int = 0
     sequence_first: bool = False
+    levels: int = 0
 
     def maps(self, value: Tensor) -> Tensor:
         """Return the map as [image, channel, height, width], without the tokens before it.
@@ -59,8 +62,22 @@ class TokenMap:
         if self.layout != "tokens":
             return value.permute(0, 3, 1, 2) if self.layout == "channels last" else value
         tokens = value.transpose(0, 1) if self.sequence_first else value
-        grid: Tensor = tokens[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
+        placed = tokens[:, self.prefix :].transpose(1, 2)
+        grid: Tensor = (self._joined(placed) if self.levels else placed).unflatten(2, self.grid)
         return grid
+
+    def _joined(self, tokens: Tensor) -> Tensor:
+        """Return tokens [image, channel, token] in the order of the map's rows."""
+        halves, axes = [2] * 2 * self.levels, 2 * self.levels
+        split = tokens.unflatten(2, (*halves, *(side >> self.levels for side in self.grid)))
+        rows, columns = ([2 + axes + side, *range(axes + side, 1, -2)] for side in (0, 1))
+        joined: Tensor = split.permute(0, 1, *rows, *columns).flatten(2)
+        return joined
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        """Return tokens [image, channel, token] in the model's order; the inverse of :meth:`_joined`."""
+        order = self._joined(torch.arange(tokens.shape[2], device=tokens.device)[None, None])[0, 0]
+        return tokens[:, :, order.argsort()]
 
     def holds(self, shape: tuple[int, ...]) -> bool:
         """Return whether a value of this shape can be arranged so."""
@@ -74,7 +91,9 @@ class TokenMap:
         if self.layout != "tokens":
             return changed.permute(0, 2, 3, 1) if self.layout == "channels last" else changed
         tokens = value.transpose(0, 1) if self.sequence_first else value
-        tokens = torch.cat([tokens[:, : self.prefix], changed.flatten(2).transpose(1, 2)], dim=1)
+        placed = changed.flatten(2)
+        placed = (self._split(placed) if self.levels else placed).transpose(1, 2)
+        tokens = torch.cat([tokens[:, : self.prefix], placed], dim=1)
         return tokens.transpose(0, 1) if self.sequence_first else tokens
 
 
@@ -195,6 +214,14 @@ def _grids(tokens: int, size: Pair) -> list[TokenMap]:
     return [each for each in found if _distortion(each.grid, size) < closest + 1e-6]
 
 
+def _nested(candidates: Sequence[TokenMap]) -> Iterator[TokenMap]:
+    """Yield the arrangements of the same tokens in which rows and columns are split."""
+    for each in candidates:
+        if each.layout == "tokens" and each.prefix == 0:
+            most = min((side & -side).bit_length() - 1 for side in each.grid)  # how often both sides halve
+            yield from (replace(each, levels=levels) for levels in range(1, most + 1))
+
+
 def _fits(grid: Pair, size: Pair) -> bool:
     """Return whether a grid of several positions has the proportions of the image."""
     return min(grid) > 1 and grid[0] <= size[0] and grid[1] <= size[1] and _distortion(grid, size) <= DISTORTION
@@ -212,23 +239,36 @@ def _background(image: Tensor) -> Tensor:
 
 
 def _verified(model: nn.Module, image: Tensor, candidates: dict[str, list[TokenMap]]) -> dict[str, TokenMap]:
-    """Return the arrangements that agree with what perturbed patches change."""
+    """Return the arrangements that agree with what perturbed patches change.
+
+    Where a stem puts positions on the corners of patches, small patches change the position beside them. So what small patches do
+    not confirm is tried with larger ones.
+    """
     if not candidates:
         return {}
-    size = (image.shape[2], image.shape[3])
-    coarsest = min(min(each.grid) for found in candidates.values() for each in found)
-    probes, regions = _perturbed(image, max(4, min(8, coarsest)))
-    verified: dict[str, TokenMap] = {}
+    sides = max(4, min(8, *(min(each.grid) for found in candidates.values() for each in found)))
+    verified = _confirmed(model, image, candidates, sides)
+    if (left := {name: found for name, found in candidates.items() if name not in verified}) and sides > 4:
+        verified |= _confirmed(model, image, left, 4)
+    return {name: verified[name] for name in candidates if name in verified}
+
+
+def _confirmed(model: nn.Module, image: Tensor, candidates: dict[str, list[TokenMap]], sides: int) -> dict[str, TokenMap]:
+    """Return the arrangements that agree with what patches change, of which so many stand along each side of the image."""
+    probes, regions = _perturbed(image, sides)
+    confirmed: dict[str, TokenMap] = {}
 
     def check(layer: str, number: int, _: nn.Module, __: Tensor, out: Tensor) -> None:
-        name = call_name(layer, number)
-        right = [each for each in candidates.get(name, ()) if _agrees(each, out, regions, len(probes))]
+        plain = candidates.get(call_name(layer, number), [])
+        right = [each for each in plain if _agrees(each, out, regions, len(probes))]
+        right = right or [each for each in _nested(plain) if _agrees(each, out, regions, len(probes))]
         if len(right) == 1 or (right and right[0].layout != "tokens"):
-            verified[name] = min(right, key=lambda each: _distortion(each.grid, size))
+            size = (image.shape[2], image.shape[3])
+            confirmed[call_name(layer, number)] = min(right, key=lambda each: _distortion(each.grid, size))
 
     with _watching(model, list({name.split(", call ")[0] for name in candidates}), check):
         model(probes)
-    return verified
+    return confirmed
 
 
 def _perturbed(image: Tensor, sides: int) -> tuple[Tensor, list[Region]]:
