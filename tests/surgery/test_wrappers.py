@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from shiftscope import InputError, certify, fix
 from shiftscope.models import Fix, ModelSpec, load_model, save_model
@@ -79,6 +80,59 @@ def test_canvas_canonical_keeps_centred_content() -> None:
     assert torch.equal(Canonical(nn.Identity())(images), images)
 
 
+def test_canvas_canonical_centres_photos_by_their_box() -> None:
+    images = torch.zeros(2, 1, 16, 16)
+    images[:, :, 4:12, 4:12] = noise(2, 1, 8, 8) + torch.linspace(0.1, 3, 8)
+    assert torch.equal(Canonical(nn.Identity())(images.roll((3, -2), (2, 3))), images)
+
+
+def photos(count: int = 4, side: int = 40) -> Tensor:
+    """Return smooth noise, whose strongest pixel differs from place to place."""
+    return nn.functional.avg_pool2d(noise(count, 3, side + 2, side + 2), 3, 1)
+
+
+def corner_by_hand(view: Tensor, reach: int) -> tuple[int, int]:
+    """Return the first crop whose middle pixel differs most from its neighbours, by a loop."""
+    steps = (view * 255).round().long()
+    best = (-1, (0, 0))
+    for top in range(2 * reach + 1):
+        for left in range(2 * reach + 1):
+            y, x = view.shape[1] // 2 - reach + top, view.shape[2] // 2 - reach + left
+            around = ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1))
+            score = sum(int((steps[:, y, x] - steps[:, b, a]).abs().sum()) for b, a in around)
+            if score > best[0]:
+                best = (score, (top, left))
+    return best[1]
+
+
+def test_photo_canonical_gives_the_same_bits_wherever_the_best_crop_stays_in_the_frame() -> None:
+    place, size, reach, whole = Canonical(nn.Identity(), border="crop", reach=2), 24, 2, photos(2)
+    views = {shift: whole[:, :, 8 - shift[0] :, 8 - shift[1] :][:, :, :size, :size] for shift in map(tuple, grid(2).tolist())}
+    first, kept = views[0, 0], 0
+    for shift, view in views.items():
+        same = place.keeps_crop(first, view, torch.tensor(shift).expand(len(view), 2))
+        for number in range(len(whole)):
+            (top, left), (before, beside) = corner_by_hand(view[number], reach), corner_by_hand(first[number], reach)
+            assert place.crops(view)[number].tolist() == [top, left]
+            assert bool(same[number]) == ((top, left) == (before + shift[0], beside + shift[1]))
+        assert torch.equal(place(view)[same], place(first)[same])
+        kept += int(same.sum())
+    assert 0 < kept < len(views) * len(whole)
+
+
+def test_fix_measures_how_often_the_best_crop_leaves_the_frame() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 22 * 22, 4)).eval()
+    found = fix(model, photos(), size=24, kinds=["canonical"], max_shift=2, mode="crop", reach=3)
+    (note,) = (note for note in found.before_and_after.notes if "best crop leaves the frame" in note)
+    place, views = Canonical(nn.Identity(), border="crop", reach=3), photos()
+    kept = [
+        place.keeps_crop(views[:, :, 8:32, 8:32], views[:, :, 8 - dy : 32 - dy, 8 - dx : 32 - dx], torch.tensor([dy, dx]))
+        for dy, dx in grid(2).tolist()
+    ]
+    assert note.startswith(f"At {100 * (1 - float(torch.stack(kept).float().mean())):.0f} % [")
+
+
 def test_canonical_wraps_callables_and_keeps_gradients() -> None:
     images = content().requires_grad_()
     found = Canonical(lambda batch: batch.square().sum((2, 3)))(images)
@@ -123,6 +177,82 @@ def test_average_follows_new_weights() -> None:
         before = averaged(images)
         model[3].bias.add_(torch.tensor([5.0, 0, 0, 0]))
         assert not torch.allclose(averaged(images), before, atol=0.1)
+
+
+class Traced(nn.Module):
+    """A model that counts how often its graph is read, copies included, and whose code depends on an attribute."""
+
+    reads: ClassVar[list[None]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.factor = flat(), 1.0
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.reads.extend([None] * isinstance(images, fx.Proxy))
+        found: Tensor = self.inner(images) * self.factor
+        return found
+
+
+def replace_weights(model: Traced) -> None:
+    model.inner[3].weight = nn.Parameter(model.inner[3].weight.detach().flip(0))
+
+
+def swap_layer(model: Traced) -> None:
+    model.inner[1] = nn.Sigmoid()
+
+
+def write_through_data(model: Traced) -> None:
+    model.inner[0].weight.data.mul_(-1)
+
+
+def change_layer(model: Traced) -> None:
+    model.inner[0].padding, model.inner[0].stride = (7, 7), (2, 2)
+
+
+def add_hook(model: Traced) -> None:
+    model.inner[2].register_forward_hook(lambda _, __, output: output.flip(1))
+
+
+@pytest.mark.parametrize("change", [replace_weights, swap_layer, write_through_data, change_layer, add_hook])
+def test_average_reads_the_graph_once_and_follows_every_change(change: Callable[[Traced], None]) -> None:
+    model, images = Traced(), content()
+    model.reads.clear()
+    averaged = Average(model)
+    with torch.no_grad():
+        before = averaged(images)
+        averaged(images)
+        assert len(model.reads) == 1
+        assert torch.allclose(averaged(images[:2]), before[:2], atol=1e-5)
+        assert len(model.reads) == 1
+        change(model)
+        outputs = torch.stack([model(translate(images, shift.expand(5, 2))) for shift in grid(1)])
+        after = averaged(images)
+    assert torch.allclose(after, outputs.softmax(-1).mean(0).log(), atol=1e-5)
+    assert not torch.allclose(after, before, atol=1e-3)
+
+
+def test_average_falls_back_where_the_code_changed() -> None:
+    model, images = Traced(), content()
+    averaged = Average(model)
+    with torch.no_grad():
+        averaged(images)
+        model.factor = 9.0
+        with pytest.warns(UserWarning, match="one by one"):
+            after = averaged(images)
+        outputs = torch.stack([model(translate(images, shift.expand(5, 2))) for shift in grid(1)])
+    assert torch.allclose(after, outputs.softmax(-1).mean(0).log(), atol=1e-5)
+
+
+def test_average_copies_without_its_graph() -> None:
+    averaged, images = Average(flat()), content()
+    with torch.no_grad():
+        before = averaged(images)
+        copy = deepcopy(averaged)
+        copy.model[3].bias.add_(torch.tensor([5.0, 0, 0, 0]))
+        assert torch.equal(averaged(images), before)
+        assert not torch.allclose(copy(images), before, atol=0.1)
 
 
 def test_average_costs_a_pass_for_each_shift_and_promises_nothing() -> None:

@@ -17,9 +17,9 @@ from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
     from shiftscope.audits.subject import Subject
+    from shiftscope.engine.framing import Border
     from shiftscope.models import Fix
     from shiftscope.runtime.progress import Report
-    from shiftscope.shifts import Mode
     from shiftscope.surgery import Surgery, Wrapping
     from shiftscope.tables import Table
 
@@ -37,7 +37,7 @@ def fix(
     *,
     kinds: Annotated[tuple[Kind, ...], Several, Parameter(name="--with")],
     filter_size: int = 3,
-    reach: int = 1,
+    reach: int | None = None,
     plan: Annotated[bool, Flag] = False,
     options: ModelOptions = ModelOptions(),
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
@@ -53,12 +53,13 @@ def fix(
         Fix to apply: `blur` (a low-pass filter before each subsampling), `aps` or `lps` (adaptive or learned polyphase sampling,
         with circular padding), `gap` (global average pooling before the head), `circular` (circular padding), `anchor` (patches
         and windows of a transformer that follow shifts), `canonical` (the input is moved to a position that its own content
-        decides) or `average` (the mean of probabilities over shifts). The last two need no layers and no training, and follow
-        --mode. Repeatable; applied in order.
+        decides; of photos, to a crop) or `average` (the mean of probabilities over shifts). The last two need no layers and no
+        training, and follow --mode. Repeatable; applied in order.
     filter_size
         Size of the filter of `blur`, 1 to 7 positions.
     reach
-        Largest shift that `average` averages over, in pixels: 1 for 9 shifts, 8 for 289.
+        Largest shift that `average` averages over, in pixels: 1 for 9 shifts, 8 for 289. Of photos also how far the crop of
+        `canonical` may lie from the middle. By default 1 and a fourteenth of the input.
     plan
         Only list what would change.
     out
@@ -70,7 +71,7 @@ def fix(
         from shiftscope.models import save_model
         from shiftscope.surgery.compare import apply_fixes, summarise
 
-        _check_applies(subject, kinds, options, saved=out is not None)
+        _check_applies(subject, kinds, saved=out is not None)
         fixes, wrapping = _fixes(kinds, subject, options, filter_size=filter_size, reach=reach)
         made, size = subject.loaded.spec, subject.images.size
         surgery = apply_fixes(
@@ -88,33 +89,38 @@ def fix(
         except OSError as error:
             raise InputError(f"`out` {out} cannot be written ({error.strerror or error}).", "Choose another file.") from error
     chosen = [f"--with {kind}" for kind in kinds] + [f"--filter-size {filter_size}"] * (filter_size != 3)
-    chosen += [f"--reach {reach}"] * (reach != 1) + [f"--mode {options.mode}"] * bool(options.mode)
+    chosen += [f"--reach {reach}"] * (reach is not None) + [f"--mode {options.mode}"] * bool(options.mode)
     command = _next_command(model, subject, options, chosen=" ".join(chosen), saved=saved, out=out)
     content = {"tables": [table.to_json() for table in tables], "provenance": subject.facts}
     summary = summarise(surgery, compared, commands=(command,))
     print_found(content, tables, options, summary, "" if saved is None else f"Saved in {saved}.")
 
 
-def _check_options(out: Path | None, filter_size: int, reach: int) -> None:
+def _check_options(out: Path | None, filter_size: int, reach: int | None) -> None:
     """Raise InputError unless the options of `fix` are within their bounds."""
     if out is not None and out.suffix != ".safetensors":
         raise InputError(f"`out` must be a .safetensors file, got {out}.", f"Write to {out.with_suffix('.safetensors')}.")
     if not 1 <= filter_size <= 7:
         raise InputError(f"`filter_size` must be 1 to 7, got {filter_size}.", "Leave it out to take 3.")
-    if reach < 1:
-        raise InputError(f"`reach` must be 1 or more pixels, got {reach}.", "Leave it out to average over nine shifts.")
+    if reach is not None and reach < 1:
+        raise InputError(f"`reach` must be 1 or more pixels, got {reach}.", "Leave it out to take the default.")
 
 
 def _fixes(
-    kinds: tuple[Kind, ...], subject: Subject, options: ModelOptions, *, filter_size: int, reach: int
+    kinds: tuple[Kind, ...], subject: Subject, options: ModelOptions, *, filter_size: int, reach: int | None
 ) -> tuple[tuple[Fix, ...], Wrapping]:
     """Return the fixes as a file keeps them, and how wrappers move images."""
     from shiftscope.models import Fix
     from shiftscope.surgery import Wrapping
 
-    border: Mode = "circular" if options.mode == "circular" else "zero"
-    around: dict[str, Any] = {"border": border, "fill": subject.images.fill}
-    own = {"blur": {"filter_size": filter_size}, "canonical": around, "average": {**around, "reach": reach}}
+    whole: Border = "circular" if options.mode == "circular" else "zero"
+    border: Border = "crop" if whole == "zero" and subject.images.crop is not None else whole
+    around: dict[str, Any] = {"fill": subject.images.fill, "reach": reach}
+    own = {
+        "blur": {"filter_size": filter_size},
+        "canonical": {**around, "border": border},
+        "average": {**around, "border": whole},
+    }
     return tuple(Fix(kind=kind, **own.get(kind, {})) for kind in kinds), Wrapping(border, reach, subject.images.fill)
 
 
@@ -131,8 +137,8 @@ def _next_command(
     return f"shiftscope audit {options.arguments(str(saved), without=OF_THE_MODEL, trust=needs_trust(subject.loaded.spec))}"
 
 
-def _check_applies(subject: Subject, kinds: tuple[Kind, ...], options: ModelOptions, *, saved: bool) -> None:
-    """Raise InputError where fixes need layers that a file does not give, or a copy or an input that there is not."""
+def _check_applies(subject: Subject, kinds: tuple[Kind, ...], *, saved: bool) -> None:
+    """Raise InputError where fixes need layers, or a copy, that a file does not give."""
     made, model = subject.loaded.spec, subject.spec.model
     wrapped = all(kind in ("canonical", "average") for kind in kinds)
     if not made.is_code and wrapped and saved:
@@ -144,11 +150,6 @@ def _check_applies(subject: Subject, kinds: tuple[Kind, ...], options: ModelOpti
         raise InputError(
             f"the layers of {model} are in a file that can only be run, so that none can be changed.",
             "Give the model as code that makes it, with its `weights`.",
-        )
-    if "canonical" in kinds and options.mode != "circular" and subject.images.crop is not None:
-        raise InputError(
-            "`canonical` needs content on a plain background, or circular images; photos have neither.",
-            "Give --mode circular, or choose another fix.",
         )
 
 

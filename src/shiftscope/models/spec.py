@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import nn
 
 from shiftscope.datasets.dataset import DataSpec
+from shiftscope.engine.framing import Border
 from shiftscope.models.family import NetworkSpec
 from shiftscope.runtime.files import write_tensors
 from shiftscope.runtime.settings import Spec
-from shiftscope.shifts import Mode
 from shiftscope.surgery import Kind, Surgery, Wrapping, operate
 
 __all__ = ["METADATA_KEY", "Channels", "Fix", "ModelSpec", "save_model"]
@@ -32,14 +32,14 @@ class Fix(Spec):
             and windows of a transformer that follow shifts), ``canonical`` (the input chooses its own position) or ``average``
             (the mean over shifts).
         filter_size: of the binomial filter of ``blur``, ``aps`` and ``lps``, in positions; 1 does not filter.
-        border: of ``canonical`` and ``average``: ``zero``, unless it is ``circular``.
-        reach: the largest shift of ``average``, pixels; 1 by default.
+        border: of ``canonical`` and ``average``: ``zero``, unless it is ``circular``, or ``crop`` for ``canonical`` on photos.
+        reach: the largest shift of ``average``, pixels, 1 by default; or how far ``canonical``'s crop may lie from the middle.
         fill: the background's colour of ``canonical`` and ``average``, one value a channel; None for black.
     """
 
     kind: Kind
     filter_size: int = Field(1, ge=1, le=7)
-    border: Mode | None = None
+    border: Border | None = None
     reach: int | None = Field(None, ge=1)
     fill: Channels | None = None
 
@@ -55,7 +55,7 @@ class Fix(Spec):
     @property
     def wrapping(self) -> Wrapping:
         """How ``canonical`` and ``average`` move images."""
-        return Wrapping(self.border or "zero", self.reach or 1, self.fill or 0.0)
+        return Wrapping(self.border or "zero", self.reach, self.fill or 0.0)
 
 
 class ModelSpec(Spec):

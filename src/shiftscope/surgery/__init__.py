@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from shiftscope.surgery.anchor import anchor
 from shiftscope.surgery.antialias import antialias
+from shiftscope.surgery.canonical import Canonical
 from shiftscope.surgery.equivariance import circular, make_equivariant
 from shiftscope.surgery.fixes import Kind, operate
 from shiftscope.surgery.head import global_pool
 from shiftscope.surgery.plan import Change, Cost, Surgery, cost
-from shiftscope.surgery.wrappers import AROUND, ON_BLACK, WRAPPERS, Average, Canonical, Wrapping
+from shiftscope.surgery.wrappers import AROUND, ON_BLACK, WRAPPERS, Average, Wrapping
 
 __all__ = [
     "AROUND",

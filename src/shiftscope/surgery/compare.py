@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from shiftscope.engine.answers import image_warnings, output_warnings, watched
 from shiftscope.engine.batches import Images, gather
 from shiftscope.engine.checks import check_classes, check_images
+from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border, Framed, frame
 from shiftscope.engine.outputs import stream_outputs, track
 from shiftscope.errors import ModelFailsError, first_line
-from shiftscope.estimates import Estimate, difference
+from shiftscope.estimates import Estimate, difference, mean
 from shiftscope.graphs.probing import check_initialised
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid
 from shiftscope.shown import Shown
-from shiftscope.surgery import AROUND, ON_BLACK, WRAPPERS, Change, Kind, Surgery, Wrapping, cost, operate
+from shiftscope.surgery import AROUND, ON_BLACK, WRAPPERS, Average, Canonical, Change, Kind, Surgery, Wrapping, cost, operate
 from shiftscope.surgery.plan import merge_changes
 from shiftscope.surveys import Survey, survey
 from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
@@ -81,7 +82,7 @@ def fix(
     max_shift: int | None = None,
     mode: Border | None = None,
     fill: float | Sequence[float] = 0.0,
-    reach: int = 1,
+    reach: int | None = None,
     seed: int = 0,
     report: Report = silent,
 ) -> Fixed:
@@ -99,7 +100,8 @@ def fix(
         max_shift: the largest shift along an axis, pixels; by default as in :func:`shiftscope.explain`.
         mode: what comes in at the border; by default both ``circular`` and, of larger images, ``crop``, else ``zero``.
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
-        reach: the largest shift that ``average`` averages over, pixels.
+        reach: the largest shift that ``average`` averages over, pixels, 1 by default; or how far ``canonical``'s crop of a photo
+            may lie from the middle, by default a fourteenth of the input.
         seed: draws the shifts of large inputs.
         report: called with progress events.
 
@@ -116,7 +118,7 @@ def fix(
     height, width = frame(images, size, None, max_shift).size
     chosen = [(kind, filter_size if kind == "blur" else 1) for kind in kinds]
     background = float(fill) if isinstance(fill, int | float) else tuple(map(float, fill))
-    wrapping = Wrapping("circular" if mode == "circular" else "zero", reach, background)
+    wrapping = Wrapping(frame(images, size, mode, max_shift).border, reach, background)
     surgery = apply_fixes(model, chosen, wrapping=wrapping, image=(images.shape[1], height, width))
     table = compare(
         model,
@@ -237,6 +239,7 @@ def compare(
         *warnings,
         f"Intervals: 95 %, over {len(images)} images, each under {under}.",
         *(_paired(found["before", each.border], found["after", each.border], each.border, embedding) for each in framed),
+        *(_other_crops(surgery.model, each, shifts, fill) for each in framed if _chooses_crops(surgery.model)),
         *DEFINITIONS,
         *(() if all(each.layer == AROUND for each in surgery.changes) else (TRAIN_AGAIN,)),
     )
@@ -299,6 +302,27 @@ def _paired(before: Survey, after: Survey, border: str, embedding: bool) -> str:
         gains["accuracy"] = (after.right.float() - before.right.float(), 1.0)
     said = ", ".join(f"{name} {plus_minus(difference(gain, bounds=(-most, most)))}" for name, (gain, most) in gains.items())
     return f"Gained image by image ({border} shifts): {said}."
+
+
+def _chooses_crops(model: nn.Module) -> bool:
+    """Return whether a model sees crops of photos that it chooses itself, and nothing around it moves the photos first."""
+    around = [part for part in model.modules() if isinstance(part, Average | Canonical)]
+    return bool(around) and isinstance(around[0], Canonical) and around[0].border == "crop"
+
+
+def _other_crops(model: nn.Module, framed: Framed, shifts: Tensor, fill: Tensor | float) -> str:
+    """Return at what share of shifts another crop of the photo is chosen, in a sentence."""
+    canonical = next(part for part in model.modules() if isinstance(part, Canonical))
+    canvas = Canvas(framed.mode, fill, framed.size)
+    kept = torch.zeros(len(framed.images))
+    for shift in shifts:
+        by = shift.expand(len(kept), 2)
+        kept += canonical.keeps_crop(canvas.centre(framed.images), canvas.move(framed.images, by), by)
+    share = mean(1 - kept / len(shifts), bounds=(0.0, 1.0))
+    return (
+        f"At {percent(share)} of shifts ({framed.border}) the best crop leaves the frame, so that the model sees another; at the "
+        "others it sees the same bits. A larger `reach` makes exceptions rarer, and crops smaller."
+    )
 
 
 def _measured(found: Survey, *, embedding: bool) -> dict[str, Cell]:
