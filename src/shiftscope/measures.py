@@ -141,6 +141,76 @@ DEFINITIONS = (
     Measure("interior_agreement", "agreement inside", "Pixel agreement where all four neighbours have the same class."),
     Measure("truth_iou", "mean IoU with the truth", "Intersection over union with the ground truth, a mean over classes."),
     Measure("truth_pixels", "pixels right", "Share of pixels of which the class is that of the ground truth."),
+    # Depth and optical flow.
+    Measure(
+        "depth_error",
+        "depth error",
+        "Mean absolute change of a depth map that is moved back, relative to its mean absolute value.",
+        LENGTH,
+        better="less",
+    ),
+    Measure("depth_change", "depth change", "Mean absolute change of a depth map that is moved back.", LENGTH, better="less"),
+    Measure(
+        "depth_shape_error",
+        "scale-invariant depth error",
+        "Standard deviation of the log ratio of a depth map before a shift and moved back; only of positive maps.",
+        LENGTH,
+        better="less",
+    ),
+    Measure(
+        "truth_depth_error",
+        "depth error to the truth",
+        "Mean absolute difference from the true depth, relative to its mean.",
+        LENGTH,
+        better="less",
+    ),
+    Measure(
+        "truth_depth_shape_error",
+        "scale-invariant error to the truth",
+        "Standard deviation of the log ratio of a depth map and the true depth.",
+        LENGTH,
+        better="less",
+    ),
+    Measure(
+        "endpoint_error",
+        "endpoint error",
+        "Mean distance, in pixels, of the flow's vectors before a shift and moved back.",
+        LENGTH,
+        better="less",
+    ),
+    Measure("flow_error", "flow error", "Endpoint error relative to the mean length of the vectors.", LENGTH, better="less"),
+    Measure(
+        "truth_endpoint_error",
+        "endpoint error to the truth",
+        "Mean distance, in pixels, of the flow's vectors from the true ones.",
+        LENGTH,
+        better="less",
+    ),
+    # Embeddings.
+    Measure(
+        "retrieval",
+        "retrieval at 1",
+        "Share of shifted images whose nearest unshifted image, of a block of up to 64, is the image itself.",
+    ),
+    Measure(
+        "neighbour_rank",
+        "rank of the true neighbour",
+        "Rank of the image itself among a block's unshifted images, by their cosine with the shifted image; 1 is nearest.",
+        (1.0, inf),
+        better="less",
+    ),
+    # Labels that hold or not, and answers that are equal or not.
+    Measure("label_flips", "label flips", "Share of labels that a shift moves across the threshold.", better="less"),
+    Measure("label_set_change", "change of labels", "Share of shifts that change which labels hold.", better="less"),
+    Measure(
+        "label_probability_change",
+        "change of label probability",
+        "Mean absolute change of a label's probability under a shift.",
+        better="less",
+    ),
+    Measure("labels_right", "labels right", "Share of labels that are those of the ground truth."),
+    Measure("same_answer", "same answer", "Share of shifts that leave the answer as it is."),
+    Measure("answer_right", "answers right", "Share of answers that equal the ground truth."),
     # Of any task.
     Measure(
         "flicker",

@@ -372,9 +372,9 @@ def test_model_that_fails_is_refused(each: Tensor, message: str) -> None:
         audit(small(), each)
 
 
-def test_output_of_one_value_is_refused() -> None:
-    with pytest.raises(InputError, match=r"at least two values for each of 1 images.*got shape \(1, 1\)"):
-        audit(lambda batch: batch.sum((1, 2, 3))[:, None], images())
+def test_output_that_shows_no_task_is_refused() -> None:
+    with pytest.raises(InputError, match=r"at least two values for each of 1 images.*got shape \(1, 1, 3, 3, 3\).*with --task"):
+        audit(lambda batch: torch.zeros(len(batch), 1, 3, 3, 3), images())
 
 
 def test_model_out_of_memory_names_the_batch_size() -> None:

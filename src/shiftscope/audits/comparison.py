@@ -30,7 +30,7 @@ class MeasureComparison:
         row: of the second audit.
         before: the first audit's number.
         difference: the second's minus the first's.
-        pairs: the differences of each image; None if the audits hold no values of the same images.
+        pairs: the differences of each image, NaN where the measure is not defined; None without values of the same images.
     """
 
     row: Row
@@ -175,13 +175,13 @@ def _way(row: Row) -> tuple[object, ...]:
 
 
 def _pairs(before: Audit, after: Audit, row: Row) -> Tensor | None:
-    """Return each image's difference, 0 where it is rounding; None if an audit has no values."""
+    """Return each image's difference, 0 where it is rounding, NaN where an audit has no value; None if it has none at all."""
     key = row.protocol, row.measure
     old, new = before.values.get(key), after.values.get(key)
     if old is None or new is None or len(old) != len(new):
         return None
     differences = new.double() - old.double()
-    return differences.where(differences.abs() > ALIKE, 0.0)
+    return None if differences.isnan().all() else differences.where(~(differences.abs() <= ALIKE), 0.0)
 
 
 def _compared(old: Row, new: Row, pairs: Tensor | None) -> MeasureComparison:
@@ -190,8 +190,9 @@ def _compared(old: Row, new: Row, pairs: Tensor | None) -> MeasureComparison:
         found = Estimate(two.value - one.value, two.low - one.high, two.high - one.low, two.count)
         return MeasureComparison(new, one, found, None)
     low, high = MEASURES[new.measure.partition(",")[0]].bounds
-    found = difference(pairs, bounds=(low - high, high - low))
-    return MeasureComparison(new, old.estimate, replace(found, count=len(pairs)), pairs)
+    known = pairs[~pairs.isnan()]
+    found = difference(known, bounds=(low - high, high - low))
+    return MeasureComparison(new, old.estimate, replace(found, count=len(known)), pairs)
 
 
 def _notes(before: Audit, after: Audit, measures: tuple[MeasureComparison, ...], paired: bool, otherwise: int) -> Iterator[str]:

@@ -21,8 +21,9 @@ from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import remove_temporary_files, write_first, write_tensors, write_text
 from shiftscope.runtime.inputs import read_bytes, read_tensors, reading
-from shiftscope.runtime.settings import Count, Spec
+from shiftscope.runtime.settings import Count, Spec, Text
 from shiftscope.runtime.text import json_text
+from shiftscope.tasks import find_task
 
 __all__ = [
     "AuditPlan",
@@ -48,15 +49,20 @@ class AuditSpec(SubjectSpec):
         protocols: names; None for those that suit the output.
         mode: what comes in at the border: only protocols that say so; None for all.
         batch_size: images per forward pass.
+        task: what the outputs are, as :func:`shiftscope.tasks.find_task` takes it; None for what they show.
+        truth: file or folder of ground truth.
     """
 
     protocols: tuple[str, ...] | None = None
     mode: Border | None = None
     batch_size: int | None = Field(None, le=10**6)
+    task: Text | None = None
+    truth: Text | None = None
 
     def with_absolute_paths(self) -> AuditSpec:
         """Return the same for a process in another working directory."""
-        return self.model_copy(update=absolute_paths(self))
+        truth = {"truth": str(Path(self.truth).resolve())} if self.truth is not None else {}
+        return self.model_copy(update=absolute_paths(self) | truth)
 
 
 class AuditPlan(Spec):
@@ -73,6 +79,8 @@ class AuditPlan(Spec):
         block: images per part.
         protocols: that are measured.
         kind: of the model's outputs.
+        task: that reads the outputs, as :func:`shiftscope.tasks.find_task` takes it; empty without one.
+        truth_sha256: checksum of the ground truth; empty without one.
         borders: protocol -> what fills its border.
         notes: what a reader needs to know.
         channels_last: whether the model receives images in that memory format, which was quicker where the audit began.
@@ -89,6 +97,8 @@ class AuditPlan(Spec):
     block: Count
     protocols: tuple[Protocol, ...]
     kind: Kind
+    task: str = ""
+    truth_sha256: str = ""
     borders: dict[str, str]
     notes: tuple[str, ...]
     provenance: dict[str, str]
@@ -176,6 +186,7 @@ def assemble_planned(plan: AuditPlan, merged: Part) -> Audit:
         provenance=provenance,
         warnings=plan.warnings,
         settings=plan.spec.model_dump(mode="json", exclude_defaults=True),
+        task=find_task(plan.task) if plan.task else None,
     )
 
 

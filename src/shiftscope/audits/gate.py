@@ -15,6 +15,7 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 import torch
+from torch import Tensor
 
 from shiftscope.audits.comparison import AuditComparison, MeasureComparison, direction
 from shiftscope.audits.protocols import GROUPS, PUBLISHED
@@ -99,7 +100,7 @@ class Judgement:
     def name(self) -> str:
         """The measure in words, with its protocol."""
         if self.protocol == "unshifted":
-            return "accuracy without a shift"
+            return f"{heading(self.measure)} without a shift"
         measure, comma, ring = self.measure.partition(",")
         return f"{heading(measure)}{comma}{ring} ({self.protocol})"
 
@@ -307,7 +308,11 @@ def _toward_worse(measure: MeasureComparison, change: Estimate) -> Estimate:
 
 def _joint_intervals(measures: Sequence[MeasureComparison]) -> list[Estimate]:
     """Return the changes with intervals that hold together."""
-    paired = [each.pairs if direction(each.row.measure) == "less" else -each.pairs for each in measures if each.pairs is not None]
+    paired = [
+        _filled(each.pairs if direction(each.row.measure) == "less" else -each.pairs)
+        for each in measures
+        if each.pairs is not None
+    ]
     value, errors = joint_critical_value(torch.stack(paired)) if paired else (0.0, torch.zeros(0))
     each_alone = (1 - LEVEL) / 2 / len(measures)
     wider = NormalDist().inv_cdf(1 - each_alone) / NormalDist().inv_cdf((1 + LEVEL) / 2)
@@ -317,11 +322,17 @@ def _joint_intervals(measures: Sequence[MeasureComparison]) -> list[Estimate]:
         change = each.difference
         if each.pairs is not None:
             reach = next(reaches)
-            ends = (change.value - reach, change.value + reach) if each.pairs.any() else (0.0, 0.0)
+            ends = (change.value - reach, change.value + reach) if each.pairs.nan_to_num().any() else (0.0, 0.0)
         else:
             ends = (change.value + wider * (change.low - change.value), change.value + wider * (change.high - change.value))
         found.append(replace(change, low=ends[0], high=ends[1]))
     return found
+
+
+def _filled(pairs: Tensor) -> Tensor:
+    """Return differences with 0 for images without one, which say nothing, scaled so that the mean stays."""
+    known = ~pairs.isnan()
+    return pairs.nan_to_num() * (len(pairs) / known.sum().clamp_min(1))
 
 
 def _plain(judgement: Judgement) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,12 +42,14 @@ from shiftscope.audits.staging import (
     views_of,
 )
 from shiftscope.audits.subject import Subject, open_subject
+from shiftscope.audits.truths import open_truth, truth_checksum
 from shiftscope.datasets.images import Block
 from shiftscope.errors import InputError, ModelFailsError
 from shiftscope.runtime.executors import Executor
 from shiftscope.runtime.files import write_bytes
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.provenance import provenance
+from shiftscope.tasks import find_task
 
 __all__ = ["AuditJob", "open_audited", "run_audit", "run_first", "run_shard", "run_shards"]
 
@@ -91,10 +94,12 @@ def open_audited(spec: AuditSpec, report: Report = silent) -> Subject:
         report: called with progress events.
 
     Raises:
-        InputError: there is no such protocol, model or image.
+        InputError: there is no such protocol, task, model or image.
     """
     for name in spec.protocols or ():
         find_protocols(name, max_shift=spec.max_shift)
+    if spec.task is not None:
+        find_task(spec.task)
     return open_subject(spec, report)
 
 
@@ -276,6 +281,8 @@ class _Run:
             block=block_size(self.session.framing.size),
             protocols=protocols,
             kind=self.session.kind,
+            task=spec.task or ("" if self.session.task is None else self.session.task.name),
+            truth_sha256=truth_checksum(spec.truth),
             borders={each.name: self.session.framing.border(each) for each in protocols},
             notes=(*images.notes, *self.session.notes),
             provenance=provenance(spec.device),
@@ -352,6 +359,8 @@ def _start(spec: AuditSpec, subject: Subject, protocols: Sequence[str | Protocol
         seed=spec.seed,
         batch_size=spec.batch_size,
         device=spec.device,
+        task=spec.task,
+        truth=None if spec.truth is None else partial(open_truth, Path(spec.truth), images),
     )
     try:
         return Session.start(

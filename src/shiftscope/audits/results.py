@@ -127,7 +127,7 @@ class Audit(Shown):
 
     def words(self) -> str:
         """Return the main result in one or two plain sentences, after what makes it say little."""
-        return " ".join((*self.warnings, verdict(self.rows)))
+        return " ".join((*self.warnings, verdict(self.rows, self.task)))
 
     def summary(self, *, commands: tuple[str, ...] = ()) -> Summary:
         """Return the result for a terminal: verdict, a narrow table, and what a reader needs to know.
@@ -198,7 +198,7 @@ def assemble(
         damaged=merged.damaged,
         notes=(
             *notes,
-            *task_notes(merged, rows, task),
+            *task_notes(merged, task),
             *filter(None, [left_out(merged.damaged)]),
             *_fallen_back(merged.cost.fallen_back),
         ),

@@ -42,7 +42,7 @@ BLOCK, BLOCK_OF_LARGE, LARGE = 64, 16, 96
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """How to audit a model: the keywords of :func:`audit`, which describes them."""
+    """How to audit a model: the keywords of :func:`audit`, which describes them; truth may wait for the task that reads it."""
 
     protocols: Sequence[str | Protocol] | None = None
     max_shift: int | None = None
@@ -56,7 +56,7 @@ class AuditOptions:
     batch_size: int | None = None
     device: torch.device | str | None = None
     task: str | Task | None = None
-    truth: Truth | None = None
+    truth: Truth | Callable[[Task], Truth] | None = None
 
 
 def audit(
@@ -209,7 +209,7 @@ class Session:
     def _of_task(
         cls, model: CountedModel, task: Task, framing: Framing, options: AuditOptions, shape: tuple[int, ...], *, labelled: bool
     ) -> Session:
-        truth = options.truth
+        truth = options.truth(task) if callable(options.truth) else options.truth
         protocols = _protocols(options, "task", framing)
         measurer = TaskMeasurer(model, task, protocols, framing, truth=truth, labelled=labelled, batch_size=options.batch_size)
         ignored = labelled and truth is None and not task.takes_labels
@@ -258,7 +258,7 @@ def _task(model: CountedModel, raw: Any, options: AuditOptions, framing: Framing
     """Return the task that the user chooses, or that an output for one image shows; None for classes, vectors and maps."""
     task = find_task(options.task) if isinstance(options.task, str) else options.task
     if task is None and options.output is None and not options.embedding:
-        task = task_of(raw, 1)
+        task = task_of(raw, 1, framing.size)
     if task is not None:
         model.answers(raw, task, 1, framing.size)
     elif options.truth is not None:

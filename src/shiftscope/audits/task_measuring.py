@@ -215,7 +215,8 @@ class _Block:
         self.sums: dict[str, Sums] = {}
         self.records: dict[str, list[Tensor]] = {}
         self._answers: dict[int, Any] = {}
-        self._references: list[Any] = []
+        self._gathered: Any = ()
+        self._referenced = False
         self._ready: dict[int, list[int]] = {}
         self._stale: dict[int, list[int]] = {}
         last = dict[int, int]()
@@ -235,11 +236,12 @@ class _Block:
         # Unshifted images come first in a plan: all are known before the first comparison that needs another image's.
         self._answers |= dict(zip(rows, answers, strict=True))
         count = len(self.plan.reference)
-        if not self._references and rows[-1] + 1 >= count:
-            self._references = [self._answers[row] for row in range(count)]
+        if not self._referenced and rows[-1] + 1 >= count:
+            self._gathered = self.task.gather([self._answers[row] for row in range(count)])
+            self._referenced = True
             for row in range(count):
                 self._complete(row)
-        if self._references:
+        if self._referenced:
             for row in rows:
                 if row >= count:
                     self._complete(row)
@@ -277,7 +279,7 @@ class _Block:
             circular,
             (top, left),
             self._images[second],
-            self._references,
+            self._gathered,
         )
 
     def scores(self) -> dict[tuple[str, str], Tensor]:

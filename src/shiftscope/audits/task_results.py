@@ -22,7 +22,7 @@ __all__ = ["task_changed", "task_notes", "task_rows", "task_units"]
 
 
 def task_rows(merged: Part, protocols: Sequence[Protocol], task: Task, borders: Mapping[str, str]) -> list[Row]:
-    """Return a row for each protocol and measure of a task.
+    """Return a row for each protocol and measure of a task that is defined for some image.
 
     Args:
         merged: all parts.
@@ -30,6 +30,11 @@ def task_rows(merged: Part, protocols: Sequence[Protocol], task: Task, borders: 
         task: what the outputs are.
         borders: protocol -> what filled its border.
     """
+    rows = _all_rows(merged, protocols, task, borders)
+    return [row for row in rows if row.estimate.count]
+
+
+def _all_rows(merged: Part, protocols: Sequence[Protocol], task: Task, borders: Mapping[str, str]) -> list[Row]:
     unshifted = [measure for protocol, measure in merged.scores if protocol == UNSHIFTED]
     rows = [
         Row(UNSHIFTED, measure, "", 0, 1, _estimate(measure, merged.scores[UNSHIFTED, measure]), None) for measure in unshifted
@@ -65,15 +70,19 @@ def task_changed(merged: Part, task: Task) -> tuple[Changed, ...]:
     return tuple(replace(each, similarity=sign * each.similarity, measure=lead) for each in merged.changed)
 
 
-def task_notes(merged: Part, rows: Sequence[Row], task: Task | None) -> Iterator[str]:
-    """Yield which measures are not defined for some images."""
+def task_notes(merged: Part, task: Task | None) -> Iterator[str]:
+    """Yield which measures are not defined for some images, or for none."""
     seen = set[str]()
-    for row in rows if task is not None else ():
-        values = merged.scores.get((row.protocol, row.measure))
-        missing = 0 if values is None else int(values.isnan().sum())
-        if missing and row.measure not in seen:
-            seen.add(row.measure)
-            yield f"{missing:,} of {len(values)} images have no {MEASURES[row.measure].label} and are left out of its mean."  # type: ignore[arg-type]
+    for (_, measure), values in merged.scores.items() if task is not None else ():
+        missing = int(values.isnan().sum())
+        if not missing or measure in seen:
+            continue
+        seen.add(measure)
+        label = MEASURES[measure].label
+        if missing == len(values):
+            yield f"No image has a value for {label}: {MEASURES[measure].sentence}"
+        else:
+            yield f"{missing:,} of {len(values):,} images have no value for {label}, and its mean leaves them out."
 
 
 def _estimate(measure: str, values: Tensor) -> Estimate:

@@ -9,6 +9,7 @@ from shiftscope.audits.parts import Changed, Cost
 from shiftscope.estimates import Estimate
 from shiftscope.measures import MEASURES
 from shiftscope.tables import percent, plus_minus
+from shiftscope.tasks import TASKS, Task
 
 __all__ = ["Row", "changed_images", "cost_sentence", "shifts_of", "verdict"]
 
@@ -41,12 +42,15 @@ class Row:
     given_right: Estimate | None
 
 
-def verdict(rows: Sequence[Row]) -> str:
+def verdict(rows: Sequence[Row], task: str = "") -> str:
     """Return the main result in a plain sentence, and the accuracy in another one if there are labels.
 
     Args:
-        rows: of the audit, at least one.
+        rows: of the audit.
+        task: the name of the task that the outputs were read as; empty without one.
     """
+    if task:
+        return _of_task(rows, TASKS.get(task.partition(":")[0]))
     first = {row.measure: row for row in reversed(rows) if row.protocol != "unshifted"}
     leading = next((first[name] for name in LEADING if name in first), next(iter(reversed(first.values())), None))
     sentences = [_leading(leading)] if leading else []
@@ -56,11 +60,28 @@ def verdict(rows: Sequence[Row]) -> str:
     return " ".join(sentences)
 
 
+def _of_task(rows: Sequence[Row], task: Task | None) -> str:
+    """Return the leading measure of a task in a sentence, and in another one what there is without a shift."""
+    shifted = [row for row in rows if row.protocol != "unshifted"]
+    leading = next((row for row in shifted if task is not None and row.measure == task.measures[0]), next(iter(shifted), None))
+    if leading is None:
+        return "Nothing could be measured: no measure is defined for any image."
+    sentence = ""
+    if task is not None and leading.measure == task.measures[0]:
+        sentence = task.words(percent(leading.estimate), plus_minus(leading.estimate), _moved(leading))
+    truth = next((row for row in rows if row.protocol == "unshifted"), None)
+    known = f" Without a shift: {MEASURES[truth.measure].label} {plus_minus(truth.estimate)}." if truth else ""
+    return (sentence or _leading(leading)) + known
+
+
+def _moved(row: Row) -> str:
+    moved = f"by up to {row.max_shift:g} {'pixel' if row.max_shift == 1 else 'pixels'}"
+    return moved + {"circular": ", circularly", "crop": " in the frame"}.get(row.border, "")
+
+
 def _leading(row: Row) -> str:
     """Return a sentence on a row; a generic one for a measure without words of its own."""
-    moved = f"when they move by up to {row.max_shift:g} {'pixel' if row.max_shift == 1 else 'pixels'}"
-    if row.border in ("circular", "crop"):
-        moved += ", circularly" if row.border == "circular" else " in the frame"
+    moved = f"when they move {_moved(row)}"
     share = percent(row.estimate)
     match row.measure:
         case "top1_change" if row.views == 1:
@@ -111,8 +132,9 @@ def changed_images(changed: Sequence[Changed]) -> str:
     """Return which images change most, and at which shift; empty without any."""
     if not changed:
         return ""
+    what = MEASURES[changed[0].measure].label if changed[0].measure else "similarity"
     listed = ", ".join(
         f"{each.image} (shift ({each.shift[0]:g}, {each.shift[1]:g}) {each.border}: {each.similarity:.3f})"
         for each in changed[:CHANGED]
     )
-    return f"Images that change most, by number, with shift (dy, dx) and similarity: {listed}."
+    return f"Images that change most, by number, with shift (dy, dx) and {what}: {listed}."

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from shiftscope.cli.app import MODELS, app, print_first, resumable, say
 from shiftscope.cli.gate import GATE_GROUP, GateOptions, conditions_of, judged
 from shiftscope.cli.measuring import IMAGES, print_found, valid_settings
-from shiftscope.cli.options import COMPUTE_GROUP, IMAGE_GROUP, OUTPUT_GROUP, AuditOptions, Flag, ModelName, Several
+from shiftscope.cli.options import COMPUTE_GROUP, IMAGE_GROUP, MODEL_GROUP, OUTPUT_GROUP, AuditOptions, Flag, ModelName, Several
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 from shiftscope.runtime.stopping import keep
@@ -35,6 +35,8 @@ def audit(
     *,
     options: AuditOptions = AuditOptions(),
     protocols: Annotated[tuple[str, ...], Several, Parameter(name="--protocol", group=IMAGE_GROUP)] = (),
+    task: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None,
+    truth: Annotated[Path | None, Parameter(group=IMAGE_GROUP)] = None,
     batch_size: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
     shard: Annotated[str | None, Parameter(group=COMPUTE_GROUP)] = None,
     workers: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
@@ -55,6 +57,12 @@ def audit(
         Protocol to measure: mouton2020, myburgh2021 (a map over all shifts), every-shift, zhang2019, zhang2019-diagonal,
         chaman2021-circular, chaman2021-zero, rojas2022, michaeli2023, azulay2018, hendrycks2019, gruver2023, tmeasures or
         segmentation. Repeatable. By default those that suit the model's outputs.
+    task
+        What the outputs are: segmentation, depth, flow, embedding, binary, multilabel or answers, with settings after a colon, as
+        in `binary:threshold=0.3`. By default what they show.
+    truth
+        Ground truth for --task: a folder with a map for each image, named like it (segmentation, depth), or a JSON file that maps
+        names of images to values.
     batch_size
         Number of images per forward pass. By default as many as memory allows.
     shard
@@ -85,7 +93,9 @@ def audit(
         keep("Nothing is saved without --out, from which a stopped audit resumes.")
     with resumable(out, "blocks"):
         if merge is None:
-            spec = _audit_spec(str(model), options, protocols=protocols or None, batch_size=batch_size)
+            spec = _audit_spec(
+                str(model), options, protocols=protocols or None, batch_size=batch_size, task=task, truth=_text(truth)
+            )
             found = _audited(spec, options, shard=shard, workers=workers, quick=quick, out=out)
         else:
             found = _merged(merge)
@@ -113,6 +123,10 @@ def _audit_spec(model: str, options: AuditOptions, **others: Any) -> AuditSpec:
 
     with valid_settings():
         return AuditSpec(**options.subject(model, images=IMAGES), mode=options.mode, **others)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _audited(

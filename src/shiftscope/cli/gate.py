@@ -179,12 +179,17 @@ def conditions_of(texts: tuple[str, ...], protocols: tuple[str, ...], gate: Gate
     from shiftscope.audits.gate import read_condition
     from shiftscope.audits.protocols import GROUPS, PUBLISHED
     from shiftscope.audits.session import DEFAULTS, SENSITIVITY_MAP
+    from shiftscope.audits.task_measuring import FLICKER
+    from shiftscope.tasks import TASKS
 
+    of_tasks = {FLICKER, *(name for task in TASKS.values() for name in (*task.measures, *task.truth_measures))}
     chosen = protocols or (*(name for names in DEFAULTS.values() for name in names), SENSITIVITY_MAP)
     measured = {name for each in chosen for name in GROUPS.get(each, (each,))}
     conditions = [read_condition(text) for text in texts]
     for condition in conditions:
         base = condition.measure.partition(",")[0]
+        if base in of_tasks and (condition.protocol in (None, "unshifted") or measured & _group(condition.protocol)):
+            continue  # the audit's rows will tell
         able = [name for name, make in PUBLISHED.items() if base in {*make().scores, *(each for each, _ in make().surveyed)}]
         named = GROUPS.get(condition.protocol, (condition.protocol,)) if condition.protocol else able
         if (condition.protocol or base) not in ("unshifted", "accuracy") and not measured & set(named) & set(able):
@@ -192,6 +197,12 @@ def conditions_of(texts: tuple[str, ...], protocols: tuple[str, ...], gate: Gate
             remedy = f"Add --protocol {' or '.join(options)}." if options else "Choose another measure."
             raise InputError(f"`fail_if` {condition.text!r} is about nothing that this audit measures.", remedy)
     return conditions
+
+
+def _group(protocol: str | None) -> set[str]:
+    from shiftscope.audits.protocols import GROUPS
+
+    return set() if protocol is None else set(GROUPS.get(protocol, (protocol,)))
 
 
 def judged(found: Audit, conditions: list[Condition], gate: GateOptions, subject: str) -> Verdict | None:

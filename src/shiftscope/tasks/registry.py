@@ -7,13 +7,19 @@ from difflib import get_close_matches
 from typing import Any
 
 from shiftscope.errors import InputError
+from shiftscope.tasks.answers import Answers
+from shiftscope.tasks.binary import Binary, MultiLabel
+from shiftscope.tasks.dense_values import Depth, Flow
+from shiftscope.tasks.embedding import Embedding
 from shiftscope.tasks.segmentation import Segmentation
 from shiftscope.tasks.task import Task
 
 __all__ = ["TASKS", "find_task", "task_of"]
 
 #: Every task by name. Of several that an output shows, the first one is chosen.
-TASKS: dict[str, Task] = {task.name: task for task in (Segmentation(),)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Segmentation(), Depth(), Flow(), Embedding(), Binary(), MultiLabel(), Answers())
+}
 #: Fields of a task that are no settings.
 FIXED = ("name", "measures", "truth_measures", "takes_labels")
 
@@ -51,6 +57,12 @@ def _setting(task: Task, text: str) -> tuple[str, Any]:
         raise InputError(f"{name!r} of task {task.name!r} must be a number, got {value!r}.", f"Like {known[name]}.") from None
 
 
-def task_of(output: Any, count: int) -> Task | None:
-    """Return the task that a model's raw output for ``count`` images shows by itself; None if it shows none."""
-    return next((task for task in TASKS.values() if task.shows(output, count)), None)
+def task_of(output: Any, count: int, size: tuple[int, int]) -> Task | None:
+    """Return the task that a model's raw output shows by itself; None if it shows none.
+
+    Args:
+        output: what the model returned for a batch.
+        count: images in the batch.
+        size: (height, width) of the model's input, pixels.
+    """
+    return next((task for task in TASKS.values() if task.shows(output, count, size)), None)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
 from shiftscope.tasks.dense import aligned
+from shiftscope.tasks.drawing import blended, class_colours
 from shiftscope.tasks.reading import finite_rows, select_output
 from shiftscope.tasks.task import Task, View
+from shiftscope.tasks.truth_files import MapFiles, Placement
 
 __all__ = ["ClassMap", "Segmentation", "intersections"]
 
@@ -94,6 +98,10 @@ class Segmentation(Task):
             )
         return found.long()
 
+    def open_truth(self, path: Path, names: Sequence[str], placement: Placement) -> MapFiles:
+        """Return the maps of labels in a folder."""
+        return MapFiles.open(path, names, placement, _labels)
+
     def tally(self, before: ClassMap, after: ClassMap, view: View, truth: Tensor | None) -> dict[str, Tensor]:
         """Return pixels of each class in both maps and in either."""
         both, either = intersections(*aligned(before.tops, after.tops, view), before.classes)
@@ -103,9 +111,19 @@ class Segmentation(Task):
         """Return the intersection over union of each class, over all images and shifts; NaN for a class that never appears."""
         return sums["both"] / sums["either"]
 
-    def words(self, value: str, moved: str) -> str:
+    def draw(self, picture: Tensor, answer: ClassMap, back: tuple[int | float, int | float], view: View) -> Tensor:
+        """Draw each class in its colour over the picture."""
+        return blended(picture, class_colours(answer.tops), back, view)
+
+    def words(self, share: str, value: str, moved: str) -> str:
         """Return the pixel agreement in a sentence."""
-        return f"The answer stays the same for {value} of pixels {moved}."
+        return f"The answer stays the same for {share} of pixels when images move {moved}."
+
+
+def _labels(values: np.ndarray) -> Tensor:
+    if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
+        raise InputError(f"`truth` of task 'segmentation' must be whole numbers, got {values.dtype}.", "Save labels of pixels.")
+    return torch.from_numpy(values.astype(np.int64))
 
 
 def _mean(values: Tensor) -> float:

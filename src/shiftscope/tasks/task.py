@@ -8,11 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from shiftscope.estimates import Estimate
+from shiftscope.tasks.truth_files import Placement, named_values
 
 __all__ = ["Task", "Truth", "View"]
 
@@ -30,7 +32,7 @@ class View:
         circular: whether content that leaves on one side enters on the other.
         start: (dy, dx) of the first view against the unshifted image, pixels; (0, 0) where the first is unshifted.
         image: the image's place in its block.
-        references: the answers to all unshifted images of the block, in order.
+        references: the answers to all unshifted images of the block, in order, as :meth:`Task.gather` returns them.
     """
 
     shift: tuple[int | float, int | float]
@@ -38,7 +40,7 @@ class View:
     circular: bool
     start: tuple[int | float, int | float] = (0.0, 0.0)
     image: int = 0
-    references: Sequence[Any] = ()
+    references: Any = ()
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Task(ABC):
     truth_measures: tuple[str, ...] = ()
     takes_labels: bool = False
 
-    def shows(self, output: Any, count: int) -> bool:
-        """Return whether a model's raw output for ``count`` images says by itself that it is this task's."""
+    def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:
+        """Return whether a model's raw output says by itself that it is this task's; arguments as of :meth:`read`."""
         return False
 
     @abstractmethod
@@ -73,6 +75,10 @@ class Task(ABC):
         Raises:
             InputError: the output is not this task's.
         """
+
+    def gather(self, references: Sequence[Any]) -> Any:
+        """Return the answers to all unshifted images of a block as :meth:`compare` finds them in its view."""
+        return references
 
     @abstractmethod
     def compare(self, before: Any, after: Any, view: View, truth: Any) -> dict[str, float]:
@@ -135,11 +141,25 @@ class Task(ABC):
         """
         return None
 
-    def words(self, value: str, moved: str) -> str:
+    def words(self, share: str, value: str, moved: str) -> str:
         """Return the leading measure in a sentence; empty for a generic one.
 
         Args:
-            value: of the measure, in words.
-            moved: "when they move by up to 8 pixels".
+            share: the measure in per cent.
+            value: the measure as a number.
+            moved: how images move: "by up to 8 pixels".
         """
         return ""
+
+    def open_truth(self, path: Path, names: Sequence[str], placement: Placement) -> Truth:
+        """Return the ground truth of images that a file or a folder holds, each read when it is asked for.
+
+        Args:
+            path: by default of a JSON file that maps the names of images to values.
+            names: of the images, in order.
+            placement: how images lie in the model's input.
+
+        Raises:
+            InputError: it cannot be read, or is about none of the images.
+        """
+        return named_values(path, names)

@@ -1,0 +1,46 @@
+"""Ground truth of an audit's images, from a file or a folder, placed like the images."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+from shiftscope.datasets.folders import files_checksum
+from shiftscope.datasets.images import ImageBlocks
+from shiftscope.datasets.photos import Photos
+from shiftscope.errors import InputError
+from shiftscope.runtime.inputs import read_bytes, reading
+from shiftscope.tasks import Task, Truth
+from shiftscope.tasks.truth_files import Placement
+
+__all__ = ["open_truth", "truth_checksum"]
+
+
+def open_truth(path: Path, images: ImageBlocks, task: Task) -> Truth:
+    """Return the ground truth of images.
+
+    Args:
+        path: file or folder.
+        images: that are measured.
+        task: that reads it.
+
+    Raises:
+        InputError: the images have no names, or the truth cannot be read.
+    """
+    if not isinstance(images.source, Photos):
+        raise InputError("`truth` goes by the names of image files, which these images do not have.", "Give a folder as --data.")
+    if not path.exists():
+        raise InputError(f"`truth` {path} does not exist.", "Check the path.")
+    shorter = None if images.crop is None else images.crop.shorter
+    names = [images.name(number) for number in range(images.count)]
+    return task.open_truth(path, names, Placement(images.size, shorter))
+
+
+def truth_checksum(path: str | None) -> str:
+    """Return the SHA-256 of a file of ground truth, or of its files' names, sizes and times; empty without one."""
+    if path is None:
+        return ""
+    if Path(path).is_dir():
+        return files_checksum(Path(path), sorted(file for file in Path(path).rglob("*") if file.is_file()))
+    with reading(Path(path), "ground truth", "Check the path."):
+        return sha256(read_bytes(Path(path))).hexdigest()

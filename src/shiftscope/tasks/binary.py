@@ -1,0 +1,123 @@
+"""Yes or no: one logit for each image, or one for each of several labels. Invariant: a shift should change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shiftscope.errors import InputError
+from shiftscope.tasks.reading import finite_rows, select_output
+from shiftscope.tasks.task import Task, View
+
+__all__ = ["Binary", "MultiLabel"]
+
+
+@dataclass(frozen=True)
+class MultiLabel(Task):
+    """Labels that hold or not, each by itself: [image, label].
+
+    Attributes:
+        threshold: a label holds from this probability on.
+        given: what the outputs are, ``logits`` or ``probabilities``.
+    """
+
+    name: str = "multilabel"
+    measures: tuple[str, ...] = ("label_set_change", "label_flips", "label_probability_change")
+    truth_measures: tuple[str, ...] = ("labels_right",)
+    threshold: float = 0.5
+    given: str = "logits"
+
+    def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
+        """Return each image's probabilities, [label]."""
+        return self._probabilities(select_output(output, None), count)
+
+    def _probabilities(self, found: Tensor, count: int) -> list[Tensor]:
+        if found.ndim != 2 or len(found) != count:
+            raise InputError(
+                f"task {self.name!r} needs [image, {'1' if self.name == 'binary' else 'label'}] for {count} images, got shape "
+                f"{tuple(found.shape)}.",
+                "Choose another --task or `output`.",
+            )
+        values = finite_rows(found).double()
+        if self.given == "logits":
+            return list(values.sigmoid())
+        if self.given != "probabilities":
+            raise InputError(f"`given` of task {self.name!r} must be logits or probabilities, got {self.given!r}.")
+        if float(values.min()) < 0 or float(values.max()) > 1:
+            raise InputError(
+                f"the model returns {float(values.min()):.3g} to {float(values.max()):.3g}, which are no probabilities.",
+                "Leave `given` out for logits.",
+            )
+        return list(values)
+
+    def compare(
+        self, before: Float[Tensor, " label"], after: Float[Tensor, " label"], view: View, truth: Tensor | None
+    ) -> dict[str, float]:
+        """Return whether any label flips, the share that does, and the mean change of a probability."""
+        flips = (before >= self.threshold) != (after >= self.threshold)
+        found = {
+            "label_set_change": float(flips.any()),
+            "label_flips": float(flips.double().mean()),
+            "label_probability_change": float((after - before).abs().mean()),
+        }
+        if truth is not None:
+            if truth.numel() != after.numel():
+                raise InputError(
+                    f"`truth` of task {self.name!r} must hold {after.numel()} labels for each image, got {truth.numel()}.",
+                    "Give 0 or 1 for each label of the model.",
+                )
+            found["labels_right"] = float(((after >= self.threshold) == truth).double().mean())
+        return found
+
+    def read_truth(self, truth: Any, size: tuple[int, int]) -> Tensor:
+        """Return whether each label holds, [label]."""
+        found = torch.as_tensor(truth).reshape(-1)
+        if not bool(((found == 0) | (found == 1)).all()):
+            raise InputError(f"`truth` of task {self.name!r} must be 0 or 1, got {found.tolist()[:5]}.", "Give one per label.")
+        return found.bool()
+
+    def tally(self, before: Tensor, after: Tensor, view: View, truth: Any) -> dict[str, Tensor]:
+        """Return how often each label flips, and of how many."""
+        flips = (before >= self.threshold) != (after >= self.threshold)
+        return {"flips": flips.double(), "count": torch.ones(1, dtype=torch.float64)}
+
+    def units(self, sums: Mapping[str, Tensor]) -> Tensor:
+        """Return the share of views in which each label flips."""
+        return sums["flips"] / sums["count"]
+
+    def words(self, share: str, value: str, moved: str) -> str:
+        """Return how often labels change in a sentence."""
+        return f"The labels change for {share} of images when they move {moved}."
+
+
+@dataclass(frozen=True)
+class Binary(MultiLabel):
+    """One logit per image, [image, 1] or [image]."""
+
+    name: str = "binary"
+    measures: tuple[str, ...] = ("label_flips", "label_probability_change")
+    takes_labels: bool = True
+
+    def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:
+        """Return whether the output is one number per image."""
+        found = getattr(output, "logits", output)
+        return isinstance(found, Tensor) and found.is_floating_point() and tuple(found.shape) in ((count,), (count, 1))
+
+    def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
+        """Return each image's probability, [1]."""
+        found = select_output(output, None)
+        found = found[:, None] if found.ndim == 1 else found
+        if found.ndim == 2 and found.shape[1] != 1:
+            raise InputError(
+                f"task 'binary' needs one value for each image, got shape {tuple(found.shape)}.", "Use --task multilabel."
+            )
+        return self._probabilities(found, count)
+
+    def words(self, share: str, value: str, moved: str) -> str:
+        """Return how often the answer flips in a sentence."""
+        return f"The answer flips for {share} of images when they move {moved}."

@@ -1,0 +1,188 @@
+"""Values for each pixel: depth and optical flow. Equivariant: the map should move along with the image, its values unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shiftscope.errors import InputError
+from shiftscope.tasks.dense import aligned
+from shiftscope.tasks.drawing import blended, heat
+from shiftscope.tasks.reading import finite_rows, select_output
+from shiftscope.tasks.task import Task, View
+from shiftscope.tasks.truth_files import MapFiles, Placement
+
+__all__ = ["Depth", "Flow", "relative_error", "scale_invariant_error"]
+
+#: Names of a depth map or a flow among several outputs.
+DEPTH, FLOW = ("predicted_depth", "depth"), ("flow", "flows")
+#: A map and the input have the same aspect if the ratios of their sides differ by no more than this.
+ASPECT = 0.05
+
+
+def relative_error(before: Tensor, after: Tensor) -> float:
+    """Return the mean length of the change relative to the mean length of the values before; 0 where nothing changes.
+
+    Args:
+        before: [channel, ...].
+        after: [channel, ...].
+
+    >>> relative_error(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.5, 3.5]]))
+    0.25
+    """
+    change, length = _length(after - before), _length(before)
+    if not change.numel():
+        return nan
+    mean, scale = float(change.mean()), float(length.mean())
+    return mean / scale if scale else 0.0 if not mean else nan
+
+
+def scale_invariant_error(before: Tensor, after: Tensor) -> float:
+    """Return the standard deviation of the log ratio of two positive maps (Eigen et al. 2014): 0 if they are proportional.
+
+    NaN where a value is not positive.
+
+    >>> scale_invariant_error(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0]))
+    0.0
+    """
+    if not before.numel() or float(before.min()) <= 0 or float(after.min()) <= 0:
+        return nan
+    ratio = after.double().log() - before.double().log()
+    spread = float(ratio.square().mean() - ratio.mean().square())
+    return max(spread, 0.0) ** 0.5 if spread > torch.finfo(torch.float32).eps ** 2 else 0.0
+
+
+@dataclass(frozen=True)
+class Depth(Task):
+    """A value for each pixel, [image, 1, height, width] or [image, height, width], as of depth, disparity or density.
+
+    Maps of another size than the input are enlarged bilinearly. Ground truth that is NaN, or not above 0, is unknown.
+    """
+
+    name: str = "depth"
+    measures: tuple[str, ...] = ("depth_error", "depth_change", "depth_shape_error")
+    truth_measures: tuple[str, ...] = ("truth_depth_error", "truth_depth_shape_error")
+
+    def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:
+        """Return whether the output has a map of one value per pixel, of the input's aspect."""
+        if any(isinstance(getattr(output, name, None), Tensor) for name in DEPTH[:1]):
+            return True
+        if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim not in (3, 4) or len(output) != count:
+            return False
+        height, width = output.shape[-2:]
+        alike = abs(height / width - size[0] / size[1]) <= ASPECT * size[0] / size[1]
+        return (output.ndim == 3 or output.shape[1] == 1) and min(height, width) > 1 and alike
+
+    def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
+        """Return each image's map, [1, height, width]."""
+        found = select_output(output, None, DEPTH)
+        found = found[:, None] if found.ndim == 3 else found
+        return _maps(found, count, size, channels=1, task=self.name)
+
+    def compare(self, before: Tensor, after: Tensor, view: View, truth: Tensor | None) -> dict[str, float]:
+        """Return relative, absolute and scale-invariant errors of the map that is moved back."""
+        one, other = aligned(before, after, view)
+        found = {
+            "depth_error": relative_error(one, other),
+            "depth_change": float((one - other).abs().mean()) if one.numel() else nan,
+            "depth_shape_error": scale_invariant_error(one, other),
+        }
+        if truth is not None:
+            known, other = aligned(truth, after, view)
+            counted = known > 0  # false for NaN
+            right = known[counted][None], other[counted][None]
+            found |= {"truth_depth_error": relative_error(*right), "truth_depth_shape_error": scale_invariant_error(*right)}
+        return found
+
+    def read_truth(self, truth: Any, size: tuple[int, int]) -> Tensor:
+        """Return depths of pixels as [1, height, width]."""
+        found = torch.as_tensor(truth)
+        if tuple(found.shape[-2:]) != size or found.numel() != size[0] * size[1]:
+            raise InputError(
+                f"`truth` of task 'depth' must be [{size[0]}, {size[1]}] for each image, got shape {tuple(found.shape)}.",
+                "Give depths of the size of the model's input.",
+            )
+        return found.float().reshape(1, *size)
+
+    def open_truth(self, path: Path, names: Sequence[str], placement: Placement) -> MapFiles:
+        """Return the depth maps in a folder."""
+        return MapFiles.open(path, names, placement, lambda values: torch.from_numpy(values.astype(np.float32)))
+
+    def draw(self, picture: Tensor, answer: Tensor, back: tuple[int | float, int | float], view: View) -> Tensor:
+        """Draw the map over the picture, dark where its value is small."""
+        return blended(picture, heat(answer[0]), back, view)
+
+    def words(self, share: str, value: str, moved: str) -> str:
+        """Return the relative error in a sentence."""
+        return f"The depth changes by {share} of its mean when images move {moved}."
+
+
+@dataclass(frozen=True)
+class Flow(Task):
+    """A vector for each pixel, [image, 2, height, width] in pixels, as of optical flow; maps of another size are enlarged."""
+
+    name: str = "flow"
+    measures: tuple[str, ...] = ("endpoint_error", "flow_error")
+    truth_measures: tuple[str, ...] = ("truth_endpoint_error",)
+
+    def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
+        """Return each image's map, [2, height, width]."""
+        found = output[-1] if isinstance(output, list | tuple) and output else output  # RAFT returns every refinement
+        return _maps(select_output(found, None, FLOW), count, size, channels=2, task=self.name)
+
+    def compare(self, before: Tensor, after: Tensor, view: View, truth: Tensor | None) -> dict[str, float]:
+        """Return the mean distance of vectors, and the same relative to their mean length."""
+        one, other = aligned(before, after, view)
+        found = {"endpoint_error": _distance(one, other), "flow_error": relative_error(one, other)}
+        if truth is not None:
+            known, other = aligned(truth, after, view)
+            counted = known.isfinite().all(dim=0)
+            found["truth_endpoint_error"] = _distance(known[:, counted], other[:, counted])
+        return found
+
+    def read_truth(self, truth: Any, size: tuple[int, int]) -> Tensor:
+        """Return vectors of pixels as [2, height, width]; NaN is unknown."""
+        found = torch.as_tensor(truth)
+        if tuple(found.shape) != (2, *size):
+            raise InputError(
+                f"`truth` of task 'flow' must be [2, {size[0]}, {size[1]}] for each image, got shape {tuple(found.shape)}.",
+                "Give vectors for the pixels of the model's input.",
+            )
+        return found.float()
+
+    def draw(self, picture: Tensor, answer: Tensor, back: tuple[int | float, int | float], view: View) -> Tensor:
+        """Draw the length of the vectors over the picture."""
+        return blended(picture, heat(_length(answer)), back, view)
+
+    def words(self, share: str, value: str, moved: str) -> str:
+        """Return the endpoint error in a sentence."""
+        return f"The flow changes by {value} pixels when images move {moved}."
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """Return the length of vectors [channel, ...]."""
+    return vectors[0].abs() if len(vectors) == 1 else vectors.square().sum(dim=0).sqrt()
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float(_length(one - other).mean()) if one.numel() else nan
+
+
+def _maps(found: Tensor, count: int, size: tuple[int, int], *, channels: int, task: str) -> list[Tensor]:
+    """Return each image's map, [channel, height, width], of the input's size."""
+    if found.ndim != 4 or len(found) != count or found.shape[1] != channels:
+        raise InputError(
+            f"task {task!r} needs [image, {channels}, height, width] for {count} images, got shape {tuple(found.shape)}.",
+            "Choose another --task or `output`.",
+        )
+    maps = finite_rows(found)
+    if tuple(maps.shape[2:]) != size:
+        maps = nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+    return list(maps)

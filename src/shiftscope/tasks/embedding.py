@@ -1,0 +1,60 @@
+"""Embeddings: a vector for each image. Invariant: a shift should change nothing, or at least not which image is nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shiftscope.errors import InputError
+from shiftscope.similarity import cosine
+from shiftscope.tasks.reading import finite_rows, select_output
+from shiftscope.tasks.task import Task, View
+
+__all__ = ["Embedding"]
+
+#: Names of an embedding among several outputs.
+NAMES = ("image_embeds", "pooler_output", "embeddings", "features")
+#: Neighbours whose cosines differ by no more than this are equally near.
+EQUAL = 1e-6
+
+
+@dataclass(frozen=True)
+class Embedding(Task):
+    """Vectors, [image, feature]; neighbours are the unshifted images of the block, of which there are up to 64."""
+
+    name: str = "embedding"
+    measures: tuple[str, ...] = ("mcs", "retrieval", "neighbour_rank")
+
+    def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
+        """Return each image's vector."""
+        found = select_output(output, None, NAMES)
+        found = found[:, :, 0, 0] if found.ndim == 4 and found.shape[2:] == (1, 1) else found
+        if found.ndim != 2 or len(found) != count:
+            raise InputError(
+                f"task 'embedding' needs [image, feature] for {count} images, got shape {tuple(found.shape)}.",
+                "Choose another --task or `output`.",
+            )
+        return list(finite_rows(found).double())
+
+    def gather(self, references: Sequence[Tensor]) -> Float[Tensor, "image feature"]:
+        """Return all vectors of a block as one tensor."""
+        return torch.stack(list(references))
+
+    def compare(self, before: Tensor, after: Tensor, view: View, truth: Any) -> dict[str, float]:
+        """Return the cosine, and the rank of the image itself among the block's images by their cosine with the shifted one."""
+        own = float(cosine(before, after))
+        others = cosine(view.references, after[None].expand_as(view.references))
+        others = torch.cat([others[: view.image], others[view.image + 1 :]])
+        if not len(others):
+            return {"mcs": own, "retrieval": nan, "neighbour_rank": nan}
+        own_cosine = float(cosine(view.references[view.image], after))
+        nearer = int((others > own_cosine + EQUAL).sum())
+        equal = int(((others - own_cosine).abs() <= EQUAL).sum())
+        # Equally near images are drawn from by lot.
+        return {"mcs": own, "retrieval": 0.0 if nearer else 1 / (1 + equal), "neighbour_rank": 1 + nearer + equal / 2}

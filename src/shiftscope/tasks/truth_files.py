@@ -1,0 +1,139 @@
+"""Ground truth in files: a map for each image in a folder, or a JSON file with a value for each image's name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shiftscope.errors import InputError
+from shiftscope.runtime.inputs import read_bytes, reading
+
+__all__ = ["MapFiles", "Placement", "named_values"]
+
+#: Files that hold a map, and those of them that are images.
+SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How an image's pixels lie in the model's input: scaled so that the shorter side has a length, and the centre cut out.
+
+    Attributes:
+        size: height and width of the model's input, pixels.
+        shorter: the shorter side after scaling, pixels; None where images are not scaled but placed as they are.
+    """
+
+    size: int
+    shorter: int | None
+
+    def of(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return (scaled height, scaled width, top, left) of an image: its size after scaling, and the input's corner in it.
+
+        >>> Placement(224, 256).of(480, 640)
+        (256, 341, 16, 58)
+        """
+        short = min(height, width)
+        if self.shorter in (None, short):
+            tall, wide = height, width
+        else:
+            tall, wide = (self.shorter if each == short else int(self.shorter * each / short) for each in (height, width))
+        return tall, wide, max(0, round((tall - self.size) / 2)), max(0, round((wide - self.size) / 2))
+
+
+@dataclass(frozen=True)
+class MapFiles(Sequence[Any]):
+    """Maps in a folder, read when they are asked for.
+
+    Attributes:
+        files: of each image, in order; None where there is none.
+        placement: how images lie in the model's input.
+        convert: an array [height, width, ...] -> a map as the task takes it.
+    """
+
+    files: tuple[Path | None, ...]
+    placement: Placement
+    convert: Callable[[np.ndarray], Tensor]
+
+    @classmethod
+    def open(cls, folder: Path, names: Sequence[str], placement: Placement, convert: Callable[[np.ndarray], Tensor]) -> MapFiles:
+        """Find the map of each image: the file with its name and another ending.
+
+        Raises:
+            InputError: there is no such folder, or it has no map for any image.
+        """
+        if not folder.is_dir():
+            raise InputError(f"`truth` must be a folder with a map for each image, {folder} is none.", "Check the path.")
+        found = {
+            file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.rglob("*") if file.suffix in SUFFIXES
+        }
+        by_stem = {name.rpartition("/")[2]: file for name, file in found.items()}
+        wanted = [Path(name).with_suffix("").as_posix() for name in names]
+        files = tuple(found.get(name, by_stem.get(name.rpartition("/")[2])) for name in wanted)
+        if not any(files):
+            raise InputError(
+                f"`truth` {folder} holds no map for any of {len(names)} images ({', '.join(SUFFIXES)}).",
+                f"Name the first {wanted[0]}.png." if wanted else "Choose another folder.",
+            )
+        return cls(files, placement, convert)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.files)
+
+    def __getitem__(self, number: Any) -> Any:
+        """Return the map of an image, [height, width] of the model's input; None where it has none."""
+        file = self.files[number]
+        if file is None:
+            return None
+        values = _read_map(file)
+        tall, wide, top, left = self.placement.of(*values.shape[:2])
+        rows = _nearest(values.shape[0], tall)[top : top + self.placement.size]
+        columns = _nearest(values.shape[1], wide)[left : left + self.placement.size]
+        return self.convert(values[rows][:, columns])
+
+
+def _nearest(size: int, scaled: int) -> np.ndarray:
+    """Return, for each pixel of an axis after scaling, the pixel before that its centre lies in."""
+    places: np.ndarray = np.minimum(((np.arange(scaled) + 0.5) * size / scaled).astype(int), size - 1)
+    return places
+
+
+def _read_map(file: Path) -> np.ndarray:
+    import PIL.Image
+
+    with reading(file, "a map of values", "Give a PNG with one channel, or an array of NumPy."):
+        values: np.ndarray
+        if file.suffix == ".npy":
+            values = np.load(file, allow_pickle=False)
+        else:
+            with PIL.Image.open(file) as opened:
+                values = np.asarray(opened)
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
+        values = values[0] if values.shape[0] == 1 else values[:, :, 0]
+    if values.ndim != 2 or 0 in values.shape:
+        raise InputError(f"{file} must be a map [height, width], got shape {values.shape}.", "Give one channel.")
+    return values
+
+
+def named_values(file: Path, names: Sequence[str]) -> list[Any]:
+    """Return the value of each image from a JSON file that maps names to values; None where it has none.
+
+    Raises:
+        InputError: the file is no such JSON, or holds none of the names.
+    """
+    with reading(file, "JSON", 'Give an object like {"cat/1.jpg": 1}.'):
+        content = json.loads(read_bytes(file))
+    if not isinstance(content, Mapping):
+        raise InputError(f"{file} must map names of images to values.", 'Give an object like {"cat/1.jpg": 1}.')
+    found = [content.get(name, content.get(Path(name).stem)) for name in names]
+    if all(each is None for each in found):
+        example = names[0] if names else "1.jpg"
+        raise InputError(f"{file} holds none of the names of {len(names)} images.", f"The first one is {example!r}.")
+    return [torch.tensor(each) if isinstance(each, list) else each for each in found]

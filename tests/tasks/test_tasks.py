@@ -1,0 +1,283 @@
+"""Depth, flow, embeddings, yes-or-no outputs and answers: constructed models give known numbers, shards give those of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from math import isnan, log
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import shiftscope as ss
+from shiftscope.audits import AuditOptions, Part, Session, merge_parts
+from shiftscope.audits.parts import from_tensors, to_tensors
+from shiftscope.audits.protocols import PUBLISHED, Protocol
+from shiftscope.tasks import TASKS, View, find_task
+
+SIZE = 12
+WHOLE = ["chaman2021-circular", "mouton2020", "azulay2018", "myburgh2021"]
+
+
+def photos(count: int = 6, size: int = SIZE) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def along(steps: tuple[tuple[int, int], ...], *, circular: bool = True) -> Protocol:
+    """The given shifts of every image."""
+    return Protocol("path", 4, "circular" if circular else "zero", 0, ("all_agree",), drawn=0, path=steps)
+
+
+def depth(batch: Tensor) -> Tensor:
+    return batch.mean(dim=1, keepdim=True) + 0.5
+
+
+def probabilities(batch: Tensor) -> Tensor:
+    return torch.stack([batch[:, 0, 0, 0], batch[:, 1, 0, 0]], dim=1)
+
+
+EQUIVARIANT: dict[str, Callable[[Tensor], Any]] = {
+    "depth": depth,
+    "flow": lambda batch: batch[:, :2] - 0.5,
+    "embedding": lambda batch: batch.sort(dim=-1).values.flatten(2).sort(dim=-1).values.flatten(1),
+    "binary": lambda batch: batch.amax(dim=(1, 2, 3)) - 0.99,
+    "multilabel": lambda batch: batch.amax(dim=(2, 3)) - 0.98,
+    "answers": lambda batch: [f"{value:.3f} " for value in batch.amax(dim=(1, 2, 3)).tolist()],
+}
+BEST = {"neighbour_rank": 1.0, "mcs": 1.0, "retrieval": 1.0, "same_answer": 1.0}
+
+
+@pytest.mark.parametrize("name", EQUIVARIANT)
+def test_model_that_moves_along_has_no_error(name: str) -> None:
+    found = ss.audit(EQUIVARIANT[name], photos(), task=name, protocols=["chaman2021-circular"])
+    for row in found.rows:
+        assert row.estimate.value == pytest.approx(BEST.get(row.measure, 0.0), abs=1e-12), row
+    assert found.task == name
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (depth, "depth"),
+        (lambda batch: depth(batch)[:, 0], "depth"),
+        (EQUIVARIANT["binary"], "binary"),
+        (lambda batch: EQUIVARIANT["binary"](batch)[:, None], "binary"),
+        (EQUIVARIANT["answers"], "answers"),
+        (lambda batch: batch.flatten(1), ""),
+        (lambda batch: batch, ""),
+    ],
+)
+def test_task_is_what_the_output_shows(model: Callable[[Tensor], Any], name: str) -> None:
+    assert ss.audit(model, photos(), max_shift=2).task == name
+
+
+def test_depth_map_that_stays_in_place_has_the_error_of_its_own_movement() -> None:
+    """A ramp of 1 to 12 that does not move: moved back by one column it differs by 1 in eleven columns, and by 11 in one."""
+    ramp = torch.arange(1.0, SIZE + 1).expand(SIZE, SIZE)
+    found = ss.audit(lambda batch: ramp.expand(len(batch), SIZE, SIZE), photos(), protocols=[along(((0, 1),))])
+    assert found.estimate("path", "depth_change").value == pytest.approx(22 / 12)
+    assert found.estimate("path", "depth_error").value == pytest.approx(22 / 12 / 6.5)
+    ratios = [log((column % SIZE + 1) / column) for column in range(1, SIZE + 1)]
+    mean = sum(ratios) / SIZE
+    spread = (sum((each - mean) ** 2 for each in ratios) / SIZE) ** 0.5
+    assert found.estimate("path", "depth_shape_error").value == pytest.approx(spread, abs=1e-6)
+
+
+def test_depth_is_compared_where_both_views_see_the_image() -> None:
+    """Zero fill, ramp in place, moved by three columns: each of nine columns differs by 3."""
+    ramp = torch.arange(1.0, SIZE + 1).expand(SIZE, SIZE)
+    found = ss.audit(lambda batch: ramp.expand(len(batch), SIZE, SIZE), photos(), protocols=[along(((0, 3),), circular=False)])
+    assert found.estimate("path", "depth_change").value == pytest.approx(3)
+    assert found.estimate("path", "depth_error").value == pytest.approx(3 / 5)
+
+
+def test_scale_of_a_depth_map_is_no_error_of_its_shape() -> None:
+    before = torch.rand(1, 4, 4) + 1
+    found = find_task("depth").compare(before, 3 * before, View((0, 0), (4, 4), True), None)
+    assert found["depth_error"] == pytest.approx(2)
+    assert found["depth_shape_error"] == pytest.approx(0, abs=1e-6)
+
+
+def test_depth_without_truth_at_some_pixels_is_right_at_the_others() -> None:
+    truth = depth(photos())[:, 0].clone()
+    truth[:, :3], truth[0] = torch.nan, torch.nan
+    found = ss.audit(depth, photos(), task="depth", truth=truth, protocols=["chaman2021-circular"])
+    assert found.estimate("unshifted", "truth_depth_error").value == 0
+    assert found.estimate("chaman2021-circular", "truth_depth_error").count == 5
+    assert any(note.startswith("1 of 6 images have no value for depth error to the truth") for note in found.notes)
+
+
+def test_flow_that_turns_by_a_constant_has_that_endpoint_error() -> None:
+    flows = {False: torch.tensor([3.0, 4.0]), True: torch.tensor([0.0, 0.0])}
+
+    def model(batch: Tensor) -> Tensor:
+        same = (batch == photos()[:1]).flatten(1).all(dim=1)
+        return torch.stack([flows[not bool(each)][:, None, None].expand(2, SIZE, SIZE) for each in same])
+
+    found = ss.audit(model, photos(1), task="flow", protocols=[along(((0, 2), (1, 0)))])
+    assert found.estimate("path", "endpoint_error").value == pytest.approx(5)
+    assert found.estimate("path", "flow_error").value == pytest.approx(1)
+
+
+def slow_ranks(references: Tensor, after: Tensor, image: int) -> tuple[float, float]:
+    """Rank by loops over plain lists of numbers."""
+
+    def cos(one: list[float], other: list[float]) -> float:
+        product = sum(a * b for a, b in zip(one, other, strict=True))
+        return product / (sum(a * a for a in one) * sum(b * b for b in other)) ** 0.5
+
+    cosines = [cos(each.tolist(), after.tolist()) for each in references]
+    nearer = sum(each > cosines[image] for number, each in enumerate(cosines) if number != image)
+    return float(nearer == 0), 1.0 + nearer
+
+
+@pytest.mark.parametrize("image", range(5))
+def test_rank_of_the_true_neighbour_equals_a_loop(image: int) -> None:
+    task, references = find_task("embedding"), torch.randn(5, 4, generator=torch.Generator().manual_seed(3)).double()
+    after = references[image] + 0.8 * torch.randn(4, generator=torch.Generator().manual_seed(image)).double()
+    view = View((1, 0), (4, 4), False, image=image, references=task.gather(list(references)))
+    found = task.compare(references[image], after, view, None)
+    assert (found["retrieval"], found["neighbour_rank"]) == slow_ranks(references, after, image)
+
+
+def test_constant_embedding_finds_no_image() -> None:
+    found = ss.audit(lambda batch: torch.ones(len(batch), 4), photos(), task="embedding", protocols=["mouton2020"])
+    assert found.estimate("mouton2020", "mcs").value == 1
+    assert found.estimate("mouton2020", "retrieval").value == pytest.approx(1 / 6)
+    assert found.estimate("mouton2020", "neighbour_rank").value == 3.5
+
+
+def test_retrieval_among_one_image_is_not_defined() -> None:
+    found = ss.audit(EQUIVARIANT["embedding"], photos(1), task="embedding", protocols=["mouton2020"])
+    assert [row.measure for row in found.rows] == ["mcs"]
+    assert any(note.startswith("No image has a value for retrieval at 1") for note in found.notes)
+
+
+def test_labels_flip_at_the_threshold() -> None:
+    """The corner pixel's colour is the probability; a shift brings another pixel there."""
+    images = torch.zeros(1, 3, SIZE, SIZE)
+    images[0, 0, 0, 0], images[0, 1, 0, 0] = 0.75, 0.25
+    protocols = [along(((0, 1), (0, 0)))]
+    found = ss.audit(probabilities, images, task="multilabel:given=probabilities", protocols=protocols)
+    assert found.estimate("path", "label_flips").value == 0.25  # one of two labels in one of two views
+    assert found.estimate("path", "label_set_change").value == 0.5
+    assert found.estimate("path", "label_probability_change").value == pytest.approx((0.75 + 0.25) / 4)
+    assert found.units["path"].tolist() == [0.5, 0.0]
+    lower = ss.audit(probabilities, images, task="multilabel:given=probabilities,threshold=0.2", protocols=protocols)
+    assert lower.estimate("path", "label_flips").value == 0.5
+
+
+def test_labels_of_images_are_the_truth_of_a_binary_model() -> None:
+    right = (EQUIVARIANT["binary"](photos()) >= 0).long()
+    found = ss.audit(EQUIVARIANT["binary"], photos(), right, protocols=["chaman2021-circular"])
+    assert found.estimate("unshifted", "labels_right").value == found.estimate("chaman2021-circular", "labels_right").value == 1
+
+
+def test_flicker_is_the_change_between_neighbours() -> None:
+    """Answers that name the position alternate from frame to frame of a pan by one pixel."""
+
+    def model(batch: Tensor) -> list[str]:
+        return [str(int(each[0, 0].argmax()) % 4 < 2) for each in batch]
+
+    images = torch.zeros(3, 1, SIZE, SIZE)
+    images[:, :, :, 6] = 1
+    found = ss.audit(model, images, protocols=["hendrycks2019"], max_shift=4)
+    positions = [str((6 + step) % 4 < 2) for step in range(-4, 5)]
+    flips = sum(one != other for one, other in pairwise(positions))
+    assert found.estimate("hendrycks2019", "flicker").value == pytest.approx(flips / 8)
+
+
+@pytest.mark.parametrize("name", ["segmentation", *EQUIVARIANT])
+def test_shards_equal_one_run_bit_for_bit(name: str) -> None:
+    """Blocks measured in another order, stored and read again, give the parts of one run."""
+    torch.manual_seed(0)
+    inner = nn.Conv2d(3, 3, 3, padding=1).eval()
+    model = {"segmentation": inner}.get(name) or (lambda batch: EQUIVARIANT[name](inner(batch).sigmoid()))
+    options = AuditOptions(protocols=WHOLE, max_shift=1, task=name)
+
+    def part(session: Session, numbers: range) -> Part:
+        found = session.part(photos(12)[numbers.start : numbers.stop], None, indices=torch.tensor(list(numbers)))
+        return from_tensors(to_tensors(found))
+
+    session = Session.start(model, photos()[:1], options, labelled=False)
+    one = session.result(merge_parts([part(session, range(8)), part(session, range(8, 12))]))
+    other = Session.start(model, photos()[:1], options, labelled=False)
+    second, first = part(other, range(8, 12)), part(other, range(8))
+    merged = other.result(merge_parts([first, second]))
+    assert [(row.measure, row.estimate) for row in one.rows] == [(row.measure, row.estimate) for row in merged.rows]
+    assert one.changed == merged.changed
+    assert all(torch.equal(values, merged.maps()[key]) for key, values in one.maps().items() if not values.isnan().any())
+    assert all(torch.equal(values, merged.units[key]) for key, values in one.units.items())
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in ("gruver2023", "tmeasures", "michaeli2023")])
+def test_protocol_of_whole_pixels_is_measured(name: str) -> None:
+    found = ss.audit(depth, photos(2), protocols=[name], max_shift=2)
+    assert {row.protocol for row in found.rows} == {name}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("gruver2023", "differentiates"), ("tmeasures", "units of a vector"), ("michaeli2023", "parts of a pixel")],
+)
+def test_protocol_without_sense_says_why(name: str, reason: str) -> None:
+    with pytest.raises(ss.InputError, match=f"{name} cannot be measured for task 'depth': it .*{reason}"):
+        ss.audit(depth, photos(2), protocols=[name])
+
+
+NAN = torch.full((1,), torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "message"),
+    [
+        ("depth", lambda batch: depth(batch) * NAN, "the model returned NaN or infinity for 1 of 1 images"),
+        (
+            "depth",
+            lambda batch: batch,
+            r"task 'depth' needs \[image, 1, height, width\] .* got shape \(1, 3, 12, 12\)",
+        ),
+        ("flow", depth, r"task 'flow' needs \[image, 2, height, width\]"),
+        ("embedding", depth, r"task 'embedding' needs \[image, feature\]"),
+        ("binary", probabilities, r"task 'binary' needs one value for each image, got shape \(1, 2\). Use --task multilabel."),
+        ("multilabel", depth, r"task 'multilabel' needs \[image, label\] for 1 images"),
+        ("multilabel:given=shares", probabilities, "`given` of task 'multilabel' must be logits or probabilities, got 'shares'"),
+        ("multilabel:given=probabilities", lambda batch: probabilities(batch) + 2, "which are no probabilities"),
+        ("answers", lambda batch: ["a", "b"], "task 'answers' needs a list of one value for each of 1 images, got 2"),
+        ("answers", depth, "task 'answers' needs a whole number, a text or another value for each of 1 images"),
+        ("segmentation", lambda batch: batch[:, :1], r"task 'segmentation' needs \[image, class, height, width\]"),
+    ],
+)
+def test_output_of_another_task_is_refused(name: str, model: Callable[[Tensor], Any], message: str) -> None:
+    with pytest.raises(ss.InputError, match=message):
+        ss.audit(model, photos(), task=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "message"),
+    [
+        ("depth", torch.ones(6, 4, 4), r"`truth` of task 'depth' must be \[12, 12\] for each image"),
+        ("depth", torch.ones(5, SIZE, SIZE), "`truth` must hold one for each of 6 images, got 5"),
+        ("flow", torch.ones(6, SIZE, SIZE), r"`truth` of task 'flow' must be \[2, 12, 12\]"),
+        ("binary", torch.tensor([0, 1, 2, 0, 1, 0]), "`truth` of task 'binary' must be 0 or 1"),
+        ("multilabel", torch.ones(6, 2), "`truth` of task 'multilabel' must hold 3 labels for each image, got 2"),
+    ],
+)
+def test_truth_of_another_form_is_refused(name: str, truth: Tensor, message: str) -> None:
+    with pytest.raises(ss.InputError, match=message):
+        ss.audit(EQUIVARIANT[name], photos(), task=name, truth=truth, protocols=["mouton2020"])
+
+
+def test_truth_shorter_than_a_stream_of_images_is_refused() -> None:
+    with pytest.raises(ss.InputError, match="`truth` must hold ground truth for each image, got 5 for 6 or more"):
+        ss.audit(depth, [photos()[:3], photos()[3:]], task="depth", truth=list(torch.ones(5, SIZE, SIZE)))
+
+
+def test_measures_of_every_task_are_registered_and_named() -> None:
+    from shiftscope.measures import MEASURES
+
+    for task in TASKS.values():
+        assert all(MEASURES[name].better for name in (*task.measures, *task.truth_measures))
+    assert not isnan(MEASURES["flicker"].bounds[0])
