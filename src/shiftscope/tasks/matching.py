@@ -1,0 +1,67 @@
+"""Pair the boxes of two sets: overlaps, and the assignment of largest total overlap.
+
+Boxes are rows (x1, y1, x2, y2) in pixels, with x1 <= x2 and y1 <= y2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+__all__ = ["areas", "intersections", "match", "overlaps"]
+
+#: The least intersection over union of a pair.
+LEAST_OVERLAP = 0.5
+
+
+def areas(boxes: Float[np.ndarray, "*box 4"]) -> Float[np.ndarray, "*box"]:
+    """Return the areas of boxes, square pixels."""
+    found: np.ndarray = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return found
+
+
+def intersections(one: Float[np.ndarray, "*set one 4"], other: Float[np.ndarray, "*set other 4"]) -> np.ndarray:
+    """Return the areas that each box of one set shares with each of another, [..., one, other], square pixels."""
+    low = np.maximum(one[..., :, None, :2], other[..., None, :, :2])
+    high = np.minimum(one[..., :, None, 2:], other[..., None, :, 2:])
+    shared: np.ndarray = (high - low).clip(0).prod(axis=-1)
+    return shared
+
+
+def overlaps(one: Float[np.ndarray, "*set one 4"], other: Float[np.ndarray, "*set other 4"]) -> np.ndarray:
+    """Return the intersection over union (IoU) of each box of one set and each of another, [..., one, other].
+
+    Two boxes without an area that are equal have 1, so that a box always overlaps itself fully.
+
+    >>> overlaps(np.array([[0.0, 0.0, 2.0, 2.0]]), np.array([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0]])).tolist()
+    [[1.0, 0.3333333333333333]]
+    """
+    shared = intersections(one, other)
+    union = areas(one)[..., :, None] + areas(other)[..., None, :] - shared
+    same = (one[..., :, None, :] == other[..., None, :, :]).all(axis=-1)
+    found: np.ndarray = np.where(same, 1.0, shared / np.where(union > 0, union, 1.0))
+    return found
+
+
+def match(
+    overlap: Float[np.ndarray, "one other"], allowed: Bool[np.ndarray, "one other"], *, least: float = LEAST_OVERLAP
+) -> Int[np.ndarray, "pair 2"]:
+    """Return the pairs of the one-to-one assignment whose overlaps have the largest sum (Kuhn 1955), by Jonker and Volgenant.
+
+    Args:
+        overlap: intersection over union of each box with each.
+        allowed: which may be paired, such as boxes of one class.
+        least: overlap that a pair must have at least.
+
+    >>> match(np.array([[0.9, 0.8], [0.8, 0.1]]), np.full((2, 2), True)).tolist()
+    [[0, 1], [1, 0]]
+    """
+    worth = np.where(allowed & (overlap >= least), overlap, 0.0)
+    found = worth > 0
+    if (found.sum(axis=0) <= 1).all() and (found.sum(axis=1) <= 1).all():  # nothing to choose
+        return np.argwhere(found)
+    from scipy.optimize import linear_sum_assignment
+
+    pairs = np.stack(linear_sum_assignment(worth, maximize=True), axis=1)
+    kept: np.ndarray = pairs[worth[pairs[:, 0], pairs[:, 1]] > 0]
+    return kept
