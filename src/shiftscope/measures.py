@@ -211,6 +211,57 @@ DEFINITIONS = (
     Measure("labels_right", "labels right", "Share of labels that are those of the ground truth."),
     Measure("same_answer", "same answer", "Share of shifts that leave the answer as it is."),
     Measure("answer_right", "answers right", "Share of answers that equal the ground truth."),
+    # Object detection.
+    Measure(
+        "box_survival",
+        "detections that survive",
+        "Share of detections found again after a shift, with their class, at an IoU of 0.5 or more after moving back.",
+    ),
+    Measure(
+        "confidence_change",
+        "confidence change",
+        "Mean absolute change of a detection's confidence under a shift; what is not found again has 0.",
+        better="less",
+    ),
+    Measure(
+        "worst_confidence_change",
+        "worst confidence change",
+        "Largest change of confidence among an image's detections, a mean over shifts.",
+        better="less",
+    ),
+    *(
+        Measure(
+            f"confidence_change_{size}",
+            f"confidence change, {size} objects",
+            f"Confidence change of detections of {size} objects, {what}.",
+            better="less",
+        )
+        for size, what in (("small", "below 32x32 pixels"), ("medium", "32x32 to 96x96"), ("large", "above 96x96 pixels"))
+    ),
+    Measure("box_iou", "IoU of boxes", "Mean intersection over union of surviving boxes before a shift and moved back."),
+    Measure(
+        "box_jitter",
+        "box jitter, pixels",
+        "Mean absolute change of the coordinates of surviving boxes, moved back, in pixels.",
+        LENGTH,
+        better="less",
+    ),
+    Measure("label_switches", "label switches", "Share of detections whose box stays and whose class changes.", better="less"),
+    Measure(
+        "box_deaths", "detections that vanish", "Share of detections that no detection of any class replaces.", better="less"
+    ),
+    Measure("box_births", "new detections", "Detections per image that appear where there were none.", LENGTH, better="less"),
+    Measure("boxes_cut", "detections at the border", "Share of detections left out, because a border cuts them.", better=None),
+    Measure("objects_found", "objects found", "Share of the true objects that are found, at an IoU of 0.5 or more."),
+    Measure("ap", "average precision", "Average precision by COCO's definition, IoU 0.5 to 0.95, a mean over shifts."),
+    Measure("ap_worst", "average precision, worst shift", "Average precision at the shift where it is least."),
+    Measure("ap_range", "range of average precision", "Largest less least average precision over the shifts.", better="less"),
+    Measure("ap50", "average precision at IoU 0.5", "Average precision at an IoU of 0.5, a mean over shifts."),
+    Measure("ap75", "average precision at IoU 0.75", "Average precision at an IoU of 0.75, a mean over shifts."),
+    *(
+        Measure(f"ap_{size}", f"average precision, {size} objects", f"Average precision of {size} objects, a mean over shifts.")
+        for size in ("small", "medium", "large")
+    ),
     # Of any task.
     Measure(
         "flicker",

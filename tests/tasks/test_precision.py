@@ -8,7 +8,9 @@ import io
 import numpy as np
 import pytest
 
-from shiftscope.tasks.precision import SIZES, Detections, Judged, Objects, average_precision, judge
+from shiftscope.tasks.detections import Detections
+from shiftscope.tasks.objects import SIZES, Objects
+from shiftscope.tasks.precision import Judged, average_precision, judge
 
 SIDE, CLASSES = 256, 3
 

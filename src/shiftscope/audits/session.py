@@ -260,6 +260,7 @@ def _task(model: CountedModel, raw: Any, options: AuditOptions, framing: Framing
     if task is None and options.output is None and not options.embedding:
         task = task_of(raw, 1, framing.size)
     if task is not None:
+        task = task.knowing(model.model)
         model.answers(raw, task, 1, framing.size)
     elif options.truth is not None:
         raise InputError("`truth` is ground truth of a task, but the output shows none.", "Say what it is with --task.")

@@ -121,6 +121,7 @@ class TaskMeasurer:
         self.measures = {each.name: task_measures(task, each, truth=self.has_truth) for each in self.protocols}
         for protocol in self.protocols:
             framing.border(protocol)  # raises if crops exceed the margin
+        self.reach = float(max(each.max_shift for each in self.protocols))
         self.planned = tuple(_planned(self.protocols))
 
     def plan(self, indices: Tensor) -> ViewPlan:
@@ -278,6 +279,7 @@ class _Block:
             self.measurer.framing.size,
             circular,
             (top, left),
+            self.measurer.reach,
             self._images[second],
             self._gathered,
         )

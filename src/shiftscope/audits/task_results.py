@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shiftscope.audits.measuring import grid_name
 from shiftscope.audits.parts import Changed, Part
+from shiftscope.audits.periods import period_sentences
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import estimate
 from shiftscope.audits.task_measuring import UNSHIFTED, task_measures
@@ -71,7 +72,8 @@ def task_changed(merged: Part, task: Task) -> tuple[Changed, ...]:
 
 
 def task_notes(merged: Part, task: Task | None) -> Iterator[str]:
-    """Yield which measures are not defined for some images, or for none."""
+    """Yield the periods of the maps over shifts, and which measures are not defined for some images, or for none."""
+    yield from period_sentences(merged.surveys) if task is not None else ()
     seen = set[str]()
     for (_, measure), values in merged.scores.items() if task is not None else ():
         missing = int(values.isnan().sum())

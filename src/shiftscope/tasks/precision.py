@@ -8,75 +8,24 @@ most 100 detections of a class in an image, objects of other sizes and crowds ig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from shiftscope.tasks.detections import Detections
 from shiftscope.tasks.matching import areas, intersections
+from shiftscope.tasks.objects import SIZES, Objects
 
-__all__ = ["SIZES", "Detections", "Judged", "Objects", "average_precision", "judge"]
+__all__ = ["Judged", "average_precision", "judge"]
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 #: The most detections of a class in an image.
 MOST = 100
-#: Ranges of an object's area, square pixels: all, and COCO's three sizes.
-SIZES: Mapping[str, tuple[float, float]] = {
-    "all": (0.0, 1e10),
-    "small": (0.0, 32.0**2),
-    "medium": (32.0**2, 96.0**2),
-    "large": (96.0**2, 1e10),
-}
 #: What pycocotools adds to a denominator, and what it subtracts from an overlap of 1.
 LEAST, JUST_BELOW = float(np.spacing(1)), 1e-10
-
-
-@dataclass(frozen=True)
-class Detections:
-    """What a detector finds in an image.
-
-    Attributes:
-        boxes: (x1, y1, x2, y2), pixels of the model's input.
-        scores: confidence in [0, 1].
-        labels: class of each.
-    """
-
-    boxes: Float[np.ndarray, "box 4"]
-    scores: Float[np.ndarray, " box"]
-    labels: Int[np.ndarray, " box"]
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def at(self, chosen: np.ndarray) -> Detections:
-        """Return some of them: by a mask, or by their numbers in the order to return."""
-        return Detections(self.boxes[chosen], self.scores[chosen], self.labels[chosen])
-
-    def moved(self, by: tuple[float, float]) -> Detections:
-        """Return them moved by (dy, dx) pixels."""
-        return Detections(self.boxes + np.array([by[1], by[0], by[1], by[0]]), self.scores, self.labels)
-
-
-@dataclass(frozen=True)
-class Objects:
-    """The objects that an image shows: the ground truth.
-
-    Attributes:
-        boxes: (x1, y1, x2, y2), pixels of the model's input.
-        labels: class of each.
-        areas: of each, square pixels; of its outline where that is known, else of its box.
-        ignored: whether detections of it count neither for nor against the model: crowds, and what a border cuts.
-    """
-
-    boxes: Float[np.ndarray, "object 4"]
-    labels: Int[np.ndarray, " object"]
-    areas: Float[np.ndarray, " object"]
-    ignored: Bool[np.ndarray, " object"]
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class View:
         size: (height, width) of the model's input, pixels.
         circular: whether content that leaves on one side enters on the other.
         start: (dy, dx) of the first view against the unshifted image, pixels; (0, 0) where the first is unshifted.
+        reach: the largest shift of the audit along an axis, pixels.
         image: the image's place in its block.
         references: the answers to all unshifted images of the block, in order, as :meth:`Task.gather` returns them.
     """
@@ -39,6 +40,7 @@ class View:
     size: tuple[int, int]
     circular: bool
     start: tuple[int | float, int | float] = (0.0, 0.0)
+    reach: float = 0.0
     image: int = 0
     references: Any = ()
 
@@ -62,6 +64,10 @@ class Task(ABC):
     def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:
         """Return whether a model's raw output says by itself that it is this task's; arguments as of :meth:`read`."""
         return False
+
+    def knowing(self, model: Any) -> Task:
+        """Return the task with what the model itself says of its output, such as its configuration."""
+        return self
 
     @abstractmethod
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Any]:

@@ -1,0 +1,219 @@
+"""Boxes of shifted images are moved back and compared: perfect detectors score exactly 1, and faults are what they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from detectors import rectangles, scenes, snapping
+from shiftscope.audits import Audit, audit
+from shiftscope.audits.periods import periods
+from shiftscope.errors import InputError
+from shiftscope.tasks.boxes import Boxes
+from shiftscope.tasks.detections import Detections, read_detections
+from shiftscope.tasks.task import View
+
+VIEW = View((0, 0), (100, 100), circular=False)
+BEST = {"better": {"more": 1.0, "less": 0.0}}
+#: Measures that a detector which moves along with the image has, exactly.
+PERFECT = {"box_survival": 1, "confidence_change": 0, "worst_confidence_change": 0, "box_iou": 1, "box_jitter": 0}
+PERFECT |= {"label_switches": 0, "box_deaths": 0, "box_births": 0, "objects_found": 1, "ap": 1, "ap50": 1, "ap75": 1}
+
+
+def detections(*rows: tuple[float, ...]) -> Detections:
+    """Return detections from (x1, y1, x2, y2, score, label)."""
+    table = np.array(rows, dtype=float).reshape(-1, 6)
+    return Detections(table[:, :4], table[:, 4], table[:, 5].astype(int))
+
+
+ONE = (20, 20, 40, 40, 0.9, 1)
+OTHER = (60, 60, 80, 80, 0.8, 2)
+
+
+def compared(before: Detections, after: Detections, view: View = VIEW) -> dict[str, float]:
+    return Boxes().compare(before, after, view, None)
+
+
+@pytest.fixture(scope="module")
+def perfect() -> Audit:
+    images, truth = scenes(3)
+    return audit(rectangles, images, truth=truth, max_shift=2, protocols=["mouton2020", "chaman2021-circular", "every-shift"])
+
+
+def test_perfect_detector_scores_exactly_one_everywhere(perfect: Audit) -> None:
+    found = {(row.protocol, row.measure): row.estimate.value for row in perfect.rows}
+    wrong = {key: value for key, value in found.items() if key[1] in PERFECT and value != PERFECT[key[1]]}
+    assert wrong == {}
+    assert {measure for _, measure in found} > set(PERFECT)
+    assert all((values == PERFECT[name.split("/")[1]]).all() for name, values in perfect.maps().items() if name[7:] in PERFECT)
+
+
+def test_perfect_detector_has_no_period(perfect: Audit) -> None:
+    assert {each.pixels for each in periods(perfect.surveys["zero 2"]).values()} == {None}
+
+
+def test_snapping_to_a_grid_of_eight_is_caught_with_period_eight() -> None:
+    images, _ = scenes(1)
+    found = audit(snapping(8), images, max_shift=8, protocols=["every-shift"])
+    named = periods(found.surveys["zero 8"])
+    assert named["box_jitter"].pixels == named["confidence_change"].pixels == 8
+    assert named["box_jitter"].lattice == 0 < named["box_jitter"].off_lattice  # type: ignore[operator]
+    assert any(note.startswith("What a shift changes repeats every 8 pixels, as behind a stride of 8") for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (detections(ONE, OTHER), {"box_survival": 1, "confidence_change": 0, "box_births": 0}),
+        (detections(ONE), {"box_survival": 0.5, "box_deaths": 0.5, "confidence_change": 0.4, "worst_confidence_change": 0.8}),
+        (detections(ONE, (*OTHER[:4], 0.8, 3)), {"box_survival": 0.5, "label_switches": 0.5, "box_deaths": 0, "box_births": 0}),
+        (detections(ONE, (*OTHER[:4], 0.3, 2)), {"box_survival": 0.5, "box_deaths": 0.5, "confidence_change": 0.25}),
+        (detections(ONE, OTHER, (60, 20, 70, 30, 0.7, 1)), {"box_survival": 1, "box_births": 1}),
+        (detections(ONE, OTHER, (60, 20, 70, 30, 0.4, 1)), {"box_survival": 1, "box_births": 0}),
+        (detections((22, 20, 42, 40, 0.9, 1), OTHER), {"box_survival": 1, "box_jitter": 0.5, "box_iou": (1 + 18 / 22) / 2}),
+        (detections(), {"box_survival": 0, "box_deaths": 1, "box_births": 0, "confidence_change": 0.85}),
+    ],
+    ids=["same", "gone", "switched", "faded", "born", "born below threshold", "jitter", "nothing"],
+)
+def test_fates_of_detections(after: Detections, expected: dict[str, float]) -> None:
+    found = compared(detections(ONE, OTHER), after)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_no_detections_at_all_are_not_defined() -> None:
+    found = compared(detections(), detections())
+    assert np.isnan(found["box_survival"]) and np.isnan(found["boxes_cut"])
+    assert found["box_births"] == 0
+
+
+@pytest.mark.parametrize("circular", [False, True])
+@pytest.mark.parametrize("shift", [(0, 5), (7, -3), (-15, 25)])
+def test_boxes_that_move_along_survive(shift: tuple[int, int], circular: bool) -> None:
+    before = detections(ONE, OTHER)
+    found = compared(before, before.moved(shift), replace(VIEW, shift=shift, circular=circular))
+    left_out = sum((before.moved(shift).boxes < 1).any(axis=1) | (before.moved(shift).boxes > 99).any(axis=1))
+    assert (found["box_survival"], found["boxes_cut"]) == (1, left_out / 2)
+
+
+def test_box_that_a_border_cuts_is_left_out_and_counted() -> None:
+    before, after = detections(ONE, (85, 20, 98, 40, 0.9, 1)), detections((25, 20, 45, 40, 0.9, 1), (90, 20, 100, 40, 0.6, 1))
+    found = compared(before, after, replace(VIEW, shift=(0, 5)))
+    assert (found["box_survival"], found["boxes_cut"], found["box_births"], found["confidence_change"]) == (1, 0.5, 0, 0)
+
+
+def test_box_across_a_circular_border_is_left_out() -> None:
+    before = detections(ONE, (0, 60, 6, 80, 0.9, 1), (90, 60, 100, 80, 0.9, 1))  # an object in two parts
+    after = detections((30, 20, 50, 40, 0.9, 1), (0, 60, 16, 80, 0.9, 1))  # whole now
+    found = compared(before, after, replace(VIEW, shift=(0, 10), circular=True))
+    assert (found["box_survival"], found["box_births"]) == (1, 0)
+    assert found["boxes_cut"] == pytest.approx(2 / 3)
+
+
+def test_confidence_change_is_split_by_size() -> None:
+    large = (2, 2, 99, 99, 0.9, 5)
+    found = compared(detections(ONE, large), detections(ONE, (*large[:4], 0.7, 5)))
+    assert found["confidence_change_small"] == 0
+    assert found["confidence_change_large"] == pytest.approx(0.2)
+    assert np.isnan(found["confidence_change_medium"])
+
+
+BOXES, SCORES, LABELS = torch.tensor([[1.0, 2, 5, 6], [3, 3, 9, 8]]), torch.tensor([0.9, 0.4]), torch.tensor([3, 7])
+TORCHVISION = {"boxes": BOXES, "scores": SCORES, "labels": LABELS}
+RESULTS = SimpleNamespace(boxes=SimpleNamespace(xyxy=BOXES, conf=SCORES, cls=LABELS.float()))
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        [TORCHVISION, TORCHVISION],
+        [RESULTS, RESULTS],
+        [(BOXES, SCORES, LABELS), (BOXES, SCORES, LABELS)],
+        tuple(torch.stack([each, each]) for each in (BOXES, SCORES, LABELS)),
+        {"boxes": BOXES[None].repeat(2, 1, 1), "scores": SCORES[None].repeat(2, 1), "labels": LABELS[None].repeat(2, 1)},
+        torch.cat([BOXES, SCORES[:, None], LABELS[:, None]], dim=1)[None].repeat(2, 1, 1),
+    ],
+    ids=["torchvision", "ultralytics", "tuples", "batched tuple", "batched mapping", "one tensor"],
+)
+def test_each_form_of_output_is_read(output: Any) -> None:
+    for each in read_detections(output, 2, (10, 20)):
+        assert (each.boxes == BOXES.numpy()).all() and each.labels.tolist() == [3, 7]
+        assert each.scores == pytest.approx([0.9, 0.4])
+
+
+QUERIES = torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.25, 0.5, 0.1, 0.2]]])
+
+
+def test_no_object_class_is_left_out_where_the_configuration_says_it() -> None:
+    logits = torch.tensor([[[5.0, 0.0, 0.0], [0.0, 1.0, 3.0]]])
+    found = read_detections({"logits": logits, "pred_boxes": QUERIES}, 1, (10, 20), classes=2)[0]
+    assert found.boxes == pytest.approx(np.array([[8.0, 3, 12, 7], [4, 4, 6, 6]]))
+    assert found.labels.tolist() == [0, 1]
+    assert found.scores == pytest.approx(logits.softmax(-1)[0, :, :2].max(-1).values.numpy())
+
+
+def test_sigmoid_scores_are_read_where_no_class_stands_for_no_object() -> None:
+    logits = torch.tensor([[[5.0, 4.0], [0.0, 1.0]]])
+    found = read_detections(SimpleNamespace(logits=logits, pred_boxes=QUERIES), 1, (10, 20), classes=2)[0]
+    assert found.labels.tolist() == [0, 1]
+    assert found.scores == pytest.approx(torch.tensor([5.0, 4.0]).sigmoid().numpy())
+    assert (found.boxes[0] == found.boxes[1]).all()  # both classes of one query
+
+
+@pytest.mark.parametrize("classes", [None, 7])
+def test_unknown_no_object_class_is_asked_for(classes: int | None) -> None:
+    with pytest.raises(InputError, match="--task boxes:no_object=last"):
+        read_detections({"logits": torch.zeros(1, 2, 3), "pred_boxes": QUERIES}, 1, (10, 20), classes=classes)
+
+
+def test_model_without_configuration_is_asked_and_with_one_not() -> None:
+    model = torch.nn.Sequential()
+    model.config = SimpleNamespace(num_labels=2)  # type: ignore[assignment]
+    output = {"logits": torch.zeros(1, 2, 3), "pred_boxes": QUERIES}
+    assert len(Boxes().knowing(model).read(output, 1, (10, 20))[0]) == 2
+    with pytest.raises(InputError, match="may stand for no object"):
+        Boxes().knowing(torch.nn.Sequential()).read(output, 1, (10, 20))
+
+
+def broken(**changes: Any) -> list[dict[str, Any]]:
+    return [{**TORCHVISION, **changes}]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (broken(scores=SCORES[:1]), "equally many for an image, got 2, 1 and 2"),
+        (broken(boxes=BOXES.clone().fill_(float("nan"))), "NaN or infinity"),
+        (broken(scores=SCORES / 0), "NaN or infinity"),
+        (broken(boxes=BOXES.flip(1)), "x1 <= x2 and y1 <= y2, got 6 5 2 1"),
+        (broken(scores=SCORES * 10), r"`scores` must be in \[0, 1\], got 4 to 9"),
+        (broken(labels=LABELS + 0.5), "`labels` must be whole numbers, got 3.5"),
+        (broken(boxes=BOXES[:, :3]), r"`boxes` must be \[box, 4\]"),
+        (broken(boxes="many"), "got str in place of numbers"),
+        ([TORCHVISION, TORCHVISION], "the model returned 2 for 1 images"),
+        ([{"boxes": BOXES}], "got dict of 'boxes' for an image"),
+        (torch.zeros(1, 5), r"got a tensor of shape \(1, 5\)"),
+        ({"logits": torch.zeros(1, 3, 4), "pred_boxes": QUERIES}, "do not belong together"),
+    ],
+)
+def test_bad_output_is_one_sentence(output: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        Boxes().read(output, 1, (10, 20))
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("setting", [{"threshold": 0.0}, {"overlap": 1.5}, {"no_object": "first"}, {"truth_labels": "name"}])
+def test_bad_setting_is_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"`{next(iter(setting))}` of task 'boxes' must be"):
+        Boxes(**setting)
+
+
+def test_picture_shows_boxes_moved_back() -> None:
+    picture = torch.zeros(3, 100, 100)
+    drawn = Boxes().draw(picture, detections(ONE, (60, 60, 80, 80, 0.2, 1)).moved((5, 3)), (5, 3), VIEW)
+    rows, columns = drawn.sum(dim=0).nonzero().T
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 39, 20, 39)
