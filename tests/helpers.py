@@ -57,6 +57,13 @@ def die_once(job: tuple[str, int], report: Callable[[object], None]) -> int:
     return job[1]
 
 
+def visible_gpu(job: tuple[str, int], report: Callable[[object], None]) -> tuple[str, int]:
+    """Return the GPU that the process sees, and the process, which dies at the first try of job 1."""
+    die_once(job, report)
+    time.sleep(0.2)
+    return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
+
+
 def die(job: int, report: Callable[[object], None]) -> int:
     """Die at every try."""
     os.kill(os.getpid(), signal.SIGKILL)

@@ -56,7 +56,7 @@ def third_party(*, at_import: bool) -> set[str]:
 
 
 def test_imported_packages_are_declared() -> None:
-    optional = ("fast", "hub", "lightning", "onnx", "pandas", "ray", "torchmetrics", "transformers", "zoo")
+    optional = ("fast", "hub", "lightning", "onnx", "pandas", "ray", "submitit", "torchmetrics", "transformers", "zoo")
     assert third_party(at_import=False) <= declared(*optional) | {"pytest"}  # which loads the plugin
 
 
@@ -72,7 +72,7 @@ def test_extra_all_holds_every_optional_feature() -> None:
 
 @pytest.mark.parametrize("module", ["shiftscope", "shiftscope.cli", "shiftscope.integrations", "shiftscope.audits"])
 def test_no_integration_is_imported_before_it_is_used(module: str) -> None:
-    libraries = {"torchmetrics", "lightning", "transformers", "pandas", "mlflow", "tensorboard"}
+    libraries = {"torchmetrics", "lightning", "transformers", "pandas", "mlflow", "tensorboard", "wandb", "trackio", "submitit"}
     code = f"import sys, {module}; sys.exit(str({libraries!r} & set(sys.modules)) if {libraries!r} & set(sys.modules) else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -52,6 +52,16 @@ def test_job_of_a_killed_process_is_done_by_another(tmp_path: Path) -> None:
     assert (tmp_path / "tried1").exists()
 
 
+def test_each_worker_sees_one_gpu_also_in_place_of_a_killed_one(tmp_path: Path) -> None:
+    jobs = [(str(tmp_path), number) for number in range(6)]
+    found = list(Processes(2, gpus=("3", "GPU-7")).run(helpers.visible_gpu, jobs, ignore))
+    assert (tmp_path / "tried1").exists()
+    assert {gpu for _, (gpu, _) in found} == {"3", "GPU-7"}
+    gpus_of = {process: {gpu for _, (gpu, number) in found if number == process} for process in {each[1] for _, each in found}}
+    assert all(len(gpus) == 1 for gpus in gpus_of.values())
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") is None
+
+
 @pytest.mark.parametrize(
     ("work", "job", "kind", "told"),
     [
@@ -136,7 +146,7 @@ def test_locked_folder_refuses_a_second_command_and_names_the_process(tmp_path: 
     code = f"from pathlib import Path; from shiftscope.runtime.files import locked\nwith locked(Path({str(tmp_path)!r})): pass"
     with locked(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert f"another command is at work in {tmp_path} (process {os.getpid()})" in done.stderr
+        assert f"another command is at work in {tmp_path} (process {os.getpid()} on " in done.stderr
     assert not (tmp_path / LOCK).exists()
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -6,13 +6,14 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from shiftscope.runtime.files import LOCK, locked, remove_temporary_files, write_atomically, write_tensors, write_text
+from shiftscope.runtime.files import LOCK, claimed, locked, remove_temporary_files, write_atomically, write_tensors, write_text
 
 
 def test_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -32,14 +33,52 @@ def test_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 def test_temporary_files_of_dead_writers_are_removed_and_of_living_ones_stay(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    folder = tmp_path / "runs" / "abc"
-    folder.mkdir(parents=True)
-    left, living = folder / f".record.{dead.pid}.tmp.json", folder / f".record.{os.getpid()}.tmp.json"
-    left.touch()
-    living.touch()
-    (folder / "record.json").touch()
+
+    def write(living: Path) -> None:
+        living.touch()
+        living.with_name(living.name.replace(str(os.getpid()), str(dead.pid))).touch()
+        remove_temporary_files(tmp_path)
+        assert os.listdir(tmp_path / "runs") == [living.name]
+
+    write_atomically(tmp_path / "runs" / "record.json", write)
+    assert os.listdir(tmp_path / "runs") == ["record.json"]
+
+
+@pytest.mark.parametrize(("hours", "stays"), [(0, True), (48, False)])
+def test_temporary_file_of_another_machine_stays_for_a_day(tmp_path: Path, hours: int, stays: bool) -> None:
+    """Whether that process lives cannot be seen from here: on a cluster its number may be free on this machine."""
+    path = tmp_path / ".record.anothermachine-999999999.tmp.json"
+    path.touch()
+    os.utime(path, (time.time() - 3600 * hours,) * 2)
     remove_temporary_files(tmp_path)
-    assert sorted(os.listdir(folder)) == [living.name, "record.json"]
+    assert path.exists() == stays
+
+
+CLAIM = """
+import os, sys
+from pathlib import Path
+from shiftscope.runtime.files import claimed
+with claimed(Path(sys.argv[1])) as mine:
+    print(mine, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_claim_of_a_living_process_holds_and_that_of_a_killed_one_is_free(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "abc"
+    command = [sys.executable, "-c", CLAIM, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "True\n"
+        with claimed(folder) as mine:
+            assert mine is False
+        other.kill()
+        other.wait()
+        assert (folder / LOCK).exists()
+    with claimed(folder) as mine:
+        assert mine is True
+        with claimed(folder) as again:
+            assert again is False
+    assert os.listdir(folder) == []
 
 
 def test_text_keeps_its_line_ends(tmp_path: Path) -> None:
@@ -62,3 +101,5 @@ def test_file_system_without_locks_is_not_locked(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("fcntl.flock", refuse)
     with locked(tmp_path):
         assert (tmp_path / LOCK).exists()
+    with claimed(tmp_path) as mine:
+        assert mine is None

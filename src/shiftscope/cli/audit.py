@@ -11,7 +11,17 @@ from cyclopts import Parameter
 from shiftscope.cli.app import MODELS, app, print_first, resumable, say
 from shiftscope.cli.gate import GATE_GROUP, GateOptions, conditions_of, judged
 from shiftscope.cli.measuring import IMAGES, print_found, valid_settings
-from shiftscope.cli.options import COMPUTE_GROUP, IMAGE_GROUP, MODEL_GROUP, OUTPUT_GROUP, AuditOptions, Flag, ModelName, Several
+from shiftscope.cli.options import (
+    COMPUTE_GROUP,
+    IMAGE_GROUP,
+    MODEL_GROUP,
+    OUTPUT_GROUP,
+    AuditOptions,
+    Flag,
+    ModelName,
+    Several,
+    read_shard,
+)
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 from shiftscope.runtime.stopping import keep
@@ -25,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
-#: Number of parts of an audit on a Ray cluster, unless the user gives another.
+#: Number of parts of an audit on a cluster, unless the user gives another.
 PARTS = 8
 
 
@@ -69,7 +79,7 @@ def audit(
         Measure only part I of N of the images, written I/N, such as 1/4. Needs --out.
     workers
         Number of parts of the images to measure at once, each in a process with one thread. By default all images in one process
-        with all threads; on a Ray cluster eight parts.
+        with all threads, or a process for each of several GPUs; on a cluster eight parts.
     quick
         Stop after the first answer, from 32 images and one random shift of each.
     out
@@ -138,10 +148,10 @@ def _audited(
     from shiftscope.runtime.executors import keep_freed_memory
 
     if shard is not None:
-        _shard(shard)
+        read_shard(shard)
     if shard is not None and out is None:
         raise InputError("`shard` needs a folder for its blocks.", "Give the same --out to all shards.")
-    at_once = 1 if workers is None and options.executor == "processes" else workers
+    at_once = 1 if workers is None and options.executor == "processes" and options.job_device() == "cpu" else workers
     executor = options.start(None if options.address else at_once)
     if executor is not None and shard is not None:
         raise InputError("`--shard` splits an audit over several commands, `--workers` within one.", "Give one of them.")
@@ -171,15 +181,17 @@ def _measured(
 ) -> Audit | None:
     from shiftscope.audits.folder import is_complete, merge_audit
     from shiftscope.audits.job import AuditJob, run_audit, run_first, run_shard, run_shards
+    from shiftscope.runtime.executors import Processes
 
     if quick:
         return run_first(spec, subject=subject, report=report)
     if executor is not None:
-        found = run_shards(spec, executor, shards=workers or PARTS, subject=subject, out=out, staged=True, report=report)
+        shards = workers or (executor.workers if isinstance(executor, Processes) else PARTS)
+        found = run_shards(spec, executor, shards=shards, subject=subject, out=out, staged=True, report=report)
         return _pictured(found, subject, out, report)
     if out is None:
         return run_audit(spec, subject=subject, staged=True, report=report)
-    number, shards = (1, 1) if shard is None else _shard(shard)
+    number, shards = (1, 1) if shard is None else read_shard(shard)
     files = run_shard(AuditJob(spec, number, shards, out), report, subject=subject, staged=True)
     if is_complete(out):
         return _pictured(merge_audit(out), subject, out, report)
@@ -216,14 +228,6 @@ def _described(found: Audit) -> str:
     from shiftscope.audits.subject import describe
 
     return describe(found.provenance)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """Read ``I/N`` as two numbers."""
-    number, slash, shards = text.partition("/")
-    if not slash or not number.isdecimal() or not shards.isdecimal():
-        raise InputError(f"`shard` must be I/N, got {text!r}.", "Write the first of four shards as 1/4.")
-    return int(number), int(shards)
 
 
 def _write_page(found: Audit, folder: Path) -> None:

@@ -30,6 +30,8 @@ __all__ = [
     "Several",
     "StudyOptions",
     "Wide",
+    "read_settings",
+    "read_shard",
 ]
 
 #: Memory that a process needs to train one network of the source's family, in bytes.
@@ -121,16 +123,20 @@ class ExecutorOptions(DeviceOptions):
     Parameters
     ----------
     executor
-        Run jobs in `processes` of this machine, or as tasks of a Ray cluster (`ray`).
+        Run jobs in `processes` of this machine, one for each GPU if it computes on several; as tasks of a Ray cluster (`ray`); or
+        as jobs of Slurm (`submitit`).
     address
         Address of a running Ray cluster. By default a cluster is started on this machine.
     gpus
-        Share of a GPU for each job on a Ray cluster, such as 0.25.
+        GPUs for each job: a share of one on a Ray cluster, such as 0.25, or a whole number with submitit.
+    submit
+        Parameter of submitit, such as slurm_partition=gpu, timeout_min=480 or mem_gb=16. Repeatable.
     """
 
-    executor: Annotated[Literal["processes", "ray"], Parameter(group=COMPUTE_GROUP)] = "processes"
+    executor: Annotated[Literal["processes", "ray", "submitit"], Parameter(group=COMPUTE_GROUP)] = "processes"
     address: Annotated[str | None, Parameter(group=COMPUTE_GROUP)] = None
     gpus: Annotated[float, Parameter(group=COMPUTE_GROUP)] = 0.0
+    submit: Annotated[tuple[str, ...], Several, Parameter(group=COMPUTE_GROUP)] = ()
 
     def job_device(self) -> str:
         """Return the device of a job; a share of a GPU asks for one."""
@@ -143,19 +149,40 @@ class ExecutorOptions(DeviceOptions):
             workers: number of jobs at once; None for as many as cores and memory allow.
 
         Raises:
-            InputError: Ray's options without Ray.
+            InputError: options of an executor without it.
         """
+        if self.submit and self.executor != "submitit":
+            raise InputError("`--submit` describes jobs of submitit.", "Add `--executor submitit`.")
+        if self.address is not None and self.executor != "ray":
+            raise InputError("`--address` is that of a Ray cluster.", "Add `--executor ray`.")
         if self.executor == "ray":
             from shiftscope.runtime.ray_executor import Ray
 
             return Ray(self.address, workers, self.gpus)
-        if self.address is not None or self.gpus:
-            raise InputError("`--address` and `--gpus` describe a Ray cluster.", "Add `--executor ray`.")
-        if workers == 1 or (workers is None and self.job_device() != "cpu"):
-            return None
-        from shiftscope.runtime.executors import Processes, default_workers
+        if self.executor == "submitit":
+            return self._submitit(workers)
+        if self.gpus:
+            raise InputError("`--gpus` describes jobs of a cluster.", "Add `--executor ray` or `--executor submitit`.")
+        return self._processes(workers)
 
-        return Processes(default_workers(BYTES_PER_WORKER) if workers is None else workers)
+    def _submitit(self, workers: int | None) -> Executor:
+        from shiftscope.runtime.submitit_executor import Submitit
+
+        if self.gpus != int(self.gpus):
+            raise InputError(f"`gpus` must be a whole number with submitit, got {self.gpus:g}.", "Shares need `--executor ray`.")
+        return Submitit(workers, int(self.gpus), read_settings(self.submit, "submit", "timeout_min=480"))
+
+    def _processes(self, workers: int | None) -> Executor | None:
+        from shiftscope.runtime.executors import Processes, default_workers, visible_gpus
+
+        gpus = visible_gpus() if self.job_device() == "cuda" else ()
+        if workers is None:
+            workers = default_workers(BYTES_PER_WORKER) if self.job_device() == "cpu" else max(1, len(gpus))
+            if self.job_device() != "cpu" and workers == 1:
+                return None
+        elif workers == 1:
+            return None
+        return Processes(workers, gpus if len(gpus) > 1 else ())
 
 
 @Parameter(name="*")
@@ -286,3 +313,41 @@ class AuditOptions(ModelOptions, ExecutorOptions):
     def job_device(self) -> str:
         """Return the device that computes; a share of a GPU asks for one."""
         return ExecutorOptions.job_device(self)
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """Read ``I/N`` as two numbers.
+
+    Raises:
+        InputError: it is not of that form.
+    """
+    number, slash, shards = text.partition("/")
+    if not slash or not number.isdecimal() or not shards.isdecimal():
+        raise InputError(f"`shard` must be I/N, got {text!r}.", "Write the first of four shards as 1/4.")
+    return int(number), int(shards)
+
+
+def read_settings(given: tuple[str, ...], option: str, example: str) -> dict[str, Any]:
+    """Read each NAME=VALUE of a repeated option; a value as TOML, or as text if it is no TOML.
+
+    Args:
+        given: the texts.
+        option: its name.
+        example: of a text.
+
+    Raises:
+        InputError: a text has no name or no value.
+    """
+    import tomllib
+
+    settings: dict[str, Any] = {}
+    for each in given:
+        name, found, value = each.partition("=")
+        if not found or not value:
+            wanted = "PATH=VALUE" if option == "set" else "NAME=VALUE"
+            raise InputError(f"`--{option}` must be {wanted}, got {each!r}.", f"Write it like {example}.")
+        try:
+            settings[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[name.strip()] = value
+    return settings

@@ -10,14 +10,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from shiftscope.cli.app import STUDIES, THEORY, app, print_json, resumable, say
-from shiftscope.cli.options import COMPUTE_GROUP, OUTPUT_GROUP, AsJson, PageOptions, Several, StudyOptions, Wide
+from shiftscope.cli.options import (
+    COMPUTE_GROUP,
+    OUTPUT_GROUP,
+    AsJson,
+    PageOptions,
+    Several,
+    StudyOptions,
+    Wide,
+    read_settings,
+    read_shard,
+)
 from shiftscope.cli.printing import print_summary, print_table, print_worked
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
     from shiftscope.audits.comparison import AuditComparison
+    from shiftscope.runtime.progress import Report
     from shiftscope.studies.comparison import Comparison
+    from shiftscope.studies.spec import Study
+    from shiftscope.tables import Table
 
 __all__ = ["compare", "figures", "list_", "open_report", "report", "selfcheck", "study", "theory"]
 
@@ -35,6 +48,7 @@ def study(
     reuse: Path | None = None,
     options: StudyOptions = StudyOptions(),
     workers: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
+    shard: Annotated[str | None, Parameter(group=COMPUTE_GROUP)] = None,
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
     as_json: AsJson = False,
     wide: Wide = False,
@@ -59,6 +73,9 @@ def study(
     workers
         Number of runs at once, each in a process with one thread. By default as many as cores and memory allow, on a GPU one.
         With 1, runs follow each other and use all threads.
+    shard
+        Be process I of N that share the folder, written I/N, such as 1/4: begin with every fourth run, and then do those that no
+        other process does. The last one writes the tables.
     out
         Folder for runs, tables, figure and page. By default studies/NAME, with the changes of --set in its name.
     """
@@ -66,25 +83,22 @@ def study(
         from shiftscope.runtime.executors import keep_freed_memory
         from shiftscope.runtime.progress import Stage
         from shiftscope.studies.loading import load_study
-        from shiftscope.studies.runner import run_study
         from shiftscope.studies.spec import short
         from shiftscope.studies.wording import study_verdict
         from shiftscope.tables import Summary
 
-        chosen = load_study(name, seeds=seeds, changes=_settings(changes))
+        chosen = load_study(name, seeds=seeds, changes=read_settings(changes, "set", "data.train_images=12000"))
         folder = out or DEFAULT_OUT / _folder_name(chosen.name, changes)
         keep_freed_memory()
         tell(Stage("starting the runs", 0, 0))
         with resumable(folder, "runs"):
-            table = run_study(
-                chosen,
-                out=folder,
-                data_dir=options.data_dir,
-                device=options.job_device(),
-                executor=options.start(workers),
-                reuse=reuse,
-                report=tell,
-            )
+            table = _table(chosen, folder, options, workers=workers, shard=shard, reuse=reuse, report=tell)
+    if table is None:
+        say(
+            f"Shard {shard} has nothing left to do; others are at work in {folder}, and the last one writes the tables.",
+            error=True,
+        )
+        return
     if as_json:
         print_json(table.to_json())
     else:
@@ -97,26 +111,29 @@ def study(
         say("", "Next:", f"  shiftscope open {quote(str(folder))}")
 
 
+def _table(
+    study: Study, out: Path, options: StudyOptions, *, workers: int | None, shard: str | None, reuse: Path | None, report: Report
+) -> Table | None:
+    """Do a study, or a shard of it; return None while other shards are at work."""
+    from shiftscope.studies.runner import run_study
+    from shiftscope.studies.shards import Shard, run_shard
+
+    number = None if shard is None else Shard(*read_shard(shard))
+    how: dict[str, Any] = {
+        "data_dir": options.data_dir,
+        "device": options.job_device(),
+        "executor": options.start(workers),
+        "reuse": reuse,
+    }
+    if number is None:
+        return run_study(study, out=out, report=report, **how)
+    return run_shard(study, number, out=out, report=report, **how)
+
+
 def _folder_name(name: str, changes: tuple[str, ...]) -> str:
     """Return the name of a study's folder; changes have folders of their own, so that they overwrite no other table."""
     parts = [re.sub(r"[^\w.=-]+", "-", change.rpartition(".")[2]).strip("-") for change in changes]
     return ",".join([name, *parts])[:120]
-
-
-def _settings(changes: tuple[str, ...]) -> dict[str, Any]:
-    """Read each PATH=VALUE; the value as TOML, or as text if it is no TOML."""
-    import tomllib
-
-    settings: dict[str, Any] = {}
-    for change in changes:
-        path, found, value = change.partition("=")
-        if not found or not value:
-            raise InputError(f"`--set` must be PATH=VALUE, got {change!r}.", "Write it like data.train_images=12000.")
-        try:
-            settings[path.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            settings[path.strip()] = value
-    return settings
 
 
 def _write_report(folder: Path, options: PageOptions, out: Path | None = None) -> Path:

@@ -2,7 +2,8 @@
 
 An executor gives each job to a function, with a callback for the events that the job reports. Results come back in the order in
 which jobs finish. If a process dies (killed, or out of memory), its job goes to a new process, a few times.
-:class:`Processes` uses processes of this machine, :class:`shiftscope.runtime.ray_executor.Ray` the machines of a Ray cluster.
+:class:`Processes` uses processes of this machine, :class:`shiftscope.runtime.ray_executor.Ray` the machines of a Ray cluster,
+:class:`shiftscope.runtime.submitit_executor.Submitit` jobs of Slurm.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import signal
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -38,6 +39,8 @@ __all__ = [
     "prepare_process",
     "result_of",
     "run_job",
+    "safe_import_path",
+    "visible_gpus",
 ]
 
 #: Does a job, and calls its second argument with events. A function of a module, so that another process can import it.
@@ -52,6 +55,8 @@ SECONDS_TO_END = 5.0
 # Names of the GNU C library's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 TOP_PAD_BYTES = 256 * 2**20
+#: Which GPUs CUDA shows to a process, as numbers or names, separated by commas.
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 @runtime_checkable
@@ -158,18 +163,30 @@ def default_workers(bytes_each: int) -> int:
     return max(1, min(cores, free // bytes_each))
 
 
+def visible_gpus() -> tuple[str, ...]:
+    """Return the GPUs that this process sees, as numbers or names that ``CUDA_VISIBLE_DEVICES`` takes."""
+    import torch
+
+    names = [name.strip() for name in os.environ.get(VISIBLE_GPUS, "").split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return tuple(names[:count] if names else map(str, range(count)))
+
+
 @dataclass(frozen=True)
 class Processes:
     """Runs jobs in processes of this machine, each with one thread. They end with the process that made them.
 
     Attributes:
         workers: number of processes.
+        gpus: numbers or names of GPUs; each process sees only one of them, as ``cuda``, and they take turns. Without any, every
+            process sees what this one sees.
 
     Raises:
         InputError: ``workers`` is less than 1.
     """
 
     workers: int
+    gpus: tuple[str, ...] = ()
     remote: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -179,10 +196,10 @@ class Processes:
     def run(self, work: Work, jobs: Sequence[Any], report: JobReport) -> Iterator[tuple[Any, Any]]:
         """Run jobs, see :meth:`Executor.run`."""
         waiting = deque((job, 0) for job in jobs)
-        workers = [_Worker(work) for _ in range(min(self.workers, len(jobs)))]
+        workers = [_Worker(work, self._environment(number)) for number in range(min(self.workers, len(jobs)))]
         try:
             for number in range(len(workers)):
-                _start_next(workers, number, waiting, work)
+                _start_next(workers, number, waiting)
             while busy := {worker.connection: number for number, worker in enumerate(workers) if worker.job is not None}:
                 for ready in wait(list(busy)):
                     number = busy[ready]  # type: ignore[index]  # wait returns what it was given
@@ -192,30 +209,40 @@ class Processes:
                         kind, content = worker.connection.recv()
                     except (EOFError, OSError):
                         _retry(waiting, worker, job, tries)
-                        _start_next(workers, number, waiting, work)
+                        _start_next(workers, number, waiting)
                         continue
                     if kind == "event":
                         report(job, content)
                         continue
                     worker.job = None
                     yield job, result_of((kind, content))
-                    _start_next(workers, number, waiting, work)
+                    _start_next(workers, number, waiting)
         finally:
             for worker in workers:
                 worker.end()
+
+    def _environment(self, number: int) -> dict[str, str]:
+        """Return the variables that a worker process has besides those of this one."""
+        return {VISIBLE_GPUS: self.gpus[number % len(self.gpus)]} if self.gpus else {}
 
 
 class _Worker:
     """A process and its current job, with the number of earlier tries."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, environment: Mapping[str, str]) -> None:
+        self.work, self.environment = work, environment
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work_on_jobs, args=(work, theirs, os.getpid()), daemon=True)
-        with _hold_signals(), _safe_import_path():  # signals until the process ignores them itself
+        with _hold_signals(), safe_import_path(), _variables(environment):  # signals until the process ignores them itself
             self.process.start()
         theirs.close()
         self.job: tuple[Any, int] | None = None
+
+    def again(self) -> _Worker:
+        """Return a new process in the place of this one."""
+        self.end()
+        return _Worker(self.work, self.environment)
 
     def start(self, job: tuple[Any, int]) -> bool:
         """Start a job; return False if the process is dead."""
@@ -242,11 +269,10 @@ def _send(connection: Connection, content: Any) -> None:
     connection.send_bytes(pickle.dumps(content))
 
 
-def _start_next(workers: list[_Worker], number: int, waiting: deque[tuple[Any, int]], work: Work) -> None:
+def _start_next(workers: list[_Worker], number: int, waiting: deque[tuple[Any, int]]) -> None:
     """Start the next job, if there is one, on a worker, or on a new one in its place if it died."""
     while waiting and not (workers[number].process.is_alive() and workers[number].start(waiting[0])):
-        workers[number].end()
-        workers[number] = _Worker(work)
+        workers[number] = workers[number].again()
     if waiting:
         waiting.popleft()
 
@@ -278,21 +304,27 @@ def _hold_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextmanager
-def _safe_import_path() -> Iterator[None]:
+def safe_import_path() -> AbstractContextManager[None]:
     """Keep the current folder off the import path of processes that start for the duration: a ``signal.py`` there would run.
 
     ``multiprocessing`` starts them with ``python -c``, which puts that folder first until the parent's path arrives.
     """
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
+    return _variables({"PYTHONSAFEPATH": "1"})
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment for the duration."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _work_on_jobs(work: Work, connection: Connection, parent: int) -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +22,7 @@ from shiftscope.errors import InputError
 
 __all__ = [
     "LOCK",
+    "claimed",
     "locked",
     "remove_temporary_files",
     "write_atomically",
@@ -33,6 +37,8 @@ LOCK = ".lock"
 SECONDS_TO_LOCK = 0.2
 #: What a file system without locks answers.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+#: A temporary file of another machine that nobody has touched for so long has a dead writer.
+SECONDS_OF_A_WRITER = 24 * 3600.0
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -46,7 +52,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{_writer()}.tmp{path.suffix}")
     try:
         write(temporary)
         with temporary.open("rb+") as written:
@@ -64,7 +70,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_first(path: Path, text: str) -> None:
     """Write text atomically, unless the file exists, also where several processes write it at once."""
-    draft = path.with_name(f".{path.stem}.{os.getpid()}.tmp.draft{path.suffix}")
+    draft = path.with_name(f".{path.stem}.{_writer()}.tmp.draft{path.suffix}")
     try:
         write_text(draft, text)
         with suppress(FileExistsError):
@@ -100,18 +106,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mappin
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, seconds: float = SECONDS_TO_LOCK) -> Iterator[None]:
     """Keep other processes out of a folder for the duration. The system frees the lock of a process that dies.
 
     Args:
         folder: an existing one.
+        seconds: how long to wait for another process.
 
     Raises:
         InputError: another process is at work there, or the folder cannot be written.
     """
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)
     try:
-        lock.acquire(timeout=SECONDS_TO_LOCK)
+        lock.acquire(timeout=seconds)
     except Timeout as error:
         raise InputError(
             f"another command is at work in {folder} ({_owner(folder)}).", "Wait for it, or choose another folder with --out."
@@ -120,9 +127,46 @@ def locked(folder: Path) -> Iterator[None]:
         if error.errno not in WITHOUT_LOCKS:
             reason = error.strerror or error
             raise InputError(f"{folder} cannot be written ({reason}).", "Choose another folder with --out.") from error
+    with _held(lock, folder):
+        yield
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool | None]:
+    """Claim a folder for the duration, unless another process holds it. A claim ends with its process, however that ends.
+
+    Args:
+        folder: created if it is missing.
+
+    Yields:
+        whether this process holds the claim; None where the file system has no locks, so that nobody knows.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        held = None
+    else:
+        held = True
+    with _held(lock, folder):
+        yield held
+
+
+@contextmanager
+def _held(lock: FileLock, folder: Path) -> Iterator[None]:
+    """Write who holds a lock into its file, and release it afterwards."""
     try:
         with suppress(OSError):  # Windows does not share a locked file
-            (folder / LOCK).write_text(f"process {os.getpid()}")
+            (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         with suppress(OSError):  # while the lock is held: afterwards the file may be another process's
@@ -131,11 +175,33 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove the temporary files of writers that died, in a folder and below it; a living writer's stay."""
+    """Remove the temporary files of writers that died, in a folder and below it; a living writer's stay.
+
+    Whether a process of another machine lives is unknown here: its files are removed a day after they were last written.
+    """
     for path in folder.rglob(".*.tmp*"):
-        process = path.name.split(".tmp")[0].rpartition(".")[2]
-        if process.isdecimal() and not _is_alive(int(process)):
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # its writer has just renamed it
+            if _is_left(path):
+                path.unlink(missing_ok=True)
+
+
+def _is_left(path: Path) -> bool:
+    """Return whether a temporary file's writer is dead."""
+    machine, _, process = path.name.split(".tmp")[0].rpartition(".")[2].rpartition("-")
+    if not process.isdecimal():
+        return False
+    if machine in ("", _machine()):
+        return not _is_alive(int(process))
+    return time.time() - path.stat().st_mtime > SECONDS_OF_A_WRITER
+
+
+def _writer() -> str:
+    """Return a name for this process that no other process on any machine has."""
+    return f"{_machine()}-{os.getpid()}"
+
+
+def _machine() -> str:
+    return re.sub(r"\W", "", socket.gethostname())[:32]
 
 
 def _owner(folder: Path) -> str:

@@ -1,7 +1,8 @@
 """Run a study: find finished runs, do the missing ones, and make the tables from the records.
 
 Stopping it at any moment loses at most an epoch or two of each training under way (half a minute of short epochs), or one
-measurement. Runs on machines without access to the study's folder start again. A lock keeps a second command out of the folder.
+measurement. Runs on machines without access to the study's folder start again. A lock keeps a second command out of the folder;
+:mod:`shiftscope.studies.shards` lets several share it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from shiftscope.studies.spec import Cell, Run, Study, short
 from shiftscope.studies.tables import summarise
 from shiftscope.tables import Table
 
-__all__ = ["RunEnded", "RunStarted", "run_study"]
+__all__ = ["Job", "PlannedStudy", "RunEnded", "RunStarted", "copy_finished", "do_claimed", "plan_study", "prepare", "run_study"]
 
 #: The parts of a study that say how its networks are made and measured.
 RECIPE = ("data", "network", "training", "measure")
@@ -65,7 +66,7 @@ class RunEnded(Event):
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """Everything that a run needs, wherever it is done.
 
     Attributes:
@@ -118,29 +119,83 @@ def run_study(
             several times.
         OSError: a file cannot be written; finished runs are kept.
     """
+    plan = plan_study(study, out=out, data_dir=data_dir, device=device, reuse=reuse, report=report)
+    with locked(out):
+        prepare(plan)
+        if reuse is not None:
+            for job in plan.jobs:
+                copy_finished(job.planned, reuse)
+        finished = _finish(plan.jobs, executor, report)
+    return plan.summarise(finished)
+
+
+@dataclass(frozen=True)
+class PlannedStudy:
+    """A study whose images are loaded and whose runs have their ids.
+
+    Attributes:
+        study: what to train and measure.
+        out: its folder.
+        cells: of its grid.
+        jobs: its runs, one seed of every cell before the next seed of any, so that a study stopped half-way has a complete table.
+        ids: run -> content id.
+    """
+
+    study: Study
+    out: Path
+    cells: Sequence[Cell]
+    jobs: Sequence[Job]
+    ids: Mapping[Run, str]
+
+    def summarise(self, finished: Mapping[str, Finished]) -> Table:
+        """Write the study's tables, and return the first.
+
+        Args:
+            finished: content id -> run, of all runs.
+        """
+        return summarise(self.study, [[finished[self.ids[run]] for run in cell.runs] for cell in self.cells], self.out)
+
+
+def plan_study(
+    study: Study,
+    *,
+    out: Path,
+    data_dir: Path | None,
+    device: torch.device | str,
+    reuse: Path | None,
+    report: Report,
+) -> PlannedStudy:
+    """Load a study's images, make its folder, and check that both suit the study; the arguments are those of :func:`run_study`.
+
+    Raises:
+        InputError: the data or the shifts are impossible; ``reuse`` is not a folder; ``out`` cannot be written or holds another
+            study, or runs on other images.
+    """
     if reuse is not None and not reuse.is_dir():
         raise InputError(f"`reuse` must be a folder, got {reuse}.", "Give a study's folder, or a folder of several.")
     cells = study.cells()
-    # One seed of every cell before the next seed of any, so that a study stopped half-way has a complete table.
     runs = [(cell, cell.runs[place]) for place in range(len(study.seeds)) for cell in cells]
     data = {spec: load(spec, data_dir=data_dir, report=report) for spec in dict.fromkeys(run.data for _, run in runs)}
     for _, run in runs:
         _check_margin(run, data[run.data])
     ids = {run: run.content_id(data[run.data].checksum) for _, run in runs}
     jobs = {
-        ids[run]: _Job(PlannedRun(run, ids[run], out / "runs" / ids[run]), _label(cell, run), data_dir, str(device), {})
+        ids[run]: Job(PlannedRun(run, ids[run], out / "runs" / ids[run]), _label(cell, run), data_dir, str(device), {})
         for cell, run in runs
     }
     _make_folder(out)
-    with locked(out):
-        _refuse_other_study(out, study)
-        _refuse_other_images(out, data)
-        _prepare(out, study)
-        if reuse is not None:
-            for job in jobs.values():
-                _copy_finished(job.planned, reuse)
-        finished = _finish(list(jobs.values()), executor, report)
-    return summarise(study, [[finished[ids[run]] for run in cell.runs] for cell in cells], out)
+    _refuse_other_images(out, data)
+    return PlannedStudy(study, out, cells, list(jobs.values()), ids)
+
+
+def prepare(plan: PlannedStudy) -> None:
+    """Write what a study is into its folder, which the caller has locked.
+
+    Raises:
+        InputError: the folder holds another study, or cannot be written.
+    """
+    _refuse_other_study(plan.out, plan.study)
+    _prepare(plan.out, plan.study)
 
 
 def _refuse_other_study(out: Path, study: Study) -> None:
@@ -172,8 +227,13 @@ def _refuse_other_images(out: Path, data: Mapping[DataSpec, Dataset]) -> None:
             )
 
 
-def _copy_finished(planned: PlannedRun, reuse: Path) -> None:
-    """Copy a run that another study has finished, unless this study has it."""
+def copy_finished(planned: PlannedRun, reuse: Path) -> None:
+    """Copy a run that another study has finished, unless this study has it.
+
+    Args:
+        planned: the run.
+        reuse: a study's folder, or a folder of such folders.
+    """
     if records.read(planned.folder) is not None:
         return
     for other in (reuse / "runs" / planned.id, *sorted(reuse.glob(f"*/runs/{planned.id}"))):
@@ -182,7 +242,7 @@ def _copy_finished(planned: PlannedRun, reuse: Path) -> None:
             return
 
 
-def _finish(jobs: Sequence[_Job], executor: Executor | None, report: Report) -> dict[str, Finished]:
+def _finish(jobs: Sequence[Job], executor: Executor | None, report: Report) -> dict[str, Finished]:
     """Return every run by id, after doing the missing ones."""
     finished: dict[str, Finished] = {}
     started = {
@@ -204,18 +264,18 @@ def _finish(jobs: Sequence[_Job], executor: Executor | None, report: Report) -> 
         return finished
     for job in missing:
         started[job.planned.id]()
-        finished[job.planned.id] = _do(job, report)
+        finished[job.planned.id] = do(job, report)
         report(RunEnded(finished[job.planned.id].record, found=False))
     return finished
 
 
-def _finish_at_once(executor: Executor, jobs: Sequence[_Job], finished: dict[str, Finished], of: int, report: Report) -> None:
+def _finish_at_once(executor: Executor, jobs: Sequence[Job], finished: dict[str, Finished], of: int, report: Report) -> None:
     """Let an executor do jobs, and add their runs to ``finished``."""
 
-    def tell(job: _Job, event: Event) -> None:
+    def tell(job: Job, event: Event) -> None:
         report(JobEvent(job.label, len(finished), of, event))
 
-    work: Work = _do
+    work: Work = do
     if executor.remote:
         work, jobs = _do_away, [replace(job, files=_files_to_resume(job.planned)) for job in jobs]
     for job, result in executor.run(work, jobs, tell):
@@ -234,8 +294,29 @@ def _files_to_resume(planned: PlannedRun) -> dict[str, bytes]:
     return records.trained_files(planned.folder) or ({path.name: path.read_bytes()} if path.exists() else {})
 
 
-def _do(job: _Job, report: Report) -> Finished:
-    """Do a run, in this process or in another one on this machine."""
+def do(job: Job, report: Report) -> Finished:
+    """Do a run, in this process or in another one on this machine.
+
+    Raises:
+        InputError: another command does this run, and see :func:`do_claimed`.
+        OSError: a file cannot be written.
+    """
+    job.planned.folder.mkdir(parents=True, exist_ok=True)
+    with locked(job.planned.folder):
+        return do_claimed(job, report)
+
+
+def do_claimed(job: Job, report: Report) -> Finished:
+    """Do a run in a folder that no other process works in.
+
+    Args:
+        job: the run.
+        report: called with each event.
+
+    Raises:
+        InputError: the run needs too much memory; this machine's images differ from those that the run was planned with.
+        OSError: a file cannot be written.
+    """
     planned = job.planned
     data = _load_once(planned.spec.data, job.data_dir)
     if planned.spec.content_id(data.checksum) != planned.id:
@@ -254,13 +335,13 @@ def _do(job: _Job, report: Report) -> Finished:
         ) from error
 
 
-def _do_away(job: _Job, report: Report) -> dict[str, bytes]:
+def _do_away(job: Job, report: Report) -> dict[str, bytes]:
     """Do a run on a machine without access to the study's folder; return its files."""
     with TemporaryDirectory() as place:
         folder = Path(place) / job.planned.id
         records.write_files(folder, job.files)
         # A training resumes from its checkpoint; saving new ones makes no sense in a folder that is about to disappear.
-        _do(replace(job, planned=replace(job.planned, folder=folder, resumable=bool(job.files))), report)
+        do(replace(job, planned=replace(job.planned, folder=folder, resumable=bool(job.files))), report)
         return _contents(folder)
 
 
