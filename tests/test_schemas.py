@@ -38,7 +38,22 @@ def check(schemas: ModuleType, name: str, content: Any) -> None:
     jsonschema.Draft202012Validator(schemas.schema(name)).validate(content)
 
 
-@pytest.mark.parametrize("name", ["audit", "record", "table"])
+KINDS = ("audit", "check", "compare-audits", "compare-study", "explain", "fix", "record", "table")
+#: Options of every command on models here.
+SMALL = ("--size", "20", "--data", "digits", "--images", "6", "--max-shift", "1")
+
+
+def printed(shiftscope: Command, *words: str) -> Any:
+    done = shiftscope(*words, "--json")
+    assert done.out.startswith("{"), done.err
+    return json.loads(done.out)
+
+
+def test_every_schema_is_published(schemas: ModuleType) -> None:
+    assert {path.stem for path in (ROOT / "docs" / "schemas").glob("*.json")} == set(schemas.SCHEMAS) == set(KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_published_schema_is_that_of_the_code(schemas: ModuleType, name: str) -> None:
     published = ROOT / "docs" / "schemas" / f"{name}.json"
     assert published.read_text(encoding="utf-8") == schemas.text(name), "run `python docs/schemas.py`"
@@ -46,8 +61,7 @@ def test_published_schema_is_that_of_the_code(schemas: ModuleType, name: str) ->
 
 
 def test_audit_that_is_printed_and_written_is_valid_and_read(schemas: ModuleType, shiftscope: Command, tmp_path: Path) -> None:
-    options = ("--size", "20", "--data", "digits", "--images", "6", "--max-shift", "1")
-    done = shiftscope("audit", "my_models:small", *options, "--protocol", "tmeasures", "--protocol", "every-shift", "--json")
+    done = shiftscope("audit", "my_models:small", *SMALL, "--protocol", "tmeasures", "--protocol", "every-shift", "--json")
     content = json.loads(done.out)
     check(schemas, "audit", content)
     assert content["schema_version"] == AUDIT_VERSION
@@ -62,6 +76,36 @@ def test_audit_that_is_printed_and_written_is_valid_and_read(schemas: ModuleType
 def test_table_that_is_printed_is_valid(schemas: ModuleType, shiftscope: Command) -> None:
     content = json.loads(shiftscope("list", "--json").out)
     check(schemas, "table", content)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("explain", ("explain", "my_models:small", *SMALL)),
+        ("fix", ("fix", "my_models:small", "--with", "blur", *SMALL)),
+        ("fix", ("fix", "my_models:small", "--with", "blur", "--plan", *SMALL)),
+        ("compare-study", ("compare", str(ROOT / "results" / "digits"))),
+    ],
+    ids=["explain", "fix", "plan", "study"],
+)
+def test_what_a_command_prints_is_valid(schemas: ModuleType, shiftscope: Command, name: str, words: tuple[str, ...]) -> None:
+    content = printed(shiftscope, *words)
+    check(schemas, name, content)
+    for field in set(content) - {"provenance"}:
+        with pytest.raises(jsonschema.ValidationError):
+            check(schemas, name, {key: value for key, value in content.items() if key != field})
+
+
+def test_checks_and_comparisons_of_audits_are_valid(schemas: ModuleType, shiftscope: Command, tmp_path: Path) -> None:
+    baseline = tmp_path / "baseline.json"
+    audited = printed(shiftscope, "audit", "my_models:small", *SMALL, "--protocol", "mouton2020")
+    baseline.write_text(json.dumps(audited))
+    check(schemas, "check", printed(shiftscope, "check", str(baseline), "my_models:small"))
+    compared = printed(shiftscope, "compare", str(baseline), str(baseline))
+    check(schemas, "compare-audits", compared)
+    compared["measures"][0]["outcome"] = "fine"
+    with pytest.raises(jsonschema.ValidationError):
+        check(schemas, "compare-audits", compared)
 
 
 def test_committed_records_are_valid(schemas: ModuleType) -> None:

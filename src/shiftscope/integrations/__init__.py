@@ -1,4 +1,4 @@
-"""Measure shifts where models are trained: metrics of torchmetrics, callbacks of Lightning and Hugging Face transformers.
+"""Measure shifts where models are trained: metrics of torchmetrics, callbacks of Lightning and transformers, trackers.
 
 A name imports its library when it is first used; `pip install shiftscope` installs none of them (extras `torchmetrics`,
 `lightning`, `trainer`).
@@ -14,6 +14,7 @@ from shiftscope.errors import InputError
 if TYPE_CHECKING:
     from shiftscope.integrations.huggingface import ShiftTrainerCallback
     from shiftscope.integrations.lightning import ShiftCallback
+    from shiftscope.integrations.loggers import log
     from shiftscope.integrations.metrics import MeanCosineSimilarityUnderShift, ShiftConsistency, ShiftMetric
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ShiftConsistency",
     "ShiftMetric",
     "ShiftTrainerCallback",
+    "log",
 ]
 
 #: The module that defines each public name, and the extra that installs its library.
@@ -31,6 +33,7 @@ _HOMES = {
     "ShiftConsistency": ("metrics", "torchmetrics"),
     "ShiftMetric": ("metrics", "torchmetrics"),
     "ShiftTrainerCallback": ("huggingface", "trainer"),
+    "log": ("loggers", "trackers"),
 }
 
 

@@ -13,6 +13,7 @@ from shiftscope.audits import audit
 from shiftscope.audits.protocols import Protocol
 from shiftscope.engine.batches import Images
 from shiftscope.errors import InputError
+from shiftscope.integrations.loggers import named_numbers
 
 __all__ = ["Watch"]
 
@@ -51,4 +52,4 @@ class Watch:
     def numbers(self, model: Callable[[Tensor], Any]) -> dict[str, float]:
         """Return ``prefix/protocol/measure`` -> number."""
         found = audit(model, self.images, self.labels, protocols=self.protocols, **self.options)
-        return {f"{self.prefix}/{row.protocol}/{row.measure}": row.estimate.value for row in found.rows}
+        return named_numbers(found, self.prefix, intervals=False)
