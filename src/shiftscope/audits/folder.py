@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -177,7 +178,7 @@ def assemble_planned(plan: AuditPlan, merged: Part) -> Audit:
         "seed": str(plan.spec.seed),
         **plan.provenance,
     }
-    return assemble(
+    found = assemble(
         merged,
         plan.protocols,
         kind=plan.kind,
@@ -188,6 +189,7 @@ def assemble_planned(plan: AuditPlan, merged: Part) -> Audit:
         settings=plan.spec.model_dump(mode="json", exclude_defaults=True),
         task=find_task(plan.task) if plan.task else None,
     )
+    return replace(found, task=plan.task)  # with its settings
 
 
 def prepare_folder(out: Path, plan: AuditPlan) -> AuditPlan:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +31,7 @@ from shiftscope.runtime.files import write_text
 from shiftscope.runtime.inputs import read_bytes
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.settings import Spec
+from shiftscope.tasks import Task, View
 
 __all__ = ["PICTURES", "Answer", "Picture", "pictures_of", "read_pictures", "write_pictures"]
 
@@ -52,11 +53,13 @@ class Answer(Spec):
 
     Attributes:
         picture: the view as a data URL.
-        name: the top class; None if outputs are not classes.
+        name: the top class, or a task's answer in words; None if there is none.
         probability: of that class.
+        drawn: a task's answer drawn over the unshifted image, moved back; None if it cannot be drawn.
     """
 
     picture: DataUrl
+    drawn: DataUrl | None = None
     name: Text | None = None
     probability: Annotated[float, Field(ge=0, le=1)] | None = None
 
@@ -70,7 +73,8 @@ class Picture(Spec):
         down: the shift, pixels.
         right: the shift, pixels.
         border: what fills the border.
-        similarity: of the outputs before and after.
+        similarity: of the outputs before and after; or a task's leading measure.
+        measure: the name of that measure; empty for a similarity.
         before: the unshifted image and the model's answer.
         after: the shifted image and the model's answer.
     """
@@ -81,6 +85,7 @@ class Picture(Spec):
     right: float
     border: Annotated[str, Field(max_length=20)]
     similarity: float
+    measure: Annotated[str, Field(max_length=100)] = ""
     before: Answer
     after: Answer
 
@@ -93,18 +98,21 @@ class Picture(Spec):
 READ = TypeAdapter(list[Picture])
 
 
-def pictures_of(subject: Subject, changed: tuple[Changed, ...], report: Report = silent) -> list[Picture]:
+def pictures_of(
+    subject: Subject, changed: tuple[Changed, ...], report: Report = silent, *, task: Task | None = None
+) -> list[Picture]:
     """Return pictures of the images that change most, those whose answer changes first.
 
     Args:
         subject: the model and the images of the audit.
         changed: an audit's images that change most.
         report: called with each progress event.
+        task: that reads the outputs; None for classes, embeddings and maps.
 
     Raises:
         InputError: the model fails on a view.
     """
-    shown = _Shown(subject)
+    shown = _Shown(subject, task)
     found = []
     for done, each in enumerate(changed):
         report(Stage("drawing the images that change most", done, len(changed)))
@@ -139,6 +147,7 @@ class _Shown:
     """The views of a subject's images, and what its model answers."""
 
     subject: Subject
+    task: Task | None
 
     def picture(self, changed: Changed) -> Iterator[Picture]:
         """Yield the picture of an image; nothing if its file cannot be read any more."""
@@ -158,6 +167,8 @@ class _Shown:
             fits = likely.shape[1] == subject.images.classes
             answers = [self._answer(each.picture, row, named=fits) for each, row in zip(answers, likely, strict=True)]
             label = self._name(int(block.labels[0])) if fits and block.labels is not None else None
+        if self.task is not None:
+            answers = self._of_task(self.task, views, answers, View(changed.shift, (size, size), border == "circular"))
         before, after = answers
         yield Picture(
             file=subject.images.name(changed.image)[:500],
@@ -166,9 +177,24 @@ class _Shown:
             right=changed.shift[1],
             border=changed.border,
             similarity=changed.similarity,
+            measure=changed.measure,
             before=before,
             after=after,
         )
+
+    def _of_task(self, task: Task, views: Tensor, answers: list[Answer], view: View) -> list[Answer]:
+        """Return the answers of a task to both views, in words, and drawn over the unshifted image."""
+        subject = self.subject
+        model = CountedModel(subject.loaded.model, output=subject.output, device=torch.device(subject.spec.device))
+        with evaluating(subject.loaded.model), torch.inference_mode():
+            found = model.read(views, task, view.size)
+        canvas = views[0, :3].expand(3, -1, -1)
+        still = replace(view, shift=(0, 0))
+        drawn = [task.draw(canvas, found[0], still), task.draw(canvas, found[1], view)]
+        return [
+            each.model_copy(update={"name": task.text(answer)[:500] or None, "drawn": None if over is None else data_url(over)})
+            for each, answer, over in zip(answers, found, drawn, strict=True)
+        ]
 
     def _probabilities(self, views: Float[Tensor, "view channel height width"]) -> Float[Tensor, "view class"]:
         subject = self.subject

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -114,8 +115,7 @@ def audit(
             return None
         if folder is not None:
             _write_page(found, folder)
-    command = "audit" if quick else "explain"
-    commands = (f"shiftscope {command} {options.arguments(model)}",) if model else ()
+    commands = _next(found, options, model, quick=quick, out=out) if model else ()
     saved = f"Saved in {folder}: audit.json, table.csv, table.md, maps.safetensors, report.html." if folder else ""
     verdict = judged(found, conditions, gate, _described(found))
     summary, content = found.summary(commands=commands), found.to_json()
@@ -126,6 +126,14 @@ def audit(
         )
     print_found(content, (found.table(),), options, summary, saved)
     return None if verdict is None else verdict.exit_code
+
+
+def _next(found: Audit, options: AuditOptions, model: str, *, quick: bool, out: Path | None) -> tuple[str, ...]:
+    """Return the command to run next: the whole audit, a page of it, or the causes where outputs are vectors."""
+    command = "audit" if quick or found.task else "explain"
+    task = f" --task {quote(found.task)}" if found.task else ""
+    page = " --out audit" if found.task and not quick else ""
+    return () if page and out is not None else (f"shiftscope {command} {options.arguments(model)}{task}{page}",)
 
 
 def _audit_spec(model: str, options: AuditOptions, **others: Any) -> AuditSpec:

@@ -17,6 +17,13 @@ __all__ = ["audit_page"]
 
 #: The measures that are drawn against the distance of a shift.
 OVER_DISTANCE = ("mcs", "top1_change")
+#: So many of a task's measures are drawn against it.
+DRAWN = 2
+#: What a task's value for each class is.
+UNITS = {
+    "segmentation": "Intersection over union before a shift and moved back, over all images and shifts of a protocol.",
+    "multilabel": "Share of shifts at which each label flips, over all images.",
+}
 #: A sensitivity map of fewer shifts is not worth a section.
 MIN_SHIFTS = 9
 
@@ -34,8 +41,9 @@ def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None
     sections.append(Rows("Every measure", "Each with its 95 % interval. Click a heading to sort.", audit.table()))
     for name, survey in audit.surveys.items():
         sections += [*_over_distance(name, survey), *_maps(name, survey)]
+    sections += _units(audit)
     if audit.changed and not pictures:
-        caption = "Each under that one of all measured shifts after which its outputs are least similar."
+        caption = "Each under that one of all measured shifts that changes its outputs most."
         sections.append(Rows("Images that change most", caption, _changed(audit)))
     if audit.damaged:
         sections.append(Missing("Images that cannot be read", "", audit.damaged))
@@ -58,15 +66,18 @@ def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None
 
 def _caption(pictures: Sequence[Picture]) -> str:
     order = ", those whose answer changes first" if any(each.changes for each in pictures) else ""
+    measure = MEASURES.get(pictures[0].measure) if pictures else None
+    if measure is not None:
+        worst = "least" if measure.better == "more" else "largest"
+        return f"Each before and after the one of all measured shifts at which the {measure.label} is {worst}{order}."
     return f"Each before and after the one of all measured shifts after which its outputs are least similar{order}."
 
 
 def _pair(picture: Picture) -> BeforeAfter:
-    answers = [
-        f"{each.name}, {_percent(each.probability)}"
-        for each in (picture.before, picture.after)
-        if each.name is not None and each.probability is not None
-    ]
+    both = picture.before, picture.after
+    named = [each for each in both if each.name is not None]
+    answers = [str(each.name) if each.probability is None else f"{each.name}, {_percent(each.probability)}" for each in named]
+    what = MEASURES[picture.measure].label if picture.measure in MEASURES else "similarity of the outputs"
     label = [f"labelled {picture.label}"] if picture.label is not None else []
     return BeforeAfter(
         name=picture.file,
@@ -74,7 +85,8 @@ def _pair(picture: Picture) -> BeforeAfter:
         pictures=(picture.before.picture, picture.after.picture),
         answers=tuple(answers),
         changes=picture.changes if answers else None,
-        notes=(*label, f"similarity of the outputs {picture.similarity:.3f}"),
+        notes=(*label, f"{what} {picture.similarity:.3f}"),
+        drawn=tuple(each.drawn for each in both if each.drawn is not None),
     )
 
 
@@ -94,7 +106,9 @@ def _moved(picture: Picture) -> str:
 
 
 def _answer(audit: Audit) -> str:
-    """Return the result in one sentence; or the audit's summary, if it has neither of the two main measures."""
+    """Return the result in one sentence; or the audit's summary, of a task or without either of the two main measures."""
+    if audit.task:
+        return audit.words()
     first = {row.measure: row for row in reversed(audit.rows)}
     change, cosine = first.get("top1_change"), first.get("mcs")
     effects = []
@@ -108,44 +122,77 @@ def _answer(audit: Audit) -> str:
 
 def _over_distance(name: str, survey: Survey) -> list[Chart]:
     """Return charts of measures against the distance of a shift."""
-    rings = [over for measure, over in survey.values if measure == "mcs" and over.startswith("radius ")]
+    measures = OVER_DISTANCE if "mcs" in survey.maps and "top1_change" in survey.maps else tuple(survey.maps)[:DRAWN]
+    rings = [over for measure, over in survey.values if measure == measures[0] and over.startswith("radius ")]
     if len(rings) < 2:
         return []
     rows = tuple(
         {
             "distance": int(over.removeprefix("radius ")),
-            **{measure: survey.estimate(measure, over=over) for measure in OVER_DISTANCE},
+            **{measure: survey.estimate(measure, over=over) for measure in measures},
         }
         for over in rings
     )
-    table = Table(f"By distance, {name}", ("distance", *OVER_DISTANCE), rows)
+    table = Table(f"By distance, {name}", ("distance", *measures), rows)
     caption = f"All shifts with this many pixels along their longer axis ({name}), with 95 % intervals."
     return [
-        Chart(f"{MEASURES[measure].label.capitalize()} against distance, {name}", caption, table, "distance", measure)
-        for measure in OVER_DISTANCE
+        Chart(f"{_title(MEASURES[measure].label)} against distance, {name}", caption, table, "distance", measure)
+        for measure in measures
+        if all(row[measure] is not None for row in rows)
     ]
 
 
 def _maps(name: str, survey: Survey) -> list[Maps]:
     if len(survey.shifts) < MIN_SHIFTS:
         return []
+    lead = "mcs" if "mcs" in survey.maps else next(iter(survey.maps))
+    values = survey.maps[lead].float()
+    if values.isnan().any():
+        return []
+    light = "Light is more similar." if MEASURES[lead].better == "more" else "Light is a larger change."
     caption = (
-        f"{MEASURES['mcs'].label.capitalize()} at every shift. The centre is no shift; to the right of it the image moves right, "
-        "below it down. Light is more similar."
+        f"{_title(MEASURES[lead].label)} at every shift. The centre is no shift; to the right of it the image moves right, "
+        f"below it down. {light}"
     )
-    return [Maps(f"Sensitivity map, {name}", caption, (ShiftMap("the model", survey.maps["mcs"].float(), 1),))]
+    return [Maps(f"Sensitivity map, {name}", caption, (ShiftMap("the model", values, 1),))]
+
+
+def _units(audit: Audit) -> list[Rows]:
+    """Return a table with a task's value for each class or label."""
+    if not audit.task or not audit.units:
+        return []
+    count = max(len(values) for values in audit.units.values())
+    rows = tuple(
+        {
+            "class": number,
+            **{
+                protocol: round(float(values[number]), 3)
+                for protocol, values in audit.units.items()
+                if number < len(values) and not values[number].isnan()
+            },
+        }
+        for number in range(count)
+    )
+    rows = tuple(row for row in rows if len(row) > 1)
+    caption = UNITS.get(audit.task.partition(":")[0], "A value for each.")
+    return [Rows("By class", caption, Table("By class", ("class", *audit.units), rows))] if len(rows) > 1 else []
+
+
+def _title(label: str) -> str:
+    return f"{label[:1].upper()}{label[1:]}"
 
 
 def _changed(audit: Audit) -> Table:
     """Return a row for each image that changes most."""
-    columns = ("image", "down", "right", "border", "similarity", "before", "after")
+    measure = audit.changed[0].measure or "similarity"
+    columns = ("image", "down", "right", "border", measure, "before", "after")
     rows = tuple(
         {
             "image": each.image,
             "down": f"{each.shift[0]:g}",
             "right": f"{each.shift[1]:g}",
             "border": each.border,
-            "similarity": round(each.similarity, 3),
+            each.measure or "similarity": round(each.similarity, 3),
             "before": each.before,
             "after": each.after,
         }

@@ -187,6 +187,8 @@ class BeforeAfter:
         answers: to both; empty if the model's outputs are no classes.
         changes: whether the answer changes; None if the model's outputs are no classes.
         notes: further facts, a few words each.
+        drawn: both answers drawn over the unshifted image, the second one moved back, as data URLs; empty where there is no
+            drawing.
     """
 
     name: str
@@ -195,6 +197,7 @@ class BeforeAfter:
     answers: tuple[str, ...]
     changes: bool | None
     notes: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

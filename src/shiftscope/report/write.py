@@ -19,6 +19,7 @@ from shiftscope.report.study import study_page
 from shiftscope.runtime.files import write_bytes
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.studies.folder import read_folder
+from shiftscope.tasks import find_task
 
 __all__ = ["REPORT", "add_pictures", "audit_page", "study_page", "write_audit_page", "write_page", "write_report"]
 
@@ -88,7 +89,7 @@ def add_pictures(folder: Path, subject: Subject, audit: Audit, report: Report = 
     Raises:
         InputError: the model fails on a view, or the folder cannot be written.
     """
-    write_pictures(folder, pictures_of(subject, audit.changed, report))
+    write_pictures(folder, pictures_of(subject, audit.changed, report, task=find_task(audit.task) if audit.task else None))
     write_drag(folder, drag_of(subject, audit, report), audit.cost.images)
 
 

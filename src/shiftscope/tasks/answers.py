@@ -55,6 +55,10 @@ class Answers(Task):
             return truth.tolist()
         return truth.strip() if isinstance(truth, str) else truth
 
+    def text(self, answer: Any) -> str:
+        """Return the answer itself."""
+        return str(answer)
+
     def words(self, share: str, value: str, moved: str) -> str:
         """Return how often the answer stays in a sentence."""
         return f"The answer stays the same for {share} of images when they move {moved}."

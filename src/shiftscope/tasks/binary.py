@@ -90,6 +90,10 @@ class MultiLabel(Task):
         """Return the share of views in which each label flips."""
         return sums["flips"] / sums["count"]
 
+    def text(self, answer: Tensor) -> str:
+        """Return which labels hold, by number."""
+        return ", ".join(map(str, (answer >= self.threshold).nonzero()[:, 0].tolist())) or "none"
+
     def words(self, share: str, value: str, moved: str) -> str:
         """Return how often labels change in a sentence."""
         return f"The labels change for {share} of images when they move {moved}."
@@ -117,6 +121,10 @@ class Binary(MultiLabel):
                 f"task 'binary' needs one value for each image, got shape {tuple(found.shape)}.", "Use --task multilabel."
             )
         return self._probabilities(found, count)
+
+    def text(self, answer: Tensor) -> str:
+        """Return yes or no, and the probability."""
+        return f"{'yes' if float(answer[0]) >= self.threshold else 'no'}, {100 * float(answer[0]):.1f} %"
 
     def words(self, share: str, value: str, moved: str) -> str:
         """Return how often the answer flips in a sentence."""

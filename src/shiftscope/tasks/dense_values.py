@@ -115,9 +115,9 @@ class Depth(Task):
         """Return the depth maps in a folder."""
         return MapFiles.open(path, names, placement, lambda values: torch.from_numpy(values.astype(np.float32)))
 
-    def draw(self, picture: Tensor, answer: Tensor, back: tuple[int | float, int | float], view: View) -> Tensor:
+    def draw(self, picture: Tensor, answer: Tensor, view: View) -> Tensor:
         """Draw the map over the picture, dark where its value is small."""
-        return blended(picture, heat(answer[0]), back, view)
+        return blended(picture, heat(answer[0]), view)
 
     def words(self, share: str, value: str, moved: str) -> str:
         """Return the relative error in a sentence."""
@@ -157,9 +157,9 @@ class Flow(Task):
             )
         return found.float()
 
-    def draw(self, picture: Tensor, answer: Tensor, back: tuple[int | float, int | float], view: View) -> Tensor:
+    def draw(self, picture: Tensor, answer: Tensor, view: View) -> Tensor:
         """Draw the length of the vectors over the picture."""
-        return blended(picture, heat(_length(answer)), back, view)
+        return blended(picture, heat(_length(answer)), view)
 
     def words(self, share: str, value: str, moved: str) -> str:
         """Return the endpoint error in a sentence."""

@@ -37,13 +37,10 @@ def class_colours(classes: Int[Tensor, "height width"]) -> Float[Tensor, "3 heig
 
 
 def blended(
-    picture: Float[Tensor, "3 height width"],
-    colours: Float[Tensor, "3 height width"],
-    back: tuple[int | float, int | float],
-    view: View,
+    picture: Float[Tensor, "3 height width"], colours: Float[Tensor, "3 height width"], view: View
 ) -> Float[Tensor, "3 height width"]:
     """Return a map's colours over a picture, the map moved back; grey where its view does not see the picture."""
-    down, right = (round(step) for step in back)
+    down, right = (round(step) for step in view.shift)
     moved = torch.roll(colours, (-down, -right), dims=(1, 2))
     over = THROUGH * picture + (1 - THROUGH) * moved
     if not view.circular:

@@ -111,9 +111,9 @@ class Segmentation(Task):
         """Return the intersection over union of each class, over all images and shifts; NaN for a class that never appears."""
         return sums["both"] / sums["either"]
 
-    def draw(self, picture: Tensor, answer: ClassMap, back: tuple[int | float, int | float], view: View) -> Tensor:
+    def draw(self, picture: Tensor, answer: ClassMap, view: View) -> Tensor:
         """Draw each class in its colour over the picture."""
-        return blended(picture, class_colours(answer.tops), back, view)
+        return blended(picture, class_colours(answer.tops), view)
 
     def words(self, share: str, value: str, moved: str) -> str:
         """Return the pixel agreement in a sentence."""

@@ -133,13 +133,16 @@ class Task(ABC):
         """
         return {}
 
-    def draw(self, picture: Tensor, answer: Any, back: tuple[int | float, int | float], view: View) -> Tensor | None:
-        """Draw an answer over a picture; None if there is nothing to draw.
+    def text(self, answer: Any) -> str:
+        """Return an answer in a few words, for readers; empty if it has none."""
+        return ""
+
+    def draw(self, picture: Tensor, answer: Any, view: View) -> Tensor | None:
+        """Draw an answer, moved back, over the unshifted image; None if there is nothing to draw.
 
         Args:
-            picture: [3, height, width] in [0, 1], of the model's input.
+            picture: the image, [3, height, width] in [0, 1].
             answer: to draw.
-            back: (dy, dx) by which to move the answer back, pixels; (0, 0) for where it is.
             view: how the answer's view lies relative to the unshifted image.
 
         Returns:
