@@ -214,6 +214,8 @@ def test_bad_setting_is_refused(setting: dict[str, Any]) -> None:
 
 def test_picture_shows_boxes_moved_back() -> None:
     picture = torch.zeros(3, 100, 100)
-    drawn = Boxes().draw(picture, detections(ONE, (60, 60, 80, 80, 0.2, 1)).moved((5, 3)), (5, 3), VIEW)
+    drawn = Boxes().draw(
+        picture, detections(ONE, (60, 60, 80, 80, 0.2, 1)).moved((5, 3)), View((5, 3), (100, 100), circular=False)
+    )
     rows, columns = drawn.sum(dim=0).nonzero().T
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 39, 20, 39)

@@ -157,10 +157,10 @@ class Boxes(Task):
         """Return the average precision over all images: mean, worst and range over the shifts, and by size."""
         return totals_of(records.numpy())
 
-    def draw(self, picture: Tensor, answer: Detections, back: tuple[int | float, int | float], view: View) -> Tensor:
+    def draw(self, picture: Tensor, answer: Detections, view: View) -> Tensor:
         """Draw the detections that count, moved back, each class in its colour."""
         strong = answer.at(answer.scores >= self.threshold)
-        return outlined(picture, strong.moved((-back[0], -back[1])).boxes, strong.labels)
+        return outlined(picture, strong.moved((-view.shift[0], -view.shift[1])).boxes, strong.labels)
 
     def words(self, share: str, value: str, moved: str) -> str:
         """Return the share of detections that survive in a sentence."""
