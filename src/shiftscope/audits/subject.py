@@ -106,6 +106,7 @@ class Subject:
             "model": self.name,
             **({"code": self.loaded.code} if self.loaded.code else {}),
             "weights": self.loaded.weights,
+            **({"trained on": _tuned(self.loaded.spec)} if self.loaded.spec.tuned else {}),
             "input": f"{channels}x{self.images.size}x{self.images.size}",
             **({"output": self.output} if self.output else {}),
             "normalisation": _normalisation(self.loaded.preprocessing),
@@ -218,9 +219,10 @@ def describe(facts: Mapping[str, str]) -> str:
     said = facts["preprocessing from"]
     output = f", output {facts['output']}" if facts.get("output") else ""
     code = f" ({facts['code']} ran)" if facts.get("code") else ""
+    trained = f", trained on {facts['trained on']}" if facts.get("trained on") else ""
     word = "preprocessing" if said.startswith(UNKNOWN) else "from"
     return (
-        f"{facts['model']}{code}, weights {facts['weights']}; "
+        f"{facts['model']}{code}, weights {facts['weights']}{trained}; "
         f"input {facts['input']}{output}, {facts['normalisation']} ({word} {said}); "
         f"{facts['preparation']}; {facts['data']}; {facts['place']}, {facts['precision']}."
     )
@@ -268,6 +270,11 @@ def absolute_paths(spec: SubjectSpec) -> dict[str, str]:
     if spec.data is not None and is_folder(spec.data):
         found["data"] = str(Path(spec.data).resolve())
     return found
+
+
+def _tuned(spec: ModelSpec) -> str:
+    """Return the images that a fixed model was trained on, in words."""
+    return "; ".join(f"{each.images:,} images of {each.data} (sha256 {each.data_sha256[:12]})" for each in spec.tuned)
 
 
 def _normalisation(found: Preprocessing) -> str:

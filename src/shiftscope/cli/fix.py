@@ -13,7 +13,9 @@ from shiftscope.cli.app import MODELS, app
 from shiftscope.cli.measuring import opened, print_found, under_shifts
 from shiftscope.cli.options import OF_THE_MODEL, OUTPUT_GROUP, Flag, ModelName, ModelOptions, Several
 from shiftscope.cli.progress import reporting
+from shiftscope.cli.tuning import TrainOptions, check_training, forget, train_after, training_folder
 from shiftscope.errors import InputError
+from shiftscope.runtime.stopping import keep
 
 if TYPE_CHECKING:
     from shiftscope.audits.subject import Subject
@@ -40,12 +42,13 @@ def fix(
     reach: int | None = None,
     plan: Annotated[bool, Flag] = False,
     options: ModelOptions = ModelOptions(),
+    training: TrainOptions = TrainOptions(),
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
 ) -> None:
     """Change a copy of a model so that shifts matter less, and measure whether it helped.
 
     Layers keep their weights; with gap, those of the head are summed over positions. A changed network usually loses accuracy
-    until it is trained again.
+    until it is trained again: --train does so, and trains the model without the fix, too, to show what the fix itself gains.
 
     Parameters
     ----------
@@ -63,10 +66,19 @@ def fix(
     plan
         Only list what would change.
     out
-        File for the changed model (.safetensors). By default nothing is written.
+        File for the changed model (.safetensors). A stopped training resumes from the folder beside it. By default nothing is
+        written.
     """
     _check_options(out, filter_size, reach)
     subject = opened(model, options)
+    check_training(subject, training)
+    if training.train is not None and not plan:
+        where = (
+            "Trainings are kept with --out only."
+            if out is None
+            else f"Trainings are in {training_folder(out)}; run the same command again to resume."
+        )
+        keep(where)
     with reporting("applying the fix") as report:
         from shiftscope.models import save_model
         from shiftscope.surgery.compare import apply_fixes, summarise
@@ -80,19 +92,26 @@ def fix(
             wrapping=wrapping,
             image=(subject.images.shape[0], size, size),
         )
-        compared = None if plan else _compared(subject, surgery, options, report)
+        trained = None
+        if training.train is not None and not plan:
+            trained = train_after(subject, surgery, options, training, out=out, report=report)
+            surgery = trained.surgery
+        compared = None if plan else trained.table if trained else _compared(subject, surgery, options, report)
         tables = [surgery.table(), *([compared] if compared else [])]
     saved = None if plan else out
     if saved is not None:
+        update = {"fixes": (*made.fixes, *fixes), "tuned": (*made.tuned, *([trained.tuned] if trained else []))}
         try:
-            save_model(saved, surgery.model, subject.fixable.model_copy(update={"fixes": (*made.fixes, *fixes)}))
+            save_model(saved, surgery.model, subject.fixable.model_copy(update=update))
         except OSError as error:
             raise InputError(f"`out` {out} cannot be written ({error.strerror or error}).", "Choose another file.") from error
+        forget(out if trained else None)
     chosen = [f"--with {kind}" for kind in kinds] + [f"--filter-size {filter_size}"] * (filter_size != 3)
     chosen += [f"--reach {reach}"] * (reach is not None) + [f"--mode {options.mode}"] * bool(options.mode)
+    chosen += training.arguments()
     command = _next_command(model, subject, options, chosen=" ".join(chosen), saved=saved, out=out)
     content = {"tables": [table.to_json() for table in tables], "provenance": subject.facts}
-    summary = summarise(surgery, compared, commands=(command,))
+    summary = trained.summary(command) if trained else summarise(surgery, compared, commands=(command,))
     print_found(content, tables, options, summary, "" if saved is None else f"Saved in {saved}.")
 
 

@@ -27,6 +27,7 @@ from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.datasets.sources import HUB_NAMES, MOST_CLASSES, Labelled, find_folder, is_folder, looks_like_a_path, read
 from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, Stage, silent
+from shiftscope.runtime.text import printable
 
 __all__ = ["Block", "ImageBlocks", "left_out", "open_images"]
 
@@ -168,35 +169,38 @@ class ImageBlocks:
 def open_images(
     name: str | None = None,
     *,
-    count: int,
+    count: int | None,
     preprocessing: Preprocessing | None = None,
     channels: int | None = None,
     trained_on: DataSpec | None = None,
     max_shift: int | None = None,
     data_dir: Path | None = None,
+    training: bool = False,
     report: Report = silent,
 ) -> ImageBlocks:
-    """Open the images that a model is measured on.
+    """Open the images that a model is measured on, or trained on after a fix.
 
     Args:
         name: digits, mnist, cifar10, a hub id or the path of a folder; by default ``trained_on``, else the digits.
-        count: number of images, picked with a fixed seed.
+        count: number of images, picked with a fixed seed; None for all.
         preprocessing: how images are prepared for the model; by default nothing is known about it.
         channels: that the model takes; None where that is unknown.
         trained_on: what a study trained the model on; None for other models.
         max_shift: the largest shift to leave room for, pixels; None where none is asked for.
         data_dir: a local folder that holds the data set.
+        training: whether to open the training images instead; of a set without splits, these are all.
         report: called with each progress event.
 
     Raises:
         InputError: there are no such images, or the model does not take them.
     """
-    if count < 1:
+    if count is not None and count < 1:
         raise InputError(f"`images` must be 1 or more, got {count}.", "Leave it out to take the default.")
     preprocessing = preprocessing or Preprocessing()
     at_home = trained_on is not None and (name is None or _same(name, trained_on.name))
     if name is not None and not at_home and name not in SHORT_NAMES:
-        return _from_photos(_open_photos(name, count, _local(name, data_dir), report), count, preprocessing, channels, max_shift)
+        photos = _open_photos(name, count, _local(name, data_dir), report, training=training)
+        return _from_photos(photos, count, preprocessing, channels, max_shift)
     if name is None and trained_on is None and channels not in (None, 1):
         size = preprocessing.size
         shape = f"{channels}x{size}x{size}" if size else f"{channels} channels"
@@ -205,11 +209,10 @@ def open_images(
             "Choose images with --data.",
         )
     if trained_on is not None and at_home:
-        found = _at_home(trained_on, preprocessing.size, data_dir, report)
+        found = _at_home(trained_on, preprocessing.size, data_dir, report, training=training)
     else:
-        found = _small_images(
-            name or "digits", preprocessing.size, _local(name, data_dir), report, on_canvas=trained_on is not None
-        )
+        name, on_canvas = name or "digits", trained_on is not None
+        found = _small_images(name, preprocessing.size, _local(name, data_dir), report, on_canvas=on_canvas, training=training)
     return _sampled(found, count, preprocessing, channels)
 
 
@@ -242,15 +245,28 @@ class _Small:
     checksum: str
 
 
-def _at_home(spec: DataSpec, size: int | None, data_dir: Path | None, report: Report) -> _Small:
-    """Return the test images of the study that trained the model, on its canvas."""
-    data = load(spec.model_copy(update={"canvas": size or spec.canvas}), data_dir=data_dir, report=report)
-    origin = f"the test split of {data.origin}"
-    return _Small(data.test, data.canvas, data.canvas.size, data.mean, len(data.classes), spec.name, origin, data.checksum)
+def _at_home(spec: DataSpec, size: int | None, data_dir: Path | None, report: Report, *, training: bool) -> _Small:
+    """Return the test images of the study that trained the model, on its canvas, or all others."""
+    data = load(spec.model_copy(update={"canvas": size or spec.canvas, "train_images": None}), data_dir=data_dir, report=report)
+    origin = f"the {'training' if training else 'test'} split of {data.origin}"
+    parts = [data.train, data.validation]
+    others = Labelled(torch.cat([each.images for each in parts]), torch.cat([each.labels for each in parts]))
+    return _Small(
+        others if training else data.test,
+        data.canvas,
+        data.canvas.size,
+        data.mean,
+        len(data.classes),
+        spec.name,
+        origin,
+        data.checksum,
+    )
 
 
-def _small_images(name: str, size: int | None, data_dir: Path | None, report: Report, *, on_canvas: bool) -> _Small:
-    """Return the images of a set with a short name: its test split, or all of a set without one.
+def _small_images(
+    name: str, size: int | None, data_dir: Path | None, report: Report, *, on_canvas: bool, training: bool
+) -> _Small:
+    """Return the images of a set with a short name: its test or training split, or all of a set without them.
 
     Args:
         name: of the set.
@@ -258,22 +274,23 @@ def _small_images(name: str, size: int | None, data_dir: Path | None, report: Re
         data_dir: a local folder that holds it.
         report: called with each progress event.
         on_canvas: keep the images' size where it fits the input; otherwise they are scaled to the input.
+        training: take the training split.
     """
     shown = None
     if name == "digits":
         shown = DIGITS_SIZE if size is None or (on_canvas and size >= DIGITS_SIZE) else max(1, size // 2)
     source = read(name, image_size=shown, data_dir=data_dir, report=report)
-    images = source.splits.get("test", source.splits["train"])
+    images = source.splits["train"] if training else source.splits.get("test", source.splits["train"])
     own = max(images.images.shape[2:])
     side = max(own, size or DIGITS_CANVAS) if name == "digits" else max(own, size or own) if on_canvas else own
     train = source.splits["train"].images
     mean = torch.stack([train[:, channel].double().mean() / 255 for channel in range(train.shape[1])]).float()
-    origin = f"the test split of {source.origin}" if "test" in source.splits else source.origin
+    origin = f"the {'training' if training else 'test'} split of {source.origin}" if "test" in source.splits else source.origin
     canvas = Canvas(side, torch.zeros(train.shape[1]))
     return _Small(images, canvas, size or side, mean, len(source.classes), name, origin, source.checksum)
 
 
-def _sampled(found: _Small, count: int, preprocessing: Preprocessing, channels: int | None) -> ImageBlocks:
+def _sampled(found: _Small, count: int | None, preprocessing: Preprocessing, channels: int | None) -> ImageBlocks:
     """Pick some of the images in memory."""
     own = found.images.images.shape[1]
     if channels not in (None, own):
@@ -295,34 +312,37 @@ def _sampled(found: _Small, count: int, preprocessing: Preprocessing, channels: 
         classes=found.classes,
         origin=found.origin,
         checksum=found.checksum,
-        notes=(few,) if count > total else (),
+        notes=(few,) if count is not None and count > total else (),
     )
 
 
-def _open_photos(name: str, count: int, data_dir: Path | None, report: Report) -> Photos:
+def _open_photos(name: str, count: int | None, data_dir: Path | None, report: Report, *, training: bool) -> Photos:
     """Open photos of a folder, of its parquet files, or of the hub."""
     folder = find_folder(name, data_dir)
     if folder is None:
-        return _from_hub(name, count, report)
+        return _from_hub(name, count, report, training=training)
     files = parquet_files(folder)
-    if not files:
+    if not files and not training:
         return list_images(folder, count=count)
-    return _of_split(open_splits(folder), f"parquet files of {folder.name}", files_checksum(folder, files), count)
+    origin = f"{'parquet files of' if files else 'image folder'} {printable(folder.name)}"
+    return _of_split(open_splits(folder), origin, files_checksum(folder, files), count, training=training)
 
 
-def _from_hub(name: str, count: int, report: Report) -> Photos:
+def _from_hub(name: str, count: int | None, report: Report, *, training: bool) -> Photos:
     """Open photos of the hub; where they cannot be had, say that there is no such folder either."""
     report(Stage(f"opening Hugging Face hub {name}", 0, 0))
     try:
         with download(name) as splits:
-            return _of_split(splits, f"Hugging Face hub {name}", sha256(name.encode()).hexdigest(), count)
+            checksum = sha256(name.encode()).hexdigest()
+            return _of_split(splits, f"Hugging Face hub {name}", checksum, count, training=training)
     except InputError as error:
         raise InputError(f"there is no folder {name}, and {error.problem}", error.remedy) from error
 
 
-def _of_split(splits: Mapping[str, Split], origin: str, checksum: str, count: int) -> Photos:
-    """Return photos of the first held-out split that has labels, else of the training split."""
-    names = [*(name for name in HELD_OUT if name in splits), *splits]
+def _of_split(splits: Mapping[str, Split], origin: str, checksum: str, count: int | None, *, training: bool) -> Photos:
+    """Return photos of the first held-out split that has labels, else of the training split; or of the training split first."""
+    preferred = ("train",) if training else HELD_OUT
+    names = [*(name for name in preferred if name in splits), *splits]
     labels = {name: splits[name].labels() for name in dict.fromkeys(names)}
     name = next((name for name, known in labels.items() if known and min(known) >= 0), names[0])
     split, known = splits[name], labels[name]
@@ -348,11 +368,11 @@ def _of_split(splits: Mapping[str, Split], origin: str, checksum: str, count: in
 
 
 def _from_photos(
-    photos: Photos, count: int, preprocessing: Preprocessing, channels: int | None, max_shift: int | None
+    photos: Photos, count: int | None, preprocessing: Preprocessing, channels: int | None, max_shift: int | None
 ) -> ImageBlocks:
     crop = plan_crop(preprocessing, own=photos.image_shape(), channels=channels, max_shift=max_shift)
     notes = []
-    if photos.found < count:
+    if count is not None and photos.found < count:
         notes.append(f"{photos.origin} holds {photos.found} images, fewer than the {count} requested; all are used.")
     if photos.labels is None:
         notes.append(f"{photos.origin} has no subfolders, so there are no labels.")

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from shiftscope.models.loading import LoadedModel, absolute_reference, load_model, needs_trust
-from shiftscope.models.spec import Fix, ModelSpec, save_model
+from shiftscope.models.spec import Fix, ModelSpec, Tuned, save_model
 
-__all__ = ["Fix", "LoadedModel", "ModelSpec", "absolute_reference", "load_model", "needs_trust", "save_model"]
+__all__ = ["Fix", "LoadedModel", "ModelSpec", "Tuned", "absolute_reference", "load_model", "needs_trust", "save_model"]

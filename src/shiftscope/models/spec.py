@@ -11,10 +11,10 @@ from shiftscope.datasets.dataset import DataSpec
 from shiftscope.engine.framing import Border
 from shiftscope.models.family import NetworkSpec
 from shiftscope.runtime.files import write_tensors
-from shiftscope.runtime.settings import Spec
+from shiftscope.runtime.settings import Spec, Text
 from shiftscope.surgery import Kind, Surgery, Wrapping, operate
 
-__all__ = ["METADATA_KEY", "Channels", "Fix", "ModelSpec", "save_model"]
+__all__ = ["METADATA_KEY", "Channels", "Fix", "ModelSpec", "Tuned", "save_model"]
 
 #: The key of a safetensors file's metadata that holds the model's specification.
 METADATA_KEY = "shiftscope"
@@ -58,6 +58,30 @@ class Fix(Spec):
         return Wrapping(self.border or "zero", self.reach, self.fill or 0.0)
 
 
+class Tuned(Spec):
+    """A training after fixes.
+
+    Attributes:
+        data: where its images are from.
+        data_sha256: checksum of their pixels and labels.
+        images: their number, validation included.
+        epochs: number of epochs.
+        best_epoch: the one whose weights are kept; 0 for those before it.
+        max_shift: of random shifts, pixels.
+        consistency: term beside the cross-entropy: ``none``, ``kl`` or ``cosine``.
+        seed: of validation images, order, shifts and random layers.
+    """
+
+    data: Text
+    data_sha256: Text
+    images: int
+    epochs: int
+    best_epoch: int
+    max_shift: int
+    consistency: Text
+    seed: int
+
+
 class ModelSpec(Spec):
     """How to build a model, except its weights. Model files hold it as JSON, so its field names stay.
 
@@ -71,6 +95,7 @@ class ModelSpec(Spec):
         deviation: standard deviation per channel of that normalisation.
         output: the one to measure of several outputs, by name or position.
         fixes: applied in this order.
+        tuned: trainings after them, in order.
         data: the data set that a study trained the network on.
         weights: where the weights came from before a fix, in words.
         source: who said how images are prepared.
@@ -85,6 +110,7 @@ class ModelSpec(Spec):
     deviation: Channels | None = None
     output: str | None = None
     fixes: tuple[Fix, ...] = ()
+    tuned: tuple[Tuned, ...] = ()
     data: DataSpec | None = None
     weights: str | None = None
     source: str | None = None

@@ -35,6 +35,7 @@ __all__ = [
     "Processes",
     "Work",
     "default_workers",
+    "free_memory",
     "keep_freed_memory",
     "prepare_process",
     "result_of",
@@ -155,12 +156,17 @@ def default_workers(bytes_each: int) -> int:
         bytes_each: memory that one of them needs.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = free_memory()
+    return cores if free is None else max(1, min(cores, free // bytes_each))
+
+
+def free_memory() -> int | None:
+    """Return how many bytes of memory processes may take; None where the system does not say (other than Linux)."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux
-        return cores
-    return max(1, min(cores, free // bytes_each))
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
 
 
 def visible_gpus() -> tuple[str, ...]:
