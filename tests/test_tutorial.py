@@ -21,7 +21,8 @@ def shown(cells: list[Any]) -> str:
     return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
 
 
-def test_tutorial_runs_and_its_fixed_model_is_stable_and_accurate(tmp_path: Path) -> None:
+def test_tutorial_runs_and_its_fixed_model_is_stable_and_accurate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # Jupyter chooses its own
     nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
