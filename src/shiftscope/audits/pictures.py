@@ -189,8 +189,8 @@ class _Shown:
         with evaluating(subject.loaded.model), torch.inference_mode():
             found = model.read(views, task, view.size)
         canvas = views[0, :3].expand(3, -1, -1)
-        still = replace(view, shift=(0, 0))
-        drawn = [task.draw(canvas, found[0], still), task.draw(canvas, found[1], view)]
+        view = replace(view, references=found[:1])
+        drawn = [task.draw(canvas, each, step) for each, step in zip(found, (replace(view, shift=(0, 0)), view), strict=True)]
         return [
             each.model_copy(update={"name": task.text(answer)[:500] or None, "drawn": None if over is None else data_url(over)})
             for each, answer, over in zip(answers, found, drawn, strict=True)

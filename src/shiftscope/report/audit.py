@@ -39,8 +39,9 @@ def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None
     sections: list[Section] = [Pairs("Images that change most", _caption(pictures), tuple(map(_pair, pictures)))]
     sections += [drag] if drag is not None else []
     sections.append(Rows("Every measure", "Each with its 95 % interval. Click a heading to sort.", audit.table()))
+    leading = _leading(audit)
     for name, survey in audit.surveys.items():
-        sections += [*_over_distance(name, survey), *_maps(name, survey)]
+        sections += [*_over_distance(name, survey, leading), *_maps(name, survey, leading[0])]
     sections += _units(audit)
     if audit.changed and not pictures:
         caption = "Each under that one of all measured shifts that changes its outputs most."
@@ -120,9 +121,17 @@ def _answer(audit: Audit) -> str:
     return f"After a shift of up to {row.max_shift:g} pixels, {' and '.join(effects)}." if row else audit.words()
 
 
-def _over_distance(name: str, survey: Survey) -> list[Chart]:
+def _leading(audit: Audit) -> tuple[str, ...]:
+    """Return the measures to draw, those of a task or those of classes, the first one leading."""
+    rows = dict.fromkeys(row.measure for row in audit.rows if row.protocol != "unshifted" and row.measure != "flicker")
+    return tuple(rows)[:DRAWN] if audit.task and rows else OVER_DISTANCE
+
+
+def _over_distance(name: str, survey: Survey, measures: Sequence[str]) -> list[Chart]:
     """Return charts of measures against the distance of a shift."""
-    measures = OVER_DISTANCE if "mcs" in survey.maps and "top1_change" in survey.maps else tuple(survey.maps)[:DRAWN]
+    measures = [each for each in measures if each in survey.maps]
+    if not measures:
+        return []
     rings = [over for measure, over in survey.values if measure == measures[0] and over.startswith("radius ")]
     if len(rings) < 2:
         return []
@@ -142,10 +151,9 @@ def _over_distance(name: str, survey: Survey) -> list[Chart]:
     ]
 
 
-def _maps(name: str, survey: Survey) -> list[Maps]:
-    if len(survey.shifts) < MIN_SHIFTS:
+def _maps(name: str, survey: Survey, lead: str) -> list[Maps]:
+    if len(survey.shifts) < MIN_SHIFTS or lead not in survey.maps:
         return []
-    lead = "mcs" if "mcs" in survey.maps else next(iter(survey.maps))
     values = survey.maps[lead].float()
     if values.isnan().any():
         return []

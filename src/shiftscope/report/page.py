@@ -25,6 +25,8 @@ STYLES = ("style.css",)
 SCRIPTS = ("report.js", "drag.js", "lesson.js")
 #: A cell with more characters gets a wide column, in which it wraps.
 LONG = 30
+#: A scale that ends below this shows as many digits as tell its numbers apart.
+SMALL = 0.1
 #: The colours of verdicts.
 BADGES = {"holds": "good", "does not hold": "bad", "undecided": "open"}
 
@@ -106,14 +108,19 @@ def _maps_data(section: Maps) -> dict[str, Any] | None:
             "name": each.name,
             "factor": each.factor,
             "picture": map_picture(each.values, low, high),
-            "values": " ".join(f"{value:.3f}" for value in each.values.tolist()),
+            "values": " ".join(f"{value:.3f}" if high >= SMALL else f"{value:.3g}" for value in each.values.tolist()),
             "side": round(len(each.values) ** 0.5),
-            "least": f"{float(each.values.min()):.2f}",
-            "most": f"{float(each.values.max()):.2f}",
+            "least": _end(float(each.values.min()), high),
+            "most": _end(float(each.values.max()), high),
         }
         for each in section.maps
     ]
-    return {"maps": maps, "low": f"{low:.2f}", "high": f"{high:.2f}"}
+    return {"maps": maps, "low": _end(low, high), "high": _end(high, high)}
+
+
+def _end(value: float, largest: float) -> str:
+    """Return an end of a scale with two digits, or with as many as tell small numbers apart."""
+    return f"{value:.2f}" if abs(largest) >= SMALL else f"{value:.2g}"
 
 
 def _rows_data(section: Rows) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Depth(Task):
 
     def draw(self, picture: Tensor, answer: Tensor, view: View) -> Tensor:
         """Draw the map over the picture, dark where its value is small."""
-        return blended(picture, heat(answer[0]), view)
+        return blended(picture, heat(answer[0], view.references[0][0]), view)
 
     def words(self, share: str, value: str, moved: str) -> str:
         """Return the relative error in a sentence."""
@@ -159,7 +159,7 @@ class Flow(Task):
 
     def draw(self, picture: Tensor, answer: Tensor, view: View) -> Tensor:
         """Draw the length of the vectors over the picture."""
-        return blended(picture, heat(_length(answer)), view)
+        return blended(picture, heat(_length(answer), _length(view.references[0])), view)
 
     def words(self, share: str, value: str, moved: str) -> str:
         """Return the endpoint error in a sentence."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from shiftscope.tasks.task import View
@@ -16,10 +16,10 @@ THROUGH = 0.35
 UNSEEN = 0.5
 
 
-def heat(values: Float[Tensor, "height width"]) -> Float[Tensor, "3 height width"]:
-    """Return values as colours from dark blue over green to yellow, the least to the largest."""
-    low, high = float(values.min()), float(values.max())
-    share = (values - low) / (high - low) if high > low else torch.zeros_like(values)
+def heat(values: Float[Tensor, "height width"], scale: Float[Tensor, "height width"]) -> Float[Tensor, "3 height width"]:
+    """Return values as colours from dark blue over green to yellow, from the least to the largest value of ``scale``."""
+    low, high = float(scale.min()), float(scale.max())
+    share = ((values - low) / (high - low)).clamp(0, 1) if high > low else torch.zeros_like(values)
     stops = torch.tensor([[0.27, 0.0, 0.33], [0.23, 0.32, 0.55], [0.13, 0.57, 0.55], [0.37, 0.79, 0.38], [0.99, 0.91, 0.14]])
     place = share * (len(stops) - 1)
     lower = place.floor().long().clamp(max=len(stops) - 2)
@@ -27,7 +27,7 @@ def heat(values: Float[Tensor, "height width"]) -> Float[Tensor, "3 height width
     return (stops[lower] * (1 - part) + stops[lower + 1] * part).permute(2, 0, 1)
 
 
-def class_colours(classes: Int[Tensor, "height width"]) -> Float[Tensor, "3 height width"]:
+def class_colours(classes: Integer[Tensor, "height width"]) -> Float[Tensor, "3 height width"]:
     """Return a colour for each class, the same for the same class in every map."""
     label = classes.long()
     hue = (label * 0.618034 + 0.6) % 1.0  # the golden ratio spreads the hues

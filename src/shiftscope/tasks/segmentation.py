@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
@@ -26,7 +26,7 @@ __all__ = ["ClassMap", "Segmentation", "intersections"]
 class ClassMap(NamedTuple):
     """The top class of each pixel of the model's input, of so many classes."""
 
-    tops: Int[Tensor, "height width"]
+    tops: Integer[Tensor, "height width"]
     classes: int
 
 

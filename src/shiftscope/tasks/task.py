@@ -143,7 +143,7 @@ class Task(ABC):
         Args:
             picture: the image, [3, height, width] in [0, 1].
             answer: to draw.
-            view: how the answer's view lies relative to the unshifted image.
+            view: how the answer's view lies relative to the unshifted image; its only reference is the answer to that.
 
         Returns:
             [3, height, width] in [0, 1].
