@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import nan
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,9 @@ from shiftscope.tasks.objects import Objects, inside, size_of
 from shiftscope.tasks.outlines import outlined
 from shiftscope.tasks.precision import judge
 from shiftscope.tasks.records import to_rows, totals_of
-from shiftscope.tasks.task import Task, View
+from shiftscope.tasks.task import Task, Truth, View
+from shiftscope.tasks.truth import open_objects
+from shiftscope.tasks.truth_files import Placement
 
 __all__ = ["Boxes"]
 
@@ -161,6 +164,10 @@ class Boxes(Task):
         """Draw the detections that count, moved back, each class in its colour."""
         strong = answer.at(answer.scores >= self.threshold)
         return outlined(picture, strong.moved((-view.shift[0], -view.shift[1])).boxes, strong.labels)
+
+    def open_truth(self, path: Path, names: Sequence[str], placement: Placement) -> Truth:
+        """Return the objects of images from the JSON of COCO, or the folders ``images`` and ``labels`` of YOLO."""
+        return open_objects(path, names, placement, order=self.truth_labels == "order")
 
     def words(self, share: str, value: str, moved: str) -> str:
         """Return the share of detections that survive in a sentence."""

@@ -1,0 +1,174 @@
+"""Ground truth of objects in files: the JSON of COCO, and the folders ``images`` and ``labels`` of YOLO.
+
+Boxes are placed as the images are: scaled, with the centre cut out. Areas scale along, so that small and large mean pixels
+of the model's input. An object outside the input stays, because a shift may bring it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftscope.errors import InputError
+from shiftscope.runtime.inputs import parse_json, read_bytes, reading
+from shiftscope.tasks.objects import Objects
+from shiftscope.tasks.truth_files import Placement
+
+__all__ = ["coco_objects", "open_objects", "yolo_objects"]
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+#: EXIF's tag of an image's orientation, and the orientations that lie on their side.
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+FORM = "It needs `images` (id, file_name, width, height), `annotations` (image_id, category_id, bbox) and `categories` (id)."
+LINES = "A line is a class and the box's centre and size as shares of the image: 0 0.5 0.5 0.2 0.1."
+
+
+def open_objects(path: Path, names: Sequence[str], placement: Placement, *, order: bool = False) -> list[Objects | None]:
+    """Return the objects of images from a COCO file or a folder of YOLO; None for an image that it does not know.
+
+    Args:
+        path: of the JSON file, of the folder of text files, or of the folder above it, which holds ``images`` and ``labels``.
+        names: of the images, in order.
+        placement: how images lie in the model's input.
+        order: whether labels number COCO's categories from 0, instead of being their ids.
+
+    Raises:
+        InputError: it is none of both, something in it is no object, or it knows none of the images.
+    """
+    found = yolo_objects(path, names, placement) if path.is_dir() else coco_objects(path, names, placement, order=order)
+    if names and all(each is None for each in found):
+        raise InputError(f"`truth` {path} knows none of {len(names)} images.", f"The first one is {names[0]!r}.")
+    return found
+
+
+def coco_objects(path: Path, names: Sequence[str], placement: Placement, *, order: bool = False) -> list[Objects | None]:
+    """Return the objects of images from COCO's JSON; arguments and errors as of :func:`open_objects`."""
+    with reading(path, "JSON of COCO", FORM):
+        content = parse_json(read_bytes(path, limit=1 << 31))
+        images, annotations = list(content["images"]), list(content["annotations"])
+        sizes = {each["id"]: (int(each["height"]), int(each["width"])) for each in images}
+        known = {str(each["file_name"]): each["id"] for each in images}
+        categories = sorted({int(each["id"]) for each in content["categories"]})
+        rows: dict[Any, list[tuple[Any, ...]]] = {number: [] for number in sizes}
+        for each in annotations:
+            rows[_known(path, each, rows, categories)].append(_row(path, each))
+    labels = {number: place if order else number for place, number in enumerate(categories)}
+    by_name = {Path(name).name: number for name, number in known.items()}
+    numbers = [known.get(name, by_name.get(Path(name).name)) for name in names]
+    return [None if number is None else _placed(rows[number], sizes[number], placement, labels) for number in numbers]
+
+
+def _known(path: Path, each: Mapping[str, Any], images: Mapping[Any, Any], categories: Sequence[int]) -> Any:
+    """Return the image of an annotation, if it and the category are listed."""
+    name = each.get("id", "without an id")
+    if each["category_id"] not in categories:
+        raise InputError(f"{path}: annotation {name} has category {each['category_id']}, which is not listed.", FORM)
+    if each["image_id"] not in images:
+        raise InputError(f"{path}: annotation {name} is of image {each['image_id']}, which is not listed.", FORM)
+    return each["image_id"]
+
+
+def _row(path: Path, each: Mapping[str, Any]) -> tuple[float, float, float, float, int, float, bool]:
+    """Return (x1, y1, x2, y2, category, area, crowd) of an annotation, in pixels of its image."""
+    x, y, width, height = (float(value) for value in each["bbox"])
+    area = float(each.get("area", width * height))
+    if not np.isfinite([x, y, width, height, area]).all() or min(width, height, area) < 0:
+        raise InputError(
+            f"{path}: annotation {each.get('id', 'without an id')} has the bbox {each['bbox']}, whose width and height must be "
+            "numbers of 0 or more.",
+            "Give x, y, width and height in pixels.",
+        )
+    return x, y, x + width, y + height, int(each["category_id"]), area, bool(each.get("iscrowd", 0))
+
+
+def _placed(
+    rows: Sequence[Sequence[Any]], size: tuple[int, int], placement: Placement, labels: Mapping[int, int] | None = None
+) -> Objects:
+    """Return objects in pixels of the model's input.
+
+    Args:
+        rows: (x1, y1, x2, y2, category, area, crowd) in pixels of the image.
+        size: (height, width) of the image, pixels.
+        placement: how it lies in the model's input.
+        labels: category -> label; None where they are the same.
+    """
+    tall, wide, top, left = placement.of(*size)
+    scale = np.array([wide / size[1], tall / size[0]])
+    table = np.array([row[:4] for row in rows], dtype=float).reshape(-1, 4)
+    boxes = table * np.tile(scale, 2) - np.array([left, top, left, top])
+    return Objects(
+        boxes,
+        np.array([row[4] if labels is None else labels[row[4]] for row in rows], dtype=np.int64),
+        np.array([row[5] for row in rows], dtype=float) * scale.prod(),
+        np.array([row[6] for row in rows], dtype=bool),
+    )
+
+
+def yolo_objects(path: Path, names: Sequence[str], placement: Placement) -> list[Objects | None]:
+    """Return the objects of images from text files of YOLO, none for an image without one; see :func:`open_objects`."""
+    labels = path / "labels" if (path / "labels").is_dir() else path
+    pictures = labels.parent / "images"
+    if not pictures.is_dir():
+        raise InputError(
+            f"`truth` {path} must have the folders `images` and `labels` of YOLO, {pictures} is none.", "Check the path."
+        )
+    files, texts = _by_name(pictures, SUFFIXES), _by_name(labels, frozenset((".txt",)))
+    found: list[Objects | None] = []
+    for name in names:
+        stem = Path(name).with_suffix("").as_posix()
+        picture = files.get(stem, files.get(Path(stem).name))
+        text = texts.get(stem, texts.get(Path(stem).name))
+        if picture is None:
+            found.append(None)
+            continue
+        size = _size(picture)
+        found.append(_placed([] if text is None else _lines(text, size), size, placement))
+    return found
+
+
+def _by_name(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+    """Return the files of a folder by their path in it and by their name alone, both without the ending."""
+    files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in suffixes]
+    return {file.stem: file for file in files} | {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def _size(file: Path) -> tuple[int, int]:
+    """Return (height, width) of an image, turned upright."""
+    import PIL.Image
+
+    with reading(file, "an image", "Replace the file."), PIL.Image.open(file) as opened:
+        width, height = opened.size
+        return (width, height) if opened.getexif().get(ORIENTATION) in SIDEWAYS else (height, width)
+
+
+def _lines(file: Path, size: tuple[int, int]) -> list[tuple[Any, ...]]:
+    """Return (x1, y1, x2, y2, class, area, crowd) of each line, in pixels of the image."""
+    with reading(file, "text of YOLO", LINES):
+        lines = read_bytes(file).decode().splitlines()
+    return [_line(file, number, line, size) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _line(file: Path, number: int, line: str, size: tuple[int, int]) -> tuple[Any, ...]:
+    height, width = size
+    try:
+        kind, *rest = (float(each) for each in line.split())
+        x, y, w, h = _box_of(rest)
+    except ValueError:
+        raise InputError(f"{file}, line {number} is no object: {line.strip()!r}.", LINES) from None
+    if not np.isfinite([kind, x, y, w, h]).all() or kind != int(kind) or kind < 0 or min(w, h) < 0 or max(x, y, w, h) > 1 + 1e-3:
+        raise InputError(f"{file}, line {number} is no object: {line.strip()!r}.", LINES)
+    box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
+    return *box, int(kind), w * width * h * height, False
+
+
+def _box_of(values: Sequence[float]) -> Sequence[float]:
+    """Return centre and size, also of a polygon's points."""
+    if len(values) == 4:
+        return values
+    if len(values) < 6 or len(values) % 2:
+        raise ValueError
+    x, y = values[::2], values[1::2]
+    return (min(x) + max(x)) / 2, (min(y) + max(y)) / 2, max(x) - min(x), max(y) - min(y)
