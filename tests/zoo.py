@@ -53,3 +53,28 @@ def timm() -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip("timm", reason="needs timm (extra `zoo`)")
+
+
+def torchvision_detection() -> ModuleType:
+    """Return ``torchvision.models.detection``, with suppression of boxes in plain PyTorch where its compiled one is missing."""
+    torchvision_models()
+    import torchvision.models.detection as detection
+    import torchvision.ops.boxes as boxes
+    from torchvision.extension import _has_ops
+
+    if not _has_ops():
+        boxes.nms = _suppressed
+    return detection
+
+
+def _suppressed(boxes: torch.Tensor, scores: torch.Tensor, most: float) -> torch.Tensor:
+    """Return the boxes that overlap no more confident one by more than a share, the most confident first."""
+    import torchvision.ops.boxes as ops
+
+    order = scores.argsort(descending=True, stable=True)
+    clash = (ops.box_iou(boxes[order], boxes[order]) > most).tolist()
+    kept: list[int] = []
+    for number, row in enumerate(clash):
+        if not any(row[other] for other in kept):
+            kept.append(number)
+    return order[torch.tensor(kept, dtype=torch.long)]
