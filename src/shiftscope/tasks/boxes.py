@@ -161,9 +161,12 @@ class Boxes(Task):
         return totals_of(records.numpy())
 
     def draw(self, picture: Tensor, answer: Detections, view: View) -> Tensor:
-        """Draw the detections that count, moved back, each class in its colour."""
-        strong = answer.at(answer.scores >= self.threshold)
-        return outlined(picture, strong.moved((-view.shift[0], -view.shift[1])).boxes, strong.labels)
+        """Draw the detections that count, moved back, each class in its colour, over those of the unshifted image in white."""
+        drawn = picture
+        for before in view.references if view.shift != (0, 0) else ():
+            drawn = outlined(drawn, before.boxes[before.scores >= self.threshold])
+        found = _moved_back(answer.at(answer.scores >= self.threshold), view)
+        return outlined(drawn, found.boxes, found.labels)
 
     def open_truth(self, path: Path, names: Sequence[str], placement: Placement) -> Truth:
         """Return the objects of images from the JSON of COCO, or the folders ``images`` and ``labels`` of YOLO."""
