@@ -42,6 +42,8 @@ EXIT_CODES = (0, 1, 2)
 TRAINING = re.compile(r"training|epoch|computing|measuring|classifying|drawing|images/s")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 CANARY = b"canary"
+#: A line of what ``--json`` prints.
+JSON = re.compile(r"\s*(\"|[\[\]{}])")
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,10 @@ def run_case(campaign: str, seed: int, bases: Bases, *, hang: float = HANG_SECON
         errors, printed = (each.decode(errors="surrogateescape") for each in output)
         crash = "".join(path.read_text() for path in (place / "home").rglob("error-*.txt"))
         findings = [*_of_ending(code, seconds, errors + crash, hang, working=working), *_of_text(errors + printed)]
-        findings += [f"wrote outside: {each}" for each in sorted(_listed(place) ^ before)]
+        out = words[words.index("--out") + 1 :][:1] if "--out" in words else []
+        asked = tuple(f"cwd/{each}" for each in out if Path(each).name == each)  # an output folder in the current one
+        changed = sorted(each for each in _listed(place) ^ before if not each[0].startswith(asked))
+        findings += [f"wrote outside: {each}" for each in changed]
         if memory > MEMORY:
             findings.append(f"took {memory >> 20} MiB")
         tail = (errors + crash)[-3000:]
@@ -216,7 +221,9 @@ def _of_text(text: str) -> list[str]:
     found = CONTROL.search(text)
     findings = [f"control character {found[0]!r} in {text[max(0, found.start() - 60) : found.start()]!r}"] if found else []
     longest = max(
-        (line for line in text.splitlines() if line.startswith("shiftscope: ") or "  " in line[:2]), key=len, default=""
+        (line for line in text.splitlines() if line.startswith("shiftscope: ") or ("  " in line[:2] and not JSON.match(line))),
+        key=len,
+        default="",
     )
     if len(longest) > LONGEST_LINE + len("shiftscope: ") and not longest.startswith(("  shiftscope ", "  python ")):
         findings.append(f"a line of {len(longest)} characters: {longest[:90]!r} ... {longest[-60:]!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sys
 import warnings
@@ -171,6 +172,25 @@ def test_archive_that_is_damaged_or_missing_is_refused(tmp_path: Path) -> None:
         load_model(str(tmp_path / "odd.pt2"), trust=True)
     with pytest.raises(InputError, match=r"none.pt2 does not exist"):
         load_model(str(tmp_path / "none.pt2"), trust=True)
+
+
+def test_torch_logs_nothing_about_an_archive_that_lacks_weights(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(nn.Conv2d(1, 2, 3), (torch.rand(2, 1, 8, 8),)), tmp_path / "whole.pt2")
+    with zipfile.ZipFile(tmp_path / "whole.pt2") as whole, zipfile.ZipFile(tmp_path / "less.pt2", "w") as less:
+        for name in whole.namelist():
+            if "weight_1" not in name:
+                less.writestr(name, whole.read(name))
+    records: list[logging.LogRecord] = []
+    logger, handler = logging.getLogger("torch.export"), logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(InputError, match=r"less.pt2 is damaged"):
+            load_model(str(tmp_path / "less.pt2"), trust=True)
+    finally:
+        logger.removeHandler(handler)
+    assert not records
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def run_of_four(batch: Tensor) -> tuple[Tensor, Tensor]:

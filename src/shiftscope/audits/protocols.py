@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, shortened
 from shiftscope.shifts import Mode, sample
 
 __all__ = [
@@ -335,7 +335,9 @@ def find_protocols(
     if max_shift is not None and max_shift < 1:
         raise InputError(f"`max_shift` must be 1 or more pixels, got {max_shift}.", "Leave it out for each protocol's own.")
     if name not in PUBLISHED and name not in GROUPS:
-        raise InputError(f"there is no protocol {name!r}.", f"Choose from {', '.join([*PUBLISHED, *GROUPS])}.")
+        grouped = {each for group in GROUPS.values() for each in group}
+        known = [*(each for each in PUBLISHED if each not in grouped), *GROUPS]
+        raise InputError(f"there is no protocol {shortened(name, 40)!r}.", f"Choose from {', '.join(known)}.")
     found = []
     for each in GROUPS.get(name, (name,)):
         protocol = _fitted(PUBLISHED[each], max_shift, size, seed)

@@ -5,7 +5,9 @@ A graph may take batches of one fixed size only; :class:`FixedBatches` lets it t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,8 @@ def read_exported(path: Path, *, trust: bool) -> tuple[nn.Module, Shape | None]:
 def _exported(path: Path) -> tuple[nn.Module, Shape | None]:
     """Return the model in an archive that the user trusts, and the shape of its images."""
     open_archive(path)
-    program = torch.export.load(path)
+    with _without_logging():
+        program = torch.export.load(path)
     for node in program.graph.nodes:
         argument = TRAINING_ARGUMENT.get(getattr(node.target, "__name__", "").partition(".")[0])
         if argument is not None and len(node.args) > argument and node.args[argument] is True:
@@ -107,6 +110,17 @@ def _exported(path: Path) -> tuple[nn.Module, Shape | None]:
     batch, image = _fixed(inputs[0].shape)
     module, device = program.module(), next((value.device for value in program.state_dict.values()), torch.device("cpu"))
     return FixedBatches(lambda images: module(images.to(device)), batch), image
+
+
+@contextmanager
+def _without_logging() -> Iterator[None]:
+    """Let no library log while the ``with`` statement runs: `torch.export.load` logs the traceback of what it then raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def read_onnx(path: Path) -> tuple[nn.Module, Shape | None]:
