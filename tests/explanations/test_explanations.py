@@ -22,7 +22,7 @@ from shiftscope.layers import AdaptivePolyphaseSampling
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.runtime.progress import Event, Stage
 from shiftscope.shifts import translate
-from shiftscope.surgery import antialias, cost, global_pool, make_equivariant
+from shiftscope.surgery import Average, antialias, cost, global_pool, make_equivariant
 from zoo import timm
 
 #: Together these take over 20 s.
@@ -203,7 +203,8 @@ def test_untraceable_model_gets_measured_results_and_fixes_that_need_no_graph() 
     assert found.guarantee.sentence.startswith("The graph of Untraceable cannot be traced")
     assert [each.part is None for each in found.causes.causes] == [True, True, True, True, False]
     assert "The part of head, borders, aliasing is unknown: the model's graph cannot be traced." in found.verdict
-    assert {each.kinds: each.gain is not None for each in found.fixes.ranked} == {("blur",): True, ("circular",): False}
+    tried = {each.kinds: each.gain is not None for each in found.fixes.ranked}
+    assert tried == {("blur",): True, ("circular",): False, ("canonical",): True, ("average",): True}
     assert found.fixes.before.accuracy is not None
     assert [layer.name for layer in found.layers.layers] == ["canvas", "first", "head, input", "output"]
 
@@ -336,7 +337,7 @@ def test_fixes_gain_and_cost_what_a_loop_by_hand_finds() -> None:
     found = explain(model, IMAGES, labels, max_shift=4, name="runs/a")
     shifts = draw_shifts(8, 4, 4, torch.Generator().manual_seed(0))
     tried = {each.kinds: each for each in found.fixes.ranked}
-    assert set(tried) == {(kind,) for kind in ("gap", "blur", "circular", "aps")} | {
+    assert set(tried) == {(kind,) for kind in ("gap", "blur", "circular", "aps", "canonical", "average")} | {
         ("gap", kind) for kind in ("blur", "circular", "aps")
     }
     loss = loss_by_hand(model, shifts, circular=False)
@@ -353,13 +354,52 @@ def test_fixes_gain_and_cost_what_a_loop_by_hand_finds() -> None:
         assert each.after.accuracy.value == pytest.approx(float((fixed(IMAGES).argmax(1) == labels).double().mean()))
     assert tried["gap", "blur"].command == "shiftscope fix runs/a --with gap --with blur --out fixed.safetensors"
     working = [each for each in found.fixes.ranked if each.works]
-    assert list(found.fixes.ranked[: len(working)]) == sorted(working, key=lambda each: -each.efficiency)
+    assert list(found.fixes.ranked[: len(working)]) == sorted(working, key=lambda each: -round(each.efficiency, 3))
     assert found.fixes.ranked[0].works
     assert "Try first: " in found.verdict
     worse = working[0].after.accuracy.value < found.fixes.before.accuracy.value
     assert ("train again, because" in found.verdict) == worse
     costs = found.fixes.table().rows[-1]
     assert (costs["fix"], costs["multiply_adds"]) == ("none", cost(model, (1, 16, 16)).multiply_adds)
+
+
+def test_fixes_around_a_model_are_ranked_by_gain_and_cost_and_say_what_they_promise() -> None:
+    model = network(factor=2, head="flatten").requires_grad_(requires_grad=False)
+    content = functional.pad(IMAGES[:, :, 4:12, 4:12], (4, 4, 4, 4)).repeat(3, 1, 1, 1)
+    found = explain(model, content, max_shift=4).fixes
+    canonical, average = (next(each for each in found.ranked if each.kinds == (kind,)) for kind in ("canonical", "average"))
+    assert canonical.works and canonical.ratio == 1 and not canonical.trains
+    assert canonical.share.value == pytest.approx(1, abs=1e-6)
+    assert "every whole-pixel shift that pushes nothing off the canvas" in canonical.promise
+    assert canonical.command == "shiftscope fix MODEL --with canonical --out fixed.safetensors"
+    assert (average.ratio, average.promise, average.trains) == (9, "", False)
+    shifts = draw_shifts(24, 4, 4, torch.Generator().manual_seed(0))[:16]
+    mean, some = Average(model, of="logits"), content[:16]
+
+    def loss(each: nn.Module) -> float:
+        moved = [each(translate(some, shifts[:, number])) for number in range(4)]
+        return float(1 - torch.stack([functional.cosine_similarity(one, each(some)) for one in moved]).mean())
+
+    assert average.gain.value == pytest.approx(loss(model) - loss(mean), abs=1e-5)
+    assert average.gain.count == 16
+    assert any("its gain is that of mean logits" in note for note in found.table().notes)
+    assert next(row for row in found.table().rows if row["fix"] == "canonical")["promise"] == canonical.promise
+
+
+def test_recommended_canonical_for_circular_images_keeps_its_border() -> None:
+    found = explain(network(factor=2, head="flatten"), IMAGES, max_shift=4, shifts=1, mode="circular").fixes
+    canonical = next(each for each in found.ranked if each.kinds == ("canonical",))
+    assert canonical.command == "shiftscope fix MODEL --with canonical --mode circular --out fixed.safetensors"
+    assert "every whole-pixel circular shift" in canonical.promise
+
+
+def test_photos_are_ranked_with_crops_and_embeddings_without_averages() -> None:
+    photos = torch.rand(6, 1, 24, 24, generator=GENERATOR)
+    found = explain(network(factor=2, head="flatten"), photos, size=16, max_shift=2, embedding=True, savable=False).fixes
+    kinds = {each.kinds: each for each in found.ranked}
+    assert ("average",) not in kinds
+    assert "if the best crop of each lies in the other" in kinds["canonical",].promise
+    assert kinds["canonical",].command == "shiftscope fix MODEL --with canonical"
 
 
 def test_impossible_fix_is_ranked_last_with_the_reason() -> None:
@@ -392,7 +432,7 @@ def test_known_architectures_are_explained(make: Callable[[], nn.Module], size: 
     assert {each.name for each in found.causes.causes if each.part is not None} >= {"head", "borders", "aliasing", "other"}
     assert parts(found)["other"] < 1e-5
     assert sum(parts(found).values()) == pytest.approx(found.causes.before.loss.value, abs=1e-9)
-    assert {each.kinds for each in found.fixes.ranked} == {("blur",), ("circular",), ("aps",)}
+    assert {each.kinds for each in found.fixes.ranked} == {("blur",), ("circular",), ("aps",), ("canonical",), ("average",)}
     json.dumps(found.to_json(), allow_nan=False)
 
 

@@ -52,6 +52,7 @@ def explain(
             **under_shifts(subject, options),
             name=subject.name,
             arguments=options.arguments(model),
+            savable=subject.loaded.spec.is_code,
             report=report,
         )
         found = replace(found, settings={**found.settings, **subject.facts}, notes=subject.notes(block, ignored))

@@ -175,6 +175,7 @@ def explain(
     device: torch.device | str | None = None,
     name: str = "MODEL",
     arguments: str = "",
+    savable: bool = True,
     report: Report = silent,
 ) -> Explanation:
     """Explain why a model's outputs change under shifts, by cause and by layer, and which fix to try first.
@@ -201,6 +202,7 @@ def explain(
         name: of the model, for titles.
         arguments: of the command line that name the same model and images, for the commands that are recommended; by default the
             name.
+        savable: whether ``shiftscope fix`` can save a copy of the model, for these commands.
         report: called with progress events.
 
     Returns:
@@ -252,7 +254,16 @@ def explain(
                 report=report,
             ),
             causes=causes_of(model, trial, guarantee.geometry, measured, tokens=tokens, seed=seed),
-            fixes=try_fixes(model, trial, guarantee.geometry, measured, tokens=tokens, arguments=arguments or quote(name)),
+            fixes=try_fixes(
+                model,
+                trial,
+                guarantee.geometry,
+                measured,
+                tokens=tokens,
+                arguments=arguments or quote(name),
+                classes=not embedding,
+                savable=savable,
+            ),
             settings=settings,
             warnings=(
                 *image_warnings(model, trial.inputs),

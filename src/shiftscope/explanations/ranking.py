@@ -4,27 +4,38 @@ The ranking puts fixes first whose gain is above zero with its complete 95 % int
 loss that the fix removes over the ratio of multiply-adds after and before. The others follow by the same number, and fixes that
 are impossible come last. Accuracy does not count: before the network is trained again it says little. A gain can also mislead: a
 fix that makes outputs say less about the image gains, too, so the similarity of outputs of different images stands beside it.
+
+Two fixes go around the model and need no training: ``canonical`` and ``average``. Of equal efficiency, those in layers come
+first. ``average`` costs nine passes, so fewer images try it; its outputs are mean logits here, whose cosines compare with the
+model's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
+from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, difference
-from shiftscope.explanations.trial import Loss, Measured, Trial, share
+from shiftscope.explanations.trial import ROUNDING, Loss, Measured, Trial, share
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.tokens import TokenReading
-from shiftscope.surgery import Kind, Surgery, anchor, cost, operate
+from shiftscope.shifts import grid
+from shiftscope.surgery import WRAPPERS, Average, Kind, Surgery, Wrapping, anchor, cost, operate
+from shiftscope.surgery.wrappers import Wrapper
 from shiftscope.tables import Cell, Table
 
 __all__ = ["Fixes", "TriedFix", "try_fixes"]
 
 #: Filter size of ``blur``: the default of ``shiftscope fix``.
 FILTER_SIZE = 3
+#: Largest shift of ``average``, pixels, and so many images try it.
+REACH, IMAGES_OF_AVERAGE = 1, 16
+#: Efficiencies that agree to so many digits are equal.
+DIGITS = 3
 #: The columns that a narrow terminal shows, as far as they have values.
 NARROW = ("fix", "gain", "test_accuracy", "ratio")
 DESCRIPTIONS: dict[Kind, str] = {
@@ -51,6 +62,7 @@ class TriedFix:
         multiply_adds: of one image with the fix.
         ratio: the same over that of the unchanged model.
         reason: why the fix is impossible; empty otherwise.
+        promise: what holds whatever the weights, in words; empty where nothing is promised.
     """
 
     kinds: tuple[Kind, ...]
@@ -61,6 +73,12 @@ class TriedFix:
     multiply_adds: int | None = None
     ratio: float | None = None
     reason: str = ""
+    promise: str = ""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the network should be trained again: not where the fix only goes around it."""
+        return not all(kind in WRAPPERS for kind in self.kinds)
 
     @property
     def works(self) -> bool:
@@ -99,6 +117,7 @@ class Fixes:
                 **_cells(each.after),
                 "multiply_adds": each.multiply_adds,
                 "ratio": each.ratio,
+                "promise": each.promise or None,
                 "command": each.command if each.gain is not None else None,
                 "reason": each.reason or None,
             }
@@ -112,8 +131,12 @@ class Fixes:
             "multiply-adds. cosine between different images: of their unshifted outputs; a fix that raises it to nearly 1 "
             "gains because outputs say less. relative loss: loss with the fix over 1 - that."
         )
-        if any(each.gain is not None for each in self.ranked):
-            notes.append("The weights are unchanged: train again and measure again before you rely on a fix.")
+        if any(each.gain is not None and each.trains for each in self.ranked):
+            notes.append("The weights are unchanged: train again and measure again before you rely on a fix in layers.")
+        if any(each.kinds == ("average",) and each.gain is not None for each in self.ranked):
+            notes.append(
+                f"average: of {len(grid(REACH))} shifts, on {IMAGES_OF_AVERAGE} images; its gain is that of mean logits."
+            )
         columns = (
             "fix",
             "gain",
@@ -123,6 +146,7 @@ class Fixes:
             "relative_loss",
             "multiply_adds",
             "ratio",
+            "promise",
             "command",
             "reason",
         )
@@ -138,6 +162,8 @@ def try_fixes(
     *,
     tokens: TokenReading | None = None,
     arguments: str,
+    classes: bool = True,
+    savable: bool = True,
 ) -> Fixes:
     """Try every fix that applies to a model, and rank them.
 
@@ -148,6 +174,8 @@ def try_fixes(
         measured: the unchanged model in this trial.
         tokens: how its tokens lie on the image; None for a model without token maps.
         arguments: of the command line that name the model and the images.
+        classes: whether outputs are classes, which can be averaged.
+        savable: whether the command line can save a copy of the model.
     """
     before = measured.estimates()
     multiply_adds = cost(model, trial.image).multiply_adds
@@ -155,7 +183,10 @@ def try_fixes(
     found_by_running: list[tuple[Kind, ...]] = [] if geometry or tokens else [("blur",), ("circular",)]
     candidates = [*anchored, *(_candidates(geometry, tokens) if geometry else found_by_running)]
     tried = [_try(kinds, model, trial, measured, multiply_adds, arguments, tokens) for kinds in candidates]
-    ranked = sorted(tried, key=lambda each: (not each.works, each.gain is None, -each.efficiency))
+    if before.loss.value >= ROUNDING:
+        around: list[Wrapper] = ["canonical", "average"] if classes else ["canonical"]
+        tried += [_try_around(kind, model, trial, measured, arguments, savable=savable) for kind in around]
+    ranked = sorted(tried, key=lambda each: (not each.works, each.gain is None, -round(each.efficiency, DIGITS)))
     return Fixes(tuple(ranked), before, multiply_adds, "" if ranked else "No fix of this package applies to the model.")
 
 
@@ -190,17 +221,53 @@ def _try(
         after = trial.measure(surgery.model, f"with {' + '.join(kinds)}")
     except InputError as error:
         return TriedFix(kinds, command, reason=error.problem.rstrip("."))
-    multiply_adds = surgery.after.multiply_adds if surgery.after else 0
+    return _gained(TriedFix(kinds, command), measured, after, surgery.after.multiply_adds if surgery.after else 0, before)
+
+
+def _gained(tried: TriedFix, measured: Measured, after: Measured, multiply_adds: int, before: int) -> TriedFix:
+    """Return a fix with what it gains and costs; ``before`` is the unchanged model's number of multiply-adds."""
     gain = measured.loss - after.loss
-    return TriedFix(
-        kinds=kinds,
-        command=command,
+    return replace(
+        tried,
         gain=difference(gain, bounds=(-2.0, 2.0)),
         share=share(gain, measured.loss),
         after=after.estimates(),
         multiply_adds=multiply_adds,
         ratio=multiply_adds / before if before else 1.0,
     )
+
+
+def _try_around(kind: Wrapper, model: nn.Module, trial: Trial, measured: Measured, arguments: str, *, savable: bool) -> TriedFix:
+    """Put a wrapper around the model and measure it; ``average`` on fewer images."""
+    mode = " --mode circular" if trial.mode == "circular" else ""
+    command = f"shiftscope fix {arguments} --with {kind}{mode}{' --out fixed.safetensors' if savable else ''}"
+    wrapping = Wrapping(_border(trial, kind), REACH if kind == "average" else None, _fill(trial))
+    count = IMAGES_OF_AVERAGE if kind == "average" else len(trial.images)
+    try:
+        surgery = operate(kind, model, wrapping=wrapping, image=trial.image)
+        if isinstance(surgery.model, Average):
+            surgery.model.of = "logits"
+        after = trial.first(count).measure(surgery.model, f"with {kind}")
+    except InputError as error:
+        return TriedFix((kind,), command, reason=error.problem.rstrip("."))
+    assert surgery.before is not None  # the image's shape is known
+    assert surgery.after is not None
+    held = kind == "canonical" and (surgery.promise is None or surgery.promise.exact)
+    promise = surgery.changes[0].why if held else ""
+    tried = TriedFix((kind,), command, promise=promise)
+    return _gained(tried, measured.first(count), after, surgery.after.multiply_adds, surgery.before.multiply_adds)
+
+
+def _border(trial: Trial, kind: Wrapper) -> Border:
+    """Return what a wrapper takes for the border: of crops from larger images the photo, which an average does not see."""
+    if trial.mode == "circular":
+        return "circular"
+    larger = trial.size is not None and tuple(trial.images.shape[2:]) != trial.size
+    return "crop" if larger and kind == "canonical" else "zero"
+
+
+def _fill(trial: Trial) -> float | tuple[float, ...]:
+    return tuple(trial.fill.tolist()) if isinstance(trial.fill, Tensor) else trial.fill
 
 
 def _apply(kinds: tuple[Kind, ...], model: nn.Module, image: tuple[int, int, int], tokens: TokenReading | None) -> Surgery:

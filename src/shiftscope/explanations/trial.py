@@ -82,6 +82,11 @@ class Measured:
     reference: Float[Tensor, "image class"]
     labels: Int[Tensor, " image"] | None = None
 
+    def first(self, count: int) -> Measured:
+        """Return the first images' part."""
+        labels = None if self.labels is None else self.labels[:count]
+        return Measured(self.loss[:count], self.reference[:count], labels)
+
     def estimates(self) -> Loss:
         """Return estimates over images, with 95 % intervals."""
         between = cosines_between_images(self.reference)
@@ -161,6 +166,11 @@ class Trial:
             references.append(outputs.reference)
         self.report(Stage(description, len(self.images), len(self.images)))
         return Measured(torch.cat(losses), torch.cat(references), self.labels)
+
+    def first(self, count: int) -> Trial:
+        """Return the trial with the first images only."""
+        labels = None if self.labels is None else self.labels[:count]
+        return replace(self, images=self.images[:count], shifts=self.shifts[:count], labels=labels)
 
     def circular(self, factor: tuple[int, int]) -> Trial:
         """Return the trial with circular shifts of the same images.

@@ -146,15 +146,18 @@ def fix_sentence(fixes: Fixes) -> str:
     first = next(iter(fixes.ranked), None)
     if first is None or not first.works or first.share is None or first.after is None:
         return ""
+    when = "before any training" if first.trains else "without any training"
     sentence = (
-        f"Try first: {' + '.join(first.kinds)}, which removes {first.share.value:.0%} of the loss before any training, at "
+        f"Try first: {' + '.join(first.kinds)}, which removes {first.share.value:.0%} of the loss {when}, at "
         f"{first.ratio:.2f} times the multiply-adds"
     ).replace("%", " %")
     before, after = fixes.before.accuracy, first.after.accuracy
     if before is not None and after is not None and after.value < before.value:
         falls = f"from {100 * before.value:.0f} % to {100 * after.value:.0f} %"
-        sentence += f"; train again, because without training accuracy falls {falls}"
-    return f"{sentence}."
+        sentence += (
+            f"; train again, because without training accuracy falls {falls}" if first.trains else f"; accuracy falls {falls}"
+        )
+    return f"{sentence}. It promises {first.promise}." if first.promise else f"{sentence}."
 
 
 def number(estimate: Estimate) -> str:

@@ -195,7 +195,7 @@ def _whole(border: Border) -> Mode:
 _CANONICAL: dict[Border, tuple[str, str]] = {
     "circular": (
         "rolled so that its strongest seam is the border",
-        "the same input for every whole-pixel circular shift; says nothing about shifts with another border",
+        "the same input for every whole-pixel circular shift, and nothing for shifts with another border",
     ),
     "zero": (
         "moved so that the centre of its content lies in the middle",
