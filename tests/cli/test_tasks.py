@@ -13,7 +13,9 @@ from PIL import Image
 
 import shiftscope as ss
 from cli.conftest import Command
+from shiftscope.audits.comparison import compare_audits
 from shiftscope.audits.folder import merge_audit
+from shiftscope.audits.gate import judge_comparison
 from shiftscope.audits.pictures import read_pictures
 from shiftscope.audits.reading import read_audit
 
@@ -168,11 +170,11 @@ def test_measure_without_a_value_for_some_images_is_compared_on_the_others() -> 
         ss.audit(lambda batch, off=off: batch.mean(1) + 0.5 + off, images, truth=truth, protocols=["mouton2020"])
         for off in (0, 0.1)
     )
-    compared = ss.audits.comparison.compare_audits(better, worse)
+    compared = compare_audits(better, worse)
     measure = next(each for each in compared.measures if each.row.measure == "truth_depth_error")
     assert measure.difference.count == 4
     assert measure.outcome == "worse"
-    assert ss.audits.gate.judge_comparison(compared, strict=True).outcome == "fails"
+    assert judge_comparison(compared, strict=True).outcome == "fails"
 
 
 @pytest.mark.parametrize(

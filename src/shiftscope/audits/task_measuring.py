@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import nan
 from time import perf_counter
 from typing import Any
@@ -212,7 +213,8 @@ class _Block:
         self.measurer, self.task, self.plan, self.pairs, self.truths = measurer, measurer.task, plan, pairs, truths
         self.indices = indices
         self.names = (*self.task.measures, *(self.task.truth_measures if measurer.has_truth else ()))
-        self.values = torch.full((len(pairs.rows), len(self.names)), nan, dtype=torch.float64)
+        self._rows: list[list[int]] = pairs.rows.tolist()
+        self._found = [[nan] * len(self.names)] * len(self._rows)
         self.sums: dict[str, Sums] = {}
         self.records: dict[str, list[Tensor]] = {}
         self._answers: dict[int, Any] = {}
@@ -221,7 +223,7 @@ class _Block:
         self._ready: dict[int, list[int]] = {}
         self._stale: dict[int, list[int]] = {}
         last = dict[int, int]()
-        for number, (first, second) in enumerate(pairs.rows.tolist()):
+        for number, (first, second) in enumerate(self._rows):
             self._ready.setdefault(max(first, second), []).append(number)
             last |= {row: max(last.get(row, 0), first, second) for row in (first, second)}
         for row, until in last.items():
@@ -247,6 +249,11 @@ class _Block:
                 if row >= count:
                     self._complete(row)
 
+    @cached_property
+    def values(self) -> Float[Tensor, "pair measure"]:
+        """Measures of each comparison, NaN where they are not defined; known once all answers are."""
+        return torch.tensor(self._found, dtype=torch.float64)
+
     def _complete(self, row: int) -> None:
         for number in self._ready.get(row, ()):
             self._compare(number)
@@ -254,11 +261,11 @@ class _Block:
             del self._answers[each]
 
     def _compare(self, number: int) -> None:
-        first, second = self.pairs.rows[number].tolist()
+        first, second = self._rows[number]
         before, after, view = self._answers[first], self._answers[second], self._view(first, second)
         truth = self.truths[view.image]
         found = self.task.compare(before, after, view, truth)
-        self.values[number] = torch.tensor([found.get(name, nan) for name in self.names], dtype=torch.float64)
+        self._found[number] = [found.get(name, nan) for name in self.names]
         if view.start != (0.0, 0.0):
             return
         for name in {each.removesuffix(GRID): None for each in self._protocols.get(number, ())}:
@@ -317,7 +324,7 @@ class _Block:
         agreement = self.values[:, 0] if MEASURES[self.names[0]].better == "more" else -self.values[:, 0]
         worst: dict[int, int] = {}
         for number in agreement.nan_to_num(nan=float("inf")).argsort(stable=True).tolist():
-            first, second = self.pairs.rows[number].tolist()
+            first, second = self._rows[number]
             if self._borders[first] == 0 and first != second and not agreement[number].isnan():
                 worst.setdefault(self._images[second], number)
         return most_changed(self._changed(image, number, float(agreement[number])) for image, number in worst.items())

@@ -173,8 +173,10 @@ def views_of(
 
     Views with the same border are formed together, whole and fractional shifts apart.
     """
-    batch = images.new_empty(len(rows), images.shape[1], *framing.size)
     groups = plan.rows[rows, 0] * 2 + ~plan.whole_pixels[rows]
+    if groups[0] > 1 and bool((groups == groups[0]).all()):  # unshifted images are copied, because a model may change its input
+        return framing.view(images[plan.images[rows]], plan.steps[rows], BORDERS[int(groups[0]) // 2])
+    batch = images.new_empty(len(rows), images.shape[1], *framing.size)
     for group in groups.unique():
         chosen = (groups == group).nonzero()[:, 0]
         border = BORDERS[int(group) // 2]
