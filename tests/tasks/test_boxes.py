@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from detectors import rectangles, scenes, snapping
-from shiftscope.audits import Audit, audit
+from shiftscope.audits import Audit, AuditOptions, Session, audit, merge_parts
+from shiftscope.audits.gate import judge_audit, read_condition
+from shiftscope.audits.parts import from_tensors, to_tensors
 from shiftscope.audits.periods import periods
 from shiftscope.errors import InputError
 from shiftscope.tasks.boxes import Boxes
@@ -55,6 +57,20 @@ def test_perfect_detector_scores_exactly_one_everywhere(perfect: Audit) -> None:
 
 def test_perfect_detector_has_no_period(perfect: Audit) -> None:
     assert {each.pixels for each in periods(perfect.surveys["zero 2"]).values()} == {None}
+
+
+def test_blocks_that_are_stored_and_merged_equal_one_run(perfect: Audit) -> None:
+    images, truth = scenes(3)
+    known = AuditOptions(max_shift=2, protocols=["mouton2020", "chaman2021-circular", "every-shift"], truth=truth)
+    session = Session.start(rectangles, images[:1], known, labelled=False)
+    parts = [session.part(images[list(each)], None, indices=torch.tensor(each)) for each in ([0], [1, 2])]
+    stored = [from_tensors(to_tensors(part)) for part in parts]
+    assert session.result(merge_parts(stored)).rows == perfect.rows
+
+
+def test_gate_reads_measures_of_detectors(perfect: Audit) -> None:
+    conditions = [read_condition(text) for text in ("average precision < 0.5", "box_survival of mouton2020 < 0.5", "ap > 0.3")]
+    assert [judge_audit(perfect, [each]).exit_code for each in conditions] == [0, 0, 1]
 
 
 def test_snapping_to_a_grid_of_eight_is_caught_with_period_eight() -> None:

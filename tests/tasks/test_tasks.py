@@ -106,7 +106,9 @@ def test_depth_without_truth_at_some_pixels_is_right_at_the_others() -> None:
     found = ss.audit(depth, photos(), task="depth", truth=truth, protocols=["chaman2021-circular"])
     assert found.estimate("unshifted", "truth_depth_error").value == 0
     assert found.estimate("chaman2021-circular", "truth_depth_error").count == 5
-    assert any(note.startswith("1 of 6 images have no value for depth error to the truth") for note in found.notes)
+    assert any(
+        note.startswith("1 of 6 images have no value, and means leave them out: depth error to the truth") for note in found.notes
+    )
 
 
 def test_flow_that_turns_by_a_constant_has_that_endpoint_error() -> None:

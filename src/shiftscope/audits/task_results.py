@@ -74,17 +74,18 @@ def task_changed(merged: Part, task: Task) -> tuple[Changed, ...]:
 def task_notes(merged: Part, task: Task | None) -> Iterator[str]:
     """Yield the periods of the maps over shifts, and which measures are not defined for some images, or for none."""
     yield from period_sentences(merged.surveys) if task is not None else ()
-    seen = set[str]()
+    missing: dict[str, tuple[int, int]] = {}
     for (_, measure), values in merged.scores.items() if task is not None else ():
-        missing = int(values.isnan().sum())
-        if not missing or measure in seen:
-            continue
-        seen.add(measure)
-        label = MEASURES[measure].label
-        if missing == len(values):
-            yield f"No image has a value for {label}: {MEASURES[measure].sentence}"
-        else:
-            yield f"{missing:,} of {len(values):,} images have no value for {label}, and its mean leaves them out."
+        if values.isnan().any():
+            missing.setdefault(measure, (int(values.isnan().sum()), len(values)))
+    none = [MEASURES[measure].label for measure, (count, total) in missing.items() if count == total]
+    some = [(count, MEASURES[measure].label) for measure, (count, total) in missing.items() if count < total]
+    if none:
+        yield f"No image has a value for {'; '.join(sorted(none))}."
+    for count in sorted({count for count, _ in some}):
+        total = next(total for each, total in missing.values() if each == count)
+        labels = "; ".join(sorted(label for each, label in some if each == count))
+        yield f"{count:,} of {total:,} images have no value, and means leave them out: {labels}."
 
 
 def _estimate(measure: str, values: Tensor) -> Estimate:

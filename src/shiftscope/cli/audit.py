@@ -69,11 +69,11 @@ def audit(
         chaman2021-circular, chaman2021-zero, rojas2022, michaeli2023, azulay2018, hendrycks2019, gruver2023, tmeasures or
         segmentation. Repeatable. By default those that suit the model's outputs.
     task
-        What the outputs are: segmentation, depth, flow, embedding, binary, multilabel or answers, with settings after a colon, as
-        in `binary:threshold=0.3`. By default what they show.
+        What the outputs are: boxes, segmentation, depth, flow, embedding, binary, multilabel or answers, with settings after a
+        colon, as in `boxes:threshold=0.3`. By default what they show.
     truth
-        Ground truth for --task: a folder with a map for each image, named like it (segmentation, depth), or a JSON file that maps
-        names of images to values.
+        Ground truth for --task: a JSON file of COCO or the folder above `images` and `labels` of YOLO (boxes), a folder with a
+        map for each image, named like it (segmentation, depth), or a JSON file that maps names of images to values.
     batch_size
         Number of images per forward pass. By default as many as memory allows.
     shard
@@ -132,6 +132,7 @@ def _next(found: Audit, options: AuditOptions, model: str, *, quick: bool, out: 
     """Return the command to run next: the whole audit, a page of it, or the causes where outputs are vectors."""
     command = "audit" if quick or found.task else "explain"
     task = f" --task {quote(found.task)}" if found.task else ""
+    task += f" --truth {quote(str(found.settings['truth']))}" if found.settings.get("truth") else ""
     page = " --out audit" if found.task and not quick else ""
     return () if page and out is not None else (f"shiftscope {command} {options.arguments(model)}{task}{page}",)
 
