@@ -29,7 +29,8 @@ __all__ = ["AROUND", "ON_BLACK", "WRAPPERS", "Average", "Wrapper", "Wrapping", "
 Wrapper = Literal["canonical", "average"]
 WRAPPERS: tuple[Wrapper, ...] = ("canonical", "average")
 #: What a wrapper changes, in a plan's place for layers; what that was, and what the copy is.
-AROUND, AS_IT_COMES = "input", "the image as it comes"
+AROUND = "input"
+AS_IT_COMES = "the image as it comes"
 WRAPPED = "The model is wrapped, and none of its layers changes."
 #: Shifts of each random image that a promise is tried under.
 TRIED = 6
