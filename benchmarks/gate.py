@@ -2,7 +2,9 @@
 
 `python benchmarks/gate.py` draws audits of two models on the same images. Each image has a probability to change its answer under
 a shift, a beta variable; views are drawn from it. The two models' probabilities are the same (`alike`), go together half way, or
-have nothing to do with each other. The second model is equal to the first, or its answers change for 0.1 more of the shifts.
+have nothing to do with each other. So do the views: `check` shows both models the same images under the same shifts, and of
+models that are alike those that change the answer of one mostly change that of the other. `--own-views` draws them apart, as if
+each model had shifts of its own. The second model is equal to the first, or its answers change for 0.1 more of the shifts.
 
 It prints, for each protocol or set of protocols: the share of audits at which `check` fails. Then the same of trained networks,
 on images drawn from a test set; and for `--fail-if`, of models exactly at the bound and 0.1 beyond it.
@@ -62,37 +64,65 @@ class Population:
         return found
 
 
-def flips(views: int) -> Callable[[np.random.Generator, Values], Values]:
+class Views:
+    """Random numbers behind the views of two models, which go together as far as their probabilities do.
+
+    Args:
+        generator: of random numbers.
+        related: how far one model's views say the other's, from 0 to 1.
+    """
+
+    def __init__(self, generator: np.random.Generator, related: float) -> None:
+        self.generator, self.related = generator, related
+        self.shared: list[Values] = []
+        self.next = 0
+
+    def of_next_model(self) -> Views:
+        """Start with the same views again, for the other model."""
+        self.next = 0
+        return self
+
+    def uniform(self, images: int, views: int) -> Values:
+        """Return numbers in [0, 1], [image, view]; the n-th call for each model goes together with the n-th for the other."""
+        if self.next == len(self.shared):
+            self.shared.append(self.generator.standard_normal((images, views)))
+        shared, self.next = self.shared[self.next], self.next + 1
+        own = self.generator.standard_normal((images, views))
+        found: Values = ndtr(self.related**0.5 * shared + (1 - self.related) ** 0.5 * own)
+        return found
+
+
+def flips(views: int) -> Callable[[Views, Values], Values]:
     """Return a function that draws the share of views whose answer changes."""
 
-    def draw(generator: np.random.Generator, rates: Values) -> Values:
-        changed: Values = generator.binomial(views, rates) / views
+    def draw(drawn: Views, rates: Values) -> Values:
+        changed: Values = (drawn.uniform(len(rates), views) < rates[:, None]).mean(axis=1)
         return changed
 
     return draw
 
 
-def agreement(generator: np.random.Generator, rates: Values) -> Values:
+def agreement(drawn: Views, rates: Values) -> Values:
     """Draw whether two views agree: both keep the answer, or both change it to the same one, every other time."""
-    both = generator.binomial(2, rates)
-    same: Values = ((both == 0) | ((both == 2) & (generator.random(len(rates)) < 0.5))).astype(float)
+    both = (drawn.uniform(len(rates), 2) < rates[:, None]).sum(axis=1)
+    same: Values = ((both == 0) | ((both == 2) & (drawn.uniform(len(rates), 1)[:, 0] < 0.5))).astype(float)
     return same
 
 
-def similarity(generator: np.random.Generator, rates: Values) -> Values:
+def similarity(drawn: Views, rates: Values) -> Values:
     """Draw cosines: lower for images whose answers change more, with noise."""
-    cosines: Values = np.clip(1 - 0.5 * rates - generator.exponential(0.05, len(rates)), -1, 1)
+    cosines: Values = np.clip(1 - 0.5 * rates + 0.05 * np.log1p(-drawn.uniform(len(rates), 1)[:, 0]), -1, 1)
     return cosines
 
 
-def accuracy(generator: np.random.Generator, rates: Values) -> Values:
+def accuracy(drawn: Views, rates: Values) -> Values:
     """Draw whether unshifted images are classified correctly: more often where answers change less."""
-    correct: Values = (generator.random(len(rates)) < 0.9 - 0.5 * rates).astype(float)
+    correct: Values = (drawn.uniform(len(rates), 1)[:, 0] < 0.9 - 0.5 * rates).astype(float)
     return correct
 
 
 #: (protocol, measure) -> the function that draws its values, as protocols have them by default.
-DRAWN: dict[tuple[str, str], Callable[[np.random.Generator, Values], Values]] = {
+DRAWN: dict[tuple[str, str], Callable[[Views, Values], Values]] = {
     ("unshifted", "accuracy"): accuracy,
     ("mouton2020", "mcs"): similarity,
     ("mouton2020", "top1_change"): flips(1),
@@ -109,9 +139,9 @@ SETS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def audited(generator: np.random.Generator, rates: Values, rows: Sequence[tuple[str, str]]) -> Audit:
+def audited(drawn: Views, rates: Values, rows: Sequence[tuple[str, str]]) -> Audit:
     """Return an audit of a model with these probabilities."""
-    values = {key: torch.from_numpy(DRAWN[key](generator, rates)).float() for key in rows}
+    values = {key: torch.from_numpy(DRAWN[key](drawn, rates)).float() for key in rows}
     return with_values(values)
 
 
@@ -123,12 +153,23 @@ def with_values(values: dict[tuple[str, str], Tensor]) -> Audit:
     return Audit(tuple(rows), (), Cost(images=count), values=values)
 
 
-def failures(population: Population, rows: Sequence[tuple[str, str]], images: int, repetitions: int) -> float:
-    """Return the share of pairs of audits of which `check` says that the second model is worse."""
+def failures(
+    population: Population, rows: Sequence[tuple[str, str]], images: int, repetitions: int, *, own_views: bool = False
+) -> float:
+    """Return the share of pairs of audits of which `check` says that the second model is worse.
+
+    Args:
+        population: the models.
+        rows: the measures.
+        images: in each audit.
+        repetitions: pairs of audits.
+        own_views: whether each model has shifts of its own.
+    """
     generator = np.random.default_rng([images, len(rows)])
     failed = 0
     for _ in range(repetitions):
-        before, after = (audited(generator, rates, rows) for rates in population.draw(generator, images))
+        views = Views(generator, 0.0 if own_views else population.related)
+        before, after = (audited(views.of_next_model(), rates, rows) for rates in population.draw(generator, images))
         failed += judge_comparison(compare_audits(before, after)).outcome == "fails"
     return failed / repetitions
 
@@ -140,7 +181,7 @@ def beyond(rate: float, bound: float, key: tuple[str, str], images: int, repetit
     population = Population((rate, rate), 0.0)
     failed = 0
     for _ in range(repetitions):
-        values = torch.from_numpy(DRAWN[key](generator, population.draw(generator, images)[0])).float()
+        values = torch.from_numpy(DRAWN[key](Views(generator, 0.0), population.draw(generator, images)[0])).float()
         failed += condition.judge(estimate(key[1], values)) == "fails"
     return failed / repetitions
 
@@ -179,17 +220,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=300)
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--own-views", action="store_true", help="shifts of its own for each model")
+    parser.add_argument("--only", choices=sorted(SETS), help="one set of measures, and nothing else")
     settings = parser.parse_args()
     images, repetitions = settings.images, settings.repetitions
     print(f"{images} images, {repetitions} repetitions; share of audits that fail\n")
     print(f"{'check':24}{'models':>12}{'change':>8}{'equal':>8}{'0.1 worse':>11}")
     for name, rows in SETS.items():
+        if settings.only not in (None, name):
+            continue
         for related, size in RELATED.items():
             for rate in (0.02, 0.1, 0.3):
                 equal, worse = (
-                    failures(Population((rate, rate + drop), size), rows, images, repetitions) for drop in (0.0, DROP)
+                    failures(Population((rate, rate + drop), size), rows, images, repetitions, own_views=settings.own_views)
+                    for drop in (0.0, DROP)
                 )
                 print(f"{name:24}{related:>12}{rate:8.2f}{equal:8.3f}{worse:11.3f}", flush=True)
+    if settings.only:
+        return
     print(f"\n{'check, factors (MNIST)':24}{'correlation':>12}{'worse by':>10}{'fails':>8}")
     for factors in ((1, 1), (2, 2), (4, 4), (8, 8), (2, 1), (4, 1), (8, 1), (8, 2), (4, 2)):
         worse, correlation, share = trained(factors, images, repetitions)

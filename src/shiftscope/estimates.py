@@ -5,8 +5,8 @@ Images are independent; shifts of one image are not, so that an image's shifts a
 Intervals cover 95 %:
 
 - a proportion of images: Wilson's score interval;
-- a mean over images: Student's for fewer than 30 images, from there on a bootstrap (weights are spread by sqrt(n / (n - 1)), Rao
-  and Wu 1988) that is widened by Student's t;
+- a mean over images: Student's for fewer than 30 images or more than 100,000, between them a bootstrap (weights are spread by
+  sqrt(n / (n - 1)), Rao and Wu 1988) that is widened by Student's t;
 - a mean over trained networks and images: both vary, crossed, because every network sees the same images (Owen 2007). The
   variance is that of a two-way layout, networks plus images less what they share (`interaction`). Networks are few, and
   resampling two or three of them would cover 60 or 80 %: they are drawn from a normal distribution, and the interval is widened
@@ -61,6 +61,8 @@ IMAGES_AT_ONCE = 1024
 LEAST_ERROR = 1e-12
 #: Fewer images are drawn from a normal distribution instead of resampled, which gives Student's interval.
 FEW_IMAGES = 30
+#: For more images than these a mean's interval is Student's again: a bootstrap takes 2 kB for each, and shows nothing else.
+MANY_IMAGES = 100_000
 #: A number of images from which on Student's t differs little from the normal distribution.
 MANY_IMAGES = 100_000
 #: Values within this part of a measure's range, or of their size, are alike.
@@ -208,7 +210,7 @@ def _interval_of_mean(values: Float[Tensor, "seed image"], value: float) -> Floa
     networks, images = variance_component(values), variance_component(values.T)
     variance = max(networks[0] + images[0] - interaction(values), networks[0], images[0])
     reach, ends = _student([networks], images) * variance**0.5, np.array([-1.0, 1.0])
-    if values.shape[1] >= FEW_IMAGES:
+    if FEW_IMAGES <= values.shape[1] <= MANY_IMAGES:
         draws = bootstrap(values)
         ends = (percentile_interval(draws) - value) / (Z * draws.std())
     around: np.ndarray = value + reach * ends

@@ -232,6 +232,9 @@ def from_sums(
     shifts: Shaped[Tensor, "shift 2"],
     right: Bool[Tensor, " image"] | None,
     counts: dict[str, Float[Tensor, " shift"]] | None = None,
+    *,
+    maps: bool = True,
+    images: int | None = None,
 ) -> Survey:
     """Return a survey from values per image and sums over images.
 
@@ -242,13 +245,15 @@ def from_sums(
         shifts: [shift, 2], (dy, dx) in pixels.
         right: [image], whether the unshifted image is classified correctly; None without labels.
         counts: measure -> [shift], images with a value, where some have none.
+        maps: whether to make maps and their intervals, which a survey that is only added to others does not need.
+        images: their number, where no values per image are kept.
     """
-    every = len(next(iter(values.values())))
+    every = len(next(iter(values.values()))) if images is None else images
     counts = counts or {}
     return Survey(
         values=values,
-        maps={name: (total / counts.get(name, every)).float() for name, total in sums.items()},
-        intervals={name: _intervals(name, sums[name], squares[name], counts.get(name), every) for name in sums},
+        maps={name: (total / counts.get(name, every)).float() for name, total in sums.items() if maps},
+        intervals={name: _intervals(name, sums[name], squares[name], counts.get(name), every) for name in sums if maps},
         shifts=shifts,
         right=right,
         sums=sums,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from shiftscope.audits.moments import Moments
 from shiftscope.audits.parts import MOST_CHANGED, Changed, Cost, Part, from_tensors, merge_parts, to_tensors
+from shiftscope.audits.scores import estimate
 from shiftscope.audits.session import AuditOptions, Session
+from shiftscope.errors import InputError
 
 PROTOCOLS = ("mouton2020", "every-shift", "tmeasures")
 
@@ -73,3 +76,67 @@ def test_tensors_keep_the_names_that_files_of_earlier_versions_hold() -> None:
         "most/changed",
         "each/damaged",
     }
+
+
+def labelled_session() -> tuple[Session, torch.Tensor]:
+    """Return an audit of a model whose answers shifts change, and 40 images."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, stride=2), torch.nn.Flatten(), torch.nn.Linear(36, 3)).eval()
+    images = torch.rand(40, 1, 8, 8)
+    options = AuditOptions(protocols=("mouton2020", "myburgh2021", "azulay2018", "every-shift"), max_shift=2)
+    return Session.start(model, images[:1], options, labelled=True), images
+
+
+def test_values_beyond_those_kept_become_moments_with_the_same_estimates() -> None:
+    """Many images: the same numbers and, up to what a bootstrap varies, the same intervals; the maps are equal bit for bit."""
+    session, images = labelled_session()
+    numbers = [torch.arange(first, first + 8) for first in range(0, 40, 8)]
+    read = [from_tensors(to_tensors(session.part(images[each], each % 3, indices=each)), maps=False) for each in numbers]
+    parts = [read[number % 5] for number in range(100)]  # 800 images
+    kept, summed = merge_parts(parts), merge_parts(parts, keep=100)
+    assert kept.moments == {} and summed.scores == {} and summed.correct is None
+    one, two = session.result(kept), session.result(summed)
+    assert [(row.protocol, row.measure, row.views) for row in one.rows] == [
+        (row.protocol, row.measure, row.views) for row in two.rows
+    ]
+    for before, after in zip(one.rows, two.rows, strict=True):
+        for whole, found in ((before.estimate, after.estimate), (before.given_right, after.given_right)):
+            assert (whole is None) == (found is None)
+            if whole is None or found is None:
+                continue
+            assert found.value == pytest.approx(whole.value, abs=1e-6) and found.count == whole.count
+            width = whole.high - whole.low
+            assert (found.low, found.high) == (
+                pytest.approx(whole.low, abs=0.1 * width),
+                pytest.approx(whole.high, abs=0.1 * width),
+            )
+    assert one.maps().keys() == two.maps().keys()
+    assert all(torch.equal(values, two.maps()[name]) for name, values in one.maps().items())
+    assert two.values == {}
+    assert merge_parts(parts, keep=800).scores.keys() == kept.scores.keys()  # no more than are kept
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0, 1.0, 0.0, 1.0], [0.25, 0.5, 0.125, 0.75], [0.5] * 7, [1.0] * 9, [0.3]])
+def test_moments_of_blocks_give_the_estimate_of_all_values(values: list[float]) -> None:
+    """Few images, of which a mean has Student's interval, too."""
+    table = torch.tensor(values)
+    found = Moments.of(table[:2]) + Moments.of(table[2:2]) + Moments.of(table[2:])
+    expected = estimate("top1_change", table)
+    again = found.estimate("top1_change")
+    assert again is not None and again.count == expected.count
+    assert (again.value, again.low, again.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_merged_columns_keep_types_and_refuse_other_shapes() -> None:
+    key = ("p", "mcs")
+    mixed = merge_parts(
+        [Part({key: torch.ones(2)}), Part({key: torch.zeros(1, dtype=torch.float64)}), Part({key: torch.ones(1)})]
+    )
+    assert mixed.scores[key].dtype == torch.float64 and mixed.scores[key].tolist() == [1, 1, 0, 1]
+    assert merge_parts([Part(correct=torch.tensor([True])), Part(correct=torch.tensor([False]))]).correct.tolist() == [
+        True,
+        False,
+    ]
+    for other in (torch.ones(2, 3), torch.ones(())):
+        with pytest.raises(InputError, match="values of different shapes"):
+            merge_parts([Part({key: torch.ones(2)}), Part({key: other})])

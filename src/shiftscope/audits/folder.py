@@ -16,7 +16,7 @@ from pydantic import Field
 from shiftscope.audits.measuring import Kind
 from shiftscope.audits.parts import Part, from_tensors, merge_parts, to_tensors
 from shiftscope.audits.protocols import Protocol
-from shiftscope.audits.results import Audit, assemble
+from shiftscope.audits.results import MOST_VALUES, Audit, assemble
 from shiftscope.audits.subject import SubjectSpec, absolute_paths
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
@@ -156,7 +156,7 @@ def merge_audit(out: Path) -> Audit:
             f"{out} is not complete: {len(missing)} of {plan.blocks} blocks of images are missing.",
             "Run the other shards, or the same command without --shard.",
         )
-    found = assemble_planned(plan, merge_parts(_parts(out, plan)))
+    found = assemble_planned(plan, merge_parts(_parts(out, plan), keep=None if plan.kind == "task" else MOST_VALUES))
     table = found.table()
     try:
         write_text(out / "audit.json", json_text(found.to_json()))
@@ -231,12 +231,12 @@ def write_part(out: Path, number: int, part: Part) -> None:
 
 
 def read_part(out: Path, number: int) -> Part | None:
-    """Return a block's part; None if there is none, or, with a warning, if it is damaged."""
+    """Return a block's part, without maps; None if there is none, or, with a warning, if it is damaged."""
     file = part_file(out, number)
     if not file.exists():
         return None
     try:
-        return from_tensors(read_tensors(file)[0])
+        return from_tensors(read_tensors(file)[0], maps=False)
     except Exception:  # whatever names, shapes and values of tensors raise that are not a part's
         warnings.warn(f"{file} is damaged; its images are measured again.", stacklevel=2)
         return None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from shiftscope.audits.moments import Moments
 from shiftscope.audits.scores import Sums
 from shiftscope.audits.views import BORDERS
+from shiftscope.errors import InputError
 from shiftscope.shifts import grid
 from shiftscope.surveys import Survey, from_sums
 
@@ -19,6 +23,8 @@ __all__ = ["Changed", "Cost", "Part", "from_tensors", "merge_parts", "most_chang
 Key = TypeVar("Key")
 #: So many of the images that change most are reported.
 MOST_CHANGED = 12
+#: Where the moments of images' correctness are.
+ACCURACY = ("unshifted", "accuracy", "")
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class Part:
         damaged: names of the files that could not be read.
         records: protocol -> what numbers of all images together need of each view, [row, column]
             (:meth:`shiftscope.tasks.Task.records`).
+        moments: (protocol or grid, measure, over) -> what is known of the values of all images, and of those classified
+            correctly, where there are too many to keep; ``over`` is empty for scores.
     """
 
     scores: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -103,42 +111,152 @@ class Part:
     correct: Tensor | None = None
     damaged: tuple[str, ...] = ()
     records: dict[str, Tensor] = field(default_factory=dict)
+    moments: dict[tuple[str, str, str], tuple[Moments, Moments]] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether images have labels."""
+        return self.correct is not None or ACCURACY in self.moments
 
 
-def merge_parts(parts: Iterable[Part]) -> Part:
-    """Return successive parts as one. Of each part only the values per image stay in memory.
+def merge_parts(parts: Iterable[Part], *, keep: int | None = None) -> Part:
+    """Return successive parts as one. Of each part only the values per image stay in memory, 4 bytes each.
 
     Sums add up in the order of the images, so that the result is bit for bit the same however the parts were measured.
+
+    Args:
+        parts: in the order of their images.
+        keep: number of images beyond which values are summed up as moments and not kept, so that memory grows no further; None
+            to keep all.
+
+    Raises:
+        InputError: the parts hold values of different shapes.
 
     >>> merge_parts([Part(scores={("p", "mcs"): torch.ones(2)}), Part(scores={("p", "mcs"): torch.zeros(1)})]).scores
     {('p', 'mcs'): tensor([1., 1., 0.])}
     """
-    every: list[Part] = []
-    sums, survey_sums, survey_squares, survey_counts = dict[str, Sums](), dict[str, Sums](), dict[str, Sums](), dict[str, Sums]()
+    merged = _Merged(keep)
     for part in parts:
-        sums = _add(sums, part.sums)
-        survey_sums = _add(survey_sums, {name: each.sums for name, each in part.surveys.items()})
-        survey_squares = _add(survey_squares, {name: each.squares for name, each in part.surveys.items()})
-        survey_counts = _add(survey_counts, {name: each.counts for name, each in part.surveys.items()})
-        values_only = {name: Survey(each.values, {}, {}, each.shifts, None) for name, each in part.surveys.items()}
-        every.append(replace(part, sums={}, surveys=values_only))
-    known = [part.correct for part in every if part.correct is not None]
-    correct = torch.cat(known) if known else None
-    surveys = {}
-    for name in survey_sums:
-        blocks = [part.surveys[name] for part in every if name in part.surveys]
-        values = _cat([each.values for each in blocks])
-        surveys[name] = from_sums(values, survey_sums[name], survey_squares[name], blocks[0].shifts, correct, survey_counts[name])
-    return Part(
-        scores=_cat([part.scores for part in every]),
-        surveys=surveys,
-        sums=sums,
-        changed=most_changed(each for part in every for each in part.changed),
-        cost=sum((part.cost for part in every), Cost()),
-        correct=correct,
-        damaged=tuple(name for part in every for name in part.damaged),
-        records=_cat([part.records for part in every]),
-    )
+        merged.add(part)
+    return merged.part()
+
+
+class _Column:
+    """Values of successive parts, in one buffer that grows."""
+
+    def __init__(self) -> None:
+        self.buffer, self.like = bytearray(), torch.zeros(0)
+
+    def add(self, values: Tensor) -> None:
+        """Append values, [image, ...]."""
+        if not self.buffer and values.ndim:
+            self.like = values[:0]
+        if values.ndim != self.like.ndim or values.shape[1:] != self.like.shape[1:]:
+            raise InputError("the parts of the audit hold values of different shapes.", "Audit again into another folder.")
+        if values.dtype == self.like.dtype:
+            self.buffer.extend(values.contiguous().numpy())  # as bytes
+            return
+        kind = torch.promote_types(self.like.dtype, values.dtype)
+        self.buffer, self.like = bytearray(self.values().to(kind).numpy().tobytes()), self.like.to(kind)
+        self.buffer.extend(values.to(kind).contiguous().numpy())
+
+    def values(self) -> Tensor:
+        """Return all of them, in the buffer's own memory."""
+        if not self.buffer:
+            return self.like
+        return torch.frombuffer(self.buffer, dtype=self.like.dtype).reshape(-1, *self.like.shape[1:])
+
+
+Columns = defaultdict[tuple[str, str], _Column]
+
+
+class _Merged:
+    """What successive parts gave together so far.
+
+    Args:
+        keep: number of images whose values are kept; None for all.
+    """
+
+    def __init__(self, keep: int | None) -> None:
+        self.keep, self.kept, self.moments = keep, 0, dict[tuple[str, str, str], tuple[Moments, Moments]]()
+        self.scores, self.records, self.correct = Columns(_Column), defaultdict[str, _Column](_Column), _Column()
+        self.values, self.shifts = dict[str, Columns](), dict[str, Tensor]()
+        self.sums = dict[str, Sums]()
+        self.survey_sums, self.survey_squares, self.survey_counts = (dict[str, Sums]() for _ in range(3))
+        self.changed, self.cost, self.damaged, self.labelled = tuple[Changed, ...](), Cost(), list[str](), False
+
+    def add(self, part: Part) -> None:
+        """Add the next part."""
+        for key, scores in part.scores.items():
+            self.scores[key].add(scores)
+        for protocol, records in part.records.items():
+            self.records[protocol].add(records)
+        for name, survey in part.surveys.items():
+            self._add_survey(name, survey)
+        if part.correct is not None:
+            self.labelled = True
+            self.correct.add(part.correct)
+        self.sums = _add(self.sums, part.sums)
+        self.changed = most_changed((*self.changed, *part.changed))
+        self.cost += part.cost
+        self.damaged += part.damaged
+        self.kept += part.cost.images
+        if self.keep is not None and self.kept > self.keep:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Add the kept values to the moments, and forget them."""
+        columns = {(protocol, measure, ""): column for (protocol, measure), column in self.scores.items()}
+        columns |= {(name, *key): column for name, survey in self.values.items() for key, column in survey.items()}
+        if self.labelled:
+            columns[ACCURACY] = self.correct
+        right = self.correct.values()
+        for key, column in columns.items():
+            values = column.values()
+            found = Moments.of(values), Moments.of(values[right]) if self.labelled else Moments()
+            before = self.moments.get(key, (Moments(), Moments()))
+            self.moments[key] = before[0] + found[0], before[1] + found[1]
+        self.scores, self.correct, self.kept = Columns(_Column), _Column(), 0
+        self.values = {name: Columns(_Column) for name in self.values}
+
+    def _add_survey(self, name: str, survey: Survey) -> None:
+        if name not in self.values:
+            self.values[name] = Columns(_Column)
+        for key, values in survey.values.items():
+            self.values[name][key].add(values)
+        self.shifts.setdefault(name, survey.shifts)
+        self.survey_sums = _add(self.survey_sums, {name: survey.sums})
+        self.survey_squares = _add(self.survey_squares, {name: survey.squares})
+        self.survey_counts = _add(self.survey_counts, {name: survey.counts})
+
+    def part(self) -> Part:
+        """Return all parts as one."""
+        if self.moments:
+            self._sum_up()
+        correct = self.correct.values() if self.labelled and not self.moments else None
+        surveys = {
+            name: from_sums(
+                {key: column.values() for key, column in columns.items()},
+                self.survey_sums[name],
+                self.survey_squares[name],
+                self.shifts[name],
+                correct,
+                self.survey_counts[name],
+                images=self.cost.images if self.moments else None,
+            )
+            for name, columns in self.values.items()
+        }
+        return Part(
+            scores={key: column.values() for key, column in self.scores.items()},
+            surveys=surveys,
+            sums=self.sums,
+            changed=self.changed,
+            cost=self.cost,
+            correct=correct,
+            damaged=tuple(self.damaged),
+            records={protocol: column.values() for protocol, column in self.records.items()},
+            moments=self.moments,
+        )
 
 
 def most_changed(every: Iterable[Changed]) -> tuple[Changed, ...]:
@@ -155,14 +273,6 @@ def _add(totals: dict[str, Sums], more: dict[str, Sums]) -> dict[str, Sums]:
         for name, each in more.items()
     }
     return totals | added
-
-
-def _cat(rows: list[dict[Key, Tensor]]) -> dict[Key, Tensor]:
-    columns: dict[Key, list[Tensor]] = {}
-    for row in rows:
-        for key, value in row.items():
-            columns.setdefault(key, []).append(value)
-    return {key: torch.cat(values) for key, values in columns.items()}
 
 
 def to_tensors(part: Part) -> dict[str, Tensor]:
@@ -192,8 +302,12 @@ def to_tensors(part: Part) -> dict[str, Tensor]:
     return tensors
 
 
-def from_tensors(tensors: dict[str, Tensor]) -> Part:
+def from_tensors(tensors: dict[str, Tensor], *, maps: bool = True) -> Part:
     """Return the part that :func:`to_tensors` stored.
+
+    Args:
+        tensors: by name.
+        maps: whether to make the maps of its surveys, which a merge makes of all parts.
 
     Raises:
         Exception: names, types, shapes or values are not a part's.
@@ -218,17 +332,7 @@ def from_tensors(tensors: dict[str, Tensor]) -> Part:
             case ["sum", "cost", figure]:
                 cost[figure] = float(tensor) if figure == "seconds" else int(tensor)
     correct = tensors.get("each/right")
-    surveys = {
-        name: from_sums(
-            each,
-            totals[name, "sums"],
-            totals[name, "squares"],
-            grid(int(name.split()[1])),
-            correct,
-            totals.get((name, "counts")),
-        )
-        for name, each in values.items()
-    }
+    surveys = {name: _survey(name, each, totals, correct, maps=maps) for name, each in values.items()}
     return Part(
         scores=scores,
         surveys=surveys,
@@ -239,6 +343,26 @@ def from_tensors(tensors: dict[str, Tensor]) -> Part:
         damaged=tuple(bytes(tensors["each/damaged"].tolist()).decode().splitlines()),
         records=records,
     )
+
+
+def _survey(
+    name: str, values: dict[tuple[str, str], Tensor], totals: dict[tuple[str, str], Sums], correct: Tensor | None, *, maps: bool
+) -> Survey:
+    """Return a part's survey of a grid.
+
+    Raises:
+        ValueError: its sums have no value for each shift.
+    """
+    shifts = _grid(int(name.split()[1]))
+    sums, squares, counts = totals[name, "sums"], totals[name, "squares"], totals.get((name, "counts"))
+    if any(total.shape != (len(shifts),) for each in (sums, squares, counts or {}) for total in each.values()):
+        raise ValueError("a part's maps have a value for each shift")
+    return from_sums(values, sums, squares, shifts, correct, counts, maps=maps)
+
+
+@lru_cache(maxsize=8)
+def _grid(reach: int) -> Tensor:
+    return grid(reach)
 
 
 def _changed(row: list[float]) -> Changed:

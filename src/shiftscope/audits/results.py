@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shiftscope.audits.measuring import ANSWERS, Kind, grid_name, supported_measures
-from shiftscope.audits.parts import Changed, Cost, Part
+from shiftscope.audits.parts import ACCURACY, Changed, Cost, Part
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, estimate, normalised_variance
 from shiftscope.audits.task_results import task_changed, task_notes, task_rows, task_units
@@ -30,6 +30,8 @@ __all__ = ["AUDIT_VERSION", "Audit", "Row", "assemble"]
 
 #: The version of ``audit.json``. Files without one were written before 2; 3 added the task.
 AUDIT_VERSION = 3
+#: An audit of more images keeps no values per image: its file would grow by some ten bytes for each image and measure.
+MOST_VALUES = 2**18
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,7 +48,8 @@ class Audit(Shown):
         notes: what a reader needs to know.
         provenance: how it was made, name -> value.
         warnings: reasons why the numbers say little about the model.
-        values: (protocol, measure) -> one value per image, in the order of the images, for comparisons in pairs.
+        values: (protocol, measure) -> one value per image, in the order of the images, for comparisons in pairs;
+            none of more than 262,144 images.
         settings: what was asked for, as :class:`shiftscope.audits.folder.AuditSpec` takes it; empty if it was no command.
         task: the name of the task that the outputs were read as; empty for classes, embeddings and maps without one.
     """
@@ -174,12 +177,12 @@ def assemble(
         settings: what was asked for.
         task: of the model's outputs, where their kind is ``task``.
     """
-    rows = [] if merged.correct is None else [Row("unshifted", "accuracy", "", 0, 1, proportion(merged.correct), None)]
+    rows = _accuracy_rows(merged)
     units: dict[str, Tensor] = {}
     if task is not None:
         rows, units = task_rows(merged, protocols, task, borders), task_units(merged, task)
     for protocol in () if task is not None else protocols:
-        scores, surveyed = supported_measures(protocol, kind=kind, labels=merged.correct is not None)
+        scores, surveyed = supported_measures(protocol, kind=kind, labels=merged.labelled)
         for name in scores:
             if name in SCORES:
                 rows.append(_score_row(merged, protocol, name, borders[protocol.name]))
@@ -188,7 +191,7 @@ def assemble(
                 views = len(protocol.draw(1)[0])
                 rows.append(Row(protocol.name, name, borders[protocol.name], protocol.max_shift, views, found, None))
         for measure, over in surveyed:
-            rows += _survey_rows(merged.surveys[grid_name((protocol.mode, int(protocol.max_shift)))], protocol, measure, over)
+            rows += _survey_rows(merged, grid_name((protocol.mode, int(protocol.max_shift))), protocol, measure, over)
     return Audit(
         rows=tuple(rows),
         changed=merged.changed if task is None else task_changed(merged, task),
@@ -211,7 +214,9 @@ def assemble(
 
 
 def _values(merged: Part, rows: Sequence[Row], grids: Mapping[str, str]) -> dict[tuple[str, str], Tensor]:
-    """Return the values per image of each row that is a mean over images."""
+    """Return the values per image of each row that is a mean over images; none of very many images."""
+    if merged.cost.images > MOST_VALUES:
+        return {}
     found = {} if merged.correct is None else {("unshifted", "accuracy"): merged.correct.float()}
     for row in rows:
         measure, _, ring = row.measure.partition(", ")
@@ -231,27 +236,49 @@ def _fallen_back(images: int) -> list[str]:
     ]
 
 
+def _accuracy_rows(merged: Part) -> list[Row]:
+    """Return the row of the accuracy without a shift; none without labels."""
+    known = merged.moments.get(ACCURACY)
+    found = known[0].estimate("accuracy") if known else None if merged.correct is None else proportion(merged.correct)
+    return [] if found is None else [Row("unshifted", "accuracy", "", 0, 1, found, None)]
+
+
 def _score_row(merged: Part, protocol: Protocol, measure: str, border: str) -> Row:
-    values = merged.scores[protocol.name, measure]
-    right = None if merged.correct is None else values[merged.correct]
-    given = None if right is None or len(right) == 0 else estimate(measure, right)
-    return Row(protocol.name, measure, border, protocol.max_shift, len(protocol.draw(1)[0]), estimate(measure, values), given)
+    known = merged.moments.get((protocol.name, measure, ""))
+    if known is not None:
+        found, given = (each.estimate(measure) for each in known)
+        assert found is not None  # over all images there is always one
+    else:
+        values = merged.scores[protocol.name, measure]
+        right = None if merged.correct is None else values[merged.correct]
+        found, given = estimate(measure, values), None if right is None or len(right) == 0 else estimate(measure, right)
+    return Row(protocol.name, measure, border, protocol.max_shift, len(protocol.draw(1)[0]), found, given)
 
 
-def _survey_rows(survey: Survey, protocol: Protocol, measure: str, over: str) -> list[Row]:
+def _survey_rows(merged: Part, grid: str, protocol: Protocol, measure: str, over: str) -> list[Row]:
     """Return a row over all shifts, or one per ring."""
-    parts = [over]
+    survey, parts = merged.surveys[grid], [over]
     if over == "radius":
-        parts = [part for name, part in survey.values if name == measure and part.startswith("radius") and part != "radius 0"]
+        known = [*survey.values, *(key[1:] for key in merged.moments if key[0] == grid)]
+        parts = [part for name, part in known if name == measure and part.startswith("radius") and part != "radius 0"]
     rows = []
     for part in parts:
-        found = survey.estimate(measure, over=part)
+        found, given = _surveyed(merged, grid, measure, part)
         assert found is not None  # over all images there is always one
-        given = survey.estimate(measure, over=part, given="right") if survey.right is not None else None
         views = len(survey.shifts) if part == "all" else 8 * int(part.removeprefix("radius "))
         name = measure if part == "all" else f"{measure}, {part}"
         rows.append(Row(protocol.name, name, protocol.mode, protocol.max_shift, views, found, given))
     return rows
+
+
+def _surveyed(merged: Part, grid: str, measure: str, over: str) -> tuple[Estimate | None, Estimate | None]:
+    """Return a measure over some shifts of a grid, over all images and over those classified correctly."""
+    known = merged.moments.get((grid, measure, over))
+    if known is not None:
+        return known[0].estimate(measure), known[1].estimate(measure)
+    survey = merged.surveys[grid]
+    given = survey.estimate(measure, over=over, given="right") if survey.right is not None else None
+    return survey.estimate(measure, over=over), given
 
 
 def _cell(row: Row, name: str) -> Any:
