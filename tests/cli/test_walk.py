@@ -140,26 +140,29 @@ def exported_network() -> torch.nn.Module:
     return torch.nn.Sequential(*layers).eval()
 
 
-def ends_with_its_explanation(shiftscope: Command, model: str, *options: str) -> bool:
-    """Whether a file that can only be run is audited and explained on the same images, and no fix is recommended."""
+def ends_with_a_fix_around_it(shiftscope: Command, model: str, *options: str) -> bool:
+    """Whether a file that can only be run is audited and explained on the same images, and fixed as the explanation prints."""
     arguments = [model, *options, "--data", "my photos", "--images", "2", "--max-shift", "1"]
     audit, explain = (shiftscope(name, *arguments) for name in ("audit", "explain"))
     assert (audit.code, explain.code) == (0, 0), audit.err + explain.err
-    return described(audit) == described(explain) and "shiftscope fix" not in explain.out
+    printed = [shlex.split(line)[1:] for line in explain.out.splitlines() if line.startswith("  shiftscope fix ")]
+    fixes = [shiftscope(*(command or ["fix", *arguments, "--with", "canonical"])) for command in printed or [[]]]
+    assert [done.code for done in fixes] == [0], fixes[0].err
+    return described(audit) == described(explain) == described(fixes[0])
 
 
-def test_walk_of_an_exported_program_ends_with_its_explanation(shiftscope: Command, photos: Path, tmp_path: Path) -> None:
+def test_walk_of_an_exported_program_ends_with_a_fix_around_it(shiftscope: Command, photos: Path, tmp_path: Path) -> None:
     program = torch.export.export(
         exported_network(), (torch.rand(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("images", min=1, max=4096)},)
     )
     torch.export.save(program, tmp_path / "model.pt2")
-    assert ends_with_its_explanation(shiftscope, "model.pt2", "--trust")
+    assert ends_with_a_fix_around_it(shiftscope, "model.pt2", "--trust")
 
 
-def test_walk_of_an_onnx_file_ends_with_its_explanation(shiftscope: Command, photos: Path, tmp_path: Path) -> None:
+def test_walk_of_an_onnx_file_ends_with_a_fix_around_it(shiftscope: Command, photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs onnx, onnxruntime and onnxscript (extra `onnx`)")
     pytest.importorskip("onnxruntime", reason="needs onnx, onnxruntime and onnxscript (extra `onnx`)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
         torch.onnx.export(exported_network(), (torch.rand(2, 3, 32, 32),), tmp_path / "model.onnx", dynamo=False)
-    assert ends_with_its_explanation(shiftscope, "model.onnx")
+    assert ends_with_a_fix_around_it(shiftscope, "model.onnx")

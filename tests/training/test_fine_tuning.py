@@ -161,6 +161,8 @@ def test_unusable_models_and_settings_are_refused() -> None:
         tuned(network().requires_grad_(requires_grad=False))
     with pytest.raises(InputError, match="not exact here"):
         tuned(network(padding="same"), every_shift=True)
+    with pytest.raises(InputError, match="needs `precision` fp32"):
+        tuned(every_shift=True, precision="bf16")
 
 
 def test_gains_are_paired_and_zero_for_equal_models() -> None:

@@ -157,7 +157,8 @@ def fix_sentence(fixes: Fixes) -> str:
         sentence += (
             f"; train again, because without training accuracy falls {falls}" if first.trains else f"; accuracy falls {falls}"
         )
-    return f"{sentence}. It promises {first.promise}." if first.promise else f"{sentence}."
+    promise = first.promise.partition(";")[0]  # the table has all of it
+    return f"{sentence}. It promises {promise}." if promise else f"{sentence}."
 
 
 def number(estimate: Estimate) -> str:

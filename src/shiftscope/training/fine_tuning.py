@@ -113,7 +113,7 @@ def fine_tune(
 
     Raises:
         InputError: images have no labels, fewer than two classes, labels beyond the model's classes, or are too few; nothing can
-            be trained; or `every_shift` is set and the dense method is not exact for the model.
+            be trained; or `every_shift` is set and the dense method is not exact for the model, its images or the precision.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
@@ -236,6 +236,10 @@ def _objective(model: nn.Module, settings: FineTuning, canvas: Canvas, outer: tu
         raise InputError(
             "`every_shift` needs images of the model's input size: dense is not exact where content comes in at the border.",
             "Leave it out, and raise `shifts`.",
+        )
+    if settings.precision == "bf16":
+        raise InputError(
+            "`every_shift` needs `precision` fp32: in bf16 its outputs are not those of shifted copies.", "Leave it out."
         )
     model.eval()
     return EveryShift(model, canvas, settings.translate, consistency=term, weight=settings.consistency_weight)
