@@ -23,16 +23,16 @@ from interleaving import interleaved, ratios
 from shiftscope import audit
 from shiftscope.tasks import TASKS, Task, View
 
-SIZE, IMAGES, REACH = 64, 64, 2
+SIZE, IMAGES, REACH = 64, 16, 2
 
 
 def network(outputs: int, *, pooled: bool) -> nn.Module:
-    """Return a small convolutional network with a map or a vector of so many outputs."""
+    """Return a convolutional network of 0.1 GFLOP an image with a map or a vector of so many outputs."""
     torch.manual_seed(0)
-    body = [nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU()]
+    body = [nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 128, 3, 1, 1), nn.ReLU()]
     if pooled:
-        return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, outputs)).eval()
-    return nn.Sequential(*body, nn.Conv2d(32, outputs, 1), nn.Upsample(scale_factor=2)).eval()
+        return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, outputs)).eval()
+    return nn.Sequential(*body, nn.Conv2d(128, outputs, 1), nn.Upsample(scale_factor=2)).eval()
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
