@@ -1,8 +1,9 @@
-"""Image classifiers and backbones of Hugging Face transformers (extra ``transformers``), from a folder or the hub.
+"""Image models of Hugging Face transformers (extra ``transformers``), from a folder or the hub.
 
-A folder holds ``config.json`` and weights. Code that a model brings along is never run. A classifier returns its logits. Any
-other model returns embeddings: image features of models with a text tower (CLIP, SigLIP), else the pooled output; else, where
-the checkpoint has no weights for a pooler, the class token; else the mean over positions.
+A folder holds ``config.json`` and weights. Code that a model brings along is never run. A classifier returns its logits.
+Detectors, and models of depth or segmentation, return all of their outputs, which a task of :mod:`shiftscope.tasks` reads. Any
+other model returns embeddings: image features of models with a text tower (CLIP, SigLIP), else the pooled output; else, where the
+checkpoint has no weights for a pooler, the class token; else the mean over positions.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ __all__ = ["PREFIX", "Classifier", "huggingface_model", "of_pretrained"]
 #: Before the folder or the id of a model of transformers.
 PREFIX = "hf"
 CLASSIFIER = "ForImageClassification"
+#: Ends of the names of classes whose outputs a task reads.
+OF_TASKS = ("ForDepthEstimation", "ForSemanticSegmentation", "ForObjectDetection")
 #: Ends of the names of classes whose features of the image are measured.
 BACKBONES = ("Model", "Backbone", "ForPreTraining", "ForMaskedImageModeling", "WithProjection", "WithTeacher")
 
@@ -49,6 +52,22 @@ class Classifier(nn.Module):
         """Return [image, class]."""
         logits: Tensor = self.model(pixel_values=images).logits
         return logits
+
+
+class OfTask(nn.Module):
+    """Return all outputs of a detector, or of a model of depth or segmentation.
+
+    Args:
+        model: of transformers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.config = model, getattr(model, "config", None)
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the library's own object."""
+        return self.model(pixel_values=images)
 
 
 class Embedder(nn.Module):
@@ -140,7 +159,7 @@ def _loaded(
     kind = transformers.AutoModel
     if CLASSIFIER in architecture:
         kind = transformers.AutoModelForImageClassification
-    elif architecture.endswith("WithProjection"):
+    elif architecture.endswith(("WithProjection", *OF_TASKS)):
         kind = getattr(transformers, architecture)
     local = {"trust_remote_code": False, "local_files_only": True}
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -179,11 +198,12 @@ def _described(inner: Any, config: Mapping[str, Any], folder: Path, *, origin: s
     if not features and getattr(inner, "main_input_name", "pixel_values") != "pixel_values":
         raise InputError(f"the model in {folder} takes `{inner.main_input_name}`, not images.", "Choose an image model.")
     classifier = CLASSIFIER in type(inner).__name__
-    model: nn.Module = Classifier(inner) if classifier else Embedder(inner, pooler=pooler)
+    task = type(inner).__name__.endswith(OF_TASKS)
+    model: nn.Module = Classifier(inner) if classifier else OfTask(inner) if task else Embedder(inner, pooler=pooler)
     found = _preprocessing(config, _processor(folder))
     channels = int({**config, **(config.get("vision_config") or {})}.get("num_channels") or 3)
     image = None if found.size is None else (channels, found.size, found.size)
-    return LibraryModel(model.eval(), image, found, embedding=not classifier, origin=origin, core=inner)
+    return LibraryModel(model.eval(), image, found, embedding=not classifier and not task, origin=origin, core=inner)
 
 
 def of_pretrained(model: nn.Module) -> Preprocessing | None:
@@ -231,9 +251,10 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> str:
         raise InputError(f"{folder / 'config.json'} names no model of transformers.", remedy)
     names: Sequence[str] = config.get("architectures") or [CLASSIFIER if "id2label" in config else ""]
     name = str(names[0])
-    if name and CLASSIFIER not in name and not name.endswith(BACKBONES):
+    if name and CLASSIFIER not in name and not name.endswith((*BACKBONES, *OF_TASKS)):
         raise InputError(
-            f"the model in {folder} is a {name}, neither a classifier of images nor a backbone.", "Choose another model."
+            f"the model in {folder} is a {name}, which is no classifier, backbone or detector, nor of depth or segmentation.",
+            "Choose another model.",
         )
     if config.get("mask_ratio"):
         raise InputError(
