@@ -268,6 +268,7 @@ def test_average_costs_a_pass_for_each_shift_and_promises_nothing() -> None:
     [
         (lambda: Average(flat(), reach=0), "`reach` must be 1"),
         (lambda: Average(nn.Identity())(content()), "returns classes"),
+        (lambda: operate("canonical", flat(), wrapping=Wrapping("crop", 4), image=(1, 16, 16)), "^`reach` must be less than"),
     ],
 )
 def test_impossible_wrappers_are_refused(make: Callable[[], object], problem: str) -> None:

@@ -164,6 +164,9 @@ def wrap(kind: Wrapper, model: nn.Module, *, wrapping: Wrapping = ON_BLACK, imag
         model: any model; one with weights is copied.
         wrapping: border, background and reach.
         image: (channels, height, width), to count costs and to try the promise.
+
+    Raises:
+        InputError: the reach does not fit the image.
     """
     model = deepcopy(model) if _has_weights(model) else model
     before = None if image is None else cost(model, image)
@@ -171,6 +174,8 @@ def wrap(kind: Wrapper, model: nn.Module, *, wrapping: Wrapping = ON_BLACK, imag
         return _averaged(model, wrapping, before)
     border, fill = wrapping.border, wrapping.fill
     wrapped = Canonical(model, border=border, fill=fill, reach=wrapping.reach if border == "crop" else None)
+    if image is not None and border == "crop":
+        wrapped.crops(torch.zeros(1, *image))  # raises where the reach is too large
     promise = None if image is None or border == "crop" else _try(wrapped, border, fill, image)
     becomes, why = _CANONICAL[border]
     return Surgery(wrapped, (Change(AROUND, AS_IT_COMES, becomes, why),), before, before, WRAPPED, promise)
