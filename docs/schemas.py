@@ -231,6 +231,24 @@ class ClaimContent(Claim):
     centred: ClaimContent | None = None
 
 
+class ClosenessContent(Spec):
+    """How far a variant lies from the printed numbers.
+
+    Attributes:
+        variant: its name.
+        measure: ours.
+        distance: root mean square of ours minus printed.
+        cells: printed cells that are measured.
+        closest: share of the bootstrap draws in which no other is closer.
+    """
+
+    variant: str
+    measure: str
+    distance: EstimateFile
+    cells: int
+    closest: float
+
+
 class ComparedStudyFile(Spec):
     """What ``compare STUDY`` prints with ``--json``.
 
@@ -242,6 +260,7 @@ class ComparedStudyFile(Spec):
         rank_correlations: over the cells.
         claims: of the source, with their verdicts.
         damaged: a sentence for each record that cannot be read.
+        closeness: of a study whose variants are held against the same printed numbers, the closest first.
         tables: the same as they are printed.
     """
 
@@ -252,6 +271,7 @@ class ComparedStudyFile(Spec):
     rank_correlations: tuple[CorrelationContent, ...]
     claims: tuple[ClaimContent, ...]
     damaged: tuple[str, ...]
+    closeness: tuple[ClosenessContent, ...]
     tables: tuple[TableContent, ...]
 
 

@@ -61,8 +61,8 @@ def study(
     Parameters
     ----------
     name
-        A study of the package (digits, digits-all, mnist, cifar10, learned, antialias, gap, augmentation, pool, homogeneity or
-        levels), or a TOML file of yours.
+        A study of the package (digits, digits-all, mnist, cifar10, learned, antialias, gap, augmentation, pool, homogeneity,
+        levels or setting), or a TOML file of yours.
     seeds
         Number of networks to train per setting. By default the study's own.
     changes

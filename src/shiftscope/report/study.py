@@ -198,7 +198,7 @@ def _scatter(results: StudyFolder, table: Table) -> Section:
 def _comparison(results: StudyFolder) -> tuple[list[Section], list[str]]:
     """Return the tables that compare with the source, and a sentence if there are none."""
     try:
-        cells, claims = compare(results).tables()
+        cells, claims, *closeness = compare(results).tables()
     except InputError as error:
         return [], [f"The comparison with the source is left out: {error}"]
     sections: list[Section] = []
@@ -208,6 +208,8 @@ def _comparison(results: StudyFolder) -> tuple[list[Section], list[str]]:
     elsewhere = results.study.source_elsewhere
     caption = f"The source's are of other images: {elsewhere}." if elsewhere else "Our numbers, the source's, and the difference."
     sections.append(Rows("Compared with the source", caption, cells))
+    caption = "How far each variant's numbers lie from the printed ones, the closest first."
+    sections += [Rows("Which variant is closest to the source", caption, table) for table in closeness]
     return sections, []
 
 

@@ -13,6 +13,7 @@ from scipy.stats import rankdata, spearmanr
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, percentile_interval
 from shiftscope.studies.claims import CENTRED, Judgement, MeasuredCell, judge
+from shiftscope.studies.closeness import Closeness, closeness, closeness_table
 from shiftscope.studies.folder import StudyFolder
 from shiftscope.studies.spec import short
 from shiftscope.studies.wording import claims_verdict
@@ -87,6 +88,7 @@ class Comparison:
         claims: the source's claims with their verdicts.
         damaged: a sentence for each record that cannot be read.
         source_data: the data set of the source's numbers, where ours is another; empty if it is the same.
+        closeness: of a study with variants, how far each is from the printed numbers, the closest first.
     """
 
     title: str
@@ -97,10 +99,12 @@ class Comparison:
     claims: tuple[Judgement, ...]
     damaged: tuple[str, ...] = ()
     source_data: str = ""
+    closeness: tuple[Closeness, ...] = ()
 
-    def tables(self) -> tuple[Table, Table]:
-        """Return a table with a row for each cell, and one with a row for each claim."""
-        return self._cells_table(), self._claims_table()
+    def tables(self) -> tuple[Table, ...]:
+        """Return a table of the cells, one of the claims, and, where variants are held against printed numbers, one of these."""
+        tables = self._cells_table(), self._claims_table()
+        return (*tables, closeness_table(self.title, self.closeness)) if self.closeness else tables
 
     def summary(self) -> Summary:
         """Return the comparison for a terminal, with how many claims hold first."""
@@ -129,6 +133,7 @@ class Comparison:
             "rank_correlations": [asdict(each) for each in self.correlations],
             "claims": [each.to_json() for each in self.claims],
             "damaged": list(self.damaged),
+            "closeness": [asdict(each) for each in self.closeness],
             "tables": [table.to_json() for table in self.tables()],
         }
 
@@ -221,6 +226,7 @@ def compare(results: StudyFolder) -> Comparison:
         claims=tuple(judge(claim, cells) for claim in source.claims),
         damaged=results.damaged,
         source_data=study.source_elsewhere,
+        closeness=closeness(cells, printed) if study.asks_which_variant else (),
     )
 
 

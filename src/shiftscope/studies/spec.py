@@ -310,19 +310,30 @@ class Study(Spec):
         return Run.model_validate({**merged, "seed": seed})
 
     @property
+    def asks_which_variant(self) -> bool:
+        """Whether several variants are held against the same printed numbers, of the same data."""
+        if self.source is None or self.source_elsewhere or len(self.variants) < 2:
+            return False
+        return bool(self.source.cells) and not any(VARIANT in cell for cell in self.source.cells)
+
+    @property
     def source_elsewhere(self) -> str:
         """The data set of the source's numbers, where the study's is another; empty if it is the same."""
         return "" if self.source is None else self.source.data
 
     def source_numbers(self, settings: Mapping[str, Any]) -> dict[str, float]:
-        """Return the source's numbers for a combination, by measure; empty if the source printed none."""
+        """Return the source's numbers for a combination, by measure; empty if the source printed none.
+
+        Cells that name no variant are held against every variant.
+        """
         if self.source is None:
             return {}
         run = self.run(settings, self.seeds[0])
         numbers: dict[str, float] = {}
         for cell in map(flatten, self.source.cells):
             shared = {path: run.value(path) for path in cell if _is_path(path) and path != VARIANT and path not in settings}
-            if all(cell.get(path) == value for path, value in {**shared, **settings}.items()):
+            varied = {path: value for path, value in settings.items() if path != VARIANT or path in cell}
+            if all(cell.get(path) == value for path, value in {**shared, **varied}.items()):
                 numbers |= {name: value for name, value in cell.items() if not _is_path(name)}
         return numbers
 

@@ -1,0 +1,102 @@
+"""Which variant of a study comes closest to the source's printed numbers, and how sure that is.
+
+A publication that leaves its recipe open is asked for it: the same cells are trained by each recipe, and the distances to what
+was printed are ranked. The distance is the root mean square of the differences over the printed cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from shiftscope.estimates import Estimate, percentile_interval
+from shiftscope.studies.claims import CENTRED, MeasuredCell
+from shiftscope.studies.spec import VARIANT
+from shiftscope.tables import Cell, Table
+
+__all__ = ["Closeness", "closeness", "closeness_table"]
+
+#: Our measures that the source's mean cosine similarity may have been.
+CANDIDATES = ("mcs", CENTRED)
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How far a variant's numbers lie from the printed ones.
+
+    Attributes:
+        variant: its name.
+        measure: ours, beside the source's ``mcs``.
+        distance: root mean square of ours minus printed over the cells, with its interval.
+        cells: printed cells that are measured.
+        closest: share of the bootstrap draws in which no other pair of variant and measure with as many cells is closer.
+    """
+
+    variant: str
+    measure: str
+    distance: Estimate
+    cells: int
+    closest: float
+
+
+def closeness(cells: Sequence[MeasuredCell], printed: Sequence[Mapping[str, float]]) -> tuple[Closeness, ...]:
+    """Rank a study's variants by their distance to the printed mean cosine similarity, the closest first.
+
+    Variants with fewer measured cells come after those with more, and are not compared with them.
+
+    Args:
+        cells: of the study, each with its variant among its settings.
+        printed: the source's numbers for each of them, by measure.
+    """
+    known: dict[str, list[tuple[MeasuredCell, float]]] = {}
+    for cell, numbers in zip(cells, printed, strict=True):
+        if VARIANT in cell.settings and "mcs" in numbers and cell.values:
+            known.setdefault(cell.settings[VARIANT], []).append((cell, numbers["mcs"]))
+    pairs = [
+        (name, measure) for name, some in known.items() for measure in CANDIDATES if all(measure in c.values for c, _ in some)
+    ]
+    draws = {(name, measure): _distances([(c.draws(measure), number) for c, number in known[name]]) for name, measure in pairs}
+    found = []
+    for name, measure in pairs:
+        rivals = [draws[other] for other in pairs if len(known[other[0]]) == len(known[name])]
+        value = float(_distances([(np.array([c.mean(measure)]), number) for c, number in known[name]])[0])
+        low, high = percentile_interval(draws[name, measure])
+        count, seeds = len(known[name][0][0].values[measure][0]), min(c.networks for c, _ in known[name])
+        distance = Estimate(value, min(float(low), value), max(float(high), value), count, seeds)
+        closest = float((draws[name, measure] <= np.min(rivals, axis=0)).mean())
+        found.append(Closeness(name, measure, distance, len(known[name]), closest))
+    return tuple(sorted(found, key=lambda each: (-each.cells, each.distance.value)))
+
+
+def closeness_table(title: str, found: Sequence[Closeness]) -> Table:
+    """Return a table with a row for each variant and measure, the closest first."""
+    rows: tuple[dict[str, Cell], ...] = tuple(
+        {
+            "variant": each.variant,
+            "measure": each.measure,
+            "cells": each.cells,
+            "seeds": each.distance.seeds,
+            "distance": each.distance,
+            "closest": each.closest,
+        }
+        for each in found
+    )
+    note = (
+        "distance: root mean square, over the printed cells that are measured, of ours minus the mean cosine similarity printed, "
+        "with 95 % intervals; ours of raw outputs or of outputs minus their mean over classes. closest: share of the bootstrap "
+        "draws in which no other row with as many cells is closer. Where a cell has a single network, nothing says how much "
+        "another training would differ."
+    )
+    return Table(
+        f"{title}: distance to the source", ("variant", "measure", "cells", "seeds", "distance", "closest"), rows, (note,)
+    )
+
+
+def _distances(pairs: Sequence[tuple[Float[np.ndarray, " draw"], float]]) -> Float[np.ndarray, " draw"]:
+    """Return the root mean square, for each draw, of numbers minus printed ones."""
+    squares: np.ndarray = np.mean([(numbers - printed) ** 2 for numbers, printed in pairs], axis=0)
+    distances: np.ndarray = np.sqrt(squares)
+    return distances
