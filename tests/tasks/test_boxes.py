@@ -68,6 +68,10 @@ def test_blocks_that_are_stored_and_merged_equal_one_run(perfect: Audit) -> None
     assert session.result(merge_parts(stored)).rows == perfect.rows
 
 
+def test_totals_of_a_detector_are_those_it_names(perfect: Audit) -> None:
+    assert {row.measure for row in perfect.rows if row.measure.startswith("ap")} <= set(Boxes().total_measures)
+
+
 def test_gate_reads_measures_of_detectors(perfect: Audit) -> None:
     conditions = [read_condition(text) for text in ("average precision < 0.5", "box_survival of mouton2020 < 0.5", "ap > 0.3")]
     assert [judge_audit(perfect, [each]).exit_code for each in conditions] == [0, 0, 1]
@@ -105,6 +109,12 @@ def test_no_detections_at_all_are_not_defined() -> None:
     found = compared(detections(), detections())
     assert np.isnan(found["box_survival"]) and np.isnan(found["boxes_cut"])
     assert found["box_births"] == 0
+
+
+def test_audit_without_a_detection_says_so() -> None:
+    images, _ = scenes(2)
+    found = audit(rectangles, images, max_shift=2, protocols=["mouton2020"], task="boxes:threshold=0.99")
+    assert found.words().startswith("No image has a detection with a confidence of 0.99 or more")
 
 
 @pytest.mark.parametrize("circular", [False, True])

@@ -14,7 +14,7 @@ from shiftscope.audits.measuring import ANSWERS, Kind, grid_name, supported_meas
 from shiftscope.audits.parts import ACCURACY, Changed, Cost, Part
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, estimate, normalised_variance
-from shiftscope.audits.task_results import task_changed, task_notes, task_rows, task_units
+from shiftscope.audits.task_results import task_changed, task_notes, task_rows, task_units, task_warnings
 from shiftscope.audits.wording import Row, changed_images, cost_sentence, shifts_of, verdict
 from shiftscope.datasets.images import left_out
 from shiftscope.engine.answers import output_warnings
@@ -206,7 +206,11 @@ def assemble(
             *_fallen_back(merged.cost.fallen_back),
         ),
         provenance=dict(provenance or {}),
-        warnings=(*warnings, *output_warnings(merged.sums.get(ANSWERS, {}), classes=kind == "classes")),
+        warnings=(
+            *warnings,
+            *task_warnings(merged, task),
+            *output_warnings(merged.sums.get(ANSWERS, {}), classes=kind == "classes"),
+        ),
         values=_values(merged, rows, {each.name: grid_name((each.mode, int(each.max_shift))) for each in protocols}),
         settings=dict(settings or {}),
         task="" if task is None else task.name,

@@ -19,7 +19,7 @@ from shiftscope.estimates import Estimate
 from shiftscope.measures import MEASURES
 from shiftscope.tasks import Task
 
-__all__ = ["task_changed", "task_notes", "task_rows", "task_units"]
+__all__ = ["task_changed", "task_notes", "task_rows", "task_units", "task_warnings"]
 
 
 def task_rows(merged: Part, protocols: Sequence[Protocol], task: Task, borders: Mapping[str, str]) -> list[Row]:
@@ -86,6 +86,18 @@ def task_notes(merged: Part, task: Task | None) -> Iterator[str]:
         total = next(total for each, total in missing.values() if each == count)
         labels = "; ".join(sorted(label for each, label in some if each == count))
         yield f"{count:,} of {total:,} images have no value, and means leave them out: {labels}."
+
+
+def task_warnings(merged: Part, task: Task | None) -> Iterator[str]:
+    """Yield why there is nothing to compare, where no image has a value for the leading measure."""
+    if task is None:
+        return
+    found = [values for (_, measure), values in merged.scores.items() if measure == task.measures[0]]
+    found += [
+        each.values[task.measures[0], "all"] for each in merged.surveys.values() if (task.measures[0], "all") in each.values
+    ]
+    if found and all(values.isnan().all() for values in found) and task.nothing():
+        yield task.nothing()
 
 
 def _estimate(measure: str, values: Tensor) -> Estimate:

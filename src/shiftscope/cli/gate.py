@@ -182,7 +182,10 @@ def conditions_of(texts: tuple[str, ...], protocols: tuple[str, ...], gate: Gate
     from shiftscope.audits.task_measuring import FLICKER
     from shiftscope.tasks import TASKS
 
-    of_tasks = {FLICKER, *(name for task in TASKS.values() for name in (*task.measures, *task.truth_measures))}
+    of_tasks = {
+        FLICKER,
+        *(name for task in TASKS.values() for name in (*task.measures, *task.truth_measures, *task.total_measures)),
+    }
     chosen = protocols or (*(name for names in DEFAULTS.values() for name in names), SENSITIVITY_MAP)
     measured = {name for each in chosen for name in GROUPS.get(each, (each,))}
     conditions = [read_condition(text) for text in texts]

@@ -35,6 +35,7 @@ SURVIVAL = "box_survival"
 CHANGES = ("confidence_change", "worst_confidence_change")
 OTHERS = ("box_iou", "box_jitter", "label_switches", "box_deaths", "box_births", "boxes_cut")
 BY_SIZE = tuple(f"confidence_change_{size}" for size in ("small", "medium", "large"))
+TOTALS = ("ap", "ap_worst", "ap_range", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
 class _Pairing(NamedTuple):
@@ -69,6 +70,7 @@ class Boxes(Task):
     name: str = "boxes"
     measures: tuple[str, ...] = (SURVIVAL, *CHANGES, *OTHERS, *BY_SIZE)
     truth_measures: tuple[str, ...] = ("objects_found",)
+    total_measures: tuple[str, ...] = TOTALS
     threshold: float = 0.5
     overlap: float = 0.5
     no_object: str = ""
@@ -83,6 +85,13 @@ class Boxes(Task):
         for name in ("threshold", "overlap"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"`{name}` of task 'boxes' must be above 0 and at most 1, got {getattr(self, name):g}.")
+
+    def nothing(self) -> str:
+        """Return that no detection counts in any image."""
+        return (
+            f"No image has a detection with a confidence of {self.threshold:g} or more that no border cuts: there is nothing to "
+            "compare. Lower the threshold, as with --task boxes:threshold=0.3."
+        )
 
     def knowing(self, model: Any) -> Boxes:
         """Return the task with the number of classes that a Hugging Face model's configuration says."""

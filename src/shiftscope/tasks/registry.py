@@ -22,7 +22,7 @@ TASKS: dict[str, Task] = {
     task.name: task for task in (Segmentation(), Boxes(), Depth(), Flow(), Embedding(), Binary(), MultiLabel(), Answers())
 }
 #: Fields of a task that are no settings.
-FIXED = ("name", "measures", "truth_measures", "takes_labels")
+FIXED = ("name", "measures", "truth_measures", "total_measures", "takes_labels")
 
 
 def find_task(text: str) -> Task:

@@ -53,17 +53,23 @@ class Task(ABC):
         name: short, as ``--task`` takes it.
         measures: names of :data:`shiftscope.measures.MEASURES`; the first leads.
         truth_measures: further ones, which need ground truth.
+        total_measures: those of all images together, of :meth:`totals`.
         takes_labels: whether labels of images are ground truth for it.
     """
 
     name: str
     measures: tuple[str, ...]
     truth_measures: tuple[str, ...] = ()
+    total_measures: tuple[str, ...] = ()
     takes_labels: bool = False
 
     def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:
         """Return whether a model's raw output says by itself that it is this task's; arguments as of :meth:`read`."""
         return False
+
+    def nothing(self) -> str:
+        """Return why no image may have a value for the leading measure, in a sentence; empty without a reason."""
+        return ""
 
     def knowing(self, model: Any) -> Task:
         """Return the task with what the model itself says of its output, such as its configuration."""
