@@ -100,7 +100,7 @@ class Judgement:
     def name(self) -> str:
         """The measure in words, with its protocol."""
         if self.protocol == "unshifted":
-            return f"{heading(self.measure)} without a shift"
+            return f"{'accuracy' if self.measure == 'accuracy' else heading(self.measure)} without a shift"
         measure, comma, ring = self.measure.partition(",")
         return f"{heading(measure)}{comma}{ring} ({self.protocol})"
 
