@@ -63,6 +63,7 @@ def test_metadata_keeps_its_field_names(factory: str) -> None:
         "mean": [0.1],
         "deviation": [0.2],
         "fixes": [{"kind": "blur", "filter_size": 3}],
+        "tuned": [],
     }
 
 
