@@ -180,7 +180,7 @@ def test_measure_without_a_value_for_some_images_is_compared_on_the_others() -> 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("volumes", (), "say what it is with --task"),
+        ("volumes", (), "audit it as what it is (`audit --task NAME`)"),
         ("exact", ("--task", "dept"), "there is no task 'dept'. Did you mean 'depth'?"),
         ("exact", ("--task", "binary"), "task 'binary' needs [image, 1] for 1 images, got shape (1, 1, 16, 16)"),
         ("exact", ("--truth", "nowhere"), "`truth` nowhere does not exist"),

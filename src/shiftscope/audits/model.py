@@ -94,7 +94,7 @@ class CountedModel:
             raise InputError(
                 f"the model must return at least two values for each of {count} images, [image, class] or [image, class, "
                 f"height, width], got shape {tuple(found.shape)}.",
-                "Choose another `output`, say what it is with --task, or wrap the model.",
+                "Choose another `output`, audit it as what it is (`audit --task NAME`), or wrap the model.",
             )
         return finite_rows(found)
 

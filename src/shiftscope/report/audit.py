@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from shiftscope.audits import Audit
@@ -38,7 +39,7 @@ def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None
     """
     sections: list[Section] = [Pairs("Images that change most", _caption(pictures), tuple(map(_pair, pictures)))]
     sections += [drag] if drag is not None else []
-    sections.append(Rows("Every measure", "Each with its 95 % interval. Click a heading to sort.", audit.table()))
+    sections.append(Rows("Every measure", "Each with its 95 % interval. Click a heading to sort.", _in_words(audit.table())))
     leading = _leading(audit)
     for name, survey in audit.surveys.items():
         sections += [*_over_distance(name, survey, leading), *_maps(name, survey, leading[0])]
@@ -65,12 +66,21 @@ def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None
     )
 
 
+def _in_words(table: Table) -> Table:
+    """Return a table of measures with their labels instead of their short names."""
+
+    def words(name: str) -> str:
+        measure, comma, over = name.partition(", ")
+        return f"{MEASURES[measure].label if measure in MEASURES else measure}{comma}{over}"
+
+    return replace(table, rows=tuple({**row, "measure": words(str(row["measure"]))} for row in table.rows))
+
+
 def _caption(pictures: Sequence[Picture]) -> str:
     order = ", those whose answer changes first" if any(each.changes for each in pictures) else ""
     measure = MEASURES.get(pictures[0].measure) if pictures else None
     if measure is not None:
-        worst = "least" if measure.better == "more" else "largest"
-        return f"Each before and after the one of all measured shifts at which the {measure.label} is {worst}{order}."
+        return f"Each before and after the one of all measured shifts that changes its answer most ({measure.label}){order}."
     return f"Each before and after the one of all measured shifts after which its outputs are least similar{order}."
 
 
