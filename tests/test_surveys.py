@@ -14,7 +14,7 @@ from shiftscope.engine.outputs import Outputs
 from shiftscope.errors import InputError
 from shiftscope.measures import MEASURES
 from shiftscope.shifts import grid
-from shiftscope.surveys import centred, correct, cosines, survey, top1_changes
+from shiftscope.surveys import centred, correct, cosines, survey, survey_of_values, top1_changes
 
 SHIFTS = grid(2)
 SURVEYED = ("mcs", "top1_change", "probability_change", "pair_consistency", "all_agree", "worst_case")
@@ -123,6 +123,19 @@ def test_survey_maps_have_interval_of_a_mean() -> None:
     torch.testing.assert_close(found.intervals["mcs"][:, 0], torch.from_numpy(low).float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.intervals["mcs"][:, 1], torch.from_numpy(high).clamp(max=1).float(), rtol=1e-4, atol=1e-5)
     assert survey([outputs(1, 0)]).intervals["mcs"][0].tolist() == [-1, 1]
+
+
+def test_maps_of_an_unbounded_measure_have_interval_of_a_mean() -> None:
+    from scipy import stats
+
+    values = torch.rand(40, len(SHIFTS), generator=torch.Generator().manual_seed(0)) / 10 + 3
+    values[:, 12] = 0  # no change without a shift
+    found = survey_of_values({"depth_error": values}, SHIFTS).intervals["depth_error"]
+    moved = values.double()[:, torch.arange(len(SHIFTS)) != 12]
+    low, high = stats.t.interval(0.95, 39, loc=moved.mean(0), scale=stats.sem(moved, axis=0))
+    expected = torch.stack([torch.from_numpy(low), torch.from_numpy(high)], dim=1).float()
+    torch.testing.assert_close(found[torch.arange(len(SHIFTS)) != 12], expected, rtol=1e-4, atol=1e-5)
+    assert found[12].tolist() == [0, 0]
 
 
 def test_estimate_given_right_leaves_out_misclassified_images() -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Literal
 
 import torch
@@ -38,6 +39,7 @@ __all__ = [
     "cosines",
     "per_shift_cosines",
     "from_sums",
+    "intervals",
     "survey",
     "survey_of_values",
     "top1_changes",
@@ -253,7 +255,7 @@ def from_sums(
     return Survey(
         values=values,
         maps={name: (total / counts.get(name, every)).float() for name, total in sums.items() if maps},
-        intervals={name: _intervals(name, sums[name], squares[name], counts.get(name), every) for name in sums if maps},
+        intervals={name: intervals(name, sums[name], squares[name], counts.get(name), every) for name in sums if maps},
         shifts=shifts,
         right=right,
         sums=sums,
@@ -278,8 +280,22 @@ def survey_of_values(values: dict[str, Float[Tensor, "image shift"]], shifts: Sh
     return from_sums(each, sums, squares, shifts, None, {name: table.sum(dim=0) for name, table in known.items()})
 
 
-def _intervals(name: str, sums: Tensor, squares: Tensor, counts: Tensor | None, every: int) -> Float[Tensor, "shift 2"]:
-    """Return each shift's interval; shifts at which as many images have a value are computed together."""
+def intervals(
+    name: str,
+    sums: Float[Tensor, " shift"],
+    squares: Float[Tensor, " shift"],
+    counts: Float[Tensor, " shift"] | None,
+    every: int,
+) -> Float[Tensor, "shift 2"]:
+    """Return the 95 % interval of a measure's mean over images at each shift, from sums.
+
+    Args:
+        name: of the measure.
+        sums: over images.
+        squares: sum over images of the square.
+        counts: images with a value; None where every image has one.
+        every: number of images.
+    """
     if counts is None or bool((counts == every).all()):
         return _interval(name, sums, squares, every)
     found = torch.tensor(MEASURES[name].bounds).expand(len(sums), 2).clone()
@@ -300,7 +316,8 @@ def _interval(name: str, sums: Tensor, squares: Tensor, count: int) -> Float[Ten
     deviation = ((squares / count - middle.square()).clamp_min(0) / (count - 1)).sqrt()[:, None]
     ends = middle[:, None] + student_t(count) * deviation * torch.tensor([-1.0, 1.0])
     alike = torch.stack(interval_of_equals(middle, count, bounds), dim=1)
-    return torch.where(deviation * count**0.5 <= ALIKE * (bounds[1] - bounds[0]), alike, ends).clamp(*bounds).float()
+    size = middle.abs()[:, None] if bounds[1] == inf else bounds[1] - bounds[0]
+    return torch.where(deviation * count**0.5 <= ALIKE * size, alike, ends).clamp(*bounds).float()
 
 
 def _parts(shifts: Tensor, factor: int | None) -> dict[str, Bool[Tensor, " shift"]]:
