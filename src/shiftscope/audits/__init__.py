@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from shiftscope.audits.flicker import Flicker, frames_flicker
 from shiftscope.audits.parts import Changed, Cost, Part, merge_parts
 from shiftscope.audits.results import Audit, Row
 from shiftscope.audits.session import AuditOptions, Session, audit, block_size
 
-__all__ = ["Audit", "AuditOptions", "Changed", "Cost", "Part", "Row", "Session", "audit", "block_size", "merge_parts"]
+__all__ = [
+    "Audit",
+    "AuditOptions",
+    "Changed",
+    "Cost",
+    "Flicker",
+    "Part",
+    "Row",
+    "Session",
+    "audit",
+    "block_size",
+    "frames_flicker",
+    "merge_parts",
+]

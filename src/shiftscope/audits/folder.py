@@ -1,7 +1,8 @@
 """The folder of an audit: its plan, one file per block of images, and the merged result.
 
 A folder holds ``plan.json`` (what to measure, of which model and images), ``parts/NUMBER.safetensors`` (one per block, written
-atomically) and, once all parts are there, ``audit.json``, ``table.csv``, ``table.md`` and ``maps.safetensors``.
+atomically) and, once all parts are there, ``audit.json``, ``table.csv``, ``table.md``, ``maps.safetensors`` and
+``frames.csv``, those of the last two that have content.
 """
 
 from __future__ import annotations
@@ -162,6 +163,8 @@ def merge_audit(out: Path) -> Audit:
         write_text(out / "audit.json", json_text(found.to_json()))
         write_text(out / "table.csv", table.to_csv())
         write_text(out / "table.md", table.to_markdown())
+        if found.frames:
+            write_text(out / "frames.csv", found.frame_table().to_csv())
         maps = found.maps() | {f"units/{name}": values for name, values in found.units.items()}
         if maps:
             write_tensors(out / "maps.safetensors", maps)

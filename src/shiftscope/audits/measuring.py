@@ -17,6 +17,7 @@ from shiftscope.audits.model import CountedModel
 from shiftscope.audits.parts import Changed, Cost, Part, most_changed
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, MapOutputs, Sums, ViewOutputs, pixel_agreements, spread_sums
+from shiftscope.audits.sequences import NEIGHBOURS, FrameKey, frame_sums, frame_values, is_sequence
 from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views, views_of
 from shiftscope.engine.answers import answers_of
 from shiftscope.engine.checks import evaluating
@@ -134,6 +135,7 @@ class Measurer:
             changed=self._changed(plan, outputs, surveyed, indices),
             cost=self._cost(plan, reused, surveyed, len(images), started),
             correct=correct,
+            frames=self._frames(plan, outputs),
         )
 
     def plan(self, indices: Tensor) -> ViewPlan:
@@ -209,6 +211,17 @@ class Measurer:
                 else:
                     sums[protocol.name] = spread_sums(values, indices=indices)
         return scores, sums
+
+    def _frames(self, plan: ViewPlan, outputs: Tensor) -> dict[FrameKey, Sums]:
+        """Return sums over images at each frame of the protocols that compare neighbours along a path."""
+        found: dict[FrameKey, Sums] = {}
+        for protocol in self.protocols:
+            if not is_sequence(protocol) or not any(name in NEIGHBOURS for name in self.measures[protocol.name][0]):
+                continue
+            values, shifts = outputs[plan.views[protocol.name]], plan.shifts[protocol.name]
+            given = ViewOutputs(values, outputs[plan.reference], shifts, self.framing.size, None)
+            found |= {(protocol.name, *key): frame_sums(each) for key, each in frame_values(given).items()}
+        return found
 
     def _survey(self, outputs: Outputs, labels: Tensor | None, correct: Tensor | None) -> Survey:
         found = survey([outputs], labels=labels)

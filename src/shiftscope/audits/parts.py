@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shiftscope.audits.moments import Moments
 from shiftscope.audits.scores import Sums
+from shiftscope.audits.sequences import FrameKey, checked_frames
 from shiftscope.audits.views import BORDERS
 from shiftscope.errors import InputError
 from shiftscope.shifts import grid
@@ -101,6 +102,8 @@ class Part:
             (:meth:`shiftscope.tasks.Task.records`).
         moments: (protocol or grid, measure, over) -> what is known of the values of all images, and of those classified
             correctly, where there are too many to keep; ``over`` is empty for scores.
+        frames: (protocol, measure, against) -> sums over images at each frame of a protocol's path
+            (:func:`shiftscope.audits.sequences.frame_sums`); none in parts of earlier versions.
     """
 
     scores: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -112,6 +115,7 @@ class Part:
     damaged: tuple[str, ...] = ()
     records: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[tuple[str, str, str], tuple[Moments, Moments]] = field(default_factory=dict)
+    frames: dict[FrameKey, Sums] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:
@@ -181,7 +185,7 @@ class _Merged:
         self.keep, self.kept, self.moments = keep, 0, dict[tuple[str, str, str], tuple[Moments, Moments]]()
         self.scores, self.records, self.correct = Columns(_Column), defaultdict[str, _Column](_Column), _Column()
         self.values, self.shifts = dict[str, Columns](), dict[str, Tensor]()
-        self.sums = dict[str, Sums]()
+        self.sums, self.frames = dict[str, Sums](), dict[FrameKey, Sums]()
         self.survey_sums, self.survey_squares, self.survey_counts = (dict[str, Sums]() for _ in range(3))
         self.changed, self.cost, self.damaged, self.labelled = tuple[Changed, ...](), Cost(), list[str](), False
 
@@ -197,6 +201,9 @@ class _Merged:
             self.labelled = True
             self.correct.add(part.correct)
         self.sums = _add(self.sums, part.sums)
+        if any(key in self.frames and self.frames[key]["sum"].shape != each["sum"].shape for key, each in part.frames.items()):
+            raise InputError("the parts of the audit hold paths of different lengths.", "Audit again into another folder.")
+        self.frames = _add(self.frames, part.frames)
         self.changed = most_changed((*self.changed, *part.changed))
         self.cost += part.cost
         self.damaged += part.damaged
@@ -256,6 +263,7 @@ class _Merged:
             damaged=tuple(self.damaged),
             records={protocol: column.values() for protocol, column in self.records.items()},
             moments=self.moments,
+            frames=self.frames,
         )
 
 
@@ -267,7 +275,7 @@ def most_changed(every: Iterable[Changed]) -> tuple[Changed, ...]:
     return tuple(sorted(every, key=lambda each: (each.before == each.after, each.similarity, each.image))[:MOST_CHANGED])
 
 
-def _add(totals: dict[str, Sums], more: dict[str, Sums]) -> dict[str, Sums]:
+def _add(totals: dict[Key, Sums], more: dict[Key, Sums]) -> dict[Key, Sums]:
     added = {
         name: {key: totals[name][key] + value for key, value in each.items()} if name in totals else each
         for name, each in more.items()
@@ -289,6 +297,8 @@ def to_tensors(part: Part) -> dict[str, Tensor]:
     tensors |= {f"each/record/{protocol}": rows for protocol, rows in part.records.items()}
     for protocol, sums in part.sums.items():
         tensors |= {f"sum/spread/{protocol}/{name}": total for name, total in sums.items()}
+    for (protocol, measure, against), sums in part.frames.items():
+        tensors |= {f"sum/frame/{protocol}/{measure}/{against}/{name}": total for name, total in sums.items()}
     tensors |= {f"sum/cost/{name}": torch.tensor(float(value), dtype=torch.float64) for name, value in asdict(part.cost).items()}
     if part.correct is not None:
         tensors["each/right"] = part.correct
@@ -315,7 +325,7 @@ def from_tensors(tensors: dict[str, Tensor], *, maps: bool = True) -> Part:
     if any(tensor.is_complex() for tensor in tensors.values()):
         raise ValueError("a part holds real numbers")
     scores, values = dict[tuple[str, str], Tensor](), dict[str, dict[tuple[str, str], Tensor]]()
-    records = dict[str, Tensor]()
+    records, frames = dict[str, Tensor](), dict[FrameKey, Sums]()
     sums, totals, cost = dict[str, Sums](), dict[tuple[str, str], Sums](), dict[str, float]()
     for name, tensor in tensors.items():
         match name.split("/"):
@@ -329,6 +339,8 @@ def from_tensors(tensors: dict[str, Tensor], *, maps: bool = True) -> Part:
                 totals.setdefault((grid_name, what), {})[measure] = tensor
             case ["sum", "spread", protocol, what]:
                 sums.setdefault(protocol, {})[what] = tensor
+            case ["sum", "frame", protocol, measure, against, what]:
+                frames.setdefault((protocol, measure, against), {})[what] = tensor
             case ["sum", "cost", figure]:
                 cost[figure] = float(tensor) if figure == "seconds" else int(tensor)
     correct = tensors.get("each/right")
@@ -342,6 +354,7 @@ def from_tensors(tensors: dict[str, Tensor], *, maps: bool = True) -> Part:
         correct=correct,
         damaged=tuple(bytes(tensors["each/damaged"].tolist()).decode().splitlines()),
         records=records,
+        frames=checked_frames(frames),
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from shiftscope.audits.parts import Changed, Cost
 from shiftscope.audits.results import AUDIT_VERSION, Audit, Row
+from shiftscope.audits.sequences import Against, Frame
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
 from shiftscope.runtime.settings import Spec, validation_messages
@@ -71,6 +72,21 @@ class ChangedFile(Spec):
         return Changed(self.image, self.shift, self.border, _or(self.similarity, nan), self.before, self.after, self.measure)
 
 
+class FrameFile(Spec):
+    """How much outputs change at a frame of a path: its number, from 1, its shift (dy, dx) in pixels, and a mean over images."""
+
+    protocol: str
+    measure: str
+    against: Against
+    number: int
+    shift: tuple[float, float]
+    estimate: EstimateFile
+
+    def frame(self) -> Frame:
+        """Return the frame."""
+        return Frame(self.protocol, self.measure, self.against, self.number, self.shift, self.estimate.estimate())
+
+
 class CostFile(Spec):
     """What the audit computed: numbers of images and views, and seconds."""
 
@@ -98,6 +114,7 @@ class AuditFile(Spec):
         cost: what it took.
         maps: by grid and measure, the mean at each shift [dy, dx].
         units: by protocol, a value for each unit of the output.
+        frames: by protocol, measure and what a frame is compared with; empty in files before version 3.
         values: by ``protocol/measure``, a value for each image; empty in files before version 2.
         warnings: reasons why the numbers say little about the model.
         damaged: names of the files that could not be read.
@@ -115,6 +132,7 @@ class AuditFile(Spec):
     cost: CostFile
     maps: dict[str, list[list[float | None]]] = {}
     units: dict[str, list[float | None]] = {}
+    frames: tuple[FrameFile, ...] = ()
     values: dict[str, list[float | None]] = {}
     warnings: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
@@ -138,6 +156,7 @@ class AuditFile(Spec):
             values={_key(name): each for name, each in values.items()},
             settings=self.settings,
             task=self.task,
+            frames=tuple(each.frame() for each in self.frames),
         )
 
 

@@ -14,6 +14,7 @@ from shiftscope.audits.measuring import ANSWERS, Kind, grid_name, supported_meas
 from shiftscope.audits.parts import ACCURACY, Changed, Cost, Part
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, estimate, normalised_variance
+from shiftscope.audits.sequences import Frame, frame_table, frames_of
 from shiftscope.audits.task_results import task_changed, task_notes, task_rows, task_units, task_warnings
 from shiftscope.audits.wording import Row, changed_images, cost_sentence, shifts_of, verdict
 from shiftscope.datasets.images import left_out
@@ -28,7 +29,7 @@ from shiftscope.tasks import Task
 
 __all__ = ["AUDIT_VERSION", "Audit", "Row", "assemble"]
 
-#: The version of ``audit.json``. Files without one were written before 2; 3 added the task.
+#: The version of ``audit.json``. Files without one were written before 2; 3 added the task and the frames.
 AUDIT_VERSION = 3
 #: An audit of more images keeps no values per image: its file would grow by some ten bytes for each image and measure.
 MOST_VALUES = 2**18
@@ -52,6 +53,7 @@ class Audit(Shown):
             none of more than 262,144 images.
         settings: what was asked for, as :class:`shiftscope.audits.folder.AuditSpec` takes it; empty if it was no command.
         task: the name of the task that the outputs were read as; empty for classes, embeddings and maps without one.
+        frames: how much outputs change at each position along the paths of protocols that have one.
     """
 
     json_file: ClassVar[str] = "audit"
@@ -68,6 +70,7 @@ class Audit(Shown):
     values: Mapping[tuple[str, str], Float[Tensor, " image"]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     task: str = ""
+    frames: tuple[Frame, ...] = ()
 
     def estimate(self, protocol: str, measure: str) -> Estimate:
         """Return one number with its interval.
@@ -97,6 +100,10 @@ class Audit(Shown):
         """Return the table alone."""
         return (self.table(),)
 
+    def frame_table(self) -> Table:
+        """Return a table with a row for each frame of a path and what it is compared with; without rows if there is no path."""
+        return frame_table(self.frames)
+
     def maps(self) -> dict[str, Float[Tensor, "dy dx"]]:
         """Return sensitivity maps by ``grid/measure``: means at each shift, (0, 0) in the middle; and ``/low``, ``/high``."""
         found = {}
@@ -121,6 +128,7 @@ class Audit(Shown):
             "cost": _plain({**asdict(self.cost), "images_per_second": self.cost.images_per_second}),
             "maps": {name: _plain(values.tolist()) for name, values in self.maps().items()},
             "units": {name: _plain(values.tolist()) for name, values in self.units.items()},
+            "frames": [_plain(asdict(each)) for each in self.frames],
             "values": {"/".join(name): _plain(_short(values)) for name, values in self.values.items()},
             "warnings": list(self.warnings),
             "damaged": list(self.damaged),
@@ -204,6 +212,7 @@ def assemble(
             *task_notes(merged, task),
             *filter(None, [left_out(merged.damaged)]),
             *_fallen_back(merged.cost.fallen_back),
+            *_without_frames(merged),
         ),
         provenance=dict(provenance or {}),
         warnings=(
@@ -214,6 +223,11 @@ def assemble(
         values=_values(merged, rows, {each.name: grid_name((each.mode, int(each.max_shift))) for each in protocols}),
         settings=dict(settings or {}),
         task="" if task is None else task.name,
+        frames=tuple(
+            frame
+            for protocol in protocols
+            for frame in frames_of(protocol, merged.frames, images=merged.cost.images, changes=task is not None)
+        ),
     )
 
 
@@ -238,6 +252,13 @@ def _fallen_back(images: int) -> list[str]:
         f"For {images:,} images, outputs for all shifts together differed from the model's own on sampled shifts, or memory ran "
         "out: these images were computed shift by shift."
     ]
+
+
+def _without_frames(merged: Part) -> list[str]:
+    """Return why paths are not shown frame by frame, where some parts hold no frames."""
+    if all(int(each["images"]) == merged.cost.images for each in merged.frames.values()):
+        return []
+    return ["Paths are not shown frame by frame, because an earlier version of shiftscope measured some of the images."]
 
 
 def _accuracy_rows(merged: Part) -> list[Row]:

@@ -22,6 +22,7 @@ from shiftscope.audits.model import CountedModel
 from shiftscope.audits.parts import Changed, Cost, Part, most_changed
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import Sums
+from shiftscope.audits.sequences import NEIGHBOURS, FrameKey, as_change, frame_sums, is_sequence
 from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views, views_of
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.formats import channels_last_is_quicker
@@ -31,12 +32,10 @@ from shiftscope.shifts import grid
 from shiftscope.surveys import survey_of_values
 from shiftscope.tasks import Task, Truth, View
 
-__all__ = ["FLICKER", "UNSHIFTED", "TaskMeasurer", "change", "task_measures"]
+__all__ = ["FLICKER", "UNSHIFTED", "TaskMeasurer", "task_measures"]
 
 #: The measure between neighbours along a path.
 FLICKER = "flicker"
-#: Scores of protocols that compare neighbours along a path.
-NEIGHBOURS = ("neighbour_change", "neighbour_probability_change")
 #: Scores that only outputs of one kind have, and why.
 NOT_OF_TASKS = {"normalised_variance": "measures units of a vector"} | {
     f"{power}_derivative_{axis}": "differentiates probabilities" for power in ("squared", "absolute") for axis in ("y", "x")
@@ -64,11 +63,6 @@ def task_measures(task: Task, protocol: Protocol, *, truth: bool) -> tuple[tuple
     flicker = (FLICKER,) if any(name in NEIGHBOURS for name in protocol.scores) else ()
     compares = any(name not in NEIGHBOURS for name in protocol.scores)
     return (*flicker, *(every if compares else ())), every if protocol.surveyed else ()
-
-
-def change(task: Task, values: Tensor) -> Tensor:
-    """Return by how much answers change, from values of a task's leading measure: 1 less an agreement, or an error itself."""
-    return 1 - values if MEASURES[task.measures[0]].better == "more" else values
 
 
 @dataclass(frozen=True)
@@ -161,6 +155,7 @@ class TaskMeasurer:
             changed=block.changed(),
             cost=self._cost(plan, len(images), started),
             records={name: torch.cat(rows) for name, rows in block.records.items()},
+            frames=block.frames(),
         )
 
     def _truths(self, indices: Tensor, labels: Tensor | None) -> list[Any]:
@@ -300,7 +295,7 @@ class _Block:
             for measure in self.measurer.measures[protocol.name][0]:
                 if measure == FLICKER:
                     lead = self.values[:, 0][self.pairs.neighbours[protocol.name]]
-                    found[protocol.name, measure] = change(self.task, lead).nanmean(dim=1).float()
+                    found[protocol.name, measure] = as_change(self.task.measures[0], lead).nanmean(dim=1).float()
                 else:
                     found[protocol.name, measure] = self._table(protocol.name, measure).nanmean(dim=1).float()
         return found
@@ -314,6 +309,14 @@ class _Block:
                 tables = {name: self._table(_grid_of(protocol), name).float() for name in names}
                 reach = int(protocol.max_shift)
                 found[grid_name((protocol.mode, reach))] = survey_of_values(tables, grid(reach))
+        return found
+
+    def frames(self) -> dict[FrameKey, Sums]:
+        """Return sums over images of the leading measure at each frame of the protocols that compare neighbours along a path."""
+        lead, found = self.names[0], dict[FrameKey, Sums]()
+        for name in (each.name for each in self.measurer.protocols if is_sequence(each)):
+            found[name, lead, "previous"] = frame_sums(self.values[:, 0][self.pairs.neighbours[name]])
+            found[name, lead, "unshifted"] = frame_sums(self._table(name, lead))
         return found
 
     def _table(self, name: str, measure: str) -> Float[Tensor, "image view"]:

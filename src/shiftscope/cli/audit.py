@@ -38,6 +38,8 @@ __all__ = ["audit"]
 
 #: Number of parts of an audit on a cluster, unless the user gives another.
 PARTS = 8
+#: The files that are named at the end.
+SAVED = ("audit.json", "table.csv", "table.md", "maps.safetensors", "frames.csv", "report.html")
 
 
 @app.command(group=MODELS)
@@ -84,8 +86,8 @@ def audit(
     quick
         Stop after the first answer, from 32 images and one random shift of each.
     out
-        Folder for audit.json, table.csv, table.md, maps.safetensors, pictures.json, drag.safetensors and report.html. A stopped
-        audit resumes from it. By default nothing is written.
+        Folder for audit.json, table.csv, table.md, maps.safetensors, frames.csv, pictures.json, drag.safetensors and report.html.
+        A stopped audit resumes from it. By default nothing is written.
     merge
         Folder of an audit whose shards are all measured: put them together, instead of measuring a model.
     fail_if
@@ -116,7 +118,7 @@ def audit(
         if folder is not None:
             _write_page(found, folder)
     commands = _next(found, options, model, quick=quick, out=out) if model else ()
-    saved = f"Saved in {folder}: audit.json, table.csv, table.md, maps.safetensors, report.html." if folder else ""
+    saved = f"Saved in {folder}: {', '.join(name for name in SAVED if (folder / name).exists())}." if folder else ""
     verdict = judged(found, conditions, gate, _described(found))
     summary, content = found.summary(commands=commands), found.to_json()
     if verdict is not None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from shiftscope.audits import Audit
 from shiftscope.audits.pictures import Picture
+from shiftscope.audits.sequences import Frame, frame_table
 from shiftscope.measures import MEASURES
 from shiftscope.report import Chart, Drag, Maps, Missing, Page, Rows, ShiftMap
 from shiftscope.report.content import BeforeAfter, Pairs, Section
 from shiftscope.surveys import Survey
 from shiftscope.tables import Table
+from shiftscope.tasks import TASKS
 
 __all__ = ["audit_page"]
 
@@ -25,6 +27,8 @@ UNITS = {
     "segmentation": "Intersection over union before a shift and moved back, over all images and shifts of a protocol.",
     "multilabel": "Share of shifts at which each label flips, over all images.",
 }
+#: What a frame of a path is compared with, in words.
+COMPARED = {"previous": "against the frame before", "unshifted": "against the unshifted image"}
 #: A sensitivity map of fewer shifts is not worth a section.
 MIN_SHIFTS = 9
 
@@ -43,7 +47,7 @@ def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None
     leading = _leading(audit)
     for name, survey in audit.surveys.items():
         sections += [*_over_distance(name, survey, leading), *_maps(name, survey, leading[0])]
-    sections += _units(audit)
+    sections += [*_frames(audit), *_units(audit)]
     if audit.changed and not pictures:
         caption = "Each under that one of all measured shifts that changes its outputs most."
         sections.append(Rows("Images that change most", caption, _changed(audit)))
@@ -108,12 +112,17 @@ def _percent(share: float) -> str:
 
 def _moved(picture: Picture) -> str:
     """Return a shift in words: ``3 pixels down, 1 left, circular``."""
-    steps = ((picture.down, "down", "up"), (picture.right, "right", "left"))
+    return ", ".join([_shift_words((picture.down, picture.right)), *([picture.border] if picture.border == "circular" else [])])
+
+
+def _shift_words(shift: tuple[float, float]) -> str:
+    """Return a shift (dy, dx) in words: ``3 pixels down, 1 left``."""
+    steps = ((shift[0], "down", "up"), (shift[1], "right", "left"))
     parts = [f"{abs(step):g} {forward if step > 0 else back}" for step, forward, back in steps if step]
     first, *more = parts or ["0"]
     number, *way = first.split()
     unit = "pixel" if number == "1" else "pixels"
-    return ", ".join([" ".join([number, unit, *way]), *more, *([picture.border] if picture.border == "circular" else [])])
+    return ", ".join([" ".join([number, unit, *way]), *more])
 
 
 def _answer(audit: Audit) -> str:
@@ -173,6 +182,36 @@ def _maps(name: str, survey: Survey, lead: str) -> list[Maps]:
         f"below it down. {light}"
     )
     return [Maps(f"Sensitivity map, {name}", caption, (ShiftMap("the model", values, 1),))]
+
+
+def _frames(audit: Audit) -> list[Chart]:
+    """Return charts of how much outputs change along each path: a line for each thing that frames are compared with."""
+    charts = []
+    for protocol in dict.fromkeys(each.protocol for each in audit.frames):
+        frames = tuple(each for each in audit.frames if each.protocol == protocol)
+        rows = tuple(row | {"compared_with": COMPARED[str(row["compared_with"])]} for row in map(dict, frame_table(frames).rows))
+        table = replace(frame_table(frames), title=f"Along the path, {protocol}", rows=rows)
+        caption = f"{_path_words(frames)}, with 95 % intervals.{_change_words(audit)}"
+        for measure in dict.fromkeys(each.measure for each in frames):
+            title = f"{_title(MEASURES[measure].label if measure in MEASURES else measure)} along the path, {protocol}"
+            charts.append(Chart(title, caption, table, "frame", measure, ("compared_with",)))
+    return charts
+
+
+def _path_words(frames: Sequence[Frame]) -> str:
+    """Return where a path begins and ends: ``From 4 pixels left (frame 1) to 4 pixels right (frame 9)``."""
+    ends = min(frames, key=lambda each: each.number), max(frames, key=lambda each: each.number)
+    first, last = (f"{_shift_words(each.shift)} (frame {each.number})" for each in ends)
+    return f"From {first} to {last}"
+
+
+def _change_words(audit: Audit) -> str:
+    """Return what the change of a task is, in a sentence; empty for classes and for a task of the user's own."""
+    task = TASKS.get(audit.task.partition(":")[0])
+    if task is None:
+        return ""
+    measure = MEASURES[task.measures[0]]
+    return f" Change: {'1 less the ' if measure.better == 'more' else ''}{measure.label}, with answers moved back by the shift."
 
 
 def _units(audit: Audit) -> list[Rows]:
