@@ -2,28 +2,44 @@
 
 Three backbones, trained alike: subsampling by 8, by 8 with anti-aliased pools, and by 4. Held-out digits; no object comes within
 nine pixels of a border. Their AP by COCO's definition over all 17x17 shifts, what survives a shift, and the period that the maps
-over shifts show. Last come the time of the audit and that of the bare forward passes of its views.
+over shifts show.
 
     python benchmarks/detection.py [--steps 500] [--images 24] [--out results/detection]
+    python benchmarks/detection.py --cost 7
+
+With ``--cost`` no table is written; an audit of each network and its bare forward passes take turns, so many rounds. The bare
+passes get the batches that the audit gave it, and form no views. Of the audit's CPU time, what the task spends on comparing,
+judging against ground truth and average precision counts as matching; the rest is forming views, reading what the model
+returns, and tables.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from time import process_time
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from digit_scenes import DigitDetector, Scene, draw_scenes, train
+from interleaving import interleaved, ratios
 from shiftscope import audit, grid
 from shiftscope.audits import Audit
 from shiftscope.audits.periods import periods
+from shiftscope.estimates import Estimate
 from shiftscope.runtime.provenance import provenance
-from shiftscope.shifts import translate
 from shiftscope.tables import Cell, Table
+from shiftscope.tasks import Pair
+from shiftscope.tasks.boxes import Boxes
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
 
 REACH, MARGIN = 8, 10
 NETWORKS = {"factor 8": (8, False), "factor 8, anti-aliased": (8, True), "factor 4": (4, False)}
@@ -33,11 +49,11 @@ MORE = ("confidence_change_small", "confidence_change_medium", "worst_confidence
 PERIODS = ("box_jitter", "confidence_change", "confidence_change_small", "confidence_change_medium")
 
 
-def audited(model: nn.Module, scenes: list[Scene]) -> Audit:
+def audited(model: Callable[[Tensor], Any], scenes: list[Scene], task: str | Boxes = "boxes") -> Audit:
     """Return the audit of a detector at every shift."""
     images = torch.stack([scene.image for scene in scenes])
     truth = [{"boxes": scene.boxes, "labels": scene.labels} for scene in scenes]
-    return audit(model, images, truth=truth, protocols=["every-shift"], max_shift=REACH, task="boxes")
+    return audit(model, images, truth=truth, protocols=["every-shift"], max_shift=REACH, task=task)
 
 
 def row(name: str, found: Audit) -> dict[str, Cell]:
@@ -51,15 +67,79 @@ def row(name: str, found: Audit) -> dict[str, Cell]:
     return cells
 
 
-def bare_seconds(model: nn.Module, scenes: list[Scene]) -> float:
-    """Return the time of the forward passes of every view alone."""
-    images, shifts = torch.stack([scene.image for scene in scenes]), grid(REACH)
-    started = process_time()
-    with torch.inference_mode():
-        for image in images:
-            for part in shifts.split(64):
-                model(translate(image.expand(len(part), -1, -1, -1), part))
-    return process_time() - started
+@dataclass(frozen=True)
+class TimedBoxes(Boxes):
+    """The task with a list of the CPU seconds of each call that matches or judges."""
+
+    spent: list[float] = field(default_factory=list)
+
+    def compare_all(self, pairs: Sequence[Pair]) -> list[dict[str, float]]:
+        """Compare, and note the time."""
+        return self._timed(super().compare_all, pairs)
+
+    def records_all(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
+        """Judge, and note the time."""
+        return self._timed(super().records_all, pairs)
+
+    def totals(self, records: Tensor) -> dict[str, Estimate]:
+        """Compute average precision, and note the time."""
+        return self._timed(super().totals, records)
+
+    def _timed(self, run: Callable[[Given], Found], values: Given) -> Found:
+        started = process_time()
+        found = run(values)
+        self.spent.append(process_time() - started)
+        return found
+
+
+def recorded(model: nn.Module, scenes: list[Scene]) -> list[Tensor]:
+    """Return the batches that an audit gives the model."""
+    batches = list[Tensor]()
+
+    def run(batch: Tensor) -> Any:
+        batches.append(batch.clone())
+        return model(batch)
+
+    audited(run, scenes)
+    views = len(scenes) * len(grid(REACH))
+    while sum(len(batch) for batch in batches) > views:  # the first ones only try the model
+        del batches[0]
+    return batches
+
+
+def print_cost(name: str, model: nn.Module, scenes: list[Scene], rounds: int) -> None:
+    """Print an audit's time in parts, beside the bare forward passes of its views."""
+    batches, matching = recorded(model, scenes), list[float]()
+
+    def whole() -> float:
+        task, started = TimedBoxes(), process_time()
+        audited(model, scenes, task)
+        matching.append(sum(task.spent))
+        return process_time() - started
+
+    def bare() -> float:
+        started = process_time()
+        with torch.inference_mode():
+            for batch in batches:
+                model(batch)
+        return process_time() - started
+
+    found = interleaved({"audit": whole, "bare": bare}, rounds)
+    views, passes = sum(len(batch) for batch in batches), found["bare"]
+    matched = matching[1:]
+    rest = [each - other - one for each, other, one in zip(found["audit"], matched, passes, strict=True)]
+    parts = {"passes": passes, "matching": matched, "rest": rest}
+    spent = ", ".join(f"{what} {1000 * median(each) / views:.3f} ms" for what, each in parts.items())
+    print(f"{name}: {views:,} views; a view: {spent}")
+    without = [each - other for each, other in zip(found["audit"], matched, strict=True)]
+    together = [one + other for one, other in zip(passes, matched, strict=True)]
+    for what, one, other in (
+        ("(passes + matching + rest) / passes", found["audit"], passes),
+        ("(passes + rest) / passes", without, passes),
+        ("(passes + matching + rest) / (passes + matching)", found["audit"], together),
+    ):
+        value, spread = ratios(one, other)
+        print(f"    {what}: {value:.3f} {spread}", flush=True)
 
 
 def main() -> None:
@@ -67,6 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--cost", type=int, default=0, metavar="ROUNDS", help="measure only what an audit costs")
     parser.add_argument("--out", type=Path, default=Path("results/detection"))
     parser.add_argument("--keep", type=Path, help="folder for the trained weights")
     chosen = parser.parse_args()
@@ -79,16 +160,19 @@ def main() -> None:
         started = process_time()
         train(model, chosen.steps)
         trained, started = process_time() - started, process_time()
+        if chosen.cost:
+            print_cost(name, model, scenes, chosen.cost)
+            continue
         found = audited(model, scenes)
-        whole, bare = process_time() - started, bare_seconds(model, scenes)
-        print(
-            f"{name}: trained in {trained:.0f} s, audited in {whole:.0f} s, {whole / bare:.2f} times the bare passes", flush=True
-        )
+        whole = process_time() - started
+        print(f"{name}: trained in {trained:.0f} s, audited in {whole:.0f} s", flush=True)
         print(*(note for note in found.notes if "repeats" in note), sep="\n", flush=True)
         rows.append(row(name, found))
-        notes.append(f"{name}: {trained:.0f} s of training, audit {whole / bare:.2f} times the bare forward passes.")
+        notes.append(f"{name}: {trained:.0f} s of training, {whole:.0f} s of audit.")
         if chosen.keep:
             save_file(model.state_dict(), chosen.keep / f"{name.replace(' ', '-').replace(',', '')}.safetensors")
+    if chosen.cost:
+        return
     title = f"Detectors of digits under every shift up to {REACH} pixels"
     about = f"{chosen.images} scenes of {sum(len(scene.labels) for scene in scenes)} held-out digits; {chosen.steps} steps."
     table = Table(title, tuple(rows[0]), tuple(rows), (about, *notes), provenance("cpu"))

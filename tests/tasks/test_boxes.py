@@ -18,7 +18,9 @@ from shiftscope.audits.periods import periods
 from shiftscope.errors import InputError
 from shiftscope.tasks.boxes import Boxes
 from shiftscope.tasks.detections import Detections, read_detections
-from shiftscope.tasks.task import View
+from shiftscope.tasks.matching import areas
+from shiftscope.tasks.objects import Objects
+from shiftscope.tasks.task import Pair, View
 
 VIEW = View((0, 0), (100, 100), circular=False)
 BEST = {"better": {"more": 1.0, "less": 0.0}}
@@ -117,6 +119,34 @@ def test_audit_without_a_detection_says_so() -> None:
     assert found.words().startswith("No image has a detection with a confidence of 0.99 or more")
 
 
+def drawn(generator: np.random.Generator, count: int) -> Detections:
+    """Return detections that overlap and repeat, some across a border."""
+    corners = generator.integers(-5, 80, (count, 2)).repeat(2, axis=0)[:count]
+    boxes = np.concatenate([corners, corners + generator.integers(10, 40, (count, 2))], axis=1).astype(float)
+    return Detections(boxes, generator.random(count), generator.integers(0, 2, count))
+
+
+def drawn_pair(seed: int) -> Pair:
+    """Return two answers with up to 12 detections each, and an image's objects; every fourth image has none known."""
+    generator = np.random.default_rng(seed)
+    truth = drawn(generator, 4)
+    objects = Objects(truth.boxes, truth.labels, areas(truth.boxes), truth.scores < 0.2) if seed % 4 else None
+    view = View((int(generator.integers(-8, 9)), 3), (100, 100), circular=seed % 3 == 0, reach=8.0)
+    before, more = drawn(generator, int(generator.integers(0, 12))), drawn(generator, 2)
+    joined = (np.concatenate([getattr(each, name) for each in (before, more)]) for name in ("boxes", "scores", "labels"))
+    return Pair(before, Detections(*joined).moved(view.shift), view, objects)
+
+
+def test_pairs_compared_together_equal_each_alone() -> None:
+    pairs, task = [drawn_pair(seed) for seed in range(24)], Boxes()
+    together, judged = task.compare_all(pairs), task.records_all(pairs)
+    for pair, found, rows in zip(pairs, together, judged, strict=True):
+        assert found == pytest.approx(task.compare(pair.before, pair.after, pair.view, pair.truth), abs=0, nan_ok=True)
+        alone = task.records(pair.after, pair.view, pair.truth)
+        assert (rows is None and alone is None) or (rows is not None and alone is not None and torch.equal(rows, alone))
+    assert {len(each) for each in together} == {12, 13}
+
+
 @pytest.mark.parametrize("circular", [False, True])
 @pytest.mark.parametrize("shift", [(0, 5), (7, -3), (-15, 25)])
 def test_boxes_that_move_along_survive(shift: tuple[int, int], circular: bool) -> None:
@@ -169,6 +199,22 @@ def test_each_form_of_output_is_read(output: Any) -> None:
     for each in read_detections(output, 2, (10, 20)):
         assert (each.boxes == BOXES.numpy()).all() and each.labels.tolist() == [3, 7]
         assert each.scores == pytest.approx([0.9, 0.4])
+
+
+def test_images_read_together_equal_each_alone() -> None:
+    none = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.long)}
+    others = [none, {**TORCHVISION, "scores": SCORES.double()}, {**TORCHVISION, "boxes": BOXES + 1}]
+    for images in ([TORCHVISION, *others], [TORCHVISION, none, others[2]]):  # of two types, and alike
+        for found, image in zip(read_detections(images, len(images), (10, 20)), images, strict=True):
+            alone = read_detections([image], 1, (10, 20))[0]
+            assert all((getattr(found, name) == getattr(alone, name)).all() for name in ("boxes", "scores", "labels"))
+            assert len(found) == len(image["scores"])
+
+
+@pytest.mark.parametrize("bad", [{"boxes": BOXES.flip(1)}, {"scores": SCORES * 10}, {"labels": LABELS + 0.5}])
+def test_bad_image_among_good_ones_is_found(bad: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        Boxes().read([TORCHVISION, {**TORCHVISION, "labels": LABELS.float(), **bad}], 2, (10, 20))
 
 
 QUERIES = torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.25, 0.5, 0.1, 0.2]]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shiftscope.audits.truths import truth_checksum
 from shiftscope.errors import InputError
 from shiftscope.tasks.boxes import Boxes
 from shiftscope.tasks.objects import Objects
@@ -145,3 +147,10 @@ def test_circular_shift_shows_both_parts_of_a_cut_object() -> None:
     moved = objects((0, 20, 10, 30)).shifted((0, -4), (64, 64), 8.0, circular=True)
     assert sorted(moved.boxes.tolist()) == [[0, 20, 6, 30], [60, 20, 64, 30]]
     assert moved.ignored.all()
+
+
+def test_checksum_of_a_large_file_is_its_sha256(tmp_path: Path) -> None:
+    size = 65 << 20
+    with (tmp_path / "truth.json").open("wb") as file:
+        file.truncate(size)  # takes no space on the disk
+    assert truth_checksum(str(tmp_path / "truth.json")) == sha256(bytes(size)).hexdigest()

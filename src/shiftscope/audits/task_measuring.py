@@ -30,7 +30,7 @@ from shiftscope.errors import InputError
 from shiftscope.measures import MEASURES
 from shiftscope.shifts import grid
 from shiftscope.surveys import survey_of_values
-from shiftscope.tasks import Task, Truth, View
+from shiftscope.tasks import Pair, Task, Truth, View
 
 __all__ = ["FLICKER", "UNSHIFTED", "TaskMeasurer", "task_measures"]
 
@@ -206,7 +206,7 @@ class _Block:
 
     def __init__(self, measurer: TaskMeasurer, plan: ViewPlan, pairs: _Pairs, truths: list[Any], indices: Tensor) -> None:
         self.measurer, self.task, self.plan, self.pairs, self.truths = measurer, measurer.task, plan, pairs, truths
-        self.indices = indices
+        self.indices = indices.tolist()
         self.names = (*self.task.measures, *(self.task.truth_measures if measurer.has_truth else ()))
         self._rows: list[list[int]] = pairs.rows.tolist()
         self._found = [[nan] * len(self.names)] * len(self._rows)
@@ -234,44 +234,60 @@ class _Block:
         # Unshifted images come first in a plan: all are known before the first comparison that needs another image's.
         self._answers |= dict(zip(rows, answers, strict=True))
         count = len(self.plan.reference)
+        complete = [row for row in rows if row >= count]
         if not self._referenced and rows[-1] + 1 >= count:
             self._gathered = self.task.gather([self._answers[row] for row in range(count)])
             self._referenced = True
-            for row in range(count):
-                self._complete(row)
+            complete = [*range(count), *complete]
         if self._referenced:
-            for row in rows:
-                if row >= count:
-                    self._complete(row)
+            self._compare([number for row in complete for number in self._ready.get(row, ())])
+            for row in complete:
+                for each in self._stale.get(row, ()):
+                    del self._answers[each]
 
     @cached_property
     def values(self) -> Float[Tensor, "pair measure"]:
         """Measures of each comparison, NaN where they are not defined; known once all answers are."""
         return torch.tensor(self._found, dtype=torch.float64)
 
-    def _complete(self, row: int) -> None:
-        for number in self._ready.get(row, ()):
-            self._compare(number)
-        for each in self._stale.get(row, ()):
-            del self._answers[each]
+    def _compare(self, numbers: list[int]) -> None:
+        """Make some comparisons."""
+        pairs = [self._pair(number) for number in numbers]
+        for number, found in zip(numbers, self.task.compare_all(pairs), strict=True):
+            self._found[number] = [found.get(name, nan) for name in self.names]
+        summed = [(pair, self._names(number)) for number, pair in zip(numbers, pairs, strict=True)]
+        summed = [(pair, names) for pair, names in summed if names and pair.view.start == (0.0, 0.0)]
+        for pair, names in summed:
+            for name in names:
+                self._tally(name, pair)
+        self._record([names for _, names in summed], [pair for pair, _ in summed])
 
-    def _compare(self, number: int) -> None:
+    def _pair(self, number: int) -> Pair:
         first, second = self._rows[number]
-        before, after, view = self._answers[first], self._answers[second], self._view(first, second)
-        truth = self.truths[view.image]
-        found = self.task.compare(before, after, view, truth)
-        self._found[number] = [found.get(name, nan) for name in self.names]
-        if view.start != (0.0, 0.0):
-            return
-        for name in {each.removesuffix(GRID): None for each in self._protocols.get(number, ())}:
-            more = self.task.tally(before, after, view, truth)
-            known = self.sums.setdefault(name, {})
-            for key, total in more.items():
-                known[key] = known[key] + total if key in known else total
-            rows = self.task.records(after, view, truth)
+        view = self._view(first, second)
+        return Pair(self._answers[first], self._answers[second], view, self.truths[view.image])
+
+    def _names(self, number: int) -> list[str]:
+        """Return the protocols that compare a pair with the unshifted image, without those of their grids."""
+        return list({each.removesuffix(GRID): None for each in self._protocols.get(number, ())})
+
+    def _tally(self, name: str, pair: Pair) -> None:
+        known = self.sums.setdefault(name, {})
+        for key, total in self.task.tally(pair.before, pair.after, pair.view, pair.truth).items():
+            known[key] = known[key] + total if key in known else total
+
+    def _record(self, names: list[list[str]], pairs: list[Pair]) -> None:
+        """Keep what numbers of all images together need of some pairs, after the image's index and the shift."""
+        found: dict[str, list[tuple[Pair, Tensor]]] = {}
+        for protocols, pair, rows in zip(names, pairs, self.task.records_all(pairs), strict=True):
             if rows is not None:
-                where = torch.tensor([[float(self.indices[view.image]), *view.shift]], dtype=rows.dtype).expand(len(rows), 3)
-                self.records.setdefault(name, []).append(torch.cat([where, rows], dim=1))
+                for name in protocols:
+                    found.setdefault(name, []).append((pair, rows))
+        for name, kept in found.items():
+            where = [[float(self.indices[pair.view.image]), *pair.view.shift] for pair, _ in kept]
+            counts, together = torch.tensor([len(each) for _, each in kept]), torch.cat([each for _, each in kept])
+            places = torch.tensor(where, dtype=together.dtype).repeat_interleave(counts, dim=0)
+            self.records.setdefault(name, []).append(torch.cat([places, together], dim=1))
 
     def _view(self, first: int, second: int) -> View:
         (top, left), (down, right) = self._steps[first], self._steps[second]
@@ -336,7 +352,7 @@ class _Block:
         row = int(self.pairs.rows[number, 1])
         down, right = self._steps[row]
         border = str(BORDERS[self._borders[row]])
-        return Changed(int(self.indices[image]), (down, right), border, value, None, None, self.names[0])
+        return Changed(self.indices[image], (down, right), border, value, None, None, self.names[0])
 
 
 def _planned(protocols: Sequence[Protocol]) -> Iterator[Protocol]:

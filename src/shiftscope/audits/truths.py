@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 
 from shiftscope.datasets.folders import files_checksum
 from shiftscope.datasets.images import ImageBlocks
 from shiftscope.datasets.photos import Photos
 from shiftscope.errors import InputError
-from shiftscope.runtime.inputs import read_bytes, reading
+from shiftscope.runtime.inputs import check_file, reading
 from shiftscope.tasks import Task, Truth
-from shiftscope.tasks.truth_files import Placement
+from shiftscope.tasks.truth_files import LARGEST_TRUTH, Placement
 
 __all__ = ["open_truth", "truth_checksum"]
 
@@ -43,4 +43,6 @@ def truth_checksum(path: str | None) -> str:
     if Path(path).is_dir():
         return files_checksum(Path(path), sorted(file for file in Path(path).rglob("*") if file.is_file()))
     with reading(Path(path), "ground truth", "Check the path."):
-        return sha256(read_bytes(Path(path))).hexdigest()
+        check_file(Path(path), limit=LARGEST_TRUTH)
+        with Path(path).open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()

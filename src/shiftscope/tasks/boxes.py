@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,39 +18,22 @@ from torch import Tensor, nn
 
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
+from shiftscope.tasks.box_changes import CHANGES, Frame, batches, changes, objects_of, share_found
 from shiftscope.tasks.detections import Detections, looks_like_detections, read_detections
-from shiftscope.tasks.matching import areas, match, overlaps
-from shiftscope.tasks.objects import Objects, inside, size_of
+from shiftscope.tasks.matching import areas
+from shiftscope.tasks.objects import Objects
 from shiftscope.tasks.outlines import outlined
-from shiftscope.tasks.precision import judge
+from shiftscope.tasks.precision import judge_together
 from shiftscope.tasks.records import to_rows, totals_of
-from shiftscope.tasks.task import Task, Truth, View
+from shiftscope.tasks.stacks import DetectionStack
+from shiftscope.tasks.task import Pair, Task, Truth, View
 from shiftscope.tasks.truth import open_objects
 from shiftscope.tasks.truth_files import Placement
 
 __all__ = ["Boxes"]
 
-SURVIVAL = "box_survival"
-CHANGES = ("confidence_change", "worst_confidence_change")
-OTHERS = ("box_iou", "box_jitter", "label_switches", "box_deaths", "box_births", "boxes_cut")
-BY_SIZE = tuple(f"confidence_change_{size}" for size in ("small", "medium", "large"))
+NOTHING = Objects(np.zeros((0, 4)), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=bool))
 TOTALS = ("ap", "ap_worst", "ap_range", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-
-
-class _Pairing(NamedTuple):
-    """Detections before a shift, and what became of each.
-
-    Attributes:
-        kept: [pair, 2], which detection survives as which.
-        switched: [pair, 2], which has another label afterwards.
-        after: [before], confidence of its class at its place after the shift, 0 where nothing is left.
-        born: [after], whether nothing was there before.
-    """
-
-    kept: np.ndarray
-    switched: np.ndarray
-    after: np.ndarray
-    born: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -68,7 +50,7 @@ class Boxes(Task):
     """
 
     name: str = "boxes"
-    measures: tuple[str, ...] = (SURVIVAL, *CHANGES, *OTHERS, *BY_SIZE)
+    measures: tuple[str, ...] = CHANGES
     truth_measures: tuple[str, ...] = ("objects_found",)
     total_measures: tuple[str, ...] = TOTALS
     threshold: float = 0.5
@@ -114,56 +96,42 @@ class Boxes(Task):
 
     def compare(self, before: Detections, after: Detections, view: View, truth: Objects | None) -> dict[str, float]:
         """Return shares of detections and how much their confidences and boxes change."""
-        back = _moved_back(after, view)
-        strong = before.scores >= self.threshold
-        seen, seen_after = _whole(before.boxes, after.boxes, view)
-        paired = self._pair(before, back)
-        counted = strong & seen
-        kept = paired.kept[counted[paired.kept[:, 0]]]
-        switched = int(counted[paired.switched[:, 0]].sum())
-        number = int(counted.sum())
-        change = np.abs(before.scores - paired.after)[counted]
-        shift = np.abs(before.boxes[kept[:, 0]] - back.boxes[kept[:, 1]])
-        found = {
-            SURVIVAL: _share(len(kept), number),
-            "confidence_change": _mean(change),
-            "worst_confidence_change": float(change.max()) if number else nan,
-            "box_iou": _mean(np.diagonal(overlaps(before.boxes[kept[:, 0]], back.boxes[kept[:, 1]]))),
-            "box_jitter": _mean(shift),
-            "label_switches": _share(switched, number),
-            "box_deaths": _share(number - len(kept) - switched, number),
-            "box_births": float((paired.born & seen_after).sum()),
-            "boxes_cut": _share(int(strong.sum()) - number, int(strong.sum())),
-        }
-        sizes = np.array(size_of(areas(before.boxes[counted])), dtype=object)
-        found |= {name: _mean(change[sizes == name.rpartition("_")[2]]) for name in BY_SIZE}
-        if truth is not None:
-            found["objects_found"] = self._found(after, _shifted(truth, view))
+        return self.compare_all([Pair(before, after, view, truth)])[0]
+
+    def compare_all(self, pairs: Sequence[Pair]) -> list[dict[str, float]]:
+        """Return what :meth:`compare` does for each pair, computed together."""
+        found: dict[int, dict[str, float]] = {}
+        for numbers in batches(pairs, [max(len(each.before), len(each.after), len(each.truth or ())) for each in pairs]):
+            found |= zip(numbers, self._compared([pairs[number] for number in numbers]), strict=True)
+        return [found[number] for number in range(len(pairs))]
+
+    def _compared(self, pairs: Sequence[Pair]) -> list[dict[str, float]]:
+        """Return the measures of pairs on the same borders."""
+        limits = {"threshold": self.threshold, "overlap": self.overlap}
+        before, after = (DetectionStack.of(each) for each in zip(*((pair.before, pair.after) for pair in pairs), strict=True))
+        values = changes(before, after, Frame.of([pair.view for pair in pairs]), **limits)
+        found = [dict(zip(CHANGES, row, strict=True)) for row in values.T.tolist()]
+        if any(pair.truth is not None for pair in pairs):
+            shares = share_found(after, objects_of(pairs, NOTHING), **limits).tolist()
+            for pair, measures, share in zip(pairs, found, shares, strict=True):
+                measures |= {} if pair.truth is None else {"objects_found": share}
         return found
-
-    def _pair(self, before: Detections, after: Detections) -> _Pairing:
-        """Return what becomes of each detection; ``after`` is moved back already."""
-        overlap = overlaps(before.boxes, after.boxes)
-        same = before.labels[:, None] == after.labels[None]
-        strong, strong_after = before.scores >= self.threshold, after.scores >= self.threshold
-        kept = match(overlap, same & strong[:, None] & strong_after, least=self.overlap)
-        rest, new = _except(strong, kept[:, 0]), _except(strong_after, kept[:, 1])
-        switched = match(overlap, ~same & rest[:, None] & new, least=self.overlap)
-        faded = match(overlap, same & rest[:, None] & ~strong_after, least=self.overlap)
-        left = np.zeros(len(before))
-        for one, other in (*kept, *faded):
-            left[one] = after.scores[other]
-        return _Pairing(kept, switched, left, _except(new, switched[:, 1]))
-
-    def _found(self, found: Detections, objects: Objects) -> float:
-        """Return the share of objects that count which are found."""
-        counted = objects.at(~objects.ignored)
-        allowed = (counted.labels[:, None] == found.labels) & (found.scores >= self.threshold)
-        return _share(len(match(overlaps(counted.boxes, found.boxes), allowed, least=self.overlap)), len(counted))
 
     def records(self, after: Detections, view: View, truth: Objects | None) -> Tensor | None:
         """Return the detections as average precision judges them; None without ground truth."""
-        return None if truth is None else torch.from_numpy(to_rows(judge(after, _shifted(truth, view))))
+        return self.records_all([Pair(after, after, view, truth)])[0]
+
+    def records_all(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
+        """Return what :meth:`records` does for each pair, computed together."""
+        found: list[Tensor | None] = [None] * len(pairs)
+        known = [number for number, pair in enumerate(pairs) if pair.truth is not None]
+        some = [pairs[number] for number in known]
+        for numbers in batches(some, [max(len(each.after), len(each.truth)) for each in some]):
+            chosen = [some[number] for number in numbers]
+            rows = to_rows(judge_together([each.after for each in chosen], objects_of(chosen, NOTHING)))
+            for number, each in zip(numbers, rows, strict=True):
+                found[known[number]] = torch.from_numpy(each)
+        return found
 
     def totals(self, records: Tensor) -> dict[str, Estimate]:
         """Return the average precision over all images: mean, worst and range over the shifts, and by size."""
@@ -206,48 +174,4 @@ def _objects(truth: Any) -> Objects:
 
 def _moved_back(after: Detections, view: View) -> Detections:
     """Return detections in the frame of the first view."""
-    moved = after.moved((-view.shift[0], -view.shift[1]))
-    if not view.circular:
-        return moved
-    size = np.array([view.size[1], view.size[0]], dtype=float)
-    centre = (moved.boxes[:, :2] + moved.boxes[:, 2:]) / 2
-    return replace(moved, boxes=moved.boxes - np.tile(np.floor(centre / size) * size, 2))
-
-
-def _whole(before: np.ndarray, after: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Return which boxes of each view no border cuts in either view."""
-    (dy, dx), (height, width) = view.shift, view.size
-    size, step = np.array([width, height], dtype=float), np.array([dx, dy], dtype=float)
-    if view.circular:
-        return _unwrapped(before, step, size), _unwrapped(after, -step, size)
-    start = np.array([view.start[1], view.start[0]], dtype=float)
-    low = np.maximum(np.maximum(0, start), -step)
-    high = np.minimum(np.minimum(size, size + start), size - step)
-    return inside(before, low, high), inside(after, low + step, high + step)
-
-
-def _unwrapped(boxes: np.ndarray, step: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return which boxes neither touch a border nor do so after a circular step (x, y)."""
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + step
-    moved = boxes + np.tile(step, 2) - np.tile(np.floor(centre / size) * size, 2)
-    found: np.ndarray = inside(boxes, np.zeros(2), size) & inside(moved, np.zeros(2), size)
-    return found
-
-
-def _shifted(truth: Objects, view: View) -> Objects:
-    down, right = (first + step for first, step in zip(view.start, view.shift, strict=True))
-    return truth.shifted((down, right), view.size, view.reach, circular=view.circular)
-
-
-def _except(mask: np.ndarray, places: Sequence[int] | np.ndarray) -> np.ndarray:
-    left = mask.copy()
-    left[places] = False
-    return left
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else nan
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else nan
+    return replace(after, boxes=Frame.of([view]).back(after.boxes[None])[0])

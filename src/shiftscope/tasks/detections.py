@@ -93,7 +93,7 @@ def read_detections(
         found = [_parts(each) for each in _each_image(output)]
     if len(found) != count:
         raise InputError(f"{WHAT}: the model returned {len(found)} for {count} images.", FORMS)
-    return [_checked(*each) for each in found]
+    return _checked_together(found) or [_checked(*each) for each in found]
 
 
 def _named(output: Any, name: str) -> Any:
@@ -169,6 +169,33 @@ def _no_object(outputs: int, classes: int | None) -> NoObject:
             "Say it: --task boxes:no_object=last (as DETR and YOLOS) or boxes:no_object=none (as Deformable DETR and RT-DETR).",
         )
     return "last" if classes == outputs - 1 else "none"
+
+
+def _checked_together(images: Sequence[tuple[Any, Any, Any]]) -> list[Detections] | None:
+    """Return the detections of images whose tensors are alike, checked all at once; None where one has to be looked at."""
+    counts = [len(scores) for _, scores, _ in images if isinstance(scores, Tensor) and scores.ndim == 1]
+    if not images or len(counts) < len(images):
+        return None
+    arrays = [_together(parts, counts, rest) for parts, rest in zip(zip(*images, strict=True), ((4,), (), ()), strict=True)]
+    boxes, scores, labels = arrays
+    if boxes is None or scores is None or labels is None:
+        return None
+    sound = np.isfinite(boxes).all() and (boxes[:, 2:] >= boxes[:, :2]).all() and ((scores >= 0) & (scores <= 1)).all()
+    if not sound or (labels != labels.round()).any():
+        return None
+    kinds, ends = labels.astype(np.int64), np.cumsum(counts).tolist()
+    spans = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    return [Detections(boxes[each], scores[each], kinds[each]) for each in spans]
+
+
+def _together(parts: Sequence[Any], counts: Sequence[int], rest: tuple[int, ...]) -> np.ndarray | None:
+    """Return the values of all images as one array; None if they are no tensors of one type and of the shape (count, *rest)."""
+    shapes = [(count, *rest) for count in counts]
+    if any(not isinstance(part, Tensor) or part.shape != shape for part, shape in zip(parts, shapes, strict=True)):
+        return None
+    if len({(part.dtype, part.device) for part in parts}) > 1:
+        return None
+    return _array(torch.cat(tuple(parts)))
 
 
 def _checked(boxes: Any, scores: Any, labels: Any) -> Detections:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["areas", "intersections", "match", "overlaps"]
+__all__ = ["areas", "intersections", "match", "match_together", "overlaps"]
 
 #: The least intersection over union of a pair.
 LEAST_OVERLAP = 0.5
@@ -56,12 +56,40 @@ def match(
     >>> match(np.array([[0.9, 0.8], [0.8, 0.1]]), np.full((2, 2), True)).tolist()
     [[0, 1], [1, 0]]
     """
-    worth = np.where(allowed & (overlap >= least), overlap, 0.0)
-    found = worth > 0
-    if (found.sum(axis=0) <= 1).all() and (found.sum(axis=1) <= 1).all():  # nothing to choose
-        return np.argwhere(found)
+    everything = (np.ones((1, size), dtype=bool) for size in overlap.shape)
+    return np.argwhere(match_together(overlap[None], allowed[None], *everything, least=least)[0])
+
+
+def match_together(
+    overlap: Float[np.ndarray, "set one other"],
+    allowed: Bool[np.ndarray, "set one other"],
+    ones: Bool[np.ndarray, "set one"],
+    others: Bool[np.ndarray, "set other"],
+    *,
+    least: float,
+) -> Bool[np.ndarray, "set one other"]:
+    """Return which boxes :func:`match` pairs in each of many sets.
+
+    Args:
+        overlap: intersection over union of each box with each.
+        allowed: which may be paired.
+        ones: which boxes are there.
+        others: which of the others are there.
+        least: overlap that a pair must have at least.
+    """
+    found = allowed & (overlap >= least) & (overlap > 0)
+    choice = (found.sum(axis=1) > 1).any(axis=1) | (found.sum(axis=2) > 1).any(axis=1)
+    for number in np.flatnonzero(choice):  # where there is nothing to choose, every candidate is a pair
+        places = np.ix_(ones[number], others[number])
+        found[number][places] = _assigned(np.where(found[number], overlap[number], 0.0)[places])
+    return found
+
+
+def _assigned(worth: Float[np.ndarray, "one other"]) -> Bool[np.ndarray, "one other"]:
+    """Return the pairs of the one-to-one assignment whose worth has the largest sum, those without any left out."""
     from scipy.optimize import linear_sum_assignment
 
-    pairs = np.stack(linear_sum_assignment(worth, maximize=True), axis=1)
-    kept: np.ndarray = pairs[worth[pairs[:, 0], pairs[:, 1]] > 0]
-    return kept
+    rows, columns = linear_sum_assignment(worth, maximize=True)
+    found = np.zeros(worth.shape, dtype=bool)
+    found[rows, columns] = worth[rows, columns] > 0
+    return found

@@ -103,13 +103,18 @@ def _around(period: int) -> list[int]:
 
 def _pairs(shifts: Int[np.ndarray, "shift 2"], lags: Iterable[int]) -> dict[int, Int[np.ndarray, "2 pair"]]:
     """Return the pairs of shifts that lie each distance apart along an axis: distance -> their places, where there are any."""
-    places = {(y, x): place for place, (y, x) in enumerate(shifts.tolist())}
+    if not len(shifts):
+        return {}
+    down, right = (shifts - shifts.min(axis=0)).T
+    places = np.full((down.max() + 1, right.max() + 1), -1)
+    places[down, right] = np.arange(len(shifts))
     found = {}
-    for lag in lags:
-        pairs = [(one, places.get((y + lag, x)), places.get((y, x + lag))) for (y, x), one in places.items()]
-        each = [(one, other) for one, *others in pairs for other in others if other is not None]
-        if each:
-            found[lag] = np.array(each).T
+    for lag in (each for each in lags if each < max(places.shape)):
+        ends = ((places[:-lag], places[lag:]), (places[:, :-lag], places[:, lag:]))
+        one, other = (np.concatenate([each.ravel() for each in side]) for side in zip(*ends, strict=True))
+        known = (one >= 0) & (other >= 0)
+        if known.any():
+            found[lag] = np.stack([one[known], other[known]])
     return found
 
 
@@ -118,9 +123,18 @@ def _powers(
 ) -> Float[np.ndarray, "row candidate"]:
     """Return each candidate's power in each row of values."""
     lags = sorted({lag for each in candidates for lag in (each, *_around(each))})
-    apart = {lag: np.square(rows[:, pairs[lag][0]] - rows[:, pairs[lag][1]]).mean(axis=1) for lag in lags}
+    columns = np.ascontiguousarray(rows.T)  # a shift's values of all rows lie together
+    apart = {lag: _mean_square(columns, pairs[lag]) for lag in lags}
     around = {each: np.mean([apart[lag] for lag in _around(each)], axis=0) for each in candidates}
     found: np.ndarray = np.stack([1 - apart[each] / np.maximum(around[each], 1e-300) for each in candidates], axis=1)
+    return found
+
+
+def _mean_square(columns: Float[np.ndarray, "shift row"], pairs: Int[np.ndarray, "2 pair"]) -> Float[np.ndarray, " row"]:
+    """Return the mean square of the differences between the shifts of pairs."""
+    apart = columns.take(pairs[0], axis=0)
+    apart -= columns.take(pairs[1], axis=0)
+    found: np.ndarray = np.einsum("pr,pr->r", apart, apart) / len(apart)
     return found
 
 

@@ -8,7 +8,7 @@ most 100 detections of a class in an image, objects of other sizes and crowds ig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,16 +16,19 @@ from jaxtyping import Bool, Float, Int
 
 from shiftscope.tasks.detections import Detections
 from shiftscope.tasks.matching import areas, intersections
-from shiftscope.tasks.objects import SIZES, Objects
+from shiftscope.tasks.objects import SIZES, Objects, ObjectStack
+from shiftscope.tasks.stacks import DetectionStack
 
-__all__ = ["Judged", "average_precision", "judge"]
+__all__ = ["Judged", "Verdicts", "average_precision", "judge", "judge_together"]
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 #: The most detections of a class in an image.
 MOST = 100
-#: What pycocotools adds to a denominator, and what it subtracts from an overlap of 1.
-LEAST, JUST_BELOW = float(np.spacing(1)), 1e-10
+#: Detections whose precision is computed at once.
+ROWS = 4096
+#: What pycocotools subtracts from an overlap of 1.
+JUST_BELOW = 1e-10
 
 
 @dataclass(frozen=True)
@@ -78,92 +81,124 @@ def judge(found: Detections, objects: Objects, *, image: int = 0, case: int = 0)
         image: its number.
         case: the shift's number.
     """
-    found = _ranked(found)
-    matched, ignored = _judged(found, objects)
-    counts = (~_ignored(objects)).astype(np.int64)
+    verdicts = judge_together([found], ObjectStack.of([objects]))
+    ranked, there = verdicts.found, verdicts.objects.there
     return Judged(
-        case=np.full(len(found), case),
-        image=np.full(len(found), image),
-        label=found.labels,
-        score=found.scores,
-        matched=matched,
-        ignored=ignored,
+        case=np.full(int(ranked.there.sum()), case),
+        image=np.full(int(ranked.there.sum()), image),
+        label=ranked.labels[ranked.there],
+        score=ranked.scores[ranked.there],
+        matched=verdicts.matched[ranked.there],
+        ignored=verdicts.ignored[ranked.there],
         object_case=np.full(len(objects), case),
         object_image=np.full(len(objects), image),
         object_label=objects.labels,
-        object_counts=(counts << np.arange(len(SIZES))[:, None]).sum(axis=0),
+        object_counts=verdicts.counts[there],
     )
 
 
-def _ranked(found: Detections) -> Detections:
-    """Return detections, the most confident first, and of each class at most ``MOST``."""
+@dataclass(frozen=True)
+class Verdicts:
+    """Detections of some views as they are judged; bits as of :class:`Judged`.
+
+    Attributes:
+        found: the detections, the most confident of each view first.
+        objects: the objects.
+        matched: whether each finds an object.
+        ignored: whether each does not count.
+        counts: at which sizes each object counts.
+    """
+
+    found: DetectionStack
+    objects: ObjectStack
+    matched: Int[np.ndarray, "view box"]
+    ignored: Int[np.ndarray, "view box"]
+    counts: Int[np.ndarray, "view object"]
+
+
+def judge_together(found: Sequence[Detections], objects: ObjectStack) -> Verdicts:
+    """Judge what a detector finds in some views, against the objects in each."""
+    ranked = DetectionStack.of([_limited(each) for each in found]).ranked()
+    matched, ignored = _judged(ranked, objects)
+    counts = (~_ignored(objects)).astype(np.int64) << np.arange(len(SIZES))[:, None]
+    return Verdicts(ranked, objects, matched, ignored, counts.sum(axis=1))
+
+
+def _limited(found: Detections) -> Detections:
+    """Return detections, and of each class at most the ``MOST`` most confident."""
+    if len(found) <= MOST:
+        return found
     order = np.argsort(-found.scores, kind="stable")
-    if len(order) > MOST:
-        labels = found.labels[order]
-        places = np.concatenate([np.flatnonzero(labels == label)[:MOST] for label in np.unique(labels)])
-        order = order[np.sort(places)]
-    return found.at(order)
+    labels = found.labels[order]
+    places = np.concatenate([np.flatnonzero(labels == label)[:MOST] for label in np.unique(labels)])
+    return found.at(order[np.sort(places)])
 
 
-def _ignored(objects: Objects) -> Bool[np.ndarray, "size object"]:
+def _ignored(objects: ObjectStack) -> Bool[np.ndarray, "view size object"]:
     low, high = np.array(list(SIZES.values())).T[:, :, None]
-    outside: np.ndarray = objects.ignored | (objects.areas < low) | (objects.areas > high)
+    own = objects.areas[:, None]
+    outside: np.ndarray = objects.ignored[:, None] | (own < low) | (own > high)
     return outside
 
 
-def _judged(found: Detections, objects: Objects) -> tuple[np.ndarray, np.ndarray]:
+def _judged(found: DetectionStack, objects: ObjectStack) -> tuple[np.ndarray, np.ndarray]:
     """Return the bits of each detection: whether it finds an object, and whether it does not count."""
     overlap = _overlaps(found.boxes, objects)
-    overlap[found.labels[:, None] != objects.labels] = -1.0
-    own = areas(found.boxes)[:, None]
+    fits = (found.labels[..., None] == objects.labels[:, None]) & found.there[..., None] & objects.there[:, None]
+    overlap[~fits] = -1.0
+    own = areas(found.boxes)[..., None]
     low, high = np.array(list(SIZES.values())).T
     outside, skip = (own < low) | (own > high), _ignored(objects)
-    free = np.ones((len(SIZES), len(THRESHOLDS), len(objects)), dtype=bool)
-    bits = np.zeros((2, len(found), *free.shape[:2]), dtype=bool)
-    bits[1] = outside[:, :, None]
-    possible = (overlap >= THRESHOLDS[0]).any(axis=1) if len(objects) else np.zeros(len(found), dtype=bool)
-    for place in np.flatnonzero(possible):  # the most confident detection chooses first
-        bits[0, place], bits[1, place] = _choose(overlap[place], free, objects.ignored, skip, outside[place])
+    free = np.ones((len(overlap), len(SIZES), len(THRESHOLDS), overlap.shape[2]), dtype=bool)
+    bits = np.zeros((2, *found.there.shape, *free.shape[1:3]), dtype=bool)
+    bits[1] = outside[..., None]
+    possible = (overlap >= THRESHOLDS[0]).any(axis=2)
+    for place in np.flatnonzero(possible.any(axis=0)):  # the most confident detection chooses first
+        views = np.flatnonzero(possible[:, place])
+        left = free[views]
+        matched, chosen = _choose(overlap[views, place], left, objects.ignored[views], skip[views])
+        free[views] = left
+        bits[0, views, place] = matched
+        ignored = np.take_along_axis(skip[views], chosen, axis=2)
+        bits[1, views, place] = np.where(matched, ignored, outside[views, place][..., None])
     return _packed(bits[0]), _packed(bits[1])
 
 
-def _overlaps(boxes: Float[np.ndarray, "box 4"], objects: Objects) -> Float[np.ndarray, "box object"]:
+def _overlaps(boxes: Float[np.ndarray, "view box 4"], objects: ObjectStack) -> Float[np.ndarray, "view box object"]:
     """Return IoU; with a crowd, the share of the detection that lies in it."""
     shared = intersections(boxes, objects.boxes)
-    own = areas(boxes)[:, None]
-    union = np.where(objects.ignored, own, own + areas(objects.boxes) - shared)
+    own = areas(boxes)[..., None]
+    union = np.where(objects.ignored[:, None], own, own + areas(objects.boxes)[:, None] - shared)
     found: np.ndarray = np.where(shared > 0, shared / np.where(shared > 0, union, 1.0), 0.0)
     return found
 
 
 def _choose(
-    overlap: Float[np.ndarray, " object"],
-    free: Bool[np.ndarray, "size threshold object"],
-    crowd: Bool[np.ndarray, " object"],
-    skip: Bool[np.ndarray, "size object"],
-    outside: Bool[np.ndarray, " size"],
-) -> tuple[Bool[np.ndarray, "size threshold"], Bool[np.ndarray, "size threshold"]]:
-    """Give a detection its object, and mark that object as taken in ``free``.
+    overlap: Float[np.ndarray, "view object"],
+    free: Bool[np.ndarray, "view size threshold object"],
+    crowd: Bool[np.ndarray, "view object"],
+    skip: Bool[np.ndarray, "view size object"],
+) -> tuple[Bool[np.ndarray, "view size threshold"], Int[np.ndarray, "view size threshold"]]:
+    """Give one detection of each view its object, and mark that object as taken in ``free``.
 
     It takes the free object of largest overlap, the last one of equals; one that does not count only where none else is left.
 
     Returns:
-        whether it finds an object, and whether it does not count.
+        whether it finds an object, and which.
     """
-    possible = (free | crowd) & (overlap >= np.minimum(THRESHOLDS, 1 - JUST_BELOW)[:, None])
-    counting = possible & ~skip[:, None, :]
+    near = overlap[:, None, None]
+    possible = (free | crowd[:, None, None]) & (near >= np.minimum(THRESHOLDS, 1 - JUST_BELOW)[:, None])
+    counting = possible & ~skip[:, :, None]
     possible = np.where(counting.any(axis=-1, keepdims=True), counting, possible)
-    worth = np.where(possible, overlap, -1.0)
-    chosen = free.shape[2] - 1 - worth[..., ::-1].argmax(axis=-1)
+    chosen = free.shape[3] - 1 - np.where(possible, near, -1.0)[..., ::-1].argmax(axis=-1)
     matched: np.ndarray = possible.any(axis=-1)
-    size, threshold = np.nonzero(matched)
-    free[size, threshold, chosen[matched]] = False
-    return matched, np.where(matched, skip[np.arange(len(skip))[:, None], chosen], outside[:, None])
+    free[(*np.nonzero(matched), chosen[matched])] = False
+    return matched, chosen
 
 
-def _packed(bits: Bool[np.ndarray, "row size threshold"]) -> Int[np.ndarray, " row"]:
-    flat = bits.reshape(len(bits), bits.shape[1] * bits.shape[2]).astype(np.int64)
-    packed: np.ndarray = (flat << np.arange(flat.shape[1])).sum(axis=1)
+def _packed(bits: Bool[np.ndarray, "view box size threshold"]) -> Int[np.ndarray, "view box"]:
+    flat = bits.reshape(*bits.shape[:2], bits.shape[2] * bits.shape[3])
+    packed: np.ndarray = flat @ (1 << np.arange(flat.shape[2]))
     return packed
 
 
@@ -184,41 +219,61 @@ def average_precision(
     totals = np.zeros((cases, len(labels), len(places)), dtype=np.int64)
     np.add.at(totals, (judged.object_case, group), judged.object_counts[:, None] >> np.array(places) & 1)
     found = np.where(totals > 0, 0.0, np.nan)[..., None].repeat(len(THRESHOLDS), axis=-1)
-    for rows in _grouped(judged):
-        case, label = judged.case[rows[0]], int(np.searchsorted(labels, judged.label[rows[0]]))
-        if label < len(labels) and labels[label] == judged.label[rows[0]]:
-            matched, ignored = (_unpacked(bits[rows], places) for bits in (judged.matched, judged.ignored))
-            for place in np.flatnonzero(totals[case, label]):
-                found[case, label, place] = _precision(matched[place], ignored[place], int(totals[case, label, place]))
+    for rows in _grouped(judged, labels):
+        case, kind = judged.case[rows[0]], np.searchsorted(labels, judged.label[rows[0]])
+        nobody = np.where(rows < 0, -1, 0)  # a row that is not there does not count
+        matched, ignored = (_unpacked(bits[rows] | nobody, places) for bits in (judged.matched, judged.ignored))
+        total = totals[case, kind]
+        means = _precision(matched, ignored, np.maximum(total, 1).T[:, None])
+        found[case, kind] = np.where(total[..., None] > 0, means.transpose(2, 0, 1), np.nan)
     return _mean_over_classes(found)
 
 
-def _grouped(judged: Judged) -> list[Int[np.ndarray, " row"]]:
-    """Return the detections of each shift and class, the most confident first, of equals the earlier image."""
-    if len(judged.case) == 0:
-        return []
+def _grouped(judged: Judged, labels: Int[np.ndarray, " class"]) -> Iterator[Int[np.ndarray, "row group"]]:
+    """Yield the detections of each shift and class, the most confident first, of equals the earlier image; -1 for no detection.
+
+    Groups of about the same length come together, at most about ``ROWS`` rows; classes without an object are left out.
+    """
     order = np.lexsort((-judged.score, judged.label, judged.case))
+    order = order[np.isin(judged.label[order], labels)]
     keys = np.stack([judged.case[order], judged.label[order]])
-    return np.split(order, np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(axis=0)) + 1)
+    starts = np.flatnonzero(np.concatenate([np.ones(min(len(order), 1), bool), (keys[:, 1:] != keys[:, :-1]).any(axis=0)]))
+    lengths = np.diff(np.append(starts, len(order)))
+    longest = np.argsort(-lengths, kind="stable")
+    while len(longest):
+        most = int(lengths[longest[0]])
+        chosen, longest = np.split(longest, [max(1, ROWS // most)])
+        places = np.arange(most)[:, None]
+        rows = order[np.minimum(starts[chosen] + places, len(order) - 1)]
+        yield np.where(places < lengths[chosen], rows, -1)
 
 
-def _unpacked(bits: Int[np.ndarray, " detection"], places: Sequence[int]) -> Bool[np.ndarray, "size threshold detection"]:
+def _unpacked(
+    bits: Int[np.ndarray, "detection group"], places: Sequence[int]
+) -> Bool[np.ndarray, "detection size threshold group"]:
     shifts = np.array(places)[:, None] * len(THRESHOLDS) + np.arange(len(THRESHOLDS))
-    found: np.ndarray = (bits >> shifts[:, :, None] & 1).astype(bool)
+    found: np.ndarray = (bits[:, None, None] >> shifts[:, :, None] & 1).astype(bool)
     return found
 
 
 def _precision(
-    matched: Bool[np.ndarray, "threshold detection"], ignored: Bool[np.ndarray, "threshold detection"], total: int
-) -> Float[np.ndarray, " threshold"]:
-    """Return the mean over recalls of the largest precision at that recall or more."""
-    right = np.cumsum(matched & ~ignored, axis=1).astype(float)
-    wrong = np.cumsum(~matched & ~ignored, axis=1).astype(float)
-    precision = right / (right + wrong + LEAST)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    envelope = np.concatenate([envelope, np.zeros((len(envelope), 1))], axis=1)  # recalls that are not reached
-    places = np.stack([np.searchsorted(row, RECALLS, side="left") for row in right / total])
-    means: np.ndarray = np.take_along_axis(envelope, places, axis=1).mean(axis=1)
+    matched: Bool[np.ndarray, "detection size threshold group"],
+    ignored: Bool[np.ndarray, "detection size threshold group"],
+    total: Int[np.ndarray, "size 1 group"],
+) -> Float[np.ndarray, "size threshold group"]:
+    """Return the mean over recalls of the largest precision at that recall or more, 0 at recalls that are not reached.
+
+    Args:
+        matched: whether each detection finds an object, the most confident first.
+        ignored: whether it does not count.
+        total: number of objects, 1 or more.
+    """
+    right = np.cumsum(matched & ~ignored, axis=0).astype(float)
+    wrong = np.cumsum(~matched & ~ignored, axis=0).astype(float)
+    precision = right / np.maximum(right + wrong, 1)  # exactly 1 where nothing is wrong
+    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    reached = np.searchsorted(RECALLS, right / total, side="right")  # how many recalls
+    means: np.ndarray = (np.diff(reached, axis=0, prepend=0) * envelope).sum(axis=0) / len(RECALLS)
     return means
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from shiftscope.estimates import ALIKE, Estimate, interval_of_equals, student_t
 from shiftscope.tasks.objects import SIZES
-from shiftscope.tasks.precision import Judged, average_precision
+from shiftscope.tasks.precision import Judged, Verdicts, average_precision
 
 __all__ = ["judged_rows", "precisions", "to_rows", "totals_of"]
 
@@ -22,13 +22,17 @@ GROUPS = 10
 HALF, THREE_QUARTERS = 0, 5
 
 
-def to_rows(judged: Judged) -> Float[np.ndarray, "row 5"]:
-    """Return judged detections of one view as rows: kind, class, confidence, and two columns of bits below 2^40."""
-    detections = np.stack([judged.label, judged.score, judged.matched, judged.ignored], axis=1).astype(float)
-    zeros = np.zeros(len(judged.object_label))
-    objects = np.stack([judged.object_label, zeros, judged.object_counts, zeros], axis=1).astype(float)
-    kinds = [DETECTION] * len(detections) + [OBJECT] * len(objects) + [MARK]
-    return np.column_stack([kinds, np.concatenate([detections, objects, np.zeros((1, 4))])])
+def to_rows(verdicts: Verdicts) -> list[Float[np.ndarray, "row 5"]]:
+    """Return judged detections of each view as rows: kind, class, confidence, and two columns of bits below 2^40."""
+    found, objects, (views, boxes) = verdicts.found, verdicts.objects, verdicts.found.there.shape
+    rows = np.zeros((views, boxes + objects.there.shape[1] + 1, 5))
+    rows[:, :boxes] = np.stack(
+        [np.full((views, boxes), DETECTION), found.labels, found.scores, verdicts.matched, verdicts.ignored], axis=-1
+    )
+    rows[:, boxes:-1, 0], rows[:, boxes:-1, 1], rows[:, boxes:-1, 3] = OBJECT, objects.labels, verdicts.counts
+    rows[:, -1, 0] = MARK
+    there = np.concatenate([found.there, objects.there, np.ones((views, 1), dtype=bool)], axis=1)
+    return np.split(rows[there], np.cumsum(there.sum(axis=1))[:-1])
 
 
 def judged_rows(rows: Float[np.ndarray, "row 8"]) -> tuple[Judged, Float[np.ndarray, "case 2"] | None, int]:

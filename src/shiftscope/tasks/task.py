@@ -16,7 +16,7 @@ from torch import Tensor
 from shiftscope.estimates import Estimate
 from shiftscope.tasks.truth_files import Placement, named_values
 
-__all__ = ["Task", "Truth", "View"]
+__all__ = ["Pair", "Task", "Truth", "View"]
 
 #: Ground truth of all images, by index: a tensor [image, ...], a list, or anything that reads one when it is asked for.
 Truth = Tensor | Sequence[Any]
@@ -43,6 +43,23 @@ class View:
     reach: float = 0.0
     image: int = 0
     references: Any = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to compare.
+
+    Attributes:
+        before: the answer to the first view.
+        after: the answer to the second view.
+        view: how the second lies relative to the first.
+        truth: of the unshifted image, as :meth:`Task.read_truth` returns it; None without.
+    """
+
+    before: Any
+    after: Any
+    view: View
+    truth: Any
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,10 @@ class Task(ABC):
             measure -> value; NaN where it is not defined for this image, which leaves it out of means.
         """
 
+    def compare_all(self, pairs: Sequence[Pair]) -> list[dict[str, float]]:
+        """Return what :meth:`compare` does for each pair; a task whose comparisons are small makes them together."""
+        return [self.compare(each.before, each.after, each.view, each.truth) for each in pairs]
+
     def read_truth(self, truth: Any, size: tuple[int, int]) -> Any:
         """Return an image's ground truth as :meth:`compare` takes it.
 
@@ -129,6 +150,10 @@ class Task(ABC):
     def records(self, after: Any, view: View, truth: Any) -> Tensor | None:
         """Return what numbers of all images together need of one view, [row, column]; None if the task has no such numbers."""
         return None
+
+    def records_all(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
+        """Return what :meth:`records` does for each pair."""
+        return [self.records(each.after, each.view, each.truth) for each in pairs]
 
     def totals(self, records: Tensor) -> dict[str, Estimate]:
         """Return numbers of all images together: measure -> estimate.

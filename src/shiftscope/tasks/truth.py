@@ -15,7 +15,7 @@ import numpy as np
 from shiftscope.errors import InputError
 from shiftscope.runtime.inputs import parse_json, read_bytes, reading
 from shiftscope.tasks.objects import Objects
-from shiftscope.tasks.truth_files import Placement
+from shiftscope.tasks.truth_files import LARGEST_TRUTH, Placement
 
 __all__ = ["coco_objects", "open_objects", "yolo_objects"]
 
@@ -47,7 +47,7 @@ def open_objects(path: Path, names: Sequence[str], placement: Placement, *, orde
 def coco_objects(path: Path, names: Sequence[str], placement: Placement, *, order: bool = False) -> list[Objects | None]:
     """Return the objects of images from COCO's JSON; arguments and errors as of :func:`open_objects`."""
     with reading(path, "JSON of COCO", FORM):
-        content = parse_json(read_bytes(path, limit=1 << 31))
+        content = parse_json(read_bytes(path, limit=LARGEST_TRUTH))
         images, annotations = list(content["images"]), list(content["annotations"])
         sizes = {each["id"]: (int(each["height"]), int(each["width"])) for each in images}
         known = {str(each["file_name"]): each["id"] for each in images}

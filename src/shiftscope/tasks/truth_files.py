@@ -15,8 +15,10 @@ from torch import Tensor
 from shiftscope.errors import InputError
 from shiftscope.runtime.inputs import read_bytes, reading
 
-__all__ = ["MapFiles", "Placement", "named_values"]
+__all__ = ["LARGEST_TRUTH", "MapFiles", "Placement", "named_values"]
 
+#: Largest file of ground truth, bytes.
+LARGEST_TRUTH = 1 << 31
 #: Files that hold a map, and those of them that are images.
 SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".bmp")
 
@@ -129,7 +131,7 @@ def named_values(file: Path, names: Sequence[str]) -> list[Any]:
         InputError: the file is no such JSON, or holds none of the names.
     """
     with reading(file, "JSON", 'Give an object like {"cat/1.jpg": 1}.'):
-        content = json.loads(read_bytes(file))
+        content = json.loads(read_bytes(file, limit=LARGEST_TRUTH))
     if not isinstance(content, Mapping):
         raise InputError(f"{file} must map names of images to values.", 'Give an object like {"cat/1.jpg": 1}.')
     found = [content.get(name, content.get(Path(name).stem)) for name in names]
