@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from shiftscope.audits.moments import Moments
 from shiftscope.audits.parts import MOST_CHANGED, Changed, Cost, Part, from_tensors, merge_parts, to_tensors
@@ -140,3 +141,20 @@ def test_merged_columns_keep_types_and_refuse_other_shapes() -> None:
     for other in (torch.ones(2, 3), torch.ones(())):
         with pytest.raises(InputError, match="values of different shapes"):
             merge_parts([Part({key: torch.ones(2)}), Part({key: other})])
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("each/survey/zero 1/mcs/radius 1.x", torch.zeros(2)),
+        ("each/survey/zero 1/mcs/all", torch.zeros(0, 5)),
+        ("each/score/mouton2020/mcs", torch.zeros(3)),
+        ("each/right", torch.zeros(2, 2, dtype=torch.bool)),
+    ],
+)
+def test_tensors_that_fit_no_part_are_refused(name: str, tensor: Tensor) -> None:
+    """Else a damaged file would be merged, and the table or the page would fail on it."""
+    good = to_tensors(Part(scores={("zhang2019", "all_agree"): torch.ones(2)}))
+    assert from_tensors(good).scores
+    with pytest.raises(ValueError, match="a part"):
+        from_tensors({**good, name: tensor})

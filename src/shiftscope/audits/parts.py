@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +23,8 @@ from shiftscope.surveys import Survey, from_sums
 __all__ = ["Changed", "Cost", "Part", "from_tensors", "merge_parts", "most_changed", "to_tensors"]
 
 Key = TypeVar("Key")
+#: Names of tensors with a number for each image, and what surveys are over.
+OF_IMAGES, OVER = ("each/score/", "each/survey/", "each/right"), re.compile(r"all|radius [0-9]{1,5}|(off )?lattice")
 #: So many of the images that change most are reported.
 MOST_CHANGED = 12
 #: Where the moments of images' correctness are.
@@ -322,8 +325,7 @@ def from_tensors(tensors: dict[str, Tensor], *, maps: bool = True) -> Part:
     Raises:
         Exception: names, types, shapes or values are not a part's.
     """
-    if any(tensor.is_complex() for tensor in tensors.values()):
-        raise ValueError("a part holds real numbers")
+    _check(tensors)
     scores, values = dict[tuple[str, str], Tensor](), dict[str, dict[tuple[str, str], Tensor]]()
     records, frames = dict[str, Tensor](), dict[FrameKey, Sums]()
     sums, totals, cost = dict[str, Sums](), dict[tuple[str, str], Sums](), dict[str, float]()
@@ -356,6 +358,18 @@ def from_tensors(tensors: dict[str, Tensor], *, maps: bool = True) -> Part:
         records=records,
         frames=checked_frames(frames),
     )
+
+
+def _check(tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError unless numbers are real, each image has one of each kind, and parts of grids have names that are known."""
+    if any(tensor.is_complex() for tensor in tensors.values()):
+        raise ValueError("a part holds real numbers")
+    of_images = {tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith(OF_IMAGES)}
+    if len(of_images) > 1 or any(len(shape) != 1 for shape in of_images):
+        raise ValueError("a part holds one number of each kind for each of its images")
+    overs = (name.rpartition("/")[2] for name in tensors if name.startswith("each/survey/"))
+    if not all(OVER.fullmatch(over) for over in overs):
+        raise ValueError("a part's surveys are over all shifts, or over rings or the lattice of them")
 
 
 def _survey(
