@@ -173,6 +173,24 @@ def test_sums_of_another_shape_are_no_part(damage: Callable[[Tensor], Tensor | N
         from_tensors({**tensors, **({} if changed is None else {name: changed})})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("images", torch.nan), ("images", torch.inf), ("images", 1.0), ("count", torch.nan), ("count", -1.0)]
+)
+def test_numbers_of_images_that_cannot_be_are_no_part(name: str, value: float) -> None:
+    tensors = to_tensors(parts(4)[1][0])
+    tensors[f"sum/frame/hendrycks2019/mcs/previous/{name}"] += value - 4
+    with pytest.raises(ValueError, match="for each frame"):
+        from_tensors(tensors)
+
+
+@pytest.mark.parametrize("key", ["mcr/previous", "mcs/former"])
+def test_frames_of_an_unknown_name_are_no_part(key: str) -> None:
+    tensors = to_tensors(parts(4)[1][0])
+    renamed = {name.replace("hendrycks2019/mcs/previous", f"hendrycks2019/{key}"): each for name, each in tensors.items()}
+    with pytest.raises(ValueError, match="for each frame"):
+        from_tensors(renamed)
+
+
 def test_paths_of_different_lengths_are_not_merged() -> None:
     one = parts(4)[1][0]
     short = {key: {name: each[:3] if each.ndim else each for name, each in sums.items()} for key, sums in one.frames.items()}

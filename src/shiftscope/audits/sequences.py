@@ -117,16 +117,20 @@ def checked_frames(frames: dict[FrameKey, Sums]) -> dict[FrameKey, Sums]:
     """Return sums that were read from a file.
 
     Raises:
-        ValueError: they have not the names and shapes of :func:`frame_sums`.
+        ValueError: they have not the names and shapes of :func:`frame_sums`, or numbers of images that cannot be.
     """
-    if not all(map(_are_frame_sums, frames.values())):
+    known = all(measure in MEASURES and against in ("previous", "unshifted") for _, measure, against in frames)
+    if not known or not all(map(_are_frame_sums, frames.values())):
         raise ValueError("a part's sums have a value for each frame")
     return frames
 
 
 def _are_frame_sums(sums: Sums) -> bool:
     shapes = {tuple(sums[name].shape) for name in SUMS - {"images"} & set(sums)}
-    return set(sums) == SUMS and sums["images"].ndim == 0 and len(shapes) == 1 and len(shapes.pop()) == 1
+    if set(sums) != SUMS or sums["images"].ndim != 0 or len(shapes) != 1 or len(shapes.pop()) != 1:
+        return False
+    images, counts = sums["images"], sums["count"]
+    return bool(images.isfinite()) and bool(((counts >= 0) & (counts <= images)).all())
 
 
 def frames_of(protocol: Protocol, sums: Mapping[FrameKey, Sums], *, images: int, changes: bool) -> Iterator[Frame]:
