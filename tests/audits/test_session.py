@@ -373,7 +373,9 @@ def test_model_that_fails_is_refused(each: Tensor, message: str) -> None:
 
 
 def test_output_that_shows_no_task_is_refused() -> None:
-    with pytest.raises(InputError, match=r"at least two values for each of 1 images.*got shape \(1, 1, 3, 3, 3\).*with --task"):
+    with pytest.raises(
+        InputError, match=r"at least two values for each of 1 images.*got shape \(1, 1, 3, 3, 3\).*audit --task NAME"
+    ):
         audit(lambda batch: torch.zeros(len(batch), 1, 3, 3, 3), images())
 
 
