@@ -150,6 +150,7 @@ def test_merged_columns_keep_types_and_refuse_other_shapes() -> None:
         ("each/survey/zero 1/mcs/all", torch.zeros(0, 5)),
         ("each/score/mouton2020/mcs", torch.zeros(3)),
         ("each/right", torch.zeros(2, 2, dtype=torch.bool)),
+        ("sum/spread/answers/own", torch.zeros(())),
     ],
 )
 def test_tensors_that_fit_no_part_are_refused(name: str, tensor: Tensor) -> None:

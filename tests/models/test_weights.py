@@ -112,6 +112,7 @@ def test_index_of_several_safetensors_files_is_read(factory: str) -> None:
         ("{", "is not the index of safetensors files"),
         ("{}", "is not the index of safetensors files"),
         ('{"weight_map": {"a": "../w.safetensors"}}', "names '../w.safetensors', which does not lie beside it"),
+        ('{"weight_map": {"a": ""}}', "names '', which does not lie beside it"),
         ('{"weight_map": {"a": "none.safetensors"}}', "none.safetensors does not exist"),
         ('{"weight_map": {"b": "w.safetensors"}}', "names tensors that its files do not hold: b"),
     ],

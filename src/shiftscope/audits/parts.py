@@ -25,6 +25,8 @@ __all__ = ["Changed", "Cost", "Part", "from_tensors", "merge_parts", "most_chang
 Key = TypeVar("Key")
 #: Names of tensors with a number for each image, and what surveys are over.
 OF_IMAGES, OVER = ("each/score/", "each/survey/", "each/right"), re.compile(r"all|radius [0-9]{1,5}|(off )?lattice")
+#: Names of the sums over unshifted outputs, as :func:`shiftscope.engine.answers.answers_of` returns them.
+OF_ANSWERS, ANSWER_SUMS = "sum/spread/answers/", {"directions", "own", "tops"}
 #: So many of the images that change most are reported.
 MOST_CHANGED = 12
 #: Where the moments of images' correctness are.
@@ -370,6 +372,9 @@ def _check(tensors: dict[str, Tensor]) -> None:
     overs = (name.rpartition("/")[2] for name in tensors if name.startswith("each/survey/"))
     if not all(OVER.fullmatch(over) for over in overs):
         raise ValueError("a part's surveys are over all shifts, or over rings or the lattice of them")
+    answers = {name.rpartition("/")[2] for name in tensors if name.startswith(OF_ANSWERS)}
+    if answers not in (set(), ANSWER_SUMS):
+        raise ValueError("a part's sums over unshifted outputs are all there or none is")
 
 
 def _survey(

@@ -241,7 +241,7 @@ def _read_index(path: Path) -> dict[str, Tensor]:
     with reading(path, "the index of safetensors files", remedy):
         places = read_json(path)["weight_map"]
         files = sorted({str(file) for file in places.values()})
-    outside = [file for file in files if Path(file).name != file]
+    outside = [file for file in files if not file or Path(file).name != file]
     if outside:
         raise InputError(f"`weights` {path} names {outside[0]!r}, which does not lie beside it.", remedy)
     found = {name: value for file in files for name, value in read_safetensors(path.with_name(file))[0].items()}

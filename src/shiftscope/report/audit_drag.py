@@ -182,6 +182,8 @@ def read_drag(folder: Path) -> Drag | None:
         if (folder / DRAG).stat().st_size > MAX_FILE_BYTES:
             return None
         found, header = read_tensors(folder / DRAG)
+        if any(tensor.is_complex() for tensor in found.values()):
+            return None
         classes = tuple(str(name) for name in json.loads(header["classes"]))
         values, side = found["values"], round(found["values"].shape[1] ** 0.5)
         shifts = grid((side - 1) // 2)

@@ -20,6 +20,7 @@ from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.errors import InputError
 from shiftscope.runtime.executors import Executor, Work
 from shiftscope.runtime.files import locked, remove_temporary_files, write_text
+from shiftscope.runtime.inputs import read_bytes
 from shiftscope.runtime.progress import Event, JobEvent, Report, silent
 from shiftscope.studies import records
 from shiftscope.studies.loading import read_study
@@ -33,6 +34,8 @@ __all__ = ["Job", "PlannedStudy", "RunEnded", "RunStarted", "copy_finished", "do
 
 #: The parts of a study that say how its networks are made and measured.
 RECIPE = ("data", "network", "training", "measure")
+#: No file of a run has more bytes.
+LARGEST_FILE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -346,7 +349,12 @@ def _do_away(job: Job, report: Report) -> dict[str, bytes]:
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    """Return what the files of a run hold, by name.
+
+    Raises:
+        InputError: one is larger than a run's files are.
+    """
+    return {path.name: read_bytes(path, limit=LARGEST_FILE) for path in folder.iterdir() if path.is_file()}
 
 
 @lru_cache(maxsize=2)
