@@ -218,10 +218,7 @@ class Campaign:
         while done < count:
             run = forked if done % 4 else launched
             folder, log, moment = self.fresh(), self.place / "signal.log", self.moments.uniform(0.1, self.lasted[run])
-            process = run(self.command(folder), log)
-            time.sleep(moment)
-            os.kill(process, number)
-            code = ended(process)
+            code = _signalled(run(self.command(folder), log), number, moment)
             if code == 0:
                 continue  # it was done before the signal came
             done += 1
@@ -256,10 +253,7 @@ class Campaign:
         while done < count:
             folder, moment = self.fresh().with_suffix(suffix), self.moments.uniform(0, lasted)
             folder.unlink(missing_ok=True) if suffix else None
-            process = forked([*arguments, "--out", str(folder)], log)
-            time.sleep(moment)
-            os.kill(process, number)
-            code = ended(process)
+            code = _signalled(forked([*arguments, "--out", str(folder)], log), number, moment)
             if code == 0:
                 continue  # it was done before the signal came
             done += 1
@@ -351,6 +345,13 @@ def model():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3, 2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
 """
+
+
+def _signalled(process: int, number: signal.Signals, moment: float) -> int | None:
+    """Send a signal to a process after so many seconds; return its exit code."""
+    time.sleep(moment)
+    os.kill(process, number)
+    return ended(process)
 
 
 def _content(path: Path) -> bytes | None:

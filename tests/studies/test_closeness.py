@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from shiftscope.estimates import mean_over_seeds
 from shiftscope.studies.claims import MeasuredCell
 from shiftscope.studies.closeness import closeness, closeness_table
 
@@ -34,6 +35,17 @@ def test_distance_is_the_root_mean_square_of_the_differences() -> None:
     assert [each.distance.value for each in found] == pytest.approx(expected, abs=1e-6)
     assert all(each.distance.low <= each.distance.value <= each.distance.high for each in found)
     assert [each.closest for each in found] == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_few_networks_widen_the_distance_as_they_widen_the_mean() -> None:
+    """Far from the printed number, the distance of one cell is a difference, and its interval that of the cell's mean."""
+    values = torch.tensor([0.50, 0.60, 0.55])[:, None] + torch.linspace(-0.1, 0.1, 101)[None]
+    cell = MeasuredCell({"variant": "one"}, {"mcs": values}, 1)
+    expected = mean_over_seeds(values, bounds=(-1.0, 1.0))
+    (found,) = closeness([cell], [{"mcs": -0.9}])
+    assert found.distance.value == pytest.approx(expected.value + 0.9)
+    assert found.distance.high - found.distance.low == pytest.approx(expected.high - expected.low, rel=0.05)
+    assert expected.high - expected.low > 0.2  # three networks that differ by 0.05 on average
 
 
 def test_two_that_are_alike_share_the_first_place() -> None:

@@ -21,7 +21,7 @@ from shiftscope.audits.sequences import NEIGHBOURS, FrameKey, frame_sums, frame_
 from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views, views_of
 from shiftscope.engine.answers import answers_of
 from shiftscope.engine.checks import evaluating
-from shiftscope.engine.formats import channels_last_is_quicker
+from shiftscope.engine.formats import module_is_quicker
 from shiftscope.engine.outputs import Outputs, Runner, open_runner
 from shiftscope.errors import InputError, NotFiniteError
 from shiftscope.shifts import Mode, grid
@@ -149,13 +149,9 @@ class Measurer:
             example: [1, channel, height, width], an image.
             count: of the images to measure.
         """
-        model = self.model.model
-        if not isinstance(model, nn.Module) or not any(isinstance(part, nn.Conv2d) for part in model.modules()):
-            return False
         views = len(self.plan(torch.arange(1)).rows)
         passes = count * (views + sum(len(outputs.shifts) for outputs in self.grids.values()))
-        with evaluating(model), torch.inference_mode():
-            return channels_last_is_quicker(self.model, self.framing.centre(example), passes=passes)
+        return module_is_quicker(self.model.model, self.model, self.framing.centre(example), passes=passes)
 
     def _run_grid(self, outputs: _GridOutputs, images: Tensor, seed: int) -> Outputs:
         try:

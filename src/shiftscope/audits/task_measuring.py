@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from shiftscope.audits.measuring import VIEWS, grid_name
 from shiftscope.audits.model import CountedModel
@@ -25,7 +25,7 @@ from shiftscope.audits.scores import Sums
 from shiftscope.audits.sequences import NEIGHBOURS, FrameKey, as_change, frame_sums, is_sequence
 from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views, views_of
 from shiftscope.engine.checks import evaluating
-from shiftscope.engine.formats import channels_last_is_quicker
+from shiftscope.engine.formats import module_is_quicker
 from shiftscope.errors import InputError
 from shiftscope.measures import MEASURES
 from shiftscope.shifts import grid
@@ -130,12 +130,8 @@ class TaskMeasurer:
             example: [1, channel, height, width], an image.
             count: of the images to measure.
         """
-        model = self.model.model
-        if not isinstance(model, nn.Module) or not any(isinstance(part, nn.Conv2d) for part in model.modules()):
-            return False
-        with evaluating(model), torch.inference_mode():
-            passes = count * len(self.plan(torch.arange(1)).rows)
-            return channels_last_is_quicker(self.model.raw, self.framing.centre(example), passes=passes)
+        passes = count * len(self.plan(torch.arange(1)).rows)
+        return module_is_quicker(self.model.model, self.model.raw, self.framing.centre(example), passes=passes)
 
     def part(self, images: Tensor, labels: Tensor | None, *, indices: Tensor) -> Part:
         """Return what a block of images gives; :meth:`shiftscope.audits.Session.part` describes the arguments."""

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from time import perf_counter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["as_channels_last", "channels_last_is_quicker"]
+from shiftscope.engine.checks import evaluating
+
+__all__ = ["as_channels_last", "channels_last_is_quicker", "module_is_quicker"]
 
 #: Images of a trial, and how often each format is tried; the first time is not counted.
 TRIAL, TRIES = 8, 3
@@ -44,6 +46,21 @@ def channels_last_is_quicker(run: Callable[[Tensor], object], image: Tensor, *, 
     if min(usual) / count * passes < LEAST_SECONDS:
         return False
     return min(_seconds(run, as_channels_last(images))) < (1 - GAIN) * min(usual)
+
+
+def module_is_quicker(model: object, run: Callable[[Tensor], object], image: Tensor, *, passes: int) -> bool:
+    """Return :func:`channels_last_is_quicker` of a module with convolutions, evaluated; no for anything else, without a trial.
+
+    Args:
+        model: the model.
+        run: calls it, and whatever else a pass needs.
+        image: [1, channel, height, width], one of them.
+        passes: how many images the run will pass through the model.
+    """
+    if not isinstance(model, nn.Module) or not any(isinstance(part, nn.Conv2d) for part in model.modules()):
+        return False
+    with evaluating(model), torch.inference_mode():
+        return channels_last_is_quicker(run, image, passes=passes)
 
 
 def _seconds(run: Callable[[Tensor], object], images: Tensor) -> list[float]:

@@ -224,13 +224,8 @@ def explain(
     trial = Trial(framed.images, steps, framed.mode, fill, labels, batch_size, device, report, framed.size)
     if model.training:
         warnings.warn("the model is in training mode; it is evaluated, and returned to training mode.", stacklevel=2)
-    settings = {
-        "images": str(len(images)),
-        "shifts of each image": str(shifts),
-        "largest shift": f"{framed.max_shift} pixels",
-        "border": framed.border,
-        "seed": str(seed),
-    }
+    settings = {"images": str(len(images)), "shifts of each image": str(shifts)}
+    settings |= {"largest shift": f"{framed.max_shift} pixels", "border": framed.border, "seed": str(seed)}
     with evaluating(model):
         geometry = read_geometry(model, trial.image)
         guarantee = guarantee_of(model, geometry=geometry, image=trial.image)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from shiftscope.estimates import Estimate, percentile_interval
+from shiftscope.estimates import Estimate, confidence_interval, percentile_interval, variance_component
 from shiftscope.studies.claims import CENTRED, MeasuredCell
 from shiftscope.studies.spec import VARIANT
 from shiftscope.tables import Cell, Table
@@ -58,7 +58,7 @@ def closeness(cells: Sequence[MeasuredCell], printed: Sequence[Mapping[str, floa
     pairs = [
         (name, measure) for name, some in known.items() for measure in CANDIDATES if all(measure in c.values for c, _ in some)
     ]
-    draws = {(name, measure): _distances([(c.draws(measure), number) for c, number in known[name]]) for name, measure in pairs}
+    draws = {(name, measure): _distances([(_draws(c, measure), number) for c, number in known[name]]) for name, measure in pairs}
     found = []
     for name, measure in pairs:
         rivals = [draws[other] for other in pairs if len(known[other[0]]) == len(known[name])]
@@ -87,12 +87,22 @@ def closeness_table(title: str, found: Sequence[Closeness]) -> Table:
     note = (
         "distance: root mean square, over the printed cells that are measured, of ours minus the mean cosine similarity printed, "
         "with 95 % intervals; ours of raw outputs or of outputs minus their mean over classes. closest: share of the bootstrap "
-        "draws in which no other row with as many cells is closer. Where a cell has a single network, nothing says how much "
-        "another training would differ."
+        "draws, widened by Student's t, in which no other row with as many cells is closer. Where a cell has a single "
+        "network, nothing says how much another training would differ."
     )
     return Table(
         f"{title}: distance to the source", ("variant", "measure", "cells", "seeds", "distance", "closest"), rows, (note,)
     )
+
+
+def _draws(cell: MeasuredCell, measure: str) -> Float[np.ndarray, " draw"]:
+    """Return bootstrap draws of a cell's mean, spread as widely as Student's interval says, which few networks need."""
+    value, draws = cell.mean(measure), cell.draws(measure)
+    low, high = percentile_interval(draws)
+    ends = confidence_interval(value, draws, [variance_component(cell.values[measure])])
+    spread = float((ends[1] - ends[0]) / (high - low)) if high > low else 1.0
+    widened: np.ndarray = value + spread * (draws - value)
+    return widened
 
 
 def _distances(pairs: Sequence[tuple[Float[np.ndarray, " draw"], float]]) -> Float[np.ndarray, " draw"]:
