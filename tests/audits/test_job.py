@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ from shiftscope.datasets.images import Block, ImageBlocks, open_images
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.models import load_model
 from shiftscope.runtime.executors import Processes
-from shiftscope.runtime.files import write_first
+from shiftscope.runtime.files import write_first, write_tensors
+from shiftscope.runtime.inputs import read_tensors
 from shiftscope.runtime.progress import Event, Stage
 
 #: Together these take over 20 s.
@@ -166,10 +167,23 @@ def test_first_plan_of_a_folder_stays(here: Path) -> None:
     assert ((here / "plan.json").read_text(), [path.name for path in here.glob(".*tmp*")]) == ("one", [])
 
 
-def test_damaged_part_is_measured_again(here: Path) -> None:
+def halve(file: Path) -> None:
+    """Cut a file's end off."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def rename_a_score(file: Path) -> None:
+    """Write a part that is complete, but holds the values of one measure by another name."""
+    tensors, metadata = read_tensors(file)
+    name = next(name for name in sorted(tensors) if name.startswith("each/score/"))
+    tensors[f"{name}_too"] = tensors.pop(name)
+    write_tensors(file, tensors, metadata=metadata)
+
+
+@pytest.mark.parametrize("damage", [halve, rename_a_score])
+def test_damaged_part_is_measured_again(damage: Callable[[Path], None], here: Path) -> None:
     first = run_audit(spec(), out=here / "out")
-    part = here / "out" / "parts" / "000001.safetensors"
-    part.write_bytes(part.read_bytes()[:100])
+    damage(here / "out" / "parts" / "000001.safetensors")
     with pytest.warns(UserWarning, match=r"is damaged"), pytest.raises(InputError, match=r"is damaged. Run the audit again"):
         merge_audit(here / "out")
     with pytest.warns(UserWarning, match=r"its images are measured again"):

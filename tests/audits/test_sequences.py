@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from shiftscope import Audit, InputError, audit
@@ -23,6 +23,7 @@ from shiftscope.estimates import proportion
 from shiftscope.report import Chart
 from shiftscope.report.audit import audit_page
 from shiftscope.report.charts import draw_chart
+from shiftscope.runtime.files import write_checked_tensors
 
 SIZE, MARGIN = 8, 4
 REACH = MARGIN
@@ -225,7 +226,7 @@ def test_shards_equal_one_run_and_the_folder_holds_the_frames(tmp_path: Path) ->
     assert lines[0].startswith("protocol,frame,down,right,compared_with,top1_change,top1_change_low,top1_change_high,mcs")
     assert len(lines) == 1 + len(whole.frames) / 2
     tensors = {name: each for name, each in load_file(part_file(out, 1)).items() if not name.startswith("sum/frame/")}
-    save_file(tensors, part_file(out, 1))
+    write_checked_tensors(part_file(out, 1), tensors)
     assert merge_audit(out).frames == ()
     assert json.loads((out / "audit.json").read_text())["frames"] == []
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cli.conftest import Command
 from shiftscope.certificates.certifying import Certifier
+from shiftscope.runtime.files import write_checked_tensors
 
 
 def test_certify_prints_the_curve_and_writes_it(shiftscope: Command, run: Path, tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_damaged_part_is_certified_again(
     given = ("certify", str(run), "--radius", "1", "--images", "8", "--json", "--out", "c")
     whole = json.loads(shiftscope(*given).out)
     file = Path("c/parts/000000.safetensors")
-    save_file(damage(load_file(file)), file)
+    write_checked_tensors(file, damage(load_file(file)))
     again = shiftscope(*given)
     assert again.code == 0, again.err
     assert "000000.safetensors is damaged; its images are certified again" in again.err

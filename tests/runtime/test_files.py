@@ -13,7 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shiftscope.runtime.files import LOCK, claimed, locked, remove_temporary_files, write_atomically, write_tensors, write_text
+from shiftscope.runtime.files import (
+    LOCK,
+    claimed,
+    locked,
+    remove_temporary_files,
+    write_atomically,
+    write_checked_tensors,
+    write_tensors,
+    write_text,
+)
+from shiftscope.runtime.inputs import read_checked_tensors, read_tensors
 
 
 def test_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -92,6 +102,29 @@ def test_tensors_are_read_as_written(tmp_path: Path, tensors: dict[str, torch.Te
     found = load_file(tmp_path / "t.safetensors")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_checked_tensors_are_read_as_written_and_no_other_ones(tmp_path: Path) -> None:
+    file = tmp_path / "t.safetensors"
+    tensors = {"a": torch.rand(2, 3), "b": torch.tensor(True), "none": torch.zeros(0, dtype=torch.int64)}
+    write_checked_tensors(file, tensors)
+    found, metadata = read_tensors(file)
+    assert all(torch.equal(value, tensors[name]) for name, value in read_checked_tensors(file).items())
+    for other in (
+        {**found, "a": found["a"].reshape(3, 2)},
+        {**found, "a": found["a"].nextafter(torch.ones(()))},
+        {**found, "b": torch.tensor(1, dtype=torch.uint8)},
+        {**found, "b": torch.tensor(False)},
+        {"a": found["a"], "b": found["b"]},
+        {**found, "another": torch.zeros(0)},
+        {"b": found["a"], "a": found["b"], "none": found["none"]},
+    ):
+        write_tensors(file, other, metadata=metadata)
+        with pytest.raises(ValueError, match="do not match their checksum"):
+            read_checked_tensors(file)
+    write_tensors(file, found)
+    with pytest.raises(ValueError, match="do not match"):
+        read_checked_tensors(file)
 
 
 def test_file_system_without_locks_is_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

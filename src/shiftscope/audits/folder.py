@@ -21,8 +21,8 @@ from shiftscope.audits.results import MOST_VALUES, Audit, assemble
 from shiftscope.audits.subject import SubjectSpec, absolute_paths
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
-from shiftscope.runtime.files import remove_temporary_files, write_first, write_tensors, write_text
-from shiftscope.runtime.inputs import read_bytes, read_tensors, reading
+from shiftscope.runtime.files import remove_temporary_files, write_checked_tensors, write_first, write_tensors, write_text
+from shiftscope.runtime.inputs import read_bytes, read_checked_tensors, reading
 from shiftscope.runtime.settings import Count, Spec, Text
 from shiftscope.runtime.text import json_text
 from shiftscope.tasks import find_task
@@ -228,7 +228,7 @@ def write_part(out: Path, number: int, part: Part) -> None:
         InputError: the folder cannot be written.
     """
     try:
-        write_tensors(part_file(out, number), to_tensors(part))
+        write_checked_tensors(part_file(out, number), to_tensors(part))
     except OSError as error:
         raise _unwritable(out, error) from error
 
@@ -239,7 +239,7 @@ def read_part(out: Path, number: int) -> Part | None:
     if not file.exists():
         return None
     try:
-        return from_tensors(read_tensors(file)[0], maps=False)
+        return from_tensors(read_checked_tensors(file), maps=False)
     except Exception:  # whatever names, shapes and values of tensors raise that are not a part's
         warnings.warn(f"{file} is damaged; its images are measured again.", stacklevel=2)
         return None

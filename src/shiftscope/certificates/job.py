@@ -23,8 +23,8 @@ from shiftscope.certificates.search import NO_ANSWER
 from shiftscope.datasets.photos import Photos
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
-from shiftscope.runtime.files import locked, remove_temporary_files, write_tensors, write_text
-from shiftscope.runtime.inputs import read_bytes, read_tensors, reading
+from shiftscope.runtime.files import locked, remove_temporary_files, write_checked_tensors, write_text
+from shiftscope.runtime.inputs import read_bytes, read_checked_tensors, reading
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.settings import Spec
 
@@ -143,7 +143,7 @@ class _Run:
                 known = None if out is None else self._known(out, number, start)
                 part = self._part(start, report) if known is None else known
                 if out is not None and known is None:
-                    write_tensors(_part_file(out, number), _to_tensors(part))
+                    write_checked_tensors(_part_file(out, number), _to_tensors(part))
                 found.append(part)
         except KeyboardInterrupt as stop:
             raise CertificateStopped(self.certificate(found) if any(len(part.radii) for part in found) else None) from stop
@@ -174,7 +174,7 @@ class _Run:
         if not file.exists():
             return None
         try:
-            return _from_tensors(read_tensors(file)[0], range(start, self._stop(start)), self.certifier.shifts.reach)
+            return _from_tensors(read_checked_tensors(file), range(start, self._stop(start)), self.certifier.shifts.reach)
         except Exception:  # whatever names, shapes and values of tensors raise that are not a part's
             warnings.warn(f"{file} is damaged; its images are certified again.", stacklevel=2)
             return None

@@ -13,26 +13,33 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 from shiftscope.errors import InputError
 
 __all__ = [
+    "CHECKSUM",
     "LOCK",
+    "checksum",
     "claimed",
     "locked",
     "remove_temporary_files",
     "write_atomically",
     "write_bytes",
+    "write_checked_tensors",
     "write_first",
     "write_tensors",
     "write_text",
 ]
 
 LOCK = ".lock"
+#: Where a file of tensors holds their checksum.
+CHECKSUM = "sha256"
 #: Long enough for a lock file that its owner removes at this moment.
 SECONDS_TO_LOCK = 0.2
 #: What a file system without locks answers.
@@ -103,6 +110,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mappin
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(contiguous, metadata=dict(metadata) if metadata else None))
+
+
+def write_checked_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors atomically, as safetensors with their checksum, by which a reader knows whether they are damaged.
+
+    Args:
+        path: of the file.
+        tensors: by name, on any device.
+    """
+    write_tensors(path, tensors, metadata={CHECKSUM: checksum(tensors)})
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors, with their names, types and shapes."""
+    found = sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name!r} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 @contextmanager

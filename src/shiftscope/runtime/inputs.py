@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from shiftscope.errors import InputError, shortened
+from shiftscope.runtime.files import CHECKSUM, checksum
 
 __all__ = [
     "check_file",
@@ -26,6 +27,7 @@ __all__ = [
     "is_folder",
     "parse_json",
     "read_bytes",
+    "read_checked_tensors",
     "read_json",
     "read_tensors",
     "reading",
@@ -161,6 +163,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise ValueError("it is not a complete safetensors file") from error
+
+
+def read_checked_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors in a file that :func:`shiftscope.runtime.files.write_checked_tensors` wrote, by name.
+
+    Raises:
+        OSError: the file cannot be read.
+        InputError: it is not regular, or is larger than a terabyte.
+        ValueError: it is not complete, or holds other tensors than were written.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get(CHECKSUM) != checksum(tensors):
+        raise ValueError("its tensors do not match their checksum")
+    return tensors
 
 
 def tensors_in(content: bytes) -> dict[str, Tensor]:
