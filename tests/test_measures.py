@@ -13,7 +13,7 @@ from shiftscope.engine.outputs import Outputs
 from shiftscope.measures import DEFINITIONS, MEASURES
 from shiftscope.shifts import grid
 from shiftscope.similarity import homogeneities, responses
-from shiftscope.surveys import centred, cosines, survey, top1_changes
+from shiftscope.surveys import centred, cosines, probabilities, survey, top1_changes
 
 # Single precision rounds past a bound by no more than this.
 ROUNDING = 1e-5
@@ -68,6 +68,7 @@ def test_output_measures_stay_in_bounds(seed: int, scale: float) -> None:
     outputs = outputs_of(seed, scale)
     assert within_bounds("mcs", cosines(outputs))
     assert within_bounds("mcs_centred", cosines(centred(outputs)))
+    assert within_bounds("mcs_softmax", cosines(probabilities(outputs)))
     assert within_bounds("top1_change", top1_changes(outputs))
 
 

@@ -66,6 +66,12 @@ DEFINITIONS = (
         "Cosine of the outputs before and after a shift, each less its mean over classes.",
         COSINE,
     ),
+    Measure(
+        "mcs_softmax",
+        "cosine similarity after the softmax",
+        "Cosine of the class probabilities before and after a shift.",
+        (0.0, 1.0),
+    ),
     Measure("mcs_all_shifts", "cosine similarity, every shift", "Mean cosine similarity over every shift of a grid.", COSINE),
     Measure("top1_change", "top-1 change", "Share of shifts that change the top class.", better="less"),
     Measure(

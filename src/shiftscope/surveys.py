@@ -37,9 +37,10 @@ __all__ = [
     "centred",
     "correct",
     "cosines",
-    "per_shift_cosines",
     "from_sums",
     "intervals",
+    "per_shift_cosines",
+    "probabilities",
     "survey",
     "survey_of_values",
     "top1_changes",
@@ -134,6 +135,12 @@ def centred(outputs: Outputs) -> Outputs:
     ([[[-1.0, 1.0]]], [[-1.0, 1.0]])
     """
     values, reference = (each - each.mean(-1, keepdim=True) for each in (outputs.values, outputs.reference))
+    return replace(outputs, values=values, reference=reference)
+
+
+def probabilities(outputs: Outputs) -> Outputs:
+    """Return the class probabilities of each output: its softmax."""
+    values, reference = (each.softmax(-1) for each in (outputs.values, outputs.reference))
     return replace(outputs, values=values, reference=reference)
 
 

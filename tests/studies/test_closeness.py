@@ -61,3 +61,11 @@ def test_variants_with_fewer_cells_come_last_and_are_compared_among_themselves()
     assert found[0].closest + found[1].closest == 1.0
     table = closeness_table("Study", found)
     assert [row["variant"] for row in table.rows] == ["whole", "whole", "part", "part"]
+
+
+def test_measure_that_not_all_cells_have_is_ranked_where_they_have_it() -> None:
+    every, some = cells(every=(0.3, 0.5)), cells(some=(0.3, 0.5))
+    known = [MeasuredCell(each.settings, {**each.values, "mcs_softmax": each.values["mcs"] + 0.3}, each.number) for each in every]
+    half = [known[0], every[1]]
+    assert [(each.variant, each.measure) for each in closeness([*known, *some], PRINTED * 2)][-1] == ("every", "mcs_softmax")
+    assert {each.measure for each in closeness([*half, *some], PRINTED * 2)} == {"mcs", "mcs_centred"}

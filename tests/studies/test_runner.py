@@ -87,13 +87,14 @@ def test_record_agrees_with_an_independent_measurement_of_its_weights(trained: F
     network = Network(study.cells()[1].runs[1].network.model_validate(record["spec"]["network"])).eval()
     network.load_state_dict(load_file(folder / "model.safetensors"))
     shifts = mouton2020(6).draw(60)
-    cosines, changes, right = [], [], []
+    cosines, after_softmax, changes, right = [], [], [], []
     with torch.no_grad():
         for image, label, steps in zip(data.test.images, data.test.labels, shifts, strict=True):
             canvas = torch.nn.functional.pad(image[None].float() / 255, (6, 6, 6, 6))
             dy, dx = steps[0].tolist()
             before, after = network(canvas), network(canvas.roll((dy, dx), (2, 3)))  # the margin is empty: a roll is a shift
             cosines.append(torch.nn.functional.cosine_similarity(before, after).item())
+            after_softmax.append(torch.nn.functional.cosine_similarity(before.softmax(1), after.softmax(1)).item())
             changes.append(before.argmax().item() != after.argmax().item())
             right.append(before.argmax().item() == label.item())
     assert record["results"]["mcs"]["value"] == pytest.approx(sum(cosines) / 60, abs=1e-5)
@@ -101,6 +102,7 @@ def test_record_agrees_with_an_independent_measurement_of_its_weights(trained: F
     assert record["results"]["test_accuracy"]["value"] == pytest.approx(sum(right) / 60)
     loaded = records.load(folder)
     assert loaded is not None
+    assert loaded.values["mcs_softmax"].mean().item() == pytest.approx(sum(after_softmax) / 60, abs=2e-4)
     assert loaded.maps["mcs"].shape == (13 * 13,)
     assert loaded.maps["mcs"].mean().item() == pytest.approx(record["results"]["mcs_all_shifts"]["value"], abs=2e-4)
     assert loaded.maps["mcs"][13 * 13 // 2].item() == pytest.approx(1, abs=1e-5)

@@ -19,8 +19,8 @@ from shiftscope.tables import Cell, Table
 
 __all__ = ["Closeness", "closeness", "closeness_table"]
 
-#: Our measures that the source's mean cosine similarity may have been.
-CANDIDATES = ("mcs", CENTRED)
+#: Our measures that the source's mean cosine similarity may have been. Records written before one was measured lack it.
+CANDIDATES = ("mcs", CENTRED, "mcs_softmax")
 
 
 @dataclass(frozen=True)

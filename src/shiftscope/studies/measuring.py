@@ -94,6 +94,7 @@ def measure_network(
         "test_accuracy": surveys.correct(outputs.reference, data.test.labels),
         "mcs": surveys.cosines(outputs),
         "mcs_centred": surveys.cosines(surveys.centred(outputs)),
+        "mcs_softmax": surveys.cosines(surveys.probabilities(outputs)),
         "mcs_all_shifts": found.values["mcs", "all"],
         "top1_change": surveys.top1_changes(outputs),
         "worst_case": found.values["worst_case", "all"] > 0,
