@@ -291,6 +291,37 @@ class CheckFile(Spec):
     audit: AuditFile
 
 
+class SequenceContent(Spec):
+    """A video: its name, and the change of each step to the next frame; null where the task defines none."""
+
+    name: str
+    changes: tuple[float | None, ...]
+
+
+class FlickerFile(Spec):
+    """What ``audit --frames`` writes as ``flicker.json``, and prints with ``--json``.
+
+    Attributes:
+        schema_version: version of this schema.
+        summary: the main result in words.
+        task: the name of the task that the outputs were read as; empty for classes.
+        measure: whose change it is.
+        estimate: mean over videos of each one's mean change; null if no step has a value.
+        sequences: the videos.
+        notes: what a reader needs to know.
+        provenance: how the numbers were made, name -> value.
+    """
+
+    schema_version: int
+    summary: str
+    task: str
+    measure: str
+    estimate: EstimateFile | None
+    sequences: tuple[SequenceContent, ...]
+    notes: tuple[str, ...]
+    provenance: dict[str, str]
+
+
 SCHEMAS: dict[str, type[BaseModel]] = {
     "audit": AuditFile,
     "check": CheckFile,
@@ -298,6 +329,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "compare-study": ComparedStudyFile,
     "explain": ExplanationFile,
     "fix": FixFile,
+    "flicker": FlickerFile,
     "record": Record,
     "table": TableFile,
 }

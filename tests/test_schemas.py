@@ -38,7 +38,7 @@ def check(schemas: ModuleType, name: str, content: Any) -> None:
     jsonschema.Draft202012Validator(schemas.schema(name)).validate(content)
 
 
-KINDS = ("audit", "check", "compare-audits", "compare-study", "explain", "fix", "record", "table")
+KINDS = ("audit", "check", "compare-audits", "compare-study", "explain", "fix", "flicker", "record", "table")
 #: Options of every command on models here.
 SMALL = ("--size", "20", "--data", "digits", "--images", "6", "--max-shift", "1")
 

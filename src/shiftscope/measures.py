@@ -93,13 +93,13 @@ DEFINITIONS = (
     Measure(
         "neighbour_change",
         "top-1 change per step",
-        "Share of neighbouring shifts along a path, one pixel apart, between which the top class changes.",
+        "Share of neighbouring shifts along a path between which the top class changes.",
         better="less",
     ),
     Measure(
         "neighbour_probability_change",
         "probability change per step",
-        "Mean absolute change of the top class's probability between neighbouring shifts along a path, one pixel apart.",
+        "Mean absolute change of the top class's probability between neighbouring shifts along a path.",
         better="less",
     ),
     # Whole and half pixels.

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import pages
+from shiftscope.audits.pictures import data_url
 from shiftscope.datasets.dataset import load
 from shiftscope.models import load_model
 from shiftscope.report import render
+from shiftscope.report.content import Film, FilmFrame
 from shiftscope.report.gallery import balanced
 from shiftscope.report.write import write_report
 from shiftscope.shifts import grid, translate
@@ -365,6 +367,51 @@ def test_axe_finds_no_serious_violation(report: Path, show: Callable[..., Opened
         if each["impact"] in ("serious", "critical")
     ]
     assert serious == []
+
+
+def reel() -> Film:
+    """Return two strips of frames of one colour, each as bright as its number."""
+    frames = [
+        FilmFrame(
+            f"frame {number}", data_url(torch.full((1, 8, 8), number / 5)), f"class {number}", number / 10 if number else None
+        )
+        for number in range(5)
+    ]
+    return Film("Slide", "", {"up": tuple(frames), "down": (frames[0], *frames[:0:-1])}, "change")
+
+
+def test_frames_follow_slider_keys_mouse_and_strip(tmp_path: Path, show: Callable[..., Opened]) -> None:
+    opened = show(write(tmp_path, reel()))
+    page = opened.page
+
+    def shown() -> tuple[str, str, str]:
+        return opened.text(".at"), opened.text(".answer-now"), opened.text(".change-now")
+
+    assert shown() == ("frame 0", "class 0", "")
+    page.focus(".place")
+    page.keyboard.press("ArrowRight")
+    assert shown() == ("frame 1", "class 1", "change: 0.100")
+    assert page.get_attribute(".shown", "src") == reel().strips["up"][1].picture
+    page.click(".largest")
+    assert shown() == ("frame 4", "class 4", "change: 0.400")
+    page.select_option(".strip", "1")
+    page.keyboard.press("Home")
+    box = page.locator(".screen").bounding_box()
+    page.mouse.move(box["x"] + 10, box["y"] + 10)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 10 + box["width"] / 4, box["y"] + 10)
+    page.mouse.up()
+    assert shown() == ("frame 4", "class 4", "change: 0.400")  # of the strip that runs down, a quarter of the way
+    assert opened.messages == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (320, "dark")])
+def test_frames_are_accessible_and_fit(tmp_path: Path, show: Callable[..., Opened], width: int, scheme: str) -> None:
+    opened = show(write(tmp_path, reel()), width=width, color_scheme=scheme, bypass_csp=True)
+    opened.page.add_script_tag(content=AXE.read_text())
+    found = opened.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
+    assert opened.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
 def test_axe_finds_a_violation_where_there_is_one(chromium: Any) -> None:

@@ -5,8 +5,8 @@ Frames are compared as they are: an answer that should move, such as a box, coun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -20,11 +20,13 @@ from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.measures import MEASURES
 from shiftscope.shown import Shown
-from shiftscope.tables import Table, plus_minus
+from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
 from shiftscope.tasks import Task, View, find_task, task_of
 
-__all__ = ["Flicker", "frames_flicker"]
+__all__ = ["FLICKER_VERSION", "Flicker", "frames_flicker", "measure_flicker", "reads_as", "step_change"]
 
+#: The version of ``flicker.json``.
+FLICKER_VERSION = 1
 #: Frames per forward pass by default.
 FRAMES = 16
 #: What is compared of classes.
@@ -41,29 +43,97 @@ class Flicker(Shown):
             Steps of one sequence are not independent, so that the interval of a single one is all that is possible.
         measure: whose change it is: ``top1_change`` of classes, or the leading measure of a task.
         task: the task's name; empty for classes.
+        names: of the sequences; by default their numbers, from 1.
+        notes: what a reader needs to know.
+        provenance: how it was measured, name -> value.
     """
 
     json_file: ClassVar[str] = "flicker"
+    table_files: ClassVar[tuple[str, ...]] = ("frames",)
 
     changes: tuple[Tensor, ...]  # of several lengths
     estimate: Estimate | None
     measure: str
     task: str = ""
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     def words(self) -> str:
         """Return the result in a sentence."""
         if self.estimate is None:
             return "Nothing could be measured: no step has a value."
-        return f"From one frame to the next, answers change by {plus_minus(self.estimate)} ({MEASURES[self.measure].label})."
+        several, measure = len(self.changes) > 1, MEASURES[self.measure]
+        within = measure.bounds == (0.0, 1.0)
+        value = percent(self.estimate) if within else plus_minus(self.estimate)
+        if not several:
+            value = f"{100 * self.estimate.value:.3g} %" if within else f"{self.estimate.value:.3g}"
+        if self.measure == TOP_CLASS:
+            return f"From one frame to the next, the top class changes in {value} of steps{self._of_videos()}."
+        less = "1 less the " if measure.better == "more" else ""
+        return f"From one frame to the next, answers change by {value} ({less}{measure.label}){self._of_videos()}."
+
+    def _of_videos(self) -> str:
+        steps = sum(map(len, self.changes))
+        if len(self.changes) > 1:
+            return f", a mean over {len(self.changes)} videos"
+        return f", over {steps:,} {'step' if steps == 1 else 'steps'} of one video, which says nothing of others"
+
+    def name(self, number: int) -> str:
+        """Return what to call a sequence, by its place."""
+        return self.names[number] if self.names else str(number + 1)
 
     def tables(self) -> tuple[Table, ...]:
         """Return a table with a row for each step of each sequence."""
         rows = tuple(
-            {"sequence": number, "frame": frame, "change": None if value != value else value}
-            for number, changes in enumerate(self.changes, start=1)
+            {"sequence": self.name(number), "frame": frame, "change": None if value != value else value}
+            for number, changes in enumerate(self.changes)
             for frame, value in enumerate(changes.tolist(), start=2)
         )
-        return (Table("Change from the frame before", ("sequence", "frame", "change"), rows, (self.words(),)),)
+        title, notes = "Change from the frame before", (self.words(), *self.notes)
+        return (Table(title, ("sequence", "frame", "change"), rows, notes, dict(self.provenance)),)
+
+    def sequence_table(self) -> Table:
+        """Return a table with a row for each sequence: its frames, mean and largest change, and where that is."""
+        columns = ("sequence", "frames", "mean_change", "largest_change", "at_frame")
+        return Table("", columns, tuple(self._row(number) for number in range(len(self.changes))))
+
+    def _row(self, number: int) -> dict[str, Cell]:
+        changes = self.changes[number]
+        row: dict[str, Cell] = {"sequence": self.name(number), "frames": len(changes) + 1}
+        if changes.isnan().all():
+            return row
+        worst = int(changes.nan_to_num(nan=-1.0).argmax())
+        values = f"{float(changes.nanmean()):.3g}", f"{float(changes[worst]):.3g}"
+        return row | {"mean_change": values[0], "largest_change": values[1], "at_frame": worst + 2}
+
+    def summary(self, *, commands: tuple[str, ...] = ()) -> Summary:
+        """Return the result for a terminal; arguments as of :meth:`shiftscope.audits.Audit.summary`."""
+        missing = sum(int(each.isnan().sum()) for each in self.changes)
+        steps = sum(map(len, self.changes))
+        undefined = [f"{missing:,} of {steps:,} steps have no value, and means leave them out."] if missing else []
+        compared = "Frames are compared as they are: what really moves in a video counts as change."
+        several = ["Interval: 95 %, over videos."] if len(self.changes) > 1 else []
+        return Summary(self.words(), (self.sequence_table(),), (*several, compared, *undefined, *self.notes), commands)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain data, with None where a step has no value."""
+        found = self.estimate
+        return {
+            "schema_version": FLICKER_VERSION,
+            "summary": self.words(),
+            "task": self.task,
+            "measure": self.measure,
+            "estimate": None
+            if found is None
+            else {"value": found.value, "low": found.low, "high": found.high, "count": found.count},
+            "sequences": [
+                {"name": self.name(number), "changes": [None if value != value else value for value in changes.tolist()]}
+                for number, changes in enumerate(self.changes)
+            ],
+            "notes": list(self.notes),
+            "provenance": dict(self.provenance),
+        }
 
 
 def frames_flicker(
@@ -97,10 +167,24 @@ def frames_flicker(
     _check(sequences, batch_size)
     counted = CountedModel(model, output=output, device=device_of(model) if device is None else torch.device(device))
     with evaluating(model), torch.inference_mode():
-        known = _task(counted, sequences[0], task)
-        changes = tuple(_changes(counted, sequence, known, batch_size) for sequence in sequences)
-    lead = TOP_CLASS if known is None else known.measures[0]
-    return Flicker(changes, _estimate(lead, changes), lead, "" if known is None else known.name)
+        known = reads_as(counted, sequences[0][:1], task)
+        return measure_flicker(counted, (each.split(batch_size) for each in sequences), known)
+
+
+def measure_flicker(model: CountedModel, sequences: Iterable[Iterable[Tensor]], task: Task | None) -> Flicker:
+    """Return the flicker of videos whose frames come in batches; those of one batch are in memory at a time.
+
+    Args:
+        model: the model.
+        sequences: the batches of each video, [frame, channel, height, width].
+        task: that reads the outputs; None for classes.
+
+    Raises:
+        InputError: the model fails, or returns what cannot be measured.
+    """
+    changes = tuple(_changes(model, batches, task) for batches in sequences)
+    lead = TOP_CLASS if task is None else task.measures[0]
+    return Flicker(changes, _estimate(lead, changes), lead, "" if task is None else task.name)
 
 
 def _check(sequences: Sequence[Tensor], batch_size: int) -> None:
@@ -119,10 +203,14 @@ def _check(sequences: Sequence[Tensor], batch_size: int) -> None:
             raise InputError(f"`frames` must be finite floating point in [0, 1], got {found}.", "Divide by 255 first.")
 
 
-def _task(model: CountedModel, frames: Tensor, task: str | Task | None) -> Task | None:
-    """Return the task that is chosen or that the output for a frame shows; None for classes."""
-    size = (int(frames.shape[2]), int(frames.shape[3]))
-    raw = model.raw(frames[:1])
+def reads_as(model: CountedModel, frame: Float[Tensor, "1 channel height width"], task: str | Task | None) -> Task | None:
+    """Return the task that is chosen, or that the output for a frame shows; None for classes.
+
+    Raises:
+        InputError: there is no such task, the model fails, or its output is no classes and shows no task.
+    """
+    size = (int(frame.shape[2]), int(frame.shape[3]))
+    raw = model.raw(frame)
     chosen = find_task(task) if isinstance(task, str) else task
     if chosen is None and model.output is None:
         chosen = task_of(raw, 1, size)
@@ -131,28 +219,38 @@ def _task(model: CountedModel, frames: Tensor, task: str | Task | None) -> Task 
     return None if chosen is None else chosen.knowing(model.model)
 
 
-def _changes(model: CountedModel, frames: Tensor, task: Task | None, batch_size: int) -> Float[Tensor, " step"]:
+def step_change(task: Task, before: Any, after: Any, view: View) -> float:
+    """Return by how much an answer changes from one view to the next; NaN where the task defines no change.
+
+    Args:
+        task: that reads the answers.
+        before: the answer to the first view.
+        after: the answer to the second view.
+        view: how the second lies relative to the first.
+    """
+    found = task.compare(before, after, view, None).get(task.measures[0], float("nan"))
+    return float(as_change(task.measures[0], torch.tensor(found, dtype=torch.float64)))
+
+
+def _changes(model: CountedModel, batches: Iterable[Tensor], task: Task | None) -> Float[Tensor, " step"]:
     """Return the change of each frame but the first; no more answers than those of a batch are in memory."""
-    size = (int(frames.shape[2]), int(frames.shape[3]))
-    found: list[float] = []
-    before: Any = None
-    for number, after in enumerate(_answers(model, frames, task, batch_size)):
+    found, before = list[float](), None
+    for number, (after, size) in enumerate(_answers(model, batches, task)):
         if number and task is None:
             found.append(float(after != before))
         elif number and task is not None:
             view = View((0, 0), size, circular=False, references=task.gather([before]))
-            found.append(task.compare(before, after, view, None).get(task.measures[0], float("nan")))
+            found.append(step_change(task, before, after, view))
         before = after
-    values = torch.tensor(found, dtype=torch.float64)
-    return values if task is None else as_change(task.measures[0], values)
+    return torch.tensor(found, dtype=torch.float64)
 
 
-def _answers(model: CountedModel, frames: Tensor, task: Task | None, batch_size: int) -> Iterator[Any]:
-    for batch in frames.split(batch_size):
-        if task is None:
-            yield from model(batch).argmax(dim=1).tolist()
-        else:
-            yield from model.read(batch, task, (int(frames.shape[2]), int(frames.shape[3])))
+def _answers(model: CountedModel, batches: Iterable[Tensor], task: Task | None) -> Iterator[tuple[Any, tuple[int, int]]]:
+    """Yield the answer to each frame, and (height, width) of the frame."""
+    for batch in batches:
+        size = (int(batch.shape[2]), int(batch.shape[3]))
+        answers = model(batch).argmax(dim=1).tolist() if task is None else model.read(batch, task, size)
+        yield from ((answer, size) for answer in answers)
 
 
 def _estimate(lead: str, changes: Sequence[Tensor]) -> Estimate | None:

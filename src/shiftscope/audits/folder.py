@@ -8,7 +8,7 @@ atomically) and, once all parts are there, ``audit.json``, ``table.csv``, ``tabl
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from pydantic import Field
 
 from shiftscope.audits.measuring import Kind
 from shiftscope.audits.parts import Part, from_tensors, merge_parts, to_tensors
-from shiftscope.audits.protocols import Protocol
+from shiftscope.audits.protocols import Protocol, pan
 from shiftscope.audits.results import MOST_VALUES, Audit, assemble
 from shiftscope.audits.subject import SubjectSpec, absolute_paths
 from shiftscope.engine.framing import Border
@@ -53,6 +53,8 @@ class AuditSpec(SubjectSpec):
         batch_size: images per forward pass.
         task: what the outputs are, as :func:`shiftscope.tasks.find_task` takes it; None for what they show.
         truth: file or folder of ground truth.
+        pan: (dy, dx) from frame to frame of a slow pan, pixels, to measure instead of protocols.
+        steps: of the pan.
     """
 
     protocols: tuple[str, ...] | None = None
@@ -60,6 +62,17 @@ class AuditSpec(SubjectSpec):
     batch_size: int | None = Field(None, le=10**6)
     task: Text | None = None
     truth: Text | None = None
+    pan: tuple[float, float] | None = None
+    steps: int = Field(32, ge=1, le=1000)
+
+    @property
+    def wanted(self) -> Sequence[str | Protocol] | None:
+        """The protocols to measure, by name, or the pan; None for those that suit the output.
+
+        Raises:
+            InputError: there is no such pan.
+        """
+        return self.protocols if self.pan is None else [pan(self.pan, self.steps, mode=self.mode or "crop")]
 
     def with_absolute_paths(self) -> AuditSpec:
         """Return the same for a process in another working directory."""

@@ -96,8 +96,9 @@ def open_audited(spec: AuditSpec, report: Report = silent) -> Subject:
     Raises:
         InputError: there is no such protocol, task, model or image.
     """
-    for name in spec.protocols or ():
-        find_protocols(name, max_shift=spec.max_shift)
+    for each in spec.wanted or ():
+        if isinstance(each, str):
+            find_protocols(each, max_shift=spec.max_shift)
     if spec.task is not None:
         find_task(spec.task)
     return open_subject(spec, report)
@@ -284,7 +285,7 @@ class _Run:
             task=spec.task or ("" if self.session.task is None else self.session.task.name),
             truth_sha256=truth_checksum(spec.truth),
             borders={each.name: self.session.framing.border(each) for each in protocols},
-            notes=(*images.notes, *self.session.notes),
+            notes=(*(images.all_notes if self.session.takes_labels else images.notes), *self.session.notes),
             provenance=provenance(spec.device),
             channels_last=channels_last,
         )
@@ -296,7 +297,7 @@ class _Run:
         """
         protocols: Sequence[str | Protocol] | None = None
         if first:
-            own = self.session.kind == "maps" or self.spec.mode not in (None, "zero")
+            own = self.session.kind == "maps" or self.spec.mode not in (None, "zero") or self.spec.pan is not None
             protocols = self.plan.protocols[:1] if own else [FIRST_PROTOCOL]
         session = _start(self.spec, self.subject, protocols)
         session.measurer.model.channels_last = self.session.measurer.model.channels_last
@@ -348,7 +349,7 @@ class _Run:
 def _start(spec: AuditSpec, subject: Subject, protocols: Sequence[str | Protocol] | None = None) -> Session:
     loaded, images = subject.loaded, subject.images
     options = AuditOptions(
-        protocols=protocols or spec.protocols,
+        protocols=protocols or spec.wanted,
         max_shift=spec.max_shift,
         mode=spec.mode,
         size=images.size,

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
+from math import ceil, isfinite
 from typing import Literal
 
 import torch
@@ -39,6 +40,7 @@ __all__ = [
     "michaeli2023",
     "mouton2020",
     "myburgh2021",
+    "pan",
     "rojas2022_circular",
     "rojas2022_crop",
     "segmentation_circular",
@@ -56,6 +58,8 @@ Step = tuple[int | float, int | float]
 
 #: The step of a difference quotient, pixels: small beside a pixel, large beside the rounding of single precision.
 DERIVATIVE_STEP = 1 / 16
+#: Steps of a pan, at most.
+MOST_STEPS = 1000
 #: By default no shift exceeds the model's input size divided by this.
 SIZE_PER_SHIFT = 4
 
@@ -244,6 +248,35 @@ def hendrycks2019(max_shift: int = 15) -> Protocol:
     """
     path = tuple((0, step) for step in range(-max_shift, max_shift + 1))
     return Protocol("hendrycks2019", max_shift, "zero", 0, ("neighbour_change",), drawn=0, path=path, around="crop")
+
+
+def pan(step: tuple[float, float], steps: int = 32, *, mode: Literal["zero", "crop", "circular"] = "crop") -> Protocol:
+    """Return our own, unpublished protocol: a slow pan, whose frames move by the same step, such as a quarter of a pixel.
+
+    Measures how often the top class differs between neighbouring frames, and the change of the first one's top probability; of a
+    task the change of its answer. Frames between whole pixels are interpolated bilinearly, in mode ``circular`` by phases of the
+    Fourier transform.
+
+    Args:
+        step: (dy, dx) from each frame to the next, pixels.
+        steps: their number; the first frame is not shifted.
+        mode: what comes in at the border; without a margin around the model's input, ``crop`` is ``zero``.
+
+    Raises:
+        InputError: the step is 0 or not finite, or there is none.
+
+    >>> pan((0.25, 0), 4).path[-1], pan((0.25, 0), 4).max_shift
+    ((1.0, 0.0), 1)
+    """
+    if not all(map(isfinite, step)) or not any(step):
+        raise InputError(f"`pan` must be a step (dy, dx) in pixels other than 0, got {step}.", "Write it like 0.25,0.")
+    if not 1 <= steps <= MOST_STEPS:
+        raise InputError(f"`steps` must be 1 to {MOST_STEPS:,}, got {steps}.", "Leave it out for 32.")
+    path = tuple((float(number * step[0]), float(number * step[1])) for number in range(steps + 1))
+    reach = ceil(steps * max(map(abs, step)))
+    scores = ("neighbour_change", "neighbour_probability_change")
+    around: Literal["crop"] | None = "crop" if mode == "crop" else None
+    return Protocol("pan", reach, "circular" if mode == "circular" else "zero", 0, scores, drawn=0, path=path, around=around)
 
 
 def gruver2023() -> Protocol:

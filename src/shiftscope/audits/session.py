@@ -16,6 +16,7 @@ from shiftscope.audits.model import CountedModel
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import Audit, assemble
+from shiftscope.audits.sequences import is_sequence
 from shiftscope.audits.task_measuring import TaskMeasurer
 from shiftscope.audits.views import Framing
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
@@ -192,7 +193,7 @@ class Session:
         counted = CountedModel(model, output=options.output, device=device)
         with counted.counting(), evaluating(model), torch.inference_mode():
             raw = counted.raw(framing.centre(example))
-            task = _task(counted, raw, options, framing)
+            task = _task(counted, raw, options, framing) or _task_of_pan(counted, raw, options)
         if task is not None:
             return cls._of_task(counted, task, framing, options, tuple(example.shape[1:]), labelled=labelled)
         output = counted.checked(raw, 1)
@@ -215,6 +216,11 @@ class Session:
         ignored = labelled and truth is None and not task.takes_labels
         notes = [f"Labels are ignored: task {task.name!r} has no classes of images."] if ignored else []
         return cls(measurer, framing, "task", 0, shape, (*notes, *_notes(protocols, framing, "task")), task)
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether classes of images mean anything for the outputs."""
+        return self.kind == "classes" or (self.task is not None and self.task.takes_labels)
 
     def part(self, images: Tensor, labels: Tensor | None, *, indices: Tensor) -> Part:
         """Measure a block of images.
@@ -267,6 +273,15 @@ def _task(model: CountedModel, raw: Any, options: AuditOptions, framing: Framing
     return task
 
 
+def _task_of_pan(model: CountedModel, raw: Any, options: AuditOptions) -> Task | None:
+    """Return the task of maps of classes, or of vectors, of which only a task compares neighbours along a path; else None."""
+    chosen = () if options.protocols is None or isinstance(options.protocols, str) else options.protocols
+    if not any(isinstance(each, Protocol) and is_sequence(each) for each in chosen):
+        return None
+    name = "embedding" if options.embedding else "segmentation" if model.checked(raw, 1).ndim == 4 else ""
+    return find_task(name) if name else None
+
+
 def _label_mismatch(kind: Kind, outputs: int, classes: int | None) -> str:
     """Return why labels do not fit the model; empty if they do."""
     if kind != "classes":
@@ -277,12 +292,23 @@ def _label_mismatch(kind: Kind, outputs: int, classes: int | None) -> str:
 
 
 def _notes(protocols: Sequence[Protocol], framing: Framing, kind: Kind) -> Iterator[str]:
-    if any(each.border == "crop" and framing.border(each) == "zero" for each in protocols):
+    yield from (_pan_words(each, framing.border(each), kind) for each in protocols if each.name == "pan")
+    if any(each.border == "crop" and each.name != "pan" and framing.border(each) == "zero" for each in protocols):
         yield "Images have no margin around the model's input, so the canvas's colour surrounds crops."
     if any(each.border == "mean" and framing.mean is None for each in protocols):
         yield "The mean colour is unknown; the canvas's colour replaces it."
     if kind == "vectors":
         yield "Outputs are embeddings: the audit measures cosines only, nothing that needs a top class."
+
+
+def _pan_words(protocol: Protocol, border: str, kind: Kind) -> str:
+    """Return how frames of a pan are made, and how answers to them are moved back."""
+    (dy, dx), frames = protocol.path[1], len(protocol.path)
+    whole = all(float(part).is_integer() for part in (dy, dx))
+    how = "" if whole else ", interpolated bilinearly" if border != "circular" else ", interpolated by the Fourier transform"
+    filled = {"zero": "the canvas's colour comes in", "crop": "the photo around the input comes in"}.get(border, "circular")
+    back = "" if kind != "task" else " Boxes and points are moved back exactly, maps by the nearest whole pixel."
+    return f"Pan: {frames} frames, each moved by ({dy:g}, {dx:g}) pixels (down, right) from the one before{how}; {filled}.{back}"
 
 
 def _parts(

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shiftscope.audits.model import OneOutput
-from shiftscope.datasets.images import Block, ImageBlocks, left_out, open_images
+from shiftscope.datasets.images import Block, ImageBlocks, from_photos, left_out, open_images
 from shiftscope.datasets.photos import Photos
 from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
 from shiftscope.datasets.sources import is_folder
@@ -197,7 +197,7 @@ class Subject:
             block: all images.
             ignored: why their labels are left out; empty if they are not.
         """
-        return tuple(filter(None, (*self.images.notes, ignored, left_out(block.damaged))))
+        return tuple(filter(None, (*self.images.all_notes, ignored, left_out(block.damaged))))
 
     def read(self) -> tuple[Block, str]:
         """Read all images.
@@ -228,12 +228,13 @@ def describe(facts: Mapping[str, str]) -> str:
     )
 
 
-def open_subject(spec: SubjectSpec, report: Report = silent) -> Subject:
+def open_subject(spec: SubjectSpec, report: Report = silent, *, photos: Photos | None = None) -> Subject:
     """Load a model and open the images to measure it on.
 
     Args:
         spec: which model and images.
         report: called with progress events.
+        photos: to take instead of the specified images, without room for shifts.
 
     Raises:
         InputError: there is no such model or no such images, or they do not fit.
@@ -246,16 +247,20 @@ def open_subject(spec: SubjectSpec, report: Report = silent) -> Subject:
         std=spec.std,
         trust=spec.trust,
     )
-    images = open_images(
-        spec.data,
-        count=spec.images,
-        preprocessing=loaded.preprocessing,
-        channels=loaded.image[0] if loaded.image else None,
-        trained_on=loaded.spec.data,
-        max_shift=spec.max_shift,
-        data_dir=None if spec.data_dir is None else Path(spec.data_dir),
-        report=report,
-    )
+    channels = loaded.image[0] if loaded.image else None
+    if photos is not None:
+        images = from_photos(photos, None, loaded.preprocessing, channels, 0)
+    else:
+        images = open_images(
+            spec.data,
+            count=spec.images,
+            preprocessing=loaded.preprocessing,
+            channels=channels,
+            trained_on=loaded.spec.data,
+            max_shift=spec.max_shift,
+            data_dir=None if spec.data_dir is None else Path(spec.data_dir),
+            report=report,
+        )
     loaded.model.to(spec.device)
     return Subject(spec, loaded, images)
 

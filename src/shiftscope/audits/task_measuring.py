@@ -55,7 +55,7 @@ def task_measures(task: Task, protocol: Protocol, *, truth: bool) -> tuple[tuple
         InputError: the protocol makes no sense for the task.
     """
     reasons = [NOT_OF_TASKS[name] for name in protocol.scores if name in NOT_OF_TASKS]
-    if not reasons and protocol.scores and protocol.draw(1).is_floating_point():
+    if not reasons and protocol.scores and not is_sequence(protocol) and protocol.draw(1).is_floating_point():
         reasons.append("moves by parts of a pixel, by which no answer can be moved back exactly")
     if reasons:
         raise InputError(f"{protocol.name} cannot be measured for task {task.name!r}: it {reasons[0]}.", "Leave it out.")

@@ -69,6 +69,11 @@ def _of_task(rows: Sequence[Row], task: Task | None) -> str:
     sentence = ""
     if task is not None and leading.measure == task.measures[0]:
         sentence = task.words(percent(leading.estimate), plus_minus(leading.estimate), _moved(leading))
+    if task is not None and leading.measure == "flicker":
+        where = "frame of the pan" if leading.protocol == "pan" else "position of a path"
+        lead = MEASURES[task.measures[0]]
+        what = f"1 less the {lead.label}" if lead.better == "more" else lead.label
+        sentence = f"From one {where} to the next, answers change by {plus_minus(leading.estimate)} ({what}), moved back."
     truth = next((row for row in rows if row.protocol == "unshifted"), None)
     known = f" Without a shift: {MEASURES[truth.measure].label} {plus_minus(truth.estimate)}." if truth else ""
     return (sentence or _leading(leading)) + known
@@ -92,6 +97,8 @@ def _leading(row: Row) -> str:
             return f"The answer is the same at {_count(row)} for {share} of images."
         case "worst_case":
             return f"The answer is correct at {_count(row)} for {share} of images."
+        case "neighbour_change" if row.protocol == "pan":
+            return f"The answer changes from one frame of the pan to the next in {share} of steps."
         case "neighbour_change":
             return f"The answer changes from one position to the next, a pixel on, in {share} of steps."
         case "mASSC":

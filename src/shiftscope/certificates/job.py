@@ -129,7 +129,7 @@ class _Run:
         )
         unfit = "" if images.classes is None else subject.label_mismatch(images.example())
         self.labelled = images.classes is not None and not unfit
-        self.notes = (*images.notes, *filter(None, [unfit]))
+        self.notes = (*images.all_notes, *filter(None, [unfit]))
 
     def parts(self, out: Path | None, report: Report) -> list[Part]:
         """Return the parts of all blocks, those that the folder holds and new ones.

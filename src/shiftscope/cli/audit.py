@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app, print_first, resumable, say
+from shiftscope.cli.frames import audit_frames, pan_of
 from shiftscope.cli.gate import GATE_GROUP, GateOptions, conditions_of, judged
 from shiftscope.cli.measuring import IMAGES, print_found, valid_settings
 from shiftscope.cli.options import (
@@ -50,6 +51,9 @@ def audit(
     protocols: Annotated[tuple[str, ...], Several, Parameter(name="--protocol", group=IMAGE_GROUP)] = (),
     task: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None,
     truth: Annotated[Path | None, Parameter(group=IMAGE_GROUP)] = None,
+    frames: Annotated[Path | None, Parameter(group=IMAGE_GROUP)] = None,
+    pan: Annotated[str | None, Parameter(group=IMAGE_GROUP)] = None,
+    steps: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None,
     batch_size: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
     shard: Annotated[str | None, Parameter(group=COMPUTE_GROUP)] = None,
     workers: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
@@ -76,6 +80,15 @@ def audit(
     truth
         Ground truth for --task: a JSON file of COCO or the folder above `images` and `labels` of YOLO (boxes), a folder with a
         map for each image, named like it (segmentation, depth), or a JSON file that maps names of images to values.
+    frames
+        Folder of a video's frames, image files in natural order, or with a subfolder of frames for each of several videos.
+        Measure by how much answers change from one frame to the next, compared as they are, instead of shifts.
+    pan
+        Pan images slowly, by this step from frame to frame, written DOWN,RIGHT in pixels, such as 0.25,0 or 0,-0.5, and measure
+        by how much answers change from one frame to the next, moved back, instead of protocols. Parts of pixels are interpolated
+        bilinearly.
+    steps
+        Number of steps of --pan. By default 32.
     batch_size
         Number of images per forward pass. By default as many as memory allows.
     shard
@@ -94,6 +107,19 @@ def audit(
         Condition at which to exit with 1, such as "top-1 change > 0.10" or "mcs of mouton2020 < 0.9": a measure, by name or in
         words, above or below a number. It counts only if the whole interval lies beyond the number. Repeatable.
     """
+    if frames is not None:
+        others = {
+            "--protocol": protocols,
+            "--truth": truth,
+            "--pan": pan,
+            "--steps": steps,
+            "--shard": shard,
+            "--workers": workers,
+        }
+        others |= {"--quick": quick, "--merge": merge, "--fail-if": fail_if}
+        audit_frames(model, frames, options, task=task, batch_size=batch_size, out=out, others=others)
+        return None
+    panned = pan_of(pan, steps, protocols=protocols, max_shift=options.max_shift)
     conditions = conditions_of(fail_if, protocols, gate)
     if (model is None) == (merge is None):
         raise InputError("`audit` needs either a model or a folder to merge, not both.", "Give one of MODEL and --merge.")
@@ -107,7 +133,7 @@ def audit(
     with resumable(out, "blocks"):
         if merge is None:
             spec = _audit_spec(
-                str(model), options, protocols=protocols or None, batch_size=batch_size, task=task, truth=_text(truth)
+                str(model), options, protocols=protocols or None, batch_size=batch_size, task=task, truth=_text(truth), **panned
             )
             found = _audited(spec, options, shard=shard, workers=workers, quick=quick, out=out)
         else:
@@ -143,7 +169,7 @@ def _audit_spec(model: str, options: AuditOptions, **others: Any) -> AuditSpec:
     from shiftscope.audits.folder import AuditSpec
 
     with valid_settings():
-        return AuditSpec(**options.subject(model, images=IMAGES), mode=options.mode, **others)
+        return AuditSpec(**options.subject(model, images=IMAGES) | {"mode": options.mode} | others)
 
 
 def _text(path: Path | None) -> str | None:

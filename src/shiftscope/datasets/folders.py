@@ -34,6 +34,7 @@ __all__ = [
     "eight_bits",
     "files_checksum",
     "list_images",
+    "open_image",
     "open_splits",
     "parquet_files",
     "pixels",
@@ -110,7 +111,7 @@ def list_images(path: Path, *, count: int | None = None) -> Photos:
         classes=tuple(map(printable, classes)),
         found=len(every),
         checksum=files_checksum(root, files),
-        load=lambda places: (partial(_open_image, files[place]) for place in places),
+        load=lambda places: (partial(open_image, files[place]) for place in places),
     )
 
 
@@ -153,7 +154,7 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.parquet") if path.is_file())
 
 
-def _open_image(source: Path | io.BytesIO) -> Image:
+def open_image(source: Path | io.BytesIO) -> Image:
     """Decode an image and turn it upright as its EXIF data says; 16-bit grey becomes 8-bit grey.
 
     Args:
@@ -227,9 +228,9 @@ def _image_splits(folder: Path) -> dict[str, Split]:
         return Split(
             count=len(ours),
             classes=tuple(map(printable, classes)),
-            rows=lambda: ((_open_image(file), labels[file.parent.name]) for file in ours),
+            rows=lambda: ((open_image(file), labels[file.parent.name]) for file in ours),
             labels=lambda: [labels[file.parent.name] for file in ours],
-            load=lambda places: (partial(_open_image, ours[place]) for place in places),
+            load=lambda places: (partial(open_image, ours[place]) for place in places),
         )
 
     return {name: split(name) for name in SPLIT_WORDS if name in named.values()}
@@ -335,7 +336,7 @@ def _label_column(files: list[Path], label: str) -> list[int]:
 
 def _open_cell(cell: Any) -> Image:
     """Decode an image in a column of the Hugging Face schema."""
-    return _open_image(io.BytesIO(cell["bytes"]))
+    return open_image(io.BytesIO(cell["bytes"]))
 
 
 def _some_rows(files: list[Path], image: str, places: Sequence[int]) -> Iterator[Opener]:

@@ -29,7 +29,7 @@ from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.text import printable
 
-__all__ = ["Block", "ImageBlocks", "left_out", "open_images"]
+__all__ = ["Block", "ImageBlocks", "from_photos", "left_out", "open_images"]
 
 #: Height and width of the canvas for the digits, and of the digits on it, where nothing else says.
 DIGITS_CANVAS, DIGITS_SIZE = 40, 20
@@ -86,6 +86,7 @@ class ImageBlocks:
         origin: where the images came from.
         checksum: of the images.
         notes: sentences for the reader of the results.
+        notes_on_labels: further ones, where labels matter.
     """
 
     source: Photos | Labelled
@@ -101,6 +102,12 @@ class ImageBlocks:
     origin: str
     checksum: str
     notes: tuple[str, ...]
+    notes_on_labels: tuple[str, ...] = ()
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, with those on labels."""
+        return (*self.notes, *self.notes_on_labels)
 
     @property
     def margin(self) -> int:
@@ -137,6 +144,11 @@ class ImageBlocks:
     def name(self, number: int) -> str:
         """Return the name of an image for messages: of its file, or its number."""
         return self.source.names[number] if isinstance(self.source, Photos) else f"image {number}"
+
+    def centre(self, images: Tensor) -> Tensor:
+        """Return images without their margin, as the model sees them unshifted."""
+        edge = (images.shape[2] - self.size) // 2
+        return images[:, :, edge : edge + self.size, edge : edge + self.size]
 
     def read(self, start: int, stop: int) -> Block:
         """Read the images from index ``start`` to before ``stop``."""
@@ -200,7 +212,7 @@ def open_images(
     at_home = trained_on is not None and (name is None or _same(name, trained_on.name))
     if name is not None and not at_home and name not in SHORT_NAMES:
         photos = _open_photos(name, count, _local(name, data_dir), report, training=training)
-        return _from_photos(photos, count, preprocessing, channels, max_shift)
+        return from_photos(photos, count, preprocessing, channels, max_shift)
     if name is None and trained_on is None and channels not in (None, 1):
         size = preprocessing.size
         shape = f"{channels}x{size}x{size}" if size else f"{channels} channels"
@@ -367,17 +379,18 @@ def _of_split(splits: Mapping[str, Split], origin: str, checksum: str, count: in
     )
 
 
-def _from_photos(
+def from_photos(
     photos: Photos, count: int | None, preprocessing: Preprocessing, channels: int | None, max_shift: int | None
 ) -> ImageBlocks:
+    """Return photos as a model's images; arguments and errors as of :func:`open_images`."""
     crop = plan_crop(preprocessing, own=photos.image_shape(), channels=channels, max_shift=max_shift)
-    notes = []
+    notes, of_labels = [], []
     if count is not None and photos.found < count:
         notes.append(f"{photos.origin} holds {photos.found} images, fewer than the {count} requested; all are used.")
     if photos.labels is None:
-        notes.append(f"{photos.origin} has no subfolders, so there are no labels.")
+        of_labels.append(f"{photos.origin} has no subfolders, so there are no labels.")
     elif len(photos.classes) == 1:
-        notes.append(f"{photos.origin} has one class only ({photos.classes[0]}): accuracy says little.")
+        of_labels.append(f"{photos.origin} has one class only ({photos.classes[0]}): accuracy says little.")
     if preprocessing.size is None:
         notes.append(f"The model does not say how large its input is: photos are scaled to the first one's {crop.size} pixels.")
     return ImageBlocks(
@@ -394,6 +407,7 @@ def _from_photos(
         origin=photos.origin,
         checksum=photos.checksum,
         notes=tuple(note[:1].upper() + note[1:] for note in notes),
+        notes_on_labels=tuple(note[:1].upper() + note[1:] for note in of_labels),
     )
 
 

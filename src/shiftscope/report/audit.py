@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from shiftscope.audits import Audit
+from shiftscope.audits.film import Film, shift_words
 from shiftscope.audits.pictures import Picture
 from shiftscope.audits.sequences import Frame, frame_table
 from shiftscope.measures import MEASURES
 from shiftscope.report import Chart, Drag, Maps, Missing, Page, Rows, ShiftMap
 from shiftscope.report.content import BeforeAfter, Pairs, Section
+from shiftscope.report.frames import film_section
 from shiftscope.surveys import Survey
 from shiftscope.tables import Table
 from shiftscope.tasks import TASKS
@@ -33,15 +35,17 @@ COMPARED = {"previous": "against the frame before", "unshifted": "against the un
 MIN_SHIFTS = 9
 
 
-def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None = None) -> Page:
+def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None = None, film: Film | None = None) -> Page:
     """Return the content of an audit's page.
 
     Args:
         audit: the audit.
         pictures: of its images that change most; without them they are listed by number.
         drag: some of its images to drag, if there are any.
+        film: frames of its pan, if it has one.
     """
-    sections: list[Section] = [Pairs("Images that change most", _caption(pictures), tuple(map(_pair, pictures)))]
+    sections: list[Section] = [] if film is None else [film_section("Slide along the pan", film)]
+    sections += [Pairs("Images that change most", _caption(pictures), tuple(map(_pair, pictures)))]
     sections += [drag] if drag is not None else []
     sections.append(Rows("Every measure", "Each with its 95 % interval. Click a heading to sort.", _in_words(audit.table())))
     leading = _leading(audit)
@@ -112,17 +116,7 @@ def _percent(share: float) -> str:
 
 def _moved(picture: Picture) -> str:
     """Return a shift in words: ``3 pixels down, 1 left, circular``."""
-    return ", ".join([_shift_words((picture.down, picture.right)), *([picture.border] if picture.border == "circular" else [])])
-
-
-def _shift_words(shift: tuple[float, float]) -> str:
-    """Return a shift (dy, dx) in words: ``3 pixels down, 1 left``."""
-    steps = ((shift[0], "down", "up"), (shift[1], "right", "left"))
-    parts = [f"{abs(step):g} {forward if step > 0 else back}" for step, forward, back in steps if step]
-    first, *more = parts or ["0"]
-    number, *way = first.split()
-    unit = "pixel" if number == "1" else "pixels"
-    return ", ".join([" ".join([number, unit, *way]), *more])
+    return ", ".join([shift_words((picture.down, picture.right)), *([picture.border] if picture.border == "circular" else [])])
 
 
 def _answer(audit: Audit) -> str:
@@ -201,7 +195,7 @@ def _frames(audit: Audit) -> list[Chart]:
 def _path_words(frames: Sequence[Frame]) -> str:
     """Return where a path begins and ends: ``From 4 pixels left (frame 1) to 4 pixels right (frame 9)``."""
     ends = min(frames, key=lambda each: each.number), max(frames, key=lambda each: each.number)
-    first, last = (f"{_shift_words(each.shift)} (frame {each.number})" for each in ends)
+    first, last = (f"{shift_words(each.shift)} (frame {each.number})" for each in ends)
     return f"From {first} to {last}"
 
 

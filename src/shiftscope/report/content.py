@@ -15,6 +15,8 @@ __all__ = [
     "BeforeAfter",
     "Chart",
     "Drag",
+    "Film",
+    "FilmFrame",
     "Grid",
     "Lesson",
     "Maps",
@@ -205,6 +207,36 @@ class Pairs(Section):
     """Images before and after a shift, side by side."""
 
     pairs: tuple[BeforeAfter, ...]
+
+
+@dataclass(frozen=True)
+class FilmFrame:
+    """A frame to show.
+
+    Attributes:
+        at: its number or shift, in words.
+        picture: with the answer drawn over it, as a data URL.
+        answer: in words; empty if there is none.
+        change: against the frame before; None where there is none.
+    """
+
+    at: str
+    picture: str
+    answer: str
+    change: float | None
+
+
+@dataclass(frozen=True)
+class Film(Section):
+    """Strips of frames to slide through.
+
+    Attributes:
+        strips: name -> frames, in order.
+        change: what a frame's change is, in words.
+    """
+
+    strips: Mapping[str, tuple[FilmFrame, ...]]
+    change: str
 
 
 @dataclass(frozen=True)

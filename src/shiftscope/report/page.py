@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import asdict
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
@@ -15,14 +16,14 @@ from shiftscope.estimates import Estimate
 from shiftscope.figures.cells import number
 from shiftscope.report.charts import NARROW, WIDE, Drawing, draw_chart, draw_grid, draw_scatter
 from shiftscope.report.colours import SEQUENTIAL
-from shiftscope.report.content import Chart, Drag, Grid, Lesson, Maps, Missing, Page, Pairs, Rows, Scatter, Section, Signal
+from shiftscope.report.content import Chart, Drag, Film, Grid, Lesson, Maps, Missing, Page, Pairs, Rows, Scatter, Section, Signal
 from shiftscope.report.packing import colour_range, drag_data, map_picture
 from shiftscope.tables import Cell, heading
 
 __all__ = ["json_text", "render"]
 
 STYLES = ("style.css",)
-SCRIPTS = ("report.js", "drag.js", "lesson.js")
+SCRIPTS = ("report.js", "drag.js", "film.js", "lesson.js")
 #: A cell with more characters gets a wide column, in which it wraps.
 LONG = 30
 #: A scale that ends below this shows as many digits as tell its numbers apart.
@@ -143,6 +144,11 @@ def _drag_data(section: Drag) -> dict[str, Any]:
     return {"data": json_text(data), "reach": section.reach}
 
 
+def _film_data(section: Film) -> dict[str, Any] | None:
+    strips = [{"name": name, "frames": list(map(asdict, frames))} for name, frames in section.strips.items() if frames]
+    return {"data": json_text({"strips": strips, "change": section.change})} if strips else None
+
+
 def _lesson_data(section: Lesson) -> dict[str, Any]:
     def plain(signals: tuple[Signal, ...]) -> list[dict[str, Any]]:
         return [{"name": each.name, "values": list(each.values)} for each in signals]
@@ -158,6 +164,7 @@ _DATA: dict[type[Section], Callable[[Any], dict[str, Any] | None]] = {
     Maps: _maps_data,
     Rows: _rows_data,
     Drag: _drag_data,
+    Film: _film_data,
     Lesson: _lesson_data,
     Missing: lambda section: {"sentences": section.sentences},
     Pairs: lambda section: {"pairs": section.pairs} if section.pairs else None,

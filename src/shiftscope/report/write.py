@@ -6,22 +6,34 @@ from pathlib import Path
 
 import torch
 
-from shiftscope.audits import Audit
-from shiftscope.audits.folder import is_audit, merge_audit
+from shiftscope.audits import Audit, Flicker
+from shiftscope.audits.film import Film, film_of_pan, read_film, write_film
+from shiftscope.audits.folder import AuditSpec, is_audit, merge_audit
 from shiftscope.audits.pictures import pictures_of, read_pictures, write_pictures
+from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.subject import Subject
 from shiftscope.errors import InputError
 from shiftscope.figures.study import write_main_figure
 from shiftscope.report import Page, render
 from shiftscope.report.audit import audit_page
 from shiftscope.report.audit_drag import drag_of, read_drag, write_drag
+from shiftscope.report.frames import flicker_page
 from shiftscope.report.study import study_page
 from shiftscope.runtime.files import write_bytes
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.studies.folder import read_folder
-from shiftscope.tasks import find_task
+from shiftscope.tasks import Task, find_task
 
-__all__ = ["REPORT", "add_pictures", "audit_page", "study_page", "write_audit_page", "write_page", "write_report"]
+__all__ = [
+    "REPORT",
+    "add_pictures",
+    "audit_page",
+    "study_page",
+    "write_audit_page",
+    "write_flicker_page",
+    "write_page",
+    "write_report",
+]
 
 #: The page's name in its folder.
 REPORT = "report.html"
@@ -74,7 +86,8 @@ def write_audit_page(audit: Audit, folder: Path, out: Path | None = None) -> Pat
     Raises:
         InputError: the file cannot be written.
     """
-    return write_page(audit_page(audit, read_pictures(folder), read_drag(folder)), out or folder / REPORT)
+    page = audit_page(audit, read_pictures(folder), read_drag(folder), read_film(folder))
+    return write_page(page, out or folder / REPORT)
 
 
 def add_pictures(folder: Path, subject: Subject, audit: Audit, report: Report = silent) -> None:
@@ -89,8 +102,30 @@ def add_pictures(folder: Path, subject: Subject, audit: Audit, report: Report = 
     Raises:
         InputError: the model fails on a view, or the folder cannot be written.
     """
-    write_pictures(folder, pictures_of(subject, audit.changed, report, task=find_task(audit.task) if audit.task else None))
+    task = find_task(audit.task).knowing(subject.loaded.model) if audit.task else None
+    write_pictures(folder, pictures_of(subject, audit.changed, report, task=task))
     write_drag(folder, drag_of(subject, audit, report), audit.cost.images)
+    write_film(folder, _film_of(subject, audit, task))
+
+
+def _film_of(subject: Subject, audit: Audit, task: Task | None) -> Film | None:
+    """Return the pan of the images that change most, as frames; None of an audit without a pan."""
+    spec = subject.spec
+    if not isinstance(spec, AuditSpec) or spec.pan is None:
+        return None
+    wanted = next(each for each in spec.wanted or () if isinstance(each, Protocol))
+    images = [each.image for each in audit.changed] or [0]
+    return film_of_pan(subject, wanted, images, task=task, measure="top1_change" if task is None else task.measures[0])
+
+
+def write_flicker_page(found: Flicker, film: Film | None, folder: Path) -> Path:
+    """Write the page of videos into a folder, beside its film, and return the page's file.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    write_film(folder, film)
+    return write_page(flicker_page(found, film), folder / REPORT)
 
 
 def write_page(page: Page, path: Path) -> Path:

@@ -33,6 +33,8 @@ from shiftscope.tasks.truth_files import Placement
 __all__ = ["Boxes"]
 
 NOTHING = Objects(np.zeros((0, 4)), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=bool))
+#: So many detections are named below a frame.
+CAPTION = 5
 TOTALS = ("ap", "ap_worst", "ap_range", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
@@ -136,6 +138,13 @@ class Boxes(Task):
     def totals(self, records: Tensor) -> dict[str, Estimate]:
         """Return the average precision over all images: mean, worst and range over the shifts, and by size."""
         return totals_of(records.numpy())
+
+    def caption(self, answer: Detections) -> str:
+        """Return the detections that count with their confidences, the most confident first."""
+        order = [each for each in np.argsort(-answer.scores, kind="stable") if answer.scores[each] >= self.threshold]
+        named = [f"class {answer.labels[each]} {100 * answer.scores[each]:.0f} %" for each in order[:CAPTION]]
+        more = [f"{len(order) - CAPTION} more"] if len(order) > CAPTION else []
+        return ", ".join([*named, *more]) or "nothing"
 
     def draw(self, picture: Tensor, answer: Detections, view: View) -> Tensor:
         """Draw the detections that count, moved back, each class in its colour, over those of the unshifted image in white."""

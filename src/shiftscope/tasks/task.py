@@ -168,6 +168,10 @@ class Task(ABC):
         """Return an answer in a few words, for readers; empty if it has none."""
         return ""
 
+    def caption(self, answer: Any) -> str:
+        """Return an answer in a few words with its confidences, below a frame; by default :meth:`text`."""
+        return self.text(answer)
+
     def draw(self, picture: Tensor, answer: Any, view: View) -> Tensor | None:
         """Draw an answer, moved back, over the unshifted image; None if there is nothing to draw.
 
