@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from shiftscope.audits.parts import Part, from_tensors, merge_parts, to_tensors
+from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.results import MOST_VALUES, assemble
 from shiftscope.audits.session import AuditOptions, Session
+from shiftscope.audits.stored import from_tensors, to_tensors
 
 SIDE, CLASSES = 32, 10
 #: So many different parts are merged again and again.

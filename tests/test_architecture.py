@@ -30,6 +30,7 @@ ORDER = [
     "graphs",
     "engine",
     "surveys",
+    "radii",
     "surgery",
     "datasets",
     "explanations",

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from shiftscope.audits.moments import Moments
-from shiftscope.audits.parts import MOST_CHANGED, Changed, Cost, Part, from_tensors, merge_parts, to_tensors
+from shiftscope.audits.parts import MOST_CHANGED, Changed, Cost, Part, merge_parts
 from shiftscope.audits.scores import estimate
 from shiftscope.audits.session import AuditOptions, Session
+from shiftscope.audits.stored import from_tensors, to_tensors
 from shiftscope.errors import InputError
 
 PROTOCOLS = ("mouton2020", "every-shift", "tmeasures")

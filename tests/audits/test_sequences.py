@@ -17,8 +17,8 @@ from shiftscope import Audit, InputError, audit
 from shiftscope.audits import AuditOptions, Part, Session, merge_parts
 from shiftscope.audits.folder import AuditSpec, merge_audit, part_file
 from shiftscope.audits.job import AuditJob, run_audit, run_shard
-from shiftscope.audits.parts import from_tensors, to_tensors
 from shiftscope.audits.reading import read_audit
+from shiftscope.audits.stored import from_tensors, to_tensors
 from shiftscope.estimates import proportion
 from shiftscope.report import Chart
 from shiftscope.report.audit import audit_page

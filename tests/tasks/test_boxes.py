@@ -13,8 +13,8 @@ import torch
 from detectors import rectangles, scenes, snapping
 from shiftscope.audits import Audit, AuditOptions, Session, audit, merge_parts
 from shiftscope.audits.gate import judge_audit, read_condition
-from shiftscope.audits.parts import from_tensors, to_tensors
 from shiftscope.audits.periods import periods
+from shiftscope.audits.stored import from_tensors, to_tensors
 from shiftscope.errors import InputError
 from shiftscope.tasks.boxes import Boxes
 from shiftscope.tasks.detections import Detections, read_detections

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import shiftscope as ss
 from shiftscope.audits import AuditOptions, Part, Session, merge_parts
-from shiftscope.audits.parts import from_tensors, to_tensors
 from shiftscope.audits.protocols import PUBLISHED, Protocol
+from shiftscope.audits.stored import from_tensors, to_tensors
 from shiftscope.tasks import TASKS, View, find_task
 
 SIZE = 12

@@ -1,8 +1,8 @@
 """The folder of an audit: its plan, one file per block of images, and the merged result.
 
 A folder holds ``plan.json`` (what to measure, of which model and images), ``parts/NUMBER.safetensors`` (one per block, written
-atomically) and, once all parts are there, ``audit.json``, ``table.csv``, ``table.md``, ``maps.safetensors`` and
-``frames.csv``, those of the last two that have content.
+atomically) and, once all parts are there, ``audit.json``, ``table.csv``, ``table.md``, ``maps.safetensors``,
+``frames.csv`` and ``certificates.csv``, those of the last three that have content.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 from pydantic import Field
 
 from shiftscope.audits.measuring import Kind
-from shiftscope.audits.parts import Part, from_tensors, merge_parts, to_tensors
+from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, pan
 from shiftscope.audits.results import MOST_VALUES, Audit, assemble
+from shiftscope.audits.stored import from_tensors, to_tensors
 from shiftscope.audits.subject import SubjectSpec, absolute_paths
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
@@ -178,6 +179,8 @@ def merge_audit(out: Path) -> Audit:
         write_text(out / "table.md", table.to_markdown())
         if found.frames:
             write_text(out / "frames.csv", found.frame_table().to_csv())
+        if found.certificates:
+            write_text(out / "certificates.csv", found.certificate_table().to_csv())
         maps = found.maps() | {f"units/{name}": values for name, values in found.units.items()}
         if maps:
             write_tensors(out / "maps.safetensors", maps)

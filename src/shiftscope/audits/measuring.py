@@ -24,6 +24,7 @@ from shiftscope.engine.checks import evaluating
 from shiftscope.engine.formats import module_is_quicker
 from shiftscope.engine.outputs import Outputs, Runner, open_runner
 from shiftscope.errors import InputError, NotFiniteError
+from shiftscope.radii import ShiftGrid, radii_from
 from shiftscope.shifts import Mode, grid
 from shiftscope.similarity import cosine
 from shiftscope.surveys import Survey, from_sums, survey
@@ -125,6 +126,7 @@ class Measurer:
             surveyed = {at: self._run_grid(outputs, images, int(indices[0])) for at, outputs in self.grids.items()}
             plan = self.plan(indices)
             outputs, reused = self._run_views(plan, images, surveyed)
+            radii = self._radii(surveyed, images)
         labels = labels if self.labelled and self.kind == "classes" else None
         correct = None if labels is None else outputs[plan.reference].argmax(-1).eq(labels)
         scores, sums = self._scores(plan, outputs, labels, indices)
@@ -136,6 +138,7 @@ class Measurer:
             cost=self._cost(plan, reused, surveyed, len(images), started),
             correct=correct,
             frames=self._frames(plan, outputs),
+            radii=radii,
         )
 
     def plan(self, indices: Tensor) -> ViewPlan:
@@ -160,6 +163,13 @@ class Measurer:
             for batch in self.framing.centre(images).split(self.batch_size):
                 self.model(batch)  # its error counts the images, the engine's counts shifts of them
             raise
+
+    def _radii(self, surveyed: dict[Grid, Outputs], images: Tensor) -> dict[str, Tensor]:
+        """Return by grid each image's radius; none where outputs are no classes."""
+        if self.kind != "classes":
+            return {}
+        centred = self.framing.centre(images)
+        return {grid_name(at): self.grids[at].radii(outputs, centred) for at, outputs in surveyed.items()}
 
     def _run_views(self, plan: ViewPlan, images: Tensor, surveyed: dict[Grid, Outputs]) -> tuple[Tensor, int]:
         """Return the model's output on each row, and how many rows an exhaustive grid already holds."""
@@ -295,7 +305,7 @@ class _GridOutputs:
 
     def __init__(self, model: CountedModel, at: Grid, framing: Framing, batch_size: int | None) -> None:
         self.model, self.mode, self.framing, self.batch_size = model, at[0], framing, batch_size
-        self.shifts = grid(at[1])
+        self.reach, self.shifts = at[1], grid(at[1])
         self._runner: Runner | None = None
 
     def __call__(self, images: Tensor, *, seed: int) -> Outputs:
@@ -312,6 +322,11 @@ class _GridOutputs:
             )
         self._runner.direct.channels_last = self.model.channels_last
         return self._runner(images, self.shifts, seed=seed)
+
+    def radii(self, outputs: Outputs, images: Tensor) -> Tensor:
+        """Return the radius of each image from its outputs; what is too close to call runs through the model again."""
+        assert self._runner is not None  # it computed the outputs
+        return radii_from(outputs, self._runner, images, ShiftGrid(self.reach)).radii.to(torch.int16)
 
 
 def _pixel_classes(maps: Tensor, size: tuple[int, int]) -> Tensor:

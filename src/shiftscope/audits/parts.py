@@ -1,12 +1,10 @@
-"""What blocks of images gave, how blocks are merged, and how a block is stored as named tensors."""
+"""What blocks of images gave, and how blocks are merged."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 import torch
@@ -14,19 +12,14 @@ from torch import Tensor
 
 from shiftscope.audits.moments import Moments
 from shiftscope.audits.scores import Sums
-from shiftscope.audits.sequences import FrameKey, checked_frames
-from shiftscope.audits.views import BORDERS
+from shiftscope.audits.sequences import FrameKey
 from shiftscope.errors import InputError
-from shiftscope.shifts import grid
+from shiftscope.radii import RadiusCounts
 from shiftscope.surveys import Survey, from_sums
 
-__all__ = ["Changed", "Cost", "Part", "from_tensors", "merge_parts", "most_changed", "to_tensors"]
+__all__ = ["Changed", "Cost", "Part", "merge_parts", "most_changed", "reach_of"]
 
 Key = TypeVar("Key")
-#: Names of tensors with a number for each image, and what surveys are over.
-OF_IMAGES, OVER = ("each/score/", "each/survey/", "each/right"), re.compile(r"all|radius [0-9]{1,5}|(off )?lattice")
-#: Names of the sums over unshifted outputs, as :func:`shiftscope.engine.answers.answers_of` returns them.
-OF_ANSWERS, ANSWER_SUMS = "sum/spread/answers/", {"directions", "own", "tops"}
 #: So many of the images that change most are reported.
 MOST_CHANGED = 12
 #: Where the moments of images' correctness are.
@@ -109,6 +102,8 @@ class Part:
             correctly, where there are too many to keep; ``over`` is empty for scores.
         frames: (protocol, measure, against) -> sums over images at each frame of a protocol's path
             (:func:`shiftscope.audits.sequences.frame_sums`); none in parts of earlier versions.
+        radii: grid's name -> the radius of each image (:mod:`shiftscope.radii`); none in parts of earlier versions.
+        radius_counts: grid's name -> how many images have each radius, in a part of successive ones.
     """
 
     scores: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -121,6 +116,8 @@ class Part:
     records: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[tuple[str, str, str], tuple[Moments, Moments]] = field(default_factory=dict)
     frames: dict[FrameKey, Sums] = field(default_factory=dict)
+    radii: dict[str, Tensor] = field(default_factory=dict)
+    radius_counts: dict[str, RadiusCounts] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:
@@ -179,6 +176,18 @@ class _Column:
 Columns = defaultdict[tuple[str, str], _Column]
 
 
+def _counts_of(part: Part) -> dict[str, RadiusCounts]:
+    """Return how many images of a part have each radius, by grid."""
+    return part.radius_counts or {
+        name: RadiusCounts.of(radii, part.correct, reach_of(name)) for name, radii in part.radii.items()
+    }
+
+
+def reach_of(grid_name: str) -> int:
+    """Return the largest shift of a grid by its name, pixels."""
+    return int(grid_name.split()[1])
+
+
 class _Merged:
     """What successive parts gave together so far.
 
@@ -192,6 +201,7 @@ class _Merged:
         self.values, self.shifts = dict[str, Columns](), dict[str, Tensor]()
         self.sums, self.frames = dict[str, Sums](), dict[FrameKey, Sums]()
         self.survey_sums, self.survey_squares, self.survey_counts = (dict[str, Sums]() for _ in range(3))
+        self.radii, self.radius_counts = defaultdict[str, _Column](_Column), dict[str, RadiusCounts]()
         self.changed, self.cost, self.damaged, self.labelled = tuple[Changed, ...](), Cost(), list[str](), False
 
     def add(self, part: Part) -> None:
@@ -209,6 +219,10 @@ class _Merged:
         if any(key in self.frames and self.frames[key]["sum"].shape != each["sum"].shape for key, each in part.frames.items()):
             raise InputError("the parts of the audit hold paths of different lengths.", "Audit again into another folder.")
         self.frames = _add(self.frames, part.frames)
+        for name, radii in part.radii.items():
+            self.radii[name].add(radii)
+        for name, counts in _counts_of(part).items():
+            self.radius_counts[name] = self.radius_counts[name] + counts if name in self.radius_counts else counts
         self.changed = most_changed((*self.changed, *part.changed))
         self.cost += part.cost
         self.damaged += part.damaged
@@ -228,7 +242,7 @@ class _Merged:
             found = Moments.of(values), Moments.of(values[right]) if self.labelled else Moments()
             before = self.moments.get(key, (Moments(), Moments()))
             self.moments[key] = before[0] + found[0], before[1] + found[1]
-        self.scores, self.correct, self.kept = Columns(_Column), _Column(), 0
+        self.scores, self.correct, self.kept, self.radii = Columns(_Column), _Column(), 0, defaultdict(_Column)
         self.values = {name: Columns(_Column) for name in self.values}
 
     def _add_survey(self, name: str, survey: Survey) -> None:
@@ -243,7 +257,7 @@ class _Merged:
 
     def part(self) -> Part:
         """Return all parts as one."""
-        if self.moments:
+        if self.moments and self.kept:
             self._sum_up()
         correct = self.correct.values() if self.labelled and not self.moments else None
         surveys = {
@@ -269,6 +283,8 @@ class _Merged:
             records={protocol: column.values() for protocol, column in self.records.items()},
             moments=self.moments,
             frames=self.frames,
+            radii={name: column.values() for name, column in self.radii.items()},
+            radius_counts=self.radius_counts,
         )
 
 
@@ -286,122 +302,3 @@ def _add(totals: dict[Key, Sums], more: dict[Key, Sums]) -> dict[Key, Sums]:
         for name, each in more.items()
     }
     return totals | added
-
-
-def to_tensors(part: Part) -> dict[str, Tensor]:
-    """Return a part as named tensors, for a safetensors file. Files of unfinished audits hold these names.
-
-    ``most/changed`` is [image, 7]: similarity, image, border's number, dy, dx, and the top classes before and after, -1 for None.
-    """
-    tensors = {f"each/score/{protocol}/{measure}": values for (protocol, measure), values in part.scores.items()}
-    for grid_name, each in part.surveys.items():
-        tensors |= {f"each/survey/{grid_name}/{measure}/{over}": values for (measure, over), values in each.values.items()}
-        tensors |= {f"sum/survey/{grid_name}/sums/{measure}": total for measure, total in each.sums.items()}
-        tensors |= {f"sum/survey/{grid_name}/squares/{measure}": total for measure, total in each.squares.items()}
-        tensors |= {f"sum/survey/{grid_name}/counts/{measure}": total for measure, total in each.counts.items()}
-    tensors |= {f"each/record/{protocol}": rows for protocol, rows in part.records.items()}
-    for protocol, sums in part.sums.items():
-        tensors |= {f"sum/spread/{protocol}/{name}": total for name, total in sums.items()}
-    for (protocol, measure, against), sums in part.frames.items():
-        tensors |= {f"sum/frame/{protocol}/{measure}/{against}/{name}": total for name, total in sums.items()}
-    tensors |= {f"sum/cost/{name}": torch.tensor(float(value), dtype=torch.float64) for name, value in asdict(part.cost).items()}
-    if part.correct is not None:
-        tensors["each/right"] = part.correct
-    rows = [
-        (each.similarity, each.image, BORDERS.index(each.border), *each.shift, _number(each.before), _number(each.after))
-        for each in part.changed
-    ]
-    tensors["most/changed"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 7)
-    names = "".join(f"{name}\n" for name in part.damaged).encode(errors="replace")
-    tensors["each/damaged"] = torch.tensor(list(names), dtype=torch.uint8)
-    return tensors
-
-
-def from_tensors(tensors: dict[str, Tensor], *, maps: bool = True) -> Part:
-    """Return the part that :func:`to_tensors` stored.
-
-    Args:
-        tensors: by name.
-        maps: whether to make the maps of its surveys, which a merge makes of all parts.
-
-    Raises:
-        Exception: names, types, shapes or values are not a part's.
-    """
-    _check(tensors)
-    scores, values = dict[tuple[str, str], Tensor](), dict[str, dict[tuple[str, str], Tensor]]()
-    records, frames = dict[str, Tensor](), dict[FrameKey, Sums]()
-    sums, totals, cost = dict[str, Sums](), dict[tuple[str, str], Sums](), dict[str, float]()
-    for name, tensor in tensors.items():
-        match name.split("/"):
-            case ["each", "score", protocol, measure]:
-                scores[protocol, measure] = tensor
-            case ["each", "record", protocol]:
-                records[protocol] = tensor
-            case ["each", "survey", grid_name, measure, over]:
-                values.setdefault(grid_name, {})[measure, over] = tensor
-            case ["sum", "survey", grid_name, what, measure]:
-                totals.setdefault((grid_name, what), {})[measure] = tensor
-            case ["sum", "spread", protocol, what]:
-                sums.setdefault(protocol, {})[what] = tensor
-            case ["sum", "frame", protocol, measure, against, what]:
-                frames.setdefault((protocol, measure, against), {})[what] = tensor
-            case ["sum", "cost", figure]:
-                cost[figure] = float(tensor) if figure == "seconds" else int(tensor)
-    correct = tensors.get("each/right")
-    surveys = {name: _survey(name, each, totals, correct, maps=maps) for name, each in values.items()}
-    return Part(
-        scores=scores,
-        surveys=surveys,
-        sums=sums,
-        changed=tuple(_changed(row) for row in tensors.get("most/changed", torch.zeros(0, 7)).tolist()),
-        cost=Cost(**cost),  # type: ignore[arg-type]  # by name
-        correct=correct,
-        damaged=tuple(bytes(tensors["each/damaged"].tolist()).decode().splitlines()),
-        records=records,
-        frames=checked_frames(frames),
-    )
-
-
-def _check(tensors: dict[str, Tensor]) -> None:
-    """Raise ValueError unless numbers are real, each image has one of each kind, and parts of grids have names that are known."""
-    if any(tensor.is_complex() for tensor in tensors.values()):
-        raise ValueError("a part holds real numbers")
-    of_images = {tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith(OF_IMAGES)}
-    if len(of_images) > 1 or any(len(shape) != 1 for shape in of_images):
-        raise ValueError("a part holds one number of each kind for each of its images")
-    overs = (name.rpartition("/")[2] for name in tensors if name.startswith("each/survey/"))
-    if not all(OVER.fullmatch(over) for over in overs):
-        raise ValueError("a part's surveys are over all shifts, or over rings or the lattice of them")
-    answers = {name.rpartition("/")[2] for name in tensors if name.startswith(OF_ANSWERS)}
-    if answers not in (set(), ANSWER_SUMS):
-        raise ValueError("a part's sums over unshifted outputs are all there or none is")
-
-
-def _survey(
-    name: str, values: dict[tuple[str, str], Tensor], totals: dict[tuple[str, str], Sums], correct: Tensor | None, *, maps: bool
-) -> Survey:
-    """Return a part's survey of a grid.
-
-    Raises:
-        ValueError: its sums have no value for each shift.
-    """
-    shifts = _grid(int(name.split()[1]))
-    sums, squares, counts = totals[name, "sums"], totals[name, "squares"], totals.get((name, "counts"))
-    if any(total.shape != (len(shifts),) for each in (sums, squares, counts or {}) for total in each.values()):
-        raise ValueError("a part's maps have a value for each shift")
-    return from_sums(values, sums, squares, shifts, correct, counts, maps=maps)
-
-
-@lru_cache(maxsize=8)
-def _grid(reach: int) -> Tensor:
-    return grid(reach)
-
-
-def _changed(row: list[float]) -> Changed:
-    similarity, image, border, dy, dx, before, after = row
-    classes = (None, None) if before < 0 else (int(before), int(after))
-    return Changed(int(image), (dy, dx), str(BORDERS[int(border)]), similarity, *classes)
-
-
-def _number(top: int | None) -> int:
-    return -1 if top is None else top

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from math import inf, nan
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from shiftscope.audits.parts import Changed, Cost
 from shiftscope.audits.results import AUDIT_VERSION, Audit, Row
 from shiftscope.audits.sequences import Against, Frame
+from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
+from shiftscope.radii import NOTHING, RadiusCounts, RadiusCurve
 from shiftscope.runtime.settings import Spec, validation_messages
 
 __all__ = ["AuditFile", "read_audit"]
@@ -87,6 +89,58 @@ class FrameFile(Spec):
         return Frame(self.protocol, self.measure, self.against, self.number, self.shift, self.estimate.estimate())
 
 
+class CurvePointFile(Spec):
+    """The shares of images that keep their answer, and that are answered right, at every shift of up to ``radius`` pixels."""
+
+    border: Border
+    radius: int
+    unchanged: EstimateFile
+    right: EstimateFile | None = None
+
+
+class CertificateFile(Spec):
+    """How far every shift of a grid keeps the answers.
+
+    Attributes:
+        border: what comes in at the border.
+        radius: the largest that was tried, pixels.
+        rule: what keeps an answer.
+        images: number of images of radius -2 (nothing to keep), -1 (no answer), 0, 1, ..., ``radius``.
+        right: the same of images that are answered right without a shift; null without labels.
+        curve: the shares of images, with their intervals.
+        radii: of each image; null for very many images.
+    """
+
+    border: Border
+    radius: int
+    rule: str
+    images: tuple[Annotated[int, Field(ge=0)], ...]
+    right: tuple[Annotated[int, Field(ge=0)], ...] | None
+    curve: tuple[CurvePointFile, ...]
+    radii: tuple[int, ...] | None
+
+    @model_validator(mode="after")
+    def _complete(self) -> CertificateFile:
+        counts, right, radii = torch.tensor(self.images), self.right, self.radii
+        fits = len(self.images) == self.radius + 1 - NOTHING and len(self.curve) == self.radius + 1
+        if not fits or (right is not None and (len(right) != len(counts) or bool((torch.tensor(right) > counts).any()))):
+            raise ValueError("images are counted for each radius")
+        if radii is not None and (any(not NOTHING <= each <= self.radius for each in radii) or not self._agree(radii)):
+            raise ValueError("the radii are not those that are counted")
+        return self
+
+    def _agree(self, radii: tuple[int, ...]) -> bool:
+        found = RadiusCounts.of(torch.tensor(radii, dtype=torch.long), None, self.radius)
+        return tuple(found.images.tolist()) == self.images
+
+    def curve_of(self) -> RadiusCurve:
+        """Return the curve."""
+        counts = RadiusCounts(torch.tensor(self.images), None if self.right is None else torch.tensor(self.right))
+        return RadiusCurve(
+            counts, self.border, None if self.radii is None else torch.tensor(self.radii, dtype=torch.int16), self.rule
+        )
+
+
 class CostFile(Spec):
     """What the audit computed: numbers of images and views, and seconds."""
 
@@ -115,6 +169,7 @@ class AuditFile(Spec):
         maps: by grid and measure, the mean at each shift [dy, dx].
         units: by protocol, a value for each unit of the output.
         frames: by protocol, measure and what a frame is compared with; empty in files before version 3.
+        certificates: by grid, how far every shift keeps the answers; empty in files before version 3.
         values: by ``protocol/measure``, a value for each image; empty in files before version 2.
         warnings: reasons why the numbers say little about the model.
         damaged: names of the files that could not be read.
@@ -133,6 +188,7 @@ class AuditFile(Spec):
     maps: dict[str, list[list[float | None]]] = {}
     units: dict[str, list[float | None]] = {}
     frames: tuple[FrameFile, ...] = ()
+    certificates: dict[str, CertificateFile] = {}
     values: dict[str, list[float | None]] = {}
     warnings: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
@@ -157,6 +213,7 @@ class AuditFile(Spec):
             settings=self.settings,
             task=self.task,
             frames=tuple(each.frame() for each in self.frames),
+            certificates={name: each.curve_of() for name, each in self.certificates.items()},
         )
 
 

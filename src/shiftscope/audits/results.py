@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from shiftscope.audits.certified import RULE, curve_table, curves_of, without_radii
 from shiftscope.audits.measuring import ANSWERS, Kind, grid_name, supported_measures
 from shiftscope.audits.parts import ACCURACY, Changed, Cost, Part
 from shiftscope.audits.protocols import Protocol
@@ -22,6 +23,7 @@ from shiftscope.engine.answers import output_warnings
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, proportion
 from shiftscope.measures import MEASURES
+from shiftscope.radii import RadiusCurve
 from shiftscope.shown import Shown
 from shiftscope.surveys import Survey
 from shiftscope.tables import Cell, Summary, Table
@@ -29,7 +31,7 @@ from shiftscope.tasks import Task
 
 __all__ = ["AUDIT_VERSION", "Audit", "Row", "assemble"]
 
-#: The version of ``audit.json``. Files without one were written before 2; 3 added the task and the frames.
+#: The version of ``audit.json``. Files without one were written before 2; 3 added the task, the frames and the certificates.
 AUDIT_VERSION = 3
 #: An audit of more images keeps no values per image: its file would grow by some ten bytes for each image and measure.
 MOST_VALUES = 2**18
@@ -54,6 +56,8 @@ class Audit(Shown):
         settings: what was asked for, as :class:`shiftscope.audits.folder.AuditSpec` takes it; empty if it was no command.
         task: the name of the task that the outputs were read as; empty for classes, embeddings and maps without one.
         frames: how much outputs change at each position along the paths of protocols that have one.
+        certificates: by grid (``zero 8``), for every image the largest radius within which every shift keeps the answer, and the
+            share of images that keep it, or are right, at every shift up to each radius.
     """
 
     json_file: ClassVar[str] = "audit"
@@ -71,6 +75,7 @@ class Audit(Shown):
     settings: Mapping[str, Any] = field(default_factory=dict)
     task: str = ""
     frames: tuple[Frame, ...] = ()
+    certificates: Mapping[str, RadiusCurve] = field(default_factory=dict)
 
     def estimate(self, protocol: str, measure: str) -> Estimate:
         """Return one number with its interval.
@@ -93,7 +98,8 @@ class Audit(Shown):
         given_right = any(row.given_right is not None for row in self.rows)
         columns = ("protocol", "measure", "border", "max_shift", "views", "estimate", *(["given_right"] if given_right else []))
         rows = tuple({name: _cell(row, name) for name in columns} for row in self.rows)
-        notes = (self.words(), self._definitions(), *self.notes, cost_sentence(self.cost), changed_images(self.changed))
+        known = (self.words(), self._definitions(), *self._certified(), *self.notes)
+        notes = (*known, cost_sentence(self.cost), changed_images(self.changed))
         return Table("Stability under shifts", columns, rows, tuple(note for note in notes if note), dict(self.provenance))
 
     def tables(self) -> tuple[Table, ...]:
@@ -103,6 +109,10 @@ class Audit(Shown):
     def frame_table(self) -> Table:
         """Return a table with a row for each frame of a path and what it is compared with; without rows if there is no path."""
         return frame_table(self.frames)
+
+    def certificate_table(self) -> Table:
+        """Return a table with a row for each grid and radius; without rows if no grid was measured at every shift."""
+        return curve_table(self.certificates)
 
     def maps(self) -> dict[str, Float[Tensor, "dy dx"]]:
         """Return sensitivity maps by ``grid/measure``: means at each shift, (0, 0) in the middle; and ``/low``, ``/high``."""
@@ -129,6 +139,7 @@ class Audit(Shown):
             "maps": {name: _plain(values.tolist()) for name, values in self.maps().items()},
             "units": {name: _plain(values.tolist()) for name, values in self.units.items()},
             "frames": [_plain(asdict(each)) for each in self.frames],
+            "certificates": {name: _plain(each.to_json()) for name, each in self.certificates.items()},
             "values": {"/".join(name): _plain(_short(values)) for name, values in self.values.items()},
             "warnings": list(self.warnings),
             "damaged": list(self.damaged),
@@ -152,8 +163,16 @@ class Audit(Shown):
             if row.protocol != "unshifted"
         ]
         table = Table("", ("measure", "value", "protocol", "shifts_in_pixels"), tuple(rows))
-        notes = (f"Intervals: 95 %, over {self.cost.images:,} images.", *self.notes, cost_sentence(self.cost))
+        notes = (
+            *self._certified(),
+            f"Intervals: 95 %, over {self.cost.images:,} images.",
+            *self.notes,
+            cost_sentence(self.cost),
+        )
         return Summary(self.words(), (table,), notes, commands)
+
+    def _certified(self) -> tuple[str, ...]:
+        return tuple(each.words() for each in self.certificates.values())
 
     def _definitions(self) -> str:
         measures = dict.fromkeys(row.measure.partition(",")[0] for row in self.rows if row.protocol != "unshifted")
@@ -213,6 +232,7 @@ def assemble(
             *filter(None, [left_out(merged.damaged)]),
             *_fallen_back(merged.cost.fallen_back),
             *_without_frames(merged),
+            *without_radii(merged),
         ),
         provenance=dict(provenance or {}),
         warnings=(
@@ -228,6 +248,7 @@ def assemble(
             for protocol in protocols
             for frame in frames_of(protocol, merged.frames, images=merged.cost.images, changes=task is not None)
         ),
+        certificates=curves_of(merged, RULE if task is None else ""),
     )
 
 

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from shiftscope.certificates.search import NO_ANSWER
 from shiftscope.engine.framing import Border
-from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, proportion
-from shiftscope.tables import Cell, Summary, Table, percent
+from shiftscope.estimates import Estimate
+from shiftscope.radii.curve import BORDERS, RadiusCounts
+from shiftscope.shown import Shown
+from shiftscope.tables import Summary, Table, percent
 
 __all__ = ["Certificate", "Part", "merge"]
 
-#: What fills the border, in words.
-BORDERS: dict[Border, str] = {
-    "zero": "zero (the background comes in)",
-    "crop": "crop (the photo around the input comes in)",
-    "circular": "circular (what left comes in on the other side)",
-}
 #: So many damaged files are listed.
 DAMAGED = 10
 
@@ -65,8 +60,8 @@ def merge(parts: Sequence[Part]) -> Part:
     )
 
 
-@dataclass(frozen=True)
-class Certificate:
+@dataclass(frozen=True, repr=False)
+class Certificate(Shown):
     """For every image the largest radius r such that every shift (dy, dx) with |dy|, |dx| <= r keeps the answer.
 
     Attributes:
@@ -78,6 +73,9 @@ class Certificate:
         notes: what a reader needs to know.
         provenance: how it was made, name -> value.
     """
+
+    json_file: ClassVar[str] = "certificate"
+    table_files: ClassVar[tuple[str, ...]] = ("certificate", "images")
 
     part: Part
     limit: int
@@ -97,14 +95,18 @@ class Certificate:
         """Whether each image's answer without a shift is its label; None without labels."""
         return None if self.part.labels is None else self.part.tops == self.part.labels
 
+    @cached_property
+    def counts(self) -> RadiusCounts:
+        """How many images have each radius."""
+        return RadiusCounts.of(self.radii, self.right, self.limit)
+
     def unchanged(self, radius: int) -> Estimate:
         """Return the share of images that keep their answer at every shift of up to ``radius`` pixels, with Wilson's interval.
 
         Raises:
             InputError: no shift so large was tried.
         """
-        self._check(radius)
-        return proportion(self.radii >= radius)
+        return self.counts.unchanged(radius)
 
     def certified(self, radius: int) -> Estimate | None:
         """Return the share of images that are answered right at every shift of up to ``radius`` pixels; None without labels.
@@ -112,18 +114,17 @@ class Certificate:
         Raises:
             InputError: no shift so large was tried.
         """
-        self._check(radius)
-        return None if self.right is None else proportion(self.right & (self.radii >= radius))
+        return self.counts.certified(radius)
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return the curve, and the radius of each image."""
+        return self.table(), self.image_table()
 
     def table(self) -> Table:
         """Return the curve: a row for each radius, with the shares of images."""
         columns = ("radius", "unchanged", *(() if self.right is None else ("right",)))
-        rows: list[dict[str, Cell]] = [
-            {"radius": radius, "unchanged": self.unchanged(radius), "right": self.certified(radius)}
-            for radius in range(self.limit + 1)
-        ]
         notes = (self.words(), *self._definitions(), *self._notes())
-        return Table(self._title, columns, tuple(rows), notes, dict(self.provenance))
+        return Table(self._title, columns, self.counts.rows(), notes, dict(self.provenance))
 
     def image_table(self) -> Table:
         """Return a row for each image: its answer, its label and its radius."""
@@ -149,12 +150,9 @@ class Certificate:
 
     def words(self) -> str:
         """Return the main result in one or two plain sentences."""
-        said = f"{percent(self.unchanged(self.limit))} of images keep their answer at {_every(self.limit)}"
-        right, before = self.certified(self.limit), self.certified(0)
-        if right is not None and before is not None:
-            said += f"; {percent(right)} are answered right at each of them, and {percent(before)} without a shift"
-        half = max(int(self.radii.median()), 0)
-        return f"{said}." + (f" Half of them keep it at {_every(half)} or less." if 0 < half < self.limit else "")
+        before = None if self.counts.empty == self.counts.total else self.certified(0)
+        unshifted = "" if before is None else f" Without a shift {percent(before)} are right."
+        return self.counts.words(self.border) + unshifted
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain data."""
@@ -180,8 +178,9 @@ class Certificate:
             "Every whole-pixel shift (dy, dx) with |dy|, |dx| <= r was tried or is beyond a change that was found, so the shares "
             "are exact for these images and this border, in single precision."
             if self.parts == 1
-            else f"Shifts in steps of 1/{self.parts} pixel with |dy|, |dx| <= r were tried. That is a grid and no proof: between "
-            "its points an answer may change."
+            else f"Shifts in steps of 1/{self.parts} pixel with |dy|, |dx| <= r were tried, interpolated "
+            f"{'by Fourier transform' if self.border == 'circular' else 'bilinearly'}. That is a grid and no proof: between its "
+            "points an answer may change."
         )
         labels = "" if self.right is None else " Right: the same, and the answer is the label."
         return (
@@ -191,7 +190,7 @@ class Certificate:
 
     def _notes(self) -> tuple[str, ...]:
         part = self.part
-        undecided = int((self.radii == NO_ANSWER).sum())
+        undecided = self.counts.undecided
         several = f"{undecided} images have no radius: their two top outputs are equal, so that they have no answer."
         names = ", ".join(part.damaged[:DAMAGED])
         missing = f"{len(part.damaged)} images cannot be read and are left out: {names}."
@@ -211,11 +210,3 @@ class Certificate:
         every = count * (2 * self.limit * self.parts + 1) ** 2
         at_once = f" All shifts ran at once for {part.dense:,} images." if part.dense else ""
         return f"The model computed {part.views:,} views one by one, of {every:,} that {count:,} images have.{at_once}"
-
-    def _check(self, radius: int) -> None:
-        if not 0 <= radius <= self.limit:
-            raise InputError(f"`radius` must be 0 to {self.limit} pixels, which were tried, got {radius}.")
-
-
-def _every(radius: int) -> str:
-    return f"every shift of up to {radius} pixel{'' if radius == 1 else 's'}"

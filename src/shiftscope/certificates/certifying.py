@@ -11,13 +11,13 @@ from torch import Tensor
 
 from shiftscope.audits.model import CountedModel, model_checksum
 from shiftscope.certificates.certificate import Certificate, Part, merge
-from shiftscope.certificates.search import ShiftGrid, find_radii
 from shiftscope.engine.batches import Images, batches_of, images_in
 from shiftscope.engine.checks import check_classes, check_fill, device_of, evaluating
 from shiftscope.engine.dense import Method
 from shiftscope.engine.framing import Border, check_max_shift, frame
 from shiftscope.engine.outputs import Runner, open_runner
 from shiftscope.errors import InputError
+from shiftscope.radii.search import ShiftGrid, find_radii
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.provenance import provenance
 

@@ -19,10 +19,10 @@ from shiftscope.audits.session import block_size
 from shiftscope.audits.subject import Subject, SubjectSpec, absolute_paths
 from shiftscope.certificates.certificate import Certificate, Part, merge
 from shiftscope.certificates.certifying import Certifier
-from shiftscope.certificates.search import NO_ANSWER
 from shiftscope.datasets.photos import Photos
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
+from shiftscope.radii.search import NO_ANSWER
 from shiftscope.runtime.files import locked, remove_temporary_files, write_checked_tensors, write_text
 from shiftscope.runtime.inputs import read_bytes, read_checked_tensors, reading
 from shiftscope.runtime.progress import Report, silent

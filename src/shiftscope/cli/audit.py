@@ -40,7 +40,7 @@ __all__ = ["audit"]
 #: Number of parts of an audit on a cluster, unless the user gives another.
 PARTS = 8
 #: The files that are named at the end.
-SAVED = ("audit.json", "table.csv", "table.md", "maps.safetensors", "frames.csv", "report.html")
+SAVED = ("audit.json", "table.csv", "table.md", "maps.safetensors", "frames.csv", "certificates.csv", "report.html")
 
 
 @app.command(group=MODELS)

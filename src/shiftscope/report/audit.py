@@ -12,6 +12,7 @@ from shiftscope.audits.pictures import Picture
 from shiftscope.audits.sequences import Frame, frame_table
 from shiftscope.measures import MEASURES
 from shiftscope.report import Chart, Drag, Maps, Missing, Page, Rows, ShiftMap
+from shiftscope.report.certificate import certificate_chart
 from shiftscope.report.content import BeforeAfter, Pairs, Section
 from shiftscope.report.frames import film_section
 from shiftscope.surveys import Survey
@@ -51,7 +52,7 @@ def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None
     leading = _leading(audit)
     for name, survey in audit.surveys.items():
         sections += [*_over_distance(name, survey, leading), *_maps(name, survey, leading[0])]
-    sections += [*_frames(audit), *_units(audit)]
+    sections += [*_certificates(audit), *_frames(audit), *_units(audit)]
     if audit.changed and not pictures:
         caption = "Each under that one of all measured shifts that changes its outputs most."
         sections.append(Rows("Images that change most", caption, _changed(audit)))
@@ -176,6 +177,14 @@ def _maps(name: str, survey: Survey, lead: str) -> list[Maps]:
         f"below it down. {light}"
     )
     return [Maps(f"Sensitivity map, {name}", caption, (ShiftMap("the model", values, 1),))]
+
+
+def _certificates(audit: Audit) -> list[Chart]:
+    """Return a chart for each grid of the share of images that keep their answer, or are right, at every shift up to a radius."""
+    return [
+        certificate_chart(each.counts, each.border, f"{each.words()} {each.rule}", name=name)
+        for name, each in audit.certificates.items()
+    ]
 
 
 def _frames(audit: Audit) -> list[Chart]:

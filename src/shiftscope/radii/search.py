@@ -18,13 +18,15 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from shiftscope.engine.checks import evaluating
-from shiftscope.engine.runner import LEAST_SCALE, TOLERANCE, Runner
+from shiftscope.engine.runner import LEAST_SCALE, TOLERANCE, Outputs, Runner
 from shiftscope.errors import InputError
 
-__all__ = ["NO_ANSWER", "Found", "ShiftGrid", "find_radii"]
+__all__ = ["NOTHING", "NO_ANSWER", "Found", "ShiftGrid", "find_radii", "radii_from"]
 
 #: The radius of an image without an answer: its two top outputs are equal within rounding.
 NO_ANSWER = -1
+#: The radius of an image whose answer holds nothing to keep, such as no detection; shares leave it out.
+NOTHING = -2
 #: A lead below this share of the output's norm is rounding: single precision rounds sums to about a tenth of it.
 ROUNDING = 1e-5
 #: Of two outputs that are off by the engine's tolerance, the difference is off by up to the square root of two times it.
@@ -98,18 +100,30 @@ def find_radii(runner: Runner, images: Float[Tensor, "image channel height width
     Raises:
         InputError: the model fails, or returns one value an image.
     """
+    if runner.dense is not None:
+        return radii_from(runner(images, runner.shifts, seed=seed), runner, images, shifts)
     with evaluating(runner.direct.model), torch.inference_mode():
-        reference = runner.direct.reference(images)
-        if reference.shape[1] < 2:
-            raise InputError("a certificate needs at least two classes, but the model returns one value an image.")
-        search = _Search(shifts, reference)
-        dense = runner.dense is not None and search.add_all(runner, images, seed)
-        views = len(images)
-        while len(pairs := search.next_pairs()):
-            rows, columns = pairs.unbind(1)
-            views += len(rows)
-            search.add(rows, columns, _outputs(runner, images, rows, shifts.shifts[columns]))
-    return Found(search.radii(), search.tops, views, dense)
+        search = _Search.of_references(shifts, runner.direct.reference(images))
+        return search.finished(runner, images, views=len(images), dense=False)
+
+
+def radii_from(outputs: Outputs, runner: Runner, images: Float[Tensor, "image channel height width"], shifts: ShiftGrid) -> Found:
+    """Return the radius of each image from its outputs at every shift, which are those that :func:`find_radii` returns.
+
+    The model runs again only where outputs that were computed all at once are too close to call.
+
+    Args:
+        outputs: of the images at all shifts of the grid.
+        runner: that computed them.
+        images: as the runner takes them.
+        shifts: the grid.
+
+    Raises:
+        InputError: the model fails, or returns one value an image.
+    """
+    with evaluating(runner.direct.model), torch.inference_mode():
+        search, views = _Search.of_outputs(shifts, outputs, runner, images)
+        return search.finished(runner, images, views=views, dense=outputs.method == "dense")
 
 
 def _outputs(runner: Runner, images: Tensor, rows: Tensor, steps: Tensor) -> Float[Tensor, "pair class"]:
@@ -123,16 +137,48 @@ class _Search:
 
     Args:
         shifts: the grid.
-        reference: outputs of the unshifted images.
+        tops: the answer to each unshifted image.
     """
 
-    def __init__(self, shifts: ShiftGrid, reference: Float[Tensor, "image class"]) -> None:
-        self.rings, self.inward, self.reach = shifts.rings, shifts.inward, shifts.reach
-        self.tops = reference.argmax(dim=1)
-        self.state = torch.full((len(reference), len(self.rings)), UNKNOWN, dtype=torch.int8)
+    def __init__(self, shifts: ShiftGrid, tops: Int[Tensor, " image"]) -> None:
+        self.shifts, self.rings, self.inward, self.reach = shifts.shifts, shifts.rings, shifts.inward, shifts.reach
+        self.tops = tops
+        self.state = torch.full((len(tops), len(self.rings)), UNKNOWN, dtype=torch.int8)
         self.leads = torch.zeros(self.state.shape)
+
+    @classmethod
+    def of_references(cls, shifts: ShiftGrid, reference: Float[Tensor, "image class"]) -> _Search:
+        """Return what the outputs of the unshifted images tell, which the model computed itself."""
+        search = cls(shifts, _checked(reference).argmax(dim=1))
         rows = torch.arange(len(reference))
-        self.add(rows, torch.full_like(rows, len(self.rings) // 2), reference)
+        search.add(rows, torch.full_like(rows, search.middle), reference)
+        return search
+
+    @classmethod
+    def of_outputs(cls, shifts: ShiftGrid, outputs: Outputs, runner: Runner, images: Tensor) -> tuple[_Search, int]:
+        """Return what outputs at every shift tell, and how many unshifted images the model computed again for it."""
+        search = cls(shifts, _checked(outputs.reference).argmax(dim=1))
+        exact = outputs.method == "direct"
+        scale = outputs.values.norm(dim=2)
+        close = ROUNDING * scale if exact else APART * scale.clamp_min(LEAST_SCALE * float(images.norm()))
+        rows = torch.arange(0)
+        if not exact:  # which class is on top without a shift may itself be too close to call
+            lead = _leads(outputs.values[:, search.middle], search.tops)
+            rows = (lead <= close[:, search.middle]).nonzero()[:, 0]
+        if len(rows):
+            references = runner.direct.reference(images[rows])
+            search.tops[rows] = references.argmax(dim=1)
+        leads = _leads(outputs.values, search.tops[:, None].expand(len(images), len(search.rings)))
+        search.state = torch.where(leads > close, KEPT, torch.where((leads < -close) | exact, CHANGED, UNKNOWN)).to(torch.int8)
+        search.leads = leads
+        if len(rows):
+            search.add(rows, torch.full_like(rows, search.middle), references)
+        return search, len(rows)
+
+    @property
+    def middle(self) -> int:
+        """The index of the shift by zero."""
+        return len(self.rings) // 2
 
     def add(self, rows: Int[Tensor, " pair"], columns: Int[Tensor, " pair"], outputs: Float[Tensor, "pair class"]) -> None:
         """Note outputs that the model computed itself."""
@@ -140,19 +186,13 @@ class _Search:
         self.leads[rows, columns] = lead
         self.state[rows, columns] = torch.where(lead > ROUNDING * outputs.norm(dim=1), KEPT, CHANGED).to(torch.int8)
 
-    def add_all(self, runner: Runner, images: Tensor, seed: int) -> bool:
-        """Note the outputs of all shifts, except where they are too close to call; return whether they came all at once."""
-        outputs = runner(images, runner.shifts, seed=seed)
-        exact = outputs.method == "direct"
-        scale = outputs.values.norm(dim=2)
-        close = ROUNDING * scale if exact else APART * scale.clamp_min(LEAST_SCALE * float(images.norm()))
-        leads = _leads(outputs.values, self.tops[:, None].expand(len(images), len(self.rings)))
-        sure = torch.where(leads > close, KEPT, torch.where((leads < -close) | exact, CHANGED, UNKNOWN)).to(torch.int8)
-        middle = len(self.rings) // 2  # known already
-        known = self.state[:, middle].clone()
-        self.state, self.leads = sure, leads
-        self.state[:, middle] = known
-        return not exact
+    def finished(self, runner: Runner, images: Tensor, *, views: int, dense: bool) -> Found:
+        """Compute what is missing, and return the radii; ``views`` and ``dense`` say what was computed before."""
+        while len(pairs := self.next_pairs()):
+            rows, columns = pairs.unbind(1)
+            views += len(rows)
+            self.add(rows, columns, _outputs(runner, images, rows, self.shifts[columns]))
+        return Found(self.failed_rings() - 1, self.tops, views, dense)
 
     def failed_rings(self) -> Int[Tensor, " image"]:
         """Return the smallest radius of a shift that changes the answer; one more than the grid's without any."""
@@ -173,9 +213,11 @@ class _Search:
         chosen: Tensor = pairs[leads.isfinite()]
         return chosen
 
-    def radii(self) -> Int[Tensor, " image"]:
-        """Return each image's radius, once all that it takes is known."""
-        return self.failed_rings() - 1
+
+def _checked(reference: Float[Tensor, "image class"]) -> Float[Tensor, "image class"]:
+    if reference.shape[1] < 2:
+        raise InputError("a certificate needs at least two classes, but the model returns one value an image.")
+    return reference
 
 
 def _leads(outputs: Float[Tensor, "*view class"], tops: Int[Tensor, "*view"]) -> Float[Tensor, "*view"]:

@@ -1,0 +1,46 @@
+"""Certificates in an audit: radii of images at every shift of a grid, which the audit measures anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from shiftscope.audits.parts import Part
+from shiftscope.engine.framing import Border
+from shiftscope.radii import RadiusCurve
+from shiftscope.tables import Cell, Table
+
+__all__ = ["RULE", "curve_table", "curves_of", "without_radii"]
+
+#: What keeps an answer that is a class.
+RULE = "The class on top without a shift leads all others at every shift, by more than rounding."
+
+
+def curves_of(merged: Part, rule: str) -> dict[str, RadiusCurve]:
+    """Return by grid the radii of all images; of a grid whose radii are known for some images only, none.
+
+    Args:
+        merged: all parts.
+        rule: what keeps an answer, in a sentence.
+    """
+    found = {}
+    for name, counts in merged.radius_counts.items():
+        if counts.total == merged.cost.images > 0:
+            border: Border = "circular" if name.startswith("circular") else "zero"
+            radii = merged.radii.get(name)
+            found[name] = RadiusCurve(counts, border, None if merged.moments else radii, rule)
+    return found
+
+
+def without_radii(merged: Part) -> Iterator[str]:
+    """Yield why there is no certificate, where some parts hold no radii."""
+    if any(counts.total != merged.cost.images for counts in merged.radius_counts.values()):
+        yield "Radii are not shown, because an earlier version of shiftscope measured some of the images."
+
+
+def curve_table(curves: Mapping[str, RadiusCurve]) -> Table:
+    """Return a table with a row for each grid and radius."""
+    rows: list[dict[str, Cell]] = [{"grid": name, **row} for name, each in curves.items() for row in each.table().rows]
+    right = any(each.counts.right is not None for each in curves.values())
+    columns = ("grid", "border", "radius", "unchanged", *(["right"] if right else []))
+    notes = tuple(dict.fromkeys(each.rule for each in curves.values()))
+    return Table("Share of images at every shift of up to r pixels", columns, tuple(rows), notes)

@@ -1,0 +1,8 @@
+"""Radii: how far every shift keeps the answer to an image, and the share of images of which it does so up to each radius."""
+
+from __future__ import annotations
+
+from shiftscope.radii.curve import RadiusCounts, RadiusCurve
+from shiftscope.radii.search import NO_ANSWER, NOTHING, Found, ShiftGrid, find_radii, radii_from
+
+__all__ = ["NOTHING", "NO_ANSWER", "Found", "RadiusCounts", "RadiusCurve", "ShiftGrid", "find_radii", "radii_from"]
