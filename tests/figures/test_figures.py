@@ -173,6 +173,13 @@ def test_pareto_plot_names_the_front_only() -> None:
     ]
 
 
+def test_pareto_plot_draws_printed_points_apart_from_the_front() -> None:
+    figure = pareto_plot(GRID, x="mcs", y="accuracy", names=("factor", "kernel"), printed=[(0.99, 0.99), (0.2, 0.3)])
+    assert figure.axes[0].collections[-1].get_offsets().tolist() == [[0.99, 0.99], [0.2, 0.3]]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["printed by the source"]
+    assert len(figure.axes[0].texts) == 2
+
+
 def test_scatter_plot_has_a_point_for_each_row_and_a_legend_for_series() -> None:
     figure = DRAWN["scatter"]()
     assert len(figure.axes[0].containers) == 4

@@ -62,7 +62,7 @@ def study(
     ----------
     name
         A study of the package (digits, digits-all, mnist, cifar10, learned, antialias, gap, augmentation, pool, homogeneity,
-        levels or setting), or a TOML file of yours.
+        levels, setting or front), or a TOML file of yours.
     seeds
         Number of networks to train per setting. By default the study's own.
     changes

@@ -30,7 +30,7 @@ GREY = "#777777"
 
 
 @with_fonts
-def pareto_plot(table: Table, *, x: str, y: str, names: tuple[str, ...]) -> Figure:
+def pareto_plot(table: Table, *, x: str, y: str, names: tuple[str, ...], printed: Sequence[tuple[float, float]] = ()) -> Figure:
     """Draw one measure against another, and the Pareto front: the rows that no other beats on both. More is better on both axes.
 
     Args:
@@ -38,6 +38,7 @@ def pareto_plot(table: Table, *, x: str, y: str, names: tuple[str, ...]) -> Figu
         x: the column along the horizontal axis.
         y: the column along the vertical axis.
         names: the columns whose settings name a row of the front.
+        printed: a publication's points (x, y), drawn as crosses; they are not part of the front.
 
     Raises:
         InputError: no row holds both numbers.
@@ -49,6 +50,10 @@ def pareto_plot(table: Table, *, x: str, y: str, names: tuple[str, ...]) -> Figu
     for index, row in enumerate(rows):
         _draw_point(axes, row, (x, y), COLOURS[0] if index in front else GREY)
     axes.plot(*zip(*(points[index] for index in front), strict=True), linestyle="--", linewidth=0.9, color=COLOURS[0], zorder=1)
+    if printed:
+        across, up = zip(*printed, strict=True)
+        axes.scatter(across, up, marker="x", s=14, linewidths=0.8, color=GREY, label="printed by the source")
+        axes.legend(frameon=False, fontsize=6.5)
     middle = sum(axes.get_xlim()) / 2
     for index in front:
         # Names extend towards the middle, where there is room.

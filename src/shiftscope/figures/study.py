@@ -12,7 +12,7 @@ from shiftscope import figures
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import write_atomically
 from shiftscope.studies.folder import StudyFolder, read_folder
-from shiftscope.studies.spec import Study, short
+from shiftscope.studies.spec import Study, flatten, short
 from shiftscope.tables import Cell, Table
 
 if TYPE_CHECKING:
@@ -153,7 +153,9 @@ class _Drawings:
     def accuracy(self) -> Figure:
         if sum({"mcs", "test_accuracy"} <= set(row) for row in self.table.rows) < 2:
             raise _NoFigureError("it needs two measured rows or more.")
-        return figures.pareto_plot(self.table, x="mcs", y="test_accuracy", names=self.varied)
+        cells = map(flatten, self.results.study.source.cells if self.results.study.source else ())
+        printed = [(cell["mcs"], cell["test_accuracy"]) for cell in cells if {"mcs", "test_accuracy"} <= set(cell)]
+        return figures.pareto_plot(self.table, x="mcs", y="test_accuracy", names=self.varied, printed=printed)
 
     def antialias(self) -> Figure:
         names = tuple(name for name in self.varied if name != "antialias")
