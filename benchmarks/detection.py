@@ -32,10 +32,9 @@ from interleaving import interleaved, ratios
 from shiftscope import audit, grid
 from shiftscope.audits import Audit
 from shiftscope.audits.periods import periods
-from shiftscope.estimates import Estimate
 from shiftscope.runtime.provenance import provenance
 from shiftscope.tables import Cell, Table
-from shiftscope.tasks import Pair
+from shiftscope.tasks import Pair, Totals
 from shiftscope.tasks.boxes import Boxes
 
 Given = TypeVar("Given")
@@ -81,7 +80,11 @@ class TimedBoxes(Boxes):
         """Judge, and note the time."""
         return self._timed(super().records_all, pairs)
 
-    def totals(self, records: Tensor) -> dict[str, Estimate]:
+    def pack(self, records: Tensor) -> Tensor:
+        """Pack what was judged, and note the time."""
+        return self._timed(super().pack, records)
+
+    def totals(self, records: Tensor) -> Totals:
         """Compute average precision, and note the time."""
         return self._timed(super().totals, records)
 

@@ -16,6 +16,8 @@ from shiftscope.audits.gate import judge_audit, read_condition
 from shiftscope.audits.periods import periods
 from shiftscope.audits.stored import from_tensors, to_tensors
 from shiftscope.errors import InputError
+from shiftscope.report import Maps
+from shiftscope.report.audit import audit_page
 from shiftscope.tasks.boxes import Boxes
 from shiftscope.tasks.detections import Detections, read_detections
 from shiftscope.tasks.matching import areas
@@ -55,6 +57,13 @@ def test_perfect_detector_scores_exactly_one_everywhere(perfect: Audit) -> None:
     assert wrong == {}
     assert {measure for _, measure in found} > set(PERFECT)
     assert all((values == PERFECT[name.split("/")[1]]).all() for name, values in perfect.maps().items() if name[7:] in PERFECT)
+
+
+def test_average_precision_has_a_map_in_json_and_page(perfect: Audit) -> None:
+    assert perfect.maps()["zero 2/ap"].tolist() == [[1.0] * 5] * 5
+    assert "zero 2/ap/low" in perfect.to_json()["maps"]
+    drawn = [each for each in audit_page(perfect).sections if isinstance(each, Maps)]
+    assert [each.title for each in drawn] == ["Sensitivity map, zero 2", "Average precision at every shift, zero 2"]
 
 
 def test_perfect_detector_has_no_period(perfect: Audit) -> None:

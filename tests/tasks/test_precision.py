@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from shiftscope.tasks.detections import Detections
-from shiftscope.tasks.objects import SIZES, Objects
-from shiftscope.tasks.precision import Judged, average_precision, judge
+from shiftscope.tasks.objects import SIZES, Objects, ObjectStack
+from shiftscope.tasks.packed import pack_rows, unpacked
+from shiftscope.tasks.precision import Judged, average_precision, judge, judge_together
+from shiftscope.tasks.records import to_rows, totals_of
 
 SIDE, CLASSES = 256, 3
 
@@ -137,3 +139,56 @@ def test_no_detection_has_precision_zero_where_objects_are(objects: int) -> None
 
 def test_sizes_are_coco_s() -> None:
     assert {name: high**0.5 for name, (_, high) in SIZES.items()} == {"all": 1e5, "small": 32, "medium": 96, "large": 1e5}
+
+
+def drawn_rows(
+    generator: np.random.Generator, images: range, shifts: list[tuple[float, float]], detections: int, *, short: bool
+) -> np.ndarray:
+    """Return judged rows of some images, each after its image's index and its shift, confidences in single precision or not."""
+    found = []
+    for image in images:
+        objects = drawn_objects(generator, int(generator.integers(0, 5)))
+        for shift in shifts:
+            boxes = drawn_detections(generator, objects, int(generator.integers(0, detections + 1)))
+            scores = generator.random(len(boxes)).astype(np.float32 if short else np.float64).astype(float)
+            verdicts = judge_together([Detections(boxes.boxes, scores, boxes.labels)], ObjectStack.of([objects]))
+            rows = to_rows(verdicts)[0]
+            found.append(np.concatenate([np.tile([[image, *shift]], (len(rows), 1)), rows], axis=1))
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("detections", [0, 9])
+def test_packed_rows_are_the_rows(short: bool, detections: int) -> None:
+    """Of two blocks one after the other; a shift by parts of a pixel is kept too."""
+    generator = np.random.default_rng(detections)
+    shifts = [(0.0, 0.0), (-3.0, 2.0), (0.25, -0.5)]
+    blocks = [drawn_rows(generator, images, shifts, detections, short=short) for images in (range(4), range(4, 7))]
+    views = unpacked(np.concatenate([pack_rows(each) for each in blocks]))
+    rows = np.concatenate(blocks)
+    detected, there, ends = (rows[rows[:, 3] == kind] for kind in (0.0, 1.0, 2.0))
+    assert np.array_equal(np.column_stack([views.images, views.shifts]), ends[:, :3])
+    for counts, numbers, known in ((views.detections, views.found, detected), (views.objects, views.there, there)):
+        assert np.array_equal(np.repeat(views.images, counts), known[:, 0])
+        assert np.array_equal(np.column_stack([views.labels[numbers], views.bits[numbers]]), known[:, [4, 6, 7]])
+    assert np.array_equal(views.scores.astype(float), detected[:, 5])
+
+
+def test_packed_detection_takes_a_few_bytes() -> None:
+    rows = drawn_rows(np.random.default_rng(0), range(20), [(0.0, 0.0)], 200, short=True)
+    assert len(pack_rows(rows)) < 8 * (rows[:, 3] == 0).sum()
+
+
+def test_map_of_average_precision_has_each_shift_s_own() -> None:
+    shifts = [(float(down), float(right)) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    rows = drawn_rows(np.random.default_rng(5), range(12), shifts, 9, short=True)
+    totals = totals_of(pack_rows(rows))
+    assert totals.shifts is not None and [tuple(each) for each in totals.shifts.tolist()] == shifts
+    for place, shift in enumerate(shifts):
+        alone = totals_of(pack_rows(rows[(rows[:, 1:3] == shift).all(axis=1)]))
+        for measure in ("ap", "ap50"):
+            estimate, ends = alone.estimates[measure], totals.intervals[measure][place].tolist()
+            assert float(totals.maps[measure][place]) == pytest.approx(estimate.value, abs=1e-12)
+            assert ends == pytest.approx([estimate.low, estimate.high], abs=1e-12)
+    assert float(totals.maps["ap"].mean()) == pytest.approx(totals.estimates["ap"].value)
+    assert float(totals.maps["ap"].min()) == totals.estimates["ap_worst"].value

@@ -96,8 +96,8 @@ class Part:
         cost: what it took.
         correct: whether each unshifted image is classified correctly; None without labels.
         damaged: names of the files that could not be read.
-        records: protocol -> what numbers of all images together need of each view, [row, column]
-            (:meth:`shiftscope.tasks.Task.records`).
+        records: protocol -> what numbers of all images together need of each view
+            (:meth:`shiftscope.tasks.Task.pack`).
         moments: (protocol or grid, measure, over) -> what is known of the values of all images, and of those classified
             correctly, where there are too many to keep; ``over`` is empty for scores.
         frames: (protocol, measure, against) -> sums over images at each frame of a protocol's path

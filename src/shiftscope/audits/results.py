@@ -16,7 +16,15 @@ from shiftscope.audits.parts import ACCURACY, Changed, Cost, Part
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, estimate, normalised_variance
 from shiftscope.audits.sequences import Frame, frame_table, frames_of
-from shiftscope.audits.task_results import task_changed, task_notes, task_rows, task_units, task_warnings
+from shiftscope.audits.task_results import (
+    surveys_of_totals,
+    task_changed,
+    task_notes,
+    task_rows,
+    task_totals,
+    task_units,
+    task_warnings,
+)
 from shiftscope.audits.wording import Row, changed_images, cost_sentence, shifts_of, verdict
 from shiftscope.datasets.images import left_out
 from shiftscope.engine.answers import output_warnings
@@ -206,8 +214,10 @@ def assemble(
     """
     rows = _accuracy_rows(merged)
     units: dict[str, Tensor] = {}
+    totals = task_totals(merged, task)
+    surveys = surveys_of_totals(merged.surveys, protocols, totals)
     if task is not None:
-        rows, units = task_rows(merged, protocols, task, borders), task_units(merged, task)
+        rows, units = task_rows(merged, protocols, task, borders, totals), task_units(merged, task)
     for protocol in () if task is not None else protocols:
         scores, surveyed = supported_measures(protocol, kind=kind, labels=merged.labelled)
         for name in scores:
@@ -223,12 +233,12 @@ def assemble(
         rows=tuple(rows),
         changed=merged.changed if task is None else task_changed(merged, task),
         cost=merged.cost,
-        surveys=merged.surveys,
+        surveys=surveys,
         units=units,
         damaged=merged.damaged,
         notes=(
             *notes,
-            *task_notes(merged, task),
+            *task_notes(merged, task, surveys),
             *filter(None, [left_out(merged.damaged)]),
             *_fallen_back(merged.cost.fallen_back),
             *_without_frames(merged),

@@ -150,7 +150,7 @@ class TaskMeasurer:
             sums=block.sums,
             changed=block.changed(),
             cost=self._cost(plan, len(images), started),
-            records={name: torch.cat(rows) for name, rows in block.records.items()},
+            records={name: self.task.pack(torch.cat(rows)) for name, rows in block.records.items()},
             frames=block.frames(),
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf, nan
 
+import torch
 from torch import Tensor
 
 from shiftscope.audits.measuring import grid_name
@@ -17,12 +18,35 @@ from shiftscope.audits.task_measuring import UNSHIFTED, task_measures
 from shiftscope.audits.wording import Row
 from shiftscope.estimates import Estimate
 from shiftscope.measures import MEASURES
-from shiftscope.tasks import Task
+from shiftscope.surveys import Survey
+from shiftscope.tasks import Task, Totals
 
-__all__ = ["task_changed", "task_notes", "task_rows", "task_units", "task_warnings"]
+__all__ = ["surveys_of_totals", "task_changed", "task_notes", "task_rows", "task_totals", "task_units", "task_warnings"]
 
 
-def task_rows(merged: Part, protocols: Sequence[Protocol], task: Task, borders: Mapping[str, str]) -> list[Row]:
+def task_totals(merged: Part, task: Task | None) -> dict[str, Totals]:
+    """Return by protocol the numbers of all images together, where the task has some."""
+    return {} if task is None else {protocol: task.totals(records) for protocol, records in merged.records.items()}
+
+
+def surveys_of_totals(
+    surveys: Mapping[str, Survey], protocols: Sequence[Protocol], totals: Mapping[str, Totals]
+) -> dict[str, Survey]:
+    """Return surveys with the maps of numbers of all images together."""
+    found = dict(surveys)
+    for protocol in protocols:
+        name, each = grid_name((protocol.mode, int(protocol.max_shift))), totals.get(protocol.name, Totals())
+        known = found.get(name)
+        if known is not None and each.shifts is not None and torch.equal(known.shifts.double(), each.shifts.double()):
+            maps = {measure: values.float() for measure, values in each.maps.items()}
+            ends = {measure: values.float() for measure, values in each.intervals.items()}
+            found[name] = replace(known, maps={**known.maps, **maps}, intervals={**known.intervals, **ends})
+    return found
+
+
+def task_rows(
+    merged: Part, protocols: Sequence[Protocol], task: Task, borders: Mapping[str, str], totals: Mapping[str, Totals]
+) -> list[Row]:
     """Return a row for each protocol and measure of a task that is defined for some image.
 
     Args:
@@ -30,12 +54,15 @@ def task_rows(merged: Part, protocols: Sequence[Protocol], task: Task, borders: 
         protocols: that were measured.
         task: what the outputs are.
         borders: protocol -> what filled its border.
+        totals: of :func:`task_totals`.
     """
-    rows = _all_rows(merged, protocols, task, borders)
+    rows = _all_rows(merged, protocols, task, borders, totals)
     return [row for row in rows if row.estimate.count]
 
 
-def _all_rows(merged: Part, protocols: Sequence[Protocol], task: Task, borders: Mapping[str, str]) -> list[Row]:
+def _all_rows(
+    merged: Part, protocols: Sequence[Protocol], task: Task, borders: Mapping[str, str], totals: Mapping[str, Totals]
+) -> list[Row]:
     unshifted = [measure for protocol, measure in merged.scores if protocol == UNSHIFTED]
     rows = [
         Row(UNSHIFTED, measure, "", 0, 1, _estimate(measure, merged.scores[UNSHIFTED, measure]), None) for measure in unshifted
@@ -51,10 +78,9 @@ def _all_rows(merged: Part, protocols: Sequence[Protocol], task: Task, borders: 
         if survey is not None:
             found = [(measure, survey.estimate(measure) or _undefined()) for measure in surveyed]
             rows += [Row(protocol.name, name, protocol.mode, reach, len(survey.shifts), each, None) for name, each in found]
-        if protocol.name in merged.records:
-            totals = task.totals(merged.records[protocol.name])
-            shifts = views or (len(survey.shifts) if survey is not None else 0)
-            rows += [Row(protocol.name, name, border, reach, shifts, each, None) for name, each in totals.items()]
+        if protocol.name in totals:
+            shifts, found_together = views or (len(survey.shifts) if survey is not None else 0), totals[protocol.name].estimates
+            rows += [Row(protocol.name, name, border, reach, shifts, each, None) for name, each in found_together.items()]
     return rows
 
 
@@ -71,9 +97,9 @@ def task_changed(merged: Part, task: Task) -> tuple[Changed, ...]:
     return tuple(replace(each, similarity=sign * each.similarity, measure=lead) for each in merged.changed)
 
 
-def task_notes(merged: Part, task: Task | None) -> Iterator[str]:
+def task_notes(merged: Part, task: Task | None, surveys: Mapping[str, Survey]) -> Iterator[str]:
     """Yield the periods of the maps over shifts, and which measures are not defined for some images, or for none."""
-    yield from period_sentences(merged.surveys) if task is not None else ()
+    yield from period_sentences(surveys) if task is not None else ()
     missing: dict[str, tuple[int, int]] = {}
     for (_, measure), values in merged.scores.items() if task is not None else ():
         if values.isnan().any():

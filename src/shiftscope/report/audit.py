@@ -52,6 +52,8 @@ def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None
     leading = _leading(audit)
     for name, survey in audit.surveys.items():
         sections += [*_over_distance(name, survey, leading), *_maps(name, survey, leading[0])]
+        for measure in _of_all_images(audit):
+            sections += _maps(name, survey, measure, f"{_title(MEASURES[measure].label)} at every shift")
     sections += [*_certificates(audit), *_frames(audit), *_units(audit)]
     if audit.changed and not pictures:
         caption = "Each under that one of all measured shifts that changes its outputs most."
@@ -141,6 +143,12 @@ def _leading(audit: Audit) -> tuple[str, ...]:
     return tuple(rows)[:DRAWN] if audit.task and rows else OVER_DISTANCE
 
 
+def _of_all_images(audit: Audit) -> tuple[str, ...]:
+    """Return the first measure of a task that all images have together, such as average precision; none without one."""
+    task = TASKS.get(audit.task.partition(":")[0])
+    return () if task is None else task.total_measures[:1]
+
+
 def _over_distance(name: str, survey: Survey, measures: Sequence[str]) -> list[Chart]:
     """Return charts of measures against the distance of a shift."""
     measures = [each for each in measures if each in survey.maps]
@@ -165,7 +173,7 @@ def _over_distance(name: str, survey: Survey, measures: Sequence[str]) -> list[C
     ]
 
 
-def _maps(name: str, survey: Survey, lead: str) -> list[Maps]:
+def _maps(name: str, survey: Survey, lead: str, title: str = "Sensitivity map") -> list[Maps]:
     if len(survey.shifts) < MIN_SHIFTS or lead not in survey.maps:
         return []
     values = survey.maps[lead].float()
@@ -176,7 +184,7 @@ def _maps(name: str, survey: Survey, lead: str) -> list[Maps]:
         f"{_title(MEASURES[lead].label)} at every shift. The centre is no shift; to the right of it the image moves right, "
         f"below it down. {light}"
     )
-    return [Maps(f"Sensitivity map, {name}", caption, (ShiftMap("the model", values, 1),))]
+    return [Maps(f"{title}, {name}", caption, (ShiftMap("the model", values, 1),))]
 
 
 def _certificates(audit: Audit) -> list[Chart]:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from shiftscope.tasks.registry import TASKS, find_task, task_of
-from shiftscope.tasks.task import Pair, Task, Truth, View
+from shiftscope.tasks.task import Pair, Task, Totals, Truth, View
 
-__all__ = ["TASKS", "Pair", "Task", "Truth", "View", "find_task", "task_of"]
+__all__ = ["TASKS", "Pair", "Task", "Totals", "Truth", "View", "find_task", "task_of"]

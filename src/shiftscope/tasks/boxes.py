@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate
 from shiftscope.tasks.box_changes import CHANGES, Frame, batches, changes, objects_of, share_found
 from shiftscope.tasks.detections import Detections, looks_like_detections, read_detections
 from shiftscope.tasks.matching import areas
 from shiftscope.tasks.objects import Objects
 from shiftscope.tasks.outlines import outlined
+from shiftscope.tasks.packed import pack_rows
 from shiftscope.tasks.precision import judge_together
 from shiftscope.tasks.records import to_rows, totals_of
 from shiftscope.tasks.stacks import DetectionStack
-from shiftscope.tasks.task import Pair, Task, Truth, View
+from shiftscope.tasks.task import Pair, Task, Totals, Truth, View
 from shiftscope.tasks.truth import open_objects
 from shiftscope.tasks.truth_files import Placement
 
@@ -135,8 +135,12 @@ class Boxes(Task):
                 found[known[number]] = torch.from_numpy(each)
         return found
 
-    def totals(self, records: Tensor) -> dict[str, Estimate]:
-        """Return the average precision over all images: mean, worst and range over the shifts, and by size."""
+    def pack(self, records: Tensor) -> Tensor:
+        """Return the records as bytes, [byte]: five or six a detection, and twenty a view."""
+        return torch.from_numpy(pack_rows(records.numpy()).copy())
+
+    def totals(self, records: Tensor) -> Totals:
+        """Return the average precision over all images: mean, worst and range over the shifts, by size, and at each shift."""
         return totals_of(records.numpy())
 
     def caption(self, answer: Detections) -> str:

@@ -7,15 +7,17 @@ that of a jackknife: groups of images are left out in turn.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, UInt8
 
 from shiftscope.estimates import ALIKE, Estimate, interval_of_equals, student_t
 from shiftscope.tasks.objects import SIZES
+from shiftscope.tasks.packed import DETECTION, MARK, OBJECT, PackedViews, unpacked
 from shiftscope.tasks.precision import Judged, Verdicts, average_precision
+from shiftscope.tasks.task import Totals
 
-__all__ = ["judged_rows", "precisions", "to_rows", "totals_of"]
+__all__ = ["judged_views", "precisions", "to_rows", "totals_of"]
 
-DETECTION, OBJECT, MARK = 0.0, 1.0, 2.0
 #: Groups of images of the jackknife.
 GROUPS = 10
 #: Places of thresholds of overlap: 0.5 and 0.75.
@@ -35,45 +37,40 @@ def to_rows(verdicts: Verdicts) -> list[Float[np.ndarray, "row 5"]]:
     return np.split(rows[there], np.cumsum(there.sum(axis=1))[:-1])
 
 
-def judged_rows(rows: Float[np.ndarray, "row 8"]) -> tuple[Judged, Float[np.ndarray, "case 2"] | None, int]:
-    """Return what rows hold, each after its image's index and its shift (dy, dx).
+def judged_views(views: PackedViews) -> tuple[Judged, Float[np.ndarray, "case 2"] | None, int]:
+    """Return what views hold as average precision judges it.
 
     Returns:
-        the detections; the shifts by number, None if images have shifts of their own; and the number of shifts of an image.
+        the detections and objects; the shifts by number, None if images have shifts of their own; and the number of shifts of an
+        image.
     """
-    shifts, place = np.unique(rows[:, 1:3], axis=0, return_inverse=True)
-    images, image = np.unique(rows[:, 0], return_inverse=True)
-    pairs = np.unique(np.stack([image, place.reshape(-1)], axis=1), axis=0)
-    shared = len(pairs) == len(images) * len(shifts)
+    shifts, place = np.unique(views.shifts, axis=0, return_inverse=True)
+    images, image = np.unique(views.images, return_inverse=True)
+    shared = len(place) == len(images) * len(shifts)
     # Of images with shifts of their own, the first shifts of all count as one, then the second ones.
-    case = place.reshape(-1) if shared else _rank(pairs)[_places(pairs, image, place.reshape(-1))]
-    one, other = rows[:, 3] == DETECTION, rows[:, 3] == OBJECT
-    whole = rows.astype(np.int64)
+    case = (place.reshape(-1) if shared else _rank(image, place.reshape(-1))).astype(np.int32)
+    image = image.astype(np.int32)
+    of_detections, of_objects = (np.repeat(np.arange(len(case)), each) for each in (views.detections, views.objects))
     judged = Judged(
-        case=case[one],
-        image=image[one],
-        label=whole[one, 4],
-        score=rows[one, 5],
-        matched=whole[one, 6],
-        ignored=whole[one, 7],
-        object_case=case[other],
-        object_image=image[other],
-        object_label=whole[other, 4],
-        object_counts=whole[other, 6],
+        case=case[of_detections],
+        image=image[of_detections],
+        label=views.labels[views.found],
+        score=views.scores,
+        matched=views.bits[views.found, 0],
+        ignored=views.bits[views.found, 1],
+        object_case=case[of_objects],
+        object_image=image[of_objects],
+        object_label=views.labels[views.there],
+        object_counts=views.bits[views.there, 0],
     )
     return judged, shifts if shared else None, int(case.max()) + 1 if len(case) else 0
 
 
-def _rank(pairs: np.ndarray) -> np.ndarray:
-    """Return the number of each (image, shift), sorted, among those of its image."""
-    first = np.searchsorted(pairs[:, 0], pairs[:, 0], side="left")
-    found: np.ndarray = np.arange(len(pairs)) - first
-    return found
-
-
-def _places(pairs: np.ndarray, image: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    width = int(pairs[:, 1].max()) + 1 if len(pairs) else 1
-    found: np.ndarray = np.searchsorted(pairs[:, 0] * width + pairs[:, 1], image * width + shift)
+def _rank(image: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return the number of each view's shift among those of its image, in the order of shifts."""
+    order = np.lexsort((shift, image))
+    found = np.empty(len(order), dtype=np.int64)
+    found[order] = np.arange(len(order)) - np.searchsorted(image[order], image[order], side="left")
     return found
 
 
@@ -84,22 +81,28 @@ def precisions(judged: Judged, cases: int, sizes: tuple[str, ...] = tuple(SIZES)
     return {"ap": named.pop("ap"), "ap50": found[:, 0, HALF], "ap75": found[:, 0, THREE_QUARTERS], **named}
 
 
-def totals_of(rows: Float[np.ndarray, "row 8"]) -> dict[str, Estimate]:
-    """Return the average precision over all images and shifts, with intervals over images.
+def totals_of(packed: UInt8[np.ndarray, " byte"]) -> Totals:
+    """Return the average precision over all images and shifts, and at each shift that all images share, with intervals.
 
     Args:
-        rows: as of :func:`judged_rows`.
+        packed: rows of :func:`shiftscope.tasks.packed.pack_rows`, block after block.
     """
-    judged, shifts, cases = judged_rows(rows)
-    images = len(np.unique(rows[:, 0]))
-    found = _summary(precisions(judged, cases), shared=shifts is not None)
+    views = unpacked(packed)
+    judged, shifts, cases = judged_views(views)
+    images = len(np.unique(views.images))
     groups = [np.arange(images) % GROUPS == group for group in range(min(GROUPS, images))]
-    left_out = [_summary(precisions(judged.without(group), cases), shared=shifts is not None) for group in groups]
-    return {
+    whole, parts = precisions(judged, cases), [precisions(judged.without(group), cases) for group in groups]
+    found, left_out = _summary(whole, shared=shifts is not None), [_summary(each, shared=shifts is not None) for each in parts]
+    estimates = {
         name: _estimate(value, np.array([each[name] for each in left_out]), images)
         for name, value in found.items()
         if np.isfinite(value)
     }
+    if shifts is None or cases < 2:
+        return Totals(estimates)
+    ends = {name: _intervals(values, np.stack([each[name] for each in parts]), images) for name, values in whole.items()}
+    at_shifts = {name: torch.from_numpy(values) for name, values in whole.items() if np.isfinite(values).all()}
+    return Totals(estimates, torch.from_numpy(shifts), at_shifts, {name: torch.from_numpy(ends[name]) for name in at_shifts})
 
 
 def _summary(found: dict[str, Float[np.ndarray, " case"]], *, shared: bool) -> dict[str, float]:
@@ -117,11 +120,23 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _estimate(value: float, left_out: Float[np.ndarray, " group"], images: int) -> Estimate:
-    known = left_out[np.isfinite(left_out)]
-    if images < 3 or len(known) < 2:
-        return Estimate(value, 0.0, 1.0, count=images)
-    if np.ptp(known) <= ALIKE:
-        return Estimate(value, *interval_of_equals(value, images, (0.0, 1.0)), count=images)
-    error = ((len(known) - 1) / len(known) * np.square(known - known.mean()).sum()) ** 0.5
-    reach = student_t(len(known)) * float(error)
-    return Estimate(value, max(value - reach, 0.0), min(value + reach, 1.0), count=images)
+    low, high = _intervals(np.array([value]), left_out[:, None], images)[0].tolist()
+    return Estimate(value, low, high, count=images)
+
+
+def _intervals(
+    values: Float[np.ndarray, " case"], left_out: Float[np.ndarray, "group case"], images: int
+) -> Float[np.ndarray, "case 2"]:
+    """Return the jackknife's interval of each value, from the values without each group of images."""
+    known = np.isfinite(left_out)
+    count = known.sum(axis=0)
+    filled = np.where(known, left_out, 0.0)
+    apart = np.where(known, filled - filled.sum(axis=0) / np.maximum(count, 1), 0.0)
+    reach = np.array([student_t(each) if each > 1 else 0.0 for each in count.tolist()])
+    reach = reach * np.sqrt((count - 1) / np.maximum(count, 1) * np.square(apart).sum(axis=0).clip(min=0))
+    ends = np.stack([np.maximum(values - reach, 0.0), np.minimum(values + reach, 1.0)], axis=1)
+    spread = np.where(known, left_out, -np.inf).max(axis=0) - np.where(known, left_out, np.inf).min(axis=0)
+    for place in np.flatnonzero(spread <= ALIKE):
+        ends[place] = interval_of_equals(float(values[place]), images, (0.0, 1.0))
+    ends[(count < 2) | (images < 3)] = (0.0, 1.0)
+    return ends

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from shiftscope.estimates import Estimate
 from shiftscope.tasks.truth_files import Placement, named_values
 
-__all__ = ["Pair", "Task", "Truth", "View"]
+__all__ = ["Pair", "Task", "Totals", "Truth", "View"]
 
 #: Ground truth of all images, by index: a tensor [image, ...], a list, or anything that reads one when it is asked for.
 Truth = Tensor | Sequence[Any]
@@ -60,6 +60,23 @@ class Pair:
     after: Any
     view: View
     truth: Any
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Numbers of all images together.
+
+    Attributes:
+        estimates: measure -> estimate.
+        shifts: [shift, 2], (dy, dx) of the maps; None without maps.
+        maps: measure -> [shift], its value at each shift.
+        intervals: measure -> [shift, 2], their 95 % intervals.
+    """
+
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    shifts: Tensor | None = None
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    intervals: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -155,14 +172,22 @@ class Task(ABC):
         """Return what :meth:`records` does for each pair."""
         return [self.records(each.after, each.view, each.truth) for each in pairs]
 
-    def totals(self, records: Tensor) -> dict[str, Estimate]:
-        """Return numbers of all images together: measure -> estimate.
+    def pack(self, records: Tensor) -> Tensor:
+        """Return the records of a block of images as they are kept: in less memory, or by default as they are.
 
         Args:
-            records: the rows of :meth:`records` of all images and views of a protocol, in order, each after its image's index and
-                its shift (dy, dx): [row, 3 + column].
+            records: the rows of :meth:`records` of the block's views, in order, each after its image's index and its shift
+                (dy, dx): [row, 3 + column].
         """
-        return {}
+        return records
+
+    def totals(self, records: Tensor) -> Totals:
+        """Return numbers of all images together.
+
+        Args:
+            records: what :meth:`pack` returns for the blocks of a protocol, in order, one after the other along the first axis.
+        """
+        return Totals()
 
     def text(self, answer: Any) -> str:
         """Return an answer in a few words, for readers; empty if it has none."""
