@@ -20,6 +20,8 @@ from shiftscope.studies import records
 from shiftscope.studies.folder import read_folder
 
 RESULTS = Path(__file__).parent
+#: Of studies whose runs store radii.
+CERTIFICATES = ("certificates.csv", "certificates.md")
 TABLES = ("table.csv", "curves.csv", "layers.csv", "runs.csv", "table.md", "curves.md", "layers.md")
 
 
@@ -58,7 +60,12 @@ def differing(study: Path) -> list[str]:
         folder = Path(place) / study.name
         folder.mkdir()
         rebuild(study, folder)
-        return [f"{study.name}/{name}" for name in TABLES if (folder / name).read_bytes() != (study / name).read_bytes()]
+        names = (*TABLES, *(name for name in CERTIFICATES if (folder / name).exists() or (study / name).exists()))
+        return [f"{study.name}/{name}" for name in names if _content(folder / name) != _content(study / name)]
+
+
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
 
 
 def main() -> None:

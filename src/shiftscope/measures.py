@@ -84,6 +84,12 @@ DEFINITIONS = (
     Measure("pairs_agree", "agreement of pairs", "Share of random pairs of shifts of an image with the same top class."),
     Measure("all_agree", "same class at every shift", "Share of images with the same top class at every shift.", share=True),
     Measure("worst_case", "correct at every shift", "Share of images classified correctly at every shift.", share=True),
+    Measure(
+        "certified_radius",
+        "certified radius",
+        "The largest r, pixels, such that every shift of up to r keeps the top class; -1 if the two top classes are equal.",
+        (-1.0, inf),
+    ),
     # Accuracy.
     Measure("test_accuracy", "test accuracy", "Share of unshifted test images classified correctly.", better=None, share=True),
     Measure("train_accuracy", "train accuracy", "Share of training images classified correctly.", better=None, share=True),

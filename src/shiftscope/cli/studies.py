@@ -36,7 +36,17 @@ __all__ = ["compare", "figures", "list_", "open_report", "report", "selfcheck", 
 
 DEFAULT_OUT = Path("studies")
 #: What a study writes; a figure only if a setting varies.
-WRITTEN = ("table.md", "table.csv", "curves.csv", "layers.csv", "figure.png", "report.html", "runs.csv", "runs/")
+WRITTEN = (
+    "table.md",
+    "table.csv",
+    "curves.csv",
+    "layers.csv",
+    "certificates.csv",
+    "figure.png",
+    "report.html",
+    "runs.csv",
+    "runs/",
+)
 
 
 @app.command(group=STUDIES, sort_key=1)

@@ -15,6 +15,7 @@ from shiftscope.report import Chart, Grid, Lesson, Maps, Missing, Page, Rows, Sc
 from shiftscope.report.content import Section, Signal
 from shiftscope.report.gallery import drag_sections
 from shiftscope.runtime.progress import Report, silent
+from shiftscope.studies.certified import certified_at
 from shiftscope.studies.comparison import compare
 from shiftscope.studies.folder import StudyFolder
 from shiftscope.studies.spec import VARIANT, short
@@ -25,6 +26,8 @@ __all__ = ["study_page"]
 
 #: More lines are spread over several drawings.
 LINES = 6
+#: The column of the share of images that are right at every shift.
+RIGHT = "share_of_images"
 #: Kinds of layers that the page lists; layers.csv holds all.
 LISTED_LAYERS = ("canvas", "pool", "filter", "polyphase sampling", "output")
 
@@ -47,7 +50,7 @@ def study_page(
     missing = (*results.missing, *without_drag, *without_comparison)
     curves = _curves(results, table)
     sections: list[Section] = [*curves[:1], *drags, *curves[1:], *_grids(results, table), *_maps(results)]
-    sections += [*_over_shifts(results), _scatter(results, table), *comparison, *_layers(results)]
+    sections += [*_over_shifts(results), *_certificates(results), _scatter(results, table), *comparison, *_layers(results)]
     sections.append(Rows("All measured numbers", "Each with its 95 % interval. Click a heading to sort.", table))
     sections.append(_lesson())
     if missing:
@@ -161,10 +164,29 @@ def _over_shifts(results: StudyFolder) -> list[Section]:
     if not table.rows:
         return []
     caption = "Over all shifts up to the largest, of every test image, with 95 % intervals."
+    panel, series = _panel_and_series(results)
+    return [Chart(_title("mcs", "against the largest shift"), caption, table, "max_shift", "mcs", series, panel)]
+
+
+def _panel_and_series(results: StudyFolder) -> tuple[str, tuple[str, ...]]:
+    """Return the setting with a drawing for each of its values, empty if one drawing holds all lines, and the lines' settings."""
     panel, *series = _varied(results) if len(results.cells) > LINES else ("",)
-    if not series:
-        panel, series = "", list(_varied(results))
-    return [Chart(_title("mcs", "against the largest shift"), caption, table, "max_shift", "mcs", tuple(series), panel)]
+    return (panel, tuple(series)) if series else ("", _varied(results))
+
+
+def _certificates(results: StudyFolder) -> list[Section]:
+    """Return the share of images that are right at every shift up to each radius; nothing where no run stores radii."""
+    curves = results.certificates()
+    if not curves.rows:
+        return []
+    named = Table(curves.title, curves.columns, tuple({**row, RIGHT: row["right"]} for row in curves.rows))
+    panel, series = _panel_and_series(results)
+    caption = "Share of test images that are answered right at every shift of up to r pixels, with 95 % intervals."
+    at_a_few = certified_at(curves)
+    return [
+        Chart("Right at every shift of up to r pixels", caption, named, "radius", RIGHT, series, panel),
+        Rows("Certified share of test images", "Up to a few radii, in pixels, with 95 % intervals.", at_a_few),
+    ]
 
 
 def _layers(results: StudyFolder) -> list[Section]:

@@ -25,7 +25,7 @@ from shiftscope.studies import records
 from shiftscope.studies.loading import read_study
 from shiftscope.studies.records import DamagedRecordError, Finished, Record
 from shiftscope.studies.spec import VARIANT, Cell, Run, Study, run_label, short
-from shiftscope.studies.tables import curves, gains, layers, run_list, summarise, table_of
+from shiftscope.studies.tables import certificates_of, curves, gains, layers, run_list, summarise, table_of
 from shiftscope.tables import Table, heading
 
 __all__ = ["CellRuns", "StudyFolder", "read_folder"]
@@ -158,6 +158,10 @@ class StudyFolder:
     def layers(self) -> Table:
         """Return every layer's response to shifts; see :func:`shiftscope.studies.tables.layers`."""
         return layers(self.study, self._measured)
+
+    def certificates(self) -> Table:
+        """Return how far every shift keeps the answers; see :func:`shiftscope.studies.certified.certified`."""
+        return certificates_of(self.study, self._measured)
 
     def gains(self) -> Table:
         """Return the gain of subsampling beside homogeneity; see :func:`shiftscope.studies.tables.gains`."""

@@ -5,7 +5,7 @@ All test images are measured, except by layers' responses, which cost far more p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor
 from shiftscope import surveys
 from shiftscope.audits import protocols
 from shiftscope.datasets.dataset import Dataset
-from shiftscope.engine.outputs import shift_outputs, stream_outputs, track
+from shiftscope.engine.outputs import Outputs, Runner, open_runner, shift_outputs, stream_outputs, track
 from shiftscope.estimates import bootstrap
 from shiftscope.explanations.layers import Layer, layer_responses
 from shiftscope.models.family import Network
+from shiftscope.radii import ShiftGrid, radii_from
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid, translate
+from shiftscope.studies.certified import RADIUS
 from shiftscope.studies.records import Curve, LayerRecord
 from shiftscope.studies.spec import MeasureSpec
 from shiftscope.surveys import Survey, survey
@@ -80,6 +82,8 @@ def measure_network(
     report(Stage("measuring one shift of each image", 0, len(images)))
     outputs = shift_outputs(network, images, shifts, mode=protocol.mode, fill=fill, device=device)
     blocks = stream_outputs(network, images.split(BLOCK), grid(spec.max_shift), mode=protocol.mode, fill=fill, device=device)
+    radii = list[Tensor]()
+    blocks = _with_radii(blocks, images, _by_itself(network, images, spec.max_shift, fill, device), spec.max_shift, radii)
     counted = track(blocks, lambda done: report(Stage("measuring every shift", done, len(images))))
     found = survey(counted, labels=data.test.labels)
     layers = layer_responses(
@@ -98,6 +102,7 @@ def measure_network(
         "mcs_all_shifts": found.values["mcs", "all"],
         "top1_change": surveys.top1_changes(outputs),
         "worst_case": found.values["worst_case", "all"] > 0,
+        RADIUS: torch.cat(radii),
         **_layer_values(layers),
     }
     return Measurements(
@@ -108,6 +113,25 @@ def measure_network(
         layers=tuple(map(_layer_record, layers)),
         responses=tuple(map(_responses, layers)),
     )
+
+
+def _by_itself(
+    network: Network, images: Tensor, max_shift: int, fill: Float[Tensor, " channel"], device: torch.device | str
+) -> Runner:
+    """Return what runs the network view by view, for answers that are too close to call."""
+    return open_runner(network, images[:1], grid(max_shift), fill=fill, device=device, method="direct")
+
+
+def _with_radii(
+    blocks: Iterator[Outputs], images: Tensor, runner: Runner, max_shift: int, radii: list[Tensor]
+) -> Iterator[Outputs]:
+    """Yield outputs at every shift, and append the radius of each of their images."""
+    done = 0
+    for block in blocks:
+        stop = done + len(block.reference)
+        radii.append(radii_from(block, runner, images[done:stop], ShiftGrid(max_shift)).radii.to(torch.int32))
+        done = stop
+        yield block
 
 
 def _layer_values(layers: tuple[Layer, ...]) -> dict[str, Tensor]:

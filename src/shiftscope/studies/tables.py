@@ -13,12 +13,13 @@ from shiftscope.estimates import Estimate, bootstrap, combine_draws, confidence_
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.files import write_text
 from shiftscope.runtime.provenance import joined
+from shiftscope.studies.certified import certified
 from shiftscope.studies.measuring import CURVES, OUTPUT_MEASURES, RESPONSES
 from shiftscope.studies.records import Curve, Finished, Record
 from shiftscope.studies.spec import Study, run_label, short
 from shiftscope.tables import Table, heading
 
-__all__ = ["curves", "gains", "layers", "run_list", "summarise", "table_of"]
+__all__ = ["certificates_of", "curves", "gains", "layers", "run_list", "summarise", "table_of"]
 
 FACTOR = "network.factor"
 #: The output measures that use one random shift of each image, and those that use every shift.
@@ -33,6 +34,8 @@ Cells = Sequence[Sequence[Finished]]
 def summarise(study: Study, cells: Cells, out: Path) -> Table:
     """Write a study's tables, as CSV and Markdown: ``table``, ``curves`` and ``layers``; and ``runs.csv``, which lists the runs.
 
+    Where runs store radii, ``certificates`` is written, too.
+
     Args:
         study: the study.
         cells: the finished runs of each cell, in the study's order.
@@ -43,7 +46,9 @@ def summarise(study: Study, cells: Cells, out: Path) -> Table:
     """
     measured = [_measured(runs) for runs in cells]
     table = table_of(study, cells)
-    for name, each in (("table", table), ("curves", curves(study, measured)), ("layers", layers(study, measured))):
+    named = (("curves", curves(study, measured)), ("layers", layers(study, measured)))
+    certificates = certificates_of(study, measured)
+    for name, each in (("table", table), *named, *((("certificates", certificates),) if certificates.rows else ())):
         write_text(out / f"{name}.csv", each.to_csv())
         write_text(out / f"{name}.md", each.to_markdown())
     write_text(out / "runs.csv", run_list(study, cells).to_csv())
@@ -104,6 +109,11 @@ def curves(study: Study, cells: Cells) -> Table:
             rows.append(row | {name: _at_radius(name, [run.curves[name] for run in runs], radius, count) for name in CURVES})
     note = "Over all shifts up to the largest, and every test image. Intervals: 95 %, over networks and images."
     return Table(f"{study.title}: against the largest shift", (*names.values(), *own), tuple(rows), (note,))
+
+
+def certificates_of(study: Study, cells: Cells) -> Table:
+    """Return the share of images at every shift up to each radius; see :func:`shiftscope.studies.certified.certified`."""
+    return certified(study, cells, _setting_names(study, ("radius", "seeds", "unchanged", "right")))
 
 
 def _at_radius(measure: str, several: Sequence[Curve], radius: int, count: int) -> Estimate:
