@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app
+from shiftscope.cli.fixing import Fixing, Kind
 from shiftscope.cli.measuring import opened, print_found, under_shifts
-from shiftscope.cli.options import OF_THE_MODEL, OUTPUT_GROUP, Flag, ModelName, ModelOptions, Several
+from shiftscope.cli.options import COMPUTE_GROUP, OF_THE_MODEL, OUTPUT_GROUP, FixOptions, Flag, ModelName, ModelOptions, Several
 from shiftscope.cli.progress import reporting
 from shiftscope.cli.tuning import TrainOptions, check_training, forget, train_after, training_folder
 from shiftscope.errors import InputError
@@ -19,16 +20,12 @@ from shiftscope.runtime.stopping import keep
 
 if TYPE_CHECKING:
     from shiftscope.audits.subject import Subject
-    from shiftscope.engine.framing import Border
-    from shiftscope.models import Fix
     from shiftscope.runtime.progress import Report
-    from shiftscope.surgery import Surgery, Wrapping
+    from shiftscope.surgery import Surgery
     from shiftscope.tables import Table
 
 __all__ = ["fix"]
 
-#: Short names of fixes, as in :mod:`shiftscope.surgery`, whose import would take long.
-Kind = Literal["blur", "aps", "lps", "gap", "circular", "anchor", "canonical", "average"]
 #: The file of a fixed model in a recommended command.
 FIXED = "fixed.safetensors"
 
@@ -41,8 +38,9 @@ def fix(
     filter_size: int = 3,
     reach: int | None = None,
     plan: Annotated[bool, Flag] = False,
-    options: ModelOptions = ModelOptions(),
+    options: FixOptions = FixOptions(),
     training: TrainOptions = TrainOptions(),
+    workers: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
 ) -> None:
     """Change a copy of a model so that shifts matter less, and measure whether it helped.
@@ -65,13 +63,16 @@ def fix(
         `canonical` may lie from the middle. By default 1 and a fourteenth of the input.
     plan
         Only list what would change.
+    workers
+        Number of trainings at once, each in a process with one thread. By default they follow each other and use all threads; on
+        a cluster all run at once.
     out
         File for the changed model (.safetensors). A stopped training resumes from the folder beside it. By default nothing is
         written.
     """
     _check_options(out, filter_size, reach)
     subject = opened(model, options)
-    check_training(subject, training)
+    check_training(subject, training, options, workers=workers, out=None if plan else out)
     if training.train is not None and not plan:
         where = (
             "Trainings are kept with --out only."
@@ -81,26 +82,23 @@ def fix(
         keep(where)
     with reporting("applying the fix") as report:
         from shiftscope.models import save_model
-        from shiftscope.surgery.compare import apply_fixes, summarise
+        from shiftscope.surgery.compare import summarise
 
         _check_applies(subject, kinds, saved=out is not None)
-        fixes, wrapping = _fixes(kinds, subject, options, filter_size=filter_size, reach=reach)
-        made, size = subject.loaded.spec, subject.images.size
-        surgery = apply_fixes(
-            subject.loaded.model,
-            [(each.kind, each.filter_size) for each in fixes],
-            wrapping=wrapping,
-            image=(subject.images.shape[0], size, size),
-        )
+        fixing = Fixing(kinds, filter_size, reach, options.mode)
+        made, surgery = subject.loaded.spec, fixing.apply(subject)
         trained = None
         if training.train is not None and not plan:
-            trained = train_after(subject, surgery, options, training, out=out, report=report)
+            trained = train_after(subject, surgery, fixing, options, training, workers=workers, out=out, report=report)
             surgery = trained.surgery
         compared = None if plan else trained.table if trained else _compared(subject, surgery, options, report)
         tables = [surgery.table(), *([compared] if compared else [])]
     saved = None if plan else out
     if saved is not None:
-        update = {"fixes": (*made.fixes, *fixes), "tuned": (*made.tuned, *([trained.tuned] if trained else []))}
+        update = {
+            "fixes": (*made.fixes, *fixing.fixes(subject)[0]),
+            "tuned": (*made.tuned, *([trained.tuned] if trained else [])),
+        }
         try:
             save_model(saved, surgery.model, subject.fixable.model_copy(update=update))
         except OSError as error:
@@ -123,24 +121,6 @@ def _check_options(out: Path | None, filter_size: int, reach: int | None) -> Non
         raise InputError(f"`filter_size` must be 1 to 7, got {filter_size}.", "Leave it out to take 3.")
     if reach is not None and reach < 1:
         raise InputError(f"`reach` must be 1 or more pixels, got {reach}.", "Leave it out to take the default.")
-
-
-def _fixes(
-    kinds: tuple[Kind, ...], subject: Subject, options: ModelOptions, *, filter_size: int, reach: int | None
-) -> tuple[tuple[Fix, ...], Wrapping]:
-    """Return the fixes as a file keeps them, and how wrappers move images."""
-    from shiftscope.models import Fix
-    from shiftscope.surgery import Wrapping
-
-    whole: Border = "circular" if options.mode == "circular" else "zero"
-    border: Border = "crop" if whole == "zero" and subject.images.crop is not None else whole
-    around: dict[str, Any] = {"fill": subject.images.fill, "reach": reach}
-    own = {
-        "blur": {"filter_size": filter_size},
-        "canonical": {**around, "border": border},
-        "average": {**around, "border": whole},
-    }
-    return tuple(Fix(kind=kind, **own.get(kind, {})) for kind in kinds), Wrapping(border, reach, subject.images.fill)
 
 
 def _next_command(

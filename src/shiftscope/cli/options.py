@@ -22,6 +22,7 @@ __all__ = [
     "AsJson",
     "AuditOptions",
     "ExecutorOptions",
+    "FixOptions",
     "Flag",
     "ModelName",
     "OF_THE_MODEL",
@@ -313,6 +314,20 @@ class AuditOptions(ModelOptions, ExecutorOptions):
     def job_device(self) -> str:
         """Return the device that computes; a share of a GPU asks for one."""
         return ExecutorOptions.job_device(self)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class FixOptions(ModelOptions, ExecutorOptions):
+    """Options of `fix`, whose trainings may run elsewhere; it measures on this machine."""
+
+    def training_device(self) -> str:
+        """Return the device that trains; a share of a GPU asks for one."""
+        return ExecutorOptions.job_device(self)
+
+    def distributes(self) -> bool:
+        """Return whether an option of executors is given."""
+        return any(getattr(self, name) for name in ("address", "gpus", "submit")) or self.executor != "processes"
 
 
 def read_shard(text: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
@@ -10,19 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from shiftscope.cli.fixing import Fixing
 from shiftscope.cli.measuring import under_shifts
-from shiftscope.cli.options import ModelOptions
+from shiftscope.cli.options import FixOptions, Flag, ModelOptions
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
-    from shiftscope.audits.subject import Subject
+    from shiftscope.audits.subject import Subject, SubjectSpec
     from shiftscope.datasets.training import TrainingImages
     from shiftscope.models import Tuned
     from shiftscope.runtime.progress import Report
     from shiftscope.surgery import Surgery
     from shiftscope.tables import Summary, Table
     from shiftscope.training import FineTuned, FineTuning
-    from shiftscope.training.paired import PairedPlan
+    from shiftscope.training.paired import Pair, PairedPlan
 
 __all__ = ["TrainOptions", "Trained", "check_training", "forget", "train_after", "training_folder"]
 
@@ -50,6 +52,13 @@ class TrainOptions:
         Learning rate (Adam). By default 0.0003.
     consistency
         Term beside the cross-entropy that penalises outputs that change under shifts: `kl`, `cosine` or `none`.
+    every_shift
+        Train on all shifts of each image in every step, exactly, instead of a random one. Not for every model.
+    layer_decay
+        Learning rate of a layer relative to that of the layer after it, above 0 to 1. By default 1.
+    seeds
+        Number of trainings with and without the fix, each with another seed, so that intervals are over trainings, too. The copy
+        of the first seed is saved. By default 1.
     """
 
     train: Annotated[str | None, Parameter(group=TRAINING_GROUP)] = None
@@ -57,11 +66,22 @@ class TrainOptions:
     epochs: Annotated[int | None, Parameter(group=TRAINING_GROUP)] = None
     learning_rate: Annotated[float | None, Parameter(group=TRAINING_GROUP)] = None
     consistency: Annotated[Literal["none", "kl", "cosine"], Parameter(group=TRAINING_GROUP)] = "none"
+    every_shift: Annotated[bool, Flag, Parameter(group=TRAINING_GROUP)] = False
+    layer_decay: Annotated[float | None, Parameter(group=TRAINING_GROUP)] = None
+    seeds: Annotated[int | None, Parameter(group=TRAINING_GROUP)] = None
 
     def arguments(self) -> list[str]:
         """Return the given options as text, for a command that trains in the same way."""
         given = {each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) != each.default}
-        return [f"--{name.replace('_', '-')} {quote(str(value))}" for name, value in given.items()]
+        options = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
+        return [name if value is True else f"{name} {quote(str(value))}" for name, value in options.items()]
+
+    def absolute(self) -> TrainOptions:
+        """Return the same for a process in another working directory."""
+        from shiftscope.datasets.sources import is_folder
+
+        assert self.train is not None  # checked
+        return replace(self, train=str(Path(self.train).resolve()) if is_folder(self.train) else self.train)
 
 
 @dataclass(frozen=True)
@@ -89,16 +109,71 @@ class Trained:
         return Summary(_verdict(self.table), (self.surgery.narrow_table(), self.table), commands=(command,))
 
 
-def check_training(subject: Subject, training: TrainOptions) -> None:
+@dataclass(frozen=True)
+class _Make:
+    """Opens a model and its images, applies fixes, and reads the training images, in any process.
+
+    Attributes:
+        spec: the model and the images to measure it on.
+        fixing: the fixes.
+        training: how to train.
+        device: where to train.
+    """
+
+    spec: SubjectSpec
+    fixing: Fixing
+    training: TrainOptions
+    device: str
+
+    def __call__(self) -> Pair:
+        """Make the pair."""
+        from shiftscope.audits.subject import open_subject
+        from shiftscope.runtime.progress import silent
+
+        subject = open_subject(self.spec)
+        images = _training_images(subject, self.training, silent)
+        return self.pair(subject, self.fixing.apply(subject), images)
+
+    def pair(self, subject: Subject, surgery: Surgery, images: TrainingImages) -> Pair:
+        """Return the pair of what is open already."""
+        from shiftscope.engine.framing import frame
+        from shiftscope.training.gains import AFTER, CONTROL
+        from shiftscope.training.paired import Pair
+
+        max_shift = subject.images.default_shift if self.spec.max_shift is None else self.spec.max_shift
+        framed = frame(images.images, subject.images.size, self.fixing.mode, max_shift)
+        settings = _settings(self.training, framed.max_shift, circular=framed.border == "circular")
+        return Pair(
+            {CONTROL: subject.loaded.model, AFTER: surgery.model},
+            framed.images,
+            images.labels,
+            _plan(subject, surgery, images, settings),
+            size=framed.size,
+            fill=subject.fill,
+            device=self.device,
+        )
+
+
+def check_training(
+    subject: Subject, training: TrainOptions, options: FixOptions, *, workers: int | None = None, out: Path | None = None
+) -> None:
     """Raise InputError unless the options of a training are within their bounds, and the model can be trained."""
     if training.train is None:
-        if training.arguments():
-            raise InputError(f"{training.arguments()[0].partition(' ')[0]} describes a training.", "Add --train DATA.")
+        others = ["--workers"] * (workers is not None) + ["--executor"] * options.distributes()
+        if given := [*training.arguments(), *others]:
+            raise InputError(f"{given[0].partition(' ')[0]} describes a training.", "Add --train DATA.")
         return
     if training.epochs is not None and training.epochs < 1:
         raise InputError(f"`epochs` must be 1 or more, got {training.epochs}.", f"Leave it out to take {EPOCHS}.")
     if training.learning_rate is not None and not 0 < training.learning_rate < float("inf"):
         raise InputError(f"`learning_rate` must be above 0, got {training.learning_rate}.", f"Leave it out to take {RATE}.")
+    if training.layer_decay is not None and not 0 < training.layer_decay <= 1:
+        raise InputError(f"`layer_decay` must be above 0, at most 1, got {training.layer_decay}.", "Leave it out to take 1.")
+    if training.seeds is not None and training.seeds < 1:
+        raise InputError(f"`seeds` must be 1 or more, got {training.seeds}.", "Leave it out to train each model once.")
+    if options.executor == "submitit" and out is None:
+        raise InputError("jobs of Slurm write into a folder that all machines see.", "Give --out on such a disk.")
+    options.start(_at_once(options, workers))  # refuses numbers of workers and options that do not go together
     if not subject.loaded.spec.is_code:
         raise InputError(
             f"{subject.spec.model} can only be run, so that it cannot be trained.",
@@ -108,46 +183,59 @@ def check_training(subject: Subject, training: TrainOptions) -> None:
         raise InputError("a training needs a model that returns classes alone.", "Leave out --train.")
 
 
+def _at_once(options: FixOptions, workers: int | None) -> int | None:
+    """Return how many trainings run at once: on this machine one, unless the user gives another number."""
+    return 1 if workers is None and options.executor == "processes" else workers
+
+
 def training_folder(out: Path | None) -> Path | None:
     """Return the folder from which a stopped training resumes, beside the file of the fixed model; None without one."""
     return None if out is None else out.with_suffix(".training")
 
 
 def train_after(
-    subject: Subject, surgery: Surgery, options: ModelOptions, training: TrainOptions, *, out: Path | None, report: Report
+    subject: Subject,
+    surgery: Surgery,
+    fixing: Fixing,
+    options: FixOptions,
+    training: TrainOptions,
+    *,
+    workers: int | None,
+    out: Path | None,
+    report: Report,
 ) -> Trained:
     """Train a fixed model and, in the same way, the model without the fix, and measure both beside the original.
 
     Args:
         subject: the model and the images to measure it on.
         surgery: the fixed model.
+        fixing: its fixes.
         options: of the command.
         training: how to train.
+        workers: trainings at once; None for the default.
         out: the fixed model's file, beside which trainings are kept; None keeps none.
         report: called with progress events.
     """
-    from shiftscope.engine.framing import frame
-    from shiftscope.training.gains import AFTER, CONTROL
+    from shiftscope.audits.subject import absolute_paths
+    from shiftscope.training.gains import AFTER
     from shiftscope.training.paired import train_all
 
-    images = _training_images(subject, options, training, report)
-    under = under_shifts(subject, options)
-    framed = frame(images.images, under["size"], options.mode, under["max_shift"])
-    settings = _settings(training, framed.max_shift, circular=framed.border == "circular")
+    device = options.training_device()
+    spec = subject.spec.model_copy(update={**absolute_paths(subject.spec), "device": device})
+    images = _training_images(subject, training, report)
+    make = _Make(spec, fixing, training.absolute(), device)
+    pair = make.pair(subject, surgery, images)
     found = train_all(
-        {CONTROL: subject.loaded.model, AFTER: surgery.model},
-        framed.images,
-        images.labels,
-        _plan(subject, surgery, images, settings, options.seed),
+        make,
+        pair=pair,
+        seeds=training.seeds or 1,
         folder=training_folder(out),
+        executor=options.start(_at_once(options, workers)),
         report=report,
-        size=framed.size,
-        fill=subject.fill,
-        device=options.torch_device(),
     )
     table = _measured(subject, options, images, found, report)
-    tuned = _tuned(images, found[AFTER], settings, options.seed)
-    return Trained(replace(surgery, model=found[AFTER].model), table, tuned)
+    tuned = _tuned(images, found[AFTER][0], pair.plan)
+    return Trained(replace(surgery, model=found[AFTER][0].model), table, tuned)
 
 
 def forget(out: Path | None) -> None:
@@ -157,11 +245,11 @@ def forget(out: Path | None) -> None:
         rmtree(folder, ignore_errors=True)
 
 
-def _training_images(subject: Subject, options: ModelOptions, training: TrainOptions, report: Report) -> TrainingImages:
+def _training_images(subject: Subject, training: TrainOptions, report: Report) -> TrainingImages:
     """Return the training images; raise InputError where their classes are not the model's."""
     from shiftscope.datasets.training import read_training_images
 
-    loaded = subject.loaded
+    loaded, spec = subject.loaded, subject.spec
     assert training.train is not None  # checked
     images = read_training_images(
         training.train,
@@ -170,8 +258,8 @@ def _training_images(subject: Subject, options: ModelOptions, training: TrainOpt
         preprocessing=loaded.preprocessing,
         channels=loaded.image[0] if loaded.image else None,
         trained_on=loaded.spec.data,
-        max_shift=options.max_shift,
-        data_dir=options.data_dir,
+        max_shift=spec.max_shift,
+        data_dir=None if spec.data_dir is None else Path(spec.data_dir),
         report=report,
     )
     classes = subject.outputs(images.images[:1])
@@ -192,10 +280,12 @@ def _settings(training: TrainOptions, max_shift: int, *, circular: bool) -> Fine
         translate=max_shift,
         mode="circular" if circular else "zero",
         consistency=training.consistency,
+        every_shift=training.every_shift,
+        layer_decay=training.layer_decay or 1.0,
     )
 
 
-def _plan(subject: Subject, surgery: Surgery, images: TrainingImages, settings: FineTuning, seed: int) -> PairedPlan:
+def _plan(subject: Subject, surgery: Surgery, images: TrainingImages, settings: FineTuning) -> PairedPlan:
     from shiftscope.audits.model import model_checksum
     from shiftscope.training.paired import PairedPlan
 
@@ -207,11 +297,11 @@ def _plan(subject: Subject, surgery: Surgery, images: TrainingImages, settings: 
         data_sha256=images.checksum,
         images=len(images.images),
         settings=settings,
-        seed=seed,
+        seed=subject.spec.seed,
     )
 
 
-def _tuned(images: TrainingImages, found: FineTuned, settings: FineTuning, seed: int) -> Tuned:
+def _tuned(images: TrainingImages, found: FineTuned, plan: PairedPlan) -> Tuned:
     from shiftscope.models import Tuned
 
     return Tuned(
@@ -220,32 +310,47 @@ def _tuned(images: TrainingImages, found: FineTuned, settings: FineTuning, seed:
         images=len(images.images),
         epochs=len(found.training.epochs),
         best_epoch=found.training.best_epoch,
-        max_shift=settings.translate,
-        consistency=settings.consistency,
-        seed=seed,
+        max_shift=plan.settings.translate,
+        consistency=plan.settings.consistency,
+        every_shift=plan.settings.every_shift,
+        layer_decay=plan.settings.layer_decay,
+        seed=plan.seed,
     )
 
 
 def _measured(
-    subject: Subject, options: ModelOptions, images: TrainingImages, found: dict[str, FineTuned], report: Report
+    subject: Subject,
+    options: ModelOptions,
+    images: TrainingImages,
+    found: Mapping[str, Sequence[FineTuned]],
+    report: Report,
 ) -> Table:
     """Measure the original and the trained models on the same images and shifts."""
     from shiftscope.training.gains import BEFORE, compare_trained
 
     block, ignored = subject.read()
     under = {name: value for name, value in under_shifts(subject, options).items() if name != "embedding"}
-    models = {BEFORE: subject.loaded.model, **{name: each.model for name, each in found.items()}}
+    models = {BEFORE: [subject.loaded.model], **{name: [each.model for each in trained] for name, trained in found.items()}}
     table = compare_trained(models, block.images, block.labels, **under, report=report)
     seen = f"{len(images.images):,} images of {images.origin} (sha256 {images.checksum[:12]})"
-    outcomes = (f"{name[0].upper()}{name[1:]}: {_lowered(each.training.sentence)}" for name, each in found.items())
     notes = (
         *subject.notes(block, ignored),
         *table.notes,
         f"Trained on {seen}, a fifth of them for validation.",
         *images.notes,
-        *outcomes,
+        *_outcomes(found, subject.spec.seed),
     )
     return replace(table, notes=notes, provenance=subject.facts)
+
+
+def _outcomes(found: Mapping[str, Sequence[FineTuned]], seed: int) -> list[str]:
+    """Return how each training ended, in words."""
+    notes = []
+    for name, trained in found.items():
+        for number, each in enumerate(trained):
+            which = f", seed {seed + number}" if len(trained) > 1 else ""
+            notes.append(f"{name[0].upper()}{name[1:]}{which}: {_lowered(each.training.sentence)}")
+    return notes
 
 
 def _lowered(sentence: str) -> str:

@@ -69,6 +69,8 @@ class Tuned(Spec):
         best_epoch: the one whose weights are kept; 0 for those before it.
         max_shift: of random shifts, pixels.
         consistency: term beside the cross-entropy: ``none``, ``kl`` or ``cosine``.
+        every_shift: whether each step took all shifts of its images.
+        layer_decay: learning rate of a layer relative to that of the layer after it.
         seed: of validation images, order, shifts and random layers.
     """
 
@@ -79,6 +81,8 @@ class Tuned(Spec):
     best_epoch: int
     max_shift: int
     consistency: Text
+    every_shift: bool = False
+    layer_decay: float = 1.0
     seed: int
 
 

@@ -15,11 +15,13 @@ import pickle
 import platform
 import signal
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -147,6 +149,9 @@ def prepare_process() -> None:
 
     torch.set_num_threads(1)
     keep_freed_memory()
+    if (tqdm := sys.modules.get("tqdm")) is not None:  # PyTorch imports and calls it where it is installed
+        # Its own lock takes semaphores of the system, and Python warns of those of a process that was ended.
+        tqdm.tqdm.set_lock(threading.RLock())
 
 
 def default_workers(bytes_each: int) -> int:
@@ -224,6 +229,8 @@ class Processes:
                     yield job, result_of((kind, content))
                     _start_next(workers, number, waiting)
         finally:
+            for worker in workers:
+                worker.process.terminate()  # all at once, before each is waited for
             for worker in workers:
                 worker.end()
 
@@ -303,6 +310,7 @@ def _hold_signals() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # starting it lets signals through again, and the first process would start it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

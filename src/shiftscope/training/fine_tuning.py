@@ -29,7 +29,7 @@ from shiftscope.training.loop import Checkpointer, Training, TrainingState, eval
 from shiftscope.training.objectives import Consistency, EveryShift, Objective, RandomShifts
 from shiftscope.training.recipe import Recipe, make_optimizer
 
-__all__ = ["FineTuned", "FineTuning", "fine_tune", "layer_rates"]
+__all__ = ["FineTuned", "FineTuning", "check_every_shift", "fine_tune", "layer_rates"]
 
 #: The share of the images that is held out for validation.
 VALIDATION = 5
@@ -141,6 +141,37 @@ def fine_tune(
         except KeyboardInterrupt:
             stopped, resumed = True, 0
     return FineTuned(model.eval(), replace(state.end(), resumed_after=resumed), stopped)
+
+
+def check_every_shift(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    settings: FineTuning,
+    *,
+    size: tuple[int, int] | None = None,
+    fill: Float[Tensor, " channel"] | float = 0.0,
+) -> None:
+    """Try ``every_shift`` on an image, before a long training.
+
+    Args:
+        model: as :func:`fine_tune` takes it.
+        images: training images.
+        labels: class of each.
+        settings: how to train.
+        size: (height, width) of the model's input, where images are larger.
+        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+
+    Raises:
+        InputError: the dense method is not exact for the model, its images or the precision.
+    """
+    outer = (images.shape[2], images.shape[3])
+    canvas = Canvas(settings.mode, fill, check_size(outer, size, settings.mode))
+    place = device_of(model)
+    try:
+        _objective(copied(model), settings, canvas, outer)(images[:1].to(place), labels[:1].to(place), torch.Generator())
+    except InputError as error:
+        raise InputError(f"`every_shift` cannot train a model: {error.problem}", "Leave it out.") from error
 
 
 def layer_rates(model: nn.Module, decay: float) -> list[tuple[nn.Parameter, float]]:

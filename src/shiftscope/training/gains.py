@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shiftscope.engine.checks import check_classes
 from shiftscope.engine.framing import Border, frame
 from shiftscope.engine.outputs import Outputs, stream_outputs, track
-from shiftscope.estimates import difference
+from shiftscope.estimates import ALIKE, Estimate, mean_over_seeds
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.surgery.compare import BLOCK, COMPARED, shifts_for
@@ -25,7 +26,7 @@ BEFORE, CONTROL, AFTER = "original", "trained without the fix", "trained with th
 
 
 def compare_trained(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, nn.Module | Sequence[nn.Module]],
     images: Float[Tensor, "image channel height width"],
     labels: Int[Tensor, " image"] | None,
     *,
@@ -39,7 +40,8 @@ def compare_trained(
     """Measure models on the same images and shifts, and the last one's gain over each other one.
 
     Args:
-        models: by name; the last is compared with the others.
+        models: by name; the last is compared with the others. Several trainings of a model, one a seed, count as one model with
+            intervals over seeds and images; trainings with the same place in their sequences are pairs.
         images: unshifted images in [0, 1] that none of them was trained on.
         labels: class of each image; None where they are unknown.
         size: (height, width) of the models' input, where images are larger.
@@ -58,20 +60,29 @@ def compare_trained(
     framed = frame(images, size, mode, max_shift)
     shifts = shifts_for(framed, seed)
     values, rows = dict[str, dict[str, Tensor]](), list[dict[str, Cell]]()
-    for name, model in models.items():
-        blocks = track(
-            stream_outputs(model, framed.images.split(BLOCK), shifts, mode=framed.mode, fill=fill, size=framed.size),
-            partial(_report, report, f"measuring the model {name}", len(images)),
+    for name, each in models.items():
+        trained = [each] if isinstance(each, nn.Module) else list(each)
+        found = []
+        for number, model in enumerate(trained, start=1):
+            sentence = f"measuring the model {name}" + (f", {number} of {len(trained)}" if len(trained) > 1 else "")
+            blocks = track(
+                stream_outputs(model, framed.images.split(BLOCK), shifts, mode=framed.mode, fill=fill, size=framed.size),
+                partial(_report, report, sentence, len(images)),
+            )
+            found.append(_values(blocks, labels))
+        values[name] = {measure: torch.stack([one[measure] for one in found]) for measure in found[0]}
+        rows.append(
+            {"model": name, **{measure: MEASURES[measure].estimate_over_seeds(each) for measure, each in values[name].items()}}
         )
-        values[name] = _values(blocks, labels)
-        rows.append({"model": name, **{measure: MEASURES[measure].estimate(each) for measure, each in values[name].items()}})
     *others, last = values
     for other in others:
         rows.append({"model": f"gain over {other}", **_gains(values[last], values[other])})
     columns = ("model", *(name for name in ("test_accuracy", *COMPARED) if name in values[last]))
+    seeds = len(next(iter(values[last].values())))
     notes = (
         f"{len(images)} images, each under {len(shifts)} shifts of up to {framed.max_shift} pixels ({framed.border}).",
         f"Gains: of the model {last}. Intervals: 95 %; those of gains are of the differences image by image.",
+        *((f"Trained {seeds} times, with another seed each time: intervals are over trainings and images.",) * (seeds > 1)),
     )
     return Table("After training", columns, tuple(rows), notes)
 
@@ -86,11 +97,19 @@ def _values(blocks: Iterable[Outputs], labels: Tensor | None) -> dict[str, Tenso
 
 
 def _gains(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Cell]:
+    """Return what each measure [seed, image] gains over another model's, which may have one seed only."""
     gains = dict[str, Cell]()
     for name, values in ours.items():
         low, high = MEASURES[name].bounds
-        gains[name] = difference(values.float() - theirs[name].float(), bounds=(low - high, high - low))
+        gains[name] = _difference(values.float() - theirs[name].float(), (low - high, high - low))
     return gains
+
+
+def _difference(values: Float[Tensor, "seed image"], bounds: tuple[float, float]) -> Estimate:
+    """Estimate a mean of paired differences; differences of 0 alone, within rounding, have the interval 0."""
+    if float(values.abs().max()) <= ALIKE:
+        return Estimate(0.0, 0.0, 0.0, count=values.shape[1], seeds=len(values))
+    return mean_over_seeds(values, bounds=bounds)
 
 
 def _report(report: Report, sentence: str, images: int, done: int) -> None:
