@@ -148,7 +148,7 @@ class Subject:
         Args:
             example: images, margin included.
         """
-        framed = self._inputs(example)
+        framed = self.framed(example)
         try:
             with evaluating(self.loaded.model), torch.inference_mode():
                 found = self.model(framed)
@@ -184,10 +184,10 @@ class Subject:
         if self.loaded.preprocessing.mean is not None:
             return ()
         images = self.images.read(0, min(LOOKED_AT, self.images.count)).images
-        return image_warnings(self.loaded.model, self._inputs(images)) if len(images) > 1 else ()
+        return image_warnings(self.loaded.model, self.framed(images)) if len(images) > 1 else ()
 
-    def _inputs(self, images: Tensor) -> Tensor:
-        """Return the model's unshifted input, on its device."""
+    def framed(self, images: Tensor) -> Tensor:
+        """Return the model's unshifted input for images with their margin, on its device."""
         return frame(images, self.images.size, "zero", None).images.to(self.spec.device)
 
     def notes(self, block: Block, ignored: str) -> tuple[str, ...]:

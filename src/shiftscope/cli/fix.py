@@ -11,8 +11,19 @@ from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app
 from shiftscope.cli.fixing import Fixing, Kind
-from shiftscope.cli.measuring import opened, print_found, under_shifts
-from shiftscope.cli.options import COMPUTE_GROUP, OF_THE_MODEL, OUTPUT_GROUP, FixOptions, Flag, ModelName, ModelOptions, Several
+from shiftscope.cli.measuring import opened, print_found, task_images, task_of_subject, under_shifts
+from shiftscope.cli.options import (
+    COMPUTE_GROUP,
+    IMAGE_GROUP,
+    MODEL_GROUP,
+    OF_THE_MODEL,
+    OUTPUT_GROUP,
+    FixOptions,
+    Flag,
+    ModelName,
+    ModelOptions,
+    Several,
+)
 from shiftscope.cli.progress import reporting
 from shiftscope.cli.tuning import TrainOptions, check_training, forget, train_after, training_folder
 from shiftscope.errors import InputError
@@ -23,6 +34,7 @@ if TYPE_CHECKING:
     from shiftscope.runtime.progress import Report
     from shiftscope.surgery import Surgery
     from shiftscope.tables import Table
+    from shiftscope.tasks import Task
 
 __all__ = ["fix"]
 
@@ -37,6 +49,8 @@ def fix(
     kinds: Annotated[tuple[Kind, ...], Several, Parameter(name="--with")],
     filter_size: int = 3,
     reach: int | None = None,
+    task: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None,
+    truth: Annotated[Path | None, Parameter(group=IMAGE_GROUP)] = None,
     plan: Annotated[bool, Flag] = False,
     options: FixOptions = FixOptions(),
     training: TrainOptions = TrainOptions(),
@@ -58,6 +72,12 @@ def fix(
         training, and follow --mode. Repeatable; applied in order.
     filter_size
         Size of the filter of `blur`, 1 to 7 positions.
+    task
+        What the outputs are: boxes, segmentation, depth, flow, embedding, binary, multilabel or answers, with settings after a
+        colon, as in `boxes:threshold=0.3`. By default what they show. Then its measures are compared, and `canonical` and
+        `average` move maps and boxes back.
+    truth
+        Ground truth for --task, as for `shiftscope audit`: what a fix costs or gains without a shift, and under shifts.
     reach
         Largest shift that `average` averages over, in pixels: 1 for 9 shifts, 8 for 289. Of photos also how far the crop of
         `canonical` may lie from the middle. By default 1 and a fourteenth of the input.
@@ -72,6 +92,12 @@ def fix(
     """
     _check_options(out, filter_size, reach)
     subject = opened(model, options)
+    found = task_of_subject(subject, task, truth)
+    if found is not None and training.train is not None:
+        raise InputError(
+            f"`--train` trains classifiers, and the outputs are of task {found.name!r}.",
+            "Write the changed copy with --out, train it in a loop of your own, and measure both with `audit`.",
+        )
     check_training(subject, training, options, workers=workers, out=None if plan else out)
     if training.train is not None and not plan:
         where = (
@@ -83,15 +109,22 @@ def fix(
     with reporting("applying the fix") as report:
         from shiftscope.models import save_model
         from shiftscope.surgery.compare import summarise
+        from shiftscope.surgery.task_compare import summarise_tasks
 
         _check_applies(subject, kinds, saved=out is not None)
-        fixing = Fixing(kinds, filter_size, reach, options.mode)
+        named = (task or found.name) if found is not None else "embedding" if subject.embedding else ""
+        fixing = Fixing(kinds, filter_size, reach, options.mode, named)
         made, surgery = subject.loaded.spec, fixing.apply(subject)
         trained = None
         if training.train is not None and not plan:
             trained = train_after(subject, surgery, fixing, options, training, workers=workers, out=out, report=report)
             surgery = trained.surgery
-        compared = None if plan else trained.table if trained else _compared(subject, surgery, options, report)
+        if plan or trained is not None:
+            compared = None if plan or trained is None else trained.table
+        elif found is None:
+            compared = _compared(subject, surgery, options, report)
+        else:
+            compared = _compared_tasks(subject, surgery, options, report, task=found, truth=truth)
         tables = [surgery.table(), *([compared] if compared else [])]
     saved = None if plan else out
     if saved is not None:
@@ -107,9 +140,14 @@ def fix(
     chosen = [f"--with {kind}" for kind in kinds] + [f"--filter-size {filter_size}"] * (filter_size != 3)
     chosen += [f"--reach {reach}"] * (reach is not None) + [f"--mode {options.mode}"] * bool(options.mode)
     chosen += training.arguments()
-    command = _next_command(model, subject, options, chosen=" ".join(chosen), saved=saved, out=out)
+    of_task = f"--task {quote(task or found.name)}" if found is not None else ""
+    of_task += f" --truth {quote(str(truth))}" if truth is not None else ""
+    command = _next_command(model, subject, options, chosen=" ".join(chosen), of_task=of_task, saved=saved, out=out)
     content = {"tables": [table.to_json() for table in tables], "provenance": subject.facts}
-    summary = trained.summary(command) if trained else summarise(surgery, compared, commands=(command,))
+    if found is not None:
+        summary = summarise_tasks(surgery, compared, found, commands=(command,))
+    else:
+        summary = trained.summary(command) if trained else summarise(surgery, compared, commands=(command,))
     print_found(content, tables, options, summary, "" if saved is None else f"Saved in {saved}.")
 
 
@@ -124,16 +162,17 @@ def _check_options(out: Path | None, filter_size: int, reach: int | None) -> Non
 
 
 def _next_command(
-    model: str, subject: Subject, options: ModelOptions, *, chosen: str, saved: Path | None, out: Path | None
+    model: str, subject: Subject, options: ModelOptions, *, chosen: str, of_task: str, saved: Path | None, out: Path | None
 ) -> str:
     """Return what to run next: certify what can only be run, save what is not saved yet, or audit the saved copy."""
     from shiftscope.models import needs_trust
 
     if not subject.loaded.spec.is_code:
-        return f"shiftscope certify {options.arguments(model)}"
+        return f"shiftscope {'audit' if of_task else 'certify'} {options.arguments(model)} {of_task}".rstrip()
     if saved is None:
-        return f"shiftscope fix {options.arguments(model)} {chosen} --out {quote(str(out or FIXED))}"
-    return f"shiftscope audit {options.arguments(str(saved), without=OF_THE_MODEL, trust=needs_trust(subject.loaded.spec))}"
+        return f"shiftscope fix {options.arguments(model)} {chosen} {of_task} --out {quote(str(out or FIXED))}".replace("  ", " ")
+    audited = options.arguments(str(saved), without=OF_THE_MODEL, trust=needs_trust(subject.loaded.spec))
+    return f"shiftscope audit {audited} {of_task}".rstrip()
 
 
 def _check_applies(subject: Subject, kinds: tuple[Kind, ...], *, saved: bool) -> None:
@@ -167,3 +206,24 @@ def _compared(subject: Subject, surgery: Surgery, options: ModelOptions, report:
         report=report,
     )
     return replace(table, notes=(*subject.notes(block, ignored), *table.notes))
+
+
+def _compared_tasks(
+    subject: Subject, surgery: Surgery, options: ModelOptions, report: Report, *, task: Task, truth: Path | None
+) -> Table:
+    """Measure a task's answers before and after a fix."""
+    from shiftscope.surgery.task_compare import compare_tasks
+
+    block, known, notes = task_images(subject, task, truth)
+    table = compare_tasks(
+        subject.loaded.model,
+        surgery,
+        task,
+        block.images,
+        truth=known,
+        output=subject.output,
+        **{name: value for name, value in under_shifts(subject, options).items() if name != "embedding"},
+        provenance=subject.facts,
+        report=report,
+    )
+    return replace(table, notes=(*notes, *table.notes))

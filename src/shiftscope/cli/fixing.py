@@ -26,28 +26,34 @@ class Fixing:
         filter_size: of ``blur``.
         reach: of ``average`` and ``canonical``, pixels; None for their own.
         mode: what comes in at the border; None for what suits the images.
+        task: what the outputs are, as :func:`shiftscope.tasks.find_task` takes it; empty for classes.
     """
 
     kinds: tuple[Kind, ...]
     filter_size: int = 3
     reach: int | None = None
     mode: Literal["zero", "crop", "circular"] | None = None
+    task: str = ""
 
     def fixes(self, subject: Subject) -> tuple[tuple[Fix, ...], Wrapping]:
         """Return the fixes as a file keeps them, and how wrappers move images."""
         from shiftscope.models import Fix
         from shiftscope.surgery import Wrapping
+        from shiftscope.tasks import find_task
 
         whole: Border = "circular" if self.mode == "circular" else "zero"
-        border: Border = "crop" if whole == "zero" and subject.images.crop is not None else whole
+        border: Border = "crop" if self.mode in (None, "crop") and subject.images.crop is not None else whole
         around: dict[str, Any] = {"fill": subject.images.fill, "reach": self.reach}
+        output = subject.output if self.task else None
+        around |= {"task": self.task, "output": output}
         own = {
             "blur": {"filter_size": self.filter_size},
             "canonical": {**around, "border": border},
             "average": {**around, "border": whole},
         }
         fixes = tuple(Fix(kind=kind, **own.get(kind, {})) for kind in self.kinds)
-        return fixes, Wrapping(border, self.reach, subject.images.fill)
+        task = find_task(self.task) if self.task else None
+        return fixes, Wrapping(border, self.reach, subject.images.fill, task, output)
 
     def apply(self, subject: Subject) -> Surgery:
         """Return a copy of the model with the fixes."""

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftscope.cli.app import print_first, print_json
 from shiftscope.cli.options import ModelOptions
 from shiftscope.cli.printing import print_summary
 from shiftscope.cli.progress import reporting
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, ModelFailsError
 
 if TYPE_CHECKING:
     from shiftscope.audits.subject import Subject, SubjectSpec
+    from shiftscope.datasets.images import Block
     from shiftscope.tables import Summary, Table
+    from shiftscope.tasks import Task, Truth
 
-__all__ = ["FEW_IMAGES", "IMAGES", "open_spec", "opened", "print_found", "under_shifts", "valid_settings"]
+__all__ = [
+    "FEW_IMAGES",
+    "IMAGES",
+    "open_spec",
+    "opened",
+    "print_found",
+    "task_images",
+    "task_of_subject",
+    "under_shifts",
+    "valid_settings",
+]
 
 #: Number of images by default: of a command that measures one model, and of those that measure more than one.
 IMAGES, FEW_IMAGES = 256, 64
@@ -66,6 +79,50 @@ def under_shifts(subject: Subject, options: ModelOptions) -> dict[str, Any]:
         "embedding": subject.embedding,
         "seed": options.seed,
     }
+
+
+def task_of_subject(subject: Subject, task: str | None, truth: Path | None) -> Task | None:
+    """Return the task that the user chooses, or that the model's output shows; None for vectors of classes.
+
+    Raises:
+        InputError: there is no such task or ground truth, the model fails, or its output is not the task's.
+    """
+    from shiftscope.engine.task_trials import task_for
+    from shiftscope.tasks import find_task
+
+    chosen = None if task is None else find_task(task)
+    if truth is not None and not truth.exists():
+        raise InputError(f"`truth` {truth} does not exist.", "Check the path.")
+    example = subject.framed(subject.images.example())
+    try:
+        found = task_for(subject.loaded.model, example, chosen, output=subject.output, embedding=subject.embedding)
+    except ModelFailsError:
+        if chosen is not None:
+            raise
+        found = None  # measuring says what fails
+    if found is None and truth is not None:
+        raise InputError("`truth` is ground truth of a task, but the output shows none.", "Say what it is with --task.")
+    return found
+
+
+def task_images(subject: Subject, task: Task, truth: Path | None) -> tuple[Block, Truth | None, tuple[str, ...]]:
+    """Read all images, and the ground truth of each.
+
+    Returns:
+        the images; their ground truth, in their order, None without; and what a reader needs to know about both.
+    """
+    from shiftscope.audits.truths import open_truth
+
+    block = subject.images.read_all()
+    known: Truth | None = None
+    if truth is not None:
+        opened_truth = open_truth(truth, subject.images, task)
+        known = [opened_truth[int(number)] for number in block.numbers]
+    elif block.labels is not None and task.takes_labels:
+        known = block.labels
+    ignored = block.labels is not None and known is None
+    why = f"Labels are ignored: task {task.name!r} has no classes of images." if ignored else ""
+    return block, known, subject.notes(block, why)
 
 
 def print_found(

@@ -13,6 +13,7 @@ from shiftscope.models.family import NetworkSpec
 from shiftscope.runtime.files import write_tensors
 from shiftscope.runtime.settings import Spec, Text
 from shiftscope.surgery import Kind, Surgery, Wrapping, operate
+from shiftscope.tasks import find_task
 
 __all__ = ["METADATA_KEY", "Channels", "Fix", "ModelSpec", "Tuned", "save_model"]
 
@@ -35,6 +36,9 @@ class Fix(Spec):
         border: of ``canonical`` and ``average``: ``zero``, unless it is ``circular``, or ``crop`` for ``canonical`` on photos.
         reach: the largest shift of ``average``, pixels, 1 by default; or how far ``canonical``'s crop may lie from the middle.
         fill: the background's colour of ``canonical`` and ``average``, one value a channel; None for black.
+        task: of ``canonical`` and ``average``, what the outputs are, as :func:`shiftscope.tasks.find_task` takes it; empty for
+            classes.
+        output: which of several outputs the task reads, by name or position.
     """
 
     kind: Kind
@@ -42,6 +46,8 @@ class Fix(Spec):
     border: Border | None = None
     reach: int | None = Field(None, ge=1)
     fill: Channels | None = None
+    task: Text = ""
+    output: Text | None = None
 
     def apply(self, model: nn.Module, *, image: tuple[int, int, int] | None) -> Surgery:
         """Return a changed copy of a model, with an account of what changed.
@@ -55,7 +61,8 @@ class Fix(Spec):
     @property
     def wrapping(self) -> Wrapping:
         """How ``canonical`` and ``average`` move images."""
-        return Wrapping(self.border or "zero", self.reach, self.fill or 0.0)
+        task = find_task(self.task) if self.task else None
+        return Wrapping(self.border or "zero", self.reach, self.fill or 0.0, task, self.output)
 
 
 class Tuned(Spec):

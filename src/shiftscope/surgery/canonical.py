@@ -17,6 +17,9 @@ each position decides; where even these are equal, the views are (or hashes coll
 is taken, which a shift does not change. So a model receives the same bits for every circular shift, on a canvas for every shift
 that pushes nothing off it, and of a photo for every shift that keeps both best crops in the frame.
 
+**Tasks.** Where the answer lies on the image (maps, boxes), it is moved back by whole pixels, so that it moves along with the
+content at the same shifts. A map repeats its edge where the model saw nothing; boxes are not cut.
+
 The idea of an input that chooses its own crop, and that a larger choice makes exceptions rarer, is that of Shifman and Weiss
 (Lost in Translation, ECCV 2024); the score is ours. Phases that the content decides are those of Chaman and Dokmanic (CVPR 2021),
 who choose them inside networks.
@@ -35,8 +38,10 @@ from torch.nn import functional
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
 from shiftscope.shifts import Mode, translate
+from shiftscope.tasks import Placing, Task
+from shiftscope.tasks.reading import select_output
 
-__all__ = ["Canonical", "moved"]
+__all__ = ["Canonical", "moved", "moved_back"]
 
 #: Differences of pixels are counted in these steps: those of 8-bit images.
 STEPS = 255
@@ -57,6 +62,8 @@ class Canonical(nn.Module):
         fill: colour of the background, one value or one a channel.
         reach: how far from the middle a crop of a photo may lie along an axis, pixels; by default a fourteenth of the input's
             shorter side.
+        task: what the outputs are, so that maps and boxes are moved back; None for outputs that a shift should not change.
+        output: name or position of the output that the task reads, of a model with several.
 
     Raises:
         InputError: there is no such border, or the reach is below 1.
@@ -74,6 +81,8 @@ class Canonical(nn.Module):
         border: Border = "zero",
         fill: float | Sequence[float] = 0.0,
         reach: int | None = None,
+        task: Task | None = None,
+        output: str | None = None,
     ) -> None:
         super().__init__()
         if border not in ("zero", "circular", "crop"):
@@ -81,22 +90,35 @@ class Canonical(nn.Module):
         if reach is not None and reach < 1:
             raise InputError(f"`reach` must be 1 or more pixels, got {reach}.", "Leave it out for a fourteenth of the input.")
         self.model, self.border, self.fill, self.reach = model, border, fill, reach
+        self.task, self.output = task, output
         self.training = getattr(model, "training", False)
 
     def forward(self, images: Tensor | fx.Proxy) -> Any:
-        """Return the model's outputs on the images at their own positions."""
+        """Return the model's outputs on the images at their own positions; those of a task are moved back."""
         if isinstance(images, fx.Proxy):
             raise TypeError("each image chooses its own position")
+        seen, placing = self._placed(images)
+        return self.model(seen) if self.task is None else moved_back(self.model(seen), self.task, self.output, placing)
+
+    def unmoved(self, images: Tensor) -> Any:
+        """Return the model's outputs on the images at their own positions, as the model gives them."""
         return self.model(self.place(images))
 
     def place(self, images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image channel height width"]:
         """Return the images at their own positions, or their own crops scaled to the images' size."""
+        return self._placed(images)[0]
+
+    def _placed(self, images: Tensor) -> tuple[Tensor, Placing]:
+        """Return what the model sees of the images, and where that lies in them."""
+        size = (images.shape[2], images.shape[3])
         if self.border == "crop":
-            return _scaled_crops(images, self.crops(images), self._reach(images))
+            corners, reach = self.crops(images), self._reach(images)
+            seen = (size[0] - 2 * reach, size[1] - 2 * reach)
+            return _scaled_crops(images, corners, reach), Placing(corners, seen, size, circular=False)
         with torch.no_grad():
             background = torch.as_tensor(self.fill, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
             shifts = _to_seam(images) if self.border == "circular" else _to_centre(images - background)
-        return moved(images, shifts, self.border, background)
+        return moved(images, shifts, self.border, background), Placing(-shifts, size, size, self.border == "circular")
 
     def crops(self, images: Float[Tensor, "image channel height width"]) -> Int[Tensor, "image 2"]:
         """Return (row, column) of the first pixel of each image's crop, for border ``crop``."""
@@ -212,6 +234,20 @@ def _centring(
     start = ((size - torch.where(boxed, length, twice)) // 2).clamp_min(0)
     start = torch.minimum(start, size - length)
     return torch.where(total > 0, start - first, 0)
+
+
+def moved_back(raw: Any, task: Task, output: str | None, placing: Placing) -> Any:
+    """Return a model's raw output moved back, under the same name where one of several outputs is chosen.
+
+    Args:
+        raw: what the model returned.
+        task: what it is.
+        output: name or position of the output that the task reads.
+        placing: where what the model saw lies in the images.
+    """
+    if output is None:
+        return task.place_back(raw, placing)
+    return {output: task.place_back(select_output(raw, output), placing)}
 
 
 def moved(images: Tensor, shifts: Int[Tensor, "image 2"], border: Mode, background: Tensor) -> Tensor:

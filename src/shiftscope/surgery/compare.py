@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -17,30 +17,27 @@ from shiftscope.engine.checks import check_classes, check_images
 from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border, Framed, frame
 from shiftscope.engine.outputs import stream_outputs, track
-from shiftscope.errors import ModelFailsError, first_line
+from shiftscope.engine.task_trials import task_for
+from shiftscope.errors import InputError, ModelFailsError, first_line
 from shiftscope.estimates import Estimate, difference, mean
 from shiftscope.graphs.probing import check_initialised
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
-from shiftscope.shifts import grid
 from shiftscope.shown import Shown
-from shiftscope.surgery import AROUND, ON_BLACK, WRAPPERS, Average, Canonical, Change, Kind, Surgery, Wrapping, cost, operate
+from shiftscope.surgery import ON_BLACK, WRAPPERS, Average, Canonical, Change, Kind, Surgery, Wrapping, cost, operate
 from shiftscope.surgery.plan import merge_changes
+from shiftscope.surgery.sampled import SHIFTS, TRAIN_AGAIN, changes_layers, described, shifts_for
+from shiftscope.surgery.task_compare import compare_tasks
 from shiftscope.surveys import Survey, survey
 from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
+from shiftscope.tasks import Task, Truth
 
-__all__ = ["Fixed", "apply_fixes", "compare", "fix", "shifts_for", "summarise"]
+__all__ = ["Fixed", "apply_fixes", "compare", "fix", "summarise"]
 
 #: Images measured between two progress reports.
 BLOCK = 64
 COMPARED = ("mcs", "pair_consistency", "all_agree", "worst_case")
 DEFINITIONS = tuple(f"{MEASURES[measure].label.capitalize()}: {MEASURES[measure].sentence}" for measure in COMPARED)
-#: A note on fixes that change layers.
-TRAIN_AGAIN = "A network trained without the fix usually loses accuracy by it until it is trained again."
-#: The provenance's entry of the shifts.
-SHIFTS = "measured under"
-#: Inputs up to so many pixels are measured under every shift, larger ones under so many random shifts.
-SMALL, DRAWN = 64, 8
 #: The columns that a narrow terminal shows.
 NARROW = ("model", "shifts", "test_accuracy", "mcs", "all_agree", "worst_case", "pair_consistency")
 
@@ -83,13 +80,16 @@ def fix(
     mode: Border | None = None,
     fill: float | Sequence[float] = 0.0,
     reach: int | None = None,
+    task: Task | str | None = None,
+    truth: Truth | None = None,
+    output: str | int | None = None,
     seed: int = 0,
     report: Report = silent,
 ) -> Fixed:
     """Change a copy of a model so that shifts matter less, and measure whether it helped. The weights stay.
 
     Args:
-        model: images [image, channel, height, width] in [0, 1] -> outputs [image, class]; it is not changed.
+        model: images [image, channel, height, width] in [0, 1] -> outputs [image, class], or what a task reads.
         images: unshifted images; or a DataLoader, a list or another iterable of batches, each a tensor of images or a pair
             (images, labels).
         labels: class of each image, where the batches do not hold them.
@@ -102,6 +102,10 @@ def fix(
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
         reach: the largest shift that ``average`` averages over, pixels, 1 by default; or how far ``canonical``'s crop of a photo
             may lie from the middle, by default a fourteenth of the input.
+        task: what the outputs are: a name of :data:`shiftscope.tasks.TASKS`, with settings as in ``segmentation:ignored=0``, or a
+            task. By default what they show: classes, maps of classes, or the task that recognises them.
+        truth: ground truth of each image, as the task takes it.
+        output: name or position of the output that the task reads, of a model with several.
         seed: draws the shifts of large inputs.
         report: called with progress events.
 
@@ -115,23 +119,23 @@ def fix(
     """
     images, labels = gather(images, labels)
     check_images(images)
-    height, width = frame(images, size, None, max_shift).size
+    framed = frame(images, size, None, max_shift)
+    height, width = framed.size
+    found = task_for(model, Canvas(framed.mode, 0.0, framed.size).centre(framed.images[:1]), task, output=output)
     chosen = [(kind, filter_size if kind == "blur" else 1) for kind in kinds]
     background = float(fill) if isinstance(fill, int | float) else tuple(map(float, fill))
-    wrapping = Wrapping(frame(images, size, mode, max_shift).border, reach, background)
+    named = None if output is None else str(output)
+    wrapping = Wrapping(frame(images, size, mode, max_shift).border, reach, background, found, named)
     surgery = apply_fixes(model, chosen, wrapping=wrapping, image=(images.shape[1], height, width))
-    table = compare(
-        model,
-        surgery,
-        images,
-        labels,
-        size=size,
-        max_shift=max_shift,
-        mode=mode,
-        fill=torch.tensor(fill).expand(images.shape[1]),
-        seed=seed,
-        report=report,
-    )
+    under: dict[str, Any] = {"size": size, "max_shift": max_shift, "mode": mode, "seed": seed, "report": report}
+    under["fill"] = torch.tensor(fill).expand(images.shape[1])
+    if found is None:
+        if truth is not None:
+            raise InputError("`truth` is ground truth of a task, but the output shows none.", "Say what it is with `task`.")
+        table = compare(model, surgery, images, labels, **under)
+    else:
+        known = labels if truth is None and found.takes_labels else truth
+        table = compare_tasks(model, surgery, found, images, truth=known, output=output, **under)
     return Fixed(surgery.model, surgery.table(), table)
 
 
@@ -155,6 +159,10 @@ def apply_fixes(
         InputError: what :func:`shiftscope.surgery.operate` says.
     """
     check_initialised(model)
+    if wrapping.task is not None and wrapping.task.moves and "gap" in [kind for kind, _ in fixes]:
+        raise InputError(
+            f"`gap` takes positions away, which task {wrapping.task.name!r} needs.", "Choose another fix, such as blur or aps."
+        )
     try:
         before = cost(model, image)
     except Exception as error:  # whatever the model raises
@@ -233,15 +241,14 @@ def compare(
             )
             check_classes(labels, len(answers["tops"]))
         warnings += [f"{name.capitalize()} the fix: {text}" for text in output_warnings(answers, classes=not embedding)]
-    every = len(shifts) == (2 * first.max_shift + 1) ** 2
-    under = f"{'all' if every else 'the same'} {len(shifts)} {'' if every else 'random '}shifts of up to {first.max_shift} pixels"
+    under = described(len(shifts), first.max_shift)
     notes = (
         *warnings,
         f"Intervals: 95 %, over {len(images)} images, each under {under}.",
         *(_paired(found["before", each.border], found["after", each.border], each.border, embedding) for each in framed),
         *(_other_crops(surgery.model, each, shifts, fill) for each in framed if _chooses_crops(surgery.model)),
         *DEFINITIONS,
-        *(() if all(each.layer == AROUND for each in surgery.changes) else (TRAIN_AGAIN,)),
+        *((TRAIN_AGAIN,) if changes_layers(surgery) else ()),
     )
     columns = ("model", "shifts", "test_accuracy", *COMPARED, "multiply_adds", "parameters")
     return Table("Before and after", columns, tuple(rows), notes, {**(provenance or {}), SHIFTS: under})
@@ -281,15 +288,6 @@ def _both(before: Mapping[str, object], after: Mapping[str, object], measure: st
     if not isinstance(first, Estimate) or not isinstance(second, Estimate):
         return ""
     return f"{percent(first)} {what}; with the fix, and no training, {percent(second)}."
-
-
-def shifts_for(framed: Framed, seed: int) -> Tensor:
-    """Return every shift, or for large inputs some without the zero shift, as many as the note says."""
-    every = grid(framed.max_shift)
-    if max(framed.size) <= SMALL or len(every) <= DRAWN + 1:
-        return every
-    others = every[(every != 0).any(dim=1)]
-    return others[torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:DRAWN]]
 
 
 def _paired(before: Survey, after: Survey, border: str, embedding: bool) -> str:

@@ -68,7 +68,7 @@ class Promise:
     """
 
     error: float | None
-    of: Literal["outputs", "last map"]
+    of: Literal["outputs", "outputs, moved back,", "last map"]
     reasons: tuple[str, ...] = ()
     under: str = "random circular shifts"
     precision: Literal["double", "its own"] = "double"

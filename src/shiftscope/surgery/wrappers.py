@@ -2,12 +2,12 @@
 
 They need no layer of the model and no training, so that they work for any callable, black boxes included:
 :class:`shiftscope.surgery.canonical.Canonical` moves an image to a position that its own content decides, and :class:`Average`
-averages the answers at shifts of up to some pixels.
+averages the answers at shifts of up to some pixels. Answers of a task (:mod:`shiftscope.tasks`) are moved back first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +23,8 @@ from shiftscope.errors import InputError
 from shiftscope.shifts import Mode, grid
 from shiftscope.surgery.canonical import Canonical, moved
 from shiftscope.surgery.plan import TOLERANCE, Change, Cost, Promise, Surgery, cost
+from shiftscope.tasks import Placing, Task
+from shiftscope.tasks.reading import select_output
 
 __all__ = ["AROUND", "ON_BLACK", "WRAPPERS", "Average", "Wrapper", "Wrapping", "wrap"]
 
@@ -46,11 +48,15 @@ class Wrapping:
         reach: the largest shift of ``average``, or how far ``canonical``'s crop of a photo may lie from the middle, pixels; None
             for 1, or a fourteenth of the input.
         fill: colour of the background, one value or one a channel.
+        task: what the model's outputs are; None for classes.
+        output: name or position of the output that the task reads, of a model with several.
     """
 
     border: Border = "zero"
     reach: int | None = None
     fill: float | tuple[float, ...] = 0.0
+    task: Task | None = None
+    output: str | None = None
 
 
 #: Content on a black background.
@@ -69,6 +75,9 @@ class Average(nn.Module):
         fill: the canvas's colour with border ``zero``, one value or one a channel.
         of: ``probabilities``; or ``logits``, of which the mean is returned; or ``votes``, the share of shifts at which a class is
             on top.
+        task: what the outputs are, instead of classes: maps are moved back, and the mean is that of
+            :meth:`shiftscope.tasks.Task.average`.
+        output: name or position of the output that the task reads, of a model with several.
 
     Raises:
         InputError: there is no such border or mean, or the reach is below 1.
@@ -88,6 +97,8 @@ class Average(nn.Module):
         border: Mode = "zero",
         fill: float | Sequence[float] = 0.0,
         of: Literal["probabilities", "logits", "votes"] = "probabilities",
+        task: Task | None = None,
+        output: str | None = None,
     ) -> None:
         super().__init__()
         if border not in ("zero", "circular"):
@@ -97,6 +108,7 @@ class Average(nn.Module):
         if reach < 1:
             raise InputError(f"`reach` must be 1 or more pixels, got {reach}.", "1 averages over nine shifts.")
         self.model, self.reach, self.border, self.fill, self.of = model, reach, border, fill, of
+        self.task, self.output = task, output
         self.training = getattr(model, "training", False)
         self._kept: tuple[Any, Runner] | None = None
 
@@ -105,10 +117,16 @@ class Average(nn.Module):
         """The shifts (dy, dx) that are averaged over, pixels."""
         return grid(self.reach)
 
-    def forward(self, images: Tensor | fx.Proxy) -> Tensor:
-        """Return the logarithm of the mean probabilities, the mean logits, or the shares of votes, [image, class]."""
+    def forward(self, images: Tensor | fx.Proxy) -> Any:
+        """Return the logarithm of the mean probabilities, the mean logits, or the shares of votes, [image, class].
+
+        Of a task: the mean of its answers, as the task reads it.
+        """
         if isinstance(images, fx.Proxy):
             raise TypeError("it averages over shifts")
+        if self.task is not None:
+            found = self.task.average(self._views(images))
+            return found if self.output is None else {self.output: found}
         outputs = self._outputs(images)
         if self.of == "logits":
             return outputs.mean(dim=1)
@@ -129,6 +147,16 @@ class Average(nn.Module):
             if not isinstance(found[-1], Tensor) or found[-1].ndim != 2:
                 raise InputError("`average` needs a model that returns classes [image, class].", "Choose one of its outputs.")
         return torch.stack(found, dim=1)
+
+    def _views(self, images: Tensor) -> Iterator[tuple[Any, Placing]]:
+        """Yield what the model returns for each shift, and where what it saw lies in the images."""
+        background = torch.as_tensor(self.fill, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
+        size = (images.shape[2], images.shape[3])
+        for shift in self.shifts.to(images.device):
+            by = shift.expand(len(images), 2)
+            raw = self.model(moved(images, by, self.border, background))
+            chosen = raw if self.output is None else select_output(raw, self.output)
+            yield chosen, Placing(-by, size, size, self.border == "circular")
 
     def _runner(self, images: Tensor) -> Runner | None:
         """Return what runs all shifts at once: it reads the graph again where layers were swapped, or images differ in form.
@@ -173,11 +201,14 @@ def wrap(kind: Wrapper, model: nn.Module, *, wrapping: Wrapping = ON_BLACK, imag
     if kind == "average":
         return _averaged(model, wrapping, before)
     border, fill = wrapping.border, wrapping.fill
-    wrapped = Canonical(model, border=border, fill=fill, reach=wrapping.reach if border == "crop" else None)
+    reach = wrapping.reach if border == "crop" else None
+    wrapped = Canonical(model, border=border, fill=fill, reach=reach, task=wrapping.task, output=wrapping.output)
     if image is not None and border == "crop":
         wrapped.crops(torch.zeros(1, *image))  # raises where the reach is too large
     promise = None if image is None or border == "crop" else _try(wrapped, border, fill, image)
     becomes, why = _CANONICAL[border]
+    if wrapping.task is not None:
+        why = f"{why}; maps and boxes are moved back"
     return Surgery(wrapped, (Change(AROUND, AS_IT_COMES, becomes, why),), before, before, WRAPPED, promise)
 
 
@@ -185,11 +216,15 @@ def _averaged(model: nn.Module, wrapping: Wrapping, before: Cost | None) -> Surg
     """Return a model with an average around it, and its cost."""
     reach, border = wrapping.reach or 1, _whole(wrapping.border)
     passes = len(grid(reach))
-    becomes = f"the mean of probabilities over {passes} {border} shifts of up to {reach} pixel{'s' if reach > 1 else ''}"
+    if wrapping.task is not None and wrapping.task.no_mean():
+        wrapping.task.average(())  # raises InputError
+    what = "probabilities" if wrapping.task is None else "answers, moved back,"
+    becomes = f"the mean of {what} over {passes} {border} shifts of up to {reach} pixel{'s' if reach > 1 else ''}"
     why = "answers change less when an image moves, but they change: nothing is promised"
     after = None if before is None else Cost(before.multiply_adds * passes, before.parameters)
     form = f"{WRAPPED} Multiply-adds of an average are those of one shift after another."
-    wrapped = Average(model, reach=reach, border=border, fill=wrapping.fill)
+    task, output = wrapping.task, wrapping.output
+    wrapped = Average(model, reach=reach, border=border, fill=wrapping.fill, task=task, output=output)
     return Surgery(wrapped, (Change(AROUND, AS_IT_COMES, becomes, why),), before, after, form)
 
 
@@ -216,7 +251,7 @@ _CANONICAL: dict[Border, tuple[str, str]] = {
 }
 
 
-def _try(model: nn.Module, border: Border, fill: float | Sequence[float], image: tuple[int, int, int]) -> Promise:
+def _try(model: Canonical, border: Border, fill: float | Sequence[float], image: tuple[int, int, int]) -> Promise:
     """Return whether random shifts of random images leave the outputs as they are, in double precision where the model has it."""
     under = "random circular shifts" if border == "circular" else "random shifts that keep all content on the canvas"
     try:
@@ -226,7 +261,8 @@ def _try(model: nn.Module, border: Border, fill: float | Sequence[float], image:
         error = None
     reasons = () if error is None or error <= TOLERANCE else ("the model does not give the same output for the same input",)
     precision: Literal["double", "its own"] = "double" if _has_weights(model) else "its own"
-    return Promise(error, "outputs", reasons, under, precision)
+    what: Literal["outputs", "outputs, moved back,"] = "outputs" if model.task is None else "outputs, moved back,"
+    return Promise(error, what, reasons, under, precision)
 
 
 def _has_weights(model: nn.Module) -> bool:
@@ -234,20 +270,25 @@ def _has_weights(model: nn.Module) -> bool:
     return next(model.parameters(), None) is not None
 
 
-def _largest_change(model: nn.Module, border: Border, fill: float | Sequence[float], image: tuple[int, int, int]) -> float | None:
+def _largest_change(model: Canonical, border: Border, fill: float | Sequence[float], image: tuple[int, int, int]) -> float | None:
     generator = torch.Generator().manual_seed(0)
     weights = _has_weights(model)
     copy = deepcopy(model).cpu().double().eval() if weights else model  # a file that can only be run has its own precision
     kind = torch.float64 if weights else torch.float32
     first, other = (_random_image(border, fill, image, generator).to(kind) for _ in range(2))
-    outputs = _flat(copy(first))
-    if float((_flat(copy(other)) - outputs).abs().max()) <= TOLERANCE * float(outputs.abs().max()):
+    outputs = _flat(copy.unmoved(first))
+    different = _flat(copy.unmoved(other))
+    if outputs.shape == different.shape and _apart(different, outputs) <= TOLERANCE * float(outputs.abs().max()):
         return None
     changes = []
     for _ in range(TRIED):
         steps = [int(torch.randint(-_room(side), _room(side) + 1, (1,), generator=generator)) for side in image[1:]]
-        changes.append(float((_flat(copy(first.roll(steps, (2, 3)))) - outputs).abs().max()))
+        changes.append(_apart(_flat(copy.unmoved(first.roll(steps, (2, 3)))), outputs))
     return max(changes) / float(outputs.abs().max())
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
 
 
 def _random_image(
@@ -271,5 +312,5 @@ def _flat(outputs: Any) -> Tensor:
     """Return what a model returned as one row of numbers."""
     if isinstance(outputs, Tensor):
         return outputs.flatten()
-    parts = outputs.values() if isinstance(outputs, dict) else outputs
-    return torch.cat([part.flatten() for part in parts if isinstance(part, Tensor)])
+    parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, list | tuple) else ()
+    return torch.cat([_flat(part) for part in parts] or [torch.zeros(0)])

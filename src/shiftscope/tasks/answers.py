@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from shiftscope.errors import InputError
+from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.task import Task, View
 
 __all__ = ["Answers"]
@@ -18,6 +19,7 @@ __all__ = ["Answers"]
 class Answers(Task):
     """Any values, a list of one for each image, or a tensor of whole numbers [image, ...]; texts without spaces at their ends."""
 
+    moves: ClassVar[bool | None] = False
     name: str = "answers"
     measures: tuple[str, ...] = ("same_answer",)
     truth_measures: tuple[str, ...] = ("answer_right",)
@@ -41,6 +43,10 @@ class Answers(Task):
             what = f"{len(output)}" if isinstance(output, Sequence) and not isinstance(output, str) else type(output).__name__
             raise InputError(f"task 'answers' needs a list of one value for each of {count} images, got {what}.", "Return one.")
         return [each.strip() if isinstance(each, str) else each for each in output]
+
+    def place_back(self, output: Any, placing: Placing) -> Any:
+        """Return the answers as they are: a shift should change nothing."""
+        return output
 
     def compare(self, before: Any, after: Any, view: View, truth: Any) -> dict[str, float]:
         """Return whether both answers are equal."""

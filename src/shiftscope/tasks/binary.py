@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from shiftscope.errors import InputError
+from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.reading import finite_rows, select_output
 from shiftscope.tasks.task import Task, View
 
@@ -26,6 +28,7 @@ class MultiLabel(Task):
         given: what the outputs are, ``logits`` or ``probabilities``.
     """
 
+    moves: ClassVar[bool | None] = False
     name: str = "multilabel"
     measures: tuple[str, ...] = ("label_set_change", "label_flips", "label_probability_change")
     truth_measures: tuple[str, ...] = ("labels_right",)
@@ -34,26 +37,44 @@ class MultiLabel(Task):
 
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
         """Return each image's probabilities, [label]."""
-        return self._probabilities(select_output(output, None), count)
-
-    def _probabilities(self, found: Tensor, count: int) -> list[Tensor]:
-        if found.ndim != 2 or len(found) != count:
-            raise InputError(
-                f"task {self.name!r} needs [image, {'1' if self.name == 'binary' else 'label'}] for {count} images, got shape "
-                f"{tuple(found.shape)}.",
-                "Choose another --task or `output`.",
-            )
-        values = finite_rows(found).double()
+        values = finite_rows(self._chosen(output, count)).double()
         if self.given == "logits":
             return list(values.sigmoid())
-        if self.given != "probabilities":
-            raise InputError(f"`given` of task {self.name!r} must be logits or probabilities, got {self.given!r}.")
         if float(values.min()) < 0 or float(values.max()) > 1:
             raise InputError(
                 f"the model returns {float(values.min()):.3g} to {float(values.max()):.3g}, which are no probabilities.",
                 "Leave `given` out for logits.",
             )
         return list(values)
+
+    def place_back(self, output: Any, placing: Placing) -> Tensor:
+        """Return the outputs as they are: a shift should change nothing."""
+        return self._chosen(output, len(placing.corners))
+
+    def average(self, outputs: Iterable[tuple[Any, Placing]]) -> Tensor:
+        """Return the mean probabilities, [image, label], as logits if the model returns these."""
+        found = torch.stack([self._chosen(raw, len(place.corners)).double() for raw, place in outputs])
+        if self.given == "probabilities":
+            return found.mean(dim=0)
+        # The logarithm of mean p over mean 1 - p; the numbers of views cancel, and no probability is rounded to 1.
+        return functional.logsigmoid(found).logsumexp(dim=0) - functional.logsigmoid(-found).logsumexp(dim=0)
+
+    def no_mean(self) -> str:
+        """Return nothing: there is a mean."""
+        return ""
+
+    def _chosen(self, output: Any, count: int) -> Tensor:
+        """Return the tensor of the outputs, [image, label]."""
+        found = select_output(output, None)
+        if found.ndim != 2 or len(found) != count:
+            raise InputError(
+                f"task {self.name!r} needs [image, {'1' if self.name == 'binary' else 'label'}] for {count} images, got shape "
+                f"{tuple(found.shape)}.",
+                "Choose another --task or `output`.",
+            )
+        if self.given not in ("logits", "probabilities"):
+            raise InputError(f"`given` of task {self.name!r} must be logits or probabilities, got {self.given!r}.")
+        return found
 
     def compare(
         self, before: Float[Tensor, " label"], after: Float[Tensor, " label"], view: View, truth: Tensor | None
@@ -112,15 +133,15 @@ class Binary(MultiLabel):
         found = getattr(output, "logits", output)
         return isinstance(found, Tensor) and found.is_floating_point() and tuple(found.shape) in ((count,), (count, 1))
 
-    def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
-        """Return each image's probability, [1]."""
+    def _chosen(self, output: Any, count: int) -> Tensor:
+        """Return the tensor of the outputs, [image, 1]."""
         found = select_output(output, None)
         found = found[:, None] if found.ndim == 1 else found
         if found.ndim == 2 and found.shape[1] != 1:
             raise InputError(
                 f"task 'binary' needs one value for each image, got shape {tuple(found.shape)}.", "Use --task multilabel."
             )
-        return self._probabilities(found, count)
+        return super()._chosen(found, count)
 
     def text(self, answer: Tensor) -> str:
         """Return yes or no, and the probability."""

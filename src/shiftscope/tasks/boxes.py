@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
+from shiftscope.estimates import Estimate
 from shiftscope.tasks.box_changes import CHANGES, Frame, batches, changes, objects_of, share_found
-from shiftscope.tasks.detections import Detections, looks_like_detections, read_detections
+from shiftscope.tasks.detections import Detections, boxes_back, looks_like_detections, read_detections
 from shiftscope.tasks.matching import areas
 from shiftscope.tasks.objects import Objects
 from shiftscope.tasks.outlines import outlined
 from shiftscope.tasks.packed import pack_rows
+from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.precision import judge_together
-from shiftscope.tasks.records import to_rows, totals_of
+from shiftscope.tasks.records import to_rows, total_differences, totals_of
 from shiftscope.tasks.stacks import DetectionStack
 from shiftscope.tasks.task import Pair, Task, Totals, Truth, View
 from shiftscope.tasks.truth import open_objects
@@ -51,6 +53,7 @@ class Boxes(Task):
         classes: number of classes that the model's configuration says; 0 if it says none.
     """
 
+    moves: ClassVar[bool | None] = True
     name: str = "boxes"
     measures: tuple[str, ...] = CHANGES
     truth_measures: tuple[str, ...] = ("objects_found",)
@@ -91,6 +94,14 @@ class Boxes(Task):
         """Return each image's detections."""
         known: Any = self.no_object or None
         return read_detections(output, count, size, no_object=known, classes=self.classes or None)
+
+    def place_back(self, output: Any, placing: Placing) -> Any:
+        """Return the boxes, moved along, with their scores and labels; masks and points of objects are left out."""
+        return boxes_back(output, placing)
+
+    def no_mean(self) -> str:
+        """Return that sets of boxes have no mean."""
+        return "boxes at several shifts have no mean: which of them are of one object is a guess."
 
     def read_truth(self, truth: Any, size: tuple[int, int]) -> Objects:
         """Return an image's objects: as such, or from a dict of ``boxes`` (x1 y1 x2 y2, pixels of the input) and ``labels``."""
@@ -149,6 +160,10 @@ class Boxes(Task):
         named = [f"class {answer.labels[each]} {100 * answer.scores[each]:.0f} %" for each in order[:CAPTION]]
         more = [f"{len(order) - CAPTION} more"] if len(order) > CAPTION else []
         return ", ".join([*named, *more]) or "nothing"
+
+    def total_differences(self, before: Tensor, after: Tensor) -> dict[str, Estimate]:
+        """Return by how much average precisions of two models differ; the same images are left out of both."""
+        return total_differences(before.numpy(), after.numpy())
 
     def draw(self, picture: Tensor, answer: Detections, view: View) -> Tensor:
         """Draw the detections that count, moved back, each class in its colour, over those of the unshifted image in white."""

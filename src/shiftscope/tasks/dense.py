@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterable
 
+import torch
+from torch import Tensor, nn
+
+from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.task import View
 
-__all__ = ["aligned", "seen"]
+__all__ = ["aligned", "mean_map", "of_size", "seen"]
 
 
 def seen(size: int, start: int, step: int) -> tuple[slice, slice]:
@@ -41,3 +44,24 @@ def aligned(before: Tensor, after: Tensor, view: View) -> tuple[Tensor, Tensor]:
     rows, moved_rows = seen(view.size[0], top, down)
     columns, moved_columns = seen(view.size[1], left, right)
     return before[..., rows, columns], after[..., moved_rows, moved_columns]
+
+
+def of_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps [image, channel, height, width] of the size of the model's input, enlarged bilinearly where they are not."""
+    if tuple(maps.shape[2:]) == size:
+        return maps
+    return nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def mean_map(views: Iterable[tuple[Tensor, Placing]]) -> Tensor:
+    """Return the mean of maps of views, each moved back; a pixel counts the views that show it.
+
+    Args:
+        views: maps [image, channel, height, width] of the size of the model's input, and where each lies in the images. One view
+            at least shows all of them.
+    """
+    total, count = torch.zeros(()), torch.zeros(())
+    for maps, placing in views:
+        there = placing.inside().to(maps)
+        total, count = total.to(maps) + placing.maps_back(maps) * there, count.to(maps) + there
+    return total / count

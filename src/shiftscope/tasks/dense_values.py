@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shiftscope.errors import InputError
-from shiftscope.tasks.dense import aligned
+from shiftscope.tasks.dense import aligned, mean_map, of_size
 from shiftscope.tasks.drawing import blended, heat
+from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.reading import finite_rows, select_output
 from shiftscope.tasks.task import Task, View
 from shiftscope.tasks.truth_files import MapFiles, Placement
@@ -60,12 +62,34 @@ def scale_invariant_error(before: Tensor, after: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Depth(Task):
+class DenseValues(Task):
+    """Values for each pixel, whose maps move along with the image."""
+
+    @abstractmethod
+    def _values(self, output: Any, count: int, size: tuple[int, int]) -> Tensor:
+        """Return the maps in an output, [image, channel, height, width], of the input's size."""
+
+    def place_back(self, output: Any, placing: Placing) -> Tensor:
+        """Return the maps, moved along."""
+        return placing.maps_back(self._values(output, len(placing.corners), placing.size))
+
+    def average(self, outputs: Iterable[tuple[Any, Placing]]) -> Tensor:
+        """Return the mean of the values of each pixel, moved back."""
+        return mean_map((self._values(raw, len(place.corners), place.size), place) for raw, place in outputs)
+
+    def no_mean(self) -> str:
+        """Return nothing: there is a mean."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Depth(DenseValues):
     """A value for each pixel, [image, 1, height, width] or [image, height, width], as of depth, disparity or density.
 
     Maps of another size than the input are enlarged bilinearly. Ground truth that is NaN, or not above 0, is unknown.
     """
 
+    moves: ClassVar[bool | None] = True
     name: str = "depth"
     measures: tuple[str, ...] = ("depth_error", "depth_change", "depth_shape_error")
     truth_measures: tuple[str, ...] = ("truth_depth_error", "truth_depth_shape_error")
@@ -82,9 +106,11 @@ class Depth(Task):
 
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
         """Return each image's map, [1, height, width]."""
+        return list(finite_rows(self._values(output, count, size)))
+
+    def _values(self, output: Any, count: int, size: tuple[int, int]) -> Tensor:
         found = select_output(output, None, DEPTH)
-        found = found[:, None] if found.ndim == 3 else found
-        return _maps(found, count, size, channels=1, task=self.name)
+        return _maps(found[:, None] if found.ndim == 3 else found, count, size, channels=1, task=self.name)
 
     def compare(self, before: Tensor, after: Tensor, view: View, truth: Tensor | None) -> dict[str, float]:
         """Return relative, absolute and scale-invariant errors of the map that is moved back."""
@@ -125,15 +151,19 @@ class Depth(Task):
 
 
 @dataclass(frozen=True)
-class Flow(Task):
+class Flow(DenseValues):
     """A vector for each pixel, [image, 2, height, width] in pixels, as of optical flow; maps of another size are enlarged."""
 
+    moves: ClassVar[bool | None] = True
     name: str = "flow"
     measures: tuple[str, ...] = ("endpoint_error", "flow_error")
     truth_measures: tuple[str, ...] = ("truth_endpoint_error",)
 
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
         """Return each image's map, [2, height, width]."""
+        return list(finite_rows(self._values(output, count, size)))
+
+    def _values(self, output: Any, count: int, size: tuple[int, int]) -> Tensor:
         found = output[-1] if isinstance(output, list | tuple) and output else output  # RAFT returns every refinement
         return _maps(select_output(found, None, FLOW), count, size, channels=2, task=self.name)
 
@@ -175,14 +205,11 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return float(_length(one - other).mean()) if one.numel() else nan
 
 
-def _maps(found: Tensor, count: int, size: tuple[int, int], *, channels: int, task: str) -> list[Tensor]:
-    """Return each image's map, [channel, height, width], of the input's size."""
+def _maps(found: Tensor, count: int, size: tuple[int, int], *, channels: int, task: str) -> Tensor:
+    """Return each image's map, of the input's size, [image, channel, height, width]."""
     if found.ndim != 4 or len(found) != count or found.shape[1] != channels:
         raise InputError(
             f"task {task!r} needs [image, {channels}, height, width] for {count} images, got shape {tuple(found.shape)}.",
             "Choose another --task or `output`.",
         )
-    maps = finite_rows(found)
-    if tuple(maps.shape[2:]) != size:
-        maps = nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
-    return list(maps)
+    return of_size(found.float(), size)

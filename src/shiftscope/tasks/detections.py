@@ -23,8 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shiftscope.errors import InputError, NotFiniteError
+from shiftscope.tasks.placing import Placing
 
-__all__ = ["Detections", "NoObject", "looks_like_detections", "read_detections"]
+__all__ = ["Detections", "NoObject", "boxes_back", "looks_like_detections", "read_detections"]
 
 NAMES = ("boxes", "scores", "labels")
 #: Whether the last class of a Hugging Face detector stands for no object (softmax over all), or there is none (a sigmoid each).
@@ -96,6 +97,41 @@ def read_detections(
     return _checked_together(found) or [_checked(*each) for each in found]
 
 
+def boxes_back(output: Any, placing: Placing) -> Any:
+    """Return a detector's output for images that were placed before it saw them as one for the images.
+
+    Args:
+        output: what it returned.
+        placing: where what it saw lies in the images.
+
+    Returns:
+        of Hugging Face's queries ``logits`` and ``pred_boxes``, of one tensor [image, box, 6] such a tensor, else a list of
+        dicts. Boxes are in double precision and not cut at the borders of the images.
+
+    Raises:
+        InputError: the output has none of the forms.
+    """
+    boxes, count = _named(output, "pred_boxes"), len(placing.corners)
+    if isinstance(boxes, Tensor) and len(boxes) == count:
+        extent = torch.tensor(placing.size, dtype=torch.float64, device=boxes.device).flip(0)
+        moved = torch.stack([placing.boxes_back(each, image) for image, each in enumerate(_corners(boxes, extent))])
+        low, high = (moved / extent.repeat(2)).split(2, dim=-1)
+        return {"logits": _named(output, "logits"), "pred_boxes": torch.cat([(low + high) / 2, high - low], dim=-1)}
+    found = [tuple(torch.as_tensor(part) for part in _parts(each)) for each in _each_image(output)]
+    if len(found) != count:
+        raise InputError(f"{WHAT}: the model returned {len(found)} for {count} images.", FORMS)
+    moved_each = [placing.boxes_back(each.reshape(-1, 4), image) for image, (each, _, _) in enumerate(found)]
+    if isinstance(output, Tensor):
+        return torch.cat([torch.stack(moved_each), output[:, :, 4:]], dim=-1)
+    return [dict(zip(NAMES, (box, *rest), strict=True)) for box, (_, *rest) in zip(moved_each, found, strict=True)]
+
+
+def _corners(boxes: Tensor, extent: Tensor) -> Tensor:
+    """Return corners in pixels of boxes given by centre and size as shares of (width, height)."""
+    centre, size = boxes.double().split(2, dim=-1)
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1) * extent.repeat(2)
+
+
 def _named(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
@@ -149,9 +185,7 @@ def _of_queries(
     if not isinstance(logits, Tensor) or logits.ndim != 3 or boxes.shape != (*logits.shape[:2], 4):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"{WHAT}: `pred_boxes` {tuple(boxes.shape)} and `logits` {shape} do not belong together.", FORMS)
-    centre, extent = boxes.double().split(2, dim=-1)
-    scale = torch.tensor([size[1], size[0]] * 2, dtype=torch.float64, device=boxes.device)
-    corners = torch.cat([centre - extent / 2, centre + extent / 2], dim=-1) * scale
+    corners = _corners(boxes, torch.tensor([size[1], size[0]], dtype=torch.float64, device=boxes.device))
     if (no_object or _no_object(logits.shape[2], classes)) == "last":
         scores, labels = logits.double().softmax(-1)[..., :-1].max(-1)
         return list(zip(corners, scores, labels, strict=True))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 from shiftscope.similarity import cosine
+from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.reading import finite_rows, select_output
 from shiftscope.tasks.task import Task, View
 
@@ -28,11 +29,15 @@ EQUAL = 1e-6
 class Embedding(Task):
     """Vectors, [image, feature]; neighbours are the unshifted images of the block, of which there are up to 64."""
 
+    moves: ClassVar[bool | None] = False
     name: str = "embedding"
     measures: tuple[str, ...] = ("mcs", "retrieval", "neighbour_rank")
 
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
         """Return each image's vector."""
+        return list(finite_rows(self._vectors(output, count)).double())
+
+    def _vectors(self, output: Any, count: int) -> Tensor:
         found = select_output(output, None, NAMES)
         found = found[:, :, 0, 0] if found.ndim == 4 and found.shape[2:] == (1, 1) else found
         if found.ndim != 2 or len(found) != count:
@@ -40,7 +45,19 @@ class Embedding(Task):
                 f"task 'embedding' needs [image, feature] for {count} images, got shape {tuple(found.shape)}.",
                 "Choose another --task or `output`.",
             )
-        return list(finite_rows(found).double())
+        return found
+
+    def place_back(self, output: Any, placing: Placing) -> Tensor:
+        """Return the vectors as they are: a shift should change nothing."""
+        return self._vectors(output, len(placing.corners))
+
+    def average(self, outputs: Iterable[tuple[Any, Placing]]) -> Tensor:
+        """Return the mean vectors, [image, feature]."""
+        return torch.stack([self._vectors(raw, len(place.corners)) for raw, place in outputs]).mean(dim=0)
+
+    def no_mean(self) -> str:
+        """Return nothing: there is a mean."""
+        return ""
 
     def gather(self, references: Sequence[Tensor]) -> Float[Tensor, "image feature"]:
         """Return all vectors of a block as one tensor."""

@@ -16,10 +16,12 @@ from shiftscope.tasks.packed import DETECTION, MARK, OBJECT, PackedViews, unpack
 from shiftscope.tasks.precision import Judged, Verdicts, average_precision
 from shiftscope.tasks.task import Totals
 
-__all__ = ["judged_views", "precisions", "to_rows", "totals_of"]
+__all__ = ["judged_views", "precisions", "to_rows", "total_differences", "totals_of"]
 
 #: Groups of images of the jackknife.
 GROUPS = 10
+#: Average precision at each shift, by the names of measures.
+Precisions = dict[str, np.ndarray]
 #: Places of thresholds of overlap: 0.5 and 0.75.
 HALF, THREE_QUARTERS = 0, 5
 
@@ -87,11 +89,7 @@ def totals_of(packed: UInt8[np.ndarray, " byte"]) -> Totals:
     Args:
         packed: rows of :func:`shiftscope.tasks.packed.pack_rows`, block after block.
     """
-    views = unpacked(packed)
-    judged, shifts, cases = judged_views(views)
-    images = len(np.unique(views.images))
-    groups = [np.arange(images) % GROUPS == group for group in range(min(GROUPS, images))]
-    whole, parts = precisions(judged, cases), [precisions(judged.without(group), cases) for group in groups]
+    whole, parts, shifts, cases, images = _jackknifed(packed)
     found, left_out = _summary(whole, shared=shifts is not None), [_summary(each, shared=shifts is not None) for each in parts]
     estimates = {
         name: _estimate(value, np.array([each[name] for each in left_out]), images)
@@ -103,6 +101,50 @@ def totals_of(packed: UInt8[np.ndarray, " byte"]) -> Totals:
     ends = {name: _intervals(values, np.stack([each[name] for each in parts]), images) for name, values in whole.items()}
     at_shifts = {name: torch.from_numpy(values) for name, values in whole.items() if np.isfinite(values).all()}
     return Totals(estimates, torch.from_numpy(shifts), at_shifts, {name: torch.from_numpy(ends[name]) for name in at_shifts})
+
+
+def total_differences(before: UInt8[np.ndarray, " byte"], after: UInt8[np.ndarray, " other"]) -> dict[str, Estimate]:
+    """Return the average precision of one detector less that of another on the same images and shifts, with intervals.
+
+    The same groups of images are left out of both, so that what images have in common does not widen the intervals.
+
+    Args:
+        before: packed rows of one detector, as of :func:`totals_of`.
+        after: those of the other one.
+    """
+    (one, ones, shifts, _, images), (other, others, *_) = _jackknifed(before), _jackknifed(after)
+    sides = [
+        [_summary(each, shared=shifts is not None) for each in (whole, *parts)] for whole, parts in ((one, ones), (other, others))
+    ]
+    names = [name for name in sides[0][0] if name in sides[1][0]]
+    table = {name: np.array([b[name] - a[name] for a, b in zip(*sides, strict=True)]) for name in names}
+    return {name: _difference(each[0], each[1:], images) for name, each in table.items() if np.isfinite(each[0])}
+
+
+def _difference(value: float, left_out: Float[np.ndarray, " group"], images: int) -> Estimate:
+    """Return a difference with the jackknife's interval; 0 alone where nothing differs whatever is left out."""
+    known = left_out[np.isfinite(left_out)]
+    if len(known) and max(abs(value), np.abs(known).max()) <= ALIKE:
+        return Estimate(0.0, 0.0, 0.0, count=images)
+    if images < 3 or len(known) < 2:
+        return Estimate(float(value), -1.0, 1.0, count=images)
+    if np.ptp(known) <= ALIKE:
+        return Estimate(float(value), *interval_of_equals(float(value), images, (-1.0, 1.0)), count=images)
+    error = ((len(known) - 1) / len(known) * np.square(known - known.mean()).sum()) ** 0.5
+    reach = student_t(len(known)) * float(error)
+    return Estimate(float(value), max(value - reach, -1.0), min(value + reach, 1.0), count=images)
+
+
+def _jackknifed(packed: UInt8[np.ndarray, " byte"]) -> tuple[Precisions, list[Precisions], np.ndarray | None, int, int]:
+    """Return precisions at each shift of all images and without each group of them.
+
+    Also the shifts, None if images have shifts of their own; and the numbers of shifts and of images.
+    """
+    views = unpacked(packed)
+    judged, shifts, cases = judged_views(views)
+    images = len(np.unique(views.images))
+    groups = [np.arange(images) % GROUPS == group for group in range(min(GROUPS, images))]
+    return precisions(judged, cases), [precisions(judged.without(group), cases) for group in groups], shifts, cases, images
 
 
 def _summary(found: dict[str, Float[np.ndarray, " case"]], *, shared: bool) -> dict[str, float]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Integer
-from torch import Tensor, nn
+from torch import Tensor
 
 from shiftscope.errors import InputError
-from shiftscope.tasks.dense import aligned
+from shiftscope.tasks.dense import aligned, mean_map, of_size
 from shiftscope.tasks.drawing import blended, class_colours
+from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.reading import finite_rows, select_output
 from shiftscope.tasks.task import Task, View
 from shiftscope.tasks.truth_files import MapFiles, Placement
@@ -49,6 +50,7 @@ class Segmentation(Task):
         ignored: the label of ground truth that stands for no class.
     """
 
+    moves: ClassVar[bool | None] = True
     name: str = "segmentation"
     measures: tuple[str, ...] = ("mASSC", "mean_iou", "boundary_agreement", "interior_agreement")
     truth_measures: tuple[str, ...] = ("truth_iou", "truth_pixels")
@@ -56,17 +58,33 @@ class Segmentation(Task):
 
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[ClassMap]:
         """Return each image's top classes."""
+        found = self._scores(output, count)
+        maps, classes = of_size(finite_rows(found), size), found.shape[1]
+        kind = torch.uint8 if classes <= 256 else torch.int32
+        return [ClassMap(each, classes) for each in maps.argmax(dim=1).to(kind)]
+
+    def _scores(self, output: Any, count: int) -> Tensor:
         found = select_output(output, None, ("logits", "out"))
         if found.ndim != 4 or len(found) != count or found.shape[1] < 2:
             raise InputError(
                 f"task 'segmentation' needs [image, class, height, width] for {count} images, got shape {tuple(found.shape)}.",
                 "Choose another --task or `output`.",
             )
-        maps, classes = finite_rows(found), found.shape[1]
-        if tuple(maps.shape[2:]) != size:
-            maps = nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
-        kind = torch.uint8 if classes <= 256 else torch.int32
-        return [ClassMap(each, classes) for each in maps.argmax(dim=1).to(kind)]
+        return found
+
+    def place_back(self, output: Any, placing: Placing) -> Tensor:
+        """Return the classes' scores, moved along, [image, class, height, width]."""
+        return placing.maps_back(of_size(self._scores(output, len(placing.corners)), placing.size))
+
+    def average(self, outputs: Iterable[tuple[Any, Placing]]) -> Tensor:
+        """Return the logarithm of the mean probabilities of each pixel, moved back, [image, class, height, width]."""
+        scores = ((of_size(self._scores(raw, len(place.corners)), place.size), place) for raw, place in outputs)
+        found = mean_map((each.softmax(dim=1), place) for each, place in scores)
+        return found.clamp_min(torch.finfo(found.dtype).tiny).log()
+
+    def no_mean(self) -> str:
+        """Return nothing: there is a mean."""
+        return ""
 
     def compare(self, before: ClassMap, after: ClassMap, view: View, truth: Tensor | None) -> dict[str, float]:
         """Return agreements and intersections over union of the two maps."""

@@ -6,14 +6,16 @@ A new task is a subclass of :class:`Task` in a file of its own, and its line in 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
+from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.truth_files import Placement, named_values
 
 __all__ = ["Pair", "Task", "Totals", "Truth", "View"]
@@ -89,7 +91,10 @@ class Task(ABC):
         truth_measures: further ones, which need ground truth.
         total_measures: those of all images together, of :meth:`totals`.
         takes_labels: whether labels of images are ground truth for it.
+        moves: whether answers should move along with the image; None where the task does not say.
     """
+
+    moves: ClassVar[bool | None] = None
 
     name: str
     measures: tuple[str, ...]
@@ -172,6 +177,15 @@ class Task(ABC):
         """Return what :meth:`records` does for each pair."""
         return [self.records(each.after, each.view, each.truth) for each in pairs]
 
+    def total_differences(self, before: Tensor, after: Tensor) -> dict[str, Estimate]:
+        """Return by how much numbers of all images together differ between two models on the same images and shifts.
+
+        Args:
+            before: the records of one model, as of :meth:`totals`.
+            after: those of the other one.
+        """
+        return {}
+
     def pack(self, records: Tensor) -> Tensor:
         """Return the records of a block of images as they are kept: in less memory, or by default as they are.
 
@@ -188,6 +202,38 @@ class Task(ABC):
             records: what :meth:`pack` returns for the blocks of a protocol, in order, one after the other along the first axis.
         """
         return Totals()
+
+    def place_back(self, output: Any, placing: Placing) -> Any:
+        """Return a model's raw output for a batch as one for the images that were placed before the model saw them.
+
+        Args:
+            output: what the model returned.
+            placing: where what it saw lies in the images.
+
+        Returns:
+            what :meth:`read` takes: of an equivariant task moved along, of an invariant one unchanged.
+
+        Raises:
+            InputError: the output is not this task's, or the task does not say how its answers move.
+        """
+        raise InputError(
+            f"task {self.name!r} does not say how its answers move with an image.", "Define `place_back` in its class."
+        )
+
+    def average(self, outputs: Iterable[tuple[Any, Placing]]) -> Any:
+        """Return the mean of a model's raw outputs for several views of a batch, each moved back, as :meth:`read` takes it.
+
+        Args:
+            outputs: what the model returned for each view, and where that lies in the images.
+
+        Raises:
+            InputError: answers of this task have no mean.
+        """
+        raise InputError(self.no_mean(), "Use `canonical`, which takes one pass, or change layers with `blur` or `aps`.")
+
+    def no_mean(self) -> str:
+        """Return why answers at several shifts have no mean, in a sentence; empty if they have one."""
+        return f"answers of task {self.name!r} have no mean over shifts."
 
     def text(self, answer: Any) -> str:
         """Return an answer in a few words, for readers; empty if it has none."""

@@ -15,7 +15,8 @@ from shiftscope.engine.outputs import Outputs, stream_outputs, track
 from shiftscope.estimates import ALIKE, Estimate, mean_over_seeds
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
-from shiftscope.surgery.compare import BLOCK, COMPARED, shifts_for
+from shiftscope.surgery.compare import BLOCK, COMPARED
+from shiftscope.surgery.sampled import shifts_for
 from shiftscope.surveys import survey
 from shiftscope.tables import Cell, Table
 
