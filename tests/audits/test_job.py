@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +28,7 @@ from shiftscope.datasets.images import Block, ImageBlocks, open_images
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.models import load_model
 from shiftscope.runtime.executors import Processes
-from shiftscope.runtime.files import write_first, write_tensors
+from shiftscope.runtime.files import claimed, write_first, write_tensors
 from shiftscope.runtime.inputs import read_tensors
 from shiftscope.runtime.progress import Event, Stage
 
@@ -90,6 +94,55 @@ def test_merged_shards_equal_one_run_bit_for_bit(here: Path) -> None:
         assert torch.equal(found.maps()[name], values)
     assert torch.equal(found.units["tmeasures"], single.units["tmeasures"])
     assert (found.cost.forward, found.cost.distinct) == (single.cost.forward, single.cost.distinct)
+
+
+def taking_over(here: Path, shard: int) -> AuditJob:
+    return AuditJob(spec(images=300), shard, 2, here / "out", takes_over=True)
+
+
+def test_shard_takes_over_what_nobody_measures_and_leaves_what_others_claim(here: Path) -> None:
+    parts = here / "out" / "parts"
+    with claimed(parts, ".000001.lock"):
+        run_shard(taking_over(here, 2))
+        assert sorted(file.name for file in parts.glob("*.safetensors")) == [
+            f"{number:06d}.safetensors" for number in (0, 2, 3, 4)
+        ]
+        assert not is_complete(here / "out")
+    (parts / "000004.safetensors").write_bytes(b"damaged")
+    (parts / ".000003.lock").touch()  # of a process that was killed
+    with pytest.warns(UserWarning, match="is damaged; its images are measured again"):
+        run_shard(taking_over(here, 2))
+    assert sorted(file.name for file in parts.iterdir()) == [f"{number:06d}.safetensors" for number in range(5)]
+    assert merge_audit(here / "out").rows == run_audit(spec(images=300)).rows
+
+
+def test_shard_without_locks_measures_its_own_blocks_only(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    run_shard(taking_over(here, 2))
+    assert sorted(int(file.stem) for file in (here / "out" / "parts").glob("*.safetensors")) == [2, 3, 4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are stopped and killed by signals")
+def test_shard_takes_over_from_a_killed_process(here: Path, one_thread: None) -> None:
+    common = ["audit", "audited_models:grey", "--size", "16", "--images", "300", "--max-shift", "2", "--out", "out"]
+    common += [word for name in PROTOCOLS for word in ("--protocol", name)]
+    command = [sys.executable, "-m", "shiftscope", *common, "--shard", "1/2"]
+    parts = here / "out" / "parts"
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL) as killed:
+        deadline = time.monotonic() + 120
+        while not list(parts.glob(".*.lock")):
+            assert killed.poll() is None and time.monotonic() < deadline
+            time.sleep(0.001)
+        killed.send_signal(signal.SIGSTOP)
+        assert main([*common, "--shard", "2/2"]) == 0
+        assert not is_complete(here / "out")  # the process that is stopped holds a block, or two
+        killed.kill()
+    assert main([*common, "--shard", "2/2"]) == 0
+    assert sorted(int(file.stem) for file in parts.iterdir()) == [0, 1, 2, 3, 4]
+    assert merge_audit(here / "out").rows == run_audit(spec(images=300)).rows
 
 
 @pytest.fixture
@@ -303,8 +356,9 @@ def test_command_prints_table_and_json(here: Path, capsys: pytest.CaptureFixture
 
 def test_command_runs_shards_and_merges_them(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["audit", "audited_models:grey", "--size", "16", "--images", "130", "--protocol", "mouton2020", "--out", "out"]
-    assert main([*common, "--shard", "2/2"]) == 0
-    assert "Shard 2/2 is in out. Run the other shards" in capsys.readouterr().err
+    with claimed(here / "out" / "parts", ".000000.lock"):
+        assert main([*common, "--shard", "2/2"]) == 0
+    assert "Shard 2/2 has nothing left to do; others are at work in out" in capsys.readouterr().err
     assert main([*common, "--shard", "1/2"]) == 0
     first = capsys.readouterr().out
     assert "Saved in out: audit.json" in first

@@ -8,7 +8,8 @@ atomically) and, once all parts are there, ``audit.json``, ``table.csv``, ``tabl
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,14 @@ from shiftscope.audits.stored import from_tensors, to_tensors
 from shiftscope.audits.subject import SubjectSpec, absolute_paths
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
-from shiftscope.runtime.files import remove_temporary_files, write_checked_tensors, write_first, write_tensors, write_text
+from shiftscope.runtime.files import (
+    claimed,
+    remove_temporary_files,
+    write_checked_tensors,
+    write_first,
+    write_tensors,
+    write_text,
+)
 from shiftscope.runtime.inputs import read_bytes, read_checked_tensors, reading
 from shiftscope.runtime.settings import Count, Spec, Text
 from shiftscope.runtime.text import json_text
@@ -31,6 +39,7 @@ from shiftscope.tasks import find_task
 __all__ = [
     "AuditPlan",
     "AuditSpec",
+    "Claims",
     "assemble_planned",
     "is_audit",
     "is_complete",
@@ -39,6 +48,7 @@ __all__ = [
     "planned",
     "prepare_folder",
     "read_part",
+    "tidy",
     "write_part",
 ]
 
@@ -247,6 +257,60 @@ def write_part(out: Path, number: int, part: Part) -> None:
         write_checked_tensors(part_file(out, number), to_tensors(part))
     except OSError as error:
         raise _unwritable(out, error) from error
+
+
+class Claims(ExitStack):
+    """Claims on blocks of a folder that several processes measure, by locks, which the system frees when a process dies.
+
+    Args:
+        out: the folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        super().__init__()
+        self.out, self.held = out, dict[int, ExitStack]()
+        self.callback(self._release_all)
+
+    def take(self, mine: Iterable[int], others: Iterable[int]) -> Iterator[int]:
+        """Yield blocks that have no part and that nobody else measures, claimed until they are released.
+
+        Args:
+            mine: blocks of the own share, which are measured where the file system has no locks, too.
+            others: blocks that another process may have left.
+        """
+        for number, own in [*((number, True) for number in mine), *((number, False) for number in others)]:
+            if part_file(self.out, number).exists() and (not own or read_part(self.out, number) is not None):
+                continue
+            claim = ExitStack()
+            try:
+                held = claim.enter_context(claimed(self.out / PARTS, _lock(number)))
+            except OSError as error:
+                raise _unwritable(self.out, error) from error
+            if held is False or (held is None and not own) or (not own and part_file(self.out, number).exists()):
+                claim.close()
+                continue
+            self.held[number] = claim
+            yield number
+
+    def release(self, number: int) -> None:
+        """Let a block go."""
+        self.held.pop(number).close()
+
+    def _release_all(self) -> None:
+        for number in list(self.held):
+            self.release(number)
+
+
+def tidy(out: Path) -> None:
+    """Remove the locks that processes left that were killed."""
+    for file in (out / PARTS).glob(".*.lock"):
+        with claimed(out / PARTS, file.name):
+            pass  # it is removed when the claim ends, unless a living process holds it
+
+
+def _lock(number: int) -> str:
+    """Return the name of the file of a block's lock."""
+    return f".{number:06d}.lock"
 
 
 def read_part(out: Path, number: int) -> Part | None:

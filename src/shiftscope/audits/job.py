@@ -7,23 +7,26 @@ the same and are merged in the same order. A staged run gives a first answer bef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from shiftscope.audits.folder import (
     AuditPlan,
     AuditSpec,
+    Claims,
     assemble_planned,
     merge_audit,
     part_file,
     planned,
     prepare_folder,
     read_part,
+    tidy,
     write_part,
 )
 from shiftscope.audits.model import model_checksum
@@ -72,6 +75,7 @@ class AuditJob:
         model_sha256: checksum of the plan's model; empty if any will do.
         channels_last: whether the model receives images in that memory format; None for what the folder's plan says, or what is
             quicker here if there is no plan.
+        takes_over: whether to go on with blocks of other shards that nobody measures, once its own are measured.
     """
 
     spec: AuditSpec
@@ -81,6 +85,7 @@ class AuditJob:
     known: frozenset[int] = frozenset()
     model_sha256: str = ""
     channels_last: bool | None = None
+    takes_over: bool = False
 
     def __str__(self) -> str:
         return f"shard {self.shard}/{self.shards}"
@@ -158,6 +163,8 @@ def run_audit(
 def run_shard(job: AuditJob, report: Report = silent, *, subject: Subject | None = None, staged: bool = False) -> list[Path]:
     """Measure the missing blocks of a shard, and return the files of all its blocks; none for a shard without blocks.
 
+    A block is claimed by a lock while it is measured. Where the file system has no locks, no shard takes over.
+
     Args:
         job: the shard.
         report: called with each :class:`shiftscope.runtime.progress.Stage`, and with the events of
@@ -179,13 +186,16 @@ def run_shard(job: AuditJob, report: Report = silent, *, subject: Subject | None
         raise InputError(f"the model {job.spec.model} of {job} differs from the plan's.", "Copy the same files to every machine.")
     run.set_format(prepare_folder(job.out, run.plan).channels_last)
     numbers = range((job.shard - 1) * blocks // job.shards, job.shard * blocks // job.shards)
-    missing = [number for number in numbers if number not in job.known and read_part(job.out, number) is None]
+    others = [*range(numbers.stop, blocks), *range(numbers.start)] if job.takes_over else []
+    mine = [number for number in numbers if number not in job.known]
     with run.stoppable(lambda: _existing(job.out, blocks)):
         if staged:
-            run.report_first(missing, report)
-        for number, part in run.measure(missing, report):
-            write_part(job.out, number, part)
-            report(SoFar(lambda: so_far(run.plan, _existing(job.out, blocks))))
+            run.report_first([number for number in mine if not part_file(job.out, number).exists()], report)
+        measured = run.measure_free(job.out, mine, others, report)
+        while measured and others:  # until nothing is left that no other shard measures
+            measured = run.measure_free(job.out, [], [*mine, *others], report)
+    if others:
+        tidy(job.out)
     return [part_file(job.out, number) for number in numbers]
 
 
@@ -249,7 +259,7 @@ def run_shards(
 
 
 def _run_here(job: AuditJob, _: Callable[[object], None]) -> dict[str, bytes | None]:
-    """Run a shard on this machine, and return the names of its new files, which lie in the folder."""
+    """Run a shard on this machine, and return the names of its new files."""
     return {file.name: None for file in run_shard(job) if int(file.stem) not in job.known}
 
 
@@ -329,13 +339,26 @@ class _Run:
         """Set in which memory format the model receives images."""
         self.session.measurer.model.channels_last = channels_last
 
-    def measure(self, numbers: Sequence[int], report: Report) -> Iterator[tuple[int, Part]]:
+    def measure_free(self, out: Path, mine: Sequence[int], others: Sequence[int], report: Report) -> int:
+        """Measure blocks that have no part in a folder and that no other process measures; return their number."""
+        measured = 0
+        with Claims(out) as claims:
+            for number, part in self.measure(claims.take(mine, others), report):
+                write_part(out, number, part)
+                claims.release(number)
+                measured += 1
+                report(SoFar(lambda: so_far(self.plan, _existing(out, self.plan.blocks))))
+        return measured
+
+    def measure(self, numbers: Iterable[int], report: Report) -> Iterator[tuple[int, Part]]:
         """Measure blocks of images, and yield each block's number and part. A thread reads the next block meanwhile."""
+        following = iter(numbers)
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = [reader.submit(self._read, number) for number in numbers[:1]]
-            for place, number in enumerate(numbers):
-                block = ahead.pop().result()
-                ahead += [reader.submit(self._read, following) for following in numbers[place + 1 : place + 2]]
+            ahead = [(number, reader.submit(self._read, number)) for number in islice(following, 1)]
+            while ahead:
+                number, reading = ahead.pop()
+                block = reading.result()
+                ahead += [(each, reader.submit(self._read, each)) for each in islice(following, 1)]
                 part = Part()
                 if len(block.images):
                     part = self.session.part(block.images, block.labels, indices=block.numbers)

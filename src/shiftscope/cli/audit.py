@@ -92,7 +92,8 @@ def audit(
     batch_size
         Number of images per forward pass. By default as many as memory allows.
     shard
-        Measure only part I of N of the images, written I/N, such as 1/4. Needs --out.
+        Be process I of N that share the folder --out, written I/N, such as 1/4: begin with that part of the images, and go on
+        with those that no other process measures. The last one puts them together.
     workers
         Number of parts of the images to measure at once, each in a process with one thread. By default all images in one process
         with all threads, or a process for each of several GPUs; on a cluster eight parts.
@@ -229,10 +230,10 @@ def _measured(
     if out is None:
         return run_audit(spec, subject=subject, staged=True, report=report)
     number, shards = (1, 1) if shard is None else read_shard(shard)
-    files = run_shard(AuditJob(spec, number, shards, out), report, subject=subject, staged=True)
+    run_shard(AuditJob(spec, number, shards, out, takes_over=shard is not None), report, subject=subject, staged=True)
     if is_complete(out):
         return _pictured(merge_audit(out), subject, out, report)
-    _say_shard(str(shard), out, empty=not files)
+    say(f"Shard {shard} has nothing left to do; others are at work in {out}, and the last one puts them together.", error=True)
     return None
 
 
@@ -243,16 +244,6 @@ def _pictured(found: Audit, subject: Subject, out: Path | None, report: Report) 
     if out is not None:
         add_pictures(out, subject, found, report)
     return found
-
-
-def _say_shard(shard: str, out: Path, *, empty: bool) -> None:
-    """Say that other shards are missing, and whether this one measured anything."""
-    done = (
-        f"Shard {shard} is empty, because there are fewer blocks of images than shards."
-        if empty
-        else f"Shard {shard} is in {out}."
-    )
-    say(f"{done} Run the other shards; the last one puts them together.", error=True)
 
 
 def _merged(folder: Path) -> Audit:

@@ -153,16 +153,17 @@ def locked(folder: Path, *, seconds: float = SECONDS_TO_LOCK) -> Iterator[None]:
         if error.errno not in WITHOUT_LOCKS:
             reason = error.strerror or error
             raise InputError(f"{folder} cannot be written ({reason}).", "Choose another folder with --out.") from error
-    with _held(lock, folder):
+    with _held(lock, folder / LOCK):
         yield
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[bool | None]:
+def claimed(folder: Path, name: str = LOCK) -> Iterator[bool | None]:
     """Claim a folder for the duration, unless another process holds it. A claim ends with its process, however that ends.
 
     Args:
         folder: created if it is missing.
+        name: of the lock's file, where there are several things to claim in the folder.
 
     Yields:
         whether this process holds the claim; None where the file system has no locks, so that nobody knows.
@@ -171,7 +172,7 @@ def claimed(folder: Path) -> Iterator[bool | None]:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, fallback_to_soft=False)
+    lock = FileLock(folder / name, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -183,20 +184,20 @@ def claimed(folder: Path) -> Iterator[bool | None]:
         held = None
     else:
         held = True
-    with _held(lock, folder):
+    with _held(lock, folder / name):
         yield held
 
 
 @contextmanager
-def _held(lock: FileLock, folder: Path) -> Iterator[None]:
+def _held(lock: FileLock, file: Path) -> Iterator[None]:
     """Write who holds a lock into its file, and release it afterwards."""
     try:
         with suppress(OSError):  # Windows does not share a locked file
-            (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         with suppress(OSError):  # while the lock is held: afterwards the file may be another process's
-            (folder / LOCK).unlink()
+            file.unlink()
         lock.release()
 
 
