@@ -176,9 +176,9 @@ def test_table_has_row_for_each_measure_and_part() -> None:
         (lambda: survey([]), "at least one block of outputs, got none"),
         (
             lambda: survey([outputs(3, 0)], labels=torch.zeros(2, dtype=torch.long)),
-            "one label an image, got too few for 3 images",
+            "one label per image, got too few for 3 images",
         ),
-        (lambda: survey([outputs(3, 0)], labels=torch.zeros(4, dtype=torch.long)), "one label an image, got 4 for 3 images"),
+        (lambda: survey([outputs(3, 0)], labels=torch.zeros(4, dtype=torch.long)), "one label per image, got 4 for 3 images"),
         (lambda: survey([outputs(3, 0), outputs(3, 0, 2 * SHIFTS)]), "two blocks differ in theirs"),
         (lambda: survey([outputs(3, 0)], factor=0), "`factor` must be 1 or more, got 0"),
         (lambda: survey([outputs(3, 0)]).estimate("mcs", over="lattice"), "holds no 'mcs' over 'lattice'"),

@@ -1,6 +1,6 @@
-"""Estimates with intervals, from values per image. Pure functions that know no model, no data set and no file.
+"""Estimate means and shares with 95 % intervals from values per image. Pure functions, without model, data set or file.
 
-Images are independent; shifts of one image are not, so that an image's shifts are averaged first and never resampled.
+Images are independent; shifts of one image are not, so an image's shifts are averaged first and never resampled.
 
 Intervals cover 95 %:
 
@@ -8,17 +8,17 @@ Intervals cover 95 %:
 - a mean over images: Student's for fewer than 30 images or more than 100,000, between them a bootstrap (weights are spread by
   sqrt(n / (n - 1)), Rao and Wu 1988) that is widened by Student's t;
 - a mean over trained networks and images: both vary, crossed, because every network sees the same images (Owen 2007). The
-  variance is that of a two-way layout, networks plus images less what they share (`interaction`). Networks are few, and
+  variance is that of a two-way layout, networks plus images minus their interaction (`interaction`). Networks are few, and
   resampling two or three of them would cover 60 or 80 %: they are drawn from a normal distribution, and the interval is widened
   by the t values of networks and images, averaged by the variance that each contributes (Cochran 1964);
 - differences of such means likewise, with the networks of all of them pooled: see :func:`confidence_interval`;
-- images that are all alike: as if Wilson's share of them, for none of n, could have any value within the measure's bounds, so
-  that no interval is empty, except towards a side on which the measure has no bound.
+- equal values: Wilson's upper end for 0 of n is the share of unseen images that may have any value within the measure's bounds.
+  So no interval is empty, except towards a side without a bound.
 
-`benchmarks/coverage.py` simulates the coverage. Normal values: 0.94 to 0.96 from one network and two or more images; 0.93 to 1
-from two to five networks, the more the fewer images. Rare large values among few images lower it, as for any interval.
+`benchmarks/coverage.py` simulates the coverage. Normal values: 0.94 to 0.96 from one network and two or more images; 0.94 to 0.99
+from two to five networks, more with fewer images. Rare large values among few images lower it, as for any interval.
 
-Resampling uses a fixed random stream of its own: the same values always give the same interval.
+Resampling uses its own fixed random stream: the same values always give the same interval.
 """
 
 from __future__ import annotations
@@ -55,17 +55,16 @@ __all__ = [
 ]
 
 RESAMPLES = 2000
-#: Flips of signs are added up for so many images at once.
+#: Images whose sign flips are summed at once.
 IMAGES_AT_ONCE = 1024
-#: A standard error below this counts as this.
+#: Smallest standard error; a smaller one is raised to it.
 LEAST_ERROR = 1e-12
-#: Fewer images are drawn from a normal distribution instead of resampled, which gives Student's interval.
+#: Below this number of images, means are drawn from a normal distribution instead of resampled: Student's interval.
 FEW_IMAGES = 30
-#: For more images than these a mean's interval is Student's again: a bootstrap takes 2 kB for each, and shows nothing else.
+#: Above this number of images a mean's interval is Student's again: it hardly differs from a bootstrap's, which takes 2 kB per
+#: image, and Student's t hardly differs from the normal quantile.
 MANY_IMAGES = 100_000
-#: A number of images from which on Student's t differs little from the normal distribution.
-MANY_IMAGES = 100_000
-#: Values within this part of a measure's range, or of their size, are alike.
+#: Values that differ by less than this share of the measure's range, or of their size, count as equal.
 ALIKE = 1e-6
 #: Resamples computed at once.
 CHUNK = 50
@@ -108,8 +107,8 @@ def mean(values: Float[Tensor, " image"], *, bounds: tuple[float, float]) -> Est
 
     Args:
         values: one per image, at least one.
-        bounds: the smallest and largest possible value. They are the interval of a single image, which says nothing about how
-            images vary.
+        bounds: the smallest and largest possible value. For a single image they are the interval, because one image says nothing
+            about how images vary.
     """
     return mean_over_seeds(values[None], bounds=bounds)
 
@@ -118,8 +117,7 @@ def difference(values: Float[Tensor, " image"], *, bounds: tuple[float, float]) 
     """Estimate a mean of paired differences over images.
 
     Args:
-        values: one per image, at least one. If all are 0 within rounding, what was changed makes no difference, and the interval
-            is 0 alone.
+        values: one per image, at least one. If all are 0 within rounding, the change has no effect, and the interval is [0, 0].
         bounds: the smallest and largest possible value.
 
     >>> import torch
@@ -132,9 +130,10 @@ def difference(values: Float[Tensor, " image"], *, bounds: tuple[float, float]) 
 
 
 def joint_critical_value(differences: Float[Tensor, "measure image"]) -> tuple[float, Float[Tensor, " measure"]]:
-    """Return how many standard errors the means of several measures may lie above 0, all at once, if there is no difference.
+    """Return the joint critical value for the mean differences of several measures, in standard errors.
 
-    The largest of the means, each over its standard error, exceeds the value with a probability of at most 2.5 %. It is the
+    If there is no difference, the largest mean over its standard error exceeds the value with a probability of at most 2.5 %. It
+    is the
     quantile of that maximum when the signs of images are flipped at random, in all measures alike: the permutation test of
     paired samples (Westfall and Young 1993), which is exact where the two of a pair can be exchanged.
 
@@ -156,7 +155,7 @@ def joint_critical_value(differences: Float[Tensor, "measure image"]) -> tuple[f
     for start in range(0, count, IMAGES_AT_ONCE):
         part = table[:, start : start + IMAGES_AT_ONCE]
         sums += (2.0 * generator.integers(2, size=(RESAMPLES, part.shape[1])) - 1) @ part.T
-    means = np.vstack([table.sum(axis=1), sums]) / count  # the first row is the sample as it is
+    means = np.vstack([table.sum(axis=1), sums]) / count  # the first row flips no sign
     variances = (np.square(table).mean(axis=1) - means**2).clip(0) / max(count - 1, 1)
     errors = np.sqrt(variances).clip(LEAST_ERROR)
     value = float(np.quantile((means / errors).max(axis=1), (1 + LEVEL) / 2, method="higher"))
@@ -187,9 +186,9 @@ def _alike(values: Tensor, bounds: tuple[float, float]) -> bool:
 
 
 def interval_of_equals(value: Number, count: int, bounds: tuple[float, float]) -> tuple[Number, Number]:
-    """Return the interval of a mean over images that are all alike.
+    """Return the interval of a mean over images that all have the same value.
 
-    Of images not seen, Wilson's upper end for none of n is the share that may differ, and may be as far as the bounds.
+    Wilson's upper end for 0 of n is the share of unseen images that may differ, by as much as the bounds allow.
 
     Args:
         value: of every image; or a tensor of such values.
@@ -218,7 +217,7 @@ def _interval_of_mean(values: Float[Tensor, "seed image"], value: float) -> Floa
 
 
 def interaction(values: Float[Tensor, "seed image"]) -> float:
-    """Return the variance of a mean over networks and images that counts both as theirs: of neither networks nor images alone."""
+    """Return the interaction's part of the variance of a mean, which the components of networks and of images both contain."""
     seeds, count = values.shape
     if seeds == 1:
         return 0.0
@@ -228,7 +227,7 @@ def interaction(values: Float[Tensor, "seed image"]) -> float:
 
 
 def student_t(count: int | float) -> float:
-    """Return Student's t for the level and the mean of so many values, more than one."""
+    """Return the 95 % quantile of Student's t for the mean of ``count`` values, at least 2."""
     from scipy.special import stdtrit
 
     return float(stdtrit(count - 1, (1 + LEVEL) / 2))
@@ -242,7 +241,7 @@ def _student(networks: Sequence[VarianceComponent], images: VarianceComponent) -
 
 
 def _pooled(components: Sequence[VarianceComponent]) -> tuple[float, float]:
-    """Return the sum of variances, and the number of values that it is as certain as (Satterthwaite 1946, Welch 1947)."""
+    """Return the sum of variances and its effective number of values (Satterthwaite 1946, Welch 1947)."""
     total = sum((variance for variance, _ in components), 0.0)
     doubt = sum(variance**2 / (count - 1) for variance, count in components if count > 1)
     return total, (total**2 / doubt + 1 if doubt > 0 else 1.0)
@@ -297,8 +296,8 @@ def confidence_interval(
     Args:
         value: the estimate.
         draws: bootstrap draws of it, over networks and images.
-        components: one for the networks of each mean that the estimate is a sum of.
-        images: number of images, to which the rest of the variance belongs; None for many.
+        components: the networks' variance component of each mean in the estimate.
+        images: number of images, which cause the rest of the variance; None for many.
     """
     rest = max(float(draws.var()) - sum(variance for variance, _ in components), 0.0)
     reach = _student(components, (rest, images or MANY_IMAGES)) / Z
@@ -348,7 +347,7 @@ def proportion_over_seeds(successes: Bool[Tensor, "seed image"]) -> Estimate:
 
 @lru_cache(maxsize=16)
 def _normal_weights(count: int, name: str, group: int = 0) -> Float[np.ndarray, "draw {count}"]:
-    """Return weights of a few networks or images, one row a draw, each summing to 1.
+    """Return weights of a few networks or images, one row per draw, each summing to 1.
 
     The variance of a weighted mean is the values' variance over their number.
     """
@@ -361,7 +360,7 @@ def _normal_weights(count: int, name: str, group: int = 0) -> Float[np.ndarray, 
 
 @lru_cache(maxsize=8)
 def _tallies(count: int) -> UInt8[np.ndarray, "draw {count}"]:
-    """Return how often each image is picked, one row a resample."""
+    """Return how often each image is picked, one row per resample."""
     generator = np.random.default_rng([count, len("images")])
     tallies = np.empty((RESAMPLES, count), dtype=np.uint8)
     rows = np.arange(CHUNK)[:, None] * count

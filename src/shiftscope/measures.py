@@ -26,9 +26,9 @@ class Measure:
         name: short, as in CSV, JSON and specifications (``mcs``).
         label: a few words, as in column headings and figures.
         sentence: a definition.
-        bounds: the smallest and largest possible value of an image; infinite where there is none.
-        better: whether a network that ignores shifts has ``more`` or ``less`` of it; None where neither.
-        share: whether each image's value is yes or no, so that the estimate is a share of images.
+        bounds: the smallest and largest possible value of an image; infinite if there is no bound.
+        better: ``more`` if an invariant network has the largest value, ``less`` if the smallest; None if neither.
+        share: whether each image's value is 0 or 1, so that the estimate is a share of images.
     """
 
     name: str
@@ -63,7 +63,7 @@ DEFINITIONS = (
     Measure(
         "mcs_centred",
         "centred cosine similarity",
-        "Cosine of the outputs before and after a shift, each less its mean over classes.",
+        "Cosine of the outputs before and after a shift, each minus its mean over classes.",
         COSINE,
     ),
     Measure(
@@ -152,7 +152,7 @@ DEFINITIONS = (
     Measure("boundary_agreement", "agreement at boundaries", "Pixel agreement where a neighbour has another class."),
     Measure("interior_agreement", "agreement inside", "Pixel agreement where all four neighbours have the same class."),
     Measure("truth_iou", "mean IoU with the truth", "Intersection over union with the ground truth, a mean over classes."),
-    Measure("truth_pixels", "pixels right", "Share of pixels of which the class is that of the ground truth."),
+    Measure("truth_pixels", "pixels right", "Share of pixels whose class is that of the ground truth."),
     # Depth and optical flow.
     Measure(
         "depth_error",
@@ -220,8 +220,8 @@ DEFINITIONS = (
         "Mean absolute change of a label's probability under a shift.",
         better="less",
     ),
-    Measure("labels_right", "labels right", "Share of labels that are those of the ground truth."),
-    Measure("same_answer", "same answer", "Share of shifts that leave the answer as it is."),
+    Measure("labels_right", "labels right", "Share of labels that equal the ground truth."),
+    Measure("same_answer", "same answer", "Share of shifts that do not change the answer."),
     Measure("answer_right", "answers right", "Share of answers that equal the ground truth."),
     # Object detection.
     Measure(
@@ -232,7 +232,7 @@ DEFINITIONS = (
     Measure(
         "confidence_change",
         "confidence change",
-        "Mean absolute change of a detection's confidence under a shift; what is not found again has 0.",
+        "Mean absolute change of a detection's confidence under a shift; a detection not found again has confidence 0.",
         better="less",
     ),
     Measure(
@@ -266,8 +266,8 @@ DEFINITIONS = (
     Measure("boxes_cut", "detections at the border", "Share of detections left out, because a border cuts them.", better=None),
     Measure("objects_found", "objects found", "Share of the true objects that are found, at an IoU of 0.5 or more."),
     Measure("ap", "average precision", "Average precision by COCO's definition, IoU 0.5 to 0.95, a mean over shifts."),
-    Measure("ap_worst", "average precision, worst shift", "Average precision at the shift where it is least."),
-    Measure("ap_range", "range of average precision", "Largest less least average precision over the shifts.", better="less"),
+    Measure("ap_worst", "average precision, worst shift", "Smallest average precision over the shifts."),
+    Measure("ap_range", "range of average precision", "Largest minus smallest average precision over the shifts.", better="less"),
     Measure("ap50", "average precision at IoU 0.5", "Average precision at an IoU of 0.5, a mean over shifts."),
     Measure("ap75", "average precision at IoU 0.75", "Average precision at an IoU of 0.75, a mean over shifts."),
     *(
@@ -278,7 +278,7 @@ DEFINITIONS = (
     Measure(
         "flicker",
         "flicker",
-        "Change of the answer from one position of a path to the next, moved back: 1 less the agreement, or the error.",
+        "Change of the answer from one position of a path to the next, moved back: 1 minus the agreement, or the error.",
         LENGTH,
         better="less",
     ),

@@ -1,7 +1,7 @@
 """Shifts: which ones to apply, and how to move a batch of images by them.
 
 A *shift* is (dy, dx) in pixels; positive values move the content down and right. Many shifts are a tensor ``[..., 2]``. The
-caller passes the random generator. This module knows no model and no data set.
+caller passes the random generator. This module depends on no model and no data set.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ def translate(
         mode: what comes in at the border: the fill (``zero``) or what left on the opposite side (``circular``).
         size: (height, width) of the canvas, the images' own by default. The image lies in its centre; of unequal margins, the
             upper and left ones are the smaller.
-        fill: the canvas's colour, one value or one a channel; not used in mode ``circular``.
+        fill: the canvas's colour, one value or one per channel; not used in mode ``circular``.
 
     Returns:
         the moved batch, of the images' dtype.
 
     Raises:
-        InputError: `mode` is unknown, `shifts` does not hold one shift an image, or `size` differs from the images' in mode
+        InputError: `mode` is unknown, `shifts` does not hold one shift per image, or `size` differs from the images' in mode
             ``circular``.
 
     >>> translate(torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor([[0, 1]])).tolist()
@@ -114,10 +114,10 @@ def translate_by_parts(
         images: a batch of floating point.
         shifts: (dy, dx) per image, pixels.
         mode: what comes in at the border: the fill (``zero``) or what left on the opposite side (``circular``).
-        fill: the canvas's colour, one value or one a channel; not used in mode ``circular``.
+        fill: the canvas's colour, one value or one per channel; not used in mode ``circular``.
 
     Raises:
-        InputError: `mode` is unknown, or `shifts` does not hold one shift an image.
+        InputError: `mode` is unknown, or `shifts` does not hold one shift per image.
 
     >>> translate_by_parts(torch.tensor([[[[0.0, 1.0, 0.0]]]]), torch.tensor([[0.0, 0.5]])).tolist()
     [[[[0.0, 0.5, 0.5]]]]

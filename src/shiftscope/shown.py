@@ -1,4 +1,4 @@
-"""What a result shows of itself in a notebook or a script: a line, a small table in HTML, rows, axes, files."""
+"""Show a result in a notebook or a script: as a line, an HTML table, rows, a plot or files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Shown"]
 
-#: So many letters of a result's words are in its line, and so many rows of a table in its HTML.
+#: Most characters of a result's line, and most rows of its HTML table.
 LETTERS, ROWS = 160, 30
 #: Height of a row of a plot, and of what surrounds all of them, inches.
 ROW_HEIGHT, AROUND = 0.28, 0.8
 
 
 class Shown:
-    """Shows a result that has words and tables, the most important table first.
+    """Base of a result with words and tables, the most important table first.
 
     Attributes:
         json_file: name of its JSON file, without the ending.
@@ -103,7 +103,7 @@ class Shown:
         """Write the result as JSON, and each table as CSV and Markdown; return the folder.
 
         Args:
-            folder: is made where it is missing.
+            folder: created if it does not exist.
 
         Raises:
             InputError: it cannot be written.

@@ -1,8 +1,8 @@
-"""How alike feature maps and vectors are: cosine, similarity, displacement and local homogeneity, for batches.
+"""Measure how alike feature maps and vectors are: cosine, similarity, displacement and local homogeneity, in batches.
 
 The definitions are those of :func:`shiftscope.theory.respond` and :func:`shiftscope.theory.homogeneity`, with the same results
 for zero maps, constant maps and ties. Everything is computed in double precision, a few maps at a time, so that memory does not
-grow with the batch. Displacements that cannot hold the peak are not computed. This module knows no model.
+grow with the batch. Displacements that cannot hold the peak are not computed. This module depends on no model.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ TIE = 1e-9
 #: Values that one transform may hold, so that it fits the processor's cache: more at once is up to 2.5 times slower.
 VALUES = 500_000
 
-#: Of maps of so many values, a guess of the peak costs less than it saves.
+#: From this number of values in a map on, guessing the peak first saves more time than it costs.
 GUESSED = 100_000
-#: So many products or fewer are computed one by one: transforms cost more.
+#: Up to this many products are computed directly; for more, Fourier transforms are cheaper.
 FEW = 9
-#: How far the bound at a displacement must lie below a value that is reached elsewhere: more than rounding in single precision.
+#: How far the bound at a displacement must lie below a value reached elsewhere; more than single-precision rounding.
 SLACK = 1e-4
 
 Maps = Float[Tensor, "image channel height width"]
@@ -105,7 +105,7 @@ def homogeneities(maps: Maps, stride: tuple[int, int]) -> Float[Tensor, " image"
         stride: s, along height and width.
 
     Returns:
-        one value a map, in double precision, on the CPU; 1 at stride 1.
+        one value per map, in double precision, on the CPU; 1 at stride 1.
 
     >>> round(homogeneities(torch.tensor([[[[2.0, 2.0, 3.0, 3.0]]]]), (1, 2)).item(), 6)
     0.83205
@@ -190,7 +190,7 @@ def _responses(pairs: _Pairs) -> Responses:
     few = (2 * reach[0] + 1) * (2 * reach[1] + 1) <= FEW
     found = [_peaks(products) for products in (_one_by_one(pairs, reach) if few else _by_fourier(pairs, reach))]
     peaks, displacement = (torch.stack(each) for each in zip(*found, strict=True))
-    # Of a zero map every product is zero, and the cosine in place knows the convention.
+    # A zero map's products are all zero; `in_place` already follows the convention for zero maps.
     similarity = torch.where(pairs.norms > 0, peaks.clamp(max=1), pairs.in_place)
     return Responses(similarity.cpu(), displacement.cpu(), pairs.in_place.cpu())
 
@@ -214,16 +214,16 @@ def _by_fourier(pairs: _Pairs, reach: tuple[int, int]) -> Iterator[Float[Tensor,
 
 
 def _reach(pairs: _Pairs, reached: Float[Tensor, "shift image"]) -> tuple[int, int]:
-    """Return how far along each axis a peak can lie, over all pairs: there is nothing to compute beyond.
+    """Return the largest displacement along each axis at which the peak of any pair can lie.
 
-    Only what overlaps counts: ``|c(u)| <= |A on the overlap| |B on the overlap| / (|A| |B|)``, by Cauchy and Schwarz. This bound
+    Only the overlap counts: ``|c(u)| <= |A on the overlap| |B on the overlap| / (|A| |B|)``, by Cauchy and Schwarz. This bound
     falls with the displacement along each axis. Where it is below a value that c reaches elsewhere, c(u) is no peak.
     """
     found = []
     for axis in (-1, -2):
         (head, tail), (other_head, other_tail) = (_ends(each.double().sum(dim=axis)) for each in pairs.squares)
         bounds = (head * other_tail).maximum(tail * other_head).sqrt() / pairs.norms[..., None]
-        # Squares that overflow or vanish in single precision bound nothing.
+        # Squares that overflow or underflow in single precision give no bound.
         sound = (bounds[..., :1] - 1).abs() < SLACK
         beaten = (bounds[..., 1:] < reached[..., None] - SLACK) & sound | (pairs.norms == 0)[..., None]
         found.append(int((~beaten).sum(dim=-1).amax()))
@@ -237,7 +237,7 @@ def _ends(squares: Float[Tensor, "*map position"]) -> tuple[Tensor, Tensor]:
 
 def _guessed(pairs: _Pairs) -> Float[Tensor, "shift image"]:
     """Return c(u) at a guess of its peak: how far the lengths of the vectors at each position move."""
-    # Less their mean, which would draw the guess to 0.
+    # Subtract their mean, which would pull the guess to 0.
     one, others = (each.sqrt() - each.sqrt().mean(dim=(-2, -1), keepdim=True) for each in pairs.squares)
     full = (pairs.size[0] - 1, pairs.size[1] - 1)
     spectrum, values = _spectrum(one[:, None], full), torch.zeros_like(pairs.in_place)

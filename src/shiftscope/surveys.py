@@ -1,10 +1,10 @@
-"""From a model's outputs to numbers per image; and surveys, which measure every shift of every image.
+"""Turn a model's outputs into numbers per image, and survey every shift of every image.
 
-A survey reads blocks of outputs, one at a time, and stores a few numbers for each image and each shift, never for both together.
-All images share their shifts. Measures (:data:`shiftscope.measures.MEASURES` defines them):
+A survey reads blocks of outputs, one at a time, and stores a few numbers per image and a few per shift, never one per image and
+shift. All images share their shifts. Measures (:data:`shiftscope.measures.MEASURES` defines them):
 
 - means over shifts: ``mcs``, ``top1_change``, ``probability_change``;
-- of an image's shifts together: ``pair_consistency``, ``all_agree`` and, with labels, ``worst_case``.
+- over all shifts of an image: ``pair_consistency``, ``all_agree`` and, with labels, ``worst_case``.
 
 Each is computed over ``all`` shifts, over each ``radius r`` (the ring max(|dy|, |dx|) = r, rounded up) and, if the model's
 subsampling factor is known, over its ``lattice`` (dy and dx multiples of the factor) and ``off lattice``. With labels, each is
@@ -96,7 +96,7 @@ class Survey(Shown):
         return MEASURES[measure].estimate(values)
 
     def words(self) -> str:
-        """Return how much was measured."""
+        """Return the numbers of shifts and images."""
         return f"{len(self.shifts)} shifts of {len(next(iter(self.values.values()), ()))} images."
 
     def tables(self) -> tuple[Table, ...]:
@@ -127,8 +127,8 @@ def cosines(outputs: Outputs) -> Float[Tensor, " image"]:
 def centred(outputs: Outputs) -> Outputs:
     """Subtract from each output its mean over classes, which the softmax ignores.
 
-    A cosine of raw outputs depends on that mean, too. Training leaves it wherever the optimizer drives it (near 0 with SGD, far
-    from it with Adam), so that networks with the same answers differ in MCS. With centred outputs they do not. This is ours.
+    A cosine of raw outputs also depends on that mean. The optimizer determines it (near 0 with SGD, far from it with Adam), so
+    networks with the same answers can differ in MCS; with centred outputs they do not. The source has no such measure.
 
     >>> raw = Outputs(torch.tensor([[[3.0, 5.0]]]), torch.tensor([[7.0, 9.0]]), torch.zeros(1, 2))
     >>> centred(raw).values.tolist(), centred(raw).reference.tolist()
@@ -155,7 +155,7 @@ def per_shift_cosines(outputs: Outputs) -> Float[Tensor, "image shift"]:
 def top1_changes(outputs: Outputs) -> Float[Tensor, " image"]:
     """Return the share of each image's shifts that change its top class.
 
-    Of equal outputs the class of the lowest index is the top one, before and after.
+    Ties go to the class of the lowest index, before and after.
     """
     changed = outputs.values.argmax(-1) != outputs.reference.argmax(-1)[:, None]
     return changed.float().mean(dim=1)
@@ -175,7 +175,7 @@ def survey(blocks: Iterable[Outputs], *, labels: Int[Tensor, " image"] | None = 
         factor: the model's subsampling factor in pixels, which defines the lattice.
 
     Raises:
-        InputError: there is no block, images have shifts of their own, or there is not one label an image.
+        InputError: there is no block, images have shifts of their own, or there is not one label per image.
 
     >>> outputs = Outputs(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[0, 0], [0, 1]]))
     >>> survey([outputs], labels=torch.tensor([0])).estimate("mcs").value
@@ -189,7 +189,7 @@ def survey(blocks: Iterable[Outputs], *, labels: Int[Tensor, " image"] | None = 
     if tally is None:
         raise InputError("`blocks` must hold at least one block of outputs, got none.")
     if labels is not None and len(labels) != tally.count:
-        raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {tally.count} images.")
+        raise InputError(f"`labels` must hold one label per image, got {len(labels)} for {tally.count} images.")
     return tally.survey()
 
 
@@ -215,7 +215,7 @@ class _Tally:
         expected = None if labels is None else labels[self.count : self.count + len(block.reference)].cpu()
         self.count += len(block.reference)
         if expected is not None and len(expected) < len(block.reference):
-            raise InputError(f"`labels` must hold one label an image, got too few for {self.count} images.")
+            raise InputError(f"`labels` must hold one label per image, got too few for {self.count} images.")
         if expected is not None:
             self.rights.append(block.reference.argmax(-1) == expected)
         for name, values in _by_shift(block).items():
@@ -255,7 +255,7 @@ def from_sums(
         right: [image], whether the unshifted image is classified correctly; None without labels.
         counts: measure -> [shift], images with a value, where some have none.
         maps: whether to make maps and their intervals, which a survey that is only added to others does not need.
-        images: their number, where no values per image are kept.
+        images: number of images, needed if no values per image are kept.
     """
     every = len(next(iter(values.values()))) if images is None else images
     counts = counts or {}
@@ -351,7 +351,7 @@ def _by_shift(outputs: Outputs) -> dict[str, Float[Tensor, "image shift"]]:
 
 
 def _of_all_shifts(labels: Tensor | None) -> dict[str, Callable[[Tensor, int], Tensor]]:
-    """Return the measures of an image's shifts together: functions of top classes [image, shift] and the number of classes."""
+    """Return the measures over all shifts of an image: functions of top classes [image, shift] and the number of classes."""
     measures: dict[str, Callable[[Tensor, int], Tensor]] = {"pair_consistency": _pairs, "all_agree": _all_agree}
     if labels is not None:
         measures["worst_case"] = lambda tops, _: (tops == labels[:, None]).all(dim=1).float()

@@ -1,4 +1,4 @@
-"""Tables: the one border between measuring and showing. A table knows no model, only rows, and what their columns are called.
+"""Tables, from which everything that is shown is made. A table holds rows and the names of its columns, and no model.
 
 A cell is text, a number, an :class:`Estimate` or empty. The same table is printed and written as Markdown with headings in words,
 and as CSV and JSON with the short names. Measures are named in words, too, where they are cells of the column ``measure``.
@@ -59,9 +59,9 @@ def heading(column: str) -> str:
 
 
 def plus_minus(estimate: Estimate) -> str:
-    """Return an estimate as value ± half of its interval, or with the interval itself where one side is clearly longer.
+    """Return an estimate as value ± half its interval's length, or as value [low, high] if one side is clearly longer.
 
-    Of two sides that are about as long, the longer one is given, so that the interval lies within ±.
+    If the sides are about equal, ± shows the longer one, so that it covers the interval.
 
     >>> plus_minus(Estimate(0.5, 0.4, 0.59, count=9)), plus_minus(Estimate(1.0, 0.722, 1.0, count=10))
     ('0.500 ± 0.100', '1.000 [0.722, 1.000]')
@@ -125,7 +125,7 @@ class Table:
         """Return the cells as they are printed, row by row; measures in words, control characters escaped.
 
         Args:
-            narrow: whether estimates are written as :func:`plus_minus` does.
+            narrow: whether to write estimates as :func:`plus_minus` does.
         """
         return [[_text(column, row.get(column), narrow) for column in self.columns] for row in self.rows]
 

@@ -1,9 +1,9 @@
-"""The theory of shifts on plain tensors with any number of axes, and the source's worked examples, computed by it.
+"""Similarity, movement and homogeneity of plain signals with any number of axes, and the source's worked examples.
 
 A *signal* is a tensor whose last ``axes`` dimensions are positions; the dimensions before them are channels. Three operations
 make up a convolutional network's spatial part: cross-correlation with a kernel, subsampling, and the shift of the content. Two
 quantities describe how a shift changes an output: its *similarity*, how much of the output is preserved anywhere, and its
-*movement*, how far the preserved part has moved. *Homogeneity* tells why subsampling can help.
+*movement*, how far the preserved part has moved. *Homogeneity* explains why subsampling can help.
 
 Laws, each tested as a property:
 
@@ -11,7 +11,7 @@ Laws, each tested as a property:
 - at stride s a lattice shift (a multiple of s) moves the output by shift / s, any other shift may change it;
 - a fully equivariant map has similarity 1 and movement d / factor.
 
-This module knows no model, no image and no batch. Source: Mouton, Myburgh and Davel, "Stride and translation invariance in CNNs"
+This module depends on no model, image or batch. Source: Mouton, Myburgh and Davel, "Stride and translation invariance in CNNs"
 (2020), which names the quantities in words; the formulas are ours.
 """
 
@@ -86,7 +86,7 @@ def translate(
 
     Args:
         signal: its last axes, as many as the displacement has entries, are shifted.
-        displacement: whole positions, one entry an axis; a plain int shifts the last axis.
+        displacement: whole positions, one entry per axis; a plain int shifts the last axis.
         mode: what comes in at the border: zeros (``zero``) or what left on the opposite side (``circular``).
 
     Raises:
@@ -181,7 +181,7 @@ class Response:
 
 
 def respond(a: Shaped[Tensor, "*shape"], b: Shaped[Tensor, "*shape"], *, axes: int | None = None) -> Response:
-    """Measure similarity and movement between the map of the unshifted input and that of the shifted input.
+    """Measure the similarity and the movement of a map under a shift of the input.
 
     Args:
         a: the map of the unshifted input; its last ``axes`` axes are positions, the others channels.
@@ -244,7 +244,7 @@ class WorkedTable:
     Attributes:
         name: its topic.
         setting: the input and the operations on it.
-        rows: one a shift, with ``shift``, ``output`` and measures of the output.
+        rows: one per shift, with ``shift``, ``output`` and measures of the output.
         shows: what the example shows, in a sentence or two.
     """
 
@@ -280,20 +280,20 @@ def worked_tables() -> tuple[WorkedTable, ...]:
             "broken equivariance",
             f"{_written(SIGNAL)} correlated with {_written(KERNEL)}, stride 2",
             _rows(SIGNAL, (0, 1, 2), strided),
-            "At stride 2 a shift of one gives an output that is no shift of the first: subsampling breaks equivariance. (Its "
-            "similarity is 1 all the same, because a cosine ignores that the output has doubled.)",
+            "At stride 2 a shift by one gives new values, not a shifted output: subsampling breaks equivariance. (Its "
+            "similarity is still 1, because a cosine ignores that the output has doubled.)",
         ),
         WorkedTable(
             "shiftability",
             f"{_written(SIGNAL)} correlated with {_written(KERNEL)}, stride 2, only shifts that are multiples of 2",
             _rows(SIGNAL, (0, 2), strided),
-            "Shifts that are multiples of the stride survive, divided by it: subsampling scales them.",
+            "A shift by a multiple of the stride moves the output by the shift divided by the stride.",
         ),
         WorkedTable(
             "local homogeneity",
             f"{_written(HOMOGENEOUS)}, every second position",
             _rows(HOMOGENEOUS, (0, 1, 2, 3), lambda signal: subsample(signal, 2)),
-            f"Neighbours alike in step with the subsampling (homogeneity {homogeneity(HOMOGENEOUS, 2):g} at factor 2; "
+            f"Neighbouring positions are alike (homogeneity {homogeneity(HOMOGENEOUS, 2):g} at factor 2; "
             f"the input above has {homogeneity(SIGNAL, 2):g}): "
             "every shift keeps its similarity, and moves half as far.",
         ),

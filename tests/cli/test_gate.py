@@ -95,7 +95,7 @@ def test_check_measures_with_the_settings_of_the_baseline(
         (lambda known: known["provenance"].update(data_sha256="0"), "the images differ from those that baseline.json"),
         (lambda known: known.update(schema_version=99), "was written by a later version of shiftscope"),
         (lambda known: known.pop("rows"), "holds no audit (rows: is missing)"),
-        (lambda known: known["rows"][1].update(views=3), "cannot be taken of this model alike"),
+        (lambda known: known["rows"][1].update(views=3), "cannot be taken on this model"),
     ],
 )
 def test_baseline_that_says_too_little_exits_with_2(shiftscope: Command, baseline: Path, change, problem: str) -> None:

@@ -43,7 +43,7 @@ def test_shift_outputs_equal_model_on_images_shifted_one_at_a_time(mode: str, ba
                 moved[:, :, 6 + min(dy, 0) :] = 0
                 moved[:, :, :, 6 + min(dx, 0) :] = 0
             torch.testing.assert_close(found.values[i, j], model(moved)[0])
-    assert (found.method, found.reason) == ("direct", "Direct was asked for.")
+    assert (found.method, found.reason) == ("direct", "Direct was requested.")
 
 
 def test_shift_outputs_beyond_image_see_fill_only() -> None:
@@ -178,7 +178,7 @@ def test_shift_outputs_model_that_changes_its_input_in_place_is_isolated() -> No
             small_model().eval(),
             images(),
             {"shifts": SHIFTS[0] + 0.5, "method": "dense"},
-            "shifts in parts of pixels are interpolated",
+            "shifts by fractions of pixels are interpolated",
         ),
     ],
 )

@@ -196,8 +196,8 @@ def test_file_of_a_folder_that_holds_more_than_tensors_is_refused(transformers: 
         ("[]", "is not the configuration of a model"),
         ("{}", "names no model of transformers"),
         ('{"architecture": "resnet18"}', "names no model of transformers. Give it as timm:local-dir:"),
-        ('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}', "is no classifier, backbone or detector"),
-        ('{"model_type": "vit_mae", "mask_ratio": 0.75}', "hides random parts of every image"),
+        ('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}', "is not a classifier, backbone, detector"),
+        ('{"model_type": "vit_mae", "mask_ratio": 0.75}', "masks random parts of every image"),
         ('{"model_type": "vit", "architectures": ["ViTModel"]}', "transformers cannot load the model in"),
     ],
 )
@@ -292,7 +292,7 @@ def test_unknown_model_of_the_hub_is_refused(hub_cache: Path, tmp_path: Path, mo
     (tmp_path / "config.json").write_text("{}")
     with serving(tmp_path, "someone/small", kind="model") as address:
         use_hub(address, monkeypatch)
-        with pytest.raises(InputError, match="the Hugging Face hub does not give the model 'someone/else'"):
+        with pytest.raises(InputError, match="the model 'someone/else' cannot be loaded from the Hugging Face hub"):
             load_model("hf:someone/else")
         with pytest.raises(InputError, match=r"'someone/small' has no config.json with model.safetensors or pytorch_model.bin"):
             load_model("hf:someone/small")

@@ -108,7 +108,7 @@ def test_size_below_one_is_refused(factory: str) -> None:
     ("name", "message"),
     [
         ("malicious.pt", "is not a safetensors file"),
-        ("bare.safetensors", "holds weights, but not of which model"),
+        ("bare.safetensors", "holds weights, but does not name their model"),
         ("foreign.safetensors", "colour: is not a known setting"),
         ("other.safetensors", "do not fit the model"),
         ("empty.safetensors", "names neither a network nor a factory"),

@@ -1,7 +1,7 @@
 """The command line. Commands import what is heavy when they run, so that ``--help`` is quick.
 
-Exit codes: 0 done, 1 failed, 2 invalid input (one sentence, no traceback), 70 an error of this program (its traceback is in
-a file), 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (one line on what is kept).
+Exit codes: 0 done, 1 failed, 2 invalid input (one sentence, no traceback), 70 internal error (its traceback is in a file), 130
+stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (one line on what is kept).
 """
 
 from shiftscope.cli.app import app, main

@@ -1,4 +1,4 @@
-"""The application: its commands, how a command ends, and what it prints."""
+"""The application: its commands, their exit codes and their output."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ app = App(
     name="shiftscope",
     suppress_keyboard_interrupt=False,
     help="Measure, explain and fix how a vision model responds to shifted images.",
-    help_epilogue="--verbose prints with an error what libraries said of it. Exit codes: 0 done, 1 failed, 2 invalid input, 70 "
-    "an error of this program, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. Tables go to standard output, progress "
+    help_epilogue="--verbose adds the libraries' own messages to an error. Exit codes: 0 done, 1 failed, 2 invalid input, 70 "
+    "internal error, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. Tables go to standard output, progress "
     "to standard error.",
 )
-#: What a disk without room answers, and one whose user has a quota or a limit.
+#: Error numbers of a full disk, an exhausted quota and a file size limit.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: Prints with an error what libraries said of it; any command takes it.
+#: Adds the libraries' own messages to an error; every command takes it.
 VERBOSE = "--verbose"
-#: The most characters of a line that says what a library said.
+#: Most characters of a library's message.
 LONGEST_REASON = 2000
 MODELS = Group("Any model", sort_key=1)
 STUDIES = Group("Studies: train and measure networks", sort_key=2)
@@ -74,10 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say_stopped()
         return exit_code()
-    except BrokenPipeError:  # the reader closed the pipe, like `head`
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         _give_up_output()
         return 141
-    except Exception as error:  # nobody foresaw it
+    except Exception as error:  # a bug
         if _is_full(error):
             _give_up_output()
             say(f"shiftscope: the disk is full ({error}). Make room and run the same command again.", error=True)
@@ -103,13 +103,13 @@ def _is_full(error: Exception) -> bool:
 
 
 def _give_up_output() -> None:
-    """Send what is left of standard output nowhere; Python would complain when it flushes at exit."""
+    """Discard the rest of standard output; otherwise Python complains when it flushes at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reasons(error: BaseException) -> list[str]:
-    """Return what led to an error, a line each: what the libraries said."""
+    """Return the causes of an error, one per line: the libraries' own messages."""
     lines: list[str] = []
     while (cause := error.__cause__) is not None:
         error = cause
@@ -142,7 +142,7 @@ def print_first(line: str, *, as_json: bool) -> None:
 def resumable(folder: Path | None, what: str) -> Iterator[None]:
     """Say how to resume when the work is stopped or a file cannot be written.
 
-    It holds for the rest of the command: what is finished stays.
+    It holds until the end of the command; finished work is kept.
 
     Args:
         folder: where finished work is; None if nothing is written.

@@ -1,4 +1,4 @@
-"""The gate: the options that `audit` and `check` share, the command `check`, and what a pull request shows of both."""
+"""The gate: options that `audit` and `check` share, the command `check`, and the verdict for a pull request."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _spec(baseline: Path, before: Audit, model: str | None, changes: dict[str, A
     try:
         return AuditSpec.model_validate({**settings, **changes})
     except ValidationError as error:
-        raise InputError(f"{baseline} holds settings that are not known: {validation_messages(error)[0]}") from error
+        raise InputError(f"{baseline} holds unknown settings: {validation_messages(error)[0]}") from error
 
 
 def _check_images(baseline: Path, before: Audit, subject: Subject) -> None:
@@ -156,7 +156,7 @@ def _check_rows(baseline: Path, before: Audit, compared: int) -> None:
     """Refuse a comparison that leaves measures of the baseline out."""
     if compared < len(before.rows):
         raise InputError(
-            f"{len(before.rows) - compared} of {len(before.rows)} measures of {baseline} cannot be taken of this model alike.",
+            f"{len(before.rows) - compared} of {len(before.rows)} measures of {baseline} cannot be taken on this model.",
             "Audit the baseline again, with protocols that suit both models.",
         )
 
@@ -192,13 +192,13 @@ def conditions_of(texts: tuple[str, ...], protocols: tuple[str, ...], gate: Gate
     for condition in conditions:
         base = condition.measure.partition(",")[0]
         if base in of_tasks and (condition.protocol in (None, "unshifted") or measured & _group(condition.protocol)):
-            continue  # the audit's rows will tell
+            continue  # the audit's rows decide
         able = [name for name, make in PUBLISHED.items() if base in {*make().scores, *(each for each, _ in make().surveyed)}]
         named = GROUPS.get(condition.protocol, (condition.protocol,)) if condition.protocol else able
         if (condition.protocol or base) not in ("unshifted", "accuracy") and not measured & set(named) & set(able):
             options = [name for name in named if name in able] or able
             remedy = f"Add --protocol {' or '.join(options)}." if options else "Choose another measure."
-            raise InputError(f"`fail_if` {condition.text!r} is about nothing that this audit measures.", remedy)
+            raise InputError(f"`fail_if` {condition.text!r} is about a measure that this audit does not take.", remedy)
     return conditions
 
 

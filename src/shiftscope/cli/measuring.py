@@ -1,4 +1,4 @@
-"""What the commands on models share: opening what they measure, and printing what they found."""
+"""Helpers of the commands on models: open the model and its images, print the results."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def opened(model: str, options: ModelOptions) -> Subject:
 
 
 def open_spec(spec: SubjectSpec, options: ModelOptions) -> Subject:
-    """Open a model and its images as they are specified, and print what they are."""
+    """Open the model and images of a specification, and print what they are."""
     from shiftscope.audits.subject import open_subject
     from shiftscope.runtime.executors import keep_freed_memory
 

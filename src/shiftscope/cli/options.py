@@ -59,7 +59,7 @@ Wide = Annotated[
 ModelName = Annotated[
     str,
     Parameter(
-        help="`module:factory` or `file.py:factory` (a function of yours that returns the model), `timm:NAME`, "
+        help="`module:factory` or `file.py:factory` (your function that returns the model), `timm:NAME`, "
         "`timm:hf-hub:OWNER/NAME`, `torchvision:NAME`, `hf:OWNER/NAME` or `hf:FOLDER` (Hugging Face transformers), the folder of "
         "a study's run, a file that `shiftscope fix` wrote, a .pt2 or an .onnx file."
     ),
@@ -200,8 +200,7 @@ class ModelOptions(DataOptions, DeviceOptions):
     Parameters
     ----------
     run
-        Run of the study that MODEL is the folder of, such as factor=8,seed=0; `shiftscope list FOLDER` shows their names.
-    weights
+        Run of a study, such as factor=8,seed=0, if MODEL is the study's folder; `shiftscope list FOLDER` shows the names. weights
         Weights for a model that code makes: a safetensors file, a checkpoint of PyTorch or Lightning, or `pretrained` to download
         those of timm or torchvision. By default the factory's own.
     size
@@ -210,8 +209,7 @@ class ModelOptions(DataOptions, DeviceOptions):
         Mean per channel, subtracted from the images before they reach the model; one number per channel. By default the model's
         own.
     std
-        Standard deviation per channel, by which the images are divided after that; one number per channel. By default the
-        model's own.
+        Standard deviation per channel, by which the images are then divided; one number per channel. By default the model's own.
     output
         Name or position of the output to measure, for a model that returns several. By default the only one.
     embedding
@@ -231,7 +229,7 @@ class ModelOptions(DataOptions, DeviceOptions):
         Largest shift, in pixels. By default 8, or less if the canvas or the photo leaves less room around the input; for `audit`
         each protocol's own.
     seed
-        Seed of the shifts that are drawn at random.
+        Seed of the random shifts.
     """
 
     run: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None
@@ -299,7 +297,7 @@ class ModelOptions(DataOptions, DeviceOptions):
         return " ".join(map(quote, words))
 
 
-#: The options that describe what is measured, and those that a recommended command does not repeat.
+#: Options that describe what is measured, and those that a suggested command leaves out.
 SUBJECT = ("size", "mean", "std", "output", "embedding", "trust", "data", "max_shift", "seed")
 NOT_REPEATED = ("as_json", "mode", "wide")
 #: The options that describe a model, which a file of `shiftscope fix` knows by itself.
@@ -343,7 +341,7 @@ def read_shard(text: str) -> tuple[int, int]:
 
 
 def read_settings(given: tuple[str, ...], option: str, example: str) -> dict[str, Any]:
-    """Read each NAME=VALUE of a repeated option; a value as TOML, or as text if it is no TOML.
+    """Read each NAME=VALUE of a repeated option; a value as TOML, or as text if it is not TOML.
 
     Args:
         given: the texts.

@@ -1,7 +1,7 @@
 """Print results on standard output, within the width of the terminal: the verdict, narrow tables, and the next command.
 
-On a pipe lines have at most 100 columns, or as many as the environment variable COLUMNS says. A table that has no room gives up
-its last columns and says which; ``wide`` prints them all. Commands are never broken, so that they can be copied.
+On a pipe lines have at most 100 columns, or as many as the environment variable COLUMNS says. A table that does not fit drops its
+last columns and names them; ``wide`` prints them all. Commands are never broken, so that they can be copied.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["print_summary", "print_table", "print_text", "print_worked", "rendered"]
 
-#: Width of what goes to a file or a pipe, unless COLUMNS says another.
+#: Width of output to a file or a pipe, unless COLUMNS sets another.
 PLAIN_WIDTH = 100
 #: Width of a wide table on a pipe: as wide as it is.
 UNLIMITED = 10_000
@@ -86,7 +86,7 @@ def print_table(table: Table, *, wide: bool = False) -> None:
 
 
 def rendered(table: Table, width: int) -> Text:
-    """Return a table for rich, with the columns for which there is room.
+    """Return a table for rich, with the columns that fit.
 
     Args:
         table: the table.
@@ -123,7 +123,7 @@ def _row_lines(cells: list[str], widths: list[int], left: list[bool]) -> list[st
 
 
 def _fitted(table: Table, width: int) -> tuple[Table, tuple[str, ...]]:
-    """Return the table with as many of its first columns as there is room for, and the headings of the others."""
+    """Return the table with as many of its first columns as fit, and the headings of the others."""
     names, rows = table.headings(), table.texts(narrow=True)
     least = [max(map(_least_width, (name, *(row[place] for row in rows)))) for place, name in enumerate(names)]
     count = len(names)
@@ -133,7 +133,7 @@ def _fitted(table: Table, width: int) -> tuple[Table, tuple[str, ...]]:
 
 
 def _room(width: int, columns: int) -> int:
-    """Return how many letters the cells of a row may have together."""
+    """Return how many characters the cells of a row may have together."""
     return width - GAP * (columns - 1)
 
 
@@ -176,7 +176,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _least_width(text: str) -> int:
-    """Return the width at which a text still reads well: no part is broken."""
+    """Return the smallest width at which no part of a text is broken."""
     return max(map(len, _parts(text)))
 
 

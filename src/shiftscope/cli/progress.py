@@ -28,9 +28,9 @@ __all__ = ["reporting"]
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BEFORE_FIRST_LINE = 2.0
 SECONDS_BEFORE_ESTIMATE = 1.0
-#: A forecast of a shorter time is not worth a line.
+#: Shorter times left are not printed.
 SECONDS_BEFORE_FORECAST = 5.0
-#: A table in place changes after so many seconds, and after so many times what it took to compute.
+#: A table in place is redrawn after so many seconds, and after so many times the time that it took to compute.
 SECONDS_BETWEEN_TABLES, SHARE_OF_TABLES = 1.0, 20.0
 #: The task that counts a study's runs.
 ALL = "all"
@@ -74,10 +74,10 @@ class BarsBelowTable(Progress):
 
 
 class Counted(ProgressColumn):
-    """Items done, of how many if that is known."""
+    """Items done, and their total if it is known."""
 
     def render(self, task: Task) -> Text:
-        """Return the count, or nothing where nothing is counted."""
+        """Return the count; empty if nothing is counted."""
         return Text(_counted(task))
 
 
@@ -87,7 +87,7 @@ def _counted(task: Task) -> str:
 
 
 class TimeLeft(ProgressColumn):
-    """Time left of a task, if the rest is as fast as the mean so far.
+    """Time left of a task, by its mean speed so far.
 
     rich's own column extrapolates from the latest steps, which misleads when two long runs end within a second.
     """
@@ -174,7 +174,7 @@ class ProgressDisplay:
         self.bars.console.print(Text("\n".join(wrap(printable(sentence), self.bars.console.width))), soft_wrap=True)
 
     def _show_table(self, audit: Callable[[], Audit]) -> None:
-        """Show what an audit knows so far, on a terminal and not so often that it takes time from measuring."""
+        """Show an audit's results so far, on a terminal, seldom enough not to slow the measuring down."""
         now = monotonic()
         if self.bars.disable or now < self.next_table or not isinstance(self.bars, BarsBelowTable):
             return
@@ -219,7 +219,7 @@ class ProgressDisplay:
         everything = self._task(ALL)
         if everything is not None and everything.total and self.number > everything.completed:
             if event.found:
-                self._remove(ALL)  # a run that was found finished says nothing about the time of the others
+                self._remove(ALL)  # a run found finished tells nothing about the duration of the others
             self._show_all(self.number, int(everything.total))
         from shiftscope.tables import heading
 

@@ -1,4 +1,4 @@
-"""Commands on studies, and the two that teach and check."""
+"""Commands on studies, and `theory` and `selfcheck`."""
 
 from __future__ import annotations
 
@@ -72,20 +72,17 @@ def study(
     ----------
     name
         A study of the package (digits, digits-all, mnist, cifar10, learned, antialias, gap, augmentation, pool, homogeneity,
-        levels, setting or front), or a TOML file of yours.
-    seeds
+        levels, setting or front), or your own TOML file. seeds
         Number of networks to train per setting. By default the study's own.
     changes
-        Setting that replaces the study's, written PATH=VALUE, such as data.train_images=12000. Repeatable.
-    reuse
+        Setting to change, written PATH=VALUE, such as data.train_images=12000. Repeatable. reuse
         Folder of another study, or of several, from which to copy finished runs with the same specification instead of training
         them again.
     workers
         Number of runs at once, each in a process with one thread. By default as many as cores and memory allow, on a GPU one.
-        With 1, runs follow each other and use all threads.
-    shard
-        Be process I of N that share the folder, written I/N, such as 1/4: begin with every fourth run, and then do those that no
-        other process does. The last one writes the tables.
+        With 1, runs go one after the other and use all threads. shard
+        Run as process I of N that share the folder, written I/N, such as 1/4: start with every fourth run, then do runs that no
+        other process does. The last process writes the tables.
     out
         Folder for runs, tables, figure and page. By default studies/NAME, with the changes of --set in its name.
     """
@@ -141,7 +138,7 @@ def _table(
 
 
 def _folder_name(name: str, changes: tuple[str, ...]) -> str:
-    """Return the name of a study's folder; changes have folders of their own, so that they overwrite no other table."""
+    """Return the name of a study's folder; each set of changes has its own, so that it overwrites no other table."""
     parts = [re.sub(r"[^\w.=-]+", "-", change.rpartition(".")[2]).strip("-") for change in changes]
     return ",".join([name, *parts])[:120]
 
@@ -186,7 +183,7 @@ def report(
 ) -> None:
     """Write the page of a study or an audit: one HTML file that opens from disk, with figures, tables and images to drag.
 
-    A study may be unfinished: the page lists the missing runs. Its tables and figure are written again, from the finished ones.
+    A study may be unfinished: the page lists the missing runs. Its tables and figure are rewritten from the finished runs.
     Nothing is downloaded.
 
     Parameters

@@ -170,7 +170,7 @@ def open_image(source: Path | io.BytesIO) -> Image:
         if opened.width * opened.height > MOST_PIXELS:
             raise ValueError(f"it has {opened.width}x{opened.height} pixels")
         opened.load()
-        # Where no turn is called for, a copy would cost time.
+        # Without a rotation, a copy would only cost time.
         image: Image = ImageOps.exif_transpose(opened) if opened.getexif().get(EXIF_ORIENTATION) else opened
         return eight_bits(image)
 
@@ -272,7 +272,7 @@ def _parquet_splits(files: list[Path], folder: Path) -> dict[str, Split]:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """Open a parquet file; whatever its reading raises in the block becomes one sentence."""
+    """Open a parquet file; any error of reading it in the block becomes one sentence."""
     import pyarrow.parquet as pq
 
     with reading(file, "a complete parquet file of images and labels", "Copy it again."):

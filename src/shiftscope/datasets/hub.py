@@ -112,7 +112,7 @@ def hub_answers() -> bool:
 
 @contextmanager
 def _offline_unless(online: bool) -> Iterator[None]:
-    """Keep the libraries from trying for half a minute what is known to fail."""
+    """Keep the libraries offline unless ``online``: otherwise they retry for half a minute what is known to fail."""
     from huggingface_hub import constants
 
     import datasets

@@ -1,9 +1,9 @@
 """The images that a model is measured on: one choice, one size and one reader for every command.
 
-- Images that a study trained its model on keep their canvas, and are its test images.
+- A study's network is measured on the study's test images, on their canvas.
 - Photos (of a folder, of parquet files or of the hub) are all evaluation data, unless their data set names a test split. They are
   scaled and cropped as the model's preprocessing says, with a margin from which shifted crops are taken.
-- The sets with short names (digits, mnist, cifar10) are scaled to the model's input as a whole; of a study's network they keep
+- The sets with short names (digits, mnist, cifar10) are scaled to the model's input as a whole; for a study's network they keep
   their size, on its canvas.
 """
 
@@ -37,7 +37,7 @@ DIGITS_CANVAS, DIGITS_SIZE = 40, 20
 DEFAULT_SHIFT, SIZE_PER_SHIFT = 8, 8
 #: Sets of small images, which are decoded as a whole.
 SHORT_NAMES = ("digits", *HUB_NAMES)
-#: So many damaged files are listed.
+#: Most damaged files that a message lists.
 DAMAGED = 10
 
 
@@ -75,7 +75,7 @@ class ImageBlocks:
     Attributes:
         source: photos, or images in memory.
         count: number of images.
-        found: number of images at their origin, of which these may be a sample.
+        found: number of images at the origin; these may be a sample of them.
         shape: (channels, height, width) of each, margin included.
         size: height and width of the model's input, pixels.
         crop: how photos are scaled and cropped; None for images in memory.
@@ -111,7 +111,7 @@ class ImageBlocks:
 
     @property
     def margin(self) -> int:
-        """The largest shift that loses nothing of the image, pixels: the margin of photos, or of the canvas; 0 without either."""
+        """The largest shift that keeps the whole image, pixels: the margin of photos, or of the canvas; 0 without either."""
         if self.crop is not None:
             return self.crop.margin
         assert self.canvas is not None  # images in memory always have one
@@ -137,12 +137,12 @@ class ImageBlocks:
 
     @property
     def choice(self) -> str:
-        """How many images of which: ``16 of 54 images of image folder photos``."""
+        """The number and the origin of the images: ``16 of 54 images of image folder photos``."""
         many = f"all {self.count}" if self.count == self.found else f"{self.count:,} of {self.found:,}"
         return f"{many} images of {self.origin}"
 
     def name(self, number: int) -> str:
-        """Return the name of an image for messages: of its file, or its number."""
+        """Return an image's name for messages: that of its file, or its number."""
         return self.source.names[number] if isinstance(self.source, Photos) else f"image {number}"
 
     def centre(self, images: Tensor) -> Tensor:
@@ -196,9 +196,9 @@ def open_images(
         name: digits, mnist, cifar10, a hub id or the path of a folder; by default ``trained_on``, else the digits.
         count: number of images, picked with a fixed seed; None for all.
         preprocessing: how images are prepared for the model; by default nothing is known about it.
-        channels: that the model takes; None where that is unknown.
+        channels: number of channels that the model takes; None if unknown.
         trained_on: what a study trained the model on; None for other models.
-        max_shift: the largest shift to leave room for, pixels; None where none is asked for.
+        max_shift: the largest shift to leave room for, pixels; None for the default.
         data_dir: a local folder that holds the data set.
         training: whether to open the training images instead; of a set without splits, these are all.
         report: called with each progress event.
@@ -341,7 +341,7 @@ def _open_photos(name: str, count: int | None, data_dir: Path | None, report: Re
 
 
 def _from_hub(name: str, count: int | None, report: Report, *, training: bool) -> Photos:
-    """Open photos of the hub; where they cannot be had, say that there is no such folder either."""
+    """Open photos of the hub; if that fails, the error also says that there is no such folder."""
     report(Stage(f"opening Hugging Face hub {name}", 0, 0))
     try:
         with download(name) as splits:

@@ -46,7 +46,7 @@ class Crop:
         shorter: the shorter side to which photos are scaled first, pixels.
         channels: 1 or 3.
         interpolation: how they are scaled: ``bilinear``, ``bicubic``, ``lanczos``, ``hamming``, ``box`` or ``nearest``.
-        own: the shorter side that the model's preprocessing says, if ``shorter`` is another, to leave room for shifts.
+        own: the shorter side of the model's preprocessing, if ``shorter`` differs from it to leave room for shifts.
     """
 
     size: int
@@ -92,7 +92,7 @@ class Crop:
 
 
 def plan_crop(preprocessing: Preprocessing, *, own: tuple[int, int, int], channels: int | None, max_shift: int | None) -> Crop:
-    """Return how photos are prepared: as the model's preprocessing says, but with room for shifts.
+    """Return how photos are prepared: by the model's preprocessing, with room for shifts.
 
     Without a given crop, photos that are exactly as large as the input are taken whole, and others are scaled
     so that a margin of a fourteenth of the input is left on each side. The room is for the largest shift asked for, else for 8
@@ -136,11 +136,11 @@ class Photos:
     """A set of photos of any size, decoded a few at a time.
 
     Attributes:
-        origin: where they are, for the reader of the results.
-        names: of each, for messages.
-        labels: of each, an index of ``classes``; None where there are none.
+        origin: where the photos are, in words.
+        names: of the photos, for messages.
+        labels: of the photos, indices of ``classes``; None without labels.
         classes: names, in order.
-        found: number of photos at the origin, of which these may be a sample.
+        found: number of photos at the origin; these may be a sample of them.
         checksum: of the photos.
         load: places in ``names``, increasing -> what decodes each.
     """
@@ -193,7 +193,7 @@ class Photos:
 
 
 def pick(found: int, count: int | None) -> list[int]:
-    """Return which of a number of images to measure: ``count`` of them, drawn with a fixed seed, in order; None takes all.
+    """Return the indices of ``count`` out of ``found`` images, drawn with a fixed seed, in order; None takes all.
 
     The images of a smaller count are among those of a larger one.
 
@@ -209,7 +209,7 @@ def _decoded(opener: Opener) -> Image | None:
     """Return a photo; None where it is damaged."""
     try:
         if current_thread() is not main_thread():
-            # Filters are the process's: a thread that reads ahead would restore them while others use them.
+            # Warning filters belong to the process: a thread that reads ahead would restore them while others use them.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             return opener()
         with warnings.catch_warnings():

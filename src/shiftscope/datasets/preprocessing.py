@@ -1,4 +1,4 @@
-"""How images are prepared for a model: input size, resize, crop and normalisation, and who says so."""
+"""How images are prepared for a model: input size, resize, crop and normalisation, and where these come from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 __all__ = ["OPTIONS", "UNKNOWN", "Preprocessing"]
 
-#: The source of a preprocessing that nothing is known about, and of one that the user gave.
+#: The source of an unknown preprocessing, and of one that the user gave.
 UNKNOWN, OPTIONS = "unknown", "the options"
 
 
@@ -16,13 +16,13 @@ class Preprocessing:
 
     Attributes:
         size: height and width of the model's input, pixels; None where unknown.
-        mean: mean per channel, subtracted from images in [0, 1]; None where images are not normalised, or nobody knows.
-        std: standard deviation per channel, by which images are divided after that.
+        mean: mean per channel, subtracted from images in [0, 1]; None if images are not normalised, or it is unknown.
+        std: standard deviation per channel, by which images are then divided.
         resize: the shorter side to which photos are scaled before the centre of ``size`` is cut out, pixels; None where unknown.
         crop: ``size`` over that shorter side, in (0, 1]; given instead of ``resize``.
         interpolation: how photos are scaled: ``bilinear``, ``bicubic``, ``lanczos``, ``nearest``; None where unknown.
-        source: who says so: "timm's pretrained_cfg", "torchvision's weights", "preprocessor_config.json", "the options", "the
-            file", "the study", "unknown".
+        source: where these settings come from: "timm's pretrained_cfg", "torchvision's weights", "preprocessor_config.json", "the
+            options", "the file", "the study", "unknown".
     """
 
     size: int | None = None
@@ -44,7 +44,7 @@ class Preprocessing:
         return None if self.crop is None else max(self.size, int(self.size / self.crop))
 
     def at(self, size: int) -> Preprocessing:
-        """Return the same for another input size; the shorter side before the crop scales along.
+        """Return the preprocessing for another input size; the shorter side before the crop scales along.
 
         Args:
             size: height and width of the input, pixels.

@@ -8,9 +8,9 @@ apart. So each operator runs once, dilated by F, and every window's map is read 
 and pooling without padding. Under circular shifts it holds on the torus, and for circular padding too, which then only moves
 the origin of the map.
 
-**Implicit background.** Outside a box around the content, P is constant, and so is every later map. A sheet stores its values
-on the box as differences from that background, and the background as one value a channel. Differences are zero outside the
-box, so zero padding of the differences is exact, and a convolution grows the box by F (k - 1).
+**Implicit background.** Outside a box around the content, P is constant, and so is every later map. A sheet stores its values on
+the box as differences from that background, and the background as one value per channel. Differences are zero outside the box, so
+zero padding of the differences is exact, and a convolution grows the box by F (k - 1).
 
 **The head.** Global average pooling is a sum over a window in steps of F: two small matrix products. Flatten and a fully
 connected layer are one correlation with the weights, F apart: by convolution where they are small, by Fourier transform where

@@ -1,7 +1,7 @@
-"""Whether images and outputs are such that stability under shifts says something: checks whose findings are sentences.
+"""Check that stability under shifts means something for these images and outputs; each finding is a sentence.
 
-A model that answers the same for every image is perfectly stable and says nothing. Images outside [0, 1] meet a black border that
-is no black, and images that are not normalised as in training meet a model that does not know them.
+A model that answers the same for every image is perfectly stable, which means nothing. If images lie outside [0, 1], the border's
+0 is not black. Images that are not normalised as in training are unlike any that the model was trained on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALIKE = 0.99
 FEW_IMAGES = 4
 #: The first batch norm's input differs from training if its variance is so many times less or more, in the median channel.
 VARIANCE_RATIO = 8.0
-#: So many images are looked at.
+#: Number of images checked.
 LOOKED_AT = 16
 
 #: Sums over images, which add up over blocks.
@@ -33,7 +33,7 @@ Answers = Mapping[str, Tensor]
 
 
 def answers_of(reference: Float[Tensor, "image class"]) -> dict[str, Tensor]:
-    """Return sums over unshifted outputs that tell how much they differ between images.
+    """Return sums over unshifted outputs that show how much outputs differ between images.
 
     Args:
         reference: the model's outputs on unshifted images.
@@ -63,14 +63,14 @@ def watched(blocks: Iterable[Outputs], answers: dict[str, Tensor]) -> Iterator[O
 
 
 def output_warnings(answers: Answers, *, classes: bool) -> tuple[str, ...]:
-    """Return sentences on outputs that differ little between images; none where they differ.
+    """Return a sentence on outputs that differ little between images; empty if they differ.
 
     Args:
         answers: what :func:`answers_of` returned, added up over all images.
         classes: whether outputs are class scores.
 
     >>> output_warnings(answers_of(torch.tensor([[1.0, 2.0]] * 8)), classes=True)[0]
-    'All 8 images get the same answer (class 1), so that no shift of them can show more than this.'
+    'All 8 images get the same answer (class 1), so their stability says nothing about the model.'
     """
     if not answers:
         return ()
@@ -80,7 +80,7 @@ def output_warnings(answers: Answers, *, classes: bool) -> tuple[str, ...]:
     found = []
     top = int(answers["tops"].argmax())
     if classes and int(answers["tops"][top]) == count:
-        found.append(f"All {count} images get the same answer (class {top}), so that no shift of them can show more than this.")
+        found.append(f"All {count} images get the same answer (class {top}), so their stability says nothing about the model.")
     between = float((answers["directions"].square().sum() - answers["own"]) / (count * (count - 1)))
     if between >= ALIKE:
         found.append(
@@ -91,11 +91,11 @@ def output_warnings(answers: Answers, *, classes: bool) -> tuple[str, ...]:
 
 
 def image_warnings(model: Any, images: Float[Tensor, "image channel height width"]) -> tuple[str, ...]:
-    """Return sentences on images that are not as the model expects them; none where nothing is found.
+    """Return a sentence for each way in which images are not as the model expects them; empty if there is none.
 
     Args:
-        model: any callable; of a module its own description and its first batch norm are compared with the images.
-        images: the model's unshifted input; the first few are looked at.
+        model: any callable. If it is a module, its own description and its first batch norm are compared with the images.
+        images: the model's unshifted input; the first few are checked.
     """
     some = images[:LOOKED_AT]
     low, high = float(some.min()), float(some.max())
@@ -143,6 +143,6 @@ def _unlike_training(model: nn.Module, images: Tensor) -> str:
     if 1 / VARIANCE_RATIO <= ratio <= VARIANCE_RATIO:
         return ""
     return (
-        "Images look otherwise normalised than in training: the variance before the first batch norm is "
+        "Images do not seem to be normalised as in training: the variance before the first batch norm is "
         f"{ratio:.2g} times that of training. Give the model's mean and std."
     )

@@ -1,4 +1,4 @@
-"""Images and labels in any of the forms that people have them in: tensors, loaders, data sets and lists of batches."""
+"""Read images and labels from tensors, loaders, data sets or lists of batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Images", "batches_of", "gather", "images_in"]
 
 @runtime_checkable
 class Indexed(Protocol):
-    """A data set as PyTorch knows it: images with their labels, by number."""
+    """A map-style data set of PyTorch: images with their labels, by index."""
 
     def __len__(self) -> int: ...
 

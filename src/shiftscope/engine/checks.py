@@ -41,7 +41,7 @@ def check_images(images: Tensor, size: tuple[int, ...] | None = None) -> None:
 def check_labels(labels: Tensor | None) -> None:
     """Raise InputError unless the labels are whole numbers along one axis."""
     if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
-        raise InputError(f"`labels` must be whole numbers, one an image, got shape {tuple(labels.shape)} of {labels.dtype}.")
+        raise InputError(f"`labels` must be whole numbers, one per image, got shape {tuple(labels.shape)} of {labels.dtype}.")
 
 
 def check_classes(labels: Tensor | None, classes: int) -> None:
@@ -54,7 +54,7 @@ def check_classes(labels: Tensor | None, classes: int) -> None:
 
 
 def check_fill(images: Tensor, fill: Tensor | float) -> None:
-    """Raise InputError unless the fill is one value or one a channel."""
+    """Raise InputError unless the fill is one value or one per channel."""
     shape = torch.as_tensor(fill).shape
     if len(shape) > 1 or shape.numel() not in (1, images.shape[1]):
         raise InputError(f"`fill` must be one value or one for each of {images.shape[1]} channels, got shape {tuple(shape)}.")

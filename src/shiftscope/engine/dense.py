@@ -18,7 +18,7 @@ __all__ = ["Dense", "Method", "choose", "layout_of", "not_exact"]
 
 Method = Literal["auto", "direct", "dense"]
 
-#: Values that the widest map of a dense pass may hold, so that it fits the processor's cache.
+#: Most values in the widest map of a dense pass, so that it fits the processor's cache.
 DENSE_VALUES = 4_000_000
 DENSE_BATCH = 32
 #: With fewer shifts, running the model on each copy costs less than dense's larger maps.
@@ -35,7 +35,7 @@ class Dense:
         device: where to compute.
         layout: where the windows of all shifts start.
         starts: for each shift, the index of its window's row and column among the layout's.
-        batch_size: images a pass.
+        batch_size: images per pass.
     """
 
     tracer: Tracer
@@ -72,20 +72,20 @@ class Dense:
 
 
 def choose(direct: Direct, images: Tensor, shifts: Tensor, *, method: Method, batch_size: int | None) -> tuple[Dense | None, str]:
-    """Return the dense method where the model's graph shows it exact and it pays, otherwise None; and the reason.
+    """Return the dense method if the model's graph shows that it is exact and it pays, otherwise None; and the reason.
 
     Args:
         direct: the model and where it runs.
         images: the first batch, of which dense runs on one image.
         shifts: [shift, 2] or [image, shift, 2].
         method: what the caller wants.
-        batch_size: images a dense pass; chosen by the size of the maps if None.
+        batch_size: images per dense pass; chosen by the size of the maps if None.
 
     Raises:
         InputError: `method` is ``dense``, but dense is not exact.
     """
     if method == "direct":
-        return None, "Direct was asked for."
+        return None, "Direct was requested."
     try:
         if method == "auto" and len(shifts) < FEWEST_DENSE_SHIFTS and shifts.ndim == 2 and not shifts.is_floating_point():
             raise NotDenseError(f"{len(shifts)} shifts are too few for it to pay")
@@ -105,7 +105,7 @@ def not_exact(reason: str) -> InputError:
 def _dense(direct: Direct, images: Tensor, shifts: Tensor, batch_size: int | None) -> Dense:
     """Return the dense method; raise NotDenseError with the reason where the graph does not show it exact."""
     if shifts.is_floating_point():
-        raise NotDenseError("shifts in parts of pixels are interpolated")
+        raise NotDenseError("shifts by fractions of pixels are interpolated")
     if shifts.ndim == 3:
         raise NotDenseError("each image has shifts of its own")
     if not _is_single(direct.model, images):

@@ -16,7 +16,7 @@ from shiftscope.shifts import Mode, translate, translate_by_parts
 
 __all__ = ["DIRECT_BATCH", "Canvas", "Direct", "finite", "ran_out_of_memory"]
 
-#: Images a forward pass by default.
+#: Images per forward pass by default.
 DIRECT_BATCH = 256
 
 
@@ -26,9 +26,9 @@ class Canvas:
 
     Attributes:
         mode: what comes in at the border: the fill (``zero``) or what left on the other side (``circular``).
-        fill: the colour in mode ``zero``, one value or one a channel.
-        size: (height, width) of the model's input. Images may be larger in mode ``zero``: then what they hold around their
-            centre comes in at the border.
+        fill: the colour in mode ``zero``, one value or one per channel.
+        size: (height, width) of the model's input. Images may be larger in mode ``zero``: then their content around the centre
+            comes in at the border.
     """
 
     mode: Mode
@@ -41,12 +41,12 @@ class Canvas:
         return images[:, :, top : top + self.size[0], left : left + self.size[1]]
 
     def move(self, images: Tensor, steps: Tensor) -> Tensor:
-        """Return the model's input with each image moved by its own shift, in whole pixels or parts of them."""
+        """Return the model's input with each image moved by its own shift, in whole pixels or fractions of them."""
         move = translate_by_parts if steps.is_floating_point() else translate
         return self.centre(move(images, steps, mode=self.mode, fill=self.background(images)))
 
     def background(self, images: Tensor) -> Tensor:
-        """Return the fill as one value a channel, of the images' dtype and on their device."""
+        """Return the fill as one value per channel, of the images' dtype and on their device."""
         return torch.as_tensor(self.fill, dtype=images.dtype, device=images.device).expand(images.shape[1])
 
 
@@ -58,7 +58,7 @@ class Direct:
         model: in evaluation mode.
         canvas: what surrounds the images.
         device: where to compute.
-        batch_size: images a forward pass; halved when memory runs out.
+        batch_size: images per forward pass; halved when memory runs out.
         channels_last: whether the model receives images in that memory format.
     """
 
@@ -99,7 +99,7 @@ class Direct:
         """Run the model on the batch in one forward pass.
 
         Raises:
-            InputError: the model does not return one finite vector an image, or raises an exception other than running out of
+            InputError: the model does not return one finite vector per image, or raises an exception other than running out of
                 memory, which passes through unchanged.
         """
         try:
@@ -124,7 +124,7 @@ class Direct:
             yield large[:, :, top - dy : top - dy + height, left - dx : left - dx + width].clone()
 
     def _each(self, images: Tensor, shifts: Tensor) -> Iterator[Tensor]:
-        """Yield every image moved by its own shift, in whole pixels or parts of them."""
+        """Yield every image moved by its own shift, in whole pixels or fractions of them."""
         for steps in shifts.unbind(1) if shifts.ndim == 3 else (step.expand(len(images), 2) for step in shifts):
             yield self.canvas.move(images, steps.to(self.device))
 
@@ -134,7 +134,7 @@ def _shared_pixels(shifts: Tensor) -> bool:
 
 
 def _checked(output: object, count: int) -> Tensor:
-    """Return one finite vector an image, on the CPU, in single precision."""
+    """Return one finite vector per image, on the CPU, in single precision."""
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != count:
         what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"`model` must return one vector for each of {count} images, got {what}.", "Wrap it so that it does.")
@@ -153,7 +153,7 @@ def finite(output: Tensor) -> Tensor:
 
 
 def _wrapped(images: Tensor, reach_y: int, reach_x: int) -> Tensor:
-    """Return the images continued circularly on every side, also further than their own size."""
+    """Return the images continued circularly on every side, even by more than their own size."""
     rows = torch.arange(-reach_y, images.shape[2] + reach_y, device=images.device) % images.shape[2]
     columns = torch.arange(-reach_x, images.shape[3] + reach_x, device=images.device) % images.shape[3]
     return images[:, :, rows][:, :, :, columns]

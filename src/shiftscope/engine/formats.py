@@ -14,11 +14,11 @@ __all__ = ["as_channels_last", "channels_last_is_quicker", "module_is_quicker"]
 
 #: Images of a trial, and how often each format is tried; the first time is not counted.
 TRIAL, TRIES = 8, 3
-#: A trial takes this share of all passes at most.
+#: Largest share of all passes that a trial may take.
 SHARE = 0.007
-#: Runs that take less time than this gain too little to try.
+#: Runs of fewer seconds gain too little to try.
 LEAST_SECONDS = 20.0
-#: What channels last must save.
+#: Share of the time that channels last must save.
 GAIN = 0.03
 
 
@@ -30,8 +30,8 @@ def as_channels_last(images: Tensor) -> Tensor:
 def channels_last_is_quicker(run: Callable[[Tensor], object], image: Tensor, *, passes: int) -> bool:
     """Return whether a model is quicker on images in the format channels last.
 
-    Which it is depends on the model, the processor and the threads. Outputs of both differ in their last bits. Where the run
-    takes less than half a minute, nothing is tried and the answer is no, so that short runs are the same each time.
+    Which format is quicker depends on the model, the processor and the threads. Outputs of both differ in their last bits. A run
+    of less than half a minute is not tried, and the answer is no, so that short runs give the same bits each time.
 
     Args:
         run: the model, from images [image, channel, height, width] to anything.
@@ -49,7 +49,7 @@ def channels_last_is_quicker(run: Callable[[Tensor], object], image: Tensor, *, 
 
 
 def module_is_quicker(model: object, run: Callable[[Tensor], object], image: Tensor, *, passes: int) -> bool:
-    """Return :func:`channels_last_is_quicker` of a module with convolutions, evaluated; no for anything else, without a trial.
+    """Return :func:`channels_last_is_quicker` for a module with convolutions; False, without a trial, for anything else.
 
     Args:
         model: the model.

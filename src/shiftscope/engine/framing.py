@@ -22,7 +22,7 @@ DEFAULT_SHIFT, SIZE_PER_SHIFT = 8, 8
 
 @dataclass(frozen=True)
 class Framed:
-    """Images as they are shifted.
+    """Images with all that is needed to shift them.
 
     Attributes:
         images: with their margin where crops are taken from it, else as large as the model's input.
@@ -38,7 +38,7 @@ class Framed:
 
     @property
     def mode(self) -> Mode:
-        """The same as the engine's mode: crops are shifts of larger images."""
+        """The engine's mode for this border: crops are zero-mode shifts of larger images."""
         return "circular" if self.border == "circular" else "zero"
 
 

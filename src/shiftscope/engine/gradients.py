@@ -33,7 +33,7 @@ CHECKED_IMAGES, CHECKED_SHIFTS = 2, 2
 
 
 class DifferentiableShifts:
-    """Outputs of a model at every one of some shifts, in one pass, with gradients for its weights.
+    """Compute a model's outputs at many shifts in one pass, with gradients for its weights.
 
     The model's graph is read once; every batch then runs with the weights of the moment, and a few of its outputs are compared
     with the model run on shifted copies.
@@ -44,7 +44,7 @@ class DifferentiableShifts:
         shifts: (dy, dx) in whole pixels, [shift, 2].
         size: (height, width) of the images.
         mode: what comes in at the border: the ``fill`` (``zero``) or what left on the other side (``circular``).
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        fill: the canvas's colour in mode ``zero``, one value or one per channel.
 
     Raises:
         InputError: a part of the model is in training mode, the model's graph has an operator without an exact rule, or the
@@ -83,7 +83,7 @@ class DifferentiableShifts:
         """Return the outputs at all shifts, on the model's device and in its precision.
 
         Args:
-            images: unshifted, in [0, 1], of the size that was given. They get no gradient.
+            images: unshifted, in [0, 1], [image, channel, *size]. They get no gradient.
 
         Raises:
             InputError: a part of the model is in training mode, or an operator has no exact rule for these images.
@@ -111,7 +111,7 @@ class DifferentiableShifts:
             yield self.model(self.canvas.move(images, step.expand(len(images), 2)))
 
     def _check(self, images: Tensor, outputs: Tensor) -> None:
-        """Compare a few outputs with those of shifted copies, others in every call; leave infinite ones to the caller."""
+        """Compare a few outputs, others in every call, with those of shifted copies; leave infinite ones to the caller."""
         if not outputs.isfinite().all():
             return
         generator = torch.Generator().manual_seed(self.calls)

@@ -1,6 +1,6 @@
 """A model's traced graph, walked with a rule for each operator.
 
-Apart from :mod:`shiftscope.engine.operators`, so that each stays a file to read in a sitting.
+The rules are in :mod:`shiftscope.engine.operators`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One exact rule an operator: how it changes a sheet, so that every window's map is the one the model computes."""
+"""One exact rule per operator: how it changes a sheet, so that every window's map is the one that the model computes."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ class Rules:
         return self.circular_pad("pad", sheet, (top, bottom), (left, right))
 
     def arithmetic(self, target: Callable[..., Any], left: Any, right: Any) -> Any:
-        """Add or subtract aligned values, or combine a value with a constant of one value a channel."""
+        """Add or subtract aligned values, or combine a value with a constant of one value per channel."""
         if isinstance(left, Vectors) and isinstance(right, Vectors):
             if target in ADDITIONS | SUBTRACTIONS and left.trailing == right.trailing:
                 return replace(left, values=target(left.values, right.values))
@@ -407,7 +407,7 @@ def _idle(options: dict[str, Any], value: Any) -> Any:
 
 
 def _per_channel(value: Any, channels: int, like: Tensor) -> Tensor:
-    """Return a constant as one value a channel."""
+    """Return a constant as one value per channel."""
     if isinstance(value, int | float):
         return torch.full((channels,), float(value)).to(like)
     if not isinstance(value, Tensor):

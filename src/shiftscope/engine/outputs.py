@@ -1,4 +1,4 @@
-"""A model's outputs on images and on their shifted copies: the engine's public face. It knows no measure.
+"""A model's outputs on images and on their shifted copies: the engine's public interface. It depends on no measure.
 
 A model is any callable from a batch of images ``[image, channel, height, width]`` in [0, 1] to outputs ``[image, class]``
 (the logits). Two methods compute the same outputs:
@@ -72,13 +72,13 @@ def shift_outputs(
     Args:
         model: images [image, channel, height, width] in [0, 1] -> outputs [image, class].
         images: the unshifted images, canvas included.
-        shifts: (dy, dx) in pixels, [shift, 2] for all images or [image, shift, 2] for each its own. Floating point shifts may
-            be parts of pixels: by Fourier transform in mode ``circular``, bilinear in mode ``zero``.
+        shifts: (dy, dx) in pixels, [shift, 2] for all images or [image, shift, 2] for each its own. Floating-point shifts may be
+            fractions of pixels: by Fourier transform in mode ``circular``, bilinear in mode ``zero``.
         mode: what comes in at the border: the ``fill`` (``zero``) or what left on the other side (``circular``).
         method: ``direct``, ``dense`` or, depending on the model's graph, ``auto``.
-        batch_size: images a forward pass; chosen automatically if None. When memory runs out, it is halved with a warning.
+        batch_size: images per forward pass; chosen automatically if None. When memory runs out, it is halved with a warning.
         device: where to compute; the model's own by default.
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        fill: the canvas's colour in mode ``zero``, one value or one per channel.
         size: (height, width) of the model's input, where images are larger, so that real content comes in at the border; by
             default that of the images.
 

@@ -19,7 +19,7 @@ from shiftscope.errors import NotFiniteError
 
 __all__ = ["Outputs", "Runner"]
 
-#: Images of a batch that dense is compared on, one more for every so many; and shifts of each.
+#: Dense is compared on one image more for every so many of a batch, and on so many shifts of each.
 IMAGES_A_CHECK, CHECKED_SHIFTS = 32, 2
 #: Smaller batches than this are compared on one shift, so that the comparison stays cheap.
 SMALL_BATCH = 8
@@ -47,7 +47,7 @@ class Outputs:
     reference: Float[Tensor, "image class"]
     shifts: Shaped[Tensor, "*each shift 2"]
     method: Literal["direct", "dense"] = "direct"
-    reason: str = "Direct was asked for."
+    reason: str = "Direct was requested."
     fell_back: bool = False
 
     def __repr__(self) -> str:
@@ -59,7 +59,7 @@ class Runner:
     """A model under shifts: its graph is read once, then it runs on batch after batch.
 
     Dense is compared with direct on images and shifts of every batch, drawn from a seed. Where they differ, or memory runs out,
-    that batch is computed directly, with a warning. Nothing is kept from one batch to the next, so that the results of a batch
+    that batch is computed directly, with a warning. Nothing carries over from one batch to the next, so the results of a batch
     depend on no other.
 
     Args:
@@ -67,7 +67,7 @@ class Runner:
         images: the first batch.
         shifts: [shift, 2], or [image, shift, 2] of the only batch.
         method: what the caller wants.
-        batch_size: images a dense pass; chosen by the size of the maps if None.
+        batch_size: images per dense pass; chosen by the size of the maps if None.
 
     Raises:
         InputError: `method` is ``dense``, but dense is not exact.
@@ -86,7 +86,7 @@ class Runner:
         Args:
             images: [image, channel, height, width].
             shifts: those of the runner, or of these images.
-            seed: draws what dense is compared on.
+            seed: of the images and shifts on which dense is compared with direct.
 
         Raises:
             InputError: the model fails, or the caller wants dense and dense is not exact.

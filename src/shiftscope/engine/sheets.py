@@ -1,4 +1,4 @@
-"""Sheets: one map that holds the maps of all windows, its geometry, and how a head reads one vector a window from it.
+"""Sheets: one map that holds the maps of all windows, its geometry, and how a head reads one vector per window from it.
 
 Two heads have exact rules: global average pooling, and flatten followed by a fully connected layer.
 """
@@ -147,7 +147,7 @@ def wrapped(maps: Tensor, reach: Pair) -> Tensor:
 
 
 def torus_region(maps: Tensor, first: Pair, lengths: Pair) -> Tensor:
-    """Return a torus from position ``first`` on, of size ``lengths``, which may go round it more than once."""
+    """Return a torus from position ``first`` on, of size ``lengths``, which may wrap around more than once."""
     rows = (torch.arange(lengths[0], device=maps.device) + first[0]) % maps.shape[2]
     columns = (torch.arange(lengths[1], device=maps.device) + first[1]) % maps.shape[3]
     return maps.index_select(2, rows).index_select(3, columns)
@@ -288,7 +288,7 @@ def _spectrum(weight: Tensor, kernel: Tensor, sheet: Sheet, layout: Layout, spec
 
 
 def _transformed(kernel: Tensor, sheet: Sheet, layout: Layout, lengths: Pair) -> Tensor:
-    """Return [frequency, (channel, part), (class, part)]: the weights' conjugate spectrum, as a real matrix a frequency."""
+    """Return [frequency, (channel, part), (class, part)]: the weights' conjugate spectrum, as one real matrix per frequency."""
     spread = [factor * (size - 1) + 1 for factor, size in zip(sheet.factor, sheet.size, strict=True)]
     apart = kernel.new_zeros(*kernel.shape[:2], *spread)
     apart[:, :, :: sheet.factor[0], :: sheet.factor[1]] = kernel

@@ -1,4 +1,4 @@
-"""Read what figures and pages draw from a table: numbers, ends of intervals, settings in words, the Pareto front."""
+"""Read from a table what figures and pages draw: numbers, ends of intervals, settings in words, the Pareto front."""
 
 from __future__ import annotations
 

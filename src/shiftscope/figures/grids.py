@@ -22,7 +22,7 @@ __all__ = ["heat_maps", "sensitivity_maps"]
 
 #: Maps side by side on a page.
 MAPS_A_ROW = 4
-#: From so many settings on, numbers no longer fit into the cells.
+#: From this number of settings on, numbers no longer fit into the cells.
 TOO_MANY_FOR_NUMBERS = 9
 #: Two decimals would hide differences within this range.
 NARROW_RANGE = 0.05

@@ -122,7 +122,7 @@ def layer_plot(table: Table, *, series: tuple[str, ...] = ()) -> Figure:
 
 @with_fonts
 def paired_plot(table: Table, *, names: tuple[str, ...], before: str, after: str, measure: str) -> Figure:
-    """Draw two estimates a row, joined by a line: before and after a change to a network.
+    """Draw two estimates per row, joined by a line: before and after a change to a network.
 
     Args:
         table: a row for each network.

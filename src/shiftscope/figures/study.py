@@ -1,4 +1,4 @@
-"""Draw a study's figures: those its records allow, and the reason why each of the others is left out."""
+"""Draw the figures that a study's records allow, and say why others are left out."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ class _Drawings:
 
     @property
     def _series(self) -> tuple[str, ...]:
-        """The horizontal axis of the study's curves tells lines apart where something else is on that axis."""
+        """The settings that distinguish lines: the study's usual horizontal axis, in figures with another one."""
         return (self.x,) if self.x else ()
 
     def _require(self, measure: str) -> None:
@@ -195,7 +195,7 @@ class _Drawings:
 
 
 def _alike(table: Table, varying: str | None) -> Table:
-    """Return the rows that differ from the first in one setting at most, so that a figure has few lines."""
+    """Return the rows that differ from the first in at most one setting, so that a figure has few lines."""
     settings = table.columns[: table.columns.index("seeds")]
     fixed = [name for name in settings if name not in (varying, "max_shift")]
     rows = tuple(row for row in table.rows if all(row.get(name) == table.rows[0].get(name) for name in fixed))

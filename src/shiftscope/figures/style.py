@@ -70,7 +70,7 @@ def new_figure(width: float, height: float, *, columns: int = 1, rows: int = 1, 
 
 
 def with_fonts(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
-    """Decorate a drawing function so that it uses the font sizes of this module, and matplotlib's own settings for the rest."""
+    """Decorate a drawing function to use this module's font sizes, and matplotlib's defaults for the rest."""
 
     @wraps(draw)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
@@ -83,9 +83,9 @@ def with_fonts(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]
 
 
 def _own_settings(changed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return matplotlib's defaults with changes: a user's matplotlibrc, also one among the images, changes no figure.
+    """Return matplotlib's defaults with changes, so that no matplotlibrc, of the user or beside the images, affects figures.
 
-    The backend stays, because setting it loads it; figures without pyplot have none.
+    The backend is left out, because setting it loads it; figures without pyplot need none.
     """
     import matplotlib
 

@@ -1,1 +1,1 @@
-"""Read a model's graph: its layers, and how far apart and how large what each position of a map sees is. Nothing is changed."""
+"""Read a model's graph: its layers, and the factor and receptive field of each map. Nothing is changed."""

@@ -1,9 +1,9 @@
 """Follow circular shifts of the image through a model while it runs, operator by operator.
 
 A graph traced from a model's Python code is only as good as the trace. Here the model itself runs, with its subclasses, hooks and
-branches, and every operator that torch executes is read by the rules of :mod:`shiftscope.graphs.rules`. What follows holds for
-images of this size and for the path that the code took: so the code must take the same path for other images and in a second
-call, must not hand values of maps to Python, and must draw no random numbers, or nothing is concluded.
+branches, and the rules of :mod:`shiftscope.graphs.rules` follow every operator that torch executes. The result holds for images
+of this size and for the path that the code took. So the code must take the same path for other images and in a second call, must
+not read values of maps in Python, and must draw no random numbers; otherwise nothing is concluded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from shiftscope.graphs.tensors import TensorTable, region
 
 __all__ = ["Run", "follow"]
 
-#: Reason of places, such as those of maxima, which no shift moves as it moves values; they are rarely used.
+#: Reason for indices, such as those of maxima: a shift changes them instead of moving them. They are rarely used.
 PLACES = "places"
 
 
@@ -45,10 +45,10 @@ class Run:
         maps: (number of the operator, symmetry) of every tensor that moves with shifts.
         trace: operators with their arguments other than tensors, to compare runs.
         values: the output tensors.
-        lost: tensors of which it is not known how they follow shifts.
+        lost: why it is unknown how some tensors follow shifts.
         precision: the lowest precision in which values were computed.
-        kept: values of the operator whose number was asked for.
-        problem: why nothing can be concluded from the run; empty where something can.
+        kept: the result of the operator whose number is ``keep``.
+        problem: why nothing can be concluded from the run; empty for a conclusive one.
     """
 
     outputs: list[Tracked] = field(default_factory=list)
@@ -88,7 +88,7 @@ def follow(model: nn.Module, images: Tensor, *, keep: int | None = None) -> Run:
 
 @contextmanager
 def _attention_as_operators() -> Iterator[None]:
-    """Let attention run as the operators that it is made of."""
+    """Run attention as basic operators instead of one fused kernel."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -99,8 +99,8 @@ def _attention_as_operators() -> Iterator[None]:
 
 
 @contextmanager
-def _undrawn() -> Iterator[None]:
-    """Leave Python's random numbers as they were: what checks types while the model runs may draw, and is not the model."""
+def _restoring_random_state() -> Iterator[None]:
+    """Restore Python's random state: runtime type checkers may draw numbers, which do not count as the model's."""
     state = random.getstate()
     try:
         yield
@@ -140,7 +140,7 @@ class _Following(TorchDispatchMode):
 
     def _leave(self, part: nn.Module, own: bool, given: Sequence[Any], result: Any) -> None:
         state = self.states.pop()
-        with _undrawn():
+        with _restoring_random_state():
             self._left(part, own, given, result)
         if own:
             random.setstate(state)
@@ -162,7 +162,7 @@ class _Following(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and track its results."""
-        with _undrawn():
+        with _restoring_random_state():
             return self._dispatched(func, args, kwargs or {})
 
     def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -197,7 +197,7 @@ class _Following(TorchDispatchMode):
         if name in READS and (image or lost):
             self.run.problem = "its code reads values of a map"
         if lost and not (written and name in ("copy", "fill", "zero") and lost == [self.tracked(written[0])]):
-            # A head with a weight for each position stays one as long as no map comes in again.
+            # A head with a weight for each position stays one until a map is combined with it.
             weighs = all(each.weighs for each in lost) and not any(each.image and each.factors for each in known)
             inherited = replace(lost[0], weighs=weighs) if lost[0].reason != PLACES else self._unknown()
             return [_seen(inherited, each) for each in results]
@@ -238,12 +238,12 @@ class _Following(TorchDispatchMode):
             if not (isinstance(theirs, Symmetry) and not theirs.image):
                 return theirs if region(other) == region(tensor) else Lost(self._layer_name())
         if not isinstance(tensor, nn.Parameter):
-            # Values that were computed outside torch are no constants: runs on other images have others.
+            # Values computed outside torch are not constants: other images give other values.
             self.run.trace.append(f"constant {tuple(tensor.shape)} {_checksum(tensor)}")
         return constant(tensor.shape)
 
     def _overwrite(self, written: list[Tensor], found: Tracked, sources: list[Tracked]) -> None:
-        """Note what an operator wrote into tensors, and that others with a part of their memory are unknown now."""
+        """Record what an operator wrote into tensors, and mark tensors that share their memory as unknown."""
         for tensor in written:
             random_weight = not any(isinstance(each, Lost) or each.image for each in sources) and tensor not in self.known
             new = constant(tensor.shape) if random_weight else found
@@ -274,7 +274,7 @@ class _Following(TorchDispatchMode):
                     self.run.kept = tensor.clone()
 
     def _tidy(self, found: Symmetry) -> Symmetry:
-        """Leave out axes of one position: nothing moves there, on a torus."""
+        """Drop the factors of axes with one position: nothing moves there, on a torus."""
         single = [factor for factor in found.factors if factor.size == 1]
         if not single:
             return found
@@ -295,7 +295,7 @@ class _Following(TorchDispatchMode):
 
 
 def _seen(lost: Lost, tensor: Tensor) -> Lost:
-    """Return what is known behind a sum with weights for positions: it is no head if a map is made of it again."""
+    """Return the reason for a tensor computed from a lost one; a weighted sum that becomes a map again is no head."""
     return replace(lost, weighs=lost.weighs and tensor.ndim <= 2)
 
 

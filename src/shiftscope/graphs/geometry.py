@@ -1,9 +1,9 @@
-"""Read from a model's graph how far apart the positions of its maps lie in the image, and how much of it each position sees.
+"""Read the subsampling factor and the receptive field of every map from a model's graph.
 
 Every value between the image and the head has a *factor* (pixels between neighbouring positions) and a *receptive field* (height
 and width of what a position sees, pixels). Strides along the graph explain the factor, and the sizes of the maps in passes of the
-model decide it (:mod:`shiftscope.graphs.maps`). Where branches meet, the larger receptive field counts. An operator that is not
-known here is listed in :attr:`Geometry.unknown`; behind one the receptive field is what the gradient of one position shows.
+model decide it (:mod:`shiftscope.graphs.maps`). Where branches meet, the larger receptive field counts. Operators without a rule
+are listed in :attr:`Geometry.unknown`; after one, the receptive field is measured by the gradient of one position.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ __all__ = ["Geometry", "MapGeometry", "Reading", "Subsampling", "call_name", "ge
 
 @dataclass(frozen=True)
 class Subsampling:
-    """An operator that keeps a part of the positions.
+    """An operator that keeps some of the positions.
 
     Attributes:
         name: the name of its call.
         title: what it is, in a few words.
-        stride: of how many positions it keeps one, along height and width.
+        stride: along height and width; it keeps one of so many positions.
         polyphase: whether the map itself decides which positions are kept (polyphase sampling).
     """
 
@@ -69,15 +69,14 @@ class Geometry:
         last: the geometry of the map that the head receives.
         subsamplings: in the order of the graph.
         borders: name -> padding mode of each layer that reads beyond the border (``zeros``, ``circular``, ...).
-        misfits: names of layers that do not pad by what their window reads, so that circular padding of the same width would not
-            give every position the same windows.
-        head: how the positions are taken away: ``flatten``, ``gap`` (a mean over positions) or ``other``.
+        misfits: names of layers whose padding does not match their window: with circular padding of the same width, positions
+            would not all get the same windows.
+        head: how positions are removed: ``flatten``, ``gap`` (a mean over positions) or ``other``.
         head_name: name of the head in the graph; empty where there is none.
-        unknown: names and types of operators on maps that are not known here.
-        lattice: pixels, down and across, of whose multiples every factor on the way to the outputs is a divisor.
-        fixed: names and types of operators that resize a map by no whole number, or to a given size.
-        field_basis: whether the last map's receptive field follows from the graph, or is only what a gradient showed, so that it
-            is at least as large.
+        unknown: names and types of operators on maps that have no rule.
+        lattice: pixels, down and across, of which every factor on the way to the outputs is a divisor.
+        fixed: names and types of operators that resize a map to a fixed size, or by a factor that is not a whole number.
+        field_basis: where the last map's receptive field comes from: the graph, or a gradient, which gives a lower bound.
     """
 
     maps: dict[str, MapGeometry]
@@ -159,7 +158,7 @@ Reading = Geometry | UntraceableError
 
 
 def read_geometry(model: nn.Module, image: tuple[int, int, int] | None = None) -> Reading:
-    """Return :func:`geometry_of` a model, or its error, for those who work without a graph too."""
+    """Return :func:`geometry_of` a model, or its error, for callers that can do without a graph."""
     try:
         return geometry_of(model, image)
     except UntraceableError as error:
@@ -225,7 +224,7 @@ class _Reader:
             self.blocks[block] = found.geometry  # the last node inside a block gives its output
 
     def _note_resizing(self, node: fx.Node, name: str, before: Value, after: Value) -> None:
-        """Note a subsampling that only the sizes of the maps show, and a resizing by no whole number."""
+        """Record a subsampling that only the sizes of maps show, or a resizing by a factor that is not a whole number."""
         if self.sizes.is_resized(node, before, after):
             self.fixed.append((name, _kind(self.traced.part(node), node)))
         if after.geometry.basis != "sizes" or not before.maps or (self.subsamplings and self.subsamplings[-1].name == name):
@@ -233,11 +232,11 @@ class _Reader:
         smallest = min(each.geometry.factor for each in before.maps)
         steps = [new // old if new % old == 0 else 1 for new, old in zip(after.geometry.factor, smallest, strict=True)]
         if max(steps) > 1:
-            title = f"{_kind(self.traced.part(node), node)}, of {steps[0]} positions one"
+            title = f"{_kind(self.traced.part(node), node)}, keeps one of {steps[0]} positions"
             self.subsamplings.append(Subsampling(name, title, pair(steps), polyphase=False))
 
     def _after(self, node: fx.Node, name: str, value: Value) -> MapGeometry:
-        """Return the geometry of a node's value from that of its input, and note what the node does."""
+        """Return the geometry of a node's value from that of its input, and record what the node does."""
         source = value.geometry
         if not source.has_positions:
             return source
@@ -345,7 +344,7 @@ def _kind(part: nn.Module | None, node: fx.Node) -> str:
 
 
 def _with_extent(found: Geometry, reader: _Reader, model: nn.Module, image: tuple[int, int, int]) -> Geometry:
-    """Return a geometry whose receptive field is what a gradient shows, where the graph does not say or says less."""
+    """Return a geometry with the receptive field that a gradient shows, if the graph gives none or a smaller one."""
     value = reader.values.get(reader.last) if reader.last is not None else None
     if value is None or reader.last is None or not value.grids:
         return found

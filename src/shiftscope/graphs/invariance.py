@@ -1,4 +1,4 @@
-"""Try on a model whether circular shifts change its outputs."""
+"""Test by trial whether circular shifts change a model's outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def output_change(model: nn.Module, images: Tensor, steps: list[Pair], *, expect
         expected: outputs of the unshifted images; by default the model's own.
 
     Returns:
-        None where the model cannot be copied or run so, or gives every image the same output, which says nothing.
+        the largest relative change; None if the model cannot be copied or run in double precision, or if all images get the same
+        output, which proves nothing.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     >>> output_change(model, torch.rand(2, 1, 4, 4), [(1, 0)]) > 1e-3
@@ -54,7 +55,7 @@ def output_change(model: nn.Module, images: Tensor, steps: list[Pair], *, expect
 
 
 def outputs_in_double(model: nn.Module, images: Tensor) -> Tensor | None:
-    """Return a model's outputs in double precision; None where it cannot be copied or run so."""
+    """Return a model's outputs in double precision; None if it cannot be copied or run in it."""
     try:
         copy = deepcopy(model).double().eval()
         place = next((value.device for value in copy.parameters()), images.device)
@@ -66,7 +67,7 @@ def outputs_in_double(model: nn.Module, images: Tensor) -> Tensor | None:
 
 
 def random_steps(count: int, size: Pair, step: Pair, *, seed: int = 0) -> list[Pair]:
-    """Return random shifts by multiples of a step, none of which is zero; empty where the image has no such shift.
+    """Return random non-zero shifts by multiples of a step; empty if the image is too small for one.
 
     The first is by an odd multiple along both axes, where the image has one, so that it changes the phase of every stride.
     """
@@ -81,5 +82,5 @@ def random_steps(count: int, size: Pair, step: Pair, *, seed: int = 0) -> list[P
 
 
 def _odd(place: int, count: int) -> int:
-    """Return an odd place near a given one; 0 where there is one place only."""
+    """Return an odd number below ``count`` near ``place``; 0 if ``count`` is 1."""
     return min(place | 1, count - 1 - count % 2) if count > 1 else 0

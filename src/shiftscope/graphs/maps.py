@@ -1,4 +1,4 @@
-"""Where the positions of a map lie in the image: by the strides before it, compared with the sizes that maps really have.
+"""Find where a map's positions lie in the image, by the strides before it and the sizes that maps have in real passes.
 
 Strides multiply along one path. Where paths meet, where attention reads a coarser map beside its tokens, and where a function
 resizes, their product over the graph is not the spacing of the map. Two passes on images of different sizes show the spacing
@@ -25,9 +25,9 @@ __all__ = ["Basis", "MapGeometry", "Sizes", "Value", "merged"]
 #: Where a factor comes from: strides alone, strides that the sizes of the map agree with, sizes alone, or neither.
 Basis = Literal["strides", "strides and sizes", "sizes", "unknown"]
 TRANSPOSES = ("transpose", "permute", "swapaxes", torch.transpose, torch.permute, torch.swapaxes)
-#: Most tokens beside those of a map's positions: classes, registers.
+#: Most extra tokens (class, registers) beside those of a map's positions.
 MOST_PREFIX = 8
-#: Most pixels that the window of an operator that is not known is taken to read beyond its map's own.
+#: Most pixels by which an unknown operator is assumed to enlarge a map's receptive field.
 LARGEST_WINDOW = 16
 
 
@@ -82,13 +82,13 @@ class Value:
 
 
 def merged(values: Sequence[Value]) -> Value:
-    """Return the value where branches meet, before its own size is looked at: the largest factor and receptive field of maps."""
+    """Merge the values of branches that meet: the largest factor and receptive field, before the merged map's size is read."""
     found = [value for value in values if value.geometry.has_positions] or list(values)
     first = max(found, key=lambda value: value.geometry.factor)
     fields = [value.geometry.receptive_field for value in found]
     field = (max(height for height, _ in fields), max(width for _, width in fields))
     maps = tuple(dict.fromkeys(each for value in found for each in value.maps))
-    # Which of several factors counts, only sizes can tell.
+    # Only sizes can decide between several factors.
     basis = first.geometry.basis if len({value.geometry.factor for value in found}) == 1 else "unknown"
     return replace(first, geometry=replace(first.geometry, receptive_field=field, basis=basis), candidates=maps)
 
@@ -218,7 +218,7 @@ class Sizes:
 
 
 def _not_laid_out(value: Value) -> Value:
-    """Return a value whose axes are not known, and whose factor is, if all maps that it was computed from have the same."""
+    """Return a value with unknown axes; its factor is known if all maps that it was computed from share one."""
     factors = {each.geometry.factor for each in value.candidates}
     geometry = value.geometry if len(factors) <= 1 else replace(value.geometry, basis="unknown")
     return replace(value, grids=(), geometry=geometry)
@@ -254,5 +254,5 @@ def _proportional(factor: Pair, other: Pair) -> bool:
 
 
 def _ratio(pixels: int, positions: int) -> int:
-    """Return how many pixels a position takes; 0 where that is no whole number."""
+    """Return the pixels per position; 0 if that is not a whole number."""
     return pixels // positions if positions > 0 and pixels % positions == 0 else 0

@@ -1,4 +1,4 @@
-"""Shapes of all values in a forward pass of a model's graph, and what the middle of a map sees of the image."""
+"""Run a model's graph: the shapes of all values, and the part of the image that the middle of a map sees."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pass:
 
 
 def observe(model: nn.Module, traced: fx.GraphModule, image: tuple[int, int, int]) -> Pass:
-    """Return the shapes of all values in a pass of random images; those before an error, where the model does not take them.
+    """Return the shapes of all values in a pass on random images, up to the first error if there is one.
 
     Args:
         model: the model that the graph was traced from; it is left as it was.
@@ -89,7 +89,7 @@ def _run(model: nn.Module, recorder: _Recorder, images: Tensor) -> None:
 
 
 class _Done(Exception):  # noqa: N818 - it ends a pass early, and is no error
-    """The node that was asked for is computed."""
+    """Raised to end a pass once the requested node is computed."""
 
 
 class _Recorder(fx.Interpreter):

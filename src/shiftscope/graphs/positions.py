@@ -1,4 +1,4 @@
-"""What single nodes of a graph do to a map's positions: take them away, pad, reorder axes, or treat all positions alike."""
+"""Classify single nodes by what they do to a map's positions: remove them, pad, reorder axes, or treat all alike."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ STATIONARY_METHODS = (*IDLE.methods, *POINTWISE.methods, "add", "sub", "mul", "d
 
 
 def head_kind(traced: TracedModel, node: fx.Node, layout: Layout) -> Head | None:
-    """Return how a node takes positions away; None where it keeps them."""
+    """Return how a node removes positions; None if it keeps them."""
     part = traced.part(node)
     if isinstance(part, ADAPTIVE_POOLS) or node.target in ADAPTIVE_POOL_FUNCTIONS:
         size = part.output_size if part is not None else next(iter([*node.args[1:], *node.kwargs.values()]), 1)
@@ -153,7 +153,7 @@ def border_of(node: fx.Node, part: nn.Module | None) -> str | None:
 
 
 def is_metadata(node: fx.Node) -> bool:
-    """Return whether a node's value is no map but describes one: its shape, its type, its device."""
+    """Return whether a node's value only describes a map: its shape, type or device."""
     return node.target is not operator.getitem and is_shape(node)
 
 

@@ -31,7 +31,7 @@ __all__ = [
     "set_mode",
 ]
 
-#: Heights and widths that are tried where the caller names none.
+#: Heights and widths to try if the caller names none.
 SIDES = (64, 224, 240, 256, 32)
 Shape = tuple[int, int, int]
 

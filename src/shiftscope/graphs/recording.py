@@ -1,8 +1,8 @@
 """Record a graph of a model that cannot be traced, by running it once on random images.
 
 Every layer that is called becomes a node, and so does every function of torch that the code between layers calls on a tensor that
-depends on the images. The graph shows which layers follow each other on the way that these images take. It cannot be run, and
-other images may take another way.
+depends on the images. The graph shows the order of layers on the path that these images take. It cannot be run, and other images
+may take another path.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def record(model: nn.Module, image: Shape | None, error: UntraceableError) -> fx
 
 
 def uncalled(model: nn.Module, names: list[str], image: Shape | None) -> str:
-    """Return that a layer is not called as a module when a model runs on random images; empty where all are.
+    """Return why a run on random images does not call all layers as modules; empty if it does.
 
     Args:
         model: the model; it is left as it was.
@@ -81,7 +81,7 @@ def uncalled(model: nn.Module, names: list[str], image: Shape | None) -> str:
 
 
 def elsewhere(*_: Any) -> Any:
-    """Stand in a graph for a function that has no name there, and for what does not depend on the images.
+    """Stand in, in a recorded graph, for functions without a name and for values that do not depend on the images.
 
     Raises:
         UntraceableError: always; the graph is read, never run.

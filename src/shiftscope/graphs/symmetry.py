@@ -1,4 +1,4 @@
-"""How circular shifts of the image move a tensor, and what windows, sums and splits of its axes do to that.
+"""Track how circular shifts of the image move a tensor, through windows, sums and splits of its axes.
 
 A shift (down, right) of the image is followed by a tensor if each of its axes is a product of *factors* of four kinds: ``same``
 (values do not vary along it), ``fixed`` (they vary, and a shift moves nothing: channels, images, weights), and ``down`` or
@@ -6,9 +6,9 @@ A shift (down, right) of the image is followed by a tensor if each of its axes i
 them: of a factor of 14 positions in windows of 7, two windows move and the 7 positions inside are fixed, for shifts by whole
 windows. So patches, windows, token sequences and channels-last maps need no rules of their own.
 
-Beside its axes a tensor has a *lattice*: the shifts, multiples of so many pixels, for which this holds. ``circular`` says that it
-holds on the torus; ``local`` that it holds as long as everything that differs from a constant background stays farther from every
-edge than the receptive field, which is what remains behind zero padding. After polyphase sampling the map itself decides how far
+A tensor also has a *lattice*: the shifts, multiples of some number of pixels, for which this holds. ``circular`` says that it
+holds on the torus; ``local`` that it holds while everything that differs from a constant background stays farther from every edge
+than the receptive field, as after zero padding. After polyphase sampling the map itself decides how far
 it moves: tensors of one *frame* move together, those of different frames do so only at multiples of their steps.
 """
 
@@ -88,9 +88,9 @@ class Symmetry:
     Attributes:
         axes: of the tensor.
         extent: height and width of the image, pixels.
-        lattice: it follows shifts by multiples of so many pixels, down and right.
+        lattice: pixels, down and right; it follows shifts by multiples of these.
         circular: whether it does so on the torus.
-        local: whether it does so where all that differs from a constant background keeps away from the edges.
+        local: whether it does so while everything that differs from a constant background stays away from the edges.
         reach: receptive field minus one, pixels.
         frame: number of the polyphase sampling that decides how far it moves; 0 if the shift alone does.
         image: whether it depends on the image.
@@ -119,14 +119,14 @@ class Symmetry:
         return factor.size % self.period(factor) == 0
 
     def at_multiples(self, kind: Kind, step: Fraction) -> Symmetry:
-        """Return the same for shifts by multiples of a step only, at which the shift alone decides how far the tensor moves."""
+        """Return the symmetry for shifts by multiples of a step, at which the shift alone decides how far the tensor moves."""
         found = self.in_image_frame()
         down, right = found.lattice
         pixels = abs(step).numerator
         return replace(found, lattice=(lcm(down, pixels), right) if kind == "down" else (down, lcm(right, pixels)))
 
     def in_image_frame(self) -> Symmetry:
-        """Return the same for the shifts at which polyphase sampling moves a map by the shift over the step."""
+        """Return the symmetry restricted to shifts at which polyphase sampling moves a map by the shift over the step."""
         if not self.frame:
             return self
         found = replace(self, frame=0)
@@ -135,25 +135,25 @@ class Symmetry:
         return found
 
     def leaking(self) -> Symmetry:
-        """Return the same after something that is not circular: zeros at a border, positions that count twice."""
+        """Return the symmetry after an operator that is not circular: one that pads with zeros, or counts positions twice."""
         return replace(self, circular=False, local=self.local and not self.frame)
 
     def widened(self, kind: Kind, positions: int, step: Fraction) -> Symmetry:
-        """Return the same with a larger receptive field."""
+        """Return the symmetry with a larger receptive field."""
         down, right = self.reach
         extra = positions * abs(step)
         return replace(self, reach=(down + extra, right) if kind == "down" else (down, right + extra))
 
     def with_axis(self, place: int, axis: Axis) -> Symmetry:
-        """Return the same with another axis at a place."""
+        """Return the symmetry with the axis at ``place`` replaced."""
         return self.with_axes(axis if other == place % len(self.axes) else each for other, each in enumerate(self.axes))
 
     def without_axis(self, place: int) -> Symmetry:
-        """Return the same without the axis at a place."""
+        """Return the symmetry without the axis at ``place``."""
         return self.with_axes((*self.axes[:place], *self.axes[place + 1 :]))
 
     def with_axes(self, axes: Iterable[Axis]) -> Symmetry:
-        """Return the same for other axes; without moving factors the frame does not matter."""
+        """Return the symmetry with other axes; without moving factors the frame does not matter."""
         found = replace(self, axes=tuple(axes))
         return found if found.factors else replace(found, frame=0)
 
@@ -192,7 +192,7 @@ def is_same(axis: Axis) -> bool:
 
 
 def joined(symmetries: Iterable[Symmetry]) -> Symmetry:
-    """Return what holds of several tensors at once, with no axes."""
+    """Return the symmetry that several tensors have in common, without axes."""
     found = list(symmetries)
     if len({each.frame for each in found if each.factors}) > 1:
         found = [each.in_image_frame() for each in found]
@@ -241,7 +241,7 @@ def _unified_part(one: tuple[Factor, ...], other: tuple[Factor, ...]) -> tuple[F
 
 
 def merged(part: tuple[Factor, ...]) -> tuple[Factor, ...]:
-    """Return the same factors with neighbours joined: those of one kind, and a moving one with those inside it."""
+    """Join neighbouring factors: those of one kind, and a moving one with those inside it."""
     found: list[Factor] = []
     for factor in part:
         last = found[-1] if found else None

@@ -1,4 +1,4 @@
-"""A table with a value for each tensor, which knows which tensors share memory."""
+"""A table of values by tensor that finds tensors sharing memory."""
 
 from __future__ import annotations
 

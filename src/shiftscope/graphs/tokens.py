@@ -1,8 +1,9 @@
-"""How a model's token maps lie on the image: [image, token, channel], and maps with channels last or first.
+"""Find how a model's token maps lie on the image: [image, token, channel], and maps with channels last or first.
 
 The shape of an output does not say where its tokens lie, nor which tokens come before the map (class, distillation, registers).
 So every arrangement that fits the shape is tried on the model: patches of an image are perturbed, one after the other, and the
-token that changes most must lie in the perturbed patch. This needs no graph, only hooks. What fails the trial is unknown.
+token that changes most must lie in the perturbed patch. This needs hooks only, no graph. An arrangement that fails the trial is
+not used.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ __all__ = ["BlockKind", "TokenMap", "TokenReading", "first_tensor", "has_attenti
 BlockKind = Literal["patch embedding", "merging", "block"]
 #: Top, bottom, left and right of a part of an image, as shares of its height and width.
 Region = tuple[float, float, float, float]
-#: Patches that are perturbed, one an image, and how many of them must be found again.
+#: Number of perturbed patches, one per image, and how many of them must be found again.
 PROBES, HITS = 6, 5
-#: On a grid with fewer positions a side all of them must be, because a hit by chance is likelier.
+#: On a grid with fewer positions per side all must be found, because chance hits are likelier.
 FINE = 6
 #: Most tokens before a map that are tried: a class token, a distillation token and a few registers.
 MOST_PREFIX = 10
@@ -328,7 +329,7 @@ def _cells(grid: Pair, region: Region) -> Tensor:
 
 
 def _blocks(model: nn.Module, maps: dict[str, TokenMap]) -> Iterator[tuple[str, BlockKind]]:
-    """Yield the repeated parts of a model that give a map, the innermost of them, and what stands beside them."""
+    """Yield the innermost repeated parts of a model that return a map, and the parts beside them."""
     parts = {name: part for name, part in model.named_modules() if name in maps}
     composites = [name for name, part in parts.items() if _is_composite(part)]
     repeated = [name for name in composites if _is_repeated(model, name, composites)]
@@ -345,7 +346,7 @@ def _blocks(model: nn.Module, maps: dict[str, TokenMap]) -> Iterator[tuple[str, 
 
 
 def _is_complete(last: str, calls: list[str]) -> bool:
-    """Return whether all that comes after the last block, and may be a map, is a part that the block is in."""
+    """Return whether every later output that may be a map belongs to a module that contains the last block."""
     after = calls[calls.index(last) + 1 :]
     return all(last.startswith(f"{name}.") for name in after)
 

@@ -81,16 +81,16 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
 
 def trace_both_modes(model: nn.Module) -> tuple[fx.GraphModule, str]:
-    """Return a graph that follows the model's mode: batch norms update their statistics in training, dropout drops.
+    """Return a graph that follows the model's mode: in training, batch norms update their statistics and dropout drops.
 
-    Parts whose code does something else in training mode (a norm with an activation inside, stochastic depth) stay single nodes.
+    Parts whose code takes another path in training mode (a norm with an activation inside, stochastic depth) stay single nodes.
     Functions with a ``training`` argument receive the mode of the moment from a :class:`TrainingFlag`.
 
     Args:
         model: the model; it is left as it was.
 
     Returns:
-        the traced model, and why it does not follow the mode (``""`` if it does): then it is that of evaluation mode.
+        the traced model, and why it does not follow the mode (``""`` if it does); one that does not is traced in evaluation mode.
 
     Raises:
         UntraceableError: the model's own ``forward`` cannot be traced in evaluation mode.

@@ -4,7 +4,7 @@
 - :mod:`~shiftscope.layers.polyphase`: adaptive and learned polyphase sampling, exactly equivariant under circular shifts;
 - :mod:`~shiftscope.layers.activations`: an activation between upsampling and a filter.
 
-They know no model; :mod:`shiftscope.surgery` inserts them into one.
+They depend on no model; :mod:`shiftscope.surgery` inserts them into one.
 """
 
 from shiftscope.layers.activations import AliasFreeActivation

@@ -1,6 +1,6 @@
 """An activation that does not alias.
 
-A nonlinearity creates new frequencies; those above half the sampling rate fold back, and how depends on where the object is.
+A nonlinearity creates new frequencies; those above half the sampling rate alias, in a way that depends on where the object is.
 Upsampling before it makes room for them, and a low-pass filter after it removes them.
 """
 
@@ -37,7 +37,7 @@ class AliasFreeActivation(nn.Module):
 
     Source: Karras et al., "Alias-free generative adversarial networks", NeurIPS 2021, with filters of finite length; Michaeli,
     Michaeli and Soudry, "Alias-free convnets", CVPR 2023, with ideal filters and polynomials. Ours accepts any activation, and
-    filters by one matrix an axis.
+    filters by one matrix per axis.
 
     >>> maps = torch.rand(1, 1, 3, 3)
     >>> bool(torch.allclose(AliasFreeActivation(nn.Identity())(maps), maps, atol=1e-6))
@@ -70,7 +70,7 @@ def _cached_resampling(before: int, after: int, dtype: torch.dtype, device: torc
 
 
 def _resampling(before: int, after: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "after before"]:
-    """Return the matrix of ideal circular resampling: all waves that both rates hold, the highest of an even rate as a cosine."""
+    """Return the matrix of ideal circular resampling: all frequencies of both rates, an even rate's highest as a cosine."""
     spectrum = torch.fft.rfft(torch.eye(before, dtype=torch.float64), dim=0)
     rate = min(before, after)
     if rate % 2 == 0:

@@ -1,8 +1,8 @@
-"""Polyphase anchoring: roll a map so that patches, windows and strides lie alike on its content, wherever that was shifted to.
+"""Polyphase anchoring: roll a map so that patches, windows and strides cut its content alike after any circular shift.
 
-A patch embedding cuts a map at multiples of its period. Of all phases of the map, anchoring rolls the one of largest norm to the
-first position, so that after a circular shift of the map the same cuts meet the same content; what was cut then only moves by
-whole periods. Windows are rolled back afterwards. No position is computed twice, so that this costs no multiply-adds.
+A patch embedding cuts a map at multiples of its period. Anchoring rolls the phase of largest norm to the first position. After a
+circular shift of the map the same cuts then meet the same content, and the pieces only move by whole periods. Windows are rolled
+back afterwards. No position is computed twice, so this costs no multiply-adds.
 
 Source: Ding et al., "Reviving shift equivariance in vision transformers", 2023 (arXiv 2306.07470); Rojas-Gomez et al., "Making
 vision transformers truly shift-equivariant", CVPR 2024 (arXiv 2305.16316). Theirs choose the largest norm, too; ours breaks ties
@@ -26,7 +26,7 @@ Maps = Float[Tensor, "image channel height width"]
 
 
 def roll_each(maps: Maps, steps: Int[Tensor, "image 2"]) -> Maps:
-    """Roll each map down and right by steps of its own.
+    """Roll each map down and right by its own steps.
 
     >>> roll_each(torch.tensor([[[[1.0, 2.0, 3.0]]]]), torch.tensor([[0, 1]]))
     tensor([[[[3., 1., 2.]]]])
@@ -42,7 +42,7 @@ def anchor_steps(maps: Maps, period: tuple[int, int]) -> Int[Tensor, "image 2"]:
     """Return how far to roll each map so that its phase of largest norm starts at the first position.
 
     Args:
-        maps: of which both sides are multiples of the period.
+        maps: [image, channel, height, width]; both sides are multiples of the period.
         period: positions from one patch or window to the next.
 
     >>> maps = torch.tensor([[[[0.0, 5.0, 0.0, 1.0]]]])
@@ -100,7 +100,7 @@ class Anchoring(nn.Module):
 
 
 class _Anchored:
-    """What a module's class becomes: its own, with its first input anchored."""
+    """Subclass of a module's own class whose first input is anchored."""
 
     anchoring: Anchoring
 

@@ -1,8 +1,8 @@
 """Anti-aliased pooling: a low-pass filter before every subsampling, alone or after a maximum.
 
-Subsampling folds frequencies above half the new sampling rate onto lower ones, and how they fold depends on where the object is:
-that is how stride breaks shift equivariance. A low-pass filter removes most of them first (Zhang, "Making convolutional networks
-shift-invariant again", ICML 2019).
+Subsampling aliases frequencies above half the new sampling rate, in a way that depends on where the object is: this is how stride
+breaks shift equivariance. A low-pass filter removes most of them first (Zhang, "Making convolutional networks shift-invariant
+again", ICML 2019).
 
 Our layers compute the same outputs as that paper's code in another way (:mod:`shiftscope.layers.resampling`); ``compat`` selects
 the library whose outputs and output sizes they reproduce.

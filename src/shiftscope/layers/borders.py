@@ -1,4 +1,4 @@
-"""A circular pad of any width: also wider than its map, which then repeats."""
+"""Circular padding of any width; padding wider than the map repeats it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["WrappingPad2d"]
 
 
 class WrappingPad2d(nn.CircularPad2d):
-    """Continue maps circularly, as often as a window needs it.
+    """Pad maps circularly by any width.
 
-    ``torch.nn.CircularPad2d`` refuses pads that are wider than the map, as windows of 7 positions need them on maps of 2.
+    ``torch.nn.CircularPad2d`` refuses padding wider than the map, which a window of 7 positions needs on a map of 2.
 
     Args:
         padding: positions left, right, above and below; or one number for all.

@@ -2,7 +2,7 @@
 
 Subsampling by ``s`` along each axis keeps one of ``s * s`` phases of the map. Plain stride always keeps the first; a shift of the
 image by one position then puts another phase in its place. If a rule that is independent of positions chooses the phase, a
-circular shift of the map shifts the choice, too, and the output is the same up to a shift.
+circular shift of the map also shifts the choice, and the output is the same up to a shift.
 
 One choice may be applied to several maps: branches that meet again (a residual shortcut) must keep the same phase to stay
 aligned.
@@ -82,9 +82,9 @@ class NormChoice(nn.Module):
     """Choose the phase of the largest Euclidean norm.
 
     Norms that differ by no more than rounding are ties, broken by sums of absolute values, of values, of fourth powers, and then
-    of products of neighbours at several distances, all independent of positions. Phases that agree in all of them are taken in
-    order: those of a constant map, or of one that repeats with the stride, which are equal anyway; and, rarely, of maps of few
-    values, two that are each other's mirror image. Only there can a shift change the choice.
+    of products of neighbours at several distances, all independent of positions. If phases agree in all of them, the first is
+    taken. This happens on constant maps and maps that repeat with the stride, whose phases are equal, and rarely on maps of few
+    values with two mirror-image phases. Only there can a shift change the choice.
     """
 
     def __init__(self, stride: int | Sequence[int] = 2, filter_size: int = 1) -> None:
@@ -106,12 +106,12 @@ class NormChoice(nn.Module):
 class AlignPhase(nn.Module):
     """Roll each image's map so that its chosen phase comes first, or back.
 
-    An operator of the same stride that follows takes the chosen phase then, whatever it is: a plain stride, slices, space to
-    depth. Back, after an upsampling by the same stride, positions lie where they lay before the subsampling.
+    Any following operator of the same stride (a strided layer, a slice, space to depth) then takes the chosen phase. Rolled back
+    after an upsampling by the same stride, positions lie where they lay before the subsampling.
 
     Args:
         stride: positions from one output to the next.
-        scale: positions of the map that one position of the phase is apart.
+        scale: positions to roll the map by per step of the phase; above 1 for a finer map than the phase was chosen on.
         back: roll in the other direction.
     """
 

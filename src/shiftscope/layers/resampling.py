@@ -1,4 +1,4 @@
-"""Filtering and subsampling as one small matrix an axis. This module knows no layer.
+"""Filter and subsample by one small matrix per axis. This module depends on no layer.
 
 Filtering along an axis, continuing the map beyond its border and keeping every ``stride``-th position is linear, so it is a
 matrix ``[positions after, positions before]``, and a map is filtered by a product along each axis. Borders are rows of that
@@ -198,7 +198,7 @@ def along_axes(maps: Tensor, factors: Sequence[Float[Tensor, "after before"]]) -
 
     Args:
         maps: [image, channel, *position], contiguous or channels-last; others are made contiguous.
-        factors: one a position axis; constants without a gradient.
+        factors: one matrix per position axis; constants without a gradient.
     """
     wants_gradient = torch.is_grad_enabled() and maps.requires_grad
     if not wants_gradient or is_rewritten():
@@ -208,7 +208,7 @@ def along_axes(maps: Tensor, factors: Sequence[Float[Tensor, "after before"]]) -
 
 
 class _AlongAxes(torch.autograd.Function):
-    """Products whose gradient is the transposed products, a few images at a time, which has a gradient itself."""
+    """Products along the axes. The gradient is the transposed products, a few images at a time; it is differentiable too."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, *factors: Tensor) -> Tensor:

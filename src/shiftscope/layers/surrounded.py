@@ -1,8 +1,8 @@
-"""Put layers before and after another layer, which stays the object it is: its weights, their names, its hooks and its mode.
+"""Put layers before and after another layer, in place: the layer keeps its weights, their names, its hooks and its mode.
 
-A container around a layer would rename its weights, hide its attributes and change its class. Here the layer's class becomes a
-subclass of its own, as :mod:`torch.nn.utils.parametrize` does it, and only *calling* the layer changes. Hooks on the layer still
-see its own inputs and outputs; the layers before and after it are submodules with hooks of their own.
+A container around a layer would rename its weights, hide its attributes and change its class. Here the layer gets a subclass of
+its own class, as in :mod:`torch.nn.utils.parametrize`, and only *calling* the layer changes. Hooks on the layer still see its own
+inputs and outputs; the layers before and after it are submodules with hooks of their own.
 
 >>> import torch
 >>> layer = nn.Conv2d(1, 2, 3)
@@ -27,10 +27,10 @@ CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def surround(layer: nn.Module, *, before: nn.Module | None = None, after: nn.Module | None = None) -> None:
-    """Let a layer call another one on its first input, and another one on its output.
+    """Insert layers before and after a layer, in place.
 
     Args:
-        layer: changed in place. Layers that surround it already stay farther away from it.
+        layer: changed in place. Layers already around it stay outside the new ones.
         before: called on the layer's first input.
         after: called on the layer's output.
     """
@@ -47,14 +47,14 @@ def surround(layer: nn.Module, *, before: nn.Module | None = None, after: nn.Mod
 
 
 def core(layer: nn.Module) -> nn.Module:
-    """Return a layer without those before and after it: a :func:`view` of it; the layer itself where there are none."""
+    """Return a :func:`view` of a layer without those before and after it; the layer itself if there are none."""
     return view(layer) if _is_surrounded(type(layer)) else layer
 
 
 def view(layer: nn.Module) -> nn.Module:
     """Return a second object of a layer's own class, with the same parameters, buffers and hooks.
 
-    It lacks the layers before and after. What is set on it later is not set on the layer, except for parameters and buffers.
+    It lacks the layers before and after. Attributes set on it later are not set on the layer, except parameters and buffers.
     """
     kind = type(layer)
     seen: nn.Module = object.__new__(vars(kind)[SURROUNDS] if _is_surrounded(kind) else kind)

@@ -1,7 +1,7 @@
 """Check archives and pickles of ``torch.save`` before PyTorch reads them. Nothing is unpickled here.
 
 PyTorch believes what an archive declares: a tensor whose storage is shorter than its pickle says is read beyond its end, and
-nested tuples that refer to each other take for ever to hash. So the archive's entries are checked first (each once, inside the
+nested tuples that refer to each other take forever to hash. So the archive's entries are checked first (each once, inside the
 archive, stored as it is, none over another), and then the operations of its pickle, one by one, without carrying them out.
 """
 
@@ -28,7 +28,7 @@ MOST_OPEN = 20_000
 MOST_VALUES = 1_000_000
 #: Bytes of a local header in a zip file, and of the end of its directory without comment.
 LOCAL_HEADER, END_OF_DIRECTORY = 30, 22
-#: Bytes of an element, by the name of the storage's class; of others 1, the least that there can be.
+#: Bytes per element, by the name of the storage's class; 1, the least possible, for all others.
 ELEMENT = {
     f"{name}Storage": size
     for size, names in (
@@ -60,7 +60,7 @@ class Archive:
 
         Args:
             name: of the entry.
-            limit: the most bytes that it may have.
+            limit: largest allowed size, bytes.
 
         Raises:
             ValueError: it is larger, or damaged.
@@ -80,7 +80,7 @@ def open_archive(path: Path) -> Archive:
     Raises:
         OSError: it cannot be read.
         InputError: it is not a regular file.
-        ValueError: it is no archive; an entry stands in it twice, lies outside of it or over another, is compressed, encrypted or
+        ValueError: it is not an archive; an entry occurs twice, points outside it, overlaps another, is compressed, encrypted or
             a link; or it has too many entries.
     """
     size = check_file(path, limit=LARGEST_FILE)
@@ -92,14 +92,14 @@ def open_archive(path: Path) -> Archive:
     if len(infos) > MOST_ENTRIES:
         _refuse(f"it has {len(infos):,} entries, of at most {MOST_ENTRIES:,}")
     if comment or not infos or min(each.header_offset for each in infos) != 0:
-        _refuse("it has something before its entries or after them")
+        _refuse("it has data before or after its entries")
     known: set[str] = set()
     for each in infos:
         _check_entry(each, known)
     place = 0
     for each in sorted(infos, key=lambda each: each.header_offset):
         if each.header_offset < place:
-            _refuse("its entries lie over each other")
+            _refuse("its entries overlap")
         place = each.header_offset + LOCAL_HEADER + each.file_size
     if place > min(start, size - END_OF_DIRECTORY):
         _refuse("its entries are larger than the file")
@@ -117,11 +117,11 @@ def _check_entry(entry: zipfile.ZipInfo, known: set[str]) -> None:
         or ":" in parts[0]
         or len(name) > LONGEST_NAME
     ):
-        _refuse(f"its entry {name!r} lies outside of it")
+        _refuse(f"its entry {name!r} points outside the archive")
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
         _refuse(f"its entry {name!r} has control characters in its name")
     if name.casefold() in known:
-        _refuse(f"its entry {name!r} stands in it twice")
+        _refuse(f"its entry {name!r} occurs twice")
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         _refuse(f"its entry {name!r} is compressed, which PyTorch never does")
     if entry.flag_bits & 0x1 or (entry.external_attr >> 28) == 0xA:
@@ -206,7 +206,7 @@ def _operations(pickle: bytes | BinaryIO) -> Iterator[tuple[Any, Any, int | None
 
 
 def _apply(operation: Any, argument: Any, stack: list[_Value]) -> None:
-    """Take from the stack what an operation takes, and put there what is known of what it makes."""
+    """Pop an operation's arguments from the stack, and push what is known of its result."""
     taken: list[_Value] = []
     if pickletools.markobject in operation.stack_before:
         while (top := stack.pop()) is not _MARK:

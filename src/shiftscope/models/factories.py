@@ -51,8 +51,8 @@ def call_factory(reference: str) -> FactoryModel:
     :func:`shiftscope.models.preprocessing.from_description` knows.
 
     Args:
-        reference: ``module:function``, for which the working directory is put on the import path; or
-            ``path/to/file.py:function``, which runs that file, with its folder on the import path meanwhile.
+        reference: ``module:function``, with the working directory on the import path; or ``path/to/file.py:function``, which runs
+            that file, with its folder on the import path.
 
     Raises:
         InputError: importing or calling it fails, or the result is not a ``torch.nn.Module``.
@@ -91,7 +91,7 @@ def _described(reference: str, found: Any, code: str) -> FactoryModel:
 
 
 def _file(module: ModuleType) -> str:
-    """Return the file of a module; relative to the working directory, and with a word on it, if it lies there."""
+    """Return a module's file in words; relative to the working directory if it lies there."""
     if not getattr(module, "__file__", None):
         return ""
     file, here = Path(str(module.__file__)).resolve(), Path.cwd().resolve()
@@ -100,7 +100,7 @@ def _file(module: ModuleType) -> str:
 
 @contextmanager
 def _import_path(source: str) -> Iterator[None]:
-    """Put the working directory on the import path for a module, and for a file its folder, meanwhile."""
+    """Put the working directory (for a module) or the file's folder on the import path during the block."""
     is_file = source.endswith(".py")
     folder = str(Path(source).resolve().parent if is_file else Path.cwd())
     if folder in sys.path or (not is_file and "" in sys.path):
@@ -123,7 +123,7 @@ def _module(reference: str, source: str) -> ModuleType:
         return _run_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except Exception as error:  # a user's module raises anything
         remedy = (
-            "Mend it, or install what it imports."
+            "Fix it, or install what it imports."
             if source.endswith(".py")
             else f"Install it, run the command in its folder ({Path.cwd()} is on the import path, because the model is given as "
             "`module:factory`), or give its file: `path/to/file.py:factory`."

@@ -41,7 +41,7 @@ def hub_folder(model: str, *, weights: bool = True, download: bool = True) -> Pa
     if folder is not None and _complete(folder, weights=weights):
         return folder
     if not download or not hub_answers():
-        why = "cannot be reached" if download else "is not asked for a file that only names it"
+        why = "cannot be reached" if download else "is not contacted for a model that a file names"
         raise InputError(
             f"the model {model!r} is not in the local cache, and the Hugging Face hub {why}.",
             "Check the path if it is a folder, and the network if it is not; or load the model once by its name.",
@@ -57,7 +57,7 @@ def hub_folder(model: str, *, weights: bool = True, download: bool = True) -> Pa
 
 
 def named(model: str, folder: Path) -> str:
-    """Return a model's name with the commit that its folder in the local cache is of.
+    """Return a model's name with the commit of its folder in the local cache.
 
     Args:
         model: ``owner/name``, or ``owner/name@revision``.
@@ -67,7 +67,7 @@ def named(model: str, folder: Path) -> str:
 
 
 def _snapshot(name: str, revision: str | None, patterns: list[str], *, online: bool) -> Path | None:
-    """Return the folder of a model's files; None if it is not cached and the network is not to be used."""
+    """Return the folder of a model's files; None if it is not cached and ``online`` is False."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
@@ -87,7 +87,7 @@ def _snapshot(name: str, revision: str | None, patterns: list[str], *, online: b
 
 def _unreachable(name: str, error: Exception) -> InputError:
     return InputError(
-        f"the Hugging Face hub does not give the model {name!r} ({first_line(error)}).",
+        f"the model {name!r} cannot be loaded from the Hugging Face hub ({first_line(error)}).",
         "Check its name and the network; a private model needs `hf auth login`.",
     )
 
@@ -97,7 +97,7 @@ def _complete(folder: Path, *, weights: bool) -> bool:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Return whether a folder has weights; all that an index names."""
+    """Return whether a folder has weights; if it has an index, all files that the index names."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return any((folder / name).is_file() for name in ("model.safetensors", *BINARY))

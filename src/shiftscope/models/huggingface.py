@@ -1,7 +1,7 @@
 """Image models of Hugging Face transformers (extra ``transformers``), from a folder or the hub.
 
-A folder holds ``config.json`` and weights. Code that a model brings along is never run. A classifier returns its logits.
-Detectors, and models of depth or segmentation, return all of their outputs, which a task of :mod:`shiftscope.tasks` reads. Any
+A folder holds ``config.json`` and weights. Code in a model's repository is never run. A classifier returns its logits. Detectors,
+and models of depth or segmentation, return all of their outputs, which a task of :mod:`shiftscope.tasks` reads. Any
 other model returns embeddings: image features of models with a text tower (CLIP, SigLIP), else the pooled output; else, where the
 checkpoint has no weights for a pooler, the class token; else the mean over positions.
 """
@@ -28,7 +28,7 @@ from shiftscope.runtime.inputs import read_json, reading
 
 __all__ = ["PREFIX", "Classifier", "huggingface_model", "of_pretrained"]
 
-#: Before the folder or the id of a model of transformers.
+#: Prefix of the folder or the id of a model of transformers.
 PREFIX = "hf"
 CLASSIFIER = "ForImageClassification"
 #: Ends of the names of classes whose outputs a task reads.
@@ -253,13 +253,13 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> str:
     name = str(names[0])
     if name and CLASSIFIER not in name and not name.endswith((*BACKBONES, *OF_TASKS)):
         raise InputError(
-            f"the model in {folder} is a {name}, which is no classifier, backbone or detector, nor of depth or segmentation.",
+            f"the model in {folder} is a {name}, which is not a classifier, backbone, detector, depth or segmentation model.",
             "Choose another model.",
         )
     if config.get("mask_ratio"):
         raise InputError(
-            f"the model in {folder} hides random parts of every image (`mask_ratio`), so that its outputs change by themselves.",
-            "Load its encoder by a function of your own, or from timm.",
+            f"the model in {folder} masks random parts of every image (`mask_ratio`), so its outputs are random.",
+            "Load its encoder by your own function, or from timm.",
         )
     return name
 

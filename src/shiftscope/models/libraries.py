@@ -23,9 +23,9 @@ from shiftscope.models.preprocessing import from_torchvision, of_model
 __all__ = ["FOLDER", "LIBRARIES", "PRETRAINED", "LibraryModel", "Variant", "find_library", "has_weights", "library_model"]
 
 LIBRARIES = ("timm", "torchvision")
-#: Given instead of a file of weights, it downloads the library's own.
+#: Value of ``weights`` that downloads the library's own.
 PRETRAINED = "pretrained"
-#: Before the id of a model on the Hugging Face hub, and before a folder: timm reads its config.json and weights.
+#: Prefixes of a model's id on the Hugging Face hub, and of a folder: timm reads its config.json and weights.
 HUB, FOLDER = "hf-hub:", "local-dir:"
 #: Classes of torchvision's models by default: ImageNet's, and those of its segmentation models.
 TORCHVISION_CLASSES = (1000, 21, 91)
@@ -33,7 +33,7 @@ TORCHVISION_CLASSES = (1000, 21, 91)
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from a library's default model.
+    """How a model differs from the library's default.
 
     Attributes:
         classes: length of its output; 0 for embeddings; None for the default.
@@ -171,7 +171,7 @@ def _folder(name: str, *, weights: bool, download: bool) -> Path | None:
 
 
 def _unknown(library: str, module: ModuleType, name: str) -> InputError:
-    """Say that a library has no such model, and which names are close."""
+    """Return the error that a library has no such model, with close names."""
     close = get_close_matches(name, module.list_models(), n=3)
     remedy = f"Did you mean {' or '.join(close)}? " if close else ""
     names = "timm.list_models()" if library == "timm" else "torchvision.models.list_models()"

@@ -66,9 +66,9 @@ class LoadedModel:
         image: (channels, height, width) of its input, if known.
         mean: mean per channel that its normalisation subtracts, if known.
         embedding: whether its outputs are known not to be classes.
-        preprocessing: how images are prepared for it, and who says so.
+        preprocessing: how images are prepared for it, and where these settings come from.
         weights: where its weights come from, in words; ``random`` if they are.
-        code: the user's file that ran to make it, in words; empty if none did, or if the reference names it.
+        code: the user's file whose code made it, in words; empty if there is none, or if the reference names it.
     """
 
     model: nn.Module
@@ -100,7 +100,7 @@ def load_model(
         size: height and width of the model's input, pixels; by default the model's own, if known.
         mean: mean per channel to subtract from the images; by default the model's own. Networks of a study normalise by
             themselves.
-        std: standard deviation per channel to divide by after that; given together with ``mean``.
+        std: standard deviation per channel, by which images are then divided; given together with ``mean``.
         trust: whether to run code that a file names or holds: a factory of the user's own in a safetensors file, or a ``.pt2``
             archive.
 
@@ -194,7 +194,7 @@ def _is_library(reference: str) -> bool:
 
 
 def needs_trust(spec: ModelSpec) -> bool:
-    """Return whether loading a file with this specification would run code of the user's own."""
+    """Return whether loading a file with this specification would run the user's own code."""
     return spec.factory is not None and not _is_library(spec.factory)
 
 
@@ -274,7 +274,7 @@ def _from_file(path: Path, *, trust: bool) -> LoadedModel:
     weights, metadata = read_safetensors(path)
     if METADATA_KEY not in metadata:
         raise InputError(
-            f"{path} holds weights, but not of which model.",
+            f"{path} holds weights, but does not name their model.",
             "Give the model as `module:factory` or `timm:name`, and this file as its `weights`.",
         )
     spec = _spec_in_metadata(path, metadata)
@@ -334,7 +334,7 @@ def _load_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _as_saved(found: Preprocessing, spec: ModelSpec) -> Preprocessing:
-    """Return what the code that makes a model says of its input, with what its file says otherwise."""
+    """Return the input settings of the code that makes a model, overridden by those in its file."""
     same = (spec.mean, spec.deviation) == (found.mean, found.std) and spec.size in (None, found.size)
     resized = found if spec.size is None else found.at(spec.size)
     return replace(resized, mean=spec.mean, std=spec.deviation, source=found.source if same else FILE)

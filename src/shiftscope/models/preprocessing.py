@@ -36,7 +36,7 @@ def from_timm(config: Mapping[str, Any], *, source: str = TIMM) -> Preprocessing
 
     Args:
         config: ``model.pretrained_cfg``, or what ``timm.data.resolve_model_data_config`` returns.
-        source: who says so.
+        source: where it comes from, in words.
 
     >>> cfg = {"input_size": (3, 224, 224), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9, "interpolation": "bicubic"}
     >>> from_timm(cfg).shorter_side()
@@ -59,7 +59,7 @@ def from_torchvision(transforms: Any, *, source: str = TORCHVISION) -> Preproces
     Args:
         transforms: ``weights.transforms()``, an object with some of ``crop_size``, ``resize_size``, ``mean``, ``std`` and
             ``interpolation``.
-        source: who says so.
+        source: where it comes from, in words.
     """
     interpolation = getattr(transforms, "interpolation", None)
     return Preprocessing(
@@ -80,7 +80,7 @@ def from_processor(config: Mapping[str, Any], *, size: int | None = None, source
     Args:
         config: the content of ``preprocessor_config.json``.
         size: height and width of the model's input, where the processor does not fix both.
-        source: who says so.
+        source: where it comes from, in words.
 
     >>> config = {"do_normalize": True, "image_mean": [0.5], "image_std": [0.5], "size": {"height": 224, "width": 224}}
     >>> from_processor(config).size
@@ -130,7 +130,7 @@ def from_description(given: Any) -> Preprocessing | None:
 
 
 def of_model(model: nn.Module) -> Preprocessing:
-    """Return what a model itself says about its input: a timm model does. Nothing is known of others.
+    """Return the preprocessing that a model itself states, as timm models do; unknown for others.
 
     A timm model that is only part of a model is not read, because the rest may normalise by itself; the source names it.
     """
@@ -144,7 +144,7 @@ def of_model(model: nn.Module) -> Preprocessing:
 def overridden(
     found: Preprocessing, *, size: int | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> Preprocessing:
-    """Return a preprocessing with what the user's options replace, and say so.
+    """Return a preprocessing with the user's options in place of the model's; its source names them.
 
     Args:
         found: what the model says.

@@ -35,7 +35,7 @@ class Fix(Spec):
         filter_size: of the binomial filter of ``blur``, ``aps`` and ``lps``, in positions; 1 does not filter.
         border: of ``canonical`` and ``average``: ``zero``, unless it is ``circular``, or ``crop`` for ``canonical`` on photos.
         reach: the largest shift of ``average``, pixels, 1 by default; or how far ``canonical``'s crop may lie from the middle.
-        fill: the background's colour of ``canonical`` and ``average``, one value a channel; None for black.
+        fill: the background's colour of ``canonical`` and ``average``, one value per channel; None for black.
         task: of ``canonical`` and ``average``, what the outputs are, as :func:`shiftscope.tasks.find_task` takes it; empty for
             classes.
         output: which of several outputs the task reads, by name or position.
@@ -104,12 +104,12 @@ class ModelSpec(Spec):
         size: height and width of its input in pixels, where they are not the default.
         mean: mean per channel of the normalisation in front of the model.
         deviation: standard deviation per channel of that normalisation.
-        output: the one to measure of several outputs, by name or position.
+        output: name or position of the output to measure, if there are several.
         fixes: applied in this order.
         tuned: trainings after them, in order.
         data: the data set that a study trained the network on.
         weights: where the weights came from before a fix, in words.
-        source: who said how images are prepared.
+        source: where the preprocessing comes from, in words.
     """
 
     factory: str | None = None

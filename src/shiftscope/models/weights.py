@@ -33,7 +33,7 @@ INDEX = ".index.json"
 #: How many names an error lists, and the most characters of each.
 LISTED, LONGEST_NAME = 2, 80
 
-#: Converts a checkpoint that holds more than tensors; to run only on files that one trusts, because unpickling runs their code.
+#: Converts a checkpoint that holds more than tensors. Run it on trusted files only, because unpickling runs their code.
 CONVERSION = (
     'import sys, torch; from safetensors.torch import save_file; c = torch.load(sys.argv[1], "cpu", weights_only=False); '
     'c = next((c[k] for k in ("state_dict", "model_state_dict", "model") if k in c), c) if isinstance(c, dict) else c; '
@@ -68,7 +68,7 @@ class Checkpoint:
         return f"{self.source} ({'; '.join(removed)})" if removed else self.source
 
     def matched(self, names: Collection[str]) -> Checkpoint:
-        """Return the checkpoint without the prefix of wrappers with which most names are those of a model.
+        """Return the checkpoint without the wrappers' prefix whose removal makes most names match the model's.
 
         Args:
             names: of the model's weights.

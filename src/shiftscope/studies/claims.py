@@ -1,4 +1,4 @@
-"""Judge claims about a study's cells by what its networks measured.
+"""Judge claims about a study's cells by the measurements of its networks.
 
 Every number has a 95 % interval from bootstrap draws (see :mod:`shiftscope.estimates`). The draws resample the networks of each
 cell separately, and the test images, which all cells of a data set share, together. A claim *holds* if the whole interval lies
@@ -34,7 +34,7 @@ CENTRED = "mcs_centred"
 
 
 class Verdict(StrEnum):
-    """What the measurements say of a claim."""
+    """The result of judging a claim."""
 
     HOLDS = "holds"
     DOES_NOT_HOLD = "does not hold"
@@ -45,7 +45,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class MeasuredCell:
-    """A cell's settings and what its networks' test images measured.
+    """A cell's settings, and its networks' values on the test images.
 
     Attributes:
         settings: path -> value.
@@ -86,7 +86,7 @@ class MeasuredCell:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim and what the measurements say of it.
+    """A claim and the result of judging it.
 
     Attributes:
         claim: the claim.
@@ -197,7 +197,7 @@ def _mean(measure: str, cells: Sequence[MeasuredCell]) -> tuple[float, np.ndarra
 def _range(measure: str, cells: Sequence[MeasuredCell]) -> Statistic:
     """Return the largest minus the smallest cell.
 
-    Draws scatter more than the means that they are drawn around, so that their ranges are too large: they are reflected.
+    Draws scatter more than the means around which they are drawn, so their ranges are too large; reflecting them corrects that.
     """
     values, draws = np.array([cell.mean(measure) for cell in cells]), np.stack([cell.draws(measure) for cell in cells])
     value = float(np.ptp(values))

@@ -1,7 +1,7 @@
-"""Which variant of a study comes closest to the source's printed numbers, and how sure that is.
+"""Rank a study's variants by their distance to the source's printed numbers, with intervals.
 
-A publication that leaves its recipe open is asked for it: the same cells are trained by each recipe, and the distances to what
-was printed are ranked. The distance is the root mean square of the differences over the printed cells.
+If a publication does not state its training recipe, a study trains the same cells by several recipes, and ranks their distances
+to the printed numbers. The distance is the root mean square of the differences over the printed cells.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Closeness:
 
     Attributes:
         variant: its name.
-        measure: ours, beside the source's ``mcs``.
+        measure: ours, compared with the source's ``mcs``.
         distance: root mean square of ours minus printed over the cells, with its interval.
         cells: printed cells that are measured.
         closest: share of the bootstrap draws in which no other pair of variant and measure with as many cells is closer.
@@ -96,7 +96,7 @@ def closeness_table(title: str, found: Sequence[Closeness]) -> Table:
 
 
 def _draws(cell: MeasuredCell, measure: str) -> Float[np.ndarray, " draw"]:
-    """Return bootstrap draws of a cell's mean, spread as widely as Student's interval says, which few networks need."""
+    """Return bootstrap draws of a cell's mean, spread as widely as Student's interval, because networks are few."""
     value, draws = cell.mean(measure), cell.draws(measure)
     low, high = percentile_interval(draws)
     ends = confidence_interval(value, draws, [variance_component(cell.values[measure])])

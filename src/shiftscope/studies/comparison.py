@@ -1,4 +1,4 @@
-"""Compare a study with the publication it follows: cell by cell, in rank, and claim by claim."""
+"""Compare a study with the publication that it follows: by cells, by rank correlation and by claims."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Comparison:
         claims: the source's claims with their verdicts.
         damaged: a sentence for each record that cannot be read.
         source_data: the data set of the source's numbers, where ours is another; empty if it is the same.
-        closeness: of a study with variants, how far each is from the printed numbers, the closest first.
+        closeness: for a study with variants, the distance of each from the printed numbers, the closest first.
     """
 
     title: str
@@ -102,7 +102,7 @@ class Comparison:
     closeness: tuple[Closeness, ...] = ()
 
     def tables(self) -> tuple[Table, ...]:
-        """Return a table of the cells, one of the claims, and, where variants are held against printed numbers, one of these."""
+        """Return a table of the cells, one of the claims, and one of the variants if they are compared with printed numbers."""
         tables = self._cells_table(), self._claims_table()
         return (*tables, closeness_table(self.title, self.closeness)) if self.closeness else tables
 
@@ -226,7 +226,7 @@ def compare(results: StudyFolder) -> Comparison:
         claims=tuple(judge(claim, cells) for claim in source.claims),
         damaged=results.damaged,
         source_data=study.source_elsewhere,
-        closeness=closeness(cells, printed) if study.asks_which_variant else (),
+        closeness=closeness(cells, printed) if study.compares_variants else (),
     )
 
 

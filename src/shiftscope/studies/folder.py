@@ -1,8 +1,8 @@
 """Read a study's folder: which runs belong to which cell, their tables, and what is missing or damaged.
 
 A run belongs to a cell if its record has the specification of one of the cell's runs. The name of its folder, the content id,
-does not decide, so that records are found whose ids an older version of the code made. Reading does not stop at a study that is
-unfinished or damaged in places: :class:`StudyFolder` has what can be read, and names the rest.
+does not decide, so records with ids of an older version of the code are found. A study may be unfinished or damaged in places:
+:class:`StudyFolder` holds what can be read, and names the rest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from shiftscope.tables import Table, heading
 
 __all__ = ["CellRuns", "StudyFolder", "read_folder"]
 
-#: An error lists so many runs.
+#: Most runs that an error lists.
 LISTED = 8
 
 
@@ -262,7 +262,7 @@ def _cell_runs(study: Study, cell: Cell, found: Mapping[Run, list[_OnDisk]]) -> 
 
 
 def _chosen(run: Run, same: list[_OnDisk]) -> _OnDisk:
-    """Return the one to use of several folders with the same run: a current record before an older one, then the current id."""
+    """Return which of several folders with the same run to use: a current record before an older one, then the current id."""
 
     def rank(each: _OnDisk) -> tuple[bool, bool]:
         return each.finished is not None, each.path.name == run.content_id(each.record.provenance.get("data_sha256", ""))
@@ -277,7 +277,7 @@ def _name(study: Study, settings: Mapping[str, Any]) -> str:
 
 
 def _gaps(cell: CellRuns) -> Iterator[str]:
-    """Yield a sentence for each thing that is missing of a cell."""
+    """Yield a sentence for each missing run or measurement of a cell."""
     lacking = len(cell.planned) - len(cell.finished) - len(cell.older)
     if lacking and lacking == len(cell.planned):
         yield f"{cell.name}: none of {len(cell.planned)} runs is finished."

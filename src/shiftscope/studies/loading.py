@@ -78,9 +78,9 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _with_changes(study: Study, changed: Mapping[str, Any]) -> Study:
-    """Return a study that says what was changed, without printed numbers of other images, networks or measurements.
+    """Return the study with its changes in the title, without printed numbers of other images, networks or measurements.
 
-    What a publication leaves open, such as the optimizer, may differ.
+    Settings that the publication does not state, such as the optimizer, may differ.
     """
     listed = ", ".join(f"{path} = {value}" for path, value in changed.items())
     if len(listed) > LONGEST_CHANGES:

@@ -1,6 +1,6 @@
 """Measure a trained network on its test images: its outputs under shifts, curves over the largest shift, and every layer.
 
-All test images are measured, except by layers' responses, which cost far more per image.
+All test images are measured; layers' responses cost far more per image and use only the first ones.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _curve(found: Survey, measure: str, max_shift: int) -> Curve:
 
 
 def _complete(images: Tensor, colour: Tensor, shifts: Tensor) -> Bool[Tensor, " image"]:
-    """Return whether all of an image's content, which differs from the canvas, is still there after its shift."""
+    """Return whether a shift keeps all of an image's content, the pixels that differ from the canvas."""
     content = (images != colour.reshape(-1, 1, 1)).any(dim=1, keepdim=True)
     complete: Tensor = translate(content, shifts).sum(dim=(1, 2, 3)) == content.sum(dim=(1, 2, 3))
     return complete

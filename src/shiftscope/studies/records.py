@@ -6,7 +6,7 @@
 - ``measures.safetensors.xz``: the values of every test image, in fewer bits (:mod:`shiftscope.studies.storage`). Older runs have
   ``measures.safetensors``, which is read as well.
 
-A record of an older version still says how the training ended, so that its weights are measured again and not trained again.
+A record of an older version still says how the training ended, so its weights are measured again without training.
 """
 
 from __future__ import annotations
@@ -338,7 +338,7 @@ def _measure(name: str, prefix: str = "") -> str:
 
 
 def _numbers(name: str, tensor: Tensor, *shape: int) -> Tensor:
-    """Return a tensor of one number or more along an axis, or of the given shape, if that is what it is."""
+    """Return the tensor, if it is a non-empty vector of numbers, or has the given shape."""
     fits = tuple(tensor.shape) == shape if shape else tensor.ndim == 1 and len(tensor) > 0
     if not fits or tensor.is_complex() or bool(tensor.isinf().any()):
         raise ValueError(f"its {shortened(name, LONGEST_NAME)!r} are not the numbers that belong there")

@@ -1,4 +1,4 @@
-"""Run a study: find finished runs, do the missing ones, and make the tables from the records.
+"""Run a study: find finished runs, run the missing ones, and make the tables from the records.
 
 Stopping it at any moment loses at most an epoch or two of each training under way (half a minute of short epochs), or one
 measurement. Runs on machines without access to the study's folder start again. A lock keeps a second command out of the folder;
@@ -34,7 +34,7 @@ __all__ = ["Job", "PlannedStudy", "RunEnded", "RunStarted", "copy_finished", "do
 
 #: The parts of a study that say how its networks are made and measured.
 RECIPE = ("data", "network", "training", "measure")
-#: No file of a run has more bytes.
+#: Largest file of a run, bytes.
 LARGEST_FILE = 1 << 30
 
 
@@ -77,7 +77,7 @@ class Job:
         label: the run in words.
         data_dir: a local folder that holds the data set; None for the usual places.
         device: where to compute.
-        files: what an earlier session left of the run, name -> content, for a machine without access to its folder.
+        files: files of the run from an earlier session, name -> content, for a machine without access to its folder.
     """
 
     planned: PlannedRun
@@ -192,7 +192,7 @@ def plan_study(
 
 
 def prepare(plan: PlannedStudy) -> None:
-    """Write what a study is into its folder, which the caller has locked.
+    """Write a study's specification into its folder, which the caller has locked.
 
     Raises:
         InputError: the folder holds another study, or cannot be written.
@@ -202,7 +202,7 @@ def prepare(plan: PlannedStudy) -> None:
 
 
 def _refuse_other_study(out: Path, study: Study) -> None:
-    """Raise an error if a folder holds a study whose networks are made otherwise: its tables would be lost.
+    """Raise an error if a folder holds a study with other network settings: its tables would be lost.
 
     Another grid, other seeds and other variants extend or narrow a study.
     """
@@ -349,7 +349,7 @@ def _do_away(job: Job, report: Report) -> dict[str, bytes]:
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    """Return what the files of a run hold, by name.
+    """Return the contents of a run's files, by name.
 
     Raises:
         InputError: one is larger than a run's files are.

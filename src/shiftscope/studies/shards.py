@@ -1,8 +1,8 @@
 """Do a study in several processes that share its folder, on one machine or on many, without a coordinator.
 
-Each process begins with its own share of the runs and goes on with those of the others, so that what a process leaves when it is
-killed is done by another one. A run is claimed by a lock on its folder, which the system frees when the process dies. Where the
-file system has no locks, each process does its own share only. The one that finishes the last run writes the tables.
+Each process starts with its own share of the runs and continues with the others' shares, so that another process does the runs of
+a killed one. A run is claimed by a lock on its folder, which the system frees when the process dies. Where the file system has no
+locks, each process does its own share only. The process that finishes the last run writes the tables.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Shard:
             raise InputError(f"`shard` must be I/N with I from 1 to N, got {self.number}/{self.of}.", "Number shards from 1.")
 
     def order(self, jobs: Sequence[Job]) -> list[tuple[Job, bool]]:
-        """Return all jobs, and whether each is of the own share: every N-th one, which come first."""
+        """Return all jobs, own share (every N-th job) first, each with whether it belongs to that share."""
         mine = jobs[self.number - 1 :: self.of]
         others = [job for number in range(self.number, self.number + self.of - 1) for job in jobs[number % self.of :: self.of]]
         return [*((job, True) for job in mine), *((job, False) for job in others)]
@@ -62,7 +62,7 @@ class _Try:
 
     Attributes:
         job: the run.
-        mine: whether it is of the own share, which is done where the file system has no locks, too.
+        mine: whether it belongs to this process's share, which is done even on file systems without locks.
         reuse: folder to copy a finished run from.
     """
 
@@ -131,7 +131,7 @@ def _missing(tries: Sequence[_Try]) -> list[_Try]:
 
 
 def _do_free(plan: PlannedStudy, missing: Sequence[_Try], executor: Executor | None, report: Report) -> list[_Try]:
-    """Do those of the missing runs that no other process does, and return those that are missing afterwards."""
+    """Do the missing runs that no other process does, and return those still missing afterwards."""
     if executor is None:
         numbers = {job.planned.id: number for number, job in enumerate(plan.jobs, start=1)}
         for each in missing:
@@ -166,7 +166,7 @@ def _try(each: _Try, report: Report, start: Callable[[], None] = lambda: None) -
 
 
 def _tidy(plan: PlannedStudy) -> None:
-    """Remove what processes left that were killed between a run's record and its end."""
+    """Remove files left by processes that were killed between writing a run's record and finishing the run."""
     for job in plan.jobs:
         with claimed(job.planned.folder) as claim:
             if claim:

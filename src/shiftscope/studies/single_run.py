@@ -1,4 +1,4 @@
-"""Train, measure and write one run, without knowing the study it belongs to.
+"""Train, measure and write one run, independent of its study.
 
 A run's folder has a record only once the run is finished. A record of an older version is measured again from its weights. A long
 training saves checkpoints in the folder and resumes from them.

@@ -310,8 +310,8 @@ class Study(Spec):
         return Run.model_validate({**merged, "seed": seed})
 
     @property
-    def asks_which_variant(self) -> bool:
-        """Whether several variants are held against the same printed numbers, of the same data."""
+    def compares_variants(self) -> bool:
+        """Whether several variants are compared with the same printed numbers, on the same data."""
         if self.source is None or self.source_elsewhere or len(self.variants) < 2:
             return False
         return bool(self.source.cells) and not any(VARIANT in cell for cell in self.source.cells)
@@ -324,7 +324,7 @@ class Study(Spec):
     def source_numbers(self, settings: Mapping[str, Any]) -> dict[str, float]:
         """Return the source's numbers for a combination, by measure; empty if the source printed none.
 
-        Cells that name no variant are held against every variant.
+        Printed cells that name no variant are compared with every variant.
         """
         if self.source is None:
             return {}

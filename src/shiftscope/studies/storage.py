@@ -39,7 +39,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
     """Return named tensors as the content of a file.
 
     Args:
-        tensors: by name; the prefixes and ends above tell how each is stored.
+        tensors: by name; the prefixes and endings above decide how each is stored.
     """
     from safetensors.torch import save
 

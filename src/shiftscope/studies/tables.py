@@ -24,7 +24,7 @@ __all__ = ["certificates_of", "curves", "gains", "layers", "run_list", "summaris
 FACTOR = "network.factor"
 #: The output measures that use one random shift of each image, and those that use every shift.
 ONE_SHIFT, EVERY_SHIFT = ("mcs", "mcs_centred", "top1_change"), ("mcs_all_shifts", "worst_case")
-#: A table's notes name so many of the trainings that missed their target.
+#: Most trainings that missed their target which a table's notes name.
 NAMED = 6
 
 #: The finished runs of each cell, in the study's order.
@@ -74,7 +74,7 @@ def run_list(study: Study, cells: Cells) -> Table:
 def table_of(study: Study, cells: Cells) -> Table:
     """Return a table with a row for each cell: settings, estimates, and the source's numbers.
 
-    A cell without runs has empty places, and so has a measure that no record has.
+    A cell without runs is empty, and so is a measure that no record has.
 
     Args:
         study: the study.
@@ -232,7 +232,7 @@ def _numbers(runs: Sequence[Finished]) -> dict[str, Any]:
 
 
 def _of_one(run: Finished) -> dict[str, Estimate]:
-    """Return the record's estimates, which come from values of full precision, of the measures whose values are there."""
+    """Return the record's estimates (from values in full precision) of the measures that have values."""
     return {name: result for name, result in run.record.results.items() if name in run.values}
 
 

@@ -1,4 +1,4 @@
-"""What a study found, in plain sentences: for the terminal."""
+"""State a study's results in plain sentences, for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["claims_verdict", "study_verdict"]
 
 
 def study_verdict(table: Table, settings: Sequence[str]) -> str:
-    """Return between which numbers the mean cosine similarity lies, and at which settings; empty if nothing is measured.
+    """Return the range of the mean cosine similarity and the settings at its ends; empty if nothing is measured.
 
     Args:
         table: the study's main table.

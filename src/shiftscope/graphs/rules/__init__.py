@@ -1,4 +1,4 @@
-"""What each operator does to the symmetry of its tensors: one function a family of operators.
+"""What each operator does to the symmetry of its tensors: one function per family of operators.
 
 A rule receives a :class:`~shiftscope.graphs.rules.call.Call` and returns the :class:`~shiftscope.graphs.symmetry.Symmetry` of
 each result, or raises :class:`~shiftscope.graphs.rules.call.UnknownError` where it cannot say. Operators without a rule that act

@@ -1,4 +1,4 @@
-"""A call of an operator as its rule sees it, and what several rules say of axes."""
+"""The call of an operator that a rule receives, and helpers on axes that several rules share."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def single_factor(axis: Axis) -> Factor:
 
 
 def require_still(axis: Axis) -> None:
-    """Raise unless shifts leave an axis where it is."""
+    """Raise UnknownError if shifts move an axis."""
     if moves(axis):
         raise UnknownError
 
@@ -125,7 +125,7 @@ def plus(one: Symmetry, other: Symmetry) -> Symmetry:
 
 
 def reduced(found: Symmetry, places: Iterable[int], note: Note) -> Symmetry:
-    """Return a symmetry after something that depends on all positions of some axes alike, such as a sum; the axes stay."""
+    """Return the symmetry after an operator that treats all positions of some axes alike, such as a sum; the axes stay."""
     for place in places:
         for factor in (factor for part in found.axes[place] for factor in part if factor.moves):
             if found.circular and not found.goes_around(factor):

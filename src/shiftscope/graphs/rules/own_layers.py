@@ -58,7 +58,7 @@ class OwnLayers:
             return self._filtered(part, maps, result)
         if isinstance(part, TakePhase):
             return self._phase(part, maps, given[1], result)
-        # A choice has one value an image; the tensor that it takes later moves by what it decides.
+        # A choice has one value per image; the map that is sampled by it later moves with it.
         if not maps.circular or not all(maps.goes_around(factor) for factor in maps.factors):
             self.note("polyphase border")
             raise UnknownError

@@ -132,7 +132,7 @@ def gated(call: Call) -> Symmetry:
 
 
 def copied(call: Call) -> Symmetry:
-    """Copy into a tensor of the same values everywhere: the result is the source, spread over its axes."""
+    """Copy over a constant tensor: the result is the source, broadcast to its axes."""
     target, source = call.results[0], call.of(call["src"])
     axes = [same(size) for size in target.shape]
     for place, axis in enumerate(source.axes, start=len(axes) - len(source.axes)):

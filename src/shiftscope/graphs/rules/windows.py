@@ -175,7 +175,7 @@ def pixel_unshuffle(call: Call) -> Symmetry:
 
 
 def im2col(call: Call) -> Symmetry:
-    """Unfold a map into columns, one a window (im2col)."""
+    """Unfold a map into columns, one per window (im2col)."""
     found, kernel = call.first, per_axis(call["kernel_size"], 2)
     stride, padding, dilation = per_axis(call["stride"], 2, 1), per_axis(call["padding"], 2), per_axis(call["dilation"], 2, 1)
     if len(found.axes) != 4:
