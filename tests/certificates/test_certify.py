@@ -121,7 +121,8 @@ def test_batches_give_the_radii_of_one_tensor() -> None:
         ({"parts": 0}, "`parts` must be 1 or more"),
         ({"mode": "crop"}, "needs images larger"),
         ({"labels": torch.tensor([2])}, "`labels` must be 0 to 1"),
-        ({"model": lambda images: images}, "the model must return|returns maps"),
+        ({"model": lambda images: images.repeat(1, 3, 1, 1)}, "the model returns maps"),
+        ({"model": lambda images: images.mean((2, 3)).repeat(1, 1, 2)}, "the model must return"),
         ({"images": torch.zeros(0, 1, 8, 8)}, "at least one image"),
     ],
 )

@@ -26,7 +26,7 @@ from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.errors import InputError
 from shiftscope.tasks import Task, Truth, find_task, task_of
 
-__all__ = ["AuditOptions", "Session", "audit", "block_size"]
+__all__ = ["AuditOptions", "Session", "audit", "block_size", "chosen_task"]
 
 #: The protocols by default, by the kind of output.
 DEFAULTS: dict[Kind, tuple[str, ...]] = {
@@ -260,15 +260,34 @@ class Session:
         )
 
 
-def _task(model: CountedModel, raw: Any, options: AuditOptions, framing: Framing) -> Task | None:
-    """Return the task that the user chooses, or that an output for one image shows; None for classes, vectors and maps."""
-    task = find_task(options.task) if isinstance(options.task, str) else options.task
-    if task is None and options.output is None and not options.embedding:
-        task = task_of(raw, 1, framing.size)
+def chosen_task(
+    model: CountedModel, raw: Any, chosen: str | Task | None, size: tuple[int, int], *, recognise: bool
+) -> Task | None:
+    """Return the task that the user chooses, or that an output for one image shows; None for classes, vectors and maps.
+
+    Args:
+        model: the model.
+        raw: what it returned for one image.
+        chosen: by the user.
+        size: (height, width) of the model's input, pixels.
+        recognise: whether to look at the output, unless it is one of several.
+
+    Raises:
+        InputError: there is no such task, or the output is not the task's.
+    """
+    task = find_task(chosen) if isinstance(chosen, str) else chosen
+    if task is None and model.output is None and recognise:
+        task = task_of(raw, 1, size)
     if task is not None:
         task = task.knowing(model.model)
-        model.answers(raw, task, 1, framing.size)
-    elif options.truth is not None:
+        model.answers(raw, task, 1, size)
+    return task
+
+
+def _task(model: CountedModel, raw: Any, options: AuditOptions, framing: Framing) -> Task | None:
+    """Return the task of an audit; None for classes, vectors and maps."""
+    task = chosen_task(model, raw, options.task, framing.size, recognise=not options.embedding)
+    if task is None and options.truth is not None:
         raise InputError("`truth` is ground truth of a task, but the output shows none.", "Say what it is with --task.")
     return task
 

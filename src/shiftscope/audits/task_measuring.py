@@ -32,7 +32,7 @@ from shiftscope.shifts import grid
 from shiftscope.surveys import survey_of_values
 from shiftscope.tasks import Pair, Task, Truth, View
 
-__all__ = ["FLICKER", "UNSHIFTED", "TaskMeasurer", "task_measures"]
+__all__ = ["FLICKER", "UNSHIFTED", "TaskMeasurer", "task_measures", "views_at_once"]
 
 #: The measure between neighbours along a path.
 FLICKER = "flicker"
@@ -46,6 +46,11 @@ GRID = " grid"
 UNSHIFTED = "unshifted"
 #: Views a forward pass of inputs larger than so many pixels.
 LARGE, VIEWS_OF_LARGE = 96, 16
+
+
+def views_at_once(size: tuple[int, int]) -> int:
+    """Return how many views of (height, width) run in a forward pass by default."""
+    return VIEWS if max(size) <= LARGE else VIEWS_OF_LARGE
 
 
 def task_measures(task: Task, protocol: Protocol, *, truth: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -110,7 +115,7 @@ class TaskMeasurer:
         batch_size: int | None = None,
     ) -> None:
         self.model, self.task, self.protocols, self.framing, self.truth = model, task, tuple(protocols), framing, truth
-        self.batch_size = batch_size or (VIEWS if max(framing.size) <= LARGE else VIEWS_OF_LARGE)
+        self.batch_size = batch_size or views_at_once(framing.size)
         self.images_accounted, self.labelled, self.grids = 0, labelled and task.takes_labels and truth is None, {}
         self.has_truth = truth is not None or self.labelled
         self.measures = {each.name: task_measures(task, each, truth=self.has_truth) for each in self.protocols}

@@ -19,6 +19,8 @@ from shiftscope.tables import Summary, Table, percent
 
 __all__ = ["Certificate", "Part", "merge"]
 
+#: What keeps an answer that is a class.
+CLASSES = "the class on top without a shift leads all others at every shift, by more than rounding"
 #: So many damaged files are listed.
 DAMAGED = 10
 
@@ -72,6 +74,7 @@ class Certificate(Shown):
         names: of the images, for lists; empty for their numbers.
         notes: what a reader needs to know.
         provenance: how it was made, name -> value.
+        rule: what keeps an answer of a task, in a clause; empty for classes.
     """
 
     json_file: ClassVar[str] = "certificate"
@@ -84,10 +87,11 @@ class Certificate(Shown):
     names: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
+    rule: str = ""
 
     @property
     def radii(self) -> Int[Tensor, " image"]:
-        """The radius of each image, pixels; -1 for an image without an answer, whose two top outputs are equal."""
+        """The radius of each image, pixels; -1 without an answer, if two top outputs are equal, and -2 with nothing to keep."""
         return self.part.radii
 
     @property
@@ -135,7 +139,8 @@ class Certificate(Shown):
                 self.part.numbers.tolist(), self.part.tops.tolist(), labels, self.radii.tolist(), strict=True
             )
         )
-        columns = ("image", *(("name",) if self.names else ()), "answer", *(("label",) if self.part.labels is not None else ()))
+        known = () if self.rule else ("answer", *(() if self.part.labels is None else ("label",)))
+        columns = ("image", *(("name",) if self.names else ()), *known)
         return Table("Radius of each image", (*columns, "radius"), rows, self._definitions(), dict(self.provenance))
 
     def summary(self, *, commands: tuple[str, ...] = ()) -> Summary:
@@ -145,14 +150,15 @@ class Certificate(Shown):
             commands: to run next.
         """
         table = self.table()
-        notes = (f"Intervals: 95 % (Wilson), over {len(self.radii):,} images.", *self._definitions(), *self._notes())
+        known = self._definitions()[:1] if self.rule else self._definitions()  # the verdict holds the rule
+        notes = (f"Intervals: 95 % (Wilson), over {len(self.radii):,} images.", *known, *self._notes())
         return Summary(self.words(), (Table(table.title, table.columns, table.rows),), notes, commands)
 
     def words(self) -> str:
         """Return the main result in one or two plain sentences."""
         before = None if self.counts.empty == self.counts.total else self.certified(0)
         unshifted = "" if before is None else f" Without a shift {percent(before)} are right."
-        return self.counts.words(self.border) + unshifted
+        return self.counts.words(self.border, self.rule, parts=self.parts) + unshifted
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain data."""
@@ -161,6 +167,7 @@ class Certificate(Shown):
             "radius": self.limit,
             "border": self.border,
             "points_a_pixel": self.parts,
+            "rule": self.rule or CLASSES,
             "curve": self.table().to_json()["rows"],
             "images": list(self.image_table().to_json()["rows"]),
             "views": self.part.views,
@@ -171,7 +178,8 @@ class Certificate(Shown):
 
     @property
     def _title(self) -> str:
-        return f"Share of images at every shift of up to r pixels, border {BORDERS[self.border]}"
+        steps = f" in steps of 1/{self.parts} pixel" if self.parts > 1 else ""
+        return f"Share of images at every shift{steps} of up to r pixels, border {BORDERS[self.border]}"
 
     def _definitions(self) -> tuple[str, ...]:
         which = (
@@ -183,15 +191,14 @@ class Certificate(Shown):
             "points an answer may change."
         )
         labels = "" if self.right is None else " Right: the same, and the answer is the label."
-        return (
-            which,
-            f"Unchanged: the class on top without a shift leads all others at every shift, by more than rounding.{labels}",
-        )
+        return which, f"Unchanged: {self.rule or CLASSES}.{labels}"
 
     def _notes(self) -> tuple[str, ...]:
         part = self.part
         undecided = self.counts.undecided
-        several = f"{undecided} images have no radius: their two top outputs are equal, so that they have no answer."
+        why = "their answer without a shift lies on its limit" if self.rule else "their two top outputs are equal"
+        several = f"{undecided} images have no radius: {why}, so that they have no answer."
+        empty = f"{self.counts.empty} images have nothing to keep, and shares leave them out."
         names = ", ".join(part.damaged[:DAMAGED])
         missing = f"{len(part.damaged)} images cannot be read and are left out: {names}."
         return tuple(
@@ -199,6 +206,7 @@ class Certificate(Shown):
             for note in (
                 *self.notes,
                 several if undecided else "",
+                empty if self.counts.empty else "",
                 missing if part.damaged else "",
                 self._cost(),
             )

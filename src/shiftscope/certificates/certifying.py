@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,16 +11,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from shiftscope.audits.model import CountedModel, model_checksum
+from shiftscope.audits.session import chosen_task
+from shiftscope.audits.task_measuring import views_at_once
 from shiftscope.certificates.certificate import Certificate, Part, merge
 from shiftscope.engine.batches import Images, batches_of, images_in
 from shiftscope.engine.checks import check_classes, check_fill, device_of, evaluating
 from shiftscope.engine.dense import Method
+from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border, check_max_shift, frame
 from shiftscope.engine.outputs import Runner, open_runner
 from shiftscope.errors import InputError
-from shiftscope.radii.search import ShiftGrid, find_radii
+from shiftscope.radii import Found, ShiftGrid, find_radii, find_task_radii
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.provenance import provenance
+from shiftscope.tasks import Task
 
 __all__ = ["BLOCK", "Certifier", "certify"]
 
@@ -38,6 +43,7 @@ def certify(
     size: int | tuple[int, int] | None = None,
     fill: float | Sequence[float] = 0.0,
     output: str | int | None = None,
+    task: str | Task | None = None,
     method: Method = "auto",
     batch_size: int | None = None,
     device: torch.device | str | None = None,
@@ -50,7 +56,7 @@ def certify(
 
     Args:
         model: any callable from images [image, channel, height, width] in [0, 1] to classes [image, class]; or to several
-            outputs, of which ``output`` names one.
+            outputs, of which ``output`` names one; or to anything that a task reads.
         images: a tensor; or a DataLoader, a list or another iterable of batches, each a tensor of images or a pair (images,
             labels), of which one batch at a time is in memory.
         labels: classes of all images, in order, where the batches do not hold them.
@@ -63,14 +69,17 @@ def certify(
         size: (height, width) of the model's input, where images are larger; by default that of the images.
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
         output: name or position of the output to certify, if the model returns several.
+        task: what the outputs are, with what keeps an answer: a name of :data:`shiftscope.tasks.TASKS`, with settings as in
+            ``boxes:threshold=0.3`` or ``segmentation:kept=0.95``, or a task. By default what the outputs show: classes, or the
+            task that recognises them.
         method: ``dense`` computes all shifts at once, ``direct`` one by one; ``auto`` takes dense where it is exact.
         batch_size: images a forward pass.
         device: where to compute; the model's own by default.
         report: called with progress events.
 
     Raises:
-        InputError: there is no image; the model returns no classes, or fails; labels are not its classes; or the radius does not
-            fit the images.
+        InputError: there is no image; the model returns neither classes nor what a task reads, or fails; labels are not its
+            classes; or the radius does not fit the images.
 
     >>> bright = lambda images: torch.stack([images.sum((1, 2, 3)), torch.full((len(images),), 3.5)], dim=1)
     >>> image = torch.zeros(1, 1, 7, 7)
@@ -91,6 +100,7 @@ def certify(
         size=size,
         fill=fill,
         output=output,
+        task=task,
         method=method,
         batch_size=batch_size,
         device=device,
@@ -109,11 +119,12 @@ class Certifier:
     Args:
         model: as :func:`certify` takes it, and all that follows.
         example: [1, channel, height, width], an image; the model runs on it once.
-        radius, mode, parts, size, fill, output, method, batch_size, device: of :func:`certify`.
+        radius, mode, parts, size, fill, output, task, method, batch_size, device: of :func:`certify`.
         embedding: whether outputs are not classes.
 
     Attributes:
-        classes: number of classes of the model.
+        classes: number of classes of the model; 0 where a task reads its outputs.
+        task: that reads the outputs; None for classes.
     """
 
     def __init__(
@@ -127,6 +138,7 @@ class Certifier:
         size: int | tuple[int, int] | None = None,
         fill: float | Sequence[float] = 0.0,
         output: str | int | None = None,
+        task: str | Task | None = None,
         method: Method = "auto",
         batch_size: int | None = None,
         device: torch.device | str | None = None,
@@ -145,16 +157,35 @@ class Certifier:
         self.model = CountedModel(model, output=output, device=device_of(model) if device is None else torch.device(device))
         self.method, self.batch_size = method, batch_size
         with evaluating(model), torch.inference_mode():
-            outputs = self.model(frame(example, size, "zero", None).images)
-        if embedding or outputs.ndim != 2:
-            raise InputError(
-                f"a certificate needs classes, but the model returns {'embeddings' if outputs.ndim == 2 else 'maps'}.",
-                "Choose a classifier, or one of its outputs; `audit` measures the others.",
-            )
-        self.classes = outputs.shape[1]
-        views = len(self.shifts.shifts) * self.classes
+            raw = self.model.raw(frame(example, size, "zero", None).images)
+            self.task = chosen_task(self.model, raw, task, self.size, recognise=not embedding)
+            self.classes = self._classes(raw, embedding=embedding)
+        views = len(self.shifts.shifts) * max(self.classes, 1)
         self.block = max(1, min(BLOCK, VALUES // views))
         self._runner: Runner | None = None
+
+    def _classes(self, raw: Any, *, embedding: bool) -> int:
+        """Return the number of the model's classes; 0 if a task reads its output.
+
+        Raises:
+            InputError: it can be certified as neither.
+        """
+        if self.task is None:
+            outputs = self.model.checked(raw, 1)
+            if embedding or outputs.ndim != 2:
+                what, name = ("embeddings", "embedding") if outputs.ndim == 2 else ("maps", "segmentation")
+                raise InputError(
+                    f"a certificate needs classes, but the model returns {what}.", f"Certify them with --task {name}."
+                )
+            return outputs.shape[1]
+        if not self.task.rule(self.shifts.reach):
+            raise InputError(f"task {self.task.name!r} does not say what keeps an answer.", "Certify another task.")
+        if self.shifts.parts != 1:
+            raise InputError(
+                f"`parts` must be 1 for task {self.task.name!r}, got {self.shifts.parts}: answers move back by whole pixels.",
+                "Leave it out.",
+            )
+        return 0
 
     def part(self, images: Tensor, labels: Tensor | None, *, numbers: Tensor, report: Report = silent, total: int = 0) -> Part:
         """Return the radii of some images.
@@ -171,17 +202,18 @@ class Certifier:
         """
         if tuple(images.shape[1:]) != self.shape:
             raise InputError(f"`images` must all have one shape, got {self.shape} and {tuple(images.shape[1:])}.")
-        check_classes(labels, self.classes)
+        if self.task is None:
+            check_classes(labels, self.classes)
         images = frame(images, self.size, self.border, self.shifts.reach).images
         found = []
         for block, each in zip(images.split(self.block), numbers.split(self.block), strict=True):
-            found.append(find_radii(self._open(block), block, self.shifts, seed=int(each[0])))
+            found.append(self._found(block, int(each[0])))
             report(Stage("certifying images", int(each[-1]) + 1, total))
         return Part(
             numbers=numbers,
             radii=torch.cat([each.radii for each in found]),
             tops=torch.cat([each.tops for each in found]),
-            labels=labels,
+            labels=labels if self.task is None else None,
             views=sum(each.views for each in found),
             dense=sum(len(each.radii) for each in found if each.dense),
         )
@@ -193,9 +225,23 @@ class Certifier:
             part: of all images.
             others: names, notes and provenance of :class:`Certificate`.
         """
+        rule = "" if self.task is None else self.task.rule(self.shifts.reach)
         own = {"border": self.border, "largest radius": f"{self.shifts.reach} pixels", **provenance(self.model.device)}
+        own |= {} if self.task is None else {"task": self.task.name, "kept": rule}
         found = {**own, **others.pop("provenance", {})}
-        return Certificate(part, self.shifts.reach, self.border, self.shifts.parts, provenance=found, **others)
+        return Certificate(part, self.shifts.reach, self.border, self.shifts.parts, rule=rule, provenance=found, **others)
+
+    def _found(self, images: Tensor, seed: int) -> Found:
+        """Return the radii of a block."""
+        if self.task is None:
+            return find_radii(self._open(images), images, self.shifts, seed=seed)
+        read, batch_size = partial(self.model.read, task=self.task, size=self.size), self.batch_size or views_at_once(self.size)
+        with evaluating(self.model.model), torch.inference_mode():
+            return find_task_radii(read, self.task, images, self._canvas, self.shifts, batch_size=batch_size)
+
+    @property
+    def _canvas(self) -> Canvas:
+        return Canvas("circular" if self.border == "circular" else "zero", self.fill, self.size)
 
     def _open(self, images: Tensor) -> Runner:
         """Return what runs the model; its graph is read once."""

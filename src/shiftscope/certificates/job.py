@@ -22,11 +22,11 @@ from shiftscope.certificates.certifying import Certifier
 from shiftscope.datasets.photos import Photos
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
-from shiftscope.radii.search import NO_ANSWER
+from shiftscope.radii.search import NOTHING
 from shiftscope.runtime.files import locked, remove_temporary_files, write_checked_tensors, write_text
 from shiftscope.runtime.inputs import read_bytes, read_checked_tensors, reading
 from shiftscope.runtime.progress import Report, silent
-from shiftscope.runtime.settings import Spec
+from shiftscope.runtime.settings import Spec, Text
 
 __all__ = ["CertificateSpec", "CertificateStopped", "run_certificate"]
 
@@ -40,11 +40,13 @@ class CertificateSpec(SubjectSpec):
         mode: what comes in at the border; None for ``crop`` where images are larger than the input, else ``zero``.
         parts: points a pixel along an axis.
         batch_size: images per forward pass.
+        task: what the outputs are, as :func:`shiftscope.tasks.find_task` takes it; None for what they show.
     """
 
     mode: Border | None = None
     parts: int = 1
     batch_size: int | None = None
+    task: Text | None = None
 
 
 class CertificatePlan(Spec):
@@ -110,7 +112,7 @@ class _Run:
     def __init__(self, spec: CertificateSpec, subject: Subject) -> None:
         self.subject, images = subject, subject.images
         self.certifier = Certifier(
-            subject.model,
+            subject.model if spec.task is None else subject.loaded.model,
             images.example(),
             radius=images.default_shift if spec.max_shift is None else spec.max_shift,
             mode=spec.mode,
@@ -119,6 +121,8 @@ class _Run:
             fill=images.fill,
             batch_size=spec.batch_size,
             device=spec.device,
+            output=None if spec.task is None else subject.output,
+            task=spec.task,
             embedding=subject.embedding,
         )
         self.plan = CertificatePlan(
@@ -127,9 +131,15 @@ class _Run:
             data_sha256=images.checksum,
             count=images.count,
         )
-        unfit = "" if images.classes is None else subject.label_mismatch(images.example())
+        unfit = "" if images.classes is None else self._unfit(images.example())
         self.labelled = images.classes is not None and not unfit
         self.notes = (*images.all_notes, *filter(None, [unfit]))
+
+    def _unfit(self, example: Tensor) -> str:
+        """Return why labels are left out; empty if they are not."""
+        if self.certifier.task is None:
+            return self.subject.label_mismatch(example)
+        return f"Labels are left out: task {self.certifier.task.name!r} compares each answer with that without a shift."
 
     def parts(self, out: Path | None, report: Report) -> list[Part]:
         """Return the parts of all blocks, those that the folder holds and new ones.
@@ -241,7 +251,7 @@ def _from_tensors(tensors: dict[str, Tensor], numbers: range, reach: int) -> Par
         raise ValueError("a part holds an integer for each image")
     if not set(each["numbers"].tolist()) <= set(numbers):
         raise ValueError("a part holds the images of its block")
-    if len(each["radii"]) and not NO_ANSWER <= int(each["radii"].min()) <= int(each["radii"].max()) <= reach:
+    if len(each["radii"]) and not NOTHING <= int(each["radii"].min()) <= int(each["radii"].max()) <= reach:
         raise ValueError("a radius is beyond those that are tried")
     views, dense = tensors["cost"].tolist()
     damaged = tuple(bytes(tensors["damaged"].tolist()).decode().splitlines())

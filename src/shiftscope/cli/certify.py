@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app, resumable
 from shiftscope.cli.measuring import IMAGES, open_spec, print_found, valid_settings
-from shiftscope.cli.options import COMPUTE_GROUP, IMAGE_GROUP, OUTPUT_GROUP, ModelName, ModelOptions
+from shiftscope.cli.options import COMPUTE_GROUP, IMAGE_GROUP, MODEL_GROUP, OUTPUT_GROUP, ModelName, ModelOptions
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 from shiftscope.runtime.stopping import keep
@@ -27,6 +27,7 @@ def certify(
     radius: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None,
     parts: Annotated[int, Parameter(group=IMAGE_GROUP)] = 1,
     options: ModelOptions = ModelOptions(),
+    task: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None,
     batch_size: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
 ) -> None:
@@ -44,6 +45,10 @@ def certify(
     parts
         Points a pixel along each axis. 1 tries every whole-pixel shift; 2 also tries half pixels, and so on: a grid, and no proof
         for the shifts between its points.
+    task
+        What the model returns, if not classes: boxes, segmentation, depth, flow, embedding, binary, multilabel or answers, with
+        what keeps an answer as in boxes:threshold=0.3, segmentation:kept=0.95 or embedding:kept=0.9. By default what the output
+        shows.
     batch_size
         Number of images per forward pass. By default as many as memory allows.
     out
@@ -59,7 +64,7 @@ def certify(
     settings = options.subject(model, images=IMAGES)
     settings["max_shift"] = options.max_shift if radius is None else radius
     with valid_settings():
-        spec = CertificateSpec(**settings, mode=options.mode, parts=parts, batch_size=batch_size)
+        spec = CertificateSpec(**settings, mode=options.mode, parts=parts, batch_size=batch_size, task=task)
     subject = open_spec(spec, options)
     if out is None:
         keep("Nothing is saved without --out, from which a stopped run resumes.")
@@ -72,7 +77,8 @@ def certify(
                 _print(stopped.certificate, options)
             raise
     saved = f"Saved in {out}: certificate.json, certificate.md, certificate.csv, images.csv." if out else ""
-    _print(found, options, saved=saved, commands=(f"shiftscope explain {options.arguments(model)}",))
+    commands = () if found.rule else (f"shiftscope explain {options.arguments(model)}",)
+    _print(found, options, saved=saved, commands=commands)
 
 
 def _print(found: Certificate, options: ModelOptions, *, saved: str = "", commands: tuple[str, ...] = ()) -> None:

@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from shiftscope.radii.curve import RadiusCounts, RadiusCurve
+from shiftscope.radii.of_tasks import find_task_radii, task_radii
 from shiftscope.radii.search import NO_ANSWER, NOTHING, Found, ShiftGrid, find_radii, radii_from
 
-__all__ = ["NOTHING", "NO_ANSWER", "Found", "RadiusCounts", "RadiusCurve", "ShiftGrid", "find_radii", "radii_from"]
+__all__ = [
+    "NOTHING",
+    "NO_ANSWER",
+    "Found",
+    "RadiusCounts",
+    "RadiusCurve",
+    "ShiftGrid",
+    "find_radii",
+    "find_task_radii",
+    "radii_from",
+    "task_radii",
+]

@@ -102,14 +102,21 @@ class RadiusCounts:
         reached = [radius for radius in range(self.limit + 1) if self.unchanged(radius).value >= 0.5]
         return reached[-1] if reached else NO_ANSWER
 
-    def words(self, border: Border) -> str:
-        """Return the shares at the largest radius in a sentence, and in another one how far half of the images go."""
+    def words(self, border: Border, rule: str = "", *, parts: int = 1) -> str:
+        """Return the shares at the largest radius in a sentence, and in another one how far half of the images go.
+
+        Args:
+            border: what comes in at the border.
+            rule: what keeps an answer, in a clause; empty for classes.
+            parts: points a pixel along an axis.
+        """
         if self.total == self.empty:
             return "No image has an answer to keep."
         limit, half, right = self.limit, self.median(), self.certified(self.limit)
-        said = f"{percent(self.unchanged(limit))} of images keep their answer at {every_shift(limit, border)}"
+        said = f"{percent(self.unchanged(limit))} of images keep their answer at {every_shift(limit, border, parts)}"
         said += "" if right is None else f"; {percent(right)} are answered right at each of them"
-        return f"{said}." + (f" At least half keep it at {every_shift(half, border)}." if 0 < half < limit else "")
+        said += f": {rule}" if rule else ""
+        return f"{said}." + (f" At least half keep it at {every_shift(half, border, parts)}." if 0 < half < limit else "")
 
     def rows(self) -> tuple[dict[str, Cell], ...]:
         """Return the curve: a row for each radius, with the shares of images."""
@@ -185,11 +192,17 @@ class RadiusCurve:
         }
 
 
-def every_shift(radius: int, border: Border = "zero") -> str:
+def every_shift(radius: int, border: Border = "zero", parts: int = 1) -> str:
     """Return every shift of up to some pixels, in words.
 
-    >>> every_shift(1), every_shift(8, "circular")
-    ('every shift of up to 1 pixel', 'every circular shift of up to 8 pixels')
+    Args:
+        radius: the largest along an axis, pixels.
+        border: what comes in at the border.
+        parts: points a pixel along an axis.
+
+    >>> every_shift(1), every_shift(8, "circular", 2)
+    ('every shift of up to 1 pixel', 'every circular shift in steps of 1/2 pixel of up to 8 pixels')
     """
     kind = "circular shift" if border == "circular" else "shift"
-    return f"every {kind} of up to {radius} pixel{'' if radius == 1 else 's'}"
+    steps = f" in steps of 1/{parts} pixel" if parts > 1 else ""
+    return f"every {kind}{steps} of up to {radius} pixel{'' if radius == 1 else 's'}"

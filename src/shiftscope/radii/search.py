@@ -21,7 +21,7 @@ from shiftscope.engine.checks import evaluating
 from shiftscope.engine.runner import LEAST_SCALE, TOLERANCE, Outputs, Runner
 from shiftscope.errors import InputError
 
-__all__ = ["NOTHING", "NO_ANSWER", "Found", "ShiftGrid", "find_radii", "radii_from"]
+__all__ = ["NOTHING", "NO_ANSWER", "Found", "Search", "ShiftGrid", "find_radii", "radii_from"]
 
 #: The radius of an image without an answer: its two top outputs are equal within rounding.
 NO_ANSWER = -1
@@ -77,7 +77,7 @@ class Found:
 
     Attributes:
         radii: the largest radius within which every shift keeps the answer, up to the grid's; ``NO_ANSWER`` without an answer.
-        tops: the answer without a shift.
+        tops: the answer without a shift; of a task, which has no classes of images, 0.
         views: views that the model computed one by one.
         dense: whether all shifts were computed at once, too.
     """
@@ -103,7 +103,7 @@ def find_radii(runner: Runner, images: Float[Tensor, "image channel height width
     if runner.dense is not None:
         return radii_from(runner(images, runner.shifts, seed=seed), runner, images, shifts)
     with evaluating(runner.direct.model), torch.inference_mode():
-        search = _Search.of_references(shifts, runner.direct.reference(images))
+        search = _ClassSearch.of_references(shifts, runner.direct.reference(images))
         return search.finished(runner, images, views=len(images), dense=False)
 
 
@@ -122,7 +122,7 @@ def radii_from(outputs: Outputs, runner: Runner, images: Float[Tensor, "image ch
         InputError: the model fails, or returns one value an image.
     """
     with evaluating(runner.direct.model), torch.inference_mode():
-        search, views = _Search.of_outputs(shifts, outputs, runner, images)
+        search, views = _ClassSearch.of_outputs(shifts, outputs, runner, images)
         return search.finished(runner, images, views=views, dense=outputs.method == "dense")
 
 
@@ -132,8 +132,61 @@ def _outputs(runner: Runner, images: Tensor, rows: Tensor, steps: Tensor) -> Flo
     return runner.direct.run(runner.direct.canvas.move(moved, steps.to(runner.direct.device)))
 
 
-class _Search:
+class Search:
     """What is known about each image and shift.
+
+    Args:
+        shifts: the grid.
+        count: number of images.
+    """
+
+    def __init__(self, shifts: ShiftGrid, count: int) -> None:
+        self.shifts, self.rings, self.inward, self.reach = shifts.shifts, shifts.rings, shifts.inward, shifts.reach
+        self.state = torch.full((count, len(self.rings)), UNKNOWN, dtype=torch.int8)
+        self.leads = torch.zeros(self.state.shape)
+
+    @property
+    def middle(self) -> int:
+        """The index of the shift by zero."""
+        return len(self.rings) // 2
+
+    def note(
+        self,
+        rows: Int[Tensor, " pair"],
+        columns: Int[Tensor, " pair"],
+        leads: Float[Tensor, " pair"],
+        kept: Bool[Tensor, " pair"],
+    ) -> None:
+        """Note some (image, shift) pairs: by how much the answer is kept, and whether it is."""
+        self.leads[rows, columns] = leads
+        self.state[rows, columns] = torch.where(kept, KEPT, CHANGED).to(torch.int8)
+
+    def failed_rings(self) -> Int[Tensor, " image"]:
+        """Return the smallest radius of a shift that changes the answer; one more than the grid's without any."""
+        return torch.where(self.state == CHANGED, self.rings, self.reach + 1).amin(dim=1)
+
+    def radii(self) -> Int[Tensor, " image"]:
+        """Return the radius of each image, once all that it takes is known."""
+        return self.failed_rings() - 1
+
+    def next_pairs(self) -> Int[Tensor, "pair 2"]:
+        """Return (image, shift) pairs to compute next; none once every radius is known."""
+        wanted = (self.state == UNKNOWN) & (self.rings < self.failed_rings()[:, None])
+        images = wanted.any(dim=1).nonzero()[:, 0]
+        if not len(images):
+            return torch.empty(0, 2, dtype=torch.long)
+        wanted = wanted[images]
+        ring = torch.where(wanted, self.rings, self.reach + 1).amin(dim=1, keepdim=True)
+        expected = self.leads[images][:, self.inward].masked_fill(~wanted | (self.rings != ring), float("inf"))
+        count = min(max(1, VIEWS // len(images)), expected.shape[1])
+        leads, columns = expected.topk(count, dim=1, largest=False)
+        pairs = torch.stack([images[:, None].expand_as(columns), columns], dim=-1)
+        chosen: Tensor = pairs[leads.isfinite()]
+        return chosen
+
+
+class _ClassSearch(Search):
+    """What is known of answers that are classes.
 
     Args:
         shifts: the grid.
@@ -141,13 +194,11 @@ class _Search:
     """
 
     def __init__(self, shifts: ShiftGrid, tops: Int[Tensor, " image"]) -> None:
-        self.shifts, self.rings, self.inward, self.reach = shifts.shifts, shifts.rings, shifts.inward, shifts.reach
+        super().__init__(shifts, len(tops))
         self.tops = tops
-        self.state = torch.full((len(tops), len(self.rings)), UNKNOWN, dtype=torch.int8)
-        self.leads = torch.zeros(self.state.shape)
 
     @classmethod
-    def of_references(cls, shifts: ShiftGrid, reference: Float[Tensor, "image class"]) -> _Search:
+    def of_references(cls, shifts: ShiftGrid, reference: Float[Tensor, "image class"]) -> _ClassSearch:
         """Return what the outputs of the unshifted images tell, which the model computed itself."""
         search = cls(shifts, _checked(reference).argmax(dim=1))
         rows = torch.arange(len(reference))
@@ -155,7 +206,7 @@ class _Search:
         return search
 
     @classmethod
-    def of_outputs(cls, shifts: ShiftGrid, outputs: Outputs, runner: Runner, images: Tensor) -> tuple[_Search, int]:
+    def of_outputs(cls, shifts: ShiftGrid, outputs: Outputs, runner: Runner, images: Tensor) -> tuple[_ClassSearch, int]:
         """Return what outputs at every shift tell, and how many unshifted images the model computed again for it."""
         search = cls(shifts, _checked(outputs.reference).argmax(dim=1))
         exact = outputs.method == "direct"
@@ -175,16 +226,10 @@ class _Search:
             search.add(rows, torch.full_like(rows, search.middle), references)
         return search, len(rows)
 
-    @property
-    def middle(self) -> int:
-        """The index of the shift by zero."""
-        return len(self.rings) // 2
-
     def add(self, rows: Int[Tensor, " pair"], columns: Int[Tensor, " pair"], outputs: Float[Tensor, "pair class"]) -> None:
         """Note outputs that the model computed itself."""
-        lead = _leads(outputs, self.tops[rows])
-        self.leads[rows, columns] = lead
-        self.state[rows, columns] = torch.where(lead > ROUNDING * outputs.norm(dim=1), KEPT, CHANGED).to(torch.int8)
+        leads = _leads(outputs, self.tops[rows])
+        self.note(rows, columns, leads, leads > ROUNDING * outputs.norm(dim=1))
 
     def finished(self, runner: Runner, images: Tensor, *, views: int, dense: bool) -> Found:
         """Compute what is missing, and return the radii; ``views`` and ``dense`` say what was computed before."""
@@ -192,26 +237,7 @@ class _Search:
             rows, columns = pairs.unbind(1)
             views += len(rows)
             self.add(rows, columns, _outputs(runner, images, rows, self.shifts[columns]))
-        return Found(self.failed_rings() - 1, self.tops, views, dense)
-
-    def failed_rings(self) -> Int[Tensor, " image"]:
-        """Return the smallest radius of a shift that changes the answer; one more than the grid's without any."""
-        return torch.where(self.state == CHANGED, self.rings, self.reach + 1).amin(dim=1)
-
-    def next_pairs(self) -> Int[Tensor, "pair 2"]:
-        """Return (image, shift) pairs to compute next; none once every radius is known."""
-        wanted = (self.state == UNKNOWN) & (self.rings < self.failed_rings()[:, None])
-        images = wanted.any(dim=1).nonzero()[:, 0]
-        if not len(images):
-            return torch.empty(0, 2, dtype=torch.long)
-        wanted = wanted[images]
-        ring = torch.where(wanted, self.rings, self.reach + 1).amin(dim=1, keepdim=True)
-        expected = self.leads[images][:, self.inward].masked_fill(~wanted | (self.rings != ring), float("inf"))
-        count = min(max(1, VIEWS // len(images)), expected.shape[1])
-        leads, columns = expected.topk(count, dim=1, largest=False)
-        pairs = torch.stack([images[:, None].expand_as(columns), columns], dim=-1)
-        chosen: Tensor = pairs[leads.isfinite()]
-        return chosen
+        return Found(self.radii(), self.tops, views, dense)
 
 
 def _checked(reference: Float[Tensor, "image class"]) -> Float[Tensor, "image class"]:

@@ -24,6 +24,7 @@ class Answers(Task):
     measures: tuple[str, ...] = ("same_answer",)
     truth_measures: tuple[str, ...] = ("answer_right",)
     takes_labels: bool = True
+    kept: float | None = 1.0
 
     def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:
         """Return whether the output is a text for each image."""
@@ -54,6 +55,10 @@ class Answers(Task):
         if truth is not None:
             found["answer_right"] = float(after == truth)
         return found
+
+    def rule(self, reach: int) -> str:
+        """Return that answers are equal."""
+        return "the answer equals that without a shift"
 
     def read_truth(self, truth: Any, size: tuple[int, int]) -> Any:
         """Return the right answer."""

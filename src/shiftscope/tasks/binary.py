@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 from shiftscope.errors import InputError
 from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.reading import finite_rows, select_output
-from shiftscope.tasks.task import Task, View
+from shiftscope.tasks.task import ROUNDING, Pair, Task, View
 
 __all__ = ["Binary", "MultiLabel"]
 
@@ -94,6 +94,18 @@ class MultiLabel(Task):
                 )
             found["labels_right"] = float(((after >= self.threshold) == truth).double().mean())
         return found
+
+    def rule(self, reach: int) -> str:
+        """Return where probabilities stay."""
+        which = "the probability stays on its" if self.name == "binary" else "the probability of every label stays on its"
+        return f"{which} side of {self.threshold:g}, by more than rounding"
+
+    def leads(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return how far the label nearest to its limit, or furthest beyond it, lies on its side."""
+        sides = [
+            (each.after - self.threshold).where(each.before >= self.threshold, self.threshold - each.after) for each in pairs
+        ]
+        return [float(each.min()) - ROUNDING for each in sides]
 
     def read_truth(self, truth: Any, size: tuple[int, int]) -> Tensor:
         """Return whether each label holds, [label]."""

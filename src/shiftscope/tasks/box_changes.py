@@ -13,7 +13,7 @@ from shiftscope.tasks.objects import SIZES, Objects, ObjectStack, inside, shifte
 from shiftscope.tasks.stacks import DetectionStack
 from shiftscope.tasks.task import Pair, View
 
-__all__ = ["CHANGES", "Frame", "batches", "changes", "objects_of", "share_found"]
+__all__ = ["CHANGES", "Frame", "batches", "changes", "confidence_left", "objects_of", "share_found"]
 
 CHANGES = (
     *("box_survival", "confidence_change", "worst_confidence_change", "box_iou", "box_jitter"),
@@ -132,6 +132,31 @@ def changes(
             *_by_size(change, counted, areas(before.boxes)),
         ]
     )
+
+
+def confidence_left(
+    before: DetectionStack, after: DetectionStack, frame: Frame, *, threshold: float, overlap: float, reach: float
+) -> Float[np.ndarray, " view"]:
+    """Return the least confidence among what detections survive as, those that no shift cuts; 0 if one of them does not survive.
+
+    NaN where no detection counts.
+
+    Args:
+        before: detections of the unshifted images.
+        after: those of the second views.
+        frame: how the second views lie.
+        threshold: least confidence of a detection that counts.
+        overlap: least IoU of two boxes of the same object.
+        reach: the largest shift along an axis, pixels.
+    """
+    strong, strong_after = (each.there & (each.scores >= threshold) for each in (before, after))
+    counted = strong & inside(before.boxes, np.full(2, reach), frame.size - reach)
+    shared = overlaps(before.boxes, frame.back(after.boxes))
+    kept, _, _, _ = _fates(before, after, shared, (strong, strong_after), overlap)
+    left = np.where(kept, after.scores[:, None], 0.0).max(axis=2, initial=0.0)
+    least = np.where(counted, left, np.inf).min(axis=1, initial=np.inf)
+    found: np.ndarray = np.where(counted.any(axis=1), least, np.nan)
+    return found
 
 
 def _fates(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
-from shiftscope.tasks.box_changes import CHANGES, Frame, batches, changes, objects_of, share_found
+from shiftscope.tasks.box_changes import CHANGES, Frame, batches, changes, confidence_left, objects_of, share_found
 from shiftscope.tasks.detections import Detections, boxes_back, looks_like_detections, read_detections
 from shiftscope.tasks.matching import areas
 from shiftscope.tasks.objects import Objects
@@ -28,7 +28,7 @@ from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.precision import judge_together
 from shiftscope.tasks.records import to_rows, total_differences, totals_of
 from shiftscope.tasks.stacks import DetectionStack
-from shiftscope.tasks.task import Pair, Task, Totals, Truth, View
+from shiftscope.tasks.task import ROUNDING, Pair, Task, Totals, Truth, View
 from shiftscope.tasks.truth import open_objects
 from shiftscope.tasks.truth_files import Placement
 
@@ -129,6 +129,33 @@ class Boxes(Task):
             for pair, measures, share in zip(pairs, found, shares, strict=True):
                 measures |= {} if pair.truth is None else {"objects_found": share}
         return found
+
+    def rule(self, reach: int) -> str:
+        """Return which detections are found again, and how."""
+        return (
+            f"every detection with a confidence of {self.threshold:g} or more that no shift of up to {reach} pixels cuts is "
+            f"found again, with the same class, an IoU of {self.overlap:g} or more and a confidence of {self.threshold:g} or more"
+        )
+
+    def leads(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return by how much the least confidence of the detections that count exceeds the threshold, by more than rounding.
+
+        A detection that is below the threshold by no more than rounding counts, too.
+        """
+        found: dict[int, float] = {}
+        for numbers in batches(pairs, [max(len(each.before), len(each.after)) for each in pairs]):
+            some = [pairs[number] for number in numbers]
+            before, after = (DetectionStack.of(each) for each in zip(*((pair.before, pair.after) for pair in some), strict=True))
+            left = confidence_left(
+                before,
+                after,
+                Frame.of([pair.view for pair in some]),
+                threshold=self.threshold - ROUNDING,
+                overlap=min(self.overlap + ROUNDING, 1.0),
+                reach=some[0].view.reach,
+            )
+            found |= zip(numbers, (left - self.threshold - ROUNDING).tolist(), strict=True)
+        return [found[number] for number in range(len(pairs))]
 
     def records(self, after: Detections, view: View, truth: Objects | None) -> Tensor | None:
         """Return the detections as average precision judges them; None without ground truth."""

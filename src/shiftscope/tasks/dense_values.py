@@ -87,12 +87,16 @@ class Depth(DenseValues):
     """A value for each pixel, [image, 1, height, width] or [image, height, width], as of depth, disparity or density.
 
     Maps of another size than the input are enlarged bilinearly. Ground truth that is NaN, or not above 0, is unknown.
+
+    Attributes:
+        kept: largest relative error at which a map counts as kept.
     """
 
     moves: ClassVar[bool | None] = True
     name: str = "depth"
     measures: tuple[str, ...] = ("depth_error", "depth_change", "depth_shape_error")
     truth_measures: tuple[str, ...] = ("truth_depth_error", "truth_depth_shape_error")
+    kept: float = 0.05
 
     def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:
         """Return whether the output has a map of one value per pixel, of the input's aspect."""
@@ -152,12 +156,17 @@ class Depth(DenseValues):
 
 @dataclass(frozen=True)
 class Flow(DenseValues):
-    """A vector for each pixel, [image, 2, height, width] in pixels, as of optical flow; maps of another size are enlarged."""
+    """A vector for each pixel, [image, 2, height, width] in pixels, as of optical flow; maps of another size are enlarged.
+
+    Attributes:
+        kept: largest mean distance of vectors, pixels, at which a map counts as kept.
+    """
 
     moves: ClassVar[bool | None] = True
     name: str = "flow"
     measures: tuple[str, ...] = ("endpoint_error", "flow_error")
     truth_measures: tuple[str, ...] = ("truth_endpoint_error",)
+    kept: float = 1.0
 
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
         """Return each image's map, [2, height, width]."""

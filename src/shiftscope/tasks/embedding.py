@@ -15,7 +15,7 @@ from shiftscope.errors import InputError
 from shiftscope.similarity import cosine
 from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.reading import finite_rows, select_output
-from shiftscope.tasks.task import Task, View
+from shiftscope.tasks.task import ROUNDING, Pair, Task, View
 
 __all__ = ["Embedding"]
 
@@ -27,11 +27,16 @@ EQUAL = 1e-6
 
 @dataclass(frozen=True)
 class Embedding(Task):
-    """Vectors, [image, feature]; neighbours are the unshifted images of the block, of which there are up to 64."""
+    """Vectors, [image, feature]; neighbours are the unshifted images of the block, of which there are up to 64.
+
+    Attributes:
+        kept: least cosine at which a vector counts as kept.
+    """
 
     moves: ClassVar[bool | None] = False
     name: str = "embedding"
     measures: tuple[str, ...] = ("mcs", "retrieval", "neighbour_rank")
+    kept: float = 0.9
 
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
         """Return each image's vector."""
@@ -75,3 +80,11 @@ class Embedding(Task):
         equal = int(((others - own_cosine).abs() <= EQUAL).sum())
         # Equally near images are drawn from by lot.
         return {"mcs": own, "retrieval": 0.0 if nearer else 1 / (1 + equal), "neighbour_rank": 1 + nearer + equal / 2}
+
+    def rule(self, reach: int) -> str:
+        """Return how alike vectors are."""
+        return f"the cosine with the vector without a shift is at least {self.kept:g}, by more than rounding"
+
+    def leads(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return by how much cosines exceed their limit."""
+        return [float(cosine(each.before, each.after)) - self.kept - ROUNDING for each in pairs]

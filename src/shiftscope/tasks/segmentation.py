@@ -18,7 +18,7 @@ from shiftscope.tasks.dense import aligned, mean_map, of_size
 from shiftscope.tasks.drawing import blended, class_colours
 from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.reading import finite_rows, select_output
-from shiftscope.tasks.task import Task, View
+from shiftscope.tasks.task import Pair, Task, View
 from shiftscope.tasks.truth_files import MapFiles, Placement
 
 __all__ = ["ClassMap", "Segmentation", "intersections"]
@@ -48,6 +48,7 @@ class Segmentation(Task):
 
     Attributes:
         ignored: the label of ground truth that stands for no class.
+        kept: least share of pixels with the same class at which a map counts as kept.
     """
 
     moves: ClassVar[bool | None] = True
@@ -55,6 +56,7 @@ class Segmentation(Task):
     measures: tuple[str, ...] = ("mASSC", "mean_iou", "boundary_agreement", "interior_agreement")
     truth_measures: tuple[str, ...] = ("truth_iou", "truth_pixels")
     ignored: int = 255
+    kept: float = 0.99
 
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[ClassMap]:
         """Return each image's top classes."""
@@ -104,6 +106,15 @@ class Segmentation(Task):
             found["truth_iou"] = _mean_iou(*intersections(*right, before.classes))
             found["truth_pixels"] = _mean(right[0] == right[1])
         return found
+
+    def rule(self, reach: int) -> str:
+        """Return how many pixels keep their class."""
+        return f"at least {self.kept:g} of the pixels that both views see have the same class, the map moved back"
+
+    def leads(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return by how much the share of pixels with the same class exceeds its limit."""
+        both = (aligned(each.before.tops, each.after.tops, each.view) for each in pairs)
+        return [_mean(one == other) - self.kept for one, other in both]
 
     def read_truth(self, truth: Any, size: tuple[int, int]) -> Tensor:
         """Return labels of pixels as [height, width]."""

@@ -15,10 +15,14 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
+from shiftscope.measures import MEASURES
 from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.truth_files import Placement, named_values
 
-__all__ = ["Pair", "Task", "Totals", "Truth", "View"]
+__all__ = ["ROUNDING", "Pair", "Task", "Totals", "Truth", "View"]
+
+#: A continuous value that lies no further than this on the right side of its limit may be rounding, and is not certified.
+ROUNDING = 1e-5
 
 #: Ground truth of all images, by index: a tensor [image, ...], a list, or anything that reads one when it is asked for.
 Truth = Tensor | Sequence[Any]
@@ -92,6 +96,8 @@ class Task(ABC):
         total_measures: those of all images together, of :meth:`totals`.
         takes_labels: whether labels of images are ground truth for it.
         moves: whether answers should move along with the image; None where the task does not say.
+        kept: least value of the leading measure, or largest of one of which less is better, at which an answer counts as kept;
+            None for a task that says it otherwise, or cannot be certified.
     """
 
     moves: ClassVar[bool | None] = None
@@ -101,6 +107,7 @@ class Task(ABC):
     truth_measures: tuple[str, ...] = ()
     total_measures: tuple[str, ...] = ()
     takes_labels: bool = False
+    kept: float | None = None
 
     def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:
         """Return whether a model's raw output says by itself that it is this task's; arguments as of :meth:`read`."""
@@ -148,6 +155,35 @@ class Task(ABC):
     def compare_all(self, pairs: Sequence[Pair]) -> list[dict[str, float]]:
         """Return what :meth:`compare` does for each pair; a task whose comparisons are small makes them together."""
         return [self.compare(each.before, each.after, each.view, each.truth) for each in pairs]
+
+    def rule(self, reach: int) -> str:
+        """Return what keeps an answer in a clause, for certificates; empty if the task has no such rule.
+
+        Args:
+            reach: the largest shift that is tried, pixels.
+        """
+        if self.kept is None:
+            return ""
+        lead = MEASURES[self.measures[0]]
+        return f"{lead.label} {'at least' if lead.better == 'more' else 'at most'} {self.kept:g}, the answer moved back"
+
+    def leads(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return by how much each answer of the second view is kept: it is where this is 0 or more.
+
+        Args:
+            pairs: of which the first view is unshifted; the view's ``reach`` is the largest shift that is tried.
+
+        Returns:
+            a number for each pair; NaN where the first answer holds nothing to keep, or nothing of it can be compared.
+
+        Raises:
+            InputError: the task has no rule.
+        """
+        if self.kept is None:
+            raise InputError(f"task {self.name!r} does not say what keeps an answer.", "Certify another task.")
+        name, limit = self.measures[0], self.kept
+        sign = 1 if MEASURES[name].better == "more" else -1
+        return [sign * (found[name] - limit) for found in self.compare_all(pairs)]
 
     def read_truth(self, truth: Any, size: tuple[int, int]) -> Any:
         """Return an image's ground truth as :meth:`compare` takes it.
