@@ -108,7 +108,7 @@ def test_survey_and_single_views_give_the_same() -> None:
     ("settings", "message"),
     [
         ({"task": "segmentatoin"}, "there is no task 'segmentatoin'. Did you mean 'segmentation'?"),
-        ({"task": "segmentation:level=2"}, "task 'segmentation' has no setting 'level'. Its settings are ignored."),
+        ({"task": "segmentation:level=2"}, "task 'segmentation' has no setting 'level'. Its settings are kept, ignored."),
         ({"task": "segmentation:ignored=x"}, "'ignored' of task 'segmentation' must be a number, got 'x'."),
         ({"task": "segmentation", "protocols": ["gruver2023"]}, "gruver2023 cannot be measured for task 'segmentation'"),
         (
