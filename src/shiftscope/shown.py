@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +15,7 @@ from shiftscope.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 __all__ = ["Shown"]
@@ -78,7 +80,7 @@ class Shown:
         """Draw the first estimate of each row of the first table, with its interval.
 
         Args:
-            axes: of matplotlib, to draw into; by default those of a new figure.
+            axes: of matplotlib, to draw into; by default those of a new figure, which a notebook shows below the cell.
 
         Raises:
             InputError: the table holds no estimate.
@@ -87,10 +89,7 @@ class Shown:
         if not labelled:
             raise InputError(f"this {type(self).__name__} holds no number with an interval to draw.")
         if axes is None:
-            from matplotlib.figure import Figure
-
-            figure = Figure(figsize=(6.4, AROUND + ROW_HEIGHT * len(labelled)), layout="constrained")
-            axes = figure.subplots()
+            axes = _figure((6.4, AROUND + ROW_HEIGHT * len(labelled))).subplots()
         places = range(len(labelled))
         values = [each.value for _, each in labelled]
         errors = [[each.value - each.low for _, each in labelled], [each.high - each.value for _, each in labelled]]
@@ -117,6 +116,19 @@ class Shown:
         except OSError as error:
             raise InputError(f"`folder` {target} cannot be written ({error.strerror or error}).", "Choose another.") from error
         return target
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    """Return a new figure of so many inches: one of pyplot in a notebook, whose kernel shows these alone, else one without it."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if hasattr(shell, "kernel"):
+        from matplotlib import pyplot
+
+        figure: Figure = pyplot.figure(figsize=size, layout="constrained")
+        return figure
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
 
 
 def _html(table: Table) -> str:
