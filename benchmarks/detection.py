@@ -9,8 +9,8 @@ over shifts show.
 
 With ``--cost`` no table is written; an audit of each network and its bare forward passes take turns, so many rounds. The bare
 passes get the batches that the audit gave it, and form no views. Of the audit's CPU time, what the task spends on comparing,
-judging against ground truth and average precision counts as matching; the rest is forming views, reading what the model
-returns, and tables.
+judging against ground truth and average precision counts as matching. The rest is forming views, reading what the model returns
+(both are timed by themselves), finding periods, and tables.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from torch import Tensor, nn
 from digit_scenes import DigitDetector, Scene, draw_scenes, train
 from interleaving import interleaved, ratios
 from shiftscope import audit, grid
-from shiftscope.audits import Audit
+from shiftscope.audits import Audit, AuditOptions, Session, block_size
 from shiftscope.audits.periods import periods
+from shiftscope.audits.views import views_of
 from shiftscope.runtime.provenance import provenance
 from shiftscope.tables import Cell, Table
 from shiftscope.tasks import Pair, Totals
 from shiftscope.tasks.boxes import Boxes
+from shiftscope.tasks.detections import Detections
 
 Given = TypeVar("Given")
 Found = TypeVar("Found")
@@ -68,9 +70,17 @@ def row(name: str, found: Audit) -> dict[str, Cell]:
 
 @dataclass(frozen=True)
 class TimedBoxes(Boxes):
-    """The task with a list of the CPU seconds of each call that matches or judges."""
+    """The task with lists of the CPU seconds of each call that matches or judges, and of each that reads."""
 
     spent: list[float] = field(default_factory=list)
+    reading: list[float] = field(default_factory=list)
+
+    def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Detections]:
+        """Read, and note the time."""
+        started = process_time()
+        found = super().read(output, count, size)
+        self.reading.append(process_time() - started)
+        return found
 
     def compare_all(self, pairs: Sequence[Pair]) -> list[dict[str, float]]:
         """Compare, and note the time."""
@@ -110,14 +120,32 @@ def recorded(model: nn.Module, scenes: list[Scene]) -> list[Tensor]:
     return batches
 
 
+def forming(model: nn.Module, scenes: list[Scene]) -> Callable[[], float]:
+    """Return a function that forms the views of an audit, and returns the CPU seconds it took."""
+    images = torch.stack([scene.image for scene in scenes])
+    options = AuditOptions(protocols=["every-shift"], max_shift=REACH, task="boxes")
+    measurer = Session.start(model, images[:1], options, labelled=False).measurer
+
+    def run() -> float:
+        started = process_time()
+        for indices in torch.arange(len(images)).split(block_size(measurer.framing.size)):
+            plan = measurer.plan(indices)
+            for rows in torch.arange(len(plan.rows)).split(measurer.batch_size):
+                views_of(plan, rows, images[indices], measurer.framing)
+        return process_time() - started
+
+    return run
+
+
 def print_cost(name: str, model: nn.Module, scenes: list[Scene], rounds: int) -> None:
     """Print an audit's time in parts, beside the bare forward passes of its views."""
-    batches, matching = recorded(model, scenes), list[float]()
+    batches, matching, reading = recorded(model, scenes), list[float](), list[float]()
 
     def whole() -> float:
         task, started = TimedBoxes(), process_time()
         audited(model, scenes, task)
         matching.append(sum(task.spent))
+        reading.append(sum(task.reading))
         return process_time() - started
 
     def bare() -> float:
@@ -127,19 +155,24 @@ def print_cost(name: str, model: nn.Module, scenes: list[Scene], rounds: int) ->
                 model(batch)
         return process_time() - started
 
-    found = interleaved({"audit": whole, "bare": bare}, rounds)
+    found = interleaved({"audit": whole, "bare": bare, "views": forming(model, scenes)}, rounds)
     views, passes = sum(len(batch) for batch in batches), found["bare"]
     matched = matching[1:]
     rest = [each - other - one for each, other, one in zip(found["audit"], matched, passes, strict=True)]
-    parts = {"passes": passes, "matching": matched, "rest": rest}
+    parts = {"passes": passes, "matching": matched, "rest": rest, "views": found["views"], "reading": reading[1:]}
     spent = ", ".join(f"{what} {1000 * median(each) / views:.3f} ms" for what, each in parts.items())
-    print(f"{name}: {views:,} views; a view: {spent}")
+    print(f"{name}: {views:,} views; a view: {spent} (views and reading are in the rest)")
     without = [each - other for each, other in zip(found["audit"], matched, strict=True)]
     together = [one + other for one, other in zip(passes, matched, strict=True)]
     for what, one, other in (
         ("(passes + matching + rest) / passes", found["audit"], passes),
         ("(passes + rest) / passes", without, passes),
         ("(passes + matching + rest) / (passes + matching)", found["audit"], together),
+        (
+            "(passes + matching + rest) / (passes + matching + views)",
+            found["audit"],
+            [one + other for one, other in zip(together, found["views"], strict=True)],
+        ),
     ):
         value, spread = ratios(one, other)
         print(f"    {what}: {value:.3f} {spread}", flush=True)

@@ -6,7 +6,7 @@ path also with the view before it (``flicker``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import nan
@@ -220,14 +220,18 @@ class _Block:
         self._stale: dict[int, list[int]] = {}
         last = dict[int, int]()
         for number, (first, second) in enumerate(self._rows):
-            self._ready.setdefault(max(first, second), []).append(number)
-            last |= {row: max(last.get(row, 0), first, second) for row in (first, second)}
+            until = max(first, second)
+            self._ready.setdefault(until, []).append(number)
+            last[first], last[second] = max(last.get(first, 0), until), max(last.get(second, 0), until)
         for row, until in last.items():
             self._stale.setdefault(until, []).append(row)
-        self._protocols: dict[int, list[str]] = {}
+        #: The protocols that compare a pair with the unshifted image; a protocol and its grid are one.
+        self._protocols: dict[int, dict[str, None]] = {}
         for name, table in pairs.compared.items():
+            protocol = name.removesuffix(GRID)
             for number in table.flatten().tolist() if name != UNSHIFTED else ():
-                self._protocols.setdefault(number, []).append(name)
+                self._protocols.setdefault(number, {})[protocol] = None
+        self._tallies = type(self.task).tally is not Task.tally
         self._steps, self._borders, self._images = plan.steps.tolist(), plan.rows[:, 0].long().tolist(), plan.images.tolist()
 
     def add(self, rows: list[int], answers: list[Any]) -> None:
@@ -256,9 +260,9 @@ class _Block:
         pairs = [self._pair(number) for number in numbers]
         for number, found in zip(numbers, self.task.compare_all(pairs), strict=True):
             self._found[number] = [found.get(name, nan) for name in self.names]
-        summed = [(pair, self._names(number)) for number, pair in zip(numbers, pairs, strict=True)]
-        summed = [(pair, names) for pair, names in summed if names and pair.view.start == (0.0, 0.0)]
-        for pair, names in summed:
+        known = [(pair, self._protocols.get(number, {})) for number, pair in zip(numbers, pairs, strict=True)]
+        summed = [(pair, names) for pair, names in known if names and pair.view.start == (0.0, 0.0)]
+        for pair, names in summed if self._tallies else ():
             for name in names:
                 self._tally(name, pair)
         self._record([names for _, names in summed], [pair for pair, _ in summed])
@@ -268,16 +272,12 @@ class _Block:
         view = self._view(first, second)
         return Pair(self._answers[first], self._answers[second], view, self.truths[view.image])
 
-    def _names(self, number: int) -> list[str]:
-        """Return the protocols that compare a pair with the unshifted image, without those of their grids."""
-        return list({each.removesuffix(GRID): None for each in self._protocols.get(number, ())})
-
     def _tally(self, name: str, pair: Pair) -> None:
         known = self.sums.setdefault(name, {})
         for key, total in self.task.tally(pair.before, pair.after, pair.view, pair.truth).items():
             known[key] = known[key] + total if key in known else total
 
-    def _record(self, names: list[list[str]], pairs: list[Pair]) -> None:
+    def _record(self, names: Sequence[Iterable[str]], pairs: list[Pair]) -> None:
         """Keep what numbers of all images together need of some pairs, after the image's index and the shift."""
         found: dict[str, list[tuple[Pair, Tensor]]] = {}
         for protocols, pair, rows in zip(names, pairs, self.task.records_all(pairs), strict=True):

@@ -99,7 +99,8 @@ def task_changed(merged: Part, task: Task) -> tuple[Changed, ...]:
 
 def task_notes(merged: Part, task: Task | None, surveys: Mapping[str, Survey]) -> Iterator[str]:
     """Yield the periods of the maps over shifts, and which measures are not defined for some images, or for none."""
-    yield from period_sentences(surveys) if task is not None else ()
+    # Of average precision, that of all sizes and overlaps tells; the others repeat it.
+    yield from period_sentences(surveys, without=task.total_measures[1:]) if task is not None else ()
     missing: dict[str, tuple[int, int]] = {}
     for (_, measure), values in merged.scores.items() if task is not None else ():
         if values.isnan().any():

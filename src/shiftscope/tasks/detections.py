@@ -159,10 +159,10 @@ def _is_triple(output: Sequence[Any]) -> bool:
 
 def _parts(each: Any) -> tuple[Any, Any, Any]:
     """Return the boxes, scores and labels of an image."""
+    if isinstance(each, Mapping) and "boxes" in each and "scores" in each and "labels" in each:
+        return each["boxes"], each["scores"], each["labels"]
     inner = getattr(each, "boxes", None)
-    if isinstance(each, Mapping) and all(name in each for name in NAMES):
-        found = tuple(each[name] for name in NAMES)
-    elif inner is not None and all(hasattr(inner, name) for name in ("xyxy", "conf", "cls")):
+    if inner is not None and all(hasattr(inner, name) for name in ("xyxy", "conf", "cls")):
         found = (inner.xyxy, inner.conf, inner.cls)
     elif isinstance(each, list | tuple) and len(each) == 3:
         found = tuple(each)
@@ -224,10 +224,12 @@ def _checked_together(images: Sequence[tuple[Any, Any, Any]]) -> list[Detections
 
 def _together(parts: Sequence[Any], counts: Sequence[int], rest: tuple[int, ...]) -> np.ndarray | None:
     """Return the values of all images as one array; None if they are no tensors of one type and of the shape (count, *rest)."""
-    shapes = [(count, *rest) for count in counts]
-    if any(not isinstance(part, Tensor) or part.shape != shape for part, shape in zip(parts, shapes, strict=True)):
+    if not all(isinstance(part, Tensor) for part in parts):
         return None
-    if len({(part.dtype, part.device) for part in parts}) > 1:
+    if [part.shape for part in parts] != [(count, *rest) for count in counts]:
+        return None
+    first = parts[0]
+    if any(part.dtype != first.dtype or part.device != first.device for part in parts):
         return None
     return _array(torch.cat(tuple(parts)))
 
