@@ -274,6 +274,30 @@ DEFINITIONS = (
         Measure(f"ap_{size}", f"average precision, {size} objects", f"Average precision of {size} objects, a mean over shifts.")
         for size in ("small", "medium", "large")
     ),
+    # Keypoints.
+    Measure(
+        "keypoints_kept",
+        "keypoints kept",
+        "Share of points within a tenth of the longer side of their object's box of where they were, moved back (PCK at 0.1).",
+    ),
+    Measure(
+        "keypoint_distance",
+        "keypoint distance, pixels",
+        "Mean distance of points from where they were before a shift, moved back, in pixels.",
+        LENGTH,
+        better="less",
+    ),
+    Measure(
+        "keypoint_oks",
+        "keypoint similarity (OKS)",
+        "COCO's object keypoint similarity of points before a shift and moved back, with the area of the box.",
+    ),
+    Measure("visibility_flips", "visibility flips", "Share of points that become visible or cease to be.", better="less"),
+    Measure(
+        "pose_survival",
+        "instances that survive",
+        "Share of instances found again after a shift, with a box at an IoU of 0.5 or more.",
+    ),
     # Of any task.
     Measure(
         "flicker",

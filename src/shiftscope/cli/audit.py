@@ -75,8 +75,8 @@ def audit(
         chaman2021-circular, chaman2021-zero, rojas2022, michaeli2023, azulay2018, hendrycks2019, gruver2023, tmeasures or
         segmentation. Repeatable. By default those that suit the model's outputs.
     task
-        What the outputs are: boxes, segmentation, depth, flow, embedding, binary, multilabel or answers, with settings after a
-        colon, as in `boxes:threshold=0.3`. By default what they show.
+        What the outputs are: boxes, keypoints, segmentation, depth, flow, embedding, binary, multilabel or answers, with settings
+        after a colon, as in `boxes:threshold=0.3`. By default what they show.
     truth
         Ground truth for --task: a JSON file of COCO or the folder above `images` and `labels` of YOLO (boxes), a folder with a
         map for each image, named like it (segmentation, depth), or a JSON file that maps names of images to values.

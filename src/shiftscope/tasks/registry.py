@@ -12,6 +12,7 @@ from shiftscope.tasks.binary import Binary, MultiLabel
 from shiftscope.tasks.boxes import Boxes
 from shiftscope.tasks.dense_values import Depth, Flow
 from shiftscope.tasks.embedding import Embedding
+from shiftscope.tasks.keypoints import Keypoints
 from shiftscope.tasks.segmentation import Segmentation
 from shiftscope.tasks.task import Task
 
@@ -19,7 +20,8 @@ __all__ = ["TASKS", "find_task", "task_of"]
 
 #: Every task by name. Of several that an output shows, the first one is chosen.
 TASKS: dict[str, Task] = {
-    task.name: task for task in (Segmentation(), Boxes(), Depth(), Flow(), Embedding(), Binary(), MultiLabel(), Answers())
+    task.name: task
+    for task in (Segmentation(), Keypoints(), Boxes(), Depth(), Flow(), Embedding(), Binary(), MultiLabel(), Answers())
 }
 #: Fields of a task that are no settings.
 FIXED = ("name", "measures", "truth_measures", "total_measures", "takes_labels")

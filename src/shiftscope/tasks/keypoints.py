@@ -1,0 +1,267 @@
+"""Keypoints: places of named points, such as a person's joints. Equivariant: points should move along with the image.
+
+The points of the shifted image are moved back and compared with those of the unshifted one, point by point. Where an image shows
+several instances, these are paired first, one to one, by the overlaps of their boxes (IoU). Points that lie outside what both
+views show are left out, and with boxes also instances that a border cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from shiftscope.errors import InputError, NotFiniteError
+from shiftscope.tasks.box_changes import Frame
+from shiftscope.tasks.matching import areas, match, overlaps
+from shiftscope.tasks.outlines import outlined
+from shiftscope.tasks.task import Task, View
+
+__all__ = ["COCO_SIGMAS", "Keypoints", "Poses", "similarities"]
+
+#: COCO's spread of each of the 17 points of a person, as a share of the square root of its area.
+COCO_SIGMAS = (
+    *(0.026, 0.025, 0.025, 0.035, 0.035),  # nose, eyes, ears
+    *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),  # shoulders, elbows, wrists
+    *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089),  # hips, knees, ankles
+)
+MEASURES = ("keypoints_kept", "keypoint_distance", "keypoint_oks", "visibility_flips", "pose_survival")
+WHAT = "task 'keypoints' needs keypoints for each image"
+FORMS = "Return a list of dicts as torchvision does, or one tensor [image, point, 2 or 3] of x, y and confidence."
+
+
+@dataclass(frozen=True)
+class Poses:
+    """The instances that a model finds in an image.
+
+    Attributes:
+        points: (x, y) of each point, pixels of the model's input.
+        confidence: of each point, or its visibility; NaN where the model gives none.
+        scores: confidence of each instance.
+        boxes: (x1, y1, x2, y2) of each instance; None of a model that gives the points of one instance only.
+    """
+
+    points: Float[np.ndarray, "pose point 2"]
+    confidence: Float[np.ndarray, "pose point"]
+    scores: Float[np.ndarray, " pose"]
+    boxes: Float[np.ndarray, "pose 4"] | None
+
+    def at(self, chosen: np.ndarray) -> Poses:
+        """Return some of the instances."""
+        boxes = None if self.boxes is None else self.boxes[chosen]
+        return Poses(self.points[chosen], self.confidence[chosen], self.scores[chosen], boxes)
+
+    def extents(self) -> Float[np.ndarray, "pose 4"]:
+        """Return the box of each instance, by default that around its points."""
+        if self.boxes is not None:
+            return self.boxes
+        if not self.points.size:
+            return np.zeros((len(self.points), 4))
+        return np.concatenate([self.points.min(axis=1), self.points.max(axis=1)], axis=1)
+
+
+def similarities(
+    apart: Float[np.ndarray, "pose point"], own: Float[np.ndarray, " pose"], sigmas: Sequence[float] = COCO_SIGMAS
+) -> Float[np.ndarray, "pose point"]:
+    """Return exp(-d^2 / (2 s^2 k^2)) of each point, whose mean over points is COCO's object keypoint similarity (OKS).
+
+    Args:
+        apart: distance d of each point, pixels.
+        own: area s^2 of each instance, square pixels.
+        sigmas: of each point; k is twice as much.
+
+    >>> similarities(np.array([[0.0, 10.0]]), np.array([2500.0]), [0.05, 0.1]).round(3).tolist()
+    [[1.0, 0.607]]
+    """
+    spread = np.square(2 * np.asarray(sigmas)) * np.maximum(own, np.finfo(float).tiny)[:, None]
+    found: np.ndarray = np.exp(-np.square(apart) / (2 * spread))
+    return found
+
+
+@dataclass(frozen=True)
+class Keypoints(Task):
+    """Keypoints of torchvision's and ultralytics' models, or [image, point, 2 or 3] of one instance an image.
+
+    Attributes:
+        near: distance within which a point is kept, as a share of the longer side of its instance's box (PCK).
+        threshold: least confidence of an instance that counts.
+        overlap: least IoU of two boxes of one instance.
+        visible: least confidence of a point that is visible.
+        sigma: of every point, for OKS; 0 for COCO's of 17 points, and no OKS for another number of points.
+    """
+
+    name: str = "keypoints"
+    measures: tuple[str, ...] = MEASURES
+    near: float = 0.1
+    threshold: float = 0.5
+    overlap: float = 0.5
+    visible: float = 0.5
+    sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("near", "threshold", "overlap"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(f"`{name}` of task 'keypoints' must be above 0 and at most 1, got {getattr(self, name):g}.")
+        if self.sigma < 0:
+            raise InputError(f"`sigma` of task 'keypoints' must be 0 or more, got {self.sigma:g}.")
+
+    def nothing(self) -> str:
+        """Return that no instance counts in any image."""
+        return (
+            f"No image has an instance with a confidence of {self.threshold:g} or more that no border cuts: there is nothing to "
+            "compare. Lower the threshold, as with --task keypoints:threshold=0.3."
+        )
+
+    def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:
+        """Return whether an output has names that only models of keypoints give."""
+        return isinstance(output, list | tuple) and len(output) == count > 0 and _fields(output[0]) is not None
+
+    def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Poses]:
+        """Return each image's instances."""
+        if isinstance(output, Tensor):
+            if output.ndim != 3 or len(output) != count or output.shape[2] not in (2, 3):
+                raise InputError(f"{WHAT}, {count} of them, got shape {tuple(output.shape)}.", FORMS)
+            ones = torch.ones(1, dtype=torch.float64)
+            return [_poses(each[None], None, ones, None) for each in output]
+        if not isinstance(output, list | tuple) or len(output) != count:
+            raise InputError(f"{WHAT}, {count} of them, got {type(output).__name__}.", FORMS)
+        found = [_fields(each) for each in output]
+        if any(each is None for each in found):
+            raise InputError(f"{WHAT}, got {type(output[0]).__name__} without keypoints.", FORMS)
+        return [_poses(*each) for each in found if each is not None]
+
+    def compare(self, before: Poses, after: Poses, view: View, truth: Any) -> dict[str, float]:
+        """Return how far points move against the image, and what becomes of instances and of visibility."""
+        frame = Frame.of([view])
+        before, after = (each.at(each.scores >= self.threshold) for each in (before, after))
+        one, other, counted = self._paired(before, after, frame)
+        if not counted:
+            return dict.fromkeys(MEASURES, nan)
+        if len(one) and before.points.shape[1:] != after.points.shape[1:]:
+            raise InputError(f"{WHAT}: the number of points differs between views.", "Return the same points for every image.")
+        return {"pose_survival": len(one) / counted} | self._changes(before.at(one), after.at(other), frame)
+
+    def _changes(self, before: Poses, after: Poses, frame: Frame) -> dict[str, float]:
+        """Return the measures of points of the same instances before and after."""
+        apart, seen = _distances(before.points, after.points, frame)
+        boxes = before.extents()
+        side = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0.0)[:, None]
+        sigmas = [self.sigma] * apart.shape[1] if self.sigma else COCO_SIGMAS
+        alike = similarities(apart, areas(boxes), sigmas) if len(sigmas) == apart.shape[1] else np.full(apart.shape, nan)
+        flips = (before.confidence >= self.visible) != (after.confidence >= self.visible)
+        known = seen & ~np.isnan(before.confidence) & ~np.isnan(after.confidence)
+        return {
+            "keypoints_kept": _mean(apart <= self.near * side, seen & (side > 0)),  # a single point has no size
+            "keypoint_distance": _mean(apart, seen),
+            "keypoint_oks": _mean(alike, seen),
+            "visibility_flips": _mean(flips, known),
+        }
+
+    def _paired(self, before: Poses, after: Poses, frame: Frame) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return which instances are the same before and after, and how many counted before."""
+        if before.boxes is None or after.boxes is None:
+            same = np.arange(min(len(before.points), len(after.points)))
+            return same, same, len(before.points)
+        whole, whole_after = (each[0] for each in frame.whole(before.boxes[None], after.boxes[None]))
+        shared = overlaps(before.boxes, frame.back(after.boxes[None])[0])
+        pairs = match(shared, whole[:, None] & np.ones(len(whole_after), dtype=bool), least=self.overlap)
+        return pairs[:, 0], pairs[:, 1], int(whole.sum())
+
+    def draw(self, picture: Tensor, answer: Poses, view: View) -> Tensor:
+        """Draw the points of instances that count, moved back, each in its colour, over those of the unshifted image in white."""
+        drawn = picture
+        for before in view.references if view.shift != (0, 0) else ():
+            drawn = outlined(drawn, _dots(self._shown(before), picture))
+        points = self._shown(answer) - np.array([view.shift[1], view.shift[0]])
+        labels = np.tile(np.arange(points.shape[1]), len(points))
+        return outlined(drawn, _dots(points, picture), labels)
+
+    def _shown(self, answer: Poses) -> Float[np.ndarray, "pose point 2"]:
+        return answer.points[answer.scores >= self.threshold]
+
+    def caption(self, answer: Poses) -> str:
+        """Return how many instances count, and how many of their points are visible."""
+        counted = answer.at(answer.scores >= self.threshold)
+        visible = int((counted.confidence >= self.visible).sum())
+        points = "" if np.isnan(counted.confidence).all() else f", {visible} visible points"
+        return f"{len(counted.scores)} {'instance' if len(counted.scores) == 1 else 'instances'}{points}"
+
+    def words(self, share: str, value: str, moved: str) -> str:
+        """Return the share of points that are kept in a sentence."""
+        return f"Keypoints stay within {self.near:g} of the size of their object for {share} of points when images move {moved}."
+
+
+def _fields(each: Any) -> tuple[Any, Any, Any, Any] | None:
+    """Return points, their confidence, scores and boxes of an image's instances, as libraries name them; None without points."""
+    if isinstance(each, Mapping):
+        return (each["keypoints"], None, each.get("scores"), each.get("boxes")) if "keypoints" in each else None
+    inner, boxes = getattr(each, "keypoints", None), getattr(each, "boxes", None)
+    if inner is None or boxes is None or getattr(inner, "xy", None) is None:
+        return None
+    return inner.xy, getattr(inner, "conf", None), boxes.conf, boxes.xyxy
+
+
+def _poses(points: Any, confidence: Any, scores: Any, boxes: Any) -> Poses:
+    """Return instances from what a model gives for an image.
+
+    Raises:
+        InputError: shapes do not belong together.
+        NotFiniteError: numbers are NaN or infinite.
+    """
+    places = _array(points)
+    count = len(places)
+    if places.ndim != 3 or places.shape[2] not in (2, 3):
+        raise InputError(f"`keypoints` must be [instance, point, 2 or 3], got shape {places.shape}.", FORMS)
+    given = places[..., 2] if confidence is None and places.shape[2] == 3 else None
+    known = np.full(places.shape[:2], nan) if confidence is None else _array(confidence)
+    known = known if given is None else given
+    ones = np.ones(count) if scores is None else _array(scores).reshape(-1)
+    frames = None if boxes is None else _array(boxes).reshape(-1, 4)
+    if known.shape != places.shape[:2] or len(ones) != count or (frames is not None and len(frames) != count):
+        raise InputError(
+            "`keypoints`, `scores` and `boxes` must be equally many for an image.", "Return one of each an instance."
+        )
+    if not all(np.isfinite(each).all() for each in (places, ones, *([] if frames is None else [frames]))):
+        raise NotFiniteError("the model returned NaN or infinity in its keypoints, boxes or scores.", "Check its weights.")
+    return Poses(places[..., :2], known, ones, frames)
+
+
+def _array(values: Any) -> np.ndarray:
+    """Return numbers in double precision on the CPU."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{WHAT}, got {type(values).__name__} in place of numbers.", FORMS) from error
+    array: np.ndarray = tensor.detach().cpu().double().numpy()
+    return array
+
+
+def _distances(
+    before: Float[np.ndarray, "pose point 2"], after: Float[np.ndarray, "pose point 2"], frame: Frame
+) -> tuple[Float[np.ndarray, "pose point"], Bool[np.ndarray, "pose point"]]:
+    """Return how far points lie apart once moved back, pixels, and which lie in what both views show of the image."""
+    step, start = frame.steps[0], frame.starts[0]
+    apart = after - step - before
+    if frame.circular:
+        apart -= np.round(apart / frame.size) * frame.size
+        return np.hypot(apart[..., 0], apart[..., 1]), np.ones(apart.shape[:2], dtype=bool)
+    low = np.maximum(np.maximum(0, start), -step)
+    high = np.minimum(np.minimum(frame.size, frame.size + start), frame.size - step)
+    return np.hypot(apart[..., 0], apart[..., 1]), ((before >= low) & (before <= high)).all(axis=-1)
+
+
+def _mean(values: np.ndarray, chosen: Bool[np.ndarray, "pose point"]) -> float:
+    return float(values[chosen].mean()) if chosen.any() else nan
+
+
+def _dots(points: Float[np.ndarray, "pose point 2"], picture: Tensor) -> Float[np.ndarray, "dot 4"]:
+    """Return small boxes around points."""
+    around = 1 + min(picture.shape[1:]) // 100
+    flat = points.reshape(-1, 2)
+    return np.concatenate([flat - around, flat + around], axis=1)
