@@ -25,6 +25,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import fuzz_cases
 from fuzz_cases import CAMPAIGNS, Bases
@@ -176,6 +177,7 @@ def _child(words: list[str], place: Path) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdout, sys.stderr = (open(number, "w", errors="backslashreplace") for number in (1, 2))  # noqa: SIM115, PTH123 - descriptors
         os.chdir(place / "cwd")
+        sys.modules["__main__"] = ModuleType("__main__")  # a process that the command starts would import this script again
         warnings.resetwarnings()  # as in a process of the user's own, not as in the tests
         warnings.simplefilter("ignore", DeprecationWarning)
         os.environ |= {

@@ -86,6 +86,16 @@ def test_file_calls_no_factory_without_trust(factory: str, tmp_path: Path) -> No
         load_model(str(tmp_path / "fixed.safetensors"))
 
 
+@pytest.mark.parametrize("name", ["mean", "deviation"])
+def test_run_whose_normalisation_has_another_shape_is_refused(name: str, run: Path, tmp_path: Path) -> None:
+    weights, spec = load_file(run / "model.safetensors"), load_model(str(run)).spec
+    place = next(each for each in weights if each.rpartition(".")[2] == name)
+    damaged = {**weights, place: weights[place].reshape(())}
+    save_file(damaged, tmp_path / "model.safetensors", metadata={"shiftscope": spec.model_dump_json(exclude_none=True)})
+    with pytest.raises(InputError, match="do not fit"):
+        load_model(str(tmp_path / "model.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -344,8 +344,8 @@ def _normalised(found: Preprocessing, model: nn.Module, weights: Mapping[str, Te
     """Return a preprocessing with the normalisation that the weights of a model hold, if nothing says it."""
     place = next((name for name, part in model.named_modules() if isinstance(part, Normalise)), None)
     mean, std = (weights.get(f"{place}.{name}") for name in ("mean", "deviation"))
-    if found.mean is not None or mean is None or std is None:
-        return found
+    if found.mean is not None or mean is None or std is None or not mean.ndim == std.ndim == 1:
+        return found  # weights of another shape are refused where they are loaded
     return replace(found, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
