@@ -8,6 +8,10 @@ each model had shifts of its own. The second model is equal to the first, or its
 
 It prints, for each protocol or set of protocols: the share of audits at which `check` fails. Then the same of trained networks,
 on images drawn from a test set; and for `--fail-if`, of models exactly at the bound and 0.1 beyond it.
+
+`--limits` prints instead what no test can exceed: the power, at one-sided 2.5 %, of the best linear combination of what an audit
+knows of each image, chosen by who knows the truth, and how many images that needs for 90 %. Of a single measure that is the bound
+on the local power of any unbiased test of paired values (van der Vaart, Asymptotic Statistics, 1998, chapter 25).
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ RELATED = {"alike": 1.0, "half": 0.5, "unrelated": 0.0}
 #: How much images differ: the smaller, the more images always or never change.
 SPREAD = 1.0
 DROP = 0.1
+#: Images from which limits are computed; the quantiles of 2.5 % and 90 %.
+MANY, LEVEL, WANTED = 200_000, 1.959964, 1.281552
 RESULTS = Path(__file__).parent.parent / "results"
 #: The measures of a study's runs that trained networks are compared by.
 MEASURED = ("top1_change", "mcs")
@@ -174,6 +180,27 @@ def failures(
     return failed / repetitions
 
 
+def limits(population: Population, rows: Sequence[tuple[str, str]], images: int) -> tuple[float, int]:
+    """Return the power of the best test of these measures, and the images with which that is 90 %.
+
+    Args:
+        population: the models.
+        rows: the measures.
+        images: in each audit.
+    """
+    generator = np.random.default_rng(0)
+    views = Views(generator, population.related)
+    models = [
+        np.stack([DRAWN[key](drawn, rates) for key in rows])
+        for rates in population.draw(generator, MANY)
+        for drawn in (views.of_next_model(),)
+    ]
+    differences = models[1] - models[0]
+    means, covariance = differences.mean(axis=1), np.atleast_2d(np.cov(differences))
+    information = float(means @ np.linalg.solve(covariance, means))
+    return float(ndtr((images * information) ** 0.5 - LEVEL)), int(np.ceil((LEVEL + WANTED) ** 2 / information))
+
+
 def beyond(rate: float, bound: float, key: tuple[str, str], images: int, repetitions: int) -> float:
     """Return the share of audits that a condition fails."""
     generator = np.random.default_rng([images, 7])
@@ -215,6 +242,17 @@ def trained(factors: tuple[int, int], images: int, repetitions: int) -> tuple[fl
     return worse, float(torch.corrcoef(changes)[0, 1]), failed / repetitions
 
 
+def print_limits(images: int) -> None:
+    """Print what no test can exceed."""
+    print(f"What no test of the same values can exceed, at one-sided 2.5 %, of drops by 0.1 with {images} images\n")
+    print(f"{'check':24}{'models':>12}{'change':>8}{'limit':>8}{'images for 90 %':>17}")
+    for name, rows in SETS.items():
+        for related, size in RELATED.items():
+            for rate in (0.02, 0.1, 0.3):
+                limit, needed = limits(Population((rate, rate + DROP), size), rows, images)
+                print(f"{name:24}{related:>12}{rate:8.2f}{limit:8.3f}{needed:17}", flush=True)
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -222,8 +260,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--own-views", action="store_true", help="shifts of its own for each model")
     parser.add_argument("--only", choices=sorted(SETS), help="one set of measures, and nothing else")
+    parser.add_argument("--limits", action="store_true", help="what no test can exceed, and nothing else")
     settings = parser.parse_args()
     images, repetitions = settings.images, settings.repetitions
+    if settings.limits:
+        print_limits(images)
+        return
     print(f"{images} images, {repetitions} repetitions; share of audits that fail\n")
     print(f"{'check':24}{'models':>12}{'change':>8}{'equal':>8}{'0.1 worse':>11}")
     for name, rows in SETS.items():
