@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from shiftscope.audits.gate import Outcome
 from shiftscope.audits.reading import AuditFile, EstimateFile
+from shiftscope.certificates.reading import CertificateFile
 from shiftscope.runtime.settings import Spec
 from shiftscope.studies.records import Record
 from shiftscope.studies.spec import Claim
@@ -324,6 +325,7 @@ class FlickerFile(Spec):
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "audit": AuditFile,
+    "certify": CertificateFile,
     "check": CheckFile,
     "compare-audits": ComparedAuditsFile,
     "compare-study": ComparedStudyFile,

@@ -38,7 +38,7 @@ def check(schemas: ModuleType, name: str, content: Any) -> None:
     jsonschema.Draft202012Validator(schemas.schema(name)).validate(content)
 
 
-KINDS = ("audit", "check", "compare-audits", "compare-study", "explain", "fix", "flicker", "record", "table")
+KINDS = ("audit", "certify", "check", "compare-audits", "compare-study", "explain", "fix", "flicker", "record", "table")
 #: Options of every command on models here.
 SMALL = ("--size", "20", "--data", "digits", "--images", "6", "--max-shift", "1")
 
@@ -94,6 +94,13 @@ def test_what_a_command_prints_is_valid(schemas: ModuleType, shiftscope: Command
     for field in set(content) - {"provenance"}:
         with pytest.raises(jsonschema.ValidationError):
             check(schemas, name, {key: value for key, value in content.items() if key != field})
+
+
+def test_certificate_that_is_printed_is_valid(schemas: ModuleType, shiftscope: Command) -> None:
+    content = printed(shiftscope, "certify", "my_models:small", *SMALL)
+    check(schemas, "certify", content)
+    with pytest.raises(jsonschema.ValidationError):
+        check(schemas, "certify", {**content, "radius": -1})
 
 
 def test_checks_and_comparisons_of_audits_are_valid(schemas: ModuleType, shiftscope: Command, tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cli.conftest import Command
+from shiftscope import certify
 from shiftscope.certificates.certifying import Certifier
 from shiftscope.runtime.files import write_checked_tensors
 
@@ -26,6 +29,7 @@ def test_certify_prints_the_curve_and_writes_it(shiftscope: Command, run: Path, 
         "certificate.md",
         "certificate.csv",
         "images.csv",
+        "report.html",
     }
     content = json.loads((tmp_path / "c" / "certificate.json").read_text())
     signed = {"model", "model_sha256", "data", "data_sha256", "border", "largest radius", "date", "shiftscope", "images"}
@@ -97,5 +101,44 @@ def test_damaged_part_is_certified_again(
 )
 def test_impossible_certificate_exits_with_2(shiftscope: Command, arguments: tuple[str, ...], problem: str) -> None:
     done = shiftscope("certify", *arguments)
+    assert done.code == 2
+    assert problem in done.err
+
+
+def test_page_shows_the_curve_and_is_written_again(shiftscope: Command, run: Path, tmp_path: Path) -> None:
+    done = shiftscope("certify", str(run), "--radius", "2", "--images", "20", "--out", "c")
+    assert done.code == 0, done.err
+    page = tmp_path / "c" / "report.html"
+    text = page.read_text()
+    assert "How far every shift keeps the answer" in text
+    assert "are answered right" in text
+    assert "model sha256" in text
+    page.unlink()
+    again = shiftscope("report", "c")
+    assert again.code == 0, again.err
+    assert page.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda content: content["images"][0].update(radius=9), "a radius is beyond those that were tried"),
+        (lambda content: content["images"].pop(), "the curve is not that of the images"),
+        (lambda content: content.update(schema_version=99), "later version"),
+        (lambda content: content.pop("border"), "border"),
+    ],
+    ids=["beyond", "fewer images", "later", "no border"],
+)
+def test_page_of_a_damaged_certificate_is_refused(
+    change: Callable[[dict[str, Any]], object], problem: str, shiftscope: Command, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).eval()
+    content = certify(model, torch.rand(7, 1, 8, 8), torch.arange(7) % 3, radius=2).to_json()
+    change(content)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "certificate.json").write_text(json.dumps(content))
+    (tmp_path / "c" / "plan.json").write_text("{}")
+    done = shiftscope("report", "c")
     assert done.code == 2
     assert problem in done.err

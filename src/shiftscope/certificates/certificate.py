@@ -17,7 +17,10 @@ from shiftscope.radii.curve import BORDERS, RadiusCounts
 from shiftscope.shown import Shown
 from shiftscope.tables import Summary, Table, percent
 
-__all__ = ["Certificate", "Part", "merge"]
+__all__ = ["CERTIFICATE_VERSION", "Certificate", "Part", "merge"]
+
+#: The version of ``certificate.json``.
+CERTIFICATE_VERSION = 1
 
 #: What keeps an answer that is a class.
 CLASSES = "the class on top without a shift leads all others at every shift, by more than rounding"
@@ -163,12 +166,13 @@ class Certificate(Shown):
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain data."""
         return {
+            "schema_version": CERTIFICATE_VERSION,
             "summary": self.words(),
             "radius": self.limit,
             "border": self.border,
             "points_a_pixel": self.parts,
             "rule": self.rule or CLASSES,
-            "curve": self.table().to_json()["rows"],
+            "curve": [] if self.counts.total == self.counts.empty else self.table().to_json()["rows"],
             "images": list(self.image_table().to_json()["rows"]),
             "views": self.part.views,
             "images_computed_at_once": self.part.dense,

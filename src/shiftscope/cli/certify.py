@@ -52,8 +52,8 @@ def certify(
     batch_size
         Number of images per forward pass. By default as many as memory allows.
     out
-        Folder for certificate.json, certificate.md, certificate.csv and images.csv. A stopped run resumes from it. By default
-        nothing is written.
+        Folder for certificate.json, certificate.md, certificate.csv, images.csv and report.html. A stopped run resumes from it.
+        By default nothing is written.
     """
     if radius is not None and options.max_shift not in (None, radius):
         raise InputError(
@@ -76,7 +76,11 @@ def certify(
             if stopped.certificate is not None:
                 _print(stopped.certificate, options)
             raise
-    saved = f"Saved in {out}: certificate.json, certificate.md, certificate.csv, images.csv." if out else ""
+    if out is not None:
+        from shiftscope.report.write import write_report
+
+        write_report(out)
+    saved = f"Saved in {out}: certificate.json, certificate.md, certificate.csv, images.csv, report.html." if out else ""
     commands = () if found.rule else (f"shiftscope explain {options.arguments(model)}",)
     _print(found, options, saved=saved, commands=commands)
 

@@ -181,7 +181,7 @@ def report(
     options: PageOptions = PageOptions(),
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
 ) -> None:
-    """Write the page of a study or an audit: one HTML file that opens from disk, with figures, tables and images to drag.
+    """Write the page of a study, an audit or a certificate: an HTML file that opens from disk, with figures and tables.
 
     A study may be unfinished: the page lists the missing runs. Its tables and figure are rewritten from the finished runs.
     Nothing is downloaded.
@@ -189,7 +189,7 @@ def report(
     Parameters
     ----------
     folder
-        Folder of a study or of an audit.
+        Folder of a study, of an audit or of a certificate.
     out
         File to write; the study's other files stay as they are. By default report.html in the folder.
     """
@@ -204,13 +204,13 @@ def report(
 
 
 def _check_written(folder: Path) -> None:
-    """Refuse a folder that holds neither a study nor an audit."""
+    """Refuse a folder that holds no study, audit or certificate."""
     from shiftscope.audits.folder import is_audit
 
     if folder.is_dir() and not is_audit(folder) and not (folder / "study.json").exists():
         raise InputError(
-            f"{folder} holds neither a study nor an audit.",
-            "Give a folder that `shiftscope study` or `shiftscope audit --out` wrote.",
+            f"{folder} holds no study, audit or certificate.",
+            "Give a folder that `shiftscope study`, `shiftscope audit --out` or `shiftscope certify --out` wrote.",
         )
 
 
@@ -244,7 +244,7 @@ def figures(
 
 @app.command(name="open", group=STUDIES, sort_key=3)
 def open_report(folder: Path) -> None:
-    """Show the page of a study or an audit in the browser.
+    """Show the page of a study, an audit or a certificate in the browser.
 
     Parameters
     ----------

@@ -1,17 +1,65 @@
-"""Draw a certificate: the share of images that keep their answer, or are right, at every shift of up to r pixels."""
+"""Gather the page of a certificate, and its curve for other pages: images kept, or right, at every shift of up to r pixels."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from shiftscope.certificates.reading import CertificateFile
 from shiftscope.engine.framing import Border
 from shiftscope.radii import RadiusCounts
 from shiftscope.radii.curve import BORDERS
-from shiftscope.report.content import Chart
-from shiftscope.tables import Table
+from shiftscope.report.content import Chart, Page, Rows
+from shiftscope.tables import Cell, Table
 
-__all__ = ["certificate_chart"]
+__all__ = ["certificate_chart", "certificate_page"]
 
 #: The curves, in words.
 CURVES = {"unchanged": "keep their answer", "right": "are answered right"}
+#: So many images are listed, those of the smallest radii first; images.csv holds all.
+LISTED = 200
+
+
+def certificate_page(certificate: CertificateFile) -> Page:
+    """Return the content of a certificate's page.
+
+    Args:
+        certificate: as its file holds it.
+    """
+    provenance, counts = certificate.provenance, certificate.counts()
+    model = Path(provenance.get("model", "the model")).name
+    of_grid = certificate.points_a_pixel > 1
+    facts = (
+        model,
+        f"{counts.total:,} images",
+        f"shifts of up to {certificate.radius} pixels",
+        f"border {BORDERS[certificate.border]}",
+        *([f"a grid of {certificate.points_a_pixel} points a pixel, no proof"] if of_grid else []),
+    )
+    notes = Table("What it holds for", ("note",), tuple({"note": each} for each in certificate.notes))
+    return Page(
+        title=f"How far does every shift keep the answers of {model}?",
+        answer=certificate.summary,
+        sections=(
+            certificate_chart(counts, certificate.border, "The share of images, for each r."),
+            Rows("What it holds for", "Each a condition of the numbers above.", notes),
+            Rows("Images that fail first", *_listed(certificate)),
+        ),
+        facts=facts,
+        provenance=provenance,
+    )
+
+
+def _listed(certificate: CertificateFile) -> tuple[str, Table]:
+    """Return the images of the smallest radii as a table, and its caption."""
+    names = [
+        name for name in ("name", "answer", "label") if any(getattr(each, name) not in (None, "") for each in certificate.images)
+    ]
+    columns = ("image", *names, "radius")
+    chosen = sorted(certificate.images, key=lambda each: (each.radius, each.image))[:LISTED]
+    rows: list[dict[str, Cell]] = [{name: getattr(each, name) for name in columns} for each in chosen]
+    which = "All of them" if len(chosen) == len(certificate.images) else f"The first {LISTED} of {len(certificate.images):,}"
+    caption = f"{which}, by radius in pixels; -1 has no answer, -2 nothing to keep. images.csv holds every image."
+    return caption, Table("Radius of each image", columns, tuple(rows))
 
 
 def certificate_chart(counts: RadiusCounts, border: Border, caption: str, *, name: str = "") -> Chart:
@@ -24,10 +72,10 @@ def certificate_chart(counts: RadiusCounts, border: Border, caption: str, *, nam
         name: of the grid, where a page has several.
     """
     rows = tuple(
-        {"radius": row["radius"], "images": words, "share_of_images": row[name]}
-        for name, words in CURVES.items()
+        {"radius": row["radius"], "images": words, "share_of_images": row[column]}
+        for column, words in CURVES.items()
         for row in counts.rows()
-        if row[name] is not None
+        if row[column] is not None
     )
     table = Table(f"Every shift of up to r pixels, border {BORDERS[border]}", ("images", "radius", "share_of_images"), rows)
     title = f"How far every shift keeps the answer{', ' if name else ''}{name}"

@@ -12,11 +12,13 @@ from shiftscope.audits.folder import AuditSpec, is_audit, merge_audit
 from shiftscope.audits.pictures import pictures_of, read_pictures, write_pictures
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.subject import Subject
+from shiftscope.certificates.reading import CERTIFICATE, read_certificate
 from shiftscope.errors import InputError
 from shiftscope.figures.study import write_main_figure
 from shiftscope.report import Page, render
 from shiftscope.report.audit import audit_page
 from shiftscope.report.audit_drag import drag_of, read_drag, write_drag
+from shiftscope.report.certificate import certificate_page
 from shiftscope.report.frames import flicker_page
 from shiftscope.report.study import study_page
 from shiftscope.runtime.files import write_bytes
@@ -47,10 +49,10 @@ def write_report(
     device: torch.device | str = "cpu",
     report: Report = silent,
 ) -> Path:
-    """Write the page of a study or an audit.
+    """Write the page of a study, an audit or a certificate.
 
     Args:
-        folder: of a study, which may be unfinished; or of an audit with all its parts.
+        folder: of a study, which may be unfinished; or of an audit with all its parts; or of a finished certificate.
         out: file for the page. None writes ``report.html`` into the folder and, for a study, its main figure beside it.
         data_dir: local folder with the study's data set. By default ``SHIFTSCOPE_DATA`` or what was decoded before; nothing is
             downloaded.
@@ -61,8 +63,10 @@ def write_report(
         the page's file.
 
     Raises:
-        InputError: the folder holds neither a study nor an audit, an audit lacks parts, or a file cannot be written.
+        InputError: the folder holds none of them, an audit lacks parts, or a file cannot be written.
     """
+    if (folder / CERTIFICATE).is_file():
+        return write_page(certificate_page(read_certificate(folder)), out or folder / REPORT)
     if is_audit(folder):
         return write_audit_page(merge_audit(folder), folder, out)
     results = read_folder(folder)
