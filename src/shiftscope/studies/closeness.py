@@ -86,9 +86,9 @@ def closeness_table(title: str, found: Sequence[Closeness]) -> Table:
     )
     note = (
         "distance: root mean square, over the printed cells that are measured, of ours minus the mean cosine similarity printed, "
-        "with 95 % intervals; ours of raw outputs or of outputs minus their mean over classes. closest: share of the bootstrap "
-        "draws, widened by Student's t, in which no other row with as many cells is closer. Where a cell has a single "
-        "network, nothing says how much another training would differ."
+        "with 95 % intervals; ours of raw outputs, of outputs minus their mean over classes, or of their softmax. closest: "
+        "share of the bootstrap draws, widened by Student's t, in which no other row with as many cells is closer. Where a "
+        "cell has a single network, nothing says how much another training would differ."
     )
     return Table(
         f"{title}: distance to the source", ("variant", "measure", "cells", "seeds", "distance", "closest"), rows, (note,)
