@@ -217,7 +217,7 @@ def _reach(pairs: _Pairs, reached: Float[Tensor, "shift image"]) -> tuple[int, i
     """Return the largest displacement along each axis at which the peak of any pair can lie.
 
     Only the overlap counts: ``|c(u)| <= |A on the overlap| |B on the overlap| / (|A| |B|)``, by Cauchy and Schwarz. This bound
-    falls with the displacement along each axis. Where it is below a value that c reaches elsewhere, c(u) is no peak.
+    falls with the displacement along each axis. Where it is below a value that c reaches elsewhere, c(u) is not a peak.
     """
     found = []
     for axis in (-1, -2):

@@ -59,7 +59,7 @@ class Survey(Shown):
         right: [image], whether the unshifted image is classified correctly; None without labels.
         sums: measure -> [shift], sum over images; with ``squares``, surveys of separate blocks can be added up.
         squares: measure -> [shift], sum over images of the square.
-        counts: measure -> [shift], images with a value; empty where every image has one. Values of others are NaN.
+        counts: measure -> [shift], images with a value; empty if every image has one. Values of others are NaN.
     """
 
     values: dict[tuple[str, str], Float[Tensor, " image"]]
@@ -300,7 +300,7 @@ def intervals(
         name: of the measure.
         sums: over images.
         squares: sum over images of the square.
-        counts: images with a value; None where every image has one.
+        counts: images with a value; None if every image has one.
         every: number of images.
     """
     if counts is None or bool((counts == every).all()):

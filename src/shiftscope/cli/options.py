@@ -200,7 +200,8 @@ class ModelOptions(DataOptions, DeviceOptions):
     Parameters
     ----------
     run
-        Run of a study, such as factor=8,seed=0, if MODEL is the study's folder; `shiftscope list FOLDER` shows the names. weights
+        Run of a study, such as factor=8,seed=0, if MODEL is the study's folder; `shiftscope list FOLDER` shows the names.
+    weights
         Weights for a model that code makes: a safetensors file, a checkpoint of PyTorch or Lightning, or `pretrained` to download
         those of timm or torchvision. By default the factory's own.
     size
@@ -256,7 +257,7 @@ class ModelOptions(DataOptions, DeviceOptions):
             images: their number, unless the user gives another.
 
         Raises:
-            InputError: a run is chosen, but the model is no study, or has no such run.
+            InputError: a run is chosen, but the model is not a study, or has no such run.
         """
         own = asdict(self)
         paths = {name: None if own[name] is None else str(own[name]) for name in ("weights", "data_dir")}

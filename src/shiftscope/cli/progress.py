@@ -124,7 +124,7 @@ class ProgressDisplay:
     """Turn events into rich's tasks: one for all runs of a study, and one for every job at work.
 
     Args:
-        bars: rich's display; disabled where there is no terminal, which then gets a plain line now and then.
+        bars: rich's display; disabled without a terminal, which then gets a plain line now and then.
         stage: what is going on until the first event.
     """
 

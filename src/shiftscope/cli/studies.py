@@ -72,15 +72,18 @@ def study(
     ----------
     name
         A study of the package (digits, digits-all, mnist, cifar10, learned, antialias, gap, augmentation, pool, homogeneity,
-        levels, setting or front), or your own TOML file. seeds
+        levels, setting or front), or your own TOML file.
+    seeds
         Number of networks to train per setting. By default the study's own.
     changes
-        Setting to change, written PATH=VALUE, such as data.train_images=12000. Repeatable. reuse
+        Setting to change, written PATH=VALUE, such as data.train_images=12000. Repeatable.
+    reuse
         Folder of another study, or of several, from which to copy finished runs with the same specification instead of training
         them again.
     workers
         Number of runs at once, each in a process with one thread. By default as many as cores and memory allow, on a GPU one.
-        With 1, runs go one after the other and use all threads. shard
+        With 1, runs go one after the other and use all threads.
+    shard
         Run as process I of N that share the folder, written I/N, such as 1/4: start with every fourth run, then do runs that no
         other process does. The last process writes the tables.
     out
@@ -219,7 +222,11 @@ def figures(
     folder: Path,
     *,
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
-    formats: Annotated[tuple[Literal["pdf", "svg", "png"], ...], Parameter(name="--format", negative="")] = ("pdf", "svg", "png"),
+    formats: Annotated[tuple[Literal["pdf", "svg", "png"], ...], Parameter(name="--format", negative="", show_default=False)] = (
+        "pdf",
+        "svg",
+        "png",
+    ),
 ) -> None:
     """Write a study's figures for publication, and say which are left out and why.
 

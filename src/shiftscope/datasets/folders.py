@@ -68,7 +68,7 @@ class Split:
 
     Attributes:
         count: number of images.
-        classes: names, by label; empty where the source has none.
+        classes: names, by label; empty if the source has none.
         rows: starts a pass over the images.
         labels: reads all labels.
         load: places, increasing -> what decodes each image.

@@ -47,7 +47,7 @@ class Block:
 
     Attributes:
         images: in [0, 1], [image, channel, height, width].
-        labels: of the images; None where there are none.
+        labels: of the images; None if there are none.
         numbers: their indices among all images.
         damaged: names of files among them that cannot be read.
     """
@@ -81,7 +81,7 @@ class ImageBlocks:
         crop: how photos are scaled and cropped; None for images in memory.
         canvas: to place images in memory on; None for photos.
         fill: the canvas's colour, one value in [0, 1] per channel.
-        mean: mean colour, one value in [0, 1] per channel; None where it is unknown.
+        mean: mean colour, one value in [0, 1] per channel; None if it is unknown.
         classes: number of classes; None without labels.
         origin: where the images came from.
         checksum: of the images.
@@ -282,7 +282,7 @@ def _small_images(
 
     Args:
         name: of the set.
-        size: height and width of the model's input, pixels; None where unknown.
+        size: height and width of the model's input, pixels; None if unknown.
         data_dir: a local folder that holds it.
         report: called with each progress event.
         on_canvas: keep the images' size where it fits the input; otherwise they are scaled to the input.

@@ -105,7 +105,7 @@ def plan_crop(preprocessing: Preprocessing, *, own: tuple[int, int, int], channe
         max_shift: the largest shift, pixels; None for the default.
 
     Raises:
-        InputError: the model takes neither 1 nor 3 channels, or its input size is unknown and the first photo is no square.
+        InputError: the model takes neither 1 nor 3 channels, or its input size is unknown and the first photo is not square.
 
     >>> plan_crop(Preprocessing(size=224, crop=0.875), own=(3, 480, 640), channels=3, max_shift=None).sentence
     'shorter side to 256 pixels (bilinear), centre of 224x224, margin 16'
@@ -206,7 +206,7 @@ def pick(found: int, count: int | None) -> list[int]:
 
 
 def _decoded(opener: Opener) -> Image | None:
-    """Return a photo; None where it is damaged."""
+    """Return a photo; None if it is damaged."""
     try:
         if current_thread() is not main_thread():
             # Warning filters belong to the process: a thread that reads ahead would restore them while others use them.

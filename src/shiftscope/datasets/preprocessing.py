@@ -15,12 +15,12 @@ class Preprocessing:
     """How images are prepared for a model.
 
     Attributes:
-        size: height and width of the model's input, pixels; None where unknown.
+        size: height and width of the model's input, pixels; None if unknown.
         mean: mean per channel, subtracted from images in [0, 1]; None if images are not normalised, or it is unknown.
         std: standard deviation per channel, by which images are then divided.
-        resize: the shorter side to which photos are scaled before the centre of ``size`` is cut out, pixels; None where unknown.
+        resize: the shorter side to which photos are scaled before the centre of ``size`` is cut out, pixels; None if unknown.
         crop: ``size`` over that shorter side, in (0, 1]; given instead of ``resize``.
-        interpolation: how photos are scaled: ``bilinear``, ``bicubic``, ``lanczos``, ``nearest``; None where unknown.
+        interpolation: how photos are scaled: ``bilinear``, ``bicubic``, ``lanczos``, ``nearest``; None if unknown.
         source: where these settings come from: "timm's pretrained_cfg", "torchvision's weights", "preprocessor_config.json", "the
             options", "the file", "the study", "unknown".
     """
@@ -34,7 +34,7 @@ class Preprocessing:
     source: str = UNKNOWN
 
     def shorter_side(self) -> int | None:
-        """Return the shorter side of photos before the crop, pixels; None where it or the input's size is unknown.
+        """Return the shorter side of photos before the crop, pixels; None if it or the input's size is unknown.
 
         >>> Preprocessing(size=224, crop=0.875).shorter_side(), Preprocessing(size=224, resize=232).shorter_side()
         (256, 232)

@@ -1,4 +1,4 @@
-"""The images that a changed model is trained on: labelled, prepared as those it is measured on, and none of these."""
+"""Read labelled images to train a changed model on: prepared like the measured images, and none of these."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shiftscope.runtime.progress import Report, Stage, silent
 
 __all__ = ["TrainingImages", "read_training_images"]
 
-#: Images that are read at once, and how often a training holds all of them in memory.
+#: Images read at once, and how many copies of all images a training holds in memory.
 BLOCK, COPIES = 256, 3
 
 
@@ -36,7 +36,7 @@ class TrainingImages:
         classes: number of classes of the data set.
         origin: where they are from, for the record.
         checksum: SHA-256 of pixels of 8 bits and labels.
-        notes: what a reader needs to know about them.
+        notes: sentences on the images for the reader of the results.
     """
 
     images: Float[Tensor, "image channel height width"]
@@ -61,7 +61,8 @@ def read_training_images(
 ) -> TrainingImages:
     """Read the training images of a data set, without those that a model is measured on.
 
-    They are those of its training split, of a set without one all; an image whose pixels are those of a measured one is left out.
+    These are the images of its training split, or all images of a set without one; an image with the same pixels as a measured
+    one is left out.
 
     Args:
         name: as :func:`shiftscope.datasets.images.open_images` takes it.
@@ -136,7 +137,7 @@ def _read(blocks: ImageBlocks, report: Report) -> tuple[Tensor, Tensor, list[str
 
 
 def _among(images: Tensor, others: Iterable[Tensor]) -> Bool[Tensor, " image"]:
-    """Return which images have the very pixels of others."""
+    """Return which images equal one of the others, pixel by pixel."""
     known = {each for block in others for each in _digests(block)}
     return torch.tensor([each in known for each in _digests(images)], dtype=torch.bool)
 

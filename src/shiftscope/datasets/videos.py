@@ -15,7 +15,7 @@ from shiftscope.runtime.text import printable
 
 __all__ = ["Videos", "natural_order", "open_videos"]
 
-#: A hint for those who have a video's file.
+#: A hint for users with a video file.
 EXTRACT = "Extract frames first, as with `ffmpeg -i video.mp4 frames/%05d.png`."
 
 
@@ -52,7 +52,7 @@ def natural_order(name: str) -> list[tuple[int, str]]:
 def open_videos(folder: Path) -> Videos:
     """List the frames of a video in a folder, or of several videos in its subfolders.
 
-    Files that are no images by their names, and hidden ones, are left out. Each frame's header is read.
+    Files whose names are not those of images, and hidden ones, are left out. Each frame's header is read.
 
     Raises:
         InputError: there is no such folder; it holds no frames, or frames beside folders of frames; a video has fewer than two

@@ -35,7 +35,7 @@ def batches_of(images: Images, labels: Tensor | None = None) -> Iterator[tuple[T
 
     Args:
         images: in one of the forms of :data:`Images`.
-        labels: [image], of all images in order; None where there are none or the batches hold them.
+        labels: [image], of all images in order; None if there are none or the batches hold them.
 
     Raises:
         InputError: a batch has none of these forms, some batches have labels and others not, labels are given twice, or there is

@@ -90,7 +90,7 @@ class Tracer:
 
 
 def trace(model: Callable[[Tensor], Tensor]) -> Tracer:
-    """Return the traced model; raise NotDenseError for a callable that is no module."""
+    """Return the traced model; raise NotDenseError for a callable that is not a module."""
     if not isinstance(model, nn.Module):
         raise NotDenseError("the model is a plain callable, whose graph cannot be seen")
     return Tracer(model)

@@ -72,7 +72,7 @@ class Geometry:
         misfits: names of layers whose padding does not match their window: with circular padding of the same width, positions
             would not all get the same windows.
         head: how positions are removed: ``flatten``, ``gap`` (a mean over positions) or ``other``.
-        head_name: name of the head in the graph; empty where there is none.
+        head_name: name of the head in the graph; empty if there is none.
         unknown: names and types of operators on maps that have no rule.
         lattice: pixels, down and across, of which every factor on the way to the outputs is a divisor.
         fixed: names and types of operators that resize a map to a fixed size, or by a factor that is not a whole number.

@@ -56,7 +56,7 @@ class Value:
 
     Attributes:
         geometry: of the map, or of that from which it was computed.
-        grids: (height, width) of the map in each pass, positions; empty where its axes are not known.
+        grids: (height, width) of the map in each pass, positions; empty if its axes are not known.
         prefix: number of tokens before those of the positions.
         candidates: the maps from which a value with unknown axes was computed.
     """
@@ -104,7 +104,7 @@ class Sizes:
         return any(node in each.shapes for each in self.passes)
 
     def is_constant(self, node: fx.Node) -> bool:
-        """Return whether a node's value has the same shape in two passes, so that its positions are no lattice on the image."""
+        """Return whether a node's value has the same shape in two passes, so its positions form no lattice on the image."""
         shapes = [each.shapes[node] for each in self.passes if node in each.shapes]
         return len(shapes) == 2 and shapes[0] == shapes[1]
 
@@ -140,7 +140,7 @@ class Sizes:
         return self._observed(shapes, value, known=known) or _not_laid_out(value)
 
     def _fit(self, shapes: list[tuple[int, ...]], value: Value, like: Value, layout: Layout, *, known: bool) -> Value | None:
-        """Return the value as a map of this layout whose factor is that of another; None where sizes differ."""
+        """Return the value as a map of this layout whose factor is that of another; None if sizes differ."""
         grids, prefix = _positions(shapes, layout, like)
         sources = {(each.geometry.factor, each.grids) for each in value.candidates}
         clear = known and like is value and len(grids) == 1 and len(sources) == 1 and bool(value.grids)
@@ -153,7 +153,7 @@ class Sizes:
         return Value(geometry, grids, prefix)
 
     def _observed(self, shapes: list[tuple[int, ...]], value: Value, *, known: bool) -> Value | None:
-        """Return the value as a map whose factor follows from its size alone; None where it does not."""
+        """Return the value as a map whose factor follows from its size alone; None if it does not."""
         source = next(iter(value.candidates), value)
         layout, rank = source.geometry.layout, len(shapes[0])
         if (layout == "tokens") != (rank == 3):
@@ -195,7 +195,7 @@ class Sizes:
         return all((size - seen - more) // step < count <= (size + seen + more) // step + 1 for size, step, seen, count in each)
 
     def _factor(self, grids: Sequence[Pair]) -> Pair | None:
-        """Return the factor that follows from a map's sizes; None where it is no whole number."""
+        """Return the factor that follows from a map's sizes; None if it is not a whole number."""
         found = [self._axis_factor(axis, [grid[axis] for grid in grids]) for axis in (0, 1)] if grids else [0]
         return (found[0], found[1]) if all(found) else None
 
@@ -206,7 +206,7 @@ class Sizes:
         return _ratio(sizes[1] - sizes[0], counts[1] - counts[0])
 
     def _token_grids(self, shapes: list[tuple[int, ...]], prefix: int) -> tuple[Pair, ...]:
-        """Return the grids of tokens that lie as far apart down as across; empty where there are none."""
+        """Return the grids of tokens that lie as far apart down as across; empty if there are none."""
         grids = []
         for shape, each in zip(shapes, self.passes, strict=False):
             pixels, count = each.image[0] * each.image[1], shape[1] - prefix
@@ -232,7 +232,7 @@ def _layouts(layout: Layout, rank: int) -> Iterable[Layout]:
 
 
 def _positions(shapes: list[tuple[int, ...]], layout: Layout, like: Value) -> tuple[tuple[Pair, ...], int]:
-    """Return height and width in positions of each pass, and the number of tokens beside them; empty where they do not fit.
+    """Return height and width in positions of each pass, and the number of tokens beside them; empty if they do not fit.
 
     Args:
         shapes: of the value, one for each pass.

@@ -14,7 +14,7 @@ from shiftscope.graphs.sites import Pair
 
 __all__ = ["BATCH", "Pass", "extent_seen", "observe"]
 
-#: Images in a pass. Values whose first axis differs (windows of attention) are no maps of whole images.
+#: Images in a pass. Values whose first axis differs (windows of attention) are not maps of whole images.
 BATCH = 2
 
 
@@ -24,7 +24,7 @@ class Pass:
 
     Attributes:
         image: height and width of the images.
-        shapes: node -> shape of its value; without nodes whose values are no tensors, and those after an error.
+        shapes: node -> shape of its value; without nodes whose values are not tensors, and those after an error.
     """
 
     image: Pair
@@ -58,7 +58,7 @@ def extent_seen(
         place: index of the place in the node's value.
 
     Returns:
-        pixels, at most the image's; None where there is no gradient, or the model overwrites what a gradient needs.
+        pixels, at most the image's; None if there is no gradient, or the model overwrites what a gradient needs.
     """
     images = probe_images(model, image)[0].requires_grad_()
     recorder = _Recorder(traced, node)
@@ -88,7 +88,7 @@ def _run(model: nn.Module, recorder: _Recorder, images: Tensor) -> None:
         recorder.run(images)
 
 
-class _Done(Exception):  # noqa: N818 - it ends a pass early, and is no error
+class _Done(Exception):  # noqa: N818 - it ends a pass early, and is not an error
     """Raised to end a pass once the requested node is computed."""
 
 

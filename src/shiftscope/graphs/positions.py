@@ -177,7 +177,7 @@ def is_stationary(traced: TracedModel, node: fx.Node, layout: Layout) -> bool:
 
 
 def slices_of(node: fx.Node) -> tuple[Any, ...]:
-    """Return the index or slice that a node takes along each axis of a map; empty where it does not index one."""
+    """Return the index or slice that a node takes along each axis of a map; empty if it does not index one."""
     parts: Any = node.args[1] if node.target is operator.getitem else ()
     if not isinstance(parts, tuple):
         return ()
@@ -188,7 +188,7 @@ def slices_of(node: fx.Node) -> tuple[Any, ...]:
 
 
 def _concatenation_axis(node: fx.Node) -> int:
-    """Return the axis along which maps are concatenated, counted from the front; -1 where the graph does not say."""
+    """Return the axis along which maps are concatenated, counted from the front; -1 if the graph does not say."""
     axis: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     return axis % RANK if isinstance(axis, int) else -1
 

@@ -64,7 +64,7 @@ def probe_images(model: nn.Module, shape: Shape) -> list[Tensor]:
 def difference(
     model: nn.Module, other: nn.Module, image: Shape | None = None, *, owner: nn.Module | None = None, training: bool = False
 ) -> str:
-    """Return how another module's outputs differ from a model's on random images; empty where they do not.
+    """Return how another module's outputs differ from a model's on random images; empty if they do not.
 
     In training mode the random numbers are the same for both, and the buffers that they change must be alike too.
 

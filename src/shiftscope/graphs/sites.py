@@ -48,8 +48,8 @@ class Site:
         name: the layer's name, or the node's where it is called as a function.
         kind: what it computes.
         kernel, stride, padding, dilation: along height and width, positions.
-        module: the layer; None where it is called as a function.
-        refusal: why :mod:`shiftscope.surgery` cannot change it; empty where it can.
+        module: the layer; None if it is called as a function.
+        refusal: why :mod:`shiftscope.surgery` cannot change it; empty if it can.
         pads_itself: whether the layer's code pads its map by as much as that needs (``SAME``); ``padding`` is then what it adds
             before a map whose sides are multiples of the stride.
     """
@@ -128,7 +128,7 @@ class TracedModel:
                 yield node
 
     def part(self, node: fx.Node) -> nn.Module | None:
-        """Return the module that a node calls; None where it calls no module."""
+        """Return the module that a node calls; None if it calls no module."""
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def is_pointwise(self, node: fx.Node) -> bool:
@@ -158,7 +158,7 @@ class TracedModel:
         return None
 
     def _convolution(self, node: fx.Node) -> Site | None:
-        """Return a convolution that is called as a function; None where its weights depend on images or its form on the map."""
+        """Return a convolution that is called as a function; None if its weights depend on images or its form on the map."""
         options = arguments_of(node)
         weight = self._weight(options["weight"])
         stride, padding, dilation = (options.get(name, each) for name, each in (("stride", 1), ("padding", 0), ("dilation", 1)))
@@ -169,7 +169,7 @@ class TracedModel:
         return Site(node, node.name, "convolution", kernel, pair(stride), pair(padding), pair(dilation), None)
 
     def _weight(self, node: Any) -> Tensor | None:
-        """Return the largest four-dimensional parameter that a weight is computed from; None where it depends on more."""
+        """Return the largest four-dimensional parameter that a weight is computed from; None if it depends on more."""
         waiting, found, seen = [node], list[Tensor](), set[fx.Node]()
         while waiting:
             other = waiting.pop()

@@ -212,7 +212,7 @@ def joined(symmetries: Iterable[Symmetry]) -> Symmetry:
 
 
 def unified(one: Axis, other: Axis) -> Axis | None:
-    """Return the axis of two tensors combined value by value; None where one moves against the other or against fixed values."""
+    """Return the axis of two tensors combined value by value; None if one moves against the other or against fixed values."""
     if is_same(one):
         return other
     if is_same(other):

@@ -26,7 +26,7 @@ class TensorTable(Generic[Value]):
         return tensor in self._values
 
     def get(self, tensor: Tensor) -> Value | None:
-        """Return a tensor's value; None where it has none."""
+        """Return a tensor's value; None if it has none."""
         found: Value | None = self._values.get(tensor)
         return found
 

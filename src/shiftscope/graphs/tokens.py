@@ -118,12 +118,12 @@ class TokenReading:
 
     @property
     def last(self) -> str:
-        """Name of the last block; empty where there is none."""
+        """Name of the last block; empty if there is none."""
         return self.blocks[-1][0] if self.blocks else ""
 
     @property
     def factor(self) -> Pair | None:
-        """Pixels between neighbouring positions of the last block's map; None where they are no whole number.
+        """Pixels between neighbouring positions of the last block's map; None if they are not a whole number.
 
         Where that may not be the last map, those of the coarsest output that may be one.
         """
@@ -170,7 +170,7 @@ def read_tokens(model: nn.Module, image: Tensor, names: Sequence[str] = ()) -> T
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """Return a module's output, or the first tensor where it returns several; None where there is none."""
+    """Return a module's output, or the first tensor where it returns several; None if there is none."""
     if isinstance(value, Tensor):
         return value
     items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
@@ -309,7 +309,7 @@ def _agrees(found: TokenMap, out: Tensor, regions: list[Region], batch: int) -> 
 
 
 def map_by_shape(shape: tuple[int, ...], size: Pair) -> TokenMap | None:
-    """Return the one arrangement that fits a map's shape; None where there are several, or none. It is not verified.
+    """Return the one arrangement that fits a map's shape; None if there are several, or none. It is not verified.
 
     Args:
         shape: [image, channel, height, width] or [image, height, width, channel].

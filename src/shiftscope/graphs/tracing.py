@@ -40,7 +40,7 @@ class ModuleCall:
     Attributes:
         name: of the part.
         part: the part.
-        output: the node whose value the part returned; None where it returned anything else.
+        output: the node whose value the part returned; None if it returned anything else.
         inner: the nodes that its code made.
     """
 
@@ -129,7 +129,7 @@ def trace_both_modes(model: nn.Module) -> tuple[fx.GraphModule, str]:
 
 
 def _own_train(model: nn.Module, traced: nn.Module) -> str:
-    """Return a sentence on a part whose own ``train`` method the graph lacks; empty where there is none."""
+    """Return a sentence on a part whose own ``train`` method the graph lacks; empty if there is none."""
     kept = set(traced.modules())
     own = [part for part in model.modules() if part not in kept and type(part).train is not nn.Module.train]
     return f"{type(own[0]).__name__} has a `train` method of its own." if own else ""
@@ -225,7 +225,7 @@ def _compare(nodes: list[fx.Node], others: list[fx.Node]) -> tuple[list[fx.Node]
 
 
 def _match(ours: Any, theirs: Any, same: dict[fx.Node, fx.Node]) -> bool | None:
-    """Return whether arguments differ by False and True somewhere; None where they differ otherwise."""
+    """Return whether arguments differ by False and True somewhere; None if they differ otherwise."""
     if isinstance(ours, fx.Node):
         return False if same.get(ours) is theirs else None
     if isinstance(ours, tuple | list) and type(ours) is type(theirs) and len(ours) == len(theirs):

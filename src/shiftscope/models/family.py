@@ -132,7 +132,7 @@ class NetworkSpec(Spec):
         """Return the size of the map after each convolution and each pool: height and width in positions.
 
         Raises:
-            ValueError: a map is smaller than the next kernel, or the size of a torus is no multiple of its stride.
+            ValueError: a map is smaller than the next kernel, or the size of a torus is not a multiple of its stride.
         """
         sizes = [self.input_size]
         for block, stride in enumerate(self.pool_strides(), start=1):

@@ -77,7 +77,7 @@ def read_exported(path: Path, *, trust: bool) -> tuple[nn.Module, Shape | None]:
         trust: whether to read it. An archive may hold pickles and Python expressions, which ``torch.export.load`` runs.
 
     Returns:
-        The model, and (channels, height, width) of its images; None where these are not fixed.
+        The model, and (channels, height, width) of its images; None if these are not fixed.
 
     Raises:
         InputError: the archive is not trusted, does not exist, is damaged, takes anything but one tensor of images, or was
@@ -131,7 +131,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, Shape | None]:
 
     Returns:
         The model, which returns a tensor if the file has one output, else tensors by the outputs' names; and (channels, height,
-        width) of its images, None where these are not fixed.
+        width) of its images, None if these are not fixed.
 
     Raises:
         InputError: onnxruntime is not installed or cannot read the file, or the model takes anything but one tensor of images.
@@ -170,7 +170,7 @@ def _check_exists(path: Path) -> None:
 
 
 def _fixed(shape: Any) -> tuple[int | None, Shape | None]:
-    """Return the batch size and the images' shape, each None where a size is symbolic."""
+    """Return the batch size and the images' shape, each None if a size is symbolic."""
     batch, *image = (size if isinstance(size, int) and size > 0 else None for size in shape)
     channels, height, width = image
     return batch, None if channels is None or height is None or width is None else (channels, height, width)

@@ -390,7 +390,7 @@ def _resized(loaded: LoadedModel, size: int | None) -> LoadedModel:
 
 
 def _fixed_input(model: nn.Module, found: Preprocessing) -> tuple[int, int, int] | None:
-    """Return (channels, height, width) of a model's input; None where that is not known."""
+    """Return (channels, height, width) of a model's input; None if that is not known."""
     return None if found.size is None else (_input_channels(model) or 3, found.size, found.size)
 
 

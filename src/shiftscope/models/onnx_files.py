@@ -141,7 +141,7 @@ class _Walk:
             _refuse(f"it takes weights from {name!r}, which does not lie beside it")
         file = self.path.with_name(name)
         if file.is_symlink() or not file.is_file():
-            _refuse(f"it takes weights from {name!r}, which is no file beside it")
+            _refuse(f"it takes weights from {name!r}, which is not a file beside it")
         size = check_file(file, limit=LARGEST_WEIGHTS)
         offset, length = (_number(entries.get(key, "")) for key in ("offset", "length"))
         if offset + max(length, count // ELEMENTS_PER_BYTE) > size:

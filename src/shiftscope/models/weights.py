@@ -24,7 +24,7 @@ from shiftscope.runtime.inputs import is_file, is_folder, read_json, read_tensor
 
 __all__ = ["Checkpoint", "load_weights", "read_checkpoint", "read_safetensors", "with_normalisation"]
 
-#: Keys under which checkpoints hold their weights beside other things; the first that is there is taken.
+#: Keys under which checkpoints hold their weights beside other things; the first that exists is used.
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "model_ema", "ema", "state_dict_ema")
 #: Prefixes of DataParallel, torch.compile, Lightning modules and the usual wrappers around a backbone.
 WRAPPER_PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.", "_orig_mod.")
@@ -49,7 +49,7 @@ class Checkpoint:
     Attributes:
         tensors: by name.
         source: the file.
-        part: the key in the file under which they lay; empty if they lay at the top.
+        part: the key in the file that held the weights; empty if they were at the top level.
         prefix: removed from the names.
         left_out: names without that prefix, which do not belong to the model.
     """
@@ -86,7 +86,7 @@ class Checkpoint:
         if hits.get(best) and len(rivals) > 1:
             raise InputError(
                 f"{self.source} holds weights for the model under {' and '.join(f'`{each}`' for each in rivals)}.",
-                "Save those that you mean in a file of their own.",
+                "Save the intended ones in a separate file.",
             )
         inside = {name.removeprefix(best): self.tensors[name] for name in self._below(best)}
         left_out = tuple(name for name in self.tensors if not name.startswith(best))
@@ -118,8 +118,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read weights: a safetensors file, the index of several, or a checkpoint that ``torch.save`` wrote.
 
-    Of the latter only tensors are unpickled. Weights that a checkpoint holds under ``state_dict``, ``model_state_dict``,
-    ``model``, ``model_ema``, ``ema`` or ``state_dict_ema`` are found, in this order.
+    Only tensors are unpickled from a checkpoint. Its weights may lie under ``state_dict``, ``model_state_dict``, ``model``,
+    ``model_ema``, ``ema`` or ``state_dict_ema``; the first of these keys that exists is used.
 
     Raises:
         InputError: the file does not exist, is damaged, or holds no tensors by name, or more than ``torch.load`` reads without
@@ -196,7 +196,7 @@ def _load_tensors(path: Path) -> Any:
     except Exception as error:  # the unpickler raises anything
         others = _other_objects(path)
         if not others and not _is_pickle(path):
-            raise InputError(f"`weights` {path} is damaged, or is no file of weights.", "Copy or save it again.") from error
+            raise InputError(f"`weights` {path} is damaged, or is not a file of weights.", "Copy or save it again.") from error
         held = f"more than tensors ({_listed(others)})" if others else "more than tensors, or is damaged"
         raise InputError(
             f"`weights` {path} holds {held}; only tensors are read, because a pickle can run any code.",

@@ -32,7 +32,7 @@ class CellComparison:
     Attributes:
         settings: path -> value.
         networks: the number of networks measured.
-        ours: estimates by measure, None where not measured.
+        ours: estimates by measure, None if not measured.
         source: the source's numbers by measure, where it printed them.
     """
 

@@ -18,7 +18,7 @@ def windowed(found: Symmetry, place: int, *, reach: int, stride: int, size: int,
         reach: positions from a window's first to its last.
         stride: positions from one window to the next.
         size: number of windows.
-        border: padding mode of what windows read beyond the border; empty where they do not.
+        border: padding mode of what windows read beyond the border; empty if they do not.
         note: see :class:`Call`.
     """
     axis = found.axes[place]
