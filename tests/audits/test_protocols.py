@@ -335,6 +335,8 @@ def test_segmentation_equals_its_reference(circular: bool) -> None:
             shares.append(average(same))
         values.append(average(shares))
     assert result.estimate(name, "mASSC").value == pytest.approx(average(values), abs=1e-6)
+    of_task = audit(model, images(), task="segmentation", protocols=[name], max_shift=4, size=SIZE, seed=SEED)
+    assert result.estimate(name, "mean_iou").value == pytest.approx(of_task.estimate(name, "mean_iou").value, abs=1e-6)
     assert 0 < average(values) < 1
 
 

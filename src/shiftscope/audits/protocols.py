@@ -308,13 +308,14 @@ def segmentation_circular(max_shift: int = 32, *, seed: int = 0, samples: int = 
     """Return the mean average segmentation shift consistency (mASSC, Rojas-Gomez et al. 2022), circular: the map is rolled back.
 
     Measures the share of pixels whose top class equals that of the unshifted image, over five shifts in {-m..m}^2, per image.
+    Ours adds the mean intersection over union of the classes.
     """
-    return Protocol("segmentation-circular", max_shift, "circular", seed, ("mASSC",), drawn=_samples(samples))
+    return Protocol("segmentation-circular", max_shift, "circular", seed, ("mASSC", "mean_iou"), drawn=_samples(samples))
 
 
 def segmentation_zero(max_shift: int = 32, *, seed: int = 0, samples: int = 5) -> Protocol:
     """Return :func:`segmentation_circular` with zero fill, over the pixels of the image that both maps see."""
-    return Protocol("segmentation-zero", max_shift, "zero", seed, ("mASSC",), drawn=_samples(samples))
+    return Protocol("segmentation-zero", max_shift, "zero", seed, ("mASSC", "mean_iou"), drawn=_samples(samples))
 
 
 #: The functions that make protocols, by the protocols' names.

@@ -6,7 +6,7 @@ images. :func:`spread_sums` and :func:`normalised_variance` compute it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -177,18 +177,43 @@ def pixel_agreements(outputs: MapOutputs) -> Float[Tensor, "image view"]:
     Args:
         outputs: classes of pixels. All pixels count if the shift is circular, else those of the image that both maps see.
     """
+    found = []
+    for moved, counted in _moved_back(outputs):
+        same = ((moved == outputs.reference) & counted).sum(dim=(1, 2)).double()
+        found.append(same / counted.sum(dim=(1, 2)).clamp_min(1))
+    return torch.stack(found, dim=1).float()
+
+
+def _moved_back(outputs: MapOutputs) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the classes of each view moved back, [image, height, width], and which pixels count."""
     height, width = outputs.reference.shape[1:]
     rows, columns = torch.arange(height), torch.arange(width)
     images = torch.arange(len(outputs.reference))[:, None, None]
-    found = []
     for view, shifts in enumerate(outputs.shifts.long().unbind(1)):
         down, right = rows + shifts[:, :1], columns + shifts[:, 1:]
         visible = ((down >= 0) & (down < height))[:, :, None] & ((right >= 0) & (right < width))[:, None, :]
         moved = outputs.values[:, view][images, (down % height)[:, :, None], (right % width)[:, None, :]]
-        counted = torch.ones_like(visible) if outputs.circular else visible
-        same = ((moved == outputs.reference) & counted).sum(dim=(1, 2)).double()
-        found.append(same / counted.sum(dim=(1, 2)).clamp_min(1))
-    return torch.stack(found, dim=1).float()
+        yield moved, torch.ones_like(visible) if outputs.circular else visible
+
+
+def _mean_ious(outputs: MapOutputs) -> Float[Tensor, " image"]:
+    """Return the intersection over union of a class before a shift and moved back, a mean over classes, then over views.
+
+    Classes that neither map shows are left out; pixels count as in :func:`pixel_agreements`.
+    """
+    classes = int(max(outputs.values.max(), outputs.reference.max())) + 1
+    places = (classes + 1) * torch.arange(len(outputs.reference))[:, None, None]  # a class more, of pixels that do not count
+
+    def sizes(pixels: Tensor, counted: Tensor) -> Tensor:
+        chosen = (pixels.where(counted, classes) + places).flatten()
+        return torch.bincount(chosen, minlength=len(places) * (classes + 1)).reshape(len(places), -1)[:, :classes].double()
+
+    found = []
+    for moved, counted in _moved_back(outputs):
+        both = sizes(moved, counted & (moved == outputs.reference))
+        either = sizes(outputs.reference, counted) + sizes(moved, counted) - both
+        found.append((both / either.clamp_min(1)).sum(dim=1) / (either > 0).sum(dim=1).clamp_min(1))
+    return torch.stack(found, dim=1).mean(dim=1).float()
 
 
 def _mean_pixel_agreement(outputs: MapOutputs) -> Tensor:
@@ -214,6 +239,7 @@ SCORES: dict[str, Score] = {
     "absolute_derivative_y": Score(_derivative(0, 1)),
     "absolute_derivative_x": Score(_derivative(1, 1)),
     "mASSC": Score(_mean_pixel_agreement, "maps"),
+    "mean_iou": Score(_mean_ious, "maps"),
 }
 
 #: Named sums over images, by group of the jackknife.

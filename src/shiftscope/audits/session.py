@@ -215,6 +215,9 @@ class Session:
         measurer = TaskMeasurer(model, task, protocols, framing, truth=truth, labelled=labelled, batch_size=options.batch_size)
         ignored = labelled and truth is None and not task.takes_labels
         notes = [f"Labels are ignored: task {task.name!r} has no classes of images."] if ignored else []
+        if "retrieval" in task.measures:
+            block = block_size(framing.size)
+            notes.append(f"Retrieval and ranks are among the unshifted images of a block of {block}, not of all images.")
         return cls(measurer, framing, "task", 0, shape, (*notes, *_notes(protocols, framing, "task")), task)
 
     @property
