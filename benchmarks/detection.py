@@ -46,6 +46,8 @@ REACH, MARGIN = 8, 10
 NETWORKS = {"factor 8": (8, False), "factor 8, anti-aliased": (8, True), "factor 4": (4, False)}
 MEASURES = ("ap", "ap_worst", "ap_range", "ap50", "ap_small", "ap_medium", "box_survival", "confidence_change")
 MORE = ("confidence_change_small", "confidence_change_medium", "worst_confidence_change", "box_jitter")
+#: Where the cost is.
+COST = "What an audit costs beside the bare forward passes: results/benchmarks/detection.txt."
 #: Whose maps' periods the table gives.
 PERIODS = ("box_jitter", "confidence_change", "confidence_change_small", "confidence_change_medium")
 
@@ -211,7 +213,7 @@ def main() -> None:
         return
     title = f"Detectors of digits under every shift up to {REACH} pixels"
     about = f"{chosen.images} scenes of {sum(len(scene.labels) for scene in scenes)} held-out digits; {chosen.steps} steps."
-    table = Table(title, tuple(rows[0]), tuple(rows), (about, *notes), provenance("cpu"))
+    table = Table(title, tuple(rows[0]), tuple(rows), (about, *notes, COST), provenance("cpu"))
     print(table.to_markdown())
     chosen.out.mkdir(parents=True, exist_ok=True)
     (chosen.out / "table.md").write_text(table.to_markdown(), encoding="utf-8")
