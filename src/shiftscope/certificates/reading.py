@@ -75,7 +75,7 @@ class CertificateFile(Spec):
             raise ValueError("a radius is beyond those that were tried")
         counts = self.counts()
         radii = range(self.radius + 1) if counts.total > counts.empty else ()
-        if [point.unchanged.value for point in self.curve] != [counts.unchanged(radius).value for radius in radii]:
+        if [_shares(point) for point in self.curve] != [_counted(counts, radius) for radius in radii]:
             raise ValueError("the curve is not that of the images")
         return self
 
@@ -84,6 +84,17 @@ class CertificateFile(Spec):
         labelled = any(each.label is not None for each in self.images)
         right = torch.tensor([each.answer == each.label for each in self.images], dtype=torch.bool) if labelled else None
         return RadiusCounts.of(torch.tensor([each.radius for each in self.images], dtype=torch.long), right, self.radius)
+
+
+def _shares(point: PointFile) -> tuple[float | int | None, ...]:
+    """Return what a curve says at a radius: the share that keeps its answer, of how many images, and the share that is right."""
+    return point.unchanged.value, point.unchanged.count, None if point.right is None else point.right.value
+
+
+def _counted(counts: RadiusCounts, radius: int) -> tuple[float | int | None, ...]:
+    """Return the same from the radii of images."""
+    kept, right = counts.unchanged(radius), counts.certified(radius)
+    return kept.value, kept.count, None if right is None else right.value
 
 
 def read_certificate(path: Path) -> CertificateFile:
