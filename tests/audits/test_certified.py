@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from classifiers import random_case
+from detectors import scenes, snapping
 from shiftscope import Audit, InputError, audit, certify
 from shiftscope.audits import AuditOptions, Part, Session, merge_parts
 from shiftscope.audits.folder import AuditSpec, merge_audit
 from shiftscope.audits.job import AuditJob, run_audit, run_shard
-from shiftscope.audits.protocols import Protocol
+from shiftscope.audits.protocols import Protocol, every_shift, mouton2020, myburgh2021
 from shiftscope.audits.reading import read_audit
 from shiftscope.audits.stored import from_tensors, to_tensors
 from shiftscope.estimates import proportion
@@ -190,3 +191,24 @@ def test_shards_write_the_curve_of_one_run(tmp_path: Path, monkeypatch: pytest.M
     assert merged.certificates["zero 2"].table() == one.certificates["zero 2"].table()
     assert (tmp_path / "a" / "certificates.csv").read_text() == one.certificate_table().to_csv()
     assert merge_parts([Part()]).radius_counts == {}
+
+
+@pytest.mark.parametrize("task", ["boxes", "embedding:kept=0.95", "segmentation:kept=0.9", "answers"])
+def test_grids_of_tasks_equal_certify(task: str) -> None:
+    """Another protocol reaches further, which must not change which objects a grid's shifts cut."""
+    torch.manual_seed(0)
+    models: dict[str, Any] = {
+        "boxes": snapping(8),
+        "embedding:kept=0.95": nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(256, 5)).eval(),
+        "segmentation:kept=0.9": nn.Sequential(nn.MaxPool2d(4), nn.Upsample(scale_factor=4), nn.Conv2d(1, 3, 1)).eval(),
+        "answers": lambda images: images.amax((2, 3)).mul(3 + images.mean((2, 3))).long()[:, 0],
+    }
+    model, (images, _) = models[task], scenes(4, margin=2)
+    protocols = [every_shift(2), myburgh2021(2), circular(2), mouton2020(6)]
+    found = audit(model, images, protocols=protocols, task=task)
+    assert list(found.certificates) == ["zero 2", "circular 2"]
+    for name, curve in found.certificates.items():
+        expected = certify(model, images, radius=2, mode=name.split()[0], task=task)
+        assert same(curve.radii, expected.radii)
+        assert curve.rule == expected.rule
+        assert curve.rule in curve.words() or "No image" in curve.words()

@@ -7,26 +7,26 @@ from collections.abc import Iterator, Mapping
 from shiftscope.audits.parts import Part
 from shiftscope.engine.framing import Border
 from shiftscope.radii import RadiusCurve
+from shiftscope.radii.curve import CLASSES
 from shiftscope.tables import Cell, Table
+from shiftscope.tasks import Task
 
-__all__ = ["RULE", "curve_table", "curves_of", "without_radii"]
-
-#: What keeps an answer that is a class.
-RULE = "The class on top without a shift leads all others at every shift, by more than rounding."
+__all__ = ["curve_table", "curves_of", "without_radii"]
 
 
-def curves_of(merged: Part, rule: str) -> dict[str, RadiusCurve]:
+def curves_of(merged: Part, task: Task | None) -> dict[str, RadiusCurve]:
     """Return by grid the radii of all images; of a grid whose radii are known for some images only, none.
 
     Args:
         merged: all parts.
-        rule: what keeps an answer, in a sentence.
+        task: that read the outputs; None for classes.
     """
     found = {}
     for name, counts in merged.radius_counts.items():
         if counts.total == merged.cost.images > 0:
             border: Border = "circular" if name.startswith("circular") else "zero"
             radii = merged.radii.get(name)
+            rule = CLASSES if task is None else task.rule(counts.limit)
             found[name] = RadiusCurve(counts, border, None if merged.moments else radii, rule)
     return found
 
@@ -42,5 +42,5 @@ def curve_table(curves: Mapping[str, RadiusCurve]) -> Table:
     rows: list[dict[str, Cell]] = [{"grid": name, **row} for name, each in curves.items() for row in each.table().rows]
     right = any(each.counts.right is not None for each in curves.values())
     columns = ("grid", "border", "radius", "unchanged", *(["right"] if right else []))
-    notes = tuple(dict.fromkeys(each.rule for each in curves.values()))
+    notes = tuple(dict.fromkeys(f"Unchanged: {each.rule}." for each in curves.values()))
     return Table("Share of images at every shift of up to r pixels", columns, tuple(rows), notes)

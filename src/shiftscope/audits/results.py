@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from shiftscope.audits.certified import RULE, curve_table, curves_of, without_radii
+from shiftscope.audits.certified import curve_table, curves_of, without_radii
 from shiftscope.audits.measuring import ANSWERS, Kind, grid_name, supported_measures
 from shiftscope.audits.parts import ACCURACY, Changed, Cost, Part
 from shiftscope.audits.protocols import Protocol
@@ -258,7 +258,7 @@ def assemble(
             for protocol in protocols
             for frame in frames_of(protocol, merged.frames, images=merged.cost.images, changes=task is not None)
         ),
-        certificates=curves_of(merged, RULE if task is None else ""),
+        certificates=curves_of(merged, task),
     )
 
 

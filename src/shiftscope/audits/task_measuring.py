@@ -28,6 +28,7 @@ from shiftscope.engine.checks import evaluating
 from shiftscope.engine.formats import module_is_quicker
 from shiftscope.errors import InputError
 from shiftscope.measures import MEASURES
+from shiftscope.radii import ShiftGrid, task_radii
 from shiftscope.shifts import grid
 from shiftscope.surveys import survey_of_values
 from shiftscope.tasks import Pair, Task, Truth, View
@@ -123,6 +124,10 @@ class TaskMeasurer:
             framing.border(protocol)  # raises if crops exceed the margin
         self.reach = float(max(each.max_shift for each in self.protocols))
         self.planned = tuple(_planned(self.protocols))
+        self.certified: dict[str, Protocol] = {}
+        for each in self.protocols:
+            if each.surveyed and task.rule(int(each.max_shift)):  # two protocols may share a grid, which is certified once
+                self.certified.setdefault(grid_name((each.mode, int(each.max_shift))), each)
 
     def plan(self, indices: Tensor) -> ViewPlan:
         """Return the distinct views of some images, [image], by their index in the data."""
@@ -157,6 +162,7 @@ class TaskMeasurer:
             cost=self._cost(plan, len(images), started),
             records={name: self.task.pack(torch.cat(rows)) for name, rows in block.records.items()},
             frames=block.frames(),
+            radii=block.radii(),
         )
 
     def _truths(self, indices: Tensor, labels: Tensor | None) -> list[Any]:
@@ -213,6 +219,10 @@ class _Block:
         self._found = [[nan] * len(self.names)] * len(self._rows)
         self.sums: dict[str, Sums] = {}
         self.records: dict[str, list[Tensor]] = {}
+        self._of_grid = {
+            name: set(pairs.compared[_grid_of(each)].flatten().tolist()) for name, each in measurer.certified.items()
+        }
+        self._leads = {name: [nan] * len(self._rows) for name in measurer.certified}
         self._answers: dict[int, Any] = {}
         self._gathered: Any = ()
         self._referenced = False
@@ -260,12 +270,22 @@ class _Block:
         pairs = [self._pair(number) for number in numbers]
         for number, found in zip(numbers, self.task.compare_all(pairs), strict=True):
             self._found[number] = [found.get(name, nan) for name in self.names]
+        self._certify(numbers, pairs)
         known = [(pair, self._protocols.get(number, {})) for number, pair in zip(numbers, pairs, strict=True)]
         summed = [(pair, names) for pair, names in known if names and pair.view.start == (0.0, 0.0)]
         for pair, names in summed if self._tallies else ():
             for name in names:
                 self._tally(name, pair)
         self._record([names for _, names in summed], [pair for pair, _ in summed])
+
+    def _certify(self, numbers: list[int], pairs: list[Pair]) -> None:
+        """Note by how much the answers at the shifts of grids are kept."""
+        for name, protocol in self.measurer.certified.items():
+            chosen = [place for place, number in enumerate(numbers) if number in self._of_grid[name]]
+            reach = float(protocol.max_shift)
+            some = [replace(pairs[place], view=replace(pairs[place].view, reach=reach)) for place in chosen]
+            for place, lead in zip(chosen, self.task.leads(some), strict=True):
+                self._leads[name][numbers[place]] = lead
 
     def _pair(self, number: int) -> Pair:
         first, second = self._rows[number]
@@ -326,6 +346,14 @@ class _Block:
                 tables = {name: self._table(_grid_of(protocol), name).float() for name in names}
                 reach = int(protocol.max_shift)
                 found[grid_name((protocol.mode, reach))] = survey_of_values(tables, grid(reach))
+        return found
+
+    def radii(self) -> dict[str, Tensor]:
+        """Return by grid each image's radius, where the task has a rule for it."""
+        found = {}
+        for name, protocol in self.measurer.certified.items():
+            leads = torch.tensor(self._leads[name], dtype=torch.float64)[self.pairs.compared[_grid_of(protocol)]]
+            found[name] = task_radii(leads, ShiftGrid(int(protocol.max_shift))).to(torch.int16)
         return found
 
     def frames(self) -> dict[FrameKey, Sums]:

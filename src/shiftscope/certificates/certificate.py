@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shiftscope.engine.framing import Border
 from shiftscope.estimates import Estimate
-from shiftscope.radii.curve import BORDERS, RadiusCounts
+from shiftscope.radii.curve import BORDERS, CLASSES, RadiusCounts
 from shiftscope.shown import Shown
 from shiftscope.tables import Summary, Table, percent
 
@@ -22,8 +22,6 @@ __all__ = ["CERTIFICATE_VERSION", "Certificate", "Part", "merge"]
 #: The version of ``certificate.json``.
 CERTIFICATE_VERSION = 1
 
-#: What keeps an answer that is a class.
-CLASSES = "the class on top without a shift leads all others at every shift, by more than rounding"
 #: So many damaged files are listed.
 DAMAGED = 10
 

@@ -17,8 +17,10 @@ from shiftscope.estimates import Estimate, wilson_interval
 from shiftscope.radii.search import NO_ANSWER, NOTHING
 from shiftscope.tables import Cell, Table, percent
 
-__all__ = ["BORDERS", "RadiusCounts", "RadiusCurve", "every_shift"]
+__all__ = ["BORDERS", "CLASSES", "RadiusCounts", "RadiusCurve", "every_shift"]
 
+#: What keeps an answer that is a class.
+CLASSES = "the class on top without a shift leads all others at every shift, by more than rounding"
 #: What fills the border, in words.
 BORDERS: Mapping[Border, str] = {
     "zero": "zero (the background comes in)",
@@ -144,7 +146,7 @@ class RadiusCurve:
         counts: how many images have each radius.
         border: what comes in at the border.
         radii: of each image, in their order; None where there are too many images to keep one for each.
-        rule: what keeps an answer, in a sentence.
+        rule: what keeps an answer, in a clause.
     """
 
     counts: RadiusCounts
@@ -173,11 +175,11 @@ class RadiusCurve:
         columns = ("border", "radius", "unchanged", *(() if self.counts.right is None else ("right",)))
         rows = tuple({"border": self.border, **row} for row in self.counts.rows())
         title = f"Share of images at every shift of up to r pixels, border {BORDERS[self.border]}"
-        return Table(title, columns, rows, (self.words(), self.rule))
+        return Table(title, columns, rows, (self.words(),))
 
     def words(self) -> str:
-        """Return the share at the largest radius in a sentence or two."""
-        return self.counts.words(self.border)
+        """Return the share at the largest radius in a sentence or two, of a task with what keeps an answer."""
+        return self.counts.words(self.border, "" if self.rule == CLASSES else self.rule)
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain data."""

@@ -11,6 +11,7 @@ from shiftscope.audits.film import Film, shift_words
 from shiftscope.audits.pictures import Picture
 from shiftscope.audits.sequences import Frame, frame_table
 from shiftscope.measures import MEASURES
+from shiftscope.radii.curve import CLASSES, RadiusCurve
 from shiftscope.report import Chart, Drag, Maps, Missing, Page, Rows, ShiftMap
 from shiftscope.report.certificate import certificate_chart
 from shiftscope.report.content import BeforeAfter, Pairs, Section
@@ -190,9 +191,14 @@ def _maps(name: str, survey: Survey, lead: str, title: str = "Sensitivity map") 
 def _certificates(audit: Audit) -> list[Chart]:
     """Return a chart for each grid of the share of images that keep their answer, or are right, at every shift up to a radius."""
     return [
-        certificate_chart(each.counts, each.border, f"{each.words()} {each.rule}", name=name)
+        certificate_chart(each.counts, each.border, f"{each.words()}{_rule(each)}", name=name)
         for name, each in audit.certificates.items()
     ]
+
+
+def _rule(curve: RadiusCurve) -> str:
+    """Return what keeps a class, in a sentence; the words of a task's curve say it."""
+    return f" Kept: {CLASSES}." if curve.rule == CLASSES else ""
 
 
 def _frames(audit: Audit) -> list[Chart]:
