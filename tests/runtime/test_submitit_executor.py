@@ -32,7 +32,8 @@ def import_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
 
 
-def test_job_of_a_killed_process_is_submitted_again(tmp_path: Path) -> None:
+def test_job_of_a_killed_process_is_submitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 1)  # it waits 15 s for the file of a process that has died
     (tmp_path / "seen").mkdir()
     heard: list[object] = []
     job = (str(tmp_path / "seen"), 1)
