@@ -121,7 +121,7 @@ def test_maps_of_classes_and_a_chosen_output_are_read(command: Command) -> None:
         ("damaged", "b.png cannot be read as an image"),
         ("cut", "b.png cannot be read as an image"),
         ("mixed", "mixed holds frames beside subfolders with frames (inner)"),
-        ("video.mp4", "Extract frames first, as with `ffmpeg"),
+        ("video.mp4", "is a file, and `frames` must be a folder of image files. Extract frames first, as with `ffmpeg"),
     ],
 )
 def test_bad_folder_is_one_sentence(command: Command, tmp_path: Path, name: str, message: str) -> None:

@@ -58,8 +58,10 @@ def open_videos(folder: Path) -> Videos:
         InputError: there is no such folder; it holds no frames, or frames beside folders of frames; a video has fewer than two
             frames, or frames of different sizes; a header cannot be read.
     """
+    if folder.is_file():
+        raise InputError(f"{folder} is a file, and `frames` must be a folder of image files.", EXTRACT)
     if not folder.is_dir():
-        raise InputError(f"the folder of frames {folder} does not exist.", EXTRACT if folder.is_file() else "Check the path.")
+        raise InputError(f"the folder of frames {folder} does not exist.", "Check the path.")
     own = _frames(folder)
     inner = {each: _frames(each) for each in sorted(folder.iterdir(), key=_by_name) if each.is_dir() and _is_seen(each)}
     inner = {each: files for each, files in inner.items() if files}
