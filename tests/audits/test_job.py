@@ -282,9 +282,12 @@ def test_folder_without_an_audit_or_with_missing_parts_is_refused(here: Path) ->
     run_shard(AuditJob(spec(), 1, 2, here / "out"))
     with pytest.raises(InputError, match=r"is not complete: 2 of 4 blocks of images are missing"):
         merge_audit(here / "out")
-    (here / "out" / "plan.json").write_text("{}")
-    with pytest.raises(InputError, match=r"plan.json is damaged, or is not a complete plan"):
-        merge_audit(here / "out")
+    plan = json.loads((here / "out" / "plan.json").read_text())
+    del plan["facts"]["input"]
+    for damaged in (plan, {}):
+        (here / "out" / "plan.json").write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=r"plan.json is damaged, or is not a complete plan"):
+            merge_audit(here / "out")
 
 
 def test_folder_that_cannot_be_written_is_refused(here: Path) -> None:

@@ -13,14 +13,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shiftscope.audits.measuring import Kind
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, pan
 from shiftscope.audits.results import MOST_VALUES, Audit, assemble
 from shiftscope.audits.stored import from_tensors, to_tensors
-from shiftscope.audits.subject import SubjectSpec, absolute_paths
+from shiftscope.audits.subject import DESCRIBED, SubjectSpec, absolute_paths
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import (
@@ -129,6 +129,14 @@ class AuditPlan(Spec):
     notes: tuple[str, ...]
     provenance: dict[str, str]
     channels_last: bool = False
+
+    @field_validator("facts")
+    @classmethod
+    def _complete(cls, facts: dict[str, str]) -> dict[str, str]:
+        missing = DESCRIBED - set(facts)
+        if missing:
+            raise ValueError(f"`facts` must say what is measured, but lack {', '.join(sorted(missing))}.")
+        return facts
 
     @property
     def blocks(self) -> int:

@@ -25,7 +25,22 @@ from shiftscope.models import LoadedModel, ModelSpec, absolute_reference, load_m
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.settings import Spec, Text
 
-__all__ = ["Subject", "SubjectSpec", "absolute_paths", "describe", "open_subject"]
+__all__ = ["DESCRIBED", "Subject", "SubjectSpec", "absolute_paths", "describe", "open_subject"]
+
+#: The facts of every subject that :func:`describe` names.
+DESCRIBED = frozenset(
+    {
+        "model",
+        "weights",
+        "input",
+        "normalisation",
+        "preprocessing from",
+        "preparation",
+        "data",
+        "place",
+        "precision",
+    }
+)
 
 
 class SubjectSpec(Spec):
@@ -214,7 +229,7 @@ def describe(facts: Mapping[str, str]) -> str:
     """Return what is measured in one line, the same for every command and file.
 
     Args:
-        facts: of :attr:`Subject.facts`, which the provenance of every file holds.
+        facts: of :attr:`Subject.facts`, which the provenance of every file holds; at least :data:`DESCRIBED`.
     """
     said = facts["preprocessing from"]
     output = f", output {facts['output']}" if facts.get("output") else ""
