@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from exhaustive import circular_resnet, colours, digits, family
 from interleaving import interleaved, ratios
 from shiftscope.datasets.dataset import DataSpec, load
-from shiftscope.explanations import explain, probes
+from shiftscope.explanations import Explanation, explain, probes
 from shiftscope.explanations.layers import BATCH, layer_responses
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.runtime.executors import keep_freed_memory
@@ -111,6 +111,7 @@ def known(epochs: int) -> None:
         network = build(spec, generator=stream(0, "weights"))
         train(network, (data.train, data.validation), Recipe(max_epochs=epochs), place=data.canvas.place, seed=0)
         found = explain(network.eval(), images, data.test.labels[:64], mode="circular", max_shift=19)
+        assert isinstance(found, Explanation)
         shares = {each.name: each.share for each in found.causes.causes if each.share is not None}
         percent = [f"{100 * shares[cause].value:.1f} %" if cause in shares else "" for cause in ("head", "borders", "aliasing")]
         lattice = "" if found.causes.lattice_loss is None else f"{found.causes.lattice_loss.value:.1g}"

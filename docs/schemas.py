@@ -116,6 +116,48 @@ class ExplanationFile(Spec):
     settings: dict[str, str]
 
 
+class TaskExplanationFile(Spec):
+    """What ``explain`` prints with ``--json`` of boxes, maps and other tasks.
+
+    Attributes:
+        schema_version: version of this schema.
+        model: its name.
+        task: what its outputs are.
+        measure: that is taken apart.
+        verdict: the main result in words.
+        main_cause: the cause of the largest part of the change; empty if it is unknown, or shifts change nothing.
+        value: the task's leading measure under the shifts; null where no image has a value.
+        factor: subsampling factor, along height and width; null if it is unknown.
+        period: of the change along both axes, pixels; null if it shows none.
+        graph: ``traced``, or why the model's graph cannot be traced.
+        causes: the change by cause.
+        lattice: the change on and off the lattice of the stride.
+        layers: how each layer responds.
+        fixes: what each fix would change.
+        notes: what a reader needs to know.
+        warnings: reasons why the numbers say little about the model.
+        settings: how it was measured, name -> value.
+    """
+
+    schema_version: int
+    model: str
+    task: str
+    measure: str
+    verdict: str
+    main_cause: str
+    value: EstimateFile | None
+    factor: tuple[int, int] | None
+    period: int | None
+    graph: str
+    causes: TableContent
+    lattice: TableContent
+    layers: TableContent
+    fixes: TableContent
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    settings: dict[str, str]
+
+
 class FixFile(Spec):
     """What ``fix`` prints with ``--json``.
 
@@ -330,6 +372,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "compare-audits": ComparedAuditsFile,
     "compare-study": ComparedStudyFile,
     "explain": ExplanationFile,
+    "explain-task": TaskExplanationFile,
     "fix": FixFile,
     "flicker": FlickerFile,
     "record": Record,

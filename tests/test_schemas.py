@@ -38,7 +38,10 @@ def check(schemas: ModuleType, name: str, content: Any) -> None:
     jsonschema.Draft202012Validator(schemas.schema(name)).validate(content)
 
 
-KINDS = ("audit", "certify", "check", "compare-audits", "compare-study", "explain", "fix", "flicker", "record", "table")
+KINDS = (
+    *("audit", "certify", "check", "compare-audits", "compare-study"),
+    *("explain", "explain-task", "fix", "flicker", "record", "table"),
+)
 #: Options of every command on models here.
 SMALL = ("--size", "20", "--data", "digits", "--images", "6", "--max-shift", "1")
 
@@ -82,11 +85,12 @@ def test_table_that_is_printed_is_valid(schemas: ModuleType, shiftscope: Command
     ("name", "words"),
     [
         ("explain", ("explain", "my_models:small", *SMALL)),
+        ("explain-task", ("explain", "my_models:small", "--task", "embedding", *SMALL)),
         ("fix", ("fix", "my_models:small", "--with", "blur", *SMALL)),
         ("fix", ("fix", "my_models:small", "--with", "blur", "--plan", *SMALL)),
         ("compare-study", ("compare", str(ROOT / "results" / "digits"))),
     ],
-    ids=["explain", "fix", "plan", "study"],
+    ids=["explain", "explain-task", "fix", "plan", "study"],
 )
 def test_what_a_command_prints_is_valid(schemas: ModuleType, shiftscope: Command, name: str, words: tuple[str, ...]) -> None:
     content = printed(shiftscope, *words)

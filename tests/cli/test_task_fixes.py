@@ -81,9 +81,9 @@ def test_fix_of_a_depth_model_is_measured_saved_and_read_again(command: Command)
 
 
 def test_fix_names_the_audit_of_the_saved_copy(command: Command) -> None:
-    done = command("fix", "task_models:maps", *IMAGES, "--with", "blur", "--out", "fixed.safetensors")
+    done = command("fix", "task_models:maps", *IMAGES, "--with", "canonical", "--out", "fixed.safetensors")
     assert done.code == 0, done.err
-    assert "of pixels when images move by up to 1 pixels" in " ".join(done.out.split())
+    assert "of pixels when images move by up to 1 pixel" in " ".join(done.out.split())
     assert "--task segmentation" in done.out.rpartition("Next:")[2]
 
 
@@ -104,6 +104,38 @@ def test_fix_names_the_audit_of_the_saved_copy(command: Command) -> None:
 )
 def test_wrong_input_of_fix_ends_in_a_sentence(command: Command, model: str, options: tuple[str, ...], problem: str) -> None:
     done = command("fix", f"task_models:{model}", *IMAGES, *options)
+    assert done.code == 2
+    assert problem in " ".join(done.err.split())
+    assert "Traceback" not in done.err
+
+
+def test_explain_of_maps_is_printed_and_written(command: Command, tmp_path: Path) -> None:
+    options = ("--mode", "circular", "--out", "why")
+    done = command("explain", "task_models:maps", *IMAGES, *options)
+    assert done.code == 0, done.err
+    said = " ".join(done.out.split())
+    assert "of pixels when images move by up to 1 pixel, circularly." in said
+    assert "--task segmentation" in done.out or "Next:" not in done.out
+    written = json.loads((tmp_path / "why" / "explanation.json").read_text())
+    assert written["task"] == "segmentation"
+    assert written["factor"] == [2, 2]
+    assert [row["cause"] for row in written["causes"]["rows"]] == ["borders", "aliasing", "other", "total"]
+    assert sorted(path.stem for path in (tmp_path / "why").glob("*.csv")) == ["causes", "fixes", "lattice", "layers"]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "problem"),
+    [
+        ("maps", ("--task", "segmentaton"), "there is no task 'segmentaton'"),
+        ("maps", ("--task", "depth"), "task 'depth' needs [image, 1, height, width]"),
+        ("depth", ("--output", "deep"), "`output` is 'deep'"),
+        ("depth", ("--output", "depth", "--truth", "missing"), "`truth` missing does not exist"),
+        ("classes", ("--truth", "depths"), "the output shows none"),
+        ("boxes", ("--task", "boxes:threshold=2"), "`threshold` of task 'boxes'"),
+    ],
+)
+def test_wrong_input_of_explain_ends_in_a_sentence(command: Command, model: str, options: tuple[str, ...], problem: str) -> None:
+    done = command("explain", f"task_models:{model}", *IMAGES, *options)
     assert done.code == 2
     assert problem in " ".join(done.err.split())
     assert "Traceback" not in done.err

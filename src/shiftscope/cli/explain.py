@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app
-from shiftscope.cli.measuring import opened, print_found, under_shifts
-from shiftscope.cli.options import OUTPUT_GROUP, ModelName, ModelOptions
+from shiftscope.cli.measuring import opened, print_found, task_images, task_of_subject, under_shifts
+from shiftscope.cli.options import IMAGE_GROUP, MODEL_GROUP, OUTPUT_GROUP, ModelName, ModelOptions
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
+    from shiftscope.audits.subject import Subject
     from shiftscope.tables import Table
+    from shiftscope.tasks import Task
 
 __all__ = ["explain"]
 
@@ -26,6 +29,8 @@ def explain(
     model: ModelName,
     *,
     options: ModelOptions = ModelOptions(),
+    task: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None,
+    truth: Annotated[Path | None, Parameter(group=IMAGE_GROUP)] = None,
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
 ) -> None:
     """Find out why a model's outputs change when images shift: which causes, which layers, and which fix to try first.
@@ -35,13 +40,24 @@ def explain(
 
     Parameters
     ----------
+    task
+        What the outputs are: boxes, segmentation, depth, flow, embedding, binary, multilabel or answers, with settings after a
+        colon, as in `boxes:threshold=0.3`. By default what they show. Then the task's own measure is explained, also by how much
+        answers change on and off the lattice of the stride.
+    truth
+        Ground truth for --task, as for `shiftscope audit`: what each fix costs or gains without a shift.
     out
         Folder for report.html, explanation.json and each table as Markdown and CSV. By default nothing is written.
     """
     if options.images is not None and options.images < 2:
         raise InputError(f"`images` must be 2 or more, got {options.images}.", "An interval needs more than one image.")
     subject = opened(model, options)
+    chosen = task_of_subject(subject, task, truth)
+    if chosen is not None:
+        _explain_task(subject, options, model, chosen, task=task, truth=truth, out=out)
+        return
     with reporting("reading images") as report:
+        from shiftscope.explanations import Explanation
         from shiftscope.explanations import explain as explain_model
 
         block, ignored = subject.read()
@@ -55,6 +71,7 @@ def explain(
             savable=subject.loaded.spec.is_code,
             report=report,
         )
+        assert isinstance(found, Explanation)  # the output shows no task
         found = replace(found, settings={**found.settings, **subject.facts}, notes=subject.notes(block, ignored))
     if out is not None:
         from shiftscope.report.explanation import explanation_page
@@ -63,6 +80,34 @@ def explain(
         _write_tables(out, dict(zip(("causes", "layers", "fixes"), found.tables(), strict=True)), found.to_json())
         write_page(explanation_page(found), out / REPORT)
     print_found(found.to_json(), found.tables(), options, found.summary(), f"Saved in {out}." if out else "")
+
+
+def _explain_task(
+    subject: Subject, options: ModelOptions, model: str, chosen: Task, *, task: str | None, truth: Path | None, out: Path | None
+) -> None:
+    """Explain why a task's answers change."""
+    of_task = f"--task {quote(task or chosen.name)}" + (f" --truth {quote(str(truth))}" if truth is not None else "")
+    with reporting("reading images") as report:
+        from shiftscope.explanations.task_explanation import explain_task
+
+        block, known, notes = task_images(subject, chosen, truth)
+        found = explain_task(
+            subject.loaded.model,
+            chosen,
+            block.images,
+            truth=known,
+            output=subject.output,
+            **{name: value for name, value in under_shifts(subject, options).items() if name != "embedding"},
+            name=subject.name,
+            arguments=f"{options.arguments(model)} {of_task}",
+            savable=subject.loaded.spec.is_code,
+            report=report,
+        )
+        found = replace(found, settings={**found.settings, **subject.facts}, notes=(*notes, *found.notes))
+    if out is not None:
+        _write_tables(out, dict(zip(found.table_files, found.tables(), strict=True)), found.to_json())
+    saved = f"Saved in {out}: explanation.json and tables. There is no page of tasks." if out else ""
+    print_found(found.to_json(), found.tables(), options, found.summary(), saved)
 
 
 def _write_tables(folder: Path, tables: dict[str, Table], content: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from shiftscope.tasks import Pair, Task, Truth, View, find_task, task_of
 from shiftscope.tasks.reading import select_output
 from shiftscope.tasks.segmentation import Segmentation
 
-__all__ = ["TaskTrial", "TaskValues", "run_model", "task_for"]
+__all__ = ["TaskTrial", "TaskValues", "graded", "run_model", "task_for"]
 
 #: Images whose answers are kept together: those that an embedding's neighbours are looked for among.
 BLOCK = 64
@@ -50,13 +50,18 @@ class TaskValues:
         return self.values[measure].nanmean(dim=1)
 
     def change(self, task: Task) -> Float[Tensor, " image"]:
-        """Return how much shifts change each image's answer: the leading measure, or 1 less it where it is an agreement."""
-        return as_change(task, self.means(task.measures[0]))
+        """Return how much shifts change each image's answer by :func:`graded`: an error, or 1 less an agreement."""
+        return self.changes(task).nanmean(dim=1)
+
+    def changes(self, task: Task) -> Float[Tensor, "image shift"]:
+        """Return the same at each shift."""
+        found = self.values[graded(task)]
+        return 1 - found if MEASURES[graded(task)].better == "more" else found
 
 
-def as_change(task: Task, lead: Tensor) -> Tensor:
-    """Return values of the leading measure as changes, 0 where nothing changes."""
-    return 1 - lead if MEASURES[task.measures[0]].better == "more" else lead
+def graded(task: Task) -> str:
+    """Return the measure of a task that explanations take apart: one that changes by degrees, or else the leading one."""
+    return task.graded or task.measures[0]
 
 
 @dataclass(frozen=True)

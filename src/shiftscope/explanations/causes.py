@@ -49,7 +49,7 @@ from shiftscope.layers.surrounded import become, view
 from shiftscope.surgery import Surgery, circular, global_pool, make_equivariant
 from shiftscope.tables import Cell, Table
 
-__all__ = ["Cause", "Causes", "causes_of"]
+__all__ = ["Cause", "Causes", "causes_of", "pooled_head"]
 
 #: Images and shifts on which each step is tried.
 PROBES, SHIFTS = 2, 2
@@ -214,19 +214,8 @@ class _Steps(Ledger):
             return self.none("head", "rolling the maps that reach the head changes no output")
         if tokens_go_on(self.model, probes):
             return self.unknown("head", "behind the last map its positions go through further layers as tokens")
-        self.model = self._pooled(probes)
+        self.model = pooled_head(self.model, probes)
         return self.step("head", self.trial.measure(self.model, "without head"))
-
-    def _pooled(self, probes: Tensor) -> nn.Module:
-        """Return the model with summed weights, which take maps of any size, or else with means repeated at every position."""
-        try:
-            surgery = global_pool(self.model, image=self.trial.image)
-            change = head_change(surgery.model, probes) if surgery.changed else None
-        except InputError:
-            change = None
-        if change is not None and change < INVARIANT:
-            return surgery.model
-        return averaging_head(self.model, probes)
 
     def _borders(self, geometry: Geometry) -> Cause:
         trial = self.trial.circular(geometry.lattice)
@@ -280,6 +269,24 @@ class _Steps(Ledger):
         except InputError as error:
             return self.unknown(name, reason_of(error)), None
         return self.step(name, after), changed
+
+
+def pooled_head(model: nn.Module, probes: Tensor) -> nn.Module:
+    """Return a model with summed weights, which take maps of any size, or else with means repeated at every position.
+
+    Args:
+        model: in evaluation mode.
+        probes: [image, channel, height, width], images to try it on.
+    """
+    channels, height, width = probes.shape[1:]
+    try:
+        surgery = global_pool(model, image=(channels, height, width))
+        change = head_change(surgery.model, probes) if surgery.changed else None
+    except InputError:
+        change = None
+    if change is not None and change < INVARIANT:
+        return surgery.model
+    return averaging_head(model, probes)
 
 
 def _follows(model: nn.Module, trial: Trial, step: tuple[int, int]) -> bool:

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from shiftscope.engine.answers import answers_of, image_warnings, output_warnings
 from shiftscope.engine.batches import Images, gather
 from shiftscope.engine.checks import check_classes, check_images, check_labels, device_of, evaluating
+from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border, frame
+from shiftscope.engine.task_trials import task_for
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.causes import Causes, causes_of
 from shiftscope.explanations.guarantee import Guarantee, describe, guarantee_of
 from shiftscope.explanations.layers import BATCH, Layers, layer_responses
 from shiftscope.explanations.ranking import Fixes, try_fixes
+from shiftscope.explanations.task_explanation import TaskExplanation, explain_task
 from shiftscope.explanations.trial import Trial, draw_shifts
 from shiftscope.explanations.wording import fix_sentence, short_verdict
 from shiftscope.graphs.geometry import read_geometry
@@ -28,6 +31,7 @@ from shiftscope.graphs.tokens import read_tokens
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.shown import Shown
 from shiftscope.tables import Summary, Table
+from shiftscope.tasks import Task, Truth
 
 __all__ = ["Explanation", "explain"]
 
@@ -170,6 +174,9 @@ def explain(
     mode: Border | None = None,
     fill: Float[Tensor, " channel"] | float = 0.0,
     embedding: bool = False,
+    task: Task | str | None = None,
+    truth: Truth | None = None,
+    output: str | int | None = None,
     seed: int = 0,
     batch_size: int = BATCH,
     device: torch.device | str | None = None,
@@ -177,14 +184,14 @@ def explain(
     arguments: str = "",
     savable: bool = True,
     report: Report = silent,
-) -> Explanation:
+) -> Explanation | TaskExplanation:
     """Explain why a model's outputs change under shifts, by cause and by layer, and which fix to try first.
 
     Every number is a mean over images with a 95 % interval. Each image has its own shifts, and the model, its copies without one
     cause, and its copies with a fix are all measured under the same ones. Nothing is trained, and the model is not changed.
 
     Args:
-        model: images [image, channel, height, width] in [0, 1] -> outputs [image, class].
+        model: images [image, channel, height, width] in [0, 1] -> outputs [image, class], or what a task reads.
         images: unshifted images, canvas included; at least 2. Or a DataLoader, a list or another iterable of batches, each a
             tensor of images or a pair (images, labels).
         labels: class of each image, for the accuracy with each fix, where the batches do not hold them.
@@ -196,6 +203,10 @@ def explain(
             other side (``circular``). By default ``crop`` for larger images, else ``zero``.
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
         embedding: whether outputs are not class scores.
+        task: what the outputs are: a name of :data:`shiftscope.tasks.TASKS`, with settings as in ``boxes:threshold=0.3``, or a
+            task. By default what they show: classes, maps of classes, or the task that recognises them.
+        truth: ground truth of each image, as the task takes it.
+        output: name or position of the output that the task reads, of a model with several.
         seed: draws the shifts.
         batch_size: images a forward pass.
         device: where to compute; the model's own by default.
@@ -206,7 +217,8 @@ def explain(
         report: called with progress events.
 
     Returns:
-        the explanation. For a model that ``torch.fx`` cannot trace it holds measured results only, and the reason.
+        the explanation. For a model that ``torch.fx`` cannot trace it holds measured results only, and the reason. Of a task,
+        that of :func:`shiftscope.explanations.task_explanation.explain_task`.
 
     Raises:
         InputError: there are fewer than 2 images, the labels are not one an image, a shift is larger than the image, or what
@@ -220,6 +232,29 @@ def explain(
     images, labels = gather(images, labels)
     _check(model, images, labels, shifts, mode)
     framed = frame(images, size, mode, max_shift)
+    example = Canvas(framed.mode, 0.0, framed.size).centre(framed.images[:1])
+    found = task_for(model, example, task, output=output, embedding=embedding)
+    if found is not None:
+        return explain_task(
+            model,
+            found,
+            images,
+            truth=labels if truth is None and found.takes_labels else truth,
+            output=output,
+            size=size,
+            max_shift=max_shift,
+            shifts=shifts,
+            mode=mode,
+            fill=fill,
+            seed=seed,
+            device=device,
+            name=name,
+            arguments=arguments,
+            savable=savable,
+            report=report,
+        )
+    if truth is not None:
+        raise InputError("`truth` is ground truth of a task, but the output shows none.", "Say what it is with `task`.")
     steps = draw_shifts(len(images), shifts, framed.max_shift, torch.Generator().manual_seed(seed))
     trial = Trial(framed.images, steps, framed.mode, fill, labels, batch_size, device, report, framed.size)
     if model.training:

@@ -187,6 +187,7 @@ def layer_responses(
     size: tuple[int, int] | None = None,
     layers: Sequence[str] | None = None,
     geometry: Reading | None = None,
+    outputs: bool = True,
     batch_size: int = BATCH,
     device: torch.device | str | None = None,
     report: Report = silent,
@@ -203,6 +204,7 @@ def layer_responses(
         size: (height, width) of the model's input, where images are larger; by default that of the images.
         layers: names of the modules to compare; every convolution, pool, activation, filter and polyphase sampling by default.
         geometry: what :func:`shiftscope.graphs.geometry.read_geometry` returned for the model; by default it is read here.
+        outputs: whether outputs are vectors, which are compared too; otherwise the model may return anything.
         batch_size: images a forward pass, unshifted and shifted together.
         device: where to compute; the model's own by default.
         report: called with progress events.
@@ -243,7 +245,7 @@ def layer_responses(
     with evaluating(model), torch.inference_mode():
         outer = (first.shape[2], first.shape[3])
         canvas = Canvas(mode, fill, check_size(outer, size, mode))
-        probes = Probes(model, canvas.centre(first[:1]).to(place), canvas, found, layers, batch_size)
+        probes = Probes(model, canvas.centre(first[:1]).to(place), canvas, found, layers, batch_size, outputs=outputs)
         used: list[Tensor] = []
         for batch in chain([first], batches):
             check_images(batch, outer)

@@ -93,6 +93,7 @@ class Probes:
         geometry: of the model's graph; None where that cannot be read.
         layers: names of the modules to compare; None for all of known kinds.
         batch_size: images a forward pass.
+        outputs: whether outputs are vectors, which are compared too; otherwise the model may return anything.
 
     Attributes:
         probes: of the canvas, the layers, the head's input and the output, in this order.
@@ -110,8 +111,10 @@ class Probes:
         geometry: Geometry | None,
         layers: Sequence[str] | None,
         batch_size: int,
+        *,
+        outputs: bool = True,
     ) -> None:
-        self.model, self.canvas, self.geometry, self.batch_size = model, canvas, geometry, batch_size
+        self.model, self.canvas, self.geometry, self.batch_size, self.outputs = model, canvas, geometry, batch_size, outputs
         self.left_out: list[tuple[str, str]] = []
         self.tokens: TokenReading | None = None
         calls, output = self._first_pass(watched(model, layers, None), example)
@@ -120,11 +123,16 @@ class Probes:
             calls, output = self._first_pass(watched(model, layers, self.tokens), example)
         first = Probe("canvas", "canvas", ("", 0), "in", MapGeometry(), (example.shape[1], *canvas.size))
         last = Probe("output", "output", ("", 0), "out", MapGeometry(has_positions=False), (output.shape[1], 1, 1))
-        self.probes = [first, *self._layers(calls), *self._head(calls), last]
+        self.probes = [first, *self._layers(calls), *([*self._head(calls), last] if outputs else [])]
         known = {*(probe.call[0] for probe in self.probes), *(name for name, _ in self.left_out)}
         self.left_out += [(name, "its output is no map") for name in layers or () if name not in known]
-        self.names = sorted({probe.call[0] for probe in self.probes[1:-1]})
+        self.names = sorted({probe.call[0] for probe in self._hooked})
         self._measure_blank(self.canvas.background(example).reshape(1, -1, 1, 1).expand_as(example))
+
+    @property
+    def _hooked(self) -> list[Probe]:
+        """The probes that hooks measure: all but those of the canvas and the output."""
+        return self.probes[1:-1] if self.outputs else self.probes[1:]
 
     def compare(self, images: Tensor, shifts: Tensor, device: torch.device) -> Iterator[int]:
         """Run images and their shifted copies, and measure every probe.
@@ -155,7 +163,7 @@ class Probes:
         found: dict[int, Response] = {0: _response(self.probes[0], batch, count)}
 
         def see(layer: str, number: int, module: nn.Module, into: Tensor, out: Any) -> None:
-            for place, probe in enumerate(self.probes[1:-1], start=1):
+            for place, probe in enumerate(self._hooked, start=1):
                 if probe.call == (layer, number):
                     found[place] = _response(probe, into if probe.side == "in" else out, count)
                     # Once for each block of images: homogeneity does not depend on the shifts.
@@ -164,7 +172,8 @@ class Probes:
 
         with hooked(self.model, self.names, see):
             output = self._run(batch)
-        found[len(self.probes) - 1] = _response(self.probes[-1], output, count)
+        if self.outputs:
+            found[len(self.probes) - 1] = _response(self.probes[-1], output, count)
         missing = [probe.name for place, probe in enumerate(self.probes) if place not in found]
         if missing:
             raise InputError(f"Layer {missing[0]!r} is not called in every pass.", "Leave it out with `layers`.")
@@ -174,7 +183,7 @@ class Probes:
         """Keep every probe's map of a blank image; vectors are compared as they are."""
 
         def see(layer: str, number: int, _: nn.Module, into: Tensor, out: Any) -> None:
-            for probe in self.probes[1:-1]:
+            for probe in self._hooked:
                 if probe.call == (layer, number) and probe.geometry.has_positions:
                     probe.blank = _finite_copy(_as_maps(into if probe.side == "in" else out, probe))
                     probe.blank_input = _finite_copy(into) if probe.stride != (1, 1) else None
@@ -186,6 +195,9 @@ class Probes:
     def _run(self, batch: Tensor) -> Tensor:
         """Return checked outputs of one pass; never split, because hooks must see all of the batch together."""
         try:
+            if not self.outputs:
+                self.model(batch)
+                return batch.new_zeros(len(batch), 1)
             return Direct(self.model, self.canvas, batch.device).once(batch)
         except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):
@@ -222,6 +234,9 @@ class Probes:
                 continue
             maps = self.geometry.maps if self.geometry else {}
             shape = tuple(call.out.shape)
+            if shape[0] != 1 and not self.outputs:
+                self.left_out.append((call.name, "it does not see one map an image"))
+                continue
             geometry = _fitting(maps.get(call.name, maps.get(call.layer)), shape, self.canvas.size)
             if geometry is None:
                 self.left_out.append((call.name, f"the axes of its maps {shape[1:]} are not known"))

@@ -211,7 +211,8 @@ def _lead_sentence(lead: Mapping[str, Cell], compared: Table, task: Task) -> str
     before, after, paired = (lead[name] for name in ("before", "after", "difference"))
     if not isinstance(before, Estimate) or not isinstance(after, Estimate):
         return ""
-    moved = f"by up to {compared.provenance[SHIFTS].rpartition('up to ')[2]}"
+    reach = compared.provenance[SHIFTS].rpartition("up to ")[2].partition(" ")[0]
+    moved = f"by up to {reach} {'pixel' if reach == '1' else 'pixels'}"
     moved += {"circular": ", circularly", "crop": " in the frame"}.get(str(lead["shifts"]), "")
     sentence = task.words(percent(before), plus_minus(before), moved)
     name = MEASURES[task.measures[0]].label

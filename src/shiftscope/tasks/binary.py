@@ -29,6 +29,7 @@ class MultiLabel(Task):
     """
 
     moves: ClassVar[bool | None] = False
+    graded: ClassVar[str] = "label_probability_change"
     name: str = "multilabel"
     measures: tuple[str, ...] = ("label_set_change", "label_flips", "label_probability_change")
     truth_measures: tuple[str, ...] = ("labels_right",)

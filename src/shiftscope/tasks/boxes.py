@@ -54,6 +54,7 @@ class Boxes(Task):
     """
 
     moves: ClassVar[bool | None] = True
+    graded: ClassVar[str] = "confidence_change"
     name: str = "boxes"
     measures: tuple[str, ...] = CHANGES
     truth_measures: tuple[str, ...] = ("objects_found",)

@@ -98,9 +98,11 @@ class Task(ABC):
         moves: whether answers should move along with the image; None where the task does not say.
         kept: least value of the leading measure, or largest of one of which less is better, at which an answer counts as kept;
             None for a task that says it otherwise, or cannot be certified.
+        graded: a measure that changes by degrees, which explanations take apart; empty for the leading one.
     """
 
     moves: ClassVar[bool | None] = None
+    graded: ClassVar[str] = ""
 
     name: str
     measures: tuple[str, ...]

@@ -1,0 +1,144 @@
+"""By lattice: how much answers change at shifts by multiples of the stride, and how much between these.
+
+It needs no layer and no graph. Images move along both axes, circularly, so that all of their content stays. Each shift by a
+multiple of the stride is held against the two that lie half a stride to either side of it, which are as far away on average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shiftscope.engine.task_trials import TaskTrial
+from shiftscope.estimates import Estimate, mean
+from shiftscope.explanations.task_causes import circular_trial
+from shiftscope.tables import Cell, Table
+from shiftscope.tasks.period import Period, find_period
+
+__all__ = ["Lattice", "lattice_of", "path_shifts"]
+
+#: Images that move along the path, and how far it reaches where no factor is known, and at most, pixels.
+IMAGES, REACH, MOST = 8, 16, 32
+#: Changes below this are rounding.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """How much answers change on and off the lattice of a stride.
+
+    Attributes:
+        step: multiples of so many pixels are on the lattice; None where neither a factor nor a period is known.
+        source: where it comes from, in words.
+        on: the change at multiples of the step, along both axes.
+        off: the change at the shifts half a step to either side of these.
+        gain: off less on, of the same images.
+        period: of the mean change along the path.
+        reach: the largest shift, pixels.
+        images: that have a value.
+    """
+
+    step: int | None
+    source: str
+    on: Estimate | None
+    off: Estimate | None
+    gain: Estimate | None
+    period: Period
+    reach: int
+    images: int
+
+    def table(self) -> Table:
+        """Return rows of on, off, and the difference."""
+        rows: list[dict[str, Cell]] = []
+        if self.step is not None and self.on is not None:
+            rows = [
+                {"shifts": f"multiples of {self.step} pixels", "lost": self.on},
+                {"shifts": f"{self.step // 2} pixels to either side of these", "lost": self.off},
+                {"shifts": "difference", "lost": self.gain},
+            ]
+        notes = (
+            f"Circular shifts of up to {self.reach} pixels along each axis, {self.images} images. {self.source}".strip(),
+            self.period.words(),
+        )
+        return Table("On and off the lattice of the stride", ("shifts", "lost"), tuple(rows), notes)
+
+    def sentence(self) -> str:
+        """Return what the lattice says in a sentence; empty where nothing is known."""
+        if self.gain is None or self.on is None or self.off is None or max(self.on.value, self.off.value) < ROUNDING:
+            return ""
+        on, off = f"{self.on.value:.3g}", f"{self.off.value:.3g}"
+        if self.gain.low <= 0:
+            return f"Shifts by multiples of {self.step} pixels change the answer as much as others ({on} against {off})."
+        return f"Shifts by multiples of {self.step} pixels change the answer by {on}, those between by {off}."
+
+
+def path_shifts(reach: int) -> Int[Tensor, "shift 2"]:
+    """Return shifts of up to so many pixels along each axis, without the zero shift."""
+    steps = torch.tensor([step for step in range(-reach, reach + 1) if step])
+    zero = torch.zeros_like(steps)
+    return torch.cat([torch.stack([zero, steps], dim=1), torch.stack([steps, zero], dim=1)])
+
+
+def lattice_of(model: Any, trial: TaskTrial, factor: int | None, source: str, *, traced: bool) -> Lattice:
+    """Measure the change on and off the lattice of a stride.
+
+    Args:
+        model: in evaluation mode.
+        trial: the images and the task; its shifts do not count.
+        factor: the subsampling factor; None where it is not known.
+        source: where it comes from, in words.
+        traced: whether it is that of the model's graph; otherwise a period that the change shows is better known.
+    """
+    around = circular_trial(trial.first(IMAGES), (factor or 1, factor or 1))
+    reach = min(max(8, (factor or REACH) * 3 // 2), MOST * 3 // 2, min(around.size) // 2)
+    shifts = path_shifts(reach)
+    moved = replace(around, shifts=shifts.expand(len(around.images), -1, -1))
+    found = moved.measure(model, "along a path of shifts")
+    change = found.changes(trial.task)
+    known = change.isfinite().any(dim=1)
+    values = change[known].nanmean(dim=0) if known.any() else torch.full((len(shifts),), float("nan"))
+    period = find_period(values.numpy(), shifts.numpy())
+    steps = [(factor, source), (period.pixels, "The step is the period.")]
+    sides = [
+        (step, words, _pairs(change[known], shifts, step) if step is not None and step > 1 and known.any() else None)
+        for step, words in (steps if traced else steps[::-1])
+    ]
+    step, words, pairs = next((each for each in sides if each[2] is not None), (None, "", None))
+    if pairs is None:
+        return Lattice(None, "", None, None, None, period, reach, int(known.sum()))
+    on, off = pairs
+    bounds = (0.0, float("inf"))
+    gain = mean(off - on, bounds=(-float("inf"), float("inf")))
+    return Lattice(step, words, mean(on, bounds=bounds), mean(off, bounds=bounds), gain, period, reach, len(on))
+
+
+def _pairs(
+    change: Float[Tensor, "image shift"], shifts: Int[Tensor, "shift 2"], step: int
+) -> tuple[Float[Tensor, " some"], Float[Tensor, " some"]] | None:
+    """Return each image's change at multiples of a step, and half a step to either side; None where no image has both."""
+    places = {tuple(shift): number for number, shift in enumerate(shifts.tolist())}
+    half, on, off = step // 2, [], []
+    for (down, right), number in places.items():
+        along = down or right
+        if along % step == 0:
+            sides = [(along + half) * np.array([bool(down), bool(right)]), (along - half) * np.array([bool(down), bool(right)])]
+            near = [places.get((int(y), int(x))) for y, x in sides]
+            near = [each for each in near if each is not None]
+            if len(near) == 2:
+                on.append(change[:, number])
+                off.append((change[:, near[0]] + change[:, near[1]]) / 2)
+    if not on:
+        return None
+    one, other = torch.stack(on), torch.stack(off)
+    both = one.isfinite() & other.isfinite()
+    counted = both.any(dim=0)
+    if not counted.any():
+        return None
+    nan = torch.full_like(one, float("nan"))
+    means = [torch.where(both, each, nan).nanmean(dim=0)[counted] for each in (one, other)]
+    return means[0], means[1]

@@ -1,0 +1,164 @@
+"""Explanations of maps, boxes and labels: networks whose cause is known by construction, and models that cannot be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detectors import scenes, snapping
+from shiftscope import InputError, explain
+from shiftscope.explanations import TaskExplanation
+from shiftscope.explanations.lattice import path_shifts
+from shiftscope.explanations.task_causes import lattice_shifts
+
+
+class Maps(nn.Module):
+    """Two convolutions, one of which may subsample by 4, and their map at the image's size."""
+
+    def __init__(self, padding: str, stride: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        around: dict[str, Any] = {"padding": 1, "padding_mode": padding}
+        self.body = nn.Sequential(nn.Conv2d(1, 6, 3, **around), nn.ReLU(), nn.Conv2d(6, 1, 3, stride, **around))
+        self.stride = stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.body(images).repeat_interleave(self.stride, 2).repeat_interleave(self.stride, 3)
+        return found.abs() + 0.1
+
+
+class Untraceable(Maps):
+    """The same with code that depends on values."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) if float(images.sum()) > -1 else images
+
+
+class Snapping(nn.Module):
+    """A detector whose boxes lie on a grid of so many pixels, with a layer that nothing uses."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.detect, self.unused = snapping(step), nn.Conv2d(1, 1, 3)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.detect(images)
+
+
+def images(count: int = 6, size: int = 24) -> Tensor:
+    return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def explained(model: nn.Module, **options: Any) -> TaskExplanation:
+    found = explain(model.eval(), options.pop("images", images()), shifts=2, **options)
+    assert isinstance(found, TaskExplanation)
+    return found
+
+
+@pytest.mark.parametrize("kind", [Maps, Untraceable])
+@pytest.mark.parametrize(
+    ("padding", "stride", "main", "shares"),
+    [
+        ("circular", 4, "aliasing", {"borders": 0.0, "aliasing": 1.0}),
+        ("zeros", 1, "borders", {"borders": 1.0, "aliasing": None}),
+    ],
+)
+def test_only_cause_by_construction_has_all_of_the_change(
+    kind: type[Maps], padding: str, stride: int, main: str, shares: dict[str, float | None]
+) -> None:
+    found = explained(kind(padding, stride), mode="circular", max_shift=3)
+    assert found.task.name == "depth"
+    assert found.causes.main is not None
+    assert found.causes.main.name == main
+    for cause in found.causes.causes[:2]:
+        assert (cause.share.value if cause.share else None) == (pytest.approx(shares[cause.name], abs=1e-4))
+    assert sum(each.part.value for each in found.causes.causes if each.part) == pytest.approx(found.causes.total.value)  # type: ignore[union-attr]
+    assert found.causes.factor == (stride, stride)
+    assert bool(found.unread) == (kind is Untraceable)
+
+
+def test_model_that_follows_every_shift_has_no_change() -> None:
+    found = explained(Maps("circular", 1), mode="circular", max_shift=3)
+    assert found.nothing_changes
+    assert found.verdict.endswith("Nothing changes under these shifts.")
+    assert found.causes.main is None
+
+
+def test_lattice_is_that_of_the_stride() -> None:
+    lattice = explained(Maps("circular", 4), mode="circular", max_shift=3).lattice
+    assert lattice.step == lattice.period.pixels == 4
+    assert lattice.on is not None
+    assert lattice.gain is not None
+    assert lattice.on.value == pytest.approx(0, abs=1e-6)
+    assert lattice.gain.low > 0.1
+    assert "multiples of 4 pixels change the answer by" in lattice.sentence()
+
+
+def test_lattice_of_a_detector_without_layers_is_its_period() -> None:
+    pictures, truth = scenes(4)
+    found = explained(Snapping(8), images=pictures, truth=truth, max_shift=2)
+    assert found.lattice.step == 8
+    assert found.causes.main is None
+    assert all(each.reason == "the subsampling factor is not known" for each in found.causes.causes[:2])
+    assert "By cause: unknown, because the subsampling factor is not known." in found.verdict
+    best = found.fixes.ranked[0]
+    assert best.kind == "canonical"
+    assert best.truth is not None
+    assert "--with canonical" in best.command
+
+
+def test_layers_are_compared_with_hooks_where_no_graph_is_read() -> None:
+    found = explained(Untraceable("zeros", 4), max_shift=3)
+    assert found.layers is not None
+    assert [layer.name for layer in found.layers.layers] == ["canvas", "body.0", "body.1", "body.2"]
+    assert found.layers.layer("body.2").factor == (4, 4)
+    assert any("hooks" in note for note in found.notes)
+
+
+def test_labels_have_a_head() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(4 * 256, 1))
+    found = explained(model, images=images(6, 16), mode="circular", max_shift=3)
+    assert found.task.name == "binary"
+    assert found.causes.main is not None
+    assert found.causes.main.name == "head"
+
+
+def test_fixes_are_ranked_and_those_that_make_no_sense_are_missing() -> None:
+    found = explained(Maps("zeros", 4), mode="circular", max_shift=3)
+    kinds = [each.kind for each in found.fixes.ranked]
+    assert set(kinds) == {"blur", "circular", "aps", "canonical", "average"}
+    assert found.fixes.ranked[0].kind == "canonical"
+    boxes = explained(Snapping(8), images=scenes(3)[0], max_shift=2)
+    assert {each.kind for each in boxes.fixes.ranked} == {"blur", "circular", "canonical"}
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"task": "depht"}, "there is no task 'depht'"),
+        ({"task": "flow"}, "task 'flow' needs"),
+        ({"truth": [1]}, "`truth` must hold one for each of 6 images"),
+        ({"task": "depth", "output": "deep"}, "`output` is 'deep'"),
+        ({"mode": "crop"}, "`mode` 'crop' needs images larger"),
+        ({"images": images(1)}, "2 or more images"),
+    ],
+)
+def test_wrong_input_is_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        explained(Maps("zeros", 4), **options)
+
+
+def test_drawn_lattice_shifts_are_multiples_within_reach() -> None:
+    like = torch.tensor([[[9, -3], [1, 0]]]).expand(50, -1, -1)
+    found = lattice_shifts(like, (32, 24), (4, 8), torch.Generator().manual_seed(0))
+    assert found is not None
+    assert found.shape == like.shape
+    assert not (found % torch.tensor([4, 8])).any()
+    assert found.any(dim=2).all()
+    assert found.abs().amax(dim=(0, 1)).tolist() == [8, 8]
+    assert lattice_shifts(like, (8, 8), (8, 8), torch.Generator()) is None
+    assert len(path_shifts(3)) == 12
