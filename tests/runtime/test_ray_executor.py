@@ -16,14 +16,13 @@ import pytest
 
 import helpers
 from shiftscope.audits.folder import AuditSpec
-from shiftscope.audits.job import run_shards
+from shiftscope.audits.job import run_audit, run_shards
 from shiftscope.errors import InputError
-from shiftscope.runtime.executors import Processes
 from shiftscope.runtime.progress import JobEvent
 from shiftscope.runtime.ray_executor import Ray
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import RunEnded, run_study
-from small import SMALL
+from small import SMALL, one_thread
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [
@@ -97,7 +96,8 @@ def tasks() -> list[int]:
 def test_study_that_loses_a_worker_and_a_node_has_the_undisturbed_table(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL.replace("max_epochs = 2", "max_epochs = 40"))
     study = load_study(str(tmp_path / "small.toml"))
-    run_study(study, out=tmp_path / "calm", executor=Processes(2))
+    with one_thread():
+        run_study(study, out=tmp_path / "calm")
     lost: list[str] = []
 
     def disturb(event: object) -> None:
@@ -122,7 +122,8 @@ def test_study_that_loses_a_worker_and_a_node_has_the_undisturbed_table(cluster:
 def test_older_records_are_measured_again_and_not_trained_again(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL.replace("seeds = 2", "seeds = 1"))
     study = load_study(str(tmp_path / "small.toml"))
-    first = run_study(study, out=tmp_path / "out", executor=Processes(1))
+    with one_thread():
+        first = run_study(study, out=tmp_path / "out")
     for record in (tmp_path / "out").rglob("record.json"):
         record.write_text(record.read_text().replace('"schema_version": ', '"schema_version": -'))
     events: list[Any] = []
@@ -135,7 +136,8 @@ def test_older_records_are_measured_again_and_not_trained_again(cluster: Any, tm
 
 def test_shards_of_an_audit_on_the_cluster_equal_one_run(cluster: Any, tmp_path: Path) -> None:
     spec = AuditSpec(model="helpers:network", size=20, images=150, protocols=("mouton2020", "every-shift"), max_shift=2)
-    whole = run_shards(spec, Processes(1), shards=1)
+    with one_thread():
+        whole = run_audit(spec)
     several = run_shards(spec, Ray(), shards=3, out=tmp_path / "out")
     assert several.table().rows == whole.table().rows
     assert (tmp_path / "out" / "audit.json").exists()
