@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import signal
@@ -125,21 +126,44 @@ def test_shard_without_locks_measures_its_own_blocks_only(here: Path, monkeypatc
     assert sorted(int(file.stem) for file in (here / "out" / "parts").glob("*.safetensors")) == [2, 3, 4]
 
 
+def stop_while_it_holds_a_block(process: subprocess.Popen[bytes], parts: Path) -> None:
+    """Stop a process that measures blocks while it has claimed one whose part is not there yet."""
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        if any(parts.glob(".*.lock")):
+            process.send_signal(signal.SIGSTOP)
+            locks = (lock for lock in parts.glob(".*.lock") if not (parts / f"{lock.stem[1:]}.safetensors").exists())
+            if any(map(is_held, locks)):
+                return
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.001)
+
+
+def is_held(lock: Path) -> bool:
+    """Return whether a process holds a lock."""
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are stopped and killed by signals")
 def test_shard_takes_over_from_a_killed_process(here: Path, one_thread: None) -> None:
     common = ["audit", "audited_models:grey", "--size", "16", "--images", "300", "--max-shift", "2", "--out", "out"]
     common += [word for name in PROTOCOLS for word in ("--protocol", name)]
     command = [sys.executable, "-m", "shiftscope", *common, "--shard", "1/2"]
     parts = here / "out" / "parts"
-    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL) as killed:
-        deadline = time.monotonic() + 120
-        while not list(parts.glob(".*.lock")):
-            assert killed.poll() is None and time.monotonic() < deadline
-            time.sleep(0.001)
-        killed.send_signal(signal.SIGSTOP)
-        assert main([*common, "--shard", "2/2"]) == 0
-        assert not is_complete(here / "out")  # the process that is stopped holds a block, or two
-        killed.kill()
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL) as other:
+        try:
+            stop_while_it_holds_a_block(other, parts)
+            assert main([*common, "--shard", "2/2"]) == 0
+            assert not is_complete(here / "out")
+        finally:
+            other.kill()
     assert main([*common, "--shard", "2/2"]) == 0
     assert sorted(int(file.stem) for file in parts.iterdir()) == [0, 1, 2, 3, 4]
     assert merge_audit(here / "out").rows == run_audit(spec(images=300)).rows

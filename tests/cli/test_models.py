@@ -118,8 +118,8 @@ def test_explain_json_is_the_explanation(shiftscope: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("my_models:small", "--data", "digits", "--size", "30"), "`model` fails on images of shape (4, 1, 30, 30)"),
-        (("my_models:dark", "--data", "digits"), "not finite"),
+        (("my_models:small", "--data", "digits", "--size", "30"), "the model fails on images of 1x30x30"),
+        (("my_models:dark", "--data", "digits"), "the model returned NaN or infinity"),
         (("my_models:small", "--data", "digits", "--size", "20", "--images", "1"), "`images` must be 2 or more"),
         (
             ("my_models:small", "--data", "digits", "--size", "20", "--max-shift", "20"),

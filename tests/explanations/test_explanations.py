@@ -490,8 +490,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "`mode` 'crop' needs images larger than the model's input of 16x16": {"mode": "crop"},
     "`shifts` must be 1 or more an image, got 0": {"shifts": 0},
     "`max_shift` must be 1 to 8 pixels, half of the image's 16, got 9": {"max_shift": 9},
-    "`model` fails on images of shape (8, 1, 8, 8): ": {"images": IMAGES[:, :, :8, :8]},
-    "`model` fails on images of shape (8, 3, 16, 16): ": {"images": IMAGES.expand(-1, 3, -1, -1)},
+    "the model fails on images of 1x8x8 (": {"images": IMAGES[:, :, :8, :8]},
+    "the model fails on images of 3x16x16 (": {"images": IMAGES.expand(-1, 3, -1, -1)},
     "`model` returned values that are not finite, for 8 of 8 images": {"model": Fails().eval(), "images": IMAGES * 0},
     "`model` returned values that are not finite, for 2 of 8 images": {
         "model": Fails().eval(),
