@@ -37,7 +37,7 @@ def test_theory_json_has_tables_with_columns_and_rows(shiftscope: Command) -> No
     ["0 0 0 0 1 2 1 2", "0 0 2 2", "subsampling breaks equivariance", "homogeneity 1 at factor 2", "fully connected layer"],
 )
 def test_theory_prints_every_table_with_its_sentence(shiftscope: Command, text: str) -> None:
-    assert text in shiftscope("theory").out
+    assert text in " ".join(shiftscope("theory").out.split())  # whatever the width of the terminal
 
 
 def test_selfcheck_passes_and_prints_a_table(shiftscope: Command) -> None:
