@@ -45,7 +45,7 @@ class Fixing:
         border: Border = "crop" if self.mode in (None, "crop") and subject.images.crop is not None else whole
         around: dict[str, Any] = {"fill": subject.images.fill, "reach": self.reach}
         output = subject.output if self.task else None
-        around |= {"task": self.task, "output": output}
+        around |= {"task": self.task or None, "output": output}
         own = {
             "blur": {"filter_size": self.filter_size},
             "canonical": {**around, "border": border},

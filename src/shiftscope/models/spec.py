@@ -36,7 +36,7 @@ class Fix(Spec):
         border: of ``canonical`` and ``average``: ``zero``, unless it is ``circular``, or ``crop`` for ``canonical`` on photos.
         reach: the largest shift of ``average``, pixels, 1 by default; or how far ``canonical``'s crop may lie from the middle.
         fill: the background's colour of ``canonical`` and ``average``, one value per channel; None for black.
-        task: of ``canonical`` and ``average``, what the outputs are, as :func:`shiftscope.tasks.find_task` takes it; empty for
+        task: of ``canonical`` and ``average``, what the outputs are, as :func:`shiftscope.tasks.find_task` takes it; None for
             classes.
         output: which of several outputs the task reads, by name or position.
     """
@@ -46,7 +46,7 @@ class Fix(Spec):
     border: Border | None = None
     reach: int | None = Field(None, ge=1)
     fill: Channels | None = None
-    task: Text = ""
+    task: Text | None = None
     output: Text | None = None
 
     def apply(self, model: nn.Module, *, image: tuple[int, int, int] | None) -> Surgery:
