@@ -75,7 +75,7 @@ class Film(Spec):
 def shift_words(shift: tuple[float, float]) -> str:
     """Return a shift (dy, dx) in words.
 
-    >>> shift_words((3, -1)), shift_words((0.25, 0)), shift_words((0, 0))
+    >>> shift_words((3.0, -1.0)), shift_words((0.25, 0.0)), shift_words((0.0, 0.0))
     ('3 pixels down, 1 left', '0.25 pixels down', '0 pixels')
     """
     steps = ((shift[0], "down", "up"), (shift[1], "right", "left"))

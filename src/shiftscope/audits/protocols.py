@@ -265,7 +265,7 @@ def pan(step: tuple[float, float], steps: int = 32, *, mode: Literal["zero", "cr
     Raises:
         InputError: the step is 0 or not finite, or there is none.
 
-    >>> pan((0.25, 0), 4).path[-1], pan((0.25, 0), 4).max_shift
+    >>> pan((0.25, 0.0), 4).path[-1], pan((0.25, 0.0), 4).max_shift
     ((1.0, 0.0), 1)
     """
     if not all(map(isfinite, step)) or not any(step):

@@ -50,8 +50,8 @@ class RadiusCounts:
             right: whether each is answered right without a shift.
             limit: the largest radius that was tried, pixels.
 
-        >>> RadiusCounts.of(torch.tensor([0, 2, 2]), torch.tensor([True, True, False]), 2).certified(1)
-        Estimate(value=0.3333333333333333, low=0.06149194472039624, high=0.7923403991979523, count=3, seeds=1)
+        >>> print(RadiusCounts.of(torch.tensor([0, 2, 2]), torch.tensor([True, True, False]), 2).certified(1))
+        0.333 [0.061, 0.792]
         """
         places = radii.long() - NOTHING
         counts = torch.bincount(places, minlength=limit + 1 - NOTHING)
