@@ -158,7 +158,7 @@ def test_measures_taken_in_another_way_are_left_out() -> None:
     compared = compare_audits(before, other)
     assert [each.row.measure for each in compared.measures] == ["mcs"]
     assert "1 that were measured in another way" in compared.notes[-1]
-    with pytest.raises(InputError, match="share no measure"):
+    with pytest.raises(InputError, match="no measure in common"):
         compare_audits(before, replace(before, rows=()))
 
 

@@ -485,7 +485,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "`images` must hold 2 or more images, so that intervals can be computed, got 1": {"images": IMAGES[:1]},
     "`images` must be [image, channel, height, width], all of one size, got shape (8, 16, 16)": {"images": IMAGES[:, 0]},
     "`images` must be floating point in [0, 1], got torch.uint8": {"images": IMAGES.byte()},
-    "`labels` must hold one label an image, got 3 for 8 images": {"labels": torch.zeros(3, dtype=torch.long)},
+    "`labels` must hold one label per image, got 3 for 8 images": {"labels": torch.zeros(3, dtype=torch.long)},
     "`mode` must be 'zero', 'crop' or 'circular', got 'mean'": {"mode": "mean"},
     "`mode` 'crop' needs images larger than the model's input of 16x16": {"mode": "crop"},
     "`shifts` must be 1 or more an image, got 0": {"shifts": 0},

@@ -164,7 +164,9 @@ def compare_audits(before: Audit, after: Audit, *, names: tuple[str, str] = ("th
     rows = [(known[row.protocol, row.measure], row) for row in after.rows if (row.protocol, row.measure) in known]
     alike = [(old, new) for old, new in rows if _way(old) == _way(new)]
     if not alike:
-        raise InputError("the audits share no measure that both took in the same way.", "Audit both with the same protocols.")
+        raise InputError(
+            "the audits have no measure in common that was measured in the same way.", "Audit both with the same protocols."
+        )
     paired = same_images(before, after)
     measures = tuple(_compared(old, new, _pairs(before, after, new) if paired else None) for old, new in alike)
     return AuditComparison(measures, names, tuple(_notes(before, after, measures, paired, len(rows) - len(alike))))

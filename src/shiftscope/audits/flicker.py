@@ -150,7 +150,7 @@ def frames_flicker(
     Args:
         model: any callable from images to what :func:`shiftscope.audit` takes.
         frames: a sequence [frame, channel, height, width] in [0, 1], of two frames or more; or several sequences, of any lengths.
-        task: what the outputs are, as :func:`shiftscope.audit` takes it; by default what they show.
+        task: what the outputs are, as :func:`shiftscope.audit` takes it; by default detected from them.
         output: name or position of the output to measure, if the model returns several.
         batch_size: frames per forward pass.
         device: where to compute; the model's own by default.

@@ -62,7 +62,7 @@ class AuditSpec(SubjectSpec):
         protocols: names; None for those that suit the output.
         mode: what comes in at the border: only protocols that say so; None for all.
         batch_size: images per forward pass.
-        task: what the outputs are, as :func:`shiftscope.tasks.find_task` takes it; None for what they show.
+        task: what the outputs are, as :func:`shiftscope.tasks.find_task` takes it; None to detect it from them.
         truth: file or folder of ground truth.
         pan: (dy, dx) from frame to frame of a slow pan, pixels, to measure instead of protocols.
         steps: of the pan.

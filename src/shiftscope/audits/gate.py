@@ -1,4 +1,4 @@
-"""A gate: does an audit keep conditions, and is it no worse than a committed one? Judged on intervals.
+"""Judge an audit by conditions, or against a committed audit, on intervals.
 
 A condition fails only if the whole interval lies beyond it, passes only if none of it does, and is undecided else. A gate fails
 if anything fails. With ``strict`` the values decide, and nothing is undecided.

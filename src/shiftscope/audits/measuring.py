@@ -120,7 +120,7 @@ class Measurer:
         self.grids = {at: _GridOutputs(model, at, framing, batch_size) for at in grids}
 
     def part(self, images: Tensor, labels: Tensor | None, *, indices: Tensor) -> Part:
-        """Return what a block of images gives; :meth:`shiftscope.audits.Session.part` describes the arguments."""
+        """Measure a block of images; :meth:`shiftscope.audits.Session.part` describes the arguments."""
         started = perf_counter()
         with self.model.counting(), evaluating(self.model.model), torch.inference_mode():
             surveyed = {at: self._run_grid(outputs, images, int(indices[0])) for at, outputs in self.grids.items()}

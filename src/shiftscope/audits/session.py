@@ -103,7 +103,7 @@ def audit(
         batch_size: images per forward pass.
         device: where to compute; the model's own by default.
         task: what the outputs are: a name of :data:`shiftscope.tasks.TASKS`, with settings as in ``segmentation:ignored=0``, or a
-            task. By default what the outputs show: classes, maps of classes, or the task that recognises them.
+            task. By default detected: classes, maps of classes, or the task that recognises them.
         truth: ground truth of each image, by its index, as the task takes it.
         progress: called with (done, total), numbers of images; total is None if unknown.
 

@@ -144,7 +144,7 @@ class TaskMeasurer:
         return module_is_quicker(self.model.model, self.model.raw, self.framing.centre(example), passes=passes)
 
     def part(self, images: Tensor, labels: Tensor | None, *, indices: Tensor) -> Part:
-        """Return what a block of images gives; :meth:`shiftscope.audits.Session.part` describes the arguments."""
+        """Measure a block of images; :meth:`shiftscope.audits.Session.part` describes the arguments."""
         started = perf_counter()
         truths = self._truths(indices, labels)
         plan = self.plan(indices)

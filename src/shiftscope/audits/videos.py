@@ -58,7 +58,7 @@ def measure_videos(
 
     Args:
         filmed: the model and the videos.
-        task: what the outputs are; None for what they show.
+        task: what the outputs are; None to detect it from them.
         batch_size: frames per forward pass.
         report: called with progress events.
         film: whether to draw frames.

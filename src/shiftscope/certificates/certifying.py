@@ -70,7 +70,7 @@ def certify(
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
         output: name or position of the output to certify, if the model returns several.
         task: what the outputs are, with what keeps an answer: a name of :data:`shiftscope.tasks.TASKS`, with settings as in
-            ``boxes:threshold=0.3`` or ``segmentation:kept=0.95``, or a task. By default what the outputs show: classes, or the
+            ``boxes:threshold=0.3`` or ``segmentation:kept=0.95``, or a task. By default detected: classes, or the
             task that recognises them.
         method: ``dense`` computes all shifts at once, ``direct`` one by one; ``auto`` takes dense where it is exact.
         batch_size: images a forward pass.

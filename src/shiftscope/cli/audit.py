@@ -76,7 +76,7 @@ def audit(
         segmentation. Repeatable. By default those that suit the model's outputs.
     task
         What the outputs are: boxes, keypoints, segmentation, depth, flow, embedding, binary, multilabel or answers, with settings
-        after a colon, as in `boxes:threshold=0.3`. By default what they show.
+        after a colon, as in `boxes:threshold=0.3`. By default detected from the outputs.
     truth
         Ground truth for --task: a JSON file of COCO or the folder above `images` and `labels` of YOLO (boxes), a folder with a
         map for each image, named like it (segmentation, depth), or a JSON file that maps names of images to values.
@@ -92,8 +92,8 @@ def audit(
     batch_size
         Number of images per forward pass. By default as many as memory allows.
     shard
-        Be process I of N that share the folder --out, written I/N, such as 1/4: begin with that part of the images, and go on
-        with those that no other process measures. The last one puts them together.
+        Run as process I of N that share the folder --out, written I/N, such as 1/4: measure that part of the images first, then
+        those that no other process measures. The last process merges all parts.
     workers
         Number of parts of the images to measure at once, each in a process with one thread. By default all images in one process
         with all threads, or a process for each of several GPUs; on a cluster eight parts.

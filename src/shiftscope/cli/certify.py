@@ -43,12 +43,12 @@ def certify(
         Largest radius to try, in pixels; the same as --max-shift. By default 8, or less if the canvas or the photo leaves less
         room around the input.
     parts
-        Points a pixel along each axis. 1 tries every whole-pixel shift; 2 also tries half pixels, and so on: a grid, and no proof
-        for the shifts between its points.
+        Grid points per pixel along each axis. 1 tries every whole-pixel shift; 2 also tries half pixels, and so on: a grid, no
+        proof for the shifts between its points.
     task
         What the model returns, if not classes: boxes, segmentation, depth, flow, embedding, binary, multilabel or answers, with
-        what keeps an answer as in boxes:threshold=0.3, segmentation:kept=0.95 or embedding:kept=0.9. By default what the output
-        shows.
+        settings after a colon, as in boxes:threshold=0.3, segmentation:kept=0.95 or embedding:kept=0.9. By default detected
+        from the outputs.
     batch_size
         Number of images per forward pass. By default as many as memory allows.
     out

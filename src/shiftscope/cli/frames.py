@@ -82,7 +82,7 @@ def audit_frames(
         model: as the user names it.
         frames: folder of the videos.
         options: of the command.
-        task: what the outputs are; None for what they show.
+        task: what the outputs are; None to detect it from them.
         batch_size: frames per forward pass.
         out: the folder; None to write nothing.
         others: options that make no sense with videos, by name.

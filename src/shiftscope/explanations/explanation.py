@@ -204,7 +204,7 @@ def explain(
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
         embedding: whether outputs are not class scores.
         task: what the outputs are: a name of :data:`shiftscope.tasks.TASKS`, with settings as in ``boxes:threshold=0.3``, or a
-            task. By default what they show: classes, maps of classes, or the task that recognises them.
+            task. By default detected: classes, maps of classes, or the task that recognises them.
         truth: ground truth of each image, as the task takes it.
         output: name or position of the output that the task reads, of a model with several.
         seed: draws the shifts.
@@ -311,7 +311,7 @@ def _check(model: object, images: Tensor, labels: Tensor | None, shifts: int, mo
     check_images(images)
     check_labels(labels)
     if labels is not None and len(labels) != len(images):
-        raise InputError(f"`labels` must hold one label an image, got {len(labels)} for {len(images)} images.")
+        raise InputError(f"`labels` must hold one label per image, got {len(labels)} for {len(images)} images.")
     if mode is not None and mode not in get_args(Border):
         raise InputError(f"`mode` must be 'zero', 'crop' or 'circular', got {mode!r}.")
     if shifts < 1:

@@ -4,7 +4,7 @@ A shift of the image moves the last feature map with it (the layers before the h
 all positions alike, no layer reads beyond a border that the shift does not move, and the shift is a multiple of the subsampling
 factor; polyphase sampling removes the last condition. Outputs then stay the same (are *invariant*) if the head treats all
 positions alike. The operators are those that run (:mod:`shiftscope.graphs.execution`), whatever the model's code looks like; each
-sentence names the layers that it rests on, and none is given that random shifts of random images refute
+sentence names the layers that it rests on, and one that random shifts of random images refute is withdrawn
 (:mod:`shiftscope.explanations.verification`).
 """
 

@@ -1,4 +1,4 @@
-"""Whether a model's head notices positions, tried on the model: roll the maps that reach it, and see whether the outputs change.
+"""Test whether a model's head depends on positions: roll the maps that reach it, and see whether the outputs change.
 
 The head is where the last maps end: what uses a map and gives none, and is not used by a later map, as a gate is.
 """

@@ -9,7 +9,7 @@ model does what its name says, tried in double precision on images of the trial:
 - **position embedding**: with those weights at their mean over positions, shifts by whole patches change no output;
 - **patch grid**: with patches that follow the image, no circular shift by whole pixels changes an output.
 
-What does not pass is unknown.
+A cause whose step fails the trial is unknown.
 """
 
 from __future__ import annotations

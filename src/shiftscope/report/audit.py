@@ -24,7 +24,7 @@ __all__ = ["audit_page"]
 
 #: The measures that are drawn against the distance of a shift.
 OVER_DISTANCE = ("mcs", "top1_change")
-#: So many of a task's measures are drawn against it.
+#: Most of a task's measures that a chart draws against it.
 DRAWN = 2
 #: What a task's value for each class is.
 UNITS = {

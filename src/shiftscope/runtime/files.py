@@ -42,7 +42,7 @@ LOCK = ".lock"
 CHECKSUM = "sha256"
 #: Long enough for a lock file that its owner removes at this moment.
 SECONDS_TO_LOCK = 0.2
-#: What a file system without locks answers.
+#: Error numbers of a file system without locks.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 #: A temporary file of another machine that nobody has touched for so long has a dead writer.
 SECONDS_OF_A_WRITER = 24 * 3600.0

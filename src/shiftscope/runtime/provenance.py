@@ -1,4 +1,4 @@
-"""What made a number: version, commit, machine and device, for the record beside it."""
+"""Record what produced a number: version, commit, machine and device."""
 
 from __future__ import annotations
 

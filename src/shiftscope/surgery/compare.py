@@ -103,7 +103,7 @@ def fix(
         reach: the largest shift that ``average`` averages over, pixels, 1 by default; or how far ``canonical``'s crop of a photo
             may lie from the middle, by default a fourteenth of the input.
         task: what the outputs are: a name of :data:`shiftscope.tasks.TASKS`, with settings as in ``segmentation:ignored=0``, or a
-            task. By default what they show: classes, maps of classes, or the task that recognises them.
+            task. By default detected from them: classes, maps of classes, or the task that recognises them.
         truth: ground truth of each image, as the task takes it.
         output: name or position of the output that the task reads, of a model with several.
         seed: draws the shifts of large inputs.

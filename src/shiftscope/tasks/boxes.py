@@ -102,7 +102,7 @@ class Boxes(Task):
 
     def no_mean(self) -> str:
         """Return that sets of boxes have no mean."""
-        return "boxes at several shifts have no mean: which of them are of one object is a guess."
+        return "boxes at several shifts have no mean: which of them show the same object is unknown."
 
     def read_truth(self, truth: Any, size: tuple[int, int]) -> Objects:
         """Return an image's objects: as such, or from a dict of ``boxes`` (x1 y1 x2 y2, pixels of the input) and ``labels``."""

@@ -35,7 +35,7 @@ def aligned(before: Tensor, after: Tensor, view: View) -> tuple[Tensor, Tensor]:
     Args:
         before: [..., height, width].
         after: [..., height, width].
-        view: how the second lies relative to the first; parts of pixels are rounded.
+        view: how the second lies relative to the first; fractions of pixels are rounded.
     """
     down, right = (round(step) for step in view.shift)
     if view.circular:

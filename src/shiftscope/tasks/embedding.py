@@ -78,7 +78,7 @@ class Embedding(Task):
         own_cosine = float(cosine(view.references[view.image], after))
         nearer = int((others > own_cosine + EQUAL).sum())
         equal = int(((others - own_cosine).abs() <= EQUAL).sum())
-        # Equally near images are drawn from by lot.
+        # Ties are broken at random: what is returned is the expectation.
         return {"mcs": own, "retrieval": 0.0 if nearer else 1 / (1 + equal), "neighbour_rank": 1 + nearer + equal / 2}
 
     def rule(self, reach: int) -> str:

@@ -1,4 +1,4 @@
-"""What a fix and a training gained, each by itself: models on the same images and shifts, with paired intervals."""
+"""Measure the gains of a fix and of a training separately, on the same images and shifts, with paired intervals."""
 
 from __future__ import annotations
 

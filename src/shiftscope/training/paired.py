@@ -67,7 +67,7 @@ class PairedPlan(Spec):
 
 @dataclass(frozen=True)
 class Pair:
-    """Models that are trained alike, and what on.
+    """Models that are trained alike, and their images.
 
     Attributes:
         models: by name; they are not changed.
