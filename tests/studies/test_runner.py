@@ -212,7 +212,7 @@ def test_finished_study_gives_the_same_table_again(finished: Finished) -> None:
     assert all(isinstance(event, Stage | RunStarted | RunEnded) for event in events)
 
 
-@pytest.mark.parametrize("damage", ["record cut", "record of another run", "measures missing"])
+@pytest.mark.parametrize("damage", ["record cut", "record of another run", "record without its seconds", "measures missing"])
 def test_damaged_run_warns_and_is_computed_again(finished: Finished, damage: str) -> None:
     one, other, *_ = sorted((finished.out / "runs").iterdir())
     if damage == "record cut":
@@ -220,6 +220,9 @@ def test_damaged_run_warns_and_is_computed_again(finished: Finished, damage: str
         (one / "record.json").write_bytes(content[: len(content) // 2])
     elif damage == "record of another run":
         (one / "record.json").write_bytes((other / "record.json").read_bytes())
+    elif damage == "record without its seconds":
+        record = json.loads((one / "record.json").read_text())
+        (one / "record.json").write_text(json.dumps({**record, "provenance": {**record["provenance"], "seconds": ""}}))
     else:
         (one / "measures.safetensors.xz").unlink()
     with one_thread(), pytest.warns(UserWarning, match=r"record.json is damaged .* computed again"):

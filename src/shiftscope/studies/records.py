@@ -12,6 +12,7 @@ A record of an older version still says how the training ended, so its weights a
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
 from shiftscope.errors import first_line, shortened
@@ -131,6 +132,14 @@ class Record(Spec):
     cut: float
     layers: tuple[LayerRecord, ...] = Field((), max_length=MOST_LAYERS)
     provenance: dict[Name, Text]
+
+    @field_validator("provenance")
+    @classmethod
+    def _says_when(cls, provenance: dict[str, str]) -> dict[str, str]:
+        """Require what tables add up over runs."""
+        if "started" not in provenance or not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", provenance.get("seconds", "")):
+            raise ValueError("`provenance` must say when the training started, and its seconds as a number")
+        return provenance
 
 
 @dataclass(frozen=True)
