@@ -390,7 +390,7 @@ def damaged_tensors(rng: random.Random, content: bytes) -> bytes:
     with io.BytesIO(content) as file:
         length = struct.unpack("<Q", file.read(8))[0]
         metadata = json.loads(file.read(length)).get("__metadata__")
-    return bytes(save({key: value.contiguous() for key, value in tensors.items()}, metadata=metadata))
+    return bytes(save({key: value.contiguous().clone() for key, value in tensors.items()}, metadata=metadata))
 
 
 def model_files(rng: random.Random, bases: Bases, place: Path) -> list[str]:
