@@ -31,6 +31,7 @@ from shiftscope.runtime.stopping import keep
 
 if TYPE_CHECKING:
     from shiftscope.audits.subject import Subject
+    from shiftscope.models import ModelSpec
     from shiftscope.runtime.progress import Report
     from shiftscope.surgery import Surgery
     from shiftscope.tables import Table
@@ -107,14 +108,13 @@ def fix(
         )
         keep(where)
     with reporting("applying the fix") as report:
-        from shiftscope.models import save_model
         from shiftscope.surgery.compare import summarise
         from shiftscope.surgery.task_compare import summarise_tasks
 
         _check_applies(subject, kinds, saved=out is not None)
         named = (task or found.name) if found is not None else "embedding" if subject.embedding else ""
         fixing = Fixing(kinds, filter_size, reach, options.mode, named)
-        made, surgery = subject.loaded.spec, fixing.apply(subject)
+        surgery = fixing.apply(subject)
         trained = None
         if training.train is not None and not plan:
             trained = train_after(subject, surgery, fixing, options, training, workers=workers, out=out, report=report)
@@ -128,14 +128,10 @@ def fix(
         tables = [surgery.table(), *([compared] if compared else [])]
     saved = None if plan else out
     if saved is not None:
-        update = {
-            "fixes": (*made.fixes, *fixing.fixes(subject)[0]),
-            "tuned": (*made.tuned, *([trained.tuned] if trained else [])),
-        }
-        try:
-            save_model(saved, surgery.model, subject.fixable.model_copy(update=update))
-        except OSError as error:
-            raise InputError(f"`out` {out} cannot be written ({error.strerror or error}).", "Choose another file.") from error
+        made = subject.loaded.spec
+        fixes = (*made.fixes, *fixing.fixes(subject)[0])
+        tuned = (*made.tuned, *([trained.tuned] if trained else []))
+        _save(saved, surgery, subject.fixable.model_copy(update={"fixes": fixes, "tuned": tuned}))
         forget(out if trained else None)
     chosen = [f"--with {kind}" for kind in kinds] + [f"--filter-size {filter_size}"] * (filter_size != 3)
     chosen += [f"--reach {reach}"] * (reach is not None) + [f"--mode {options.mode}"] * bool(options.mode)
@@ -149,6 +145,16 @@ def fix(
     else:
         summary = trained.summary(command) if trained else summarise(surgery, compared, commands=(command,))
     print_found(content, tables, options, summary, "" if saved is None else f"Saved in {saved}.")
+
+
+def _save(file: Path, surgery: Surgery, spec: ModelSpec) -> None:
+    """Write the fixed model, or raise InputError."""
+    from shiftscope.models import save_model
+
+    try:
+        save_model(file, surgery.model, spec)
+    except OSError as error:
+        raise InputError(f"`out` {file} cannot be written ({error.strerror or error}).", "Choose another file.") from error
 
 
 def _check_options(out: Path | None, filter_size: int, reach: int | None) -> None:
