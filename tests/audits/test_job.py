@@ -31,6 +31,7 @@ from shiftscope.models import load_model
 from shiftscope.runtime.executors import Processes
 from shiftscope.runtime.files import claimed, write_first, write_tensors
 from shiftscope.runtime.inputs import read_tensors
+from shiftscope.runtime.plans import read_plan
 from shiftscope.runtime.progress import Event, Stage
 
 #: Together these take over 20 s.
@@ -218,7 +219,7 @@ def test_second_start_resumes_and_measures_nothing_twice(here: Path) -> None:
 
 def test_resumed_audit_keeps_the_memory_format_of_its_plan(here: Path) -> None:
     run_shard(AuditJob(spec(), 1, 1, here / "out", channels_last=True))
-    assert AuditPlan.model_validate_json((here / "out" / "plan.json").read_text()).channels_last
+    assert read_plan(here / "out", AuditPlan, "").channels_last
     before = load_file(here / "out" / "parts" / "000001.safetensors")
     (here / "out" / "parts" / "000001.safetensors").unlink()
     run_shard(AuditJob(spec(), 1, 1, here / "out"))
@@ -283,7 +284,7 @@ def test_folder_holds_table_maps_and_json(here: Path) -> None:
 
 def test_plan_is_written_and_read(here: Path) -> None:
     run_shard(AuditJob(spec(), 1, 2, here / "out"))
-    plan = AuditPlan.model_validate_json((here / "out" / "plan.json").read_bytes())
+    plan = read_plan(here / "out", AuditPlan, "")
     assert AuditPlan.model_validate_json(plan.model_dump_json()) == plan
     assert [protocol.name for protocol in plan.protocols] == list(PROTOCOLS)
     assert plan.blocks == 4

@@ -33,6 +33,24 @@ def test_theory_json_has_tables_with_columns_and_rows(shiftscope: Command) -> No
 
 
 @pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("fix", "`shiftscope fix` needs MODEL. `shiftscope fix --help` says more."),
+        ("fix model", "`shiftscope fix` needs --with. `shiftscope fix --help` says more."),
+        ("report a b", "`shiftscope report` takes fewer words: 'b' cannot be used. `shiftscope report --help` says more."),
+        ("audit m --imges 3", "Unknown option: --imges. Did you mean --images? `shiftscope audit --help` says more."),
+        ("audit m --images", "`--images` needs a value. `shiftscope audit --help` says more."),
+        ("audti", 'Unknown command "audti". Did you mean "audit"? '),
+    ],
+)
+def test_wrong_command_line_is_one_sentence_and_where_its_help_is(shiftscope: Command, words: str, sentence: str) -> None:
+    done = shiftscope(*words.split())
+    assert done.code == 2
+    assert done.err.startswith(f"shiftscope: {sentence}")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     "text",
     ["0 0 0 0 1 2 1 2", "0 0 2 2", "subsampling breaks equivariance", "homogeneity 1 at factor 2", "fully connected layer"],
 )

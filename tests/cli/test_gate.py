@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -96,6 +97,8 @@ def test_check_measures_with_the_settings_of_the_baseline(
         (lambda known: known.update(schema_version=99), "was written by a later version of shiftscope"),
         (lambda known: known.pop("rows"), "holds no audit (rows: is missing)"),
         (lambda known: known["rows"][1].update(views=3), "cannot be taken on this model"),
+        (lambda known: known["cost"].update(images=10**30), "holds no audit (cost.images: "),
+        (lambda known: known["rows"][0]["estimate"].update(count=-1), "holds no audit (rows.0.estimate.count: "),
     ],
 )
 def test_baseline_that_says_too_little_exits_with_2(shiftscope: Command, baseline: Path, change, problem: str) -> None:
@@ -106,6 +109,14 @@ def test_baseline_that_says_too_little_exits_with_2(shiftscope: Command, baselin
     assert done.code == 2
     assert problem in " ".join(done.err.split())
     assert shiftscope("check", "nothing.json").code == 2
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "pipe"])
+def test_baseline_that_never_ends_is_refused(shiftscope: Command, place: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for words in (("check", place), ("compare", place, place)):
+        done = shiftscope(*words)
+        assert (done.code, done.err.rstrip()) == (2, f"shiftscope: {place} is not a regular file. Check the path.")
 
 
 def test_compare_sets_two_audits_side_by_side(shiftscope: Command, baseline: Path, tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ from shiftscope.runtime.files import (
     claimed,
     remove_temporary_files,
     write_checked_tensors,
-    write_first,
     write_tensors,
     write_text,
 )
-from shiftscope.runtime.inputs import read_bytes, read_checked_tensors, reading
+from shiftscope.runtime.inputs import read_checked_tensors
+from shiftscope.runtime.plans import PLAN, read_plan, write_plan
 from shiftscope.runtime.settings import Count, Spec, Text
 from shiftscope.runtime.text import json_text
 from shiftscope.tasks import find_task
@@ -52,7 +52,7 @@ __all__ = [
     "write_part",
 ]
 
-PLAN, PARTS = "plan.json", "parts"
+PARTS = "parts"
 
 
 class AuditSpec(SubjectSpec):
@@ -244,7 +244,7 @@ def prepare_folder(out: Path, plan: AuditPlan) -> AuditPlan:
         (out / PARTS).mkdir(parents=True, exist_ok=True)
         remove_temporary_files(out)
         if known is None:
-            write_first(out / PLAN, plan.model_dump_json(indent=1) + "\n")
+            write_plan(out, plan)
     except OSError as error:
         raise _unwritable(out, error) from error
     return known or planned(out) or plan
@@ -348,8 +348,7 @@ def planned(out: Path) -> AuditPlan | None:
         InputError: it cannot be read.
     """
     try:
-        with reading(out / PLAN, "a complete plan", "Choose another folder with --out."):
-            return AuditPlan.model_validate_json(read_bytes(out / PLAN))
+        return read_plan(out, AuditPlan, "Choose another folder with --out.")
     except InputError as error:
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             return None

@@ -19,11 +19,17 @@ from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
 from shiftscope.radii import NOTHING, RadiusCounts, RadiusCurve
+from shiftscope.runtime.inputs import parse_json, read_bytes
 from shiftscope.runtime.settings import Spec, validation_messages
 
 __all__ = ["AuditFile", "read_audit"]
 
 AUDIT = "audit.json"
+#: The most bytes of such a file: values of a quarter of a million images by many protocols.
+LARGEST = 1 << 30
+#: A number of images, views, pixels or seconds, within 64 bits.
+Whole = Annotated[int, Field(ge=0, lt=2**53)]
+Radius = Annotated[int, Field(ge=0, le=2**14)]
 
 
 class EstimateFile(Spec):
@@ -32,8 +38,8 @@ class EstimateFile(Spec):
     value: float | None
     low: float | None
     high: float | None
-    count: int
-    seeds: int = 1
+    count: Whole
+    seeds: Whole = 1
 
     def estimate(self) -> Estimate:
         """Return the estimate."""
@@ -48,7 +54,7 @@ class RowFile(Spec):
     measure: str
     border: str
     max_shift: int | float
-    views: int
+    views: Whole
     estimate: EstimateFile
     given_right: EstimateFile | None = None
 
@@ -61,7 +67,7 @@ class RowFile(Spec):
 class ChangedFile(Spec):
     """An image whose outputs change much: its index, and the shift (dy, dx) in pixels that changes it most."""
 
-    image: int
+    image: Whole
     shift: tuple[float, float]
     border: str
     similarity: float | None
@@ -80,7 +86,7 @@ class FrameFile(Spec):
     protocol: str
     measure: str
     against: Against
-    number: int
+    number: Whole
     shift: tuple[float, float]
     estimate: EstimateFile
 
@@ -93,7 +99,7 @@ class CurvePointFile(Spec):
     """The shares of images that keep their answer, and that are answered right, at every shift of up to ``radius`` pixels."""
 
     border: Border
-    radius: int
+    radius: Radius
     unchanged: EstimateFile
     right: EstimateFile | None = None
 
@@ -112,10 +118,10 @@ class CertificateFile(Spec):
     """
 
     border: Border
-    radius: int
+    radius: Radius
     rule: str
-    images: tuple[Annotated[int, Field(ge=0)], ...]
-    right: tuple[Annotated[int, Field(ge=0)], ...] | None
+    images: tuple[Whole, ...]
+    right: tuple[Whole, ...] | None
     curve: tuple[CurvePointFile, ...]
     radii: tuple[int, ...] | None
 
@@ -144,13 +150,13 @@ class CertificateFile(Spec):
 class CostFile(Spec):
     """What the audit computed: numbers of images and views, and seconds."""
 
-    images: int
-    asked: int
-    distinct: int
-    forward: int
-    checks: int
-    dense: int
-    fallen_back: int
+    images: Whole
+    asked: Whole
+    distinct: Whole
+    forward: Whole
+    checks: Whole
+    dense: Whole
+    fallen_back: Whole
     seconds: float
     images_per_second: float | None
 
@@ -231,7 +237,7 @@ def read_audit(path: Path) -> Audit:
     """
     file = path / AUDIT if path.is_dir() else path
     try:
-        found = AuditFile.model_validate_json(file.read_bytes())
+        found = AuditFile.model_validate_json(read_bytes(file, limit=LARGEST))
     except OSError as error:
         raise InputError(
             f"{file} cannot be read ({error.strerror or error}).",
@@ -246,10 +252,8 @@ def read_audit(path: Path) -> Audit:
 
 def _no_audit(file: Path, error: ValidationError) -> InputError:
     """Return why a file is no audit: a later version, or the first field that is wrong."""
-    import json
-
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(read_bytes(file, limit=LARGEST))
         version = content.get("schema_version", 1) if isinstance(content, dict) else 1
     except ValueError:
         version = 1

@@ -24,13 +24,14 @@ from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
 from shiftscope.radii.search import NOTHING
 from shiftscope.runtime.files import locked, remove_temporary_files, write_checked_tensors, write_text
-from shiftscope.runtime.inputs import read_bytes, read_checked_tensors, reading
+from shiftscope.runtime.inputs import read_checked_tensors
+from shiftscope.runtime.plans import PLAN, read_plan, write_plan
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.settings import Spec, Text
 
 __all__ = ["CertificateSpec", "CertificateStopped", "run_certificate"]
 
-PLAN, PARTS = "plan.json", "parts"
+PARTS = "parts"
 
 
 class CertificateSpec(SubjectSpec):
@@ -202,15 +203,13 @@ class _Run:
 
 def _prepare(out: Path, plan: CertificatePlan) -> None:
     """Create a folder for a plan, or check that it holds this very plan."""
-    file = out / PLAN
     out.mkdir(parents=True, exist_ok=True)
-    if not file.exists():
+    if not (out / PLAN).exists():
         if any(out.iterdir()):
             raise InputError(f"{out} holds other files.", "Choose another folder with --out.")
-        write_text(file, plan.model_dump_json(indent=1) + "\n")
+        write_plan(out, plan)
         return
-    with reading(file, "a complete plan", "Choose another folder with --out."):
-        known = CertificatePlan.model_validate_json(read_bytes(file))
+    known = read_plan(out, CertificatePlan, "Choose another folder with --out.")
     if known != plan:
         raise InputError(
             f"{out} holds another certificate ({known.spec.model}, {known.count} images).", "Choose another folder with --out."

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
-from shiftscope.audits.reading import EstimateFile
+from shiftscope.audits.reading import EstimateFile, Radius, Whole
 from shiftscope.certificates.certificate import CERTIFICATE_VERSION
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
@@ -23,7 +23,7 @@ CERTIFICATE = "certificate.json"
 class PointFile(Spec):
     """The shares of images that keep their answer, and that are answered right, at every shift of up to ``radius`` pixels."""
 
-    radius: int
+    radius: Radius
     unchanged: EstimateFile
     right: EstimateFile | None = None
 
@@ -31,7 +31,7 @@ class PointFile(Spec):
 class ImageFile(Spec):
     """An image: its index, name, answer and label where there are some, and its radius, pixels."""
 
-    image: int
+    image: Whole
     name: str = ""
     answer: int | None = None
     label: int | None = None
@@ -58,14 +58,14 @@ class CertificateFile(Spec):
 
     schema_version: int = 1
     summary: str
-    radius: int = Field(ge=0, le=2**14)
+    radius: Radius
     border: Border
-    points_a_pixel: int
+    points_a_pixel: Whole
     rule: str = ""
     curve: tuple[PointFile, ...]
     images: tuple[ImageFile, ...]
-    views: int
-    images_computed_at_once: int
+    views: Whole
+    images_computed_at_once: Whole
     notes: tuple[str, ...]
     provenance: dict[str, str]
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError, Group
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, UnusedCliTokensError
 
 from shiftscope.cli.printing import print_text
 from shiftscope.errors import LONGEST_LINE, InputError, first_line, shortened
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
             say(*_reasons(error), error=True)
         return 2
     except CycloptsError as error:
-        say(f"shiftscope: {shortened(str(error), LONGEST_LINE)}", error=True)
+        say(f"shiftscope: {shortened(_of_words(error), LONGEST_LINE)}", error=True)
         return 2
     except KeyboardInterrupt:
         _say_stopped()
@@ -89,6 +89,19 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"shiftscope: {report_crash(error, sys.argv[1:] if arguments is None else arguments)}", error=True)
         return EXIT_CODE
     return code if isinstance(code, int) else 0
+
+
+def _of_words(error: CycloptsError) -> str:
+    """Return what is wrong with a command line, and where its help is."""
+    command = " ".join(("shiftscope", *(error.command_chain or ())))
+    problem = re.sub(r" Available commands: .*", "", " ".join(str(error).split())).replace("?.", "?")
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        name = error.argument.name
+        word = name.removeprefix("--").upper().replace("-", "_") if error.argument.index is not None else name
+        problem = f"`{name}` needs a value." if error.keyword else f"`{command}` needs {word}."
+    elif isinstance(error, UnusedCliTokensError):
+        problem = f"`{command}` takes fewer words: {', '.join(map(repr, error.unused_tokens or ()))} cannot be used."
+    return f"{problem}{'' if problem.endswith(('.', '?')) else '.'} `{command} --help` says more."
 
 
 def _say_stopped() -> None:

@@ -131,7 +131,7 @@ def _spec(baseline: Path, before: Audit, model: str | None, changes: dict[str, A
         **before.settings,
         "protocols": list(dict.fromkeys(row.protocol for row in before.rows if row.protocol != "unshifted")),
     }
-    if model is not None and model != settings["model"]:
+    if model is not None and model != settings.get("model"):
         settings = {name: value for name, value in settings.items() if name != "weights"}
         if model.endswith(".safetensors"):
             settings = {name: value for name, value in settings.items() if name not in OWN}

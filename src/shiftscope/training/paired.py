@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from shiftscope.errors import InputError, first_line
 from shiftscope.runtime.executors import Executor
-from shiftscope.runtime.files import locked, remove_temporary_files, write_bytes, write_tensors, write_text
-from shiftscope.runtime.inputs import parse_json, read_bytes, read_tensors, reading
+from shiftscope.runtime.files import locked, remove_temporary_files, write_bytes, write_tensors
+from shiftscope.runtime.inputs import parse_json, read_tensors
+from shiftscope.runtime.plans import PLAN, read_plan, write_plan
 from shiftscope.runtime.progress import Event, JobEvent, Report, Stage, silent
 from shiftscope.runtime.settings import Spec, Text
 from shiftscope.surgery.copying import copied
@@ -33,7 +34,7 @@ from shiftscope.training.loop import Epoch, Training
 
 __all__ = ["Pair", "PairedPlan", "train_all"]
 
-PLAN, METADATA_KEY = "plan.json", "training"
+METADATA_KEY = "training"
 REMEDY = "Remove it to start again, or choose another --out."
 
 
@@ -292,18 +293,16 @@ def _finished(file: Path, model: nn.Module) -> FineTuned | None:
 
 def _prepare(folder: Path, plan: PairedPlan) -> None:
     """Create a folder for a plan, or check that it holds this very plan."""
-    file = folder / PLAN
     if folder.is_dir() and any(folder.iterdir()):
-        if not file.exists():
+        if not (folder / PLAN).exists():
             raise InputError(f"{folder} holds other files.", REMEDY)
-        with reading(file, "a complete plan", REMEDY):
-            known = PairedPlan.model_validate_json(read_bytes(file))
+        known = read_plan(folder, PairedPlan, REMEDY)
         if known != plan:
             raise InputError(f"{folder} holds another training ({known.model}, {known.images} images of {known.data}).", REMEDY)
         remove_temporary_files(folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, plan.model_dump_json(indent=1) + "\n")
+    write_plan(folder, plan)
 
 
 def _report(report: Report, name: str, number: int, of: int, event: Event) -> None:
