@@ -28,12 +28,21 @@ from pathlib import Path
 from types import ModuleType
 
 import fuzz_cases
-from fuzz_cases import CAMPAIGNS, Bases
+from fuzz_cases import Bases
+from fuzz_values import every_value
 
-__all__ = ["Result", "run_case", "warm_up"]
+__all__ = ["CAMPAIGNS", "Result", "run_case", "warm_up"]
 
-#: Share of the cases in each campaign, as in the first campaign against the program.
-SHARES = {"study files": 0.37, "files of a study": 0.26, "model files": 0.17, "command lines": 0.14, "images and parquet": 0.06}
+CAMPAIGNS = {**fuzz_cases.CAMPAIGNS, "every value": every_value}
+#: Share of the cases in each campaign.
+SHARES = {
+    "study files": 0.31,
+    "files of a study": 0.22,
+    "model files": 0.14,
+    "command lines": 0.12,
+    "images and parquet": 0.05,
+    "every value": 0.16,
+}
 HANG_SECONDS = 60.0
 #: A case that trains is left alone for so long.
 WORKING_SECONDS = 5.0
@@ -83,6 +92,10 @@ def warm_up() -> None:
     import torch.export
 
     import shiftscope.audits.job
+    import shiftscope.audits.task_measuring
+    import shiftscope.audits.task_results
+    import shiftscope.certificates.job
+    import shiftscope.certificates.reading
     import shiftscope.cli
     import shiftscope.explanations
     import shiftscope.figures.study

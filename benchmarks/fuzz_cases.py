@@ -126,11 +126,15 @@ class Bases:
     Attributes:
         study: folder of a finished study.
         audit: folder of an audit.
+        tasks: folder of an audit by task.
+        certificate: folder of a certificate.
         models: files of models and weights, among them .onnx, .pt2, .safetensors and .pt, and a folder of transformers.
     """
 
     study: Path
     audit: Path
+    tasks: Path
+    certificate: Path
     models: tuple[Path, ...]
 
 
@@ -147,19 +151,23 @@ def make_bases(place: Path) -> Bases:
 
     (place / "tiny.toml").write_text(STUDY)
     study, audit, models = place / "study", place / "audit", place / "models"
+    tasks, certificate = place / "tasks", place / "certificate"
     models.mkdir()
     assert main(["study", str(place / "tiny.toml"), "--out", str(study), "--workers", "1"]) == 0
     run = next((study / "runs").iterdir())
     options = ["--images", "8", "--protocol", "mouton2020", "--protocol", "every-shift", "--max-shift", "1"]
     assert main(["audit", str(run), *options, "--out", str(audit)]) == 0
+    assert main(["audit", str(run), "--task", "multilabel", "--images", "8", "--max-shift", "1", "--out", str(tasks)]) == 0
+    assert main(["certify", str(run), "--images", "8", "--radius", "2", "--out", str(certificate)]) == 0
     shutil.copy(run / "model.safetensors", models / "run.safetensors")
     _write_models(models)
-    return Bases(study, audit, tuple(sorted(models.iterdir())))
+    return known_bases(place)
 
 
 def known_bases(place: Path) -> Bases:
     """Return the inputs that :func:`make_bases` wrote."""
-    return Bases(place / "study", place / "audit", tuple(sorted((place / "models").iterdir())))
+    models = tuple(sorted((place / "models").iterdir()))
+    return Bases(place / "study", place / "audit", place / "tasks", place / "certificate", models)
 
 
 def _write_models(models: Path) -> None:

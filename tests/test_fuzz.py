@@ -10,7 +10,14 @@ from types import ModuleType
 import pytest
 
 #: Cases of each campaign; thousands with other seeds are in results/benchmarks/fuzz.txt.
-CASES = {"study files": 16, "files of a study": 12, "model files": 16, "command lines": 12, "images and parquet": 10}
+CASES = {
+    "study files": 16,
+    "files of a study": 12,
+    "model files": 16,
+    "command lines": 12,
+    "images and parquet": 10,
+    "every value": 12,
+}
 #: Seconds after which a case counts as hanging.
 HANG = 30.0
 

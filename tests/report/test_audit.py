@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
@@ -144,3 +145,17 @@ def test_page_has_pictures_and_escapes_names(tmp_path: Path, audited: tuple[Subj
     assert "<img src=x" not in page
     assert "b&lt;img src=x onerror=alert(1)&gt;.png" in page
     assert "Drag the image" in page
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "cat"), ("cat", None), ("", "cat")])
+def test_page_shows_an_answer_beside_none(
+    tmp_path: Path, audited: tuple[Subject, Audit], pictures: list[Picture], before: str | None, after: str | None
+) -> None:
+    first = pictures[0]
+    changes = {
+        side: getattr(first, side).model_copy(update={"name": name}) for side, name in (("before", before), ("after", after))
+    }
+    write_pictures(tmp_path, [first.model_copy(update=changes)])
+    page = write_audit_page(audited[1], tmp_path).read_text()
+    shown = re.findall(r'<strong dir="auto">(.*?)</strong></div>', page)
+    assert [each.partition(",")[0] for each in shown] == ["no answer" if name is None else name for name in (before, after)]

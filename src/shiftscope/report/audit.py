@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shiftscope.audits import Audit
 from shiftscope.audits.film import Film, shift_words
-from shiftscope.audits.pictures import Picture
+from shiftscope.audits.pictures import Answer, Picture
 from shiftscope.audits.sequences import Frame, frame_table
 from shiftscope.measures import MEASURES
 from shiftscope.radii.curve import CLASSES, RadiusCurve
@@ -98,8 +98,8 @@ def _caption(pictures: Sequence[Picture]) -> str:
 
 def _pair(picture: Picture) -> BeforeAfter:
     both = picture.before, picture.after
-    named = [each for each in both if each.name is not None]
-    answers = [str(each.name) if each.probability is None else f"{each.name}, {_percent(each.probability)}" for each in named]
+    answers = [_shown_answer(each) for each in both] if any(each.name is not None for each in both) else []
+    drawn = [each.drawn for each in both if each.drawn is not None]
     what = MEASURES[picture.measure].label if picture.measure in MEASURES else "similarity of the outputs"
     label = [f"labelled {picture.label}"] if picture.label is not None else []
     return BeforeAfter(
@@ -109,8 +109,13 @@ def _pair(picture: Picture) -> BeforeAfter:
         answers=tuple(answers),
         changes=picture.changes if answers else None,
         notes=(*label, f"{what} {picture.similarity:.3f}"),
-        drawn=tuple(each.drawn for each in both if each.drawn is not None),
+        drawn=tuple(drawn) if len(drawn) == len(both) else (),
     )
+
+
+def _shown_answer(answer: Answer) -> str:
+    name = "no answer" if answer.name is None else answer.name
+    return name if answer.probability is None else f"{name}, {_percent(answer.probability)}"
 
 
 def _percent(share: float) -> str:
