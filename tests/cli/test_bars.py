@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from shiftscope.cli import progress
-from shiftscope.cli.progress import ProgressDisplay, time_left
+from shiftscope.cli import bars
+from shiftscope.cli.bars import ProgressDisplay, time_left
 from shiftscope.runtime.progress import JobEvent, Stage
 from shiftscope.studies import records
 from shiftscope.studies.records import Record
@@ -24,15 +24,15 @@ from shiftscope.training.loop import Epoch, Step
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Set the time that progress sees."""
     now = [0.0]
-    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    monkeypatch.setattr(bars, "monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, seconds)
 
 
 @pytest.fixture
 def display(clock: Callable[[float], None]) -> ProgressDisplay:
     """A display without a terminal."""
-    bars = Progress(console=Console(stderr=True, width=200), disable=True, get_time=lambda: progress.monotonic())
-    return ProgressDisplay(bars, "loading the model")
+    shown = Progress(console=Console(stderr=True, width=200), disable=True, get_time=lambda: bars.monotonic())
+    return ProgressDisplay(shown, "loading the model")
 
 
 def test_quick_work_prints_no_progress(display: ProgressDisplay, clock: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,15 +104,15 @@ def test_found_runs_do_not_count_in_the_time_left(display: ProgressDisplay, reco
 def test_terminal_shows_a_bar_for_every_job(record: Record) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
-    with Progress(console=console, auto_refresh=False) as bars:
-        display = ProgressDisplay(bars, "loading PyTorch")
+    with Progress(console=console, auto_refresh=False) as shown:
+        display = ProgressDisplay(shown, "loading PyTorch")
         for label in ("factor 1, seed 0", "factor 4, seed 0"):
             display.report(JobEvent(label, 0, 2, Stage("measuring", 32, 64)))
-        assert {task.description for task in bars.tasks} == {
+        assert {task.description for task in shown.tasks} == {
             "all runs",
             "factor 1, seed 0: measuring",
             "factor 4, seed 0: measuring",
         }
         display.report(JobEvent("factor 1, seed 0", 1, 2, RunEnded(record, found=False)))
-        assert "factor 1, seed 0: measuring" not in {task.description for task in bars.tasks}
+        assert "factor 1, seed 0: measuring" not in {task.description for task in shown.tasks}
     assert "1/2 done  factor 1, seed 0" in screen.getvalue()
