@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
 from contextlib import suppress
-from time import process_time
 
 import torch
 from torch import Tensor, nn
 
-from interleaving import interleaved, ratios
+from interleaving import interleaved, processor_seconds, ratios
 from shiftscope.audits import audit
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.runtime.executors import keep_freed_memory
@@ -55,17 +53,6 @@ def resnet() -> tuple[nn.Module, Tensor, int]:
     torch.manual_seed(0)
     model: nn.Module = importlib.import_module("torchvision.models").resnet18().eval()
     return model, torch.rand(16, 3, 128, 128, generator=torch.Generator().manual_seed(1)), 112
-
-
-def processor_seconds(run: Callable[[], object]) -> Callable[[], float]:
-    """Return a function that measures a call's CPU time over all threads, which other work on the machine hardly changes."""
-
-    def timed() -> float:
-        started = process_time()
-        run()
-        return process_time() - started
-
-    return timed
 
 
 def measure(name: str, model: nn.Module, images: Tensor, size: int, rounds: int) -> None:

@@ -13,13 +13,12 @@ import argparse
 import resource
 from collections.abc import Callable, Iterator
 from functools import partial
-from time import process_time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from interleaving import interleaved, ratios
+from interleaving import interleaved, processor_seconds, ratios
 from shiftscope import audit
 from shiftscope.tasks import TASKS, Task, View
 
@@ -73,17 +72,6 @@ def bare(model: nn.Module, task: Task, batches: list[Tensor], count: int) -> Non
                 task.tally(first[place], answer, view, None)
             compared += len(answers)
     assert compared == count, "as many comparisons as the audit makes"
-
-
-def processor_seconds(run: Callable[[], object]) -> Callable[[], float]:
-    """Return a function that runs ``run`` and returns the CPU seconds it took."""
-
-    def timed() -> float:
-        started = process_time()
-        run()
-        return process_time() - started
-
-    return timed
 
 
 def stream(count: int) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shiftscope.errors import InputError
-from shiftscope.runtime.plans import PLAN, read_plan, write_plan
+from shiftscope.runtime.plans import PLAN, hold_plan, read_plan, write_plan
 from shiftscope.runtime.settings import Spec
 
 
@@ -60,3 +60,29 @@ def test_order_and_spaces_of_a_plan_do_not_matter(tmp_path: Path) -> None:
     file = tmp_path / PLAN
     file.write_text(json.dumps(dict(reversed(json.loads(file.read_text()).items()))))
     assert read_plan(shutil.copytree(tmp_path, tmp_path.parent / "copy"), Small, "") == PLANNED
+
+
+def held(folder: Path, plan: Small) -> None:
+    hold_plan(folder, plan, "Choose another.", lambda known: f"experiment ({known.name})")
+
+
+def test_folder_holds_the_plan_it_was_created_for(tmp_path: Path) -> None:
+    for _ in range(2):
+        held(tmp_path / "new" / "folder", PLANNED)
+    assert read_plan(tmp_path / "new" / "folder", Small, "") == PLANNED
+    with pytest.raises(InputError, match=r"folder holds another experiment \(naïve\)\. Choose another\."):
+        held(tmp_path / "new" / "folder", PLANNED.model_copy(update={"name": "other"}))
+
+
+def test_folder_of_other_files_is_refused_and_not_changed(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(InputError, match=r"holds other files\. Choose another\."):
+        held(tmp_path, PLANNED)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_folder_whose_plan_was_killed_half_written_is_begun_again(tmp_path: Path) -> None:
+    draft = tmp_path / f".plan.-{2**22 + 1}.tmp.draft.json"  # of a process that no longer lives
+    draft.touch()
+    held(tmp_path, PLANNED)
+    assert [path.name for path in tmp_path.iterdir()] == [PLAN]

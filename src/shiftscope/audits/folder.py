@@ -49,6 +49,7 @@ __all__ = [
     "prepare_folder",
     "read_part",
     "tidy",
+    "unwritable",
     "write_part",
 ]
 
@@ -203,7 +204,7 @@ def merge_audit(out: Path) -> Audit:
         if maps:
             write_tensors(out / "maps.safetensors", maps)
     except OSError as error:
-        raise _unwritable(out, error) from error
+        raise unwritable(out, error) from error
     return found
 
 
@@ -246,7 +247,7 @@ def prepare_folder(out: Path, plan: AuditPlan) -> AuditPlan:
         if known is None:
             write_plan(out, plan)
     except OSError as error:
-        raise _unwritable(out, error) from error
+        raise unwritable(out, error) from error
     return known or planned(out) or plan
 
 
@@ -264,7 +265,7 @@ def write_part(out: Path, number: int, part: Part) -> None:
     try:
         write_checked_tensors(part_file(out, number), to_tensors(part))
     except OSError as error:
-        raise _unwritable(out, error) from error
+        raise unwritable(out, error) from error
 
 
 class Claims(ExitStack):
@@ -293,7 +294,7 @@ class Claims(ExitStack):
             try:
                 held = claim.enter_context(claimed(self.out / PARTS, _lock(number)))
             except OSError as error:
-                raise _unwritable(self.out, error) from error
+                raise unwritable(self.out, error) from error
             if held is False or (held is None and not own) or (not own and part_file(self.out, number).exists()):
                 claim.close()
                 continue
@@ -359,7 +360,8 @@ def _missing(out: Path, plan: AuditPlan) -> list[int]:
     return [number for number in range(plan.blocks) if not part_file(out, number).exists()]
 
 
-def _unwritable(out: Path, error: OSError) -> InputError:
+def unwritable(out: Path, error: OSError) -> InputError:
+    """Return the error of a folder of parts that cannot be written."""
     return InputError(
         f"`out` {out} cannot be written ({error.strerror or error}); finished blocks stay there.",
         "Make room or choose another folder.",

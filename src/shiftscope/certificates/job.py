@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shiftscope.audits.folder import part_file, unwritable
 from shiftscope.audits.model import model_checksum
 from shiftscope.audits.session import block_size
 from shiftscope.audits.subject import Subject, SubjectSpec, absolute_paths
@@ -21,17 +22,14 @@ from shiftscope.certificates.certificate import Certificate, Part, merge
 from shiftscope.certificates.certifying import Certifier
 from shiftscope.datasets.photos import Photos
 from shiftscope.engine.framing import Border
-from shiftscope.errors import InputError
 from shiftscope.radii.search import NOTHING
-from shiftscope.runtime.files import locked, remove_temporary_files, write_checked_tensors, write_text
+from shiftscope.runtime.files import locked, write_checked_tensors, write_text
 from shiftscope.runtime.inputs import read_checked_tensors
-from shiftscope.runtime.plans import PLAN, read_plan, write_plan
+from shiftscope.runtime.plans import hold_plan
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.settings import Spec, Text
 
 __all__ = ["CertificateSpec", "CertificateStopped", "run_certificate"]
-
-PARTS = "parts"
 
 
 class CertificateSpec(SubjectSpec):
@@ -65,6 +63,10 @@ class CertificatePlan(Spec):
     data_sha256: str
     count: int
 
+    def described(self) -> str:
+        """Return the plan in words."""
+        return f"certificate ({self.spec.model}, {self.count} images)"
+
 
 class CertificateStopped(KeyboardInterrupt):
     """The user stopped it.
@@ -95,15 +97,12 @@ def run_certificate(spec: CertificateSpec, subject: Subject, *, out: Path | None
     if out is None:
         return run.certificate(run.parts(None, report))
     try:
-        _prepare(out, run.plan)
+        hold_plan(out, run.plan, "Choose another folder with --out.", CertificatePlan.described)
         with locked(out):
             found = run.certificate(run.parts(out, report))
             _write(out, found)
     except OSError as error:
-        raise InputError(
-            f"`out` {out} cannot be written ({error.strerror or error}); finished blocks stay there.",
-            "Make room or choose another folder.",
-        ) from error
+        raise unwritable(out, error) from error
     return found
 
 
@@ -154,7 +153,7 @@ class _Run:
                 known = None if out is None else self._known(out, number, start)
                 part = self._part(start, report) if known is None else known
                 if out is not None and known is None:
-                    write_checked_tensors(_part_file(out, number), _to_tensors(part))
+                    write_checked_tensors(part_file(out, number), _to_tensors(part))
                 found.append(part)
         except KeyboardInterrupt as stop:
             raise CertificateStopped(self.certificate(found) if any(len(part.radii) for part in found) else None) from stop
@@ -181,7 +180,7 @@ class _Run:
 
     def _known(self, out: Path, number: int, start: int) -> Part | None:
         """Return a block's part; None if there is none, or, with a warning, if it is damaged."""
-        file = _part_file(out, number)
+        file = part_file(out, number)
         if not file.exists():
             return None
         try:
@@ -201,32 +200,12 @@ class _Run:
         return Part(**{**vars(part), "damaged": damaged})
 
 
-def _prepare(out: Path, plan: CertificatePlan) -> None:
-    """Create a folder for a plan, or check that it holds this very plan."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / PLAN).exists():
-        if any(out.iterdir()):
-            raise InputError(f"{out} holds other files.", "Choose another folder with --out.")
-        write_plan(out, plan)
-        return
-    known = read_plan(out, CertificatePlan, "Choose another folder with --out.")
-    if known != plan:
-        raise InputError(
-            f"{out} holds another certificate ({known.spec.model}, {known.count} images).", "Choose another folder with --out."
-        )
-    remove_temporary_files(out)
-
-
 def _write(out: Path, found: Certificate) -> None:
     table, images = found.table(), found.image_table()
     write_text(out / "certificate.json", json.dumps(found.to_json(), indent=1) + "\n")
     write_text(out / "certificate.md", table.to_markdown())
     write_text(out / "certificate.csv", table.to_csv())
     write_text(out / "images.csv", images.to_csv())
-
-
-def _part_file(out: Path, number: int) -> Path:
-    return out / PARTS / f"{number:06d}.safetensors"
 
 
 def _to_tensors(part: Part) -> dict[str, Tensor]:

@@ -7,18 +7,44 @@ another plan, another meaning; so it is not read.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shiftscope.runtime.files import CHECKSUM, write_first
+from shiftscope.errors import InputError
+from shiftscope.runtime.files import CHECKSUM, remove_temporary_files, write_first
 from shiftscope.runtime.inputs import parse_json, read_bytes, reading
 from shiftscope.runtime.settings import Spec
 
-__all__ = ["PLAN", "read_plan", "write_plan"]
+__all__ = ["PLAN", "hold_plan", "read_plan", "write_plan"]
 
 PLAN = "plan.json"
 Plan = TypeVar("Plan", bound=Spec)
+
+
+def hold_plan(folder: Path, plan: Plan, remedy: str, described: Callable[[Plan], str]) -> None:
+    """Create a folder for a plan, or check that it holds this very plan.
+
+    Args:
+        folder: one to create, an empty one, or one that was begun for the plan.
+        plan: what the folder is for.
+        remedy: what to do if the folder is for something else.
+        described: says what another plan is for, after "another".
+
+    Raises:
+        InputError: the folder holds other files, or another plan or a damaged one.
+        OSError: it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporary_files(folder)
+    if not (folder / PLAN).exists():
+        if any(folder.iterdir()):
+            raise InputError(f"{folder} holds other files.", remedy)
+        write_plan(folder, plan)
+    known = read_plan(folder, type(plan), remedy)
+    if known != plan:
+        raise InputError(f"{folder} holds another {described(known)}.", remedy)
 
 
 def write_plan(folder: Path, plan: Spec) -> None:

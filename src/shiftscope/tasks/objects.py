@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from shiftscope.tasks.matching import areas
-from shiftscope.tasks.stacks import filled, places_of
+from shiftscope.tasks.stacks import filled, stacked
 
 __all__ = ["EDGE", "SIZES", "ObjectStack", "Objects", "inside", "shifted_together", "size_of"]
 
@@ -87,11 +87,7 @@ class ObjectStack:
     @staticmethod
     def of(views: Sequence[Objects]) -> ObjectStack:
         """Return the objects of each view, in order."""
-        there = places_of([len(each) for each in views])
-        boxes, labels, own, ignored = (
-            filled([getattr(each, name) for each in views], there) for name in ("boxes", "labels", "areas", "ignored")
-        )
-        return ObjectStack(boxes, labels, own, ignored, there)
+        return ObjectStack(*stacked(views, "boxes", "labels", "areas", "ignored"))
 
     def view(self, number: int) -> Objects:
         """Return the objects of one view."""

@@ -5,7 +5,7 @@ A view has few boxes, and a call of NumPy costs more than what it computes on th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,19 @@ from jaxtyping import Bool, Float, Int
 
 from shiftscope.tasks.detections import Detections
 
-__all__ = ["DetectionStack", "filled", "places_of"]
+__all__ = ["DetectionStack", "filled", "stacked"]
 
 
-def places_of(counts: Sequence[int]) -> Bool[np.ndarray, "view box"]:
-    """Return which places of a stack hold something, from how many boxes each view has."""
-    found: np.ndarray = np.arange(max(counts, default=0)) < np.array(counts, dtype=np.int64)[:, None]
-    return found
+def stacked(views: Sequence[Sized], *names: str) -> list[np.ndarray]:
+    """Return arrays of all views, each [view, box, ...], and last a mask of the boxes that are there.
+
+    Args:
+        views: as many boxes as each is long.
+        names: of the attributes that hold the arrays [box, ...] of a view.
+    """
+    counts = np.array([len(each) for each in views], dtype=np.int64)
+    there = np.arange(counts.max(initial=0)) < counts[:, None]
+    return [*(filled([getattr(each, name) for each in views], there) for name in names), there]
 
 
 def filled(parts: Sequence[np.ndarray], there: Bool[np.ndarray, "view box"]) -> np.ndarray:
@@ -48,10 +54,7 @@ class DetectionStack:
     @staticmethod
     def of(views: Sequence[Detections]) -> DetectionStack:
         """Return the detections of each view, in order."""
-        there = places_of([len(each) for each in views])
-        boxes = filled([each.boxes for each in views], there)
-        scores, labels = filled([each.scores for each in views], there), filled([each.labels for each in views], there)
-        return DetectionStack(boxes, scores, labels, there)
+        return DetectionStack(*stacked(views, "boxes", "scores", "labels"))
 
     def ranked(self) -> DetectionStack:
         """Return the detections of each view with the most confident first; equals keep their order."""

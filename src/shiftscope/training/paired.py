@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from shiftscope.errors import InputError, first_line
 from shiftscope.runtime.executors import Executor
-from shiftscope.runtime.files import locked, remove_temporary_files, write_bytes, write_tensors
+from shiftscope.runtime.files import locked, write_bytes, write_tensors
 from shiftscope.runtime.inputs import parse_json, read_tensors
-from shiftscope.runtime.plans import PLAN, read_plan, write_plan
+from shiftscope.runtime.plans import hold_plan
 from shiftscope.runtime.progress import Event, JobEvent, Report, Stage, silent
 from shiftscope.runtime.settings import Spec, Text
 from shiftscope.surgery.copying import copied
@@ -60,6 +60,10 @@ class PairedPlan(Spec):
     images: int
     settings: FineTuning
     seed: int
+
+    def described(self) -> str:
+        """Return the plan in words."""
+        return f"training ({self.model}, {self.images} images of {self.data})"
 
     def trains_as(self, other: PairedPlan) -> bool:
         """Return whether another plan has the same models, images and settings, whatever they are called."""
@@ -162,7 +166,7 @@ def train_all(
     for model in pair.models.values() if pair.plan.settings.every_shift else ():
         check_every_shift(model, pair.images, pair.labels, pair.plan.settings, size=pair.size, fill=pair.fill)
     if folder is not None:
-        _prepare(folder, pair.plan)
+        hold_plan(folder, pair.plan, REMEDY, PairedPlan.described)
     elif executor is not None:
         with TemporaryDirectory() as place:
             return train_all(make, pair=pair, seeds=seeds, folder=Path(place) / "training", executor=executor, report=report)
@@ -289,20 +293,6 @@ def _finished(file: Path, model: nn.Module) -> FineTuned | None:
         warnings.warn(f"{file} cannot be used ({first_line(error)}); it is trained again.", stacklevel=2)
         return None
     return FineTuned(trained.eval(), training)
-
-
-def _prepare(folder: Path, plan: PairedPlan) -> None:
-    """Create a folder for a plan, or check that it holds this very plan."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / PLAN).exists():
-            raise InputError(f"{folder} holds other files.", REMEDY)
-        known = read_plan(folder, PairedPlan, REMEDY)
-        if known != plan:
-            raise InputError(f"{folder} holds another training ({known.model}, {known.images} images of {known.data}).", REMEDY)
-        remove_temporary_files(folder)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_plan(folder, plan)
 
 
 def _report(report: Report, name: str, number: int, of: int, event: Event) -> None:
