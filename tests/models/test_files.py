@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import signal
 import sys
 import warnings
 import zipfile
 from pathlib import Path
+from threading import Timer
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,7 +21,7 @@ from models.conftest import Malicious, images
 from shiftscope import audit
 from shiftscope.errors import InputError
 from shiftscope.models import load_model
-from shiftscope.models.files import FixedBatches
+from shiftscope.models.files import FixedBatches, read_onnx
 from shiftscope.surgery import antialias
 
 #: Together these take over 20 s.
@@ -115,6 +119,39 @@ def test_onnx_file_that_is_damaged_or_missing_is_refused(tmp_path: Path) -> None
         load_model(str(tmp_path / "bad.onnx"))
     with pytest.raises(InputError, match=r"none.onnx does not exist"):
         load_model(str(tmp_path / "none.onnx"))
+
+
+def endless(path: Path) -> Path:
+    """Write an ONNX file whose graph holds a loop of 10^12 steps."""
+    onnx = pytest.importorskip("onnx")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    count = onnx.numpy_helper.from_array(np.array(10**12), "count")
+    always = onnx.numpy_helper.from_array(np.array(True), "always")
+    step = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Identity", ["state"], ["next"])],
+        "step",
+        [helper.make_tensor_value_info(name, kind, []) for name, kind in (("i", kinds.INT64), ("on", kinds.BOOL))]
+        + [helper.make_tensor_value_info("state", kinds.FLOAT, None)],
+        [helper.make_tensor_value_info("still", kinds.BOOL, []), helper.make_tensor_value_info("next", kinds.FLOAT, None)],
+    )
+    mean = helper.make_node("ReduceMean", ["x"], ["mean"])
+    nodes = [mean, helper.make_node("Loop", ["count", "always", "mean"], ["y"], body=step)]
+    takes = helper.make_tensor_value_info("x", kinds.FLOAT, ["n", 1, 8, 8])
+    graph = helper.make_graph(nodes, "graph", [takes], [helper.make_tensor_value_info("y", kinds.FLOAT, None)], [count, always])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_signal_stops_an_onnx_file_at_work(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model, _ = read_onnx(endless(tmp_path / "endless.onnx"))
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(KeyboardInterrupt):
+            model(torch.zeros(1, 1, 8, 8))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_onnx_file_without_onnxruntime_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, Shape | None]:
     names, dtype = [each.name for each in session.get_outputs()], DTYPES[inputs[0].type]
 
     def run(images: Tensor) -> Any:
-        arrays = session.run(names, {inputs[0].name: images.detach().cpu().numpy().astype(dtype)})
+        arrays = _outputs(session, names, {inputs[0].name: images.detach().cpu().numpy().astype(dtype)})
         tensors = [torch.from_numpy(np.array(each)) for each in arrays]
         return tensors[0] if len(tensors) == 1 else dict(zip(names, tensors, strict=True))
 
@@ -162,6 +163,21 @@ def _onnx_session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised, no need to print them too
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _outputs(session: Any, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Return a session's outputs, computed in a thread of their own: Ctrl-C then stops between two nodes, also within a loop."""
+    from onnxruntime import RunOptions
+
+    options = RunOptions()
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(session.run, names, inputs, options)
+        try:
+            arrays: list[np.ndarray] = running.result()
+        except BaseException:
+            options.terminate = True
+            raise
+    return arrays
 
 
 def _check_exists(path: Path) -> None:
