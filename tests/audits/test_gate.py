@@ -50,9 +50,9 @@ def test_condition_is_read_in_words_and_short_names(text: str, measure: str, pro
     [
         ("top-1 change", "must be MEASURE > NUMBER"),
         ("top-1 change > a lot", "must be MEASURE > NUMBER"),
-        ("top-1 change > 1.2.3", "ends in no number"),
+        ("top-1 change > 1.2.3", "must end in a number"),
         ("top-1 chnage > 1", "Did you mean 'top-1 change'"),
-        ("mcs of mouton2021 < 1", "names no protocol: 'mouton2021'"),
+        ("mcs of mouton2021 < 1", "names an unknown protocol: 'mouton2021'"),
     ],
 )
 def test_condition_that_is_none_is_refused(text: str, problem: str) -> None:
@@ -81,7 +81,7 @@ def test_condition_without_protocol_judges_every_protocol_that_has_the_measure()
         ("chaman2021-zero", "fails"),
     ]
     assert (verdict.outcome, verdict.exit_code) == ("fails", 1)
-    with pytest.raises(InputError, match="is about no number of the audit"):
+    with pytest.raises(InputError, match="matches no number of the audit"):
         judge_audit(found, [read_condition("mcs < 0.7")])
 
 

@@ -267,7 +267,7 @@ def test_default_protocols_of_small_inputs_include_the_sensitivity_map() -> None
 
 def test_notes_name_replaced_borders() -> None:
     found = audit(small(), images(), protocols=["zhang2019", "chaman2021-zero"])
-    assert "the canvas's colour surrounds crops" in found.notes[0]
+    assert "crops are padded with the canvas's colour" in found.notes[0]
     assert "The mean colour is unknown" in found.notes[1]
 
 
@@ -282,7 +282,9 @@ def test_table_json_and_summary_agree() -> None:
     assert len(table.rows) == len(found.rows)
     assert table.notes[0] == found.words() == read["summary"]
     change = percent(found.estimate("mouton2020", "top1_change"))
-    assert found.words().startswith(f"The answer changes for {change} of images when they move by up to 2 pixels. Of unshifted")
+    assert found.words().startswith(
+        f"The answer changes for {change} of images when they move by up to 2 pixels. Without a shift,"
+    )
     assert "Mean cosine similarity: Cosine of the outputs before and after a shift." in table.notes[1]
     assert "Images that change most" in table.notes[-1]
 
@@ -380,7 +382,7 @@ def test_output_that_shows_no_task_is_refused() -> None:
 
 
 def test_model_out_of_memory_names_the_batch_size() -> None:
-    with pytest.raises(InputError, match=r"memory runs out on batches of 1 images .* Lower `batch_size`"):
+    with pytest.raises(InputError, match=r"out of memory on batches of 1 images .* Lower `batch_size`"):
         audit(_out_of_memory, images())
 
 

@@ -101,8 +101,8 @@ def test_fractions_are_tried_and_called_a_grid() -> None:
     whole, halves = (certify(bright, images, radius=1, parts=parts) for parts in (1, 2))
     assert whole.radii.tolist() == [1]
     assert halves.radii.tolist() == [0]
-    assert any("no proof" in note for note in halves.table().notes)
-    assert not any("no proof" in note for note in whole.table().notes)
+    assert any("not a proof" in note for note in halves.table().notes)
+    assert not any("not a proof" in note for note in whole.table().notes)
 
 
 def test_batches_give_the_radii_of_one_tensor() -> None:

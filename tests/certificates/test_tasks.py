@@ -250,7 +250,7 @@ def test_detections_that_fail_early_cost_little() -> None:
 
 
 class Unruled(Task):
-    """A task of a user that does not say what keeps an answer."""
+    """A task of a user that does not define when an answer is kept."""
 
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Any]:
         return list(output)
@@ -265,7 +265,7 @@ def test_task_of_a_user_is_certified_by_its_leading_measure() -> None:
 
     image = torch.zeros(1, 1, 8, 8)
     image[0, 0, 2, 2] = 1  # leaves the image at a shift of three
-    with pytest.raises(InputError, match="does not say what keeps an answer"):
+    with pytest.raises(InputError, match="does not define when an answer is kept"):
         certify(bright, image, radius=3, task=Unruled("mean", ("mcs",)))
     found = certify(bright, image, radius=3, task=Unruled("mean", ("mcs",), kept=0.999))
     assert found.radii.tolist() == [2]

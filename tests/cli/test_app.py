@@ -37,7 +37,7 @@ def test_theory_json_has_tables_with_columns_and_rows(shiftscope: Command) -> No
     [
         ("fix", "`shiftscope fix` needs MODEL. `shiftscope fix --help` says more."),
         ("fix model", "`shiftscope fix` needs --with. `shiftscope fix --help` says more."),
-        ("report a b", "`shiftscope report` takes fewer words: 'b' cannot be used. `shiftscope report --help` says more."),
+        ("report a b", "`shiftscope report` got unexpected arguments: 'b'. `shiftscope report --help` says more."),
         ("audit m --imges 3", "Unknown option: --imges. Did you mean --images? `shiftscope audit --help` says more."),
         ("audit m --images", "`--images` needs a value. `shiftscope audit --help` says more."),
         ("audti", 'Unknown command "audti". Did you mean "audit"? '),

@@ -96,7 +96,7 @@ def test_check_measures_with_the_settings_of_the_baseline(
         (lambda known: known["provenance"].update(data_sha256="0"), "the images differ from those that baseline.json"),
         (lambda known: known.update(schema_version=99), "was written by a later version of shiftscope"),
         (lambda known: known.pop("rows"), "holds no audit (rows: is missing)"),
-        (lambda known: known["rows"][1].update(views=3), "cannot be taken on this model"),
+        (lambda known: known["rows"][1].update(views=3), "cannot be measured on this model"),
         (lambda known: known["cost"].update(images=10**30), "holds no audit (cost.images: "),
         (lambda known: known["rows"][0]["estimate"].update(count=-1), "holds no audit (rows.0.estimate.count: "),
     ],

@@ -68,7 +68,7 @@ def test_folder_of_photos_or_no_folder_is_refused_by_what_it_is(
         (("study", "tiny.toml", "--set", "data.canvas"), "`--set` must be PATH=VALUE"),
         (("study", "tiny.toml", "--set", "data.canvass=3"), "'data.canvass' is not a setting"),
         (("study", "tiny.toml", "--device", "tpu"), "`device` must be auto, cpu or an available cuda device, got 'tpu'"),
-        (("study", "tiny.toml", "--gpus", "0.5"), "`--gpus` describes jobs of a cluster. Add `--executor ray` or"),
+        (("study", "tiny.toml", "--gpus", "0.5"), "`--gpus` is for jobs of a cluster only. Add `--executor ray` or"),
         (("study", "mnist", "--data-dir", "nowhere"), "`data_dir` must be an existing folder, got nowhere"),
         (("study", "small_canvas.toml"), "`data.canvas` must be at least as large as the image"),
         (("study", "far.toml"), "content would be cut"),

@@ -92,11 +92,11 @@ def test_fix_names_the_audit_of_the_saved_copy(command: Command) -> None:
     [
         ("maps", ("--with", "blur", "--task", "segmentaton"), "there is no task 'segmentaton'"),
         ("maps", ("--with", "blur", "--task", "depth"), "task 'depth' needs [image, 1, height, width]"),
-        ("maps", ("--with", "gap"), "`gap` takes positions away, which task 'segmentation' needs"),
+        ("maps", ("--with", "gap"), "`gap` averages over positions, which task 'segmentation' needs"),
         ("maps", ("--with", "blur", "--train", "photos"), "`--train` trains classifiers"),
         ("depth", ("--with", "blur", "--output", "deep"), "`output` is 'deep'"),
         ("depth", ("--with", "canonical", "--truth", "missing"), "`truth` missing does not exist"),
-        ("classes", ("--with", "blur", "--truth", "depths"), "the output shows none"),
+        ("classes", ("--with", "blur", "--truth", "depths"), "the output does not tell which"),
         ("boxes", ("--with", "average", "--reach", "1"), "boxes at several shifts have no mean"),
         ("boxes", ("--with", "canonical", "--task", "boxes:threshold=2"), "`threshold` of task 'boxes'"),
         ("boxes", ("--with", "canonical", "--truth", "depths"), "depths"),
@@ -130,7 +130,7 @@ def test_explain_of_maps_is_printed_and_written(command: Command, tmp_path: Path
         ("maps", ("--task", "depth"), "task 'depth' needs [image, 1, height, width]"),
         ("depth", ("--output", "deep"), "`output` is 'deep'"),
         ("depth", ("--output", "depth", "--truth", "missing"), "`truth` missing does not exist"),
-        ("classes", ("--truth", "depths"), "the output shows none"),
+        ("classes", ("--truth", "depths"), "the output does not tell which"),
         ("boxes", ("--task", "boxes:threshold=2"), "`threshold` of task 'boxes'"),
     ],
 )

@@ -180,7 +180,7 @@ def test_measure_without_a_value_for_some_images_is_compared_on_the_others() -> 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("volumes", (), "audit it as what it is (`audit --task NAME`)"),
+        ("volumes", (), "name its task (`audit --task NAME`)"),
         ("exact", ("--task", "dept"), "there is no task 'dept'. Did you mean 'depth'?"),
         ("exact", ("--task", "binary"), "task 'binary' needs [image, 1] for 1 images, got shape (1, 1, 16, 16)"),
         ("exact", ("--truth", "nowhere"), "`truth` nowhere does not exist"),
@@ -190,7 +190,7 @@ def test_measure_without_a_value_for_some_images_is_compared_on_the_others() -> 
         ("classes", ("--task", "segmentation", "--truth", "depths"), "`truth` of task 'segmentation' must be whole numbers"),
         ("exact", ("--protocol", "gruver2023"), "gruver2023 cannot be measured for task 'depth'"),
         ("exact", ("--fail-if", "depth eror > 1"), "Did you mean 'depth error'"),
-        ("exact", ("--fail-if", "label flips > 1"), "is about no number of the audit"),
+        ("exact", ("--fail-if", "label flips > 1"), "matches no number of the audit"),
     ],
 )
 def test_bad_input_is_one_sentence(command: Command, name: str, options: tuple[str, ...], message: str) -> None:

@@ -73,7 +73,7 @@ def test_digits_give_all_that_are_not_measured(trained_on: DataSpec | None) -> N
     [
         (lambda folder: folder / "nowhere", "`train` must be an existing folder"),
         (lambda folder: write(folder / "one", 0, classes=("ant",)) or folder / "one", "two or more subfolders"),
-        (lambda folder: folder / "photos", "no other images than those that are measured"),
+        (lambda folder: folder / "photos", "only images that the model is measured on"),
         (lambda folder: "digits", "those of digits have 1. Choose others with --train"),
     ],
 )

@@ -467,7 +467,7 @@ def test_memory_that_runs_out_in_a_later_dense_block_goes_direct(error: Exceptio
         return average(*arguments)
 
     monkeypatch.setattr(operators, "global_average", scarce)
-    with pytest.warns(UserWarning, match="memory runs out in a dense pass|dense passes of 1 images"):
+    with pytest.warns(UserWarning, match="out of memory in a dense pass|dense passes of 1 images"):
         found = list(stream_outputs(averaging(), images.split(2), grid(2)))
     assert [block.method for block in found] == ["dense", "direct", "direct"]
     torch.testing.assert_close(
@@ -485,7 +485,7 @@ def test_memory_that_runs_out_in_a_later_dense_block_is_answered_by_smaller_pass
         return average(sheet, *arguments)
 
     monkeypatch.setattr(operators, "global_average", scarce)
-    with pytest.warns(UserWarning, match="out of memory; going on with dense passes of 3 images"):
+    with pytest.warns(UserWarning, match="out of memory; continuing with dense passes of 3 images"):
         found = list(stream_outputs(averaging(), images.split(6), grid(2)))
     assert [block.method for block in found] == ["dense", "dense"]
     torch.testing.assert_close(

@@ -123,7 +123,7 @@ def test_shift_outputs_out_of_memory_halves_batch_and_warns() -> None:
         return batch.mean((2, 3))
 
     many = torch.rand(9, 2, 6, 6)
-    with pytest.warns(UserWarning, match="out of memory; going on with batches of") as warned:
+    with pytest.warns(UserWarning, match="out of memory; continuing with batches of") as warned:
         found = shift_outputs(hungry, many, SHIFTS[0], batch_size=8)
     assert len(warned) == 2  # 8 to 4 to 2, once each: later batches stay small
     torch.testing.assert_close(found.reference, many.mean((2, 3)))

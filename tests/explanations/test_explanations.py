@@ -242,7 +242,7 @@ def test_step_that_makes_outputs_of_different_images_alike_adds_a_warning() -> N
         spots[number, 0, 4 + number // 2, 4 + number % 8] = 1
     found = explain(model, spots, max_shift=3)
     assert found.causes.main == "head"
-    assert "outputs say less without it: the mean cosine between those of different images rises from" in found.verdict
+    assert "outputs discriminate less without it: the mean cosine between those of different images rises from" in found.verdict
     head = found.causes.causes[0]
     before = found.causes.before
     assert head.after is not None

@@ -88,7 +88,7 @@ def test_two_files_of_one_name_are_two_modules(folder: Path, tmp_path: Path) -> 
         ("none.py:thing", "none.py does not exist"),
         ("broken.py:thing", "cannot be imported .SyntaxError"),
         ("my_models.py:failing", "failed when called without arguments .RuntimeError: no luck"),
-        ("project/mine.py:strangely_described", "returns a model and a int, which describes no preprocessing"),
+        ("project/mine.py:strangely_described", "returns a model and a int, which does not describe preprocessing"),
     ],
 )
 def test_bad_factory_is_refused(reference: str, message: str, factory: str, folder: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_run_whose_normalisation_has_another_shape_is_refused(name: str, run: Pa
     ("options", "message"),
     [
         ({"size": 30}, "`size` 30 does not fit: the model takes images of 1x20x20"),
-        ({"weights": Path("x.pt")}, "`weights` are for a model that code makes"),
+        ({"weights": Path("x.pt")}, "`weights` are only for a model that code builds"),
         ({"mean": (0.5,), "std": (1.0,)}, "`mean` and `std` of .* are in its file"),
     ],
 )

@@ -130,10 +130,10 @@ def test_command_line_chooses_the_executor(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"submit": ("timeout_min=5",)}, "`--submit` describes jobs of submitit"),
-        ({"address": "here:1"}, "`--address` is that of a Ray cluster"),
-        ({"executor": "submitit", "address": "here:1"}, "`--address` is that of a Ray cluster"),
-        ({"gpus": 1.0}, "`--gpus` describes jobs of a cluster"),
+        ({"submit": ("timeout_min=5",)}, "`--submit` is for submitit only"),
+        ({"address": "here:1"}, "`--address` is for a Ray cluster only"),
+        ({"executor": "submitit", "address": "here:1"}, "`--address` is for a Ray cluster only"),
+        ({"gpus": 1.0}, "`--gpus` is for jobs of a cluster only"),
         ({"executor": "submitit", "gpus": 0.5}, "must be a whole number with submitit"),
         ({"executor": "submitit", "submit": ("timeout",)}, "`--submit` must be NAME=VALUE, got 'timeout'"),
     ],

@@ -198,7 +198,7 @@ class Counts(Task):
     [
         ("average", "boxes", "boxes at several shifts have no mean"),
         ("average", "answers", "answers of task 'answers' have no mean"),
-        ("gap", "segmentation", "`gap` takes positions away"),
+        ("gap", "segmentation", "`gap` averages over positions"),
         ("canonical", "counts", "does not say how its answers move"),
         ("average", "counts", "answers of task 'counts' have no mean"),
     ],
@@ -225,7 +225,7 @@ def test_fix_compares_a_detector_with_its_truth_in_pairs() -> None:
     assert rows["zero", "ap_range"]["after"].value == 0.0
     words = task_verdict(found, find_task("boxes"))
     assert words.startswith("The detector finds ")
-    assert "with the fix, and no training, 100 %" in words
+    assert "with the fix, without training, 100 %" in words
     assert "Without a shift: average precision" in words
 
 

@@ -94,7 +94,7 @@ def test_snapping_to_a_grid_of_eight_is_caught_with_period_eight() -> None:
     named = periods(found.surveys["zero 8"])
     assert named["box_jitter"].pixels == named["confidence_change"].pixels == 8
     assert named["box_jitter"].lattice == 0 < named["box_jitter"].off_lattice  # type: ignore[operator]
-    assert any(note.startswith("What a shift changes repeats every 8 pixels, as behind a stride of 8") for note in found.notes)
+    assert any(note.startswith("The effect of a shift repeats every 8 pixels, as after a stride of 8") for note in found.notes)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def broken(**changes: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (broken(scores=SCORES[:1]), "equally many for an image, got 2, 1 and 2"),
+        (broken(scores=SCORES[:1]), "must have one entry per box of an image, got 2, 1 and 2"),
         (broken(boxes=BOXES.clone().fill_(float("nan"))), "NaN or infinity"),
         (broken(scores=SCORES / 0), "NaN or infinity"),
         (broken(boxes=BOXES.flip(1)), "x1 <= x2 and y1 <= y2, got 6 5 2 1"),

@@ -130,7 +130,7 @@ def test_results_of_ultralytics_are_recognised() -> None:
         ("keypoints", torch.zeros(1, 5), "needs keypoints for each image, 1 of them, got shape"),
         ("keypoints", torch.zeros(1, 5, 4), "2 or 3"),
         ("keypoints", [{"boxes": torch.zeros(1, 4)}], "without keypoints"),
-        ("keypoints", [{"keypoints": torch.zeros(2, 5, 3), "scores": torch.ones(1)}], "must be equally many"),
+        ("keypoints", [{"keypoints": torch.zeros(2, 5, 3), "scores": torch.ones(1)}], "must have one entry per instance"),
         ("keypoints", torch.full((1, 5, 2), nan), "NaN or infinity"),
         ("keypoints:near=0", torch.zeros(1, 5, 2), "`near` of task 'keypoints' must be above 0"),
     ],

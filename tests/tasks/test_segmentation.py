@@ -113,10 +113,10 @@ def test_survey_and_single_views_give_the_same() -> None:
         ({"task": "segmentation", "protocols": ["gruver2023"]}, "gruver2023 cannot be measured for task 'segmentation'"),
         (
             {"task": "segmentation", "truth": torch.zeros(5, SIZE, SIZE).long()},
-            "`truth` must hold one for each of 6 images, got 5",
+            "`truth` must hold one entry for each of 6 images, got 5",
         ),
         ({"task": "segmentation", "truth": torch.zeros(6, 4, 4).long()}, r"must be whole numbers \[12, 12\] for each image"),
-        ({"truth": torch.zeros(6, SIZE, SIZE).long()}, "`truth` is ground truth of a task, but the output shows none."),
+        ({"truth": torch.zeros(6, SIZE, SIZE).long()}, "`truth` is ground truth for a task, but the output does not tell which."),
     ],
 )
 def test_bad_input_is_refused(settings: dict[str, object], message: str) -> None:

@@ -222,7 +222,7 @@ def test_protocol_of_whole_pixels_is_measured(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("gruver2023", "differentiates"), ("tmeasures", "units of a vector"), ("michaeli2023", "parts of a pixel")],
+    [("gruver2023", "differentiates"), ("tmeasures", "units of a vector"), ("michaeli2023", "fractions of a pixel")],
 )
 def test_protocol_without_sense_says_why(name: str, reason: str) -> None:
     with pytest.raises(ss.InputError, match=f"{name} cannot be measured for task 'depth': it .*{reason}"):
@@ -246,7 +246,7 @@ NAN = torch.full((1,), torch.nan)
         ("binary", probabilities, r"task 'binary' needs one value for each image, got shape \(1, 2\). Use --task multilabel."),
         ("multilabel", depth, r"task 'multilabel' needs \[image, label\] for 1 images"),
         ("multilabel:given=shares", probabilities, "`given` of task 'multilabel' must be logits or probabilities, got 'shares'"),
-        ("multilabel:given=probabilities", lambda batch: probabilities(batch) + 2, "which are no probabilities"),
+        ("multilabel:given=probabilities", lambda batch: probabilities(batch) + 2, "which are not probabilities"),
         ("answers", lambda batch: ["a", "b"], "task 'answers' needs a list of one value for each of 1 images, got 2"),
         ("answers", depth, "task 'answers' needs a whole number, a text or another value for each of 1 images"),
         ("segmentation", lambda batch: batch[:, :1], r"task 'segmentation' needs \[image, class, height, width\]"),
@@ -261,7 +261,7 @@ def test_output_of_another_task_is_refused(name: str, model: Callable[[Tensor], 
     ("name", "truth", "message"),
     [
         ("depth", torch.ones(6, 4, 4), r"`truth` of task 'depth' must be \[12, 12\] for each image"),
-        ("depth", torch.ones(5, SIZE, SIZE), "`truth` must hold one for each of 6 images, got 5"),
+        ("depth", torch.ones(5, SIZE, SIZE), "`truth` must hold one entry for each of 6 images, got 5"),
         ("flow", torch.ones(6, SIZE, SIZE), r"`truth` of task 'flow' must be \[2, 12, 12\]"),
         ("binary", torch.tensor([0, 1, 2, 0, 1, 0]), "`truth` of task 'binary' must be 0 or 1"),
         ("multilabel", torch.ones(6, 2), "`truth` of task 'multilabel' must hold 3 labels for each image, got 2"),

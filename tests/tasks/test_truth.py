@@ -95,7 +95,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(bbox=[1, 2, float("nan"), 4]), "annotation 1 has the bbox"),
         (changed(category_id=5), "annotation 1 has category 5, which is not listed"),
         (changed(image_id=5), "annotation 1 is of image 5, which is not listed"),
-        ({"images": [], "annotations": [], "categories": []}, "knows none of 3 images. The first one is 'a.png'"),
+        ({"images": [], "annotations": [], "categories": []}, "lists none of the 3 images. The first one is 'a.png'"),
     ],
 )
 def test_bad_coco_file_is_one_sentence(tmp_path: Path, content: Any, message: str) -> None:
@@ -107,7 +107,7 @@ def test_bad_coco_file_is_one_sentence(tmp_path: Path, content: Any, message: st
     "line", ["1 0.5 0.5 0.2", "cat 0.5 0.5 0.2 0.2", "1 0.5 nan 0.2 0.2", "1.5 0.5 0.5 0.2 0.2", "1 30 40 10 10"]
 )
 def test_bad_line_of_yolo_is_one_sentence(tmp_path: Path, line: str) -> None:
-    with pytest.raises(InputError, match=f"a.txt, line 2 is no object: '{line}'"):
+    with pytest.raises(InputError, match=f"a.txt, line 2 does not describe an object: '{line}'"):
         open_objects(yolo(tmp_path, f"1 0.5 0.5 0.2 0.2\n{line}"), NAMES, WHOLE)
 
 
@@ -120,7 +120,7 @@ def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     ("truth", "message"),
     [
         ({"boxes": [[0, 0, 1, 1]]}, "must be a dict of 'boxes' and 'labels'"),
-        ({"boxes": [[0, 0, 1, 1]], "labels": [1, 2]}, "equally many"),
+        ({"boxes": [[0, 0, 1, 1]], "labels": [1, 2]}, "one entry per box"),
         ({"boxes": [[2, 0, 1, 1]], "labels": [1]}, "x1 <= x2"),
         ("cat", "must be a dict of 'boxes' and 'labels'"),
     ],

@@ -219,9 +219,11 @@ def read_condition(text: str) -> Condition:
     try:
         bound = float(number) / (100 if percent else 1)
     except ValueError:
-        raise InputError(f"`fail_if` {text!r} ends in no number.", 'Write it like "top-1 change > 0.10".') from None
+        raise InputError(f"`fail_if` {text!r} must end in a number.", 'Write it like "top-1 change > 0.10".') from None
     if protocol is not None and protocol not in PUBLISHED and protocol not in GROUPS and protocol != "unshifted":
-        raise InputError(f"`fail_if` names no protocol: {protocol!r}.", f"Choose from {', '.join([*PUBLISHED, *GROUPS])}.")
+        raise InputError(
+            f"`fail_if` names an unknown protocol: {protocol!r}.", f"Choose from {', '.join([*PUBLISHED, *GROUPS])}."
+        )
     return Condition(text, _measure(measure.strip()), protocol, sign, bound)  # type: ignore[arg-type]  # by the pattern
 
 
@@ -233,7 +235,7 @@ def _measure(name: str) -> str:
     if key not in labels:
         close = get_close_matches(key, labels, n=2, cutoff=0.6)
         remedy = f"Did you mean {' or '.join(map(repr, close))}?" if close else "`shiftscope audit --help` names the protocols."
-        raise InputError(f"`fail_if` names no measure: {base.strip()!r}.", remedy)
+        raise InputError(f"`fail_if` names an unknown measure: {base.strip()!r}.", remedy)
     return labels[key] + comma + ring
 
 
@@ -254,7 +256,7 @@ def judge_audit(found: Audit, conditions: Sequence[Condition], *, subject: str =
         concerned = [row for row in found.rows if condition.concerns(row.protocol, row.measure)]
         if not concerned:
             known = ", ".join(dict.fromkeys(f"{row.measure} of {row.protocol}" for row in found.rows))
-            raise InputError(f"`fail_if` {condition.text!r} is about no number of the audit.", f"It holds {known}.")
+            raise InputError(f"`fail_if` {condition.text!r} matches no number of the audit.", f"It holds {known}.")
         judgements += [_judged(row, condition, strict) for row in concerned]
     how = "by their values" if strict else "on 95 % intervals: a condition fails only if the whole interval lies beyond it"
     return Verdict(tuple(judgements), subject, (f"Judged {how}.",))
@@ -285,7 +287,7 @@ def judge_comparison(found: AuditComparison, *, tolerance: float = 0.0, subject:
         raise InputError(f"`tolerance` must be 0 or more, got {tolerance:g}.", "Give how much worse a measure may be.")
     judged = [each for each in found.measures if direction(each.row.measure)]
     if not judged:
-        raise InputError("no measure of the audits says what is worse.", "Audit both with other protocols.")
+        raise InputError("the audits share no measure that can get better or worse.", "Audit both with other protocols.")
     intervals = _joint_intervals(judged)
     condition = Condition("", "", None, ">", tolerance)
     beyond = "worse" + (f" by more than {tolerance:g}" if tolerance else "")

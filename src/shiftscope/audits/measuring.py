@@ -79,7 +79,7 @@ def supported_measures(protocol: Protocol, *, kind: Kind, labels: bool) -> tuple
             "classes": "counts pixels of maps, but the model returns vectors" if "maps" in needs.values() else "needs labels",
             "vectors": "needs a top class, which an embedding does not have",
             "maps": "needs vectors, but the model returns maps, which `segmentation` measures",
-            "task": "has no measure of a task",
+            "task": "has no measure for a task",
         }[kind]
         raise InputError(f"{protocol.name} cannot be measured here: it {reason}.", "Leave it out.")
     return scores, surveyed

@@ -94,7 +94,7 @@ class CountedModel:
             raise InputError(
                 f"the model must return at least two values for each of {count} images, [image, class] or [image, class, "
                 f"height, width], got shape {tuple(found.shape)}.",
-                "Choose another `output`, audit it as what it is (`audit --task NAME`), or wrap the model.",
+                "Choose another `output`, name its task (`audit --task NAME`), or wrap the model.",
             )
         return finite_rows(found)
 
@@ -144,7 +144,7 @@ class CountedModel:
     def _failure(self, images: Tensor, error: Exception) -> InputError:
         shape = "x".join(str(size) for size in images.shape[1:])
         if ran_out_of_memory(error):
-            return InputError(f"memory runs out on batches of {len(images)} images of {shape}.", "Lower `batch_size`.")
+            return InputError(f"out of memory on batches of {len(images)} images of {shape}.", "Lower `batch_size`.")
         reason = first_line(error).rstrip(".")
         kind = type(error).__name__
         named = reason if reason == kind else f"{kind}: {reason}"

@@ -39,7 +39,7 @@ def period_sentences(surveys: Mapping[str, Survey], *, without: Collection[str] 
             parts = [f"{_label(measure)} {power:.0%}" for power, measure, _ in sorted(each, reverse=True)]
             _, lead, period = max(each)
             yield (
-                f"What a shift changes repeats every {pixels} pixels, as behind a stride of {pixels} (share of the variation: "
+                f"The effect of a shift repeats every {pixels} pixels, as after a stride of {pixels} (share of the variation: "
                 f"{', '.join(parts)}). {_label(lead).capitalize()}: {period.lattice:.3g} at shifts by multiples of {pixels}, "
                 f"{period.off_lattice:.3g} at others."
             )

@@ -125,7 +125,9 @@ def audit(
         raise InputError("`images` must hold at least one image, got none.", "Give some.")
     options = AuditOptions(protocols, max_shift, mode, size, fill, mean, output, embedding, seed, batch_size, device, task, truth)
     if truth is not None and isinstance(images, Tensor) and len(truth) != len(images):
-        raise InputError(f"`truth` must hold one for each of {len(images)} images, got {len(truth)}.", "Give them in order.")
+        raise InputError(
+            f"`truth` must hold one entry for each of {len(images)} images, got {len(truth)}.", "Give them in order."
+        )
     session = Session.start(model, first[0][:1], options, labelled=first[1] is not None)
     found = image_warnings(model, session.framing.centre(first[0][:LOOKED_AT]))
     return session.result(
@@ -217,7 +219,7 @@ class Session:
         notes = [f"Labels are ignored: task {task.name!r} has no classes of images."] if ignored else []
         if "retrieval" in task.measures:
             block = block_size(framing.size)
-            notes.append(f"Retrieval and ranks are among the unshifted images of a block of {block}, not of all images.")
+            notes.append(f"Retrieval and ranks search the unshifted images of a block of {block}, not all images.")
         return cls(measurer, framing, "task", 0, shape, (*notes, *_notes(protocols, framing, "task")), task)
 
     @property
@@ -291,7 +293,7 @@ def _task(model: CountedModel, raw: Any, options: AuditOptions, framing: Framing
     """Return the task of an audit; None for classes, vectors and maps."""
     task = chosen_task(model, raw, options.task, framing.size, recognise=not options.embedding)
     if task is None and options.truth is not None:
-        raise InputError("`truth` is ground truth of a task, but the output shows none.", "Say what it is with --task.")
+        raise InputError("`truth` is ground truth for a task, but the output does not tell which.", "Name the task with --task.")
     return task
 
 
@@ -316,7 +318,7 @@ def _label_mismatch(kind: Kind, outputs: int, classes: int | None) -> str:
 def _notes(protocols: Sequence[Protocol], framing: Framing, kind: Kind) -> Iterator[str]:
     yield from (_pan_words(each, framing.border(each), kind) for each in protocols if each.name == "pan")
     if any(each.border == "crop" and each.name != "pan" and framing.border(each) == "zero" for each in protocols):
-        yield "Images have no margin around the model's input, so the canvas's colour surrounds crops."
+        yield "Images have no margin around the model's input, so crops are padded with the canvas's colour."
     if any(each.border == "mean" and framing.mean is None for each in protocols):
         yield "The mean colour is unknown; the canvas's colour replaces it."
     if kind == "vectors":

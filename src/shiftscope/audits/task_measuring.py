@@ -62,7 +62,7 @@ def task_measures(task: Task, protocol: Protocol, *, truth: bool) -> tuple[tuple
     """
     reasons = [NOT_OF_TASKS[name] for name in protocol.scores if name in NOT_OF_TASKS]
     if not reasons and protocol.scores and not is_sequence(protocol) and protocol.draw(1).is_floating_point():
-        reasons.append("moves by parts of a pixel, by which no answer can be moved back exactly")
+        reasons.append("shifts by fractions of a pixel, and answers move back exactly by whole pixels only")
     if reasons:
         raise InputError(f"{protocol.name} cannot be measured for task {task.name!r}: it {reasons[0]}.", "Leave it out.")
     every = (*task.measures, *(task.truth_measures if truth else ()))
@@ -175,7 +175,7 @@ class TaskMeasurer:
         except IndexError:
             raise InputError(
                 f"`truth` must hold ground truth for each image, got {len(truth)} for {int(indices[-1]) + 1} or more.",
-                "Give one an image, in their order.",
+                "Give one per image, in the same order.",
             ) from None
         return [None if each is None else self.task.read_truth(each, self.framing.size) for each in found]
 

@@ -28,7 +28,7 @@ def open_truth(path: Path, images: ImageBlocks, task: Task) -> Truth:
         InputError: the images have no names, or the truth cannot be read.
     """
     if not isinstance(images.source, Photos):
-        raise InputError("`truth` goes by the names of image files, which these images do not have.", "Give a folder as --data.")
+        raise InputError("`truth` is matched to images by file name, and these images are not files.", "Give a folder as --data.")
     if not path.exists():
         raise InputError(f"`truth` {path} does not exist.", "Check the path.")
     shorter = None if images.crop is None else images.crop.shorter

@@ -56,7 +56,7 @@ def verdict(rows: Sequence[Row], task: str = "") -> str:
     sentences = [_leading(leading)] if leading else []
     accuracy = next((row for row in rows if row.protocol == "unshifted"), None)
     if accuracy:
-        sentences.append(f"Of unshifted images {percent(accuracy.estimate)} are classified correctly.")
+        sentences.append(f"Without a shift, {percent(accuracy.estimate)} of images are classified correctly.")
     return " ".join(sentences)
 
 
@@ -73,7 +73,7 @@ def _of_task(rows: Sequence[Row], task: Task | None) -> str:
         where = "frame of the pan" if leading.protocol == "pan" else "position of a path"
         lead = MEASURES[task.measures[0]]
         what = f"1 less the {lead.label}" if lead.better == "more" else lead.label
-        sentence = f"From one {where} to the next, answers change by {plus_minus(leading.estimate)} ({what}), moved back."
+        sentence = f"From one {where} to the next, answers change by {plus_minus(leading.estimate)} ({what}, moved back)."
     truth = next((row for row in rows if row.protocol == "unshifted"), None)
     known = f" Without a shift: {MEASURES[truth.measure].label} {plus_minus(truth.estimate)}." if truth else ""
     return (sentence or _leading(leading)) + known
@@ -100,7 +100,7 @@ def _leading(row: Row) -> str:
         case "neighbour_change" if row.protocol == "pan":
             return f"The answer changes from one frame of the pan to the next in {share} of steps."
         case "neighbour_change":
-            return f"The answer changes from one position to the next, a pixel on, in {share} of steps."
+            return f"The answer changes from one position of the path to the next in {share} of steps."
         case "mASSC":
             return f"The answer stays the same for {share} of pixels {moved}."
         case "mcs":
@@ -131,7 +131,7 @@ def cost_sentence(cost: Cost) -> str:
     rate = cost.distinct / cost.seconds if cost.seconds else float("inf")
     return (
         f"{cost.distinct:,} views of {cost.images:,} images{saved}; the model ran on {cost.forward:,} of them{checks}.{engine} "
-        f"{cost.seconds:.1f} s, {rate:,.{0 if rate >= 100 else 1}f} views a second."
+        f"{cost.seconds:.1f} s, {rate:,.{0 if rate >= 100 else 1}f} views per second."
     )
 
 

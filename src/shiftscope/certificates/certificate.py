@@ -71,7 +71,7 @@ class Certificate(Shown):
         part: the images and their radii.
         limit: the largest radius that was tried, pixels: an image of this radius keeps its answer at least so far.
         border: what comes in at the border.
-        parts: tried points a pixel along an axis; 1 tries every whole-pixel shift, and more are a grid and no proof.
+        parts: points per pixel that were tried along an axis; 1 tries every whole-pixel shift, more is a grid and not a proof.
         names: of the images, for lists; empty for their numbers.
         notes: what a reader needs to know.
         provenance: how it was made, name -> value.
@@ -185,21 +185,21 @@ class Certificate(Shown):
 
     def _definitions(self) -> tuple[str, ...]:
         which = (
-            "Every whole-pixel shift (dy, dx) with |dy|, |dx| <= r was tried or is beyond a change that was found, so the shares "
-            "are exact for these images and this border, in single precision."
+            "Every whole-pixel shift (dy, dx) with |dy|, |dx| <= r was tried, from the smallest until the answer changed, so the "
+            "shares are exact for these images and this border, in single precision."
             if self.parts == 1
             else f"Shifts in steps of 1/{self.parts} pixel with |dy|, |dx| <= r were tried, interpolated "
-            f"{'by Fourier transform' if self.border == 'circular' else 'bilinearly'}. That is a grid and no proof: between its "
+            f"{'by Fourier transform' if self.border == 'circular' else 'bilinearly'}. This is a grid, not a proof: between its "
             "points an answer may change."
         )
-        labels = "" if self.right is None else " Right: the same, and the answer is the label."
+        labels = "" if self.right is None else " Right: unchanged, and equal to the label."
         return which, f"Unchanged: {self.rule or CLASSES}.{labels}"
 
     def _notes(self) -> tuple[str, ...]:
         part = self.part
         undecided = self.counts.undecided
         why = "their answer without a shift lies on its limit" if self.rule else "their two top outputs are equal"
-        several = f"{undecided} images have no radius: {why}, so that they have no answer."
+        several = f"{undecided} images have no radius, because {why}."
         empty = f"{self.counts.empty} images have nothing to keep, and shares leave them out."
         names = ", ".join(part.damaged[:DAMAGED])
         missing = f"{len(part.damaged)} images cannot be read and are left out: {names}."
@@ -219,4 +219,4 @@ class Certificate(Shown):
         part, count = self.part, len(self.radii)
         every = count * (2 * self.limit * self.parts + 1) ** 2
         at_once = f" All shifts ran at once for {part.dense:,} images." if part.dense else ""
-        return f"The model computed {part.views:,} views one by one, of {every:,} that {count:,} images have.{at_once}"
+        return f"The model computed {part.views:,} views one by one, out of {every:,} for {count:,} images.{at_once}"

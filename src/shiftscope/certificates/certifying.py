@@ -64,8 +64,8 @@ def certify(
             the input.
         mode: what comes in at the border: the background (``zero``), what larger images hold there (``crop``), or what left on
             the other side (``circular``). By default ``crop`` where images are larger than the input, else ``zero``.
-        parts: points a pixel along an axis. 1 tries every whole-pixel shift; more also try shifts by fractions, interpolated as
-            :func:`shiftscope.shifts.translate_by_parts` does: a grid, and no proof for the shifts between.
+        parts: points per pixel along an axis. 1 tries every whole-pixel shift; more also try shifts by fractions, interpolated as
+            :func:`shiftscope.shifts.translate_by_parts` does: a grid, not a proof for the shifts between.
         size: (height, width) of the model's input, where images are larger; by default that of the images.
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
         output: name or position of the output to certify, if the model returns several.
@@ -145,7 +145,7 @@ class Certifier:
         embedding: bool = False,
     ) -> None:
         if parts < 1:
-            raise InputError(f"`parts` must be 1 or more points a pixel, got {parts}.", "1 tries whole-pixel shifts only.")
+            raise InputError(f"`parts` must be 1 or more points per pixel, got {parts}.", "1 tries whole-pixel shifts only.")
         if radius is not None:
             inner = example.shape[2:] if size is None else (size,) if isinstance(size, int) else size
             check_max_shift(radius, tuple(inner), "radius")
@@ -179,7 +179,7 @@ class Certifier:
                 )
             return outputs.shape[1]
         if not self.task.rule(self.shifts.reach):
-            raise InputError(f"task {self.task.name!r} does not say what keeps an answer.", "Certify another task.")
+            raise InputError(f"task {self.task.name!r} does not define when an answer is kept.", "Certify another task.")
         if self.shifts.parts != 1:
             raise InputError(
                 f"`parts` must be 1 for task {self.task.name!r}, got {self.shifts.parts}: answers move back by whole pixels.",

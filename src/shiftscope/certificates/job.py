@@ -37,7 +37,7 @@ class CertificateSpec(SubjectSpec):
 
     Attributes:
         mode: what comes in at the border; None for ``crop`` where images are larger than the input, else ``zero``.
-        parts: points a pixel along an axis.
+        parts: points per pixel along an axis.
         batch_size: images per forward pass.
         task: what the outputs are, as :func:`shiftscope.tasks.find_task` takes it; None to detect it from them.
     """

@@ -46,7 +46,7 @@ class CertificateFile(Spec):
         summary: the result in words.
         radius: the largest radius that was tried, pixels.
         border: what comes in at the border.
-        points_a_pixel: tried points along an axis; 1 tries every whole-pixel shift, and more are a grid and no proof.
+        points_a_pixel: points per pixel along an axis that were tried; 1 tries every whole-pixel shift, more is no proof.
         rule: what keeps an answer.
         curve: the shares of images, a point for each radius; none without an image that has something to keep.
         images: the radius of each image: -1 without an answer, -2 with nothing to keep.

@@ -100,7 +100,7 @@ def _of_words(error: CycloptsError) -> str:
         word = name.removeprefix("--").upper().replace("-", "_") if error.argument.index is not None else name
         problem = f"`{name}` needs a value." if error.keyword else f"`{command}` needs {word}."
     elif isinstance(error, UnusedCliTokensError):
-        problem = f"`{command}` takes fewer words: {', '.join(map(repr, error.unused_tokens or ()))} cannot be used."
+        problem = f"`{command}` got unexpected arguments: {', '.join(map(repr, error.unused_tokens or ()))}."
     return f"{problem}{'' if problem.endswith(('.', '?')) else '.'} `{command} --help` says more."
 
 

@@ -233,7 +233,10 @@ def _measured(
     run_shard(AuditJob(spec, number, shards, out, takes_over=shard is not None), report, subject=subject, staged=True)
     if is_complete(out):
         return _pictured(merge_audit(out), subject, out, report)
-    say(f"Shard {shard} has nothing left to do; others are at work in {out}, and the last one puts them together.", error=True)
+    say(
+        f"Shard {shard} has nothing left to do; others are at work in {out}, and the last one to finish merges the parts.",
+        error=True,
+    )
     return None
 
 

@@ -96,7 +96,7 @@ def fix(
     found = task_of_subject(subject, task, truth)
     if found is not None and training.train is not None:
         raise InputError(
-            f"`--train` trains classifiers, and the outputs are of task {found.name!r}.",
+            f"`--train` trains classifiers only, and the outputs are of task {found.name!r}.",
             "Write the changed copy with --out, train it in a loop of your own, and measure both with `audit`.",
         )
     check_training(subject, training, options, workers=workers, out=None if plan else out)
@@ -187,12 +187,12 @@ def _check_applies(subject: Subject, kinds: tuple[Kind, ...], *, saved: bool) ->
     wrapped = all(kind in ("canonical", "average") for kind in kinds)
     if not made.is_code and wrapped and saved:
         raise InputError(
-            f"{model} can only be run, so that no copy with the fix can be saved.",
+            f"{model} can only be run, so a fixed copy cannot be saved.",
             "Leave out --out, or wrap the model where you use it: shiftscope.surgery.Canonical, Average.",
         )
     if not made.is_code and not wrapped:
         raise InputError(
-            f"the layers of {model} are in a file that can only be run, so that none can be changed.",
+            f"the layers of {model} are in a file that can only be run, so they cannot be changed.",
             "Give the model as code that makes it, with its `weights`.",
         )
 

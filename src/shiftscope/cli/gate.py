@@ -156,7 +156,7 @@ def _check_rows(baseline: Path, before: Audit, compared: int) -> None:
     """Refuse a comparison that leaves measures of the baseline out."""
     if compared < len(before.rows):
         raise InputError(
-            f"{len(before.rows) - compared} of {len(before.rows)} measures of {baseline} cannot be taken on this model.",
+            f"{len(before.rows) - compared} of {len(before.rows)} measures of {baseline} cannot be measured on this model.",
             "Audit the baseline again, with protocols that suit both models.",
         )
 
@@ -198,7 +198,7 @@ def conditions_of(texts: tuple[str, ...], protocols: tuple[str, ...], gate: Gate
         if (condition.protocol or base) not in ("unshifted", "accuracy") and not measured & set(named) & set(able):
             options = [name for name in named if name in able] or able
             remedy = f"Add --protocol {' or '.join(options)}." if options else "Choose another measure."
-            raise InputError(f"`fail_if` {condition.text!r} is about a measure that this audit does not take.", remedy)
+            raise InputError(f"`fail_if` {condition.text!r} names a measure that is not part of this audit.", remedy)
     return conditions
 
 

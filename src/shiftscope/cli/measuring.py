@@ -101,7 +101,7 @@ def task_of_subject(subject: Subject, task: str | None, truth: Path | None) -> T
             raise
         found = None  # measuring says what fails
     if found is None and truth is not None:
-        raise InputError("`truth` is ground truth of a task, but the output shows none.", "Say what it is with --task.")
+        raise InputError("`truth` is ground truth for a task, but the output does not tell which.", "Name the task with --task.")
     return found
 
 

@@ -153,9 +153,9 @@ class ExecutorOptions(DeviceOptions):
             InputError: options of an executor without it.
         """
         if self.submit and self.executor != "submitit":
-            raise InputError("`--submit` describes jobs of submitit.", "Add `--executor submitit`.")
+            raise InputError("`--submit` is for submitit only.", "Add `--executor submitit`.")
         if self.address is not None and self.executor != "ray":
-            raise InputError("`--address` is that of a Ray cluster.", "Add `--executor ray`.")
+            raise InputError("`--address` is for a Ray cluster only.", "Add `--executor ray`.")
         if self.executor == "ray":
             from shiftscope.runtime.ray_executor import Ray
 
@@ -163,7 +163,7 @@ class ExecutorOptions(DeviceOptions):
         if self.executor == "submitit":
             return self._submitit(workers)
         if self.gpus:
-            raise InputError("`--gpus` describes jobs of a cluster.", "Add `--executor ray` or `--executor submitit`.")
+            raise InputError("`--gpus` is for jobs of a cluster only.", "Add `--executor ray` or `--executor submitit`.")
         return self._processes(workers)
 
     def _submitit(self, workers: int | None) -> Executor:

@@ -161,7 +161,7 @@ def check_training(
     if training.train is None:
         others = ["--workers"] * (workers is not None) + ["--executor"] * options.distributes()
         if given := [*training.arguments(), *others]:
-            raise InputError(f"{given[0].partition(' ')[0]} describes a training.", "Add --train DATA.")
+            raise InputError(f"`{given[0].partition(' ')[0]}` is for training only.", "Add --train DATA.")
         return
     if training.epochs is not None and training.epochs < 1:
         raise InputError(f"`epochs` must be 1 or more, got {training.epochs}.", f"Leave it out to take {EPOCHS}.")
@@ -172,15 +172,15 @@ def check_training(
     if training.seeds is not None and training.seeds < 1:
         raise InputError(f"`seeds` must be 1 or more, got {training.seeds}.", "Leave it out to train each model once.")
     if options.executor == "submitit" and out is None:
-        raise InputError("jobs of Slurm write into a folder that all machines see.", "Give --out on such a disk.")
+        raise InputError("Slurm jobs need a folder that all machines can access.", "Give one with --out.")
     options.start(_at_once(options, workers))  # refuses numbers of workers and options that do not go together
     if not subject.loaded.spec.is_code:
         raise InputError(
-            f"{subject.spec.model} can only be run, so that it cannot be trained.",
+            f"{subject.spec.model} can only be run, so it cannot be trained.",
             "Give the model as code that makes it, with its `weights`.",
         )
     if subject.embedding or subject.output is not None:
-        raise InputError("a training needs a model that returns classes alone.", "Leave out --train.")
+        raise InputError("`--train` needs a model that returns class scores and nothing else.", "Leave out --train.")
 
 
 def _at_once(options: FixOptions, workers: int | None) -> int | None:
@@ -371,5 +371,5 @@ def _verdict(table: Table) -> str:
     gains = ", ".join(f"{MEASURES[name].label} by {plus_minus(gain[name])}" for name in measured)
     return (
         f"{kept[BEFORE]} of images keep their answer under all shifts, {kept[CONTROL]} after training without the fix, and "
-        f"{kept[AFTER]} after training with it. Beside the same training without it, the fix changes {gains}."
+        f"{kept[AFTER]} after training with it. Compared with the same training without it, the fix changes {gains}."
     )

@@ -93,7 +93,7 @@ def read_training_images(
             report=report,
         )
     if blocks.classes is None:
-        raise InputError(f"`train` {name} has no labels.", "Give a folder with one folder a class.")
+        raise InputError(f"`train` {name} has no labels.", "Give a folder with one folder per class.")
     if blocks.shape != measured.shape:
         raise InputError(
             f"`train` {name} gives images of {_shape(blocks)}, margin included, and the measured ones have {_shape(measured)}.",
@@ -104,7 +104,7 @@ def read_training_images(
     kept = ~_among(images, (measured.read(start, start + BLOCK).images for start in range(0, measured.count, BLOCK)))
     same = int((~kept).sum())
     if same == len(images):
-        raise InputError(f"`train` {name} holds no other images than those that are measured.", "Give more images.")
+        raise InputError(f"`train` {name} holds only images that the model is measured on.", "Give more images.")
     chosen = kept.nonzero()[:, 0][pick(len(images) - same, count)]
     images, labels = images[chosen], labels[chosen]
     notes = (

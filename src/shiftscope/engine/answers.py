@@ -117,8 +117,8 @@ def _described_otherwise(model: nn.Module) -> str:
     if mean is None or std is None or (not any(mean) and all(value == 1 for value in std)):
         return ""
     return (
-        f"Images are not normalised, but the model's pretrained_cfg says mean {tuple(mean)} and std {tuple(std)}: put both "
-        "before the model."
+        f"Images are not normalised, but the model's pretrained_cfg says mean {tuple(mean)} and std {tuple(std)}: apply "
+        "both before the model."
     )
 
 

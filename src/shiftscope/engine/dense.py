@@ -119,7 +119,7 @@ def _dense(direct: Direct, images: Tensor, shifts: Tensor, batch_size: int | Non
     except (MemoryError, RuntimeError) as error:
         if not ran_out_of_memory(error):
             raise
-        raise NotDenseError("memory runs out in a dense pass") from error
+        raise NotDenseError("out of memory in a dense pass") from error
     except NotFiniteError:
         pass  # the model's own outputs decide
     return dense

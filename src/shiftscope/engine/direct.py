@@ -92,7 +92,7 @@ class Direct:
                 if not ran_out_of_memory(error) or len(piece) == 1:
                     raise
                 self.batch_size = len(piece) // 2
-                warnings.warn(f"out of memory; going on with batches of {self.batch_size} images.", stacklevel=2)
+                warnings.warn(f"out of memory; continuing with batches of {self.batch_size} images.", stacklevel=2)
         return torch.cat(pieces)
 
     def once(self, batch: Tensor) -> Tensor:

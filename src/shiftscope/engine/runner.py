@@ -117,7 +117,7 @@ class Runner:
         except (MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):
                 raise
-            problem = "memory runs out in a dense pass"
+            problem = "out of memory in a dense pass"
         if problem and self.method == "dense":
             raise not_exact(problem)
         return (None, problem) if problem else (values, "")
@@ -156,4 +156,4 @@ def _in_passes(dense: Dense, images: Tensor) -> Tensor:
             if not ran_out_of_memory(error) or size <= 1:
                 raise
         size //= 2
-        warnings.warn(f"out of memory; going on with dense passes of {size} images.", stacklevel=4)
+        warnings.warn(f"out of memory; continuing with dense passes of {size} images.", stacklevel=4)

@@ -219,9 +219,7 @@ def run_model(model: Callable[[Tensor], Any], images: Tensor, device: torch.devi
     except Exception as error:  # a model's code may raise anything
         shape = "x".join(map(str, images.shape[1:]))
         if ran_out_of_memory(error):
-            raise InputError(
-                f"memory runs out on batches of {len(images)} images of {shape}.", "Measure fewer images."
-            ) from error
+            raise InputError(f"out of memory on batches of {len(images)} images of {shape}.", "Measure fewer images.") from error
         reason = first_line(error).rstrip(".")
         raise ModelFailsError(
             f"the model fails on images of {shape} ({reason}).", "Check its input's size and channels."

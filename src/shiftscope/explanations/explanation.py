@@ -254,7 +254,7 @@ def explain(
             report=report,
         )
     if truth is not None:
-        raise InputError("`truth` is ground truth of a task, but the output shows none.", "Say what it is with `task`.")
+        raise InputError("`truth` is ground truth for a task, but the output does not tell which.", "Name it with `task`.")
     steps = draw_shifts(len(images), shifts, framed.max_shift, torch.Generator().manual_seed(seed))
     trial = Trial(framed.images, steps, framed.mode, fill, labels, batch_size, device, report, framed.size)
     if model.training:

@@ -92,7 +92,7 @@ def guarantee_of(model: nn.Module, *, geometry: Reading | None = None, image: tu
     found = observe(model, image)
     why = f"{geometry.problem} " if isinstance(geometry, UntraceableError) else ""
     if not found.run.outputs:
-        return Guarantee("unknown", f"{why}Nothing is known of invariance: {found.problem}.", "", graph)
+        return Guarantee("unknown", f"{why}Nothing is known about invariance: {found.problem}.", "", graph)
     (status, sentence), exact = _invariance(found, graph), _exactness(found)
     return Guarantee(status, why + sentence, _equivariance(found, exact, image), graph, exact)
 
@@ -153,8 +153,8 @@ def _refuted(found: Observed) -> list[str]:
         return ["that cannot be tried, because the outputs do not depend on the image"]
     if found.change > found.tolerance:
         return [
-            f"its operators promise it, but circular shifts change the outputs (by {found.change:.1g} of the largest), so that "
-            "some layer does something else than its type says"
+            f"its operators promise it, but circular shifts change the outputs (by {found.change:.1g} of the largest), so some "
+            "layer does not do what its type says"
         ]
     return []
 
@@ -217,11 +217,11 @@ def _strides(found: Observed) -> list[str]:
         lattice = (lcm(*(each.lattice[0] for each in maps)), lcm(*(each.lattice[1] for each in maps)))
     if not plain:
         sampled = _noted(found, "polyphase")
-        apart = f"{_names(sampled)} choose their phases apart, so that maps stay aligned only after shifts by multiples of"
+        apart = f"{_names(sampled)} choose their phases independently, so maps stay aligned only after shifts by multiples of"
         return [f"{apart} {_pixels(lattice)}"] if sampled and lattice != (1, 1) else []
     if lattice == (1, 1):
         return []
-    return [f"{_names(plain)} sample other positions after shifts that are no multiples of {_pixels(lattice)}"]
+    return [f"{_names(plain)} sample other positions after shifts that are not multiples of {_pixels(lattice)}"]
 
 
 def _borders(found: Observed) -> list[str]:
@@ -233,7 +233,7 @@ def _borders(found: Observed) -> list[str]:
     inside = [name for name in _noted(found, "misfit") if name not in leaking]
     if inside:
         reasons.append(
-            f"{_names(inside)} do not meet every position equally often (windows that do not fit the map, or a padded map), so "
+            f"{_names(inside)} do not cover every position equally often (windows that do not fit the map, or a padded map), so "
             "that content near the border counts for less or more"
         )
     return reasons

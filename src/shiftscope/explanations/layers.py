@@ -198,7 +198,7 @@ def layer_responses(
         model: images [image, channel, height, width] in [0, 1] -> outputs [image, class].
         images: the unshifted images, canvas included; or an iterable of batches, held one at a time.
         shifts: (dy, dx) in pixels, [shift, 2] for all images or [image, shift, 2] for each its own. Floating point shifts may
-            be parts of pixels: by Fourier transform in mode ``circular``, bilinear in mode ``zero``.
+            be fractions of pixels: by Fourier transform in mode ``circular``, bilinear in mode ``zero``.
         mode: what comes in at the border: the ``fill`` (``zero``) or what left on the other side (``circular``).
         fill: the canvas's colour in mode ``zero``, one value or one a channel.
         size: (height, width) of the model's input, where images are larger; by default that of the images.

@@ -2,8 +2,8 @@
 
 The ranking puts fixes first whose gain is above zero with its complete 95 % interval, ordered by *efficiency*: the share of the
 loss that the fix removes over the ratio of multiply-adds after and before. The others follow by the same number, and fixes that
-are impossible come last. Accuracy does not count: before the network is trained again it says little. A gain can also mislead: a
-fix that makes outputs say less about the image gains, too, so the similarity of outputs of different images stands beside it.
+are impossible come last. Accuracy does not count: before the network is trained again it says little. A gain can also mislead:
+a fix that makes outputs discriminate less gains, too, so the similarity of outputs of different images stands beside it.
 
 Two fixes go around the model and need no training: ``canonical`` and ``average``. Of equal efficiency, those in layers come
 first. ``average`` costs nine passes, so fewer images try it; its outputs are mean logits here, whose cosines compare with the
@@ -129,7 +129,7 @@ class Fixes:
             "gain: how much the fix lowers 1 - mean cosine, on the same images and shifts, without training. Fixes whose gain is "
             "above zero with its complete interval come first, ranked by the share of the loss removed over the ratio of "
             "multiply-adds. cosine between different images: of their unshifted outputs; a fix that raises it to nearly 1 "
-            "gains because outputs say less. relative loss: loss with the fix over 1 - that."
+            "gains because outputs discriminate less. relative loss: loss with the fix over 1 - that."
         )
         if any(each.gain is not None and each.trains for each in self.ranked):
             notes.append("The weights are unchanged: train again and measure again before you rely on a fix in layers.")

@@ -88,7 +88,7 @@ def short_verdict(
     if found is not None and found.share is not None:
         sentences += _shares([found], "the loss") if shares_add_up(causes) else _parts([found])
         if found.after is not None and _alike(before, found.after):
-            sentences.append(f"But without it outputs say less: {_between(before, found.after)}.")
+            sentences.append(f"But without it outputs discriminate less: {_between(before, found.after)}.")
     sentences += [GUARANTEES[status], fix_sentence(fixes) if main else ""]
     return " ".join(filter(None, sentences))
 
@@ -134,8 +134,8 @@ def _between(before: Loss, after: Loss) -> str:
 
 
 def _warning(before: Loss, after: Loss) -> str:
-    """Return a sentence on outputs that say less after the main cause is removed."""
-    text = f"Part of that is because outputs say less without it: {_between(before, after)}"
+    """Return a sentence on outputs that discriminate less after the main cause is removed."""
+    text = f"Part of that is because outputs discriminate less without it: {_between(before, after)}"
     if before.relative is not None and after.relative is not None:
         text += f", and the loss relative to their difference goes from {before.relative.value:.2f} to {after.relative.value:.2f}"
     return f"{text}."

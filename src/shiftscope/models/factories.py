@@ -84,7 +84,7 @@ def _described(reference: str, found: Any, code: str) -> FactoryModel:
     preprocessing = of_pretrained(model) or of_model(model) if given is None else from_description(given)
     if preprocessing is None:
         raise InputError(
-            f"{reference!r} returns a model and a {type(given).__name__}, which describes no preprocessing.",
+            f"{reference!r} returns a model and a {type(given).__name__}, which does not describe preprocessing.",
             "Return the model alone, or with a dictionary of size, mean and std.",
         )
     return FactoryModel(model, preprocessing, code)
@@ -137,7 +137,7 @@ def _run_file(file: Path) -> ModuleType:
     name = f"{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look their module up
     try:

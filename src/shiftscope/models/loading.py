@@ -125,7 +125,7 @@ def load_model(
     else:
         loaded = _from_file(path, trust=trust)
     if weights is not None:
-        raise InputError(f"`weights` are for a model that code makes, but {name} holds its own.", "Leave them out.")
+        raise InputError(f"`weights` are only for a model that code builds, but {name} holds its own.", "Leave them out.")
     if loaded.spec != ModelSpec(mean=mean, deviation=std) and not _agrees(loaded.model, mean, std):
         raise InputError(f"`mean` and `std` of {name} are in its file.", "Leave them out.")
     return _resized(loaded, size)

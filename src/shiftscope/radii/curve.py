@@ -110,7 +110,7 @@ class RadiusCounts:
         Args:
             border: what comes in at the border.
             rule: what keeps an answer, in a clause; empty for classes.
-            parts: points a pixel along an axis.
+            parts: points per pixel along an axis.
         """
         if self.total == self.empty:
             return "No image has an answer to keep."
@@ -200,7 +200,7 @@ def every_shift(radius: int, border: Border = "zero", parts: int = 1) -> str:
     Args:
         radius: the largest along an axis, pixels.
         border: what comes in at the border.
-        parts: points a pixel along an axis.
+        parts: points per pixel along an axis.
 
     >>> every_shift(1), every_shift(8, "circular", 2)
     ('every shift of up to 1 pixel', 'every circular shift in steps of 1/2 pixel of up to 8 pixels')

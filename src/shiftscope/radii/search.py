@@ -42,7 +42,7 @@ class ShiftGrid:
 
     Attributes:
         reach: the largest along an axis, pixels.
-        parts: points a pixel along an axis; 1 for whole pixels.
+        parts: points per pixel along an axis; 1 for whole pixels.
     """
 
     reach: int

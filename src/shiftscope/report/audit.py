@@ -57,7 +57,7 @@ def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None
             sections += _maps(name, survey, measure, f"{_title(MEASURES[measure].label)} at every shift")
     sections += [*_certificates(audit), *_frames(audit), *_units(audit)]
     if audit.changed and not pictures:
-        caption = "Each under that one of all measured shifts that changes its outputs most."
+        caption = "Each under the measured shift that changes its outputs most."
         sections.append(Rows("Images that change most", caption, _changed(audit)))
     if audit.damaged:
         sections.append(Missing("Images that cannot be read", "", audit.damaged))
@@ -92,8 +92,8 @@ def _caption(pictures: Sequence[Picture]) -> str:
     order = ", those whose answer changes first" if any(each.changes for each in pictures) else ""
     measure = MEASURES.get(pictures[0].measure) if pictures else None
     if measure is not None:
-        return f"Each before and after the one of all measured shifts that changes its answer most ({measure.label}){order}."
-    return f"Each before and after the one of all measured shifts after which its outputs are least similar{order}."
+        return f"Each before and after the measured shift that changes its answer most ({measure.label}){order}."
+    return f"Each before and after the measured shift that makes its outputs least similar{order}."
 
 
 def _pair(picture: Picture) -> BeforeAfter:

@@ -33,15 +33,15 @@ def certificate_page(certificate: CertificateFile) -> Page:
         f"{counts.total:,} images",
         f"shifts of up to {certificate.radius} pixels",
         f"border {BORDERS[certificate.border]}",
-        *([f"a grid of {certificate.points_a_pixel} points a pixel, no proof"] if of_grid else []),
+        *([f"a grid of {certificate.points_a_pixel} points per pixel, not a proof"] if of_grid else []),
     )
     notes = Table("What it holds for", ("note",), tuple({"note": each} for each in certificate.notes))
     return Page(
-        title=f"How far does every shift keep the answers of {model}?",
+        title=f"Up to which shift does {model} keep its answers?",
         answer=certificate.summary,
         sections=(
             certificate_chart(counts, certificate.border, "The share of images, for each r."),
-            Rows("What it holds for", "Each a condition of the numbers above.", notes),
+            Rows("What it holds for", "The numbers above hold under these conditions.", notes),
             Rows("Images that fail first", *_listed(certificate)),
         ),
         facts=facts,
@@ -58,7 +58,7 @@ def _listed(certificate: CertificateFile) -> tuple[str, Table]:
     chosen = sorted(certificate.images, key=lambda each: (each.radius, each.image))[:LISTED]
     rows: list[dict[str, Cell]] = [{name: getattr(each, name) for name in columns} for each in chosen]
     which = "All of them" if len(chosen) == len(certificate.images) else f"The first {LISTED} of {len(certificate.images):,}"
-    caption = f"{which}, by radius in pixels; -1 has no answer, -2 nothing to keep. images.csv holds every image."
+    caption = f"{which}, by radius in pixels; -1: no answer, -2: nothing to keep. images.csv holds every image."
     return caption, Table("Radius of each image", columns, tuple(rows))
 
 

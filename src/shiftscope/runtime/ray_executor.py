@@ -64,7 +64,8 @@ class Ray:
             )
         if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
             raise InputError(
-                f"`gpus` must be a share from 0 to 1 or a whole number of GPUs, got {self.gpus:g}.", "Use 0.5 for two jobs a GPU."
+                f"`gpus` must be a share from 0 to 1 or a whole number of GPUs, got {self.gpus:g}.",
+                "Use 0.5 for two jobs per GPU.",
             )
 
     def run(self, work: Work, jobs: Sequence[Any], report: JobReport) -> Iterator[tuple[Any, Any]]:

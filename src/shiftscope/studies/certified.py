@@ -27,7 +27,7 @@ AT = (1, 4, 8)
 SHARES = ("unchanged", "right")
 NOTES = (
     "Unchanged: the class on top without a shift leads all others, by more than rounding, at every shift (dy, dx) with |dy|, "
-    "|dx| <= r. Right: the same, and the answer is the label. Exact for the test images on their canvas. "
+    "|dx| <= r. Right: unchanged, and equal to the label. Exact for the test images on their canvas. "
     "The background comes in. Intervals: 95 %, over networks and images.",
 )
 

@@ -159,7 +159,7 @@ class AnchorPlan:
         title = f"{'convolution' if isinstance(part, nn.Conv2d) else 'pool'} {'x'.join(map(str, kernel))}, stride {stride[0]}"
         if isinstance(part, nn.Conv2d) and type(part).forward is not nn.Conv2d.forward:
             if max(stride) > 1 or max(kernel) > 1:
-                self.kept.append(Change(name, title, "", f"unsupported: {type(part).__name__} may do more"))
+                self.kept.append(Change(name, title, "", f"unsupported: {type(part).__name__} may do more than a convolution"))
             return
         reason = _misfit(part, into, kernel, stride)
         if reason:

@@ -131,7 +131,7 @@ def fix(
     under["fill"] = torch.tensor(fill).expand(images.shape[1])
     if found is None:
         if truth is not None:
-            raise InputError("`truth` is ground truth of a task, but the output shows none.", "Say what it is with `task`.")
+            raise InputError("`truth` is ground truth for a task, but the output does not tell which.", "Name it with `task`.")
         table = compare(model, surgery, images, labels, **under)
     else:
         known = labels if truth is None and found.takes_labels else truth
@@ -161,7 +161,7 @@ def apply_fixes(
     check_initialised(model)
     if wrapping.task is not None and wrapping.task.moves and "gap" in [kind for kind, _ in fixes]:
         raise InputError(
-            f"`gap` takes positions away, which task {wrapping.task.name!r} needs.", "Choose another fix, such as blur or aps."
+            f"`gap` averages over positions, which task {wrapping.task.name!r} needs.", "Choose another fix, such as blur or aps."
         )
     try:
         before = cost(model, image)
@@ -287,7 +287,7 @@ def _both(before: Mapping[str, object], after: Mapping[str, object], measure: st
     first, second = before.get(measure), after.get(measure)
     if not isinstance(first, Estimate) or not isinstance(second, Estimate):
         return ""
-    return f"{percent(first)} {what}; with the fix, and no training, {percent(second)}."
+    return f"{percent(first)} {what}; with the fix, without training, {percent(second)}."
 
 
 def _paired(before: Survey, after: Survey, border: str, embedding: bool) -> str:

@@ -89,7 +89,7 @@ def _reasons(model: nn.Module, image: tuple[int, int, int], head: Head) -> tuple
     found = read_geometry(model, image)
     if isinstance(found, InputError):
         return (f"its graph does not say why ({found.problem.rstrip('.')})",)
-    return tuple(_graph_reasons(found, head)) or ("some layer does something else than its type says",)
+    return tuple(_graph_reasons(found, head)) or ("some layer does not do what its type says",)
 
 
 def _graph_reasons(found: Geometry, head: Head) -> list[str]:

@@ -70,7 +70,9 @@ def compare_tasks(
     """
     first = frame(images, size, mode, max_shift)
     if truth is not None and len(truth) != len(images):
-        raise InputError(f"`truth` must hold one for each of {len(images)} images, got {len(truth)}.", "Give them in order.")
+        raise InputError(
+            f"`truth` must hold one entry for each of {len(images)} images, got {len(truth)}.", "Give them in order."
+        )
     framed = [first] if mode else [first, frame(images, size, "circular", first.max_shift)]
     shifts = shifts_for(first, seed)
     shifts = shifts[(shifts != 0).any(dim=1)]
@@ -219,7 +221,7 @@ def _lead_sentence(lead: Mapping[str, Cell], compared: Table, task: Task) -> str
     sentence = sentence or f"{name[:1].upper()}{name[1:]} when images move {moved}: {plus_minus(before)}."
     value = percent(after) if "%%" in task.words("%%", "", "") else plus_minus(after)
     gained = f" (difference {plus_minus(paired)})" if isinstance(paired, Estimate) else ""
-    return f"{sentence.rstrip('.')}; with the fix, and no training, {value}{gained}."
+    return f"{sentence.rstrip('.')}; with the fix, without training, {value}{gained}."
 
 
 def _truth_sentence(rows: Sequence[Mapping[str, Cell]]) -> str:

@@ -43,7 +43,7 @@ class MultiLabel(Task):
             return list(values.sigmoid())
         if float(values.min()) < 0 or float(values.max()) > 1:
             raise InputError(
-                f"the model returns {float(values.min()):.3g} to {float(values.max()):.3g}, which are no probabilities.",
+                f"the model returns {float(values.min()):.3g} to {float(values.max()):.3g}, which are not probabilities.",
                 "Leave `given` out for logits.",
             )
         return list(values)

@@ -200,7 +200,7 @@ def _no_object(outputs: int, classes: int | None) -> NoObject:
         known = "its configuration does not say" if classes is None else f"its configuration says {classes} classes"
         raise InputError(
             f"the detector's `logits` have {outputs} classes, and {known}: the last one may stand for no object.",
-            "Say it: --task boxes:no_object=last (as DETR and YOLOS) or boxes:no_object=none (as Deformable DETR and RT-DETR).",
+            "Say which: --task boxes:no_object=last (DETR, YOLOS) or boxes:no_object=none (Deformable DETR, RT-DETR).",
         )
     return "last" if classes == outputs - 1 else "none"
 
@@ -241,9 +241,9 @@ def _checked(boxes: Any, scores: Any, labels: Any) -> Detections:
         raise InputError(f"`boxes` must be [box, 4], got shape {found.shape}.", FORMS)
     if not len(found) == confidence.size == kinds.size:
         raise InputError(
-            f"`boxes`, `scores` and `labels` must be equally many for an image, got {len(found)}, {confidence.size} and "
+            f"`boxes`, `scores` and `labels` must have one entry per box of an image, got {len(found)}, {confidence.size} and "
             f"{kinds.size}.",
-            "Return one score and one label a box.",
+            "Return one score and one label per box.",
         )
     confidence, kinds = confidence.reshape(-1), kinds.reshape(-1)
     if not np.isfinite(found).all() or not np.isfinite(confidence).all():

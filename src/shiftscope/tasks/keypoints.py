@@ -225,7 +225,7 @@ def _poses(points: Any, confidence: Any, scores: Any, boxes: Any) -> Poses:
     frames = None if boxes is None else _array(boxes).reshape(-1, 4)
     if known.shape != places.shape[:2] or len(ones) != count or (frames is not None and len(frames) != count):
         raise InputError(
-            "`keypoints`, `scores` and `boxes` must be equally many for an image.", "Return one of each an instance."
+            "`keypoints`, `scores` and `boxes` must have one entry per instance of an image.", "Return one of each per instance."
         )
     if not all(np.isfinite(each).all() for each in (places, ones, *([] if frames is None else [frames]))):
         raise NotFiniteError("the model returned NaN or infinity in its keypoints, boxes or scores.", "Check its weights.")

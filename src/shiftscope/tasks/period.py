@@ -1,6 +1,6 @@
 """Name the period of a sensitivity map: the stride that causes it.
 
-A network that subsamples by s gives its outputs again after s pixels, so that what a shift changes repeats every s pixels. For
+A network that subsamples by s repeats its outputs after s pixels, so the effect of a shift repeats every s pixels. For
 each candidate period p, we compare how much values differ at shifts that lie p pixels apart along an axis with how much they
 differ at other distances around p, from p / 2 to 3 p / 2. The *power* of p is the share of the variation that disappears at p: 1
 for a map that repeats exactly, 0 for noise and for a slope, as the distances around p lie on both sides of it alike.
@@ -53,7 +53,7 @@ class Period:
     def words(self) -> str:
         """Return the finding in a sentence."""
         if self.pixels is None:
-            return "No period: what a shift changes does not repeat."
+            return "No period: the effect of a shift does not repeat."
         return (
             f"Period {self.pixels} pixels: {self.power[self.pixels]:.0%} of the variation over shifts repeats with it "
             f"({self.lattice:.3g} at multiples of {self.pixels}, {self.off_lattice:.3g} elsewhere)."

@@ -182,7 +182,7 @@ class Task(ABC):
             InputError: the task has no rule.
         """
         if self.kept is None:
-            raise InputError(f"task {self.name!r} does not say what keeps an answer.", "Certify another task.")
+            raise InputError(f"task {self.name!r} does not define when an answer is kept.", "Certify another task.")
         name, limit = self.measures[0], self.kept
         sign = 1 if MEASURES[name].better == "more" else -1
         return [sign * (found[name] - limit) for found in self.compare_all(pairs)]

@@ -36,11 +36,11 @@ def open_objects(path: Path, names: Sequence[str], placement: Placement, *, orde
         order: whether labels number COCO's categories from 0, instead of being their ids.
 
     Raises:
-        InputError: it is none of both, something in it is no object, or it knows none of the images.
+        InputError: it is none of both, something in it is no object, or it lists none of the images.
     """
     found = yolo_objects(path, names, placement) if path.is_dir() else coco_objects(path, names, placement, order=order)
     if names and all(each is None for each in found):
-        raise InputError(f"`truth` {path} knows none of {len(names)} images.", f"The first one is {names[0]!r}.")
+        raise InputError(f"`truth` {path} lists none of the {len(names)} images.", f"The first one is {names[0]!r}.")
     return found
 
 
@@ -113,7 +113,8 @@ def yolo_objects(path: Path, names: Sequence[str], placement: Placement) -> list
     pictures = labels.parent / "images"
     if not pictures.is_dir():
         raise InputError(
-            f"`truth` {path} must have the folders `images` and `labels` of YOLO, {pictures} is none.", "Check the path."
+            f"`truth` {path} must have the folders `images` and `labels` of YOLO, but {pictures} is not a folder.",
+            "Check the path.",
         )
     files, texts = _by_name(pictures, SUFFIXES), _by_name(labels, frozenset((".txt",)))
     found: list[Objects | None] = []
@@ -157,9 +158,9 @@ def _line(file: Path, number: int, line: str, size: tuple[int, int]) -> tuple[An
         kind, *rest = (float(each) for each in line.split())
         x, y, w, h = _box_of(rest)
     except ValueError:
-        raise InputError(f"{file}, line {number} is no object: {line.strip()!r}.", LINES) from None
+        raise InputError(f"{file}, line {number} does not describe an object: {line.strip()!r}.", LINES) from None
     if not np.isfinite([kind, x, y, w, h]).all() or kind != int(kind) or kind < 0 or min(w, h) < 0 or max(x, y, w, h) > 1 + 1e-3:
-        raise InputError(f"{file}, line {number} is no object: {line.strip()!r}.", LINES)
+        raise InputError(f"{file}, line {number} does not describe an object: {line.strip()!r}.", LINES)
     box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
     return *box, int(kind), w * width * h * height, False
 

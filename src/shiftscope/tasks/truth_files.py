@@ -71,7 +71,9 @@ class MapFiles(Sequence[Any]):
             InputError: there is no such folder, or it has no map for any image.
         """
         if not folder.is_dir():
-            raise InputError(f"`truth` must be a folder with a map for each image, {folder} is none.", "Check the path.")
+            raise InputError(
+                f"`truth` must be a folder with a map for each image, and {folder} is not a folder.", "Check the path."
+            )
         found = {
             file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.rglob("*") if file.suffix in SUFFIXES
         }

@@ -289,7 +289,9 @@ def _shifted(data: Labelled, canvas: Canvas, max_shift: int, generator: torch.Ge
 
 def _labelled(images: Tensor, labels: Tensor | None) -> Labelled:
     if labels is None:
-        raise InputError("`data` must have labels to train on, got none.", "Give `labels`, or a folder with one folder a class.")
+        raise InputError(
+            "`data` must have labels to train on, got none.", "Give `labels`, or a folder with one folder per class."
+        )
     check_labels(labels)
     return Labelled(images, labels.long())
 
@@ -312,5 +314,5 @@ def _check_classes(model: nn.Module, canvas: Canvas, data: tuple[Labelled, Label
     with evaluating(model), torch.inference_mode():
         outputs = model(canvas.centre(data[0].images[:1]).to(device))
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        raise InputError("`model` must return one vector of class scores an image.", "Wrap it so that it does.")
+        raise InputError("`model` must return one vector of class scores per image.", "Wrap it so that it does.")
     check_classes(labels, outputs.shape[1])
