@@ -152,13 +152,18 @@ def run_case(campaign: str, seed: int, bases: Bases, *, hang: float = HANG_SECON
         crash = "".join(path.read_text() for path in (place / "home").rglob("error-*.txt"))
         findings = [*_of_ending(code, seconds, errors + crash, hang, working=working), *_of_text(errors + printed)]
         out = words[words.index("--out") + 1 :][:1] if "--out" in words else []
-        asked = tuple(f"cwd/{each}" for each in out if Path(each).name == each)  # an output folder in the current one
+        asked = tuple(f"cwd/{Path(each).parts[0]}" for each in out if _is_inside(Path(each)))
         changed = sorted(each for each in _listed(place) ^ before if not each[0].startswith(asked))
         findings += [f"wrote outside: {each}" for each in changed]
         if memory > MEMORY:
             findings.append(f"took {memory >> 20} MiB")
         tail = (errors + crash)[-3000:]
         return Result(campaign, seed, tuple(words), tuple(findings), code, seconds, memory, working, tail)
+
+
+def _is_inside(out: Path) -> bool:
+    """Return whether an output folder is one in the current folder."""
+    return bool(out.parts) and not out.is_absolute() and not {"..", "canary"} & set(out.parts)
 
 
 def _run(words: list[str], place: Path, hang: float) -> tuple[int, float, int, bool]:
