@@ -15,7 +15,7 @@ __all__ = ["curve_table", "curves_of", "without_radii"]
 
 
 def curves_of(merged: Part, task: Task | None) -> dict[str, RadiusCurve]:
-    """Return by grid the radii of all images; of a grid whose radii are known for some images only, none.
+    """Return the radii of all images by grid, without grids whose radii are known for some images only.
 
     Args:
         merged: all parts.
@@ -32,7 +32,7 @@ def curves_of(merged: Part, task: Task | None) -> dict[str, RadiusCurve]:
 
 
 def without_radii(merged: Part) -> Iterator[str]:
-    """Yield why there is no certificate, where some parts hold no radii."""
+    """Yield why the audit has no certificate if some parts hold no radii."""
     if any(counts.total != merged.cost.images for counts in merged.radius_counts.values()):
         yield "Radii are not shown, because an earlier version of shiftscope measured some of the images."
 

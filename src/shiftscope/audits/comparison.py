@@ -119,7 +119,7 @@ class AuditComparison(Shown):
 
 
 def direction(measure: str) -> Literal["more", "less"] | None:
-    """Return whether a stable and accurate model has more or less of a measure; None where neither.
+    """Return whether more or less of a measure is better; None if neither is.
 
     >>> direction("top1_change"), direction("accuracy"), direction("worst_case, radius 2")
     ('less', 'more', 'more')
@@ -129,7 +129,7 @@ def direction(measure: str) -> Literal["more", "less"] | None:
 
 
 def same_images(before: Audit, after: Audit) -> bool:
-    """Return whether two audits measured the same images, as far as their files say; without checksums the caller vouches."""
+    """Return whether two audits measured the same images; without checksums in their files, only their numbers are compared."""
     checksums = [each.provenance.get("data_sha256") for each in (before, after)]
     counts = [each.cost.images for each in (before, after)]
     return checksums[0] == checksums[1] and counts[0] == counts[1] and before.damaged == after.damaged

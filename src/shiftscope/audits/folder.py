@@ -93,7 +93,7 @@ class AuditSpec(SubjectSpec):
 
 
 class AuditPlan(Spec):
-    """What the parts in a folder belong to, and what is needed to merge them.
+    """What the parts in a folder were measured for, and what is needed to merge them.
 
     Attributes:
         spec: what to audit, and how.
@@ -302,7 +302,7 @@ class Claims(ExitStack):
             yield number
 
     def release(self, number: int) -> None:
-        """Let a block go."""
+        """Release a block."""
         self.held.pop(number).close()
 
     def _release_all(self) -> None:
@@ -311,7 +311,7 @@ class Claims(ExitStack):
 
 
 def tidy(out: Path) -> None:
-    """Remove the locks that processes left that were killed."""
+    """Remove the locks of killed processes."""
     for file in (out / PARTS).glob(".*.lock"):
         with claimed(out / PARTS, file.name):
             pass  # it is removed when the claim ends, unless a living process holds it

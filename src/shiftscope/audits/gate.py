@@ -36,7 +36,7 @@ WORDS = {">": "above", ">=": "at or above", "<": "below", "<=": "at or below"}
 
 @dataclass(frozen=True)
 class Condition:
-    """What must not be: a measure beyond a bound.
+    """A condition that fails the gate: a measure beyond a bound.
 
     Attributes:
         text: as it was written.
@@ -80,7 +80,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A number and whether it keeps its condition.
+    """A number, judged by a condition.
 
     Attributes:
         protocol: of the measure.
@@ -111,7 +111,7 @@ class Judgement:
 
 @dataclass(frozen=True, repr=False)
 class Verdict(Shown):
-    """What a gate says.
+    """The verdict of a gate.
 
     Attributes:
         judgements: of every number, at least one.
@@ -244,7 +244,7 @@ def judge_audit(found: Audit, conditions: Sequence[Condition], *, subject: str =
 
     Args:
         found: the audit.
-        conditions: what must not be; at least one.
+        conditions: each fails the gate if it is true; at least one.
         subject: what was measured, in a line.
         strict: whether values decide instead of intervals.
 

@@ -142,7 +142,7 @@ class Measurer:
         )
 
     def plan(self, indices: Tensor) -> ViewPlan:
-        """Return the views that are formed one by one of some images, [image], by their index in the data."""
+        """Return the views that are computed one by one for some images, [image], given by their index in the data."""
         return plan_views(self.protocols, self.framing, indices=indices)
 
     def choose_format(self, example: Tensor, count: int) -> bool:

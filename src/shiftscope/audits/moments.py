@@ -15,7 +15,7 @@ __all__ = ["Moments"]
 
 @dataclass(frozen=True)
 class Moments:
-    """What is known of values without keeping them.
+    """Sums that describe values without keeping them.
 
     Attributes:
         count: how many there are.
@@ -64,7 +64,7 @@ class Moments:
         )
 
     def estimate(self, measure: str) -> Estimate | None:
-        """Return the mean of a measure over images with its 95 % interval, Wilson's of shares, else Student's; None of nothing.
+        """Return a measure's mean over images; its 95 % interval is Wilson's for shares, else Student's. None without values.
 
         Args:
             measure: a name of :data:`shiftscope.measures.MEASURES`, or ``accuracy``.

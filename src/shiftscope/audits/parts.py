@@ -289,7 +289,7 @@ class _Merged:
 
 
 def most_changed(every: Iterable[Changed]) -> tuple[Changed, ...]:
-    """Return those whose top class changes, and then the others, of least similarity first; of equal ones the earlier image.
+    """Return the images whose top class changes, then the others, least similar first; ties keep the order of the images.
 
     Of a task whose leading measure is an error, parts hold its negative, so that less is always a larger change.
     """

@@ -224,7 +224,7 @@ class Session:
 
     @property
     def takes_labels(self) -> bool:
-        """Whether classes of images mean anything for the outputs."""
+        """Whether class labels can be compared with the outputs."""
         return self.kind == "classes" or (self.task is not None and self.task.takes_labels)
 
     def part(self, images: Tensor, labels: Tensor | None, *, indices: Tensor) -> Part:
@@ -268,7 +268,7 @@ class Session:
 def chosen_task(
     model: CountedModel, raw: Any, chosen: str | Task | None, size: tuple[int, int], *, recognise: bool
 ) -> Task | None:
-    """Return the task that the user chooses, or that an output for one image shows; None for classes, vectors and maps.
+    """Return the task that the user chooses, else the one detected from an output; None for classes, vectors and maps.
 
     Args:
         model: the model.

@@ -67,7 +67,7 @@ def certify(
         parts: points per pixel along an axis. 1 tries every whole-pixel shift; more also try shifts by fractions, interpolated as
             :func:`shiftscope.shifts.translate_by_parts` does: a grid, not a proof for the shifts between.
         size: (height, width) of the model's input, where images are larger; by default that of the images.
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        fill: the canvas's colour in mode ``zero``, one value or one per channel.
         output: name or position of the output to certify, if the model returns several.
         task: what the outputs are, with what keeps an answer: a name of :data:`shiftscope.tasks.TASKS`, with settings as in
             ``boxes:threshold=0.3`` or ``segmentation:kept=0.95``, or a task. By default detected: classes, or the

@@ -49,7 +49,7 @@ class CertificateSpec(SubjectSpec):
 
 
 class CertificatePlan(Spec):
-    """What the parts in a folder belong to.
+    """What the parts in a folder were computed for.
 
     Attributes:
         spec: what to certify, with absolute paths.
@@ -69,7 +69,7 @@ class CertificatePlan(Spec):
 
 
 class CertificateStopped(KeyboardInterrupt):
-    """The user stopped it.
+    """The user stopped a certification.
 
     Attributes:
         certificate: of the images so far; None if there are none.

@@ -82,7 +82,7 @@ def under_shifts(subject: Subject, options: ModelOptions) -> dict[str, Any]:
 
 
 def task_of_subject(subject: Subject, task: str | None, truth: Path | None) -> Task | None:
-    """Return the task that the user chooses, or that the model's output shows; None for vectors of classes.
+    """Return the task that the user chooses, else the one detected from the model's output; None for vectors of classes.
 
     Raises:
         InputError: there is no such task or ground truth, the model fails, or its output is not the task's.

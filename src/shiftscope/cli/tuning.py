@@ -1,4 +1,4 @@
-"""Training after ``shiftscope fix``: its options, and the fixed model held against the same training without the fix."""
+"""Training after ``shiftscope fix``: its options, and the fixed model compared with the same training without the fix."""
 
 from __future__ import annotations
 

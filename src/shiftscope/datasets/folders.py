@@ -188,7 +188,7 @@ def pixels(image: Image, size: int | None) -> np.ndarray:
     """Return the uint8 values [height, width, channel] of an image: 1 channel if it is grey, 3 otherwise.
 
     Args:
-        image: of at most 8 bits a channel.
+        image: of at most 8 bits per channel.
         size: height and width to scale (bicubic) and crop it to; None keeps its own.
     """
     if image.mode not in ("L", "RGB"):

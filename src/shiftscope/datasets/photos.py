@@ -33,7 +33,7 @@ MARGIN_PART = 14
 #: Room for shifts on each side where no shift is asked for, pixels; at most the input divided by the second number.
 DEFAULT_ROOM, SIZE_PER_ROOM = 8, 8
 
-#: Decodes one photo, upright and of at most 8 bits a channel; raises whatever a decoder raises on a damaged one.
+#: Decodes one photo, upright and of at most 8 bits per channel; raises whatever a decoder raises on a damaged one.
 Opener = Callable[[], "Image"]
 
 
@@ -76,7 +76,7 @@ class Crop:
         """Return the square, in [0, 1].
 
         Args:
-            image: upright, of at most 8 bits a channel.
+            image: upright, of at most 8 bits per channel.
         """
         import PIL.Image
 

@@ -50,7 +50,7 @@ class TaskValues:
         return self.values[measure].nanmean(dim=1)
 
     def change(self, task: Task) -> Float[Tensor, " image"]:
-        """Return how much shifts change each image's answer by :func:`graded`: an error, or 1 less an agreement."""
+        """Return how much shifts change each image's answer by :func:`graded`: an error, or 1 minus an agreement."""
         return self.changes(task).nanmean(dim=1)
 
     def changes(self, task: Task) -> Float[Tensor, "image shift"]:
@@ -60,7 +60,7 @@ class TaskValues:
 
 
 def graded(task: Task) -> str:
-    """Return the measure of a task that explanations take apart: one that changes by degrees, or else the leading one."""
+    """Return the measure of a task that explanations decompose: one that changes gradually, or else the leading one."""
     return task.graded or task.measures[0]
 
 
@@ -75,7 +75,7 @@ class TaskTrial:
         size: (height, width) of the model's input.
         mode: what comes in at the border: the ``fill`` (``zero``), or what larger images hold there, or what left on the other
             side (``circular``).
-        fill: colour of the canvas in mode ``zero``, one value or one a channel.
+        fill: colour of the canvas in mode ``zero``, one value or one per channel.
         truth: ground truth of each image, as the task takes it; None without.
         output: name or position of the output that the task reads, of a model with several.
         device: where to compute; None is the model's own.
@@ -234,7 +234,7 @@ def task_for(
     output: str | int | None = None,
     embedding: bool = False,
 ) -> Task | None:
-    """Return the task that the user chooses, or that a model's output for an image shows; None for vectors of classes.
+    """Return the task that the user chooses, else the one detected from a model's output; None for vectors of classes.
 
     Args:
         model: the model.

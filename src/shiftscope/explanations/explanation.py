@@ -201,7 +201,7 @@ def explain(
         shifts: number of shifts of each image, drawn uniformly without the zero shift.
         mode: what comes in at the border: the ``fill`` (``zero``), what larger images hold there (``crop``), or what left on the
             other side (``circular``). By default ``crop`` for larger images, else ``zero``.
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        fill: the canvas's colour in mode ``zero``, one value or one per channel.
         embedding: whether outputs are not class scores.
         task: what the outputs are: a name of :data:`shiftscope.tasks.TASKS`, with settings as in ``boxes:threshold=0.3``, or a
             task. By default detected: classes, maps of classes, or the task that recognises them.

@@ -200,7 +200,7 @@ def layer_responses(
         shifts: (dy, dx) in pixels, [shift, 2] for all images or [image, shift, 2] for each its own. Floating point shifts may
             be fractions of pixels: by Fourier transform in mode ``circular``, bilinear in mode ``zero``.
         mode: what comes in at the border: the ``fill`` (``zero``) or what left on the other side (``circular``).
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        fill: the canvas's colour in mode ``zero``, one value or one per channel.
         size: (height, width) of the model's input, where images are larger; by default that of the images.
         layers: names of the modules to compare; every convolution, pool, activation, filter and polyphase sampling by default.
         geometry: what :func:`shiftscope.graphs.geometry.read_geometry` returned for the model; by default it is read here.

@@ -1,4 +1,4 @@
-"""The loss, taken apart step by step: each step's part is the loss before it less the loss after it."""
+"""The loss, decomposed step by step: each step's part is the loss before it minus the loss after it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Ledger:
         self.total = self.left = total
 
     def step(self, name: str, after: Measured) -> Cause:
-        """Return a cause that a step removed, and go on from what is left."""
+        """Return a cause that a step removed, and continue from what is left."""
         cause = self.cause(name, self.left - after.loss, after)
         self.left = after.loss
         return cause

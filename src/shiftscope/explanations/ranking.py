@@ -5,7 +5,7 @@ loss that the fix removes over the ratio of multiply-adds after and before. The 
 are impossible come last. Accuracy does not count: before the network is trained again it says little. A gain can also mislead:
 a fix that makes outputs discriminate less gains, too, so the similarity of outputs of different images stands beside it.
 
-Two fixes go around the model and need no training: ``canonical`` and ``average``. Of equal efficiency, those in layers come
+Two fixes wrap the model and need no training: ``canonical`` and ``average``. Of equal efficiency, those in layers come
 first. ``average`` costs nine passes, so fewer images try it; its outputs are mean logits here, whose cosines compare with the
 model's.
 """
@@ -77,7 +77,7 @@ class TriedFix:
 
     @property
     def trains(self) -> bool:
-        """Whether the network should be trained again: not where the fix only goes around it."""
+        """Whether the network should be trained again: not if the fix only wraps it."""
         return not all(kind in WRAPPERS for kind in self.kinds)
 
     @property

@@ -108,7 +108,7 @@ class Trial:
         shifts: (dy, dx), pixels.
         mode: what comes in at the border: the ``fill`` (``zero``), or what larger images hold there, or what left on the other
             side (``circular``).
-        fill: colour of the canvas in mode ``zero``, one value or one a channel.
+        fill: colour of the canvas in mode ``zero``, one value or one per channel.
         labels: class of each image; None where it is not known.
         batch_size: images a forward pass; None chooses it automatically.
         device: where to compute; None is the model's own.
@@ -187,7 +187,7 @@ class Trial:
         return replace(self, images=images, mode="circular", size=None)
 
     def on_lattice(self, factor: tuple[int, int], generator: torch.Generator) -> Trial | None:
-        """Return the trial with one random shift an image, a multiple of the subsampling factor along both axes and not zero.
+        """Return the trial with one random shift per image, a multiple of the subsampling factor along both axes and not zero.
 
         Args:
             factor: of the model, along height and width.

@@ -81,7 +81,7 @@ class TokenMap:
         return tokens[:, :, order.argsort()]
 
     def holds(self, shape: tuple[int, ...]) -> bool:
-        """Return whether a value of this shape can be arranged so."""
+        """Return whether a value of this shape can be arranged this way."""
         if self.layout != "tokens":
             return len(shape) == 4 and tuple(shape[1:3] if self.layout == "channels last" else shape[2:]) == self.grid
         return len(shape) == 3 and shape[0 if self.sequence_first else 1] == self.prefix + self.grid[0] * self.grid[1]

@@ -1,4 +1,4 @@
-"""A plugin of pytest: the fixture and marker `shift_stability`, with which a model's stability under shifts is a test.
+"""A plugin of pytest: the fixture and marker `shift_stability`, which test a model's stability under shifts.
 
 Imports nothing heavy, because pytest loads it at every start.
 """

@@ -79,7 +79,7 @@ class _TaskSearch(Search):
         self.note(rows, columns, leads, leads >= 0)
 
     def radii(self) -> Int[Tensor, " image"]:
-        """Return the radius of each image, once all that it takes is known."""
+        """Return the radius of each image, once enough is known."""
         return super().radii().where(~self.empty, NOTHING)
 
     def _view(self, row: int, column: int) -> View:

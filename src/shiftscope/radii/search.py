@@ -166,7 +166,7 @@ class Search:
         return torch.where(self.state == CHANGED, self.rings, self.reach + 1).amin(dim=1)
 
     def radii(self) -> Int[Tensor, " image"]:
-        """Return the radius of each image, once all that it takes is known."""
+        """Return the radius of each image, once enough is known."""
         return self.failed_rings() - 1
 
     def next_pairs(self) -> Int[Tensor, "pair 2"]:

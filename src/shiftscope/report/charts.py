@@ -126,7 +126,7 @@ def draw_grid(grid: Grid, width: float = WIDE) -> Drawing | None:
 
 
 def draw_scatter(scatter: Scatter, width: float = WIDE) -> Drawing | None:
-    """Draw a point a row, and the Pareto front; None with fewer than two points."""
+    """Draw a point per row, and the Pareto front; None with fewer than two points."""
     rows = [row for row in scatter.table.rows if all(number(row.get(name)) is not None for name in (scatter.x, scatter.y))]
     if len(rows) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Pack outputs and images as compact text for a page: 8 bits a probability, 16 bits a cosine, base64.
+"""Pack outputs and images as compact text for a page: 8 bits per probability, 16 bits per cosine, base64.
 
 The error is bounded: at most 1/510 for a probability and 1/65534 for a cosine. The top classes are stored apart, so that rounding
 never changes a prediction.

@@ -1,4 +1,4 @@
-"""``plan.json``: what a folder was begun for, written before its first result, so that whoever goes on does the same work.
+"""``plan.json``: what a folder was created for, written before its first result, so that whoever resumes does the same work.
 
 The file holds a checksum of its content. A plan that was changed by hand or by a damaged disk would give its parts, measured for
 another plan, another meaning; so it is not read.
@@ -27,7 +27,7 @@ def hold_plan(folder: Path, plan: Plan, remedy: str, described: Callable[[Plan],
     """Create a folder for a plan, or check that it holds this very plan.
 
     Args:
-        folder: one to create, an empty one, or one that was begun for the plan.
+        folder: one to create, an empty one, or one that was created for the plan.
         plan: what the folder is for.
         remedy: what to do if the folder is for something else.
         described: says what another plan is for, after "another".

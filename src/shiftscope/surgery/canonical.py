@@ -59,7 +59,7 @@ class Canonical(nn.Module):
     Args:
         model: images [image, channel, height, width] -> anything.
         border: ``circular`` for images that go round, ``zero`` for content on a background, ``crop`` for photos.
-        fill: colour of the background, one value or one a channel.
+        fill: colour of the background, one value or one per channel.
         reach: how far from the middle a crop of a photo may lie along an axis, pixels; by default a fourteenth of the input's
             shorter side.
         task: what the outputs are, so that maps and boxes are moved back; None for outputs that a shift should not change.

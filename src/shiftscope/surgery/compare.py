@@ -99,7 +99,7 @@ def fix(
         size: (height, width) of the model's input, where images are larger; by default that of the images.
         max_shift: the largest shift along an axis, pixels; by default as in :func:`shiftscope.explain`.
         mode: what comes in at the border; by default both ``circular`` and, of larger images, ``crop``, else ``zero``.
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        fill: the canvas's colour in mode ``zero``, one value or one per channel.
         reach: the largest shift that ``average`` averages over, pixels, 1 by default; or how far ``canonical``'s crop of a photo
             may lie from the middle, by default a fourteenth of the input.
         task: what the outputs are: a name of :data:`shiftscope.tasks.TASKS`, with settings as in ``segmentation:ignored=0``, or a
@@ -205,7 +205,7 @@ def compare(
         size: (height, width) of the model's input, where images are larger; by default that of the images.
         max_shift: the largest shift along each axis, pixels; by default as in :func:`shiftscope.explain`.
         mode: what comes in at the border; by default both ``circular`` and, of larger images, ``crop``, else ``zero``.
-        fill: colour that zero-filled shifts bring in, in [0, 1]: one value or one a channel.
+        fill: colour that zero-filled shifts bring in, in [0, 1]: one value or one per channel.
         embedding: whether outputs are not class scores.
         seed: draws the shifts of large inputs.
         provenance: where the images come from, name to value, for the table.

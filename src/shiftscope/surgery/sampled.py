@@ -36,5 +36,5 @@ def described(shifts: int, max_shift: int) -> str:
 
 
 def changes_layers(surgery: Surgery) -> bool:
-    """Return whether a fix changes layers, and does not only go around the model."""
+    """Return whether a fix changes layers instead of only wrapping the model."""
     return not all(each.layer == AROUND for each in surgery.changes)

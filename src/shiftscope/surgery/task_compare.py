@@ -57,7 +57,7 @@ def compare_tasks(
         size: (height, width) of the model's input, where images are larger; by default that of the images.
         max_shift: the largest shift along each axis, pixels; by default as in :func:`shiftscope.explain`.
         mode: what comes in at the border; by default both ``circular`` and, of larger images, ``crop``, else ``zero``.
-        fill: colour that zero-filled shifts bring in, in [0, 1]: one value or one a channel.
+        fill: colour that zero-filled shifts bring in, in [0, 1]: one value or one per channel.
         seed: draws the shifts of large inputs.
         provenance: where the images come from, name to value, for the table.
         report: called with progress events.

@@ -1,4 +1,4 @@
-"""Fixes around a model: it sees each image at a position that the image chooses, or answers for several shifts at once.
+"""Fixes that wrap a model: it sees each image at a position that the image chooses, or answers for several shifts at once.
 
 They need no layer of the model and no training, so that they work for any callable, black boxes included:
 :class:`shiftscope.surgery.canonical.Canonical` moves an image to a position that its own content decides, and :class:`Average`
@@ -47,7 +47,7 @@ class Wrapping:
             a photo (``crop``, of ``canonical`` alone).
         reach: the largest shift of ``average``, or how far ``canonical``'s crop of a photo may lie from the middle, pixels; None
             for 1, or a fourteenth of the input.
-        fill: colour of the background, one value or one a channel.
+        fill: colour of the background, one value or one per channel.
         task: what the model's outputs are; None for classes.
         output: name or position of the output that the task reads, of a model with several.
     """
@@ -72,7 +72,7 @@ class Average(nn.Module):
         model: images [image, channel, height, width] -> classes [image, class].
         reach: the largest shift along an axis, pixels: (2 reach + 1)^2 shifts.
         border: what comes in at the border.
-        fill: the canvas's colour with border ``zero``, one value or one a channel.
+        fill: the canvas's colour with border ``zero``, one value or one per channel.
         of: ``probabilities``; or ``logits``, of which the mean is returned; or ``votes``, the share of shifts at which a class is
             on top.
         task: what the outputs are, instead of classes: maps are moved back, and the mean is that of

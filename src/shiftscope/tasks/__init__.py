@@ -1,4 +1,4 @@
-"""Tasks: what a model's output is, how it is moved back by a shift, and how two outputs are compared. One file a task."""
+"""Tasks: what a model's output is, how it is moved back by a shift, and how two outputs are compared. One file per task."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class Boxes(Task):
         return found
 
     def pack(self, records: Tensor) -> Tensor:
-        """Return the records as bytes, [byte]: five or six a detection, and twenty a view."""
+        """Return the records as bytes, [byte]: five or six per detection, and twenty per view."""
         return torch.from_numpy(pack_rows(records.numpy()).copy())
 
     def totals(self, records: Tensor) -> Totals:

@@ -86,7 +86,7 @@ def similarities(
 
 @dataclass(frozen=True)
 class Keypoints(Task):
-    """Keypoints of torchvision's and ultralytics' models, or [image, point, 2 or 3] of one instance an image.
+    """Keypoints of torchvision's and ultralytics' models, or [image, point, 2 or 3] of one instance per image.
 
     Attributes:
         near: distance within which a point is kept, as a share of the longer side of its instance's box (PCK).

@@ -68,7 +68,7 @@ def find_period(
     Candidates that are not repeated within the shifts are left out: a grid of up to m pixels shows periods of up to m.
 
     Args:
-        values: one a shift; NaN where there is none.
+        values: one per shift; NaN where there is none.
         shifts: (dy, dx), pixels.
         candidates: periods to look for, pixels.
 

@@ -61,7 +61,7 @@ def _setting(task: Task, text: str) -> tuple[str, Any]:
 
 
 def task_of(output: Any, count: int, size: tuple[int, int]) -> Task | None:
-    """Return the task that a model's raw output shows by itself; None if it shows none.
+    """Return the task detected from a model's raw output; None if it is none in particular.
 
     Args:
         output: what the model returned for a batch.

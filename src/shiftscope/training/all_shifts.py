@@ -32,7 +32,7 @@ class AllShifts:
         size: (height, width) of the images.
         max_shift: the largest shift along each axis, pixels.
         mode: what comes in at the border: the ``fill`` (``zero``) or what left on the other side (``circular``).
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        fill: the canvas's colour in mode ``zero``, one value or one per channel.
         loss: outputs [view, class] and labels [view] -> one value a view.
 
     Raises:
@@ -98,7 +98,7 @@ def all_shifts_loss(
         labels: class of each image.
         max_shift: the largest shift along each axis, pixels.
         mode: what comes in at the border: the ``fill`` (``zero``) or what left on the other side (``circular``).
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        fill: the canvas's colour in mode ``zero``, one value or one per channel.
         loss: outputs [view, class] and labels [view] -> one value a view; by default cross-entropy.
 
     Raises:

@@ -105,7 +105,7 @@ def fine_tune(
         settings: how to train; by default :class:`FineTuning`'s own.
         validation: images and labels to choose the epoch by; by default a fifth of the data, drawn with the seed.
         size: (height, width) of the model's input, where images are larger, so that real content comes in at the border.
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        fill: the canvas's colour in mode ``zero``, one value or one per channel.
         seed: of validation images, batch order, shifts and random layers.
         device: where to train; the model's own by default.
         report: called with each :class:`shiftscope.training.loop.Step` and :class:`shiftscope.training.loop.Epoch`.
@@ -160,7 +160,7 @@ def check_every_shift(
         labels: class of each.
         settings: how to train.
         size: (height, width) of the model's input, where images are larger.
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        fill: the canvas's colour in mode ``zero``, one value or one per channel.
 
     Raises:
         InputError: the dense method is not exact for the model, its images or the precision.

@@ -41,7 +41,7 @@ def compare_trained(
     """Measure models on the same images and shifts, and the last one's gain over each other one.
 
     Args:
-        models: by name; the last is compared with the others. Several trainings of a model, one a seed, count as one model with
+        models: by name; the last is compared with the others. Several trainings of a model, one per seed, count as one model with
             intervals over seeds and images; trainings with the same place in their sequences are pairs.
         images: unshifted images in [0, 1] that none of them was trained on.
         labels: class of each image; None where they are unknown.

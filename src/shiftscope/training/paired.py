@@ -39,7 +39,7 @@ REMEDY = "Remove it to start again, or choose another --out."
 
 
 class PairedPlan(Spec):
-    """What the trainings in a folder belong to.
+    """What the trainings in a folder were begun for.
 
     Attributes:
         model: its reference.
@@ -80,7 +80,7 @@ class Pair:
         labels: class of each.
         plan: what is trained on what.
         size: (height, width) of the models' input, where images are larger.
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
+        fill: the canvas's colour in mode ``zero``, one value or one per channel.
         device: where to train; the models' own by default.
     """
 
