@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
-from shiftscope.runtime.files import write_text
+from shiftscope.runtime.files import write_text, writing
 from shiftscope.runtime.text import json_text, printable
 from shiftscope.tables import Table
 
@@ -108,13 +108,11 @@ class Shown:
             InputError: it cannot be written.
         """
         target = Path(folder)
-        try:
+        with writing(f"`folder` {target}", "Choose another."):
             write_text(target / f"{self.json_file}.json", json_text(self.to_json()))
             for name, table in zip(self.table_files, self.tables(), strict=False):
                 write_text(target / f"{name}.csv", table.to_csv())
                 write_text(target / f"{name}.md", table.to_markdown())
-        except OSError as error:
-            raise InputError(f"`folder` {target} cannot be written ({error.strerror or error}).", "Choose another.") from error
         return target
 
 

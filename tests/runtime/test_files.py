@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shiftscope.errors import InputError
 from shiftscope.runtime.files import (
     LOCK,
     claimed,
@@ -22,6 +23,7 @@ from shiftscope.runtime.files import (
     write_checked_tensors,
     write_tensors,
     write_text,
+    writing,
 )
 from shiftscope.runtime.inputs import read_checked_tensors, read_tensors
 
@@ -136,3 +138,13 @@ def test_file_system_without_locks_is_not_locked(tmp_path: Path, monkeypatch: py
         assert (tmp_path / LOCK).exists()
     with claimed(tmp_path) as mine:
         assert mine is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(OSError(28, "No space left on device"), "No space left on device"), (OSError("gone"), "gone")]
+)
+def test_error_of_writing_is_one_sentence(error: OSError, reason: str) -> None:
+    with pytest.raises(InputError) as found, writing("`out` results", "Make room.", "; finished runs stay there"):
+        raise error
+    assert found.value.problem == f"`out` results cannot be written ({reason}); finished runs stay there."
+    assert found.value.remedy == "Make room."

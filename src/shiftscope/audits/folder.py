@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from shiftscope.runtime.files import (
     write_checked_tensors,
     write_tensors,
     write_text,
+    writing,
 )
 from shiftscope.runtime.inputs import read_checked_tensors
 from shiftscope.runtime.plans import PLAN, read_plan, write_plan
@@ -49,8 +50,8 @@ __all__ = [
     "prepare_folder",
     "read_part",
     "tidy",
-    "unwritable",
     "write_part",
+    "writing_parts",
 ]
 
 PARTS = "parts"
@@ -192,7 +193,7 @@ def merge_audit(out: Path) -> Audit:
         )
     found = assemble_planned(plan, merge_parts(_parts(out, plan), keep=None if plan.kind == "task" else MOST_VALUES))
     table = found.table()
-    try:
+    with writing_parts(out):
         write_text(out / "audit.json", json_text(found.to_json()))
         write_text(out / "table.csv", table.to_csv())
         write_text(out / "table.md", table.to_markdown())
@@ -203,8 +204,6 @@ def merge_audit(out: Path) -> Audit:
         maps = found.maps() | {f"units/{name}": values for name, values in found.units.items()}
         if maps:
             write_tensors(out / "maps.safetensors", maps)
-    except OSError as error:
-        raise unwritable(out, error) from error
     return found
 
 
@@ -241,13 +240,11 @@ def prepare_folder(out: Path, plan: AuditPlan) -> AuditPlan:
     known = planned(out)
     if known is not None and not known.matches(plan):
         raise InputError(f"{out} holds another audit ({known.spec.model} on {known.data}).", "Choose another folder with --out.")
-    try:
+    with writing_parts(out):
         (out / PARTS).mkdir(parents=True, exist_ok=True)
         remove_temporary_files(out)
         if known is None:
             write_plan(out, plan)
-    except OSError as error:
-        raise unwritable(out, error) from error
     return known or planned(out) or plan
 
 
@@ -262,10 +259,8 @@ def write_part(out: Path, number: int, part: Part) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    try:
+    with writing_parts(out):
         write_checked_tensors(part_file(out, number), to_tensors(part))
-    except OSError as error:
-        raise unwritable(out, error) from error
 
 
 class Claims(ExitStack):
@@ -291,10 +286,8 @@ class Claims(ExitStack):
             if part_file(self.out, number).exists() and (not own or read_part(self.out, number) is not None):
                 continue
             claim = ExitStack()
-            try:
+            with writing_parts(self.out):
                 held = claim.enter_context(claimed(self.out / PARTS, _lock(number)))
-            except OSError as error:
-                raise unwritable(self.out, error) from error
             if held is False or (held is None and not own) or (not own and part_file(self.out, number).exists()):
                 claim.close()
                 continue
@@ -360,9 +353,6 @@ def _missing(out: Path, plan: AuditPlan) -> list[int]:
     return [number for number in range(plan.blocks) if not part_file(out, number).exists()]
 
 
-def unwritable(out: Path, error: OSError) -> InputError:
-    """Return the error of a folder of parts that cannot be written."""
-    return InputError(
-        f"`out` {out} cannot be written ({error.strerror or error}); finished blocks stay there.",
-        "Make room or choose another folder.",
-    )
+def writing_parts(out: Path) -> AbstractContextManager[None]:
+    """Turn the error of a folder of parts that cannot be written into one sentence."""
+    return writing(f"`out` {out}", "Make room or choose another folder.", "; finished blocks stay there")

@@ -26,8 +26,7 @@ from shiftscope.audits.protocols import Border
 from shiftscope.audits.subject import Subject
 from shiftscope.audits.views import Framing
 from shiftscope.engine.checks import evaluating
-from shiftscope.errors import InputError
-from shiftscope.runtime.files import write_text
+from shiftscope.runtime.files import write_text, writing
 from shiftscope.runtime.inputs import read_bytes
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.settings import Spec
@@ -126,12 +125,8 @@ def write_pictures(folder: Path, pictures: list[Picture]) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    try:
+    with writing(folder / PICTURES, "Choose another folder with --out."):
         write_text(folder / PICTURES, json.dumps([each.model_dump(mode="json") for each in pictures], indent=1) + "\n")
-    except OSError as error:
-        raise InputError(
-            f"{folder / PICTURES} cannot be written ({error.strerror or error}).", "Choose another folder with --out."
-        ) from error
 
 
 def read_pictures(folder: Path) -> list[Picture]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shiftscope.audits.folder import part_file, unwritable
+from shiftscope.audits.folder import part_file, writing_parts
 from shiftscope.audits.model import model_checksum
 from shiftscope.audits.session import block_size
 from shiftscope.audits.subject import Subject, SubjectSpec, absolute_paths
@@ -96,13 +96,11 @@ def run_certificate(spec: CertificateSpec, subject: Subject, *, out: Path | None
     run = _Run(spec, subject)
     if out is None:
         return run.certificate(run.parts(None, report))
-    try:
+    with writing_parts(out):
         hold_plan(out, run.plan, "Choose another folder with --out.", CertificatePlan.described)
         with locked(out):
             found = run.certificate(run.parts(out, report))
             _write(out, found)
-    except OSError as error:
-        raise unwritable(out, error) from error
     return found
 
 

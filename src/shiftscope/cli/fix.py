@@ -150,11 +150,10 @@ def fix(
 def _save(file: Path, surgery: Surgery, spec: ModelSpec) -> None:
     """Write the fixed model, or raise InputError."""
     from shiftscope.models import save_model
+    from shiftscope.runtime.files import writing
 
-    try:
+    with writing(f"`out` {file}", "Choose another file."):
         save_model(file, surgery.model, spec)
-    except OSError as error:
-        raise InputError(f"`out` {file} cannot be written ({error.strerror or error}).", "Choose another file.") from error
 
 
 def _check_options(out: Path | None, filter_size: int, reach: int | None) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -221,21 +219,13 @@ def judged(found: Audit, conditions: list[Condition], gate: GateOptions, subject
 
 def _write_verdict(verdict: Verdict, gate: GateOptions) -> None:
     """Write a verdict as Markdown and JUnit XML, and add it to the summary of a workflow on GitHub."""
-    from shiftscope.runtime.files import write_text
+    from shiftscope.runtime.files import write_text, writing
 
     step = os.environ.get(STEP_SUMMARY)
     for name, path, text in (("summary", gate.summary, verdict.to_markdown()), ("junit", gate.junit, verdict.to_junit())):
         if path is not None:
-            with _writing(name, path):
+            with writing(f"`{name}` {path}", "Choose another file."):
                 write_text(path, text)
     if step:
-        with _writing(STEP_SUMMARY, Path(step)), Path(step).open("a", encoding="utf-8") as target:
+        with writing(f"`{STEP_SUMMARY}` {step}", "Choose another file."), Path(step).open("a", encoding="utf-8") as target:
             target.write(verdict.to_markdown() + "\n")
-
-
-@contextmanager
-def _writing(option: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"`{option}` {path} cannot be written ({error.strerror or error}).", "Choose another file.") from error

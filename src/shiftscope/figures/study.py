@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shiftscope import figures
 from shiftscope.errors import InputError
-from shiftscope.runtime.files import write_atomically
+from shiftscope.runtime.files import write_atomically, writing
 from shiftscope.studies.folder import StudyFolder, read_folder
 from shiftscope.studies.spec import Study, flatten, short
 from shiftscope.tables import Cell, Table
@@ -214,8 +214,5 @@ def _with_and_without_filter(table: Table, names: tuple[str, ...]) -> Table:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    try:
+    with writing(path, "Make room, or choose another folder with --out."):
         write_atomically(path, lambda temporary: figures.save(figure, temporary))
-    except OSError as error:
-        problem = f"{path} cannot be written ({error.strerror})."
-        raise InputError(problem, "Make room, or choose another folder with --out.") from error

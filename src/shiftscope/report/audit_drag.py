@@ -20,10 +20,9 @@ from shiftscope.audits.subject import Subject
 from shiftscope.audits.views import Framing
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.outputs import Outputs, shift_outputs
-from shiftscope.errors import InputError
 from shiftscope.report.content import Drag, Network
 from shiftscope.report.packing import drag_data
-from shiftscope.runtime.files import write_tensors
+from shiftscope.runtime.files import write_tensors, writing
 from shiftscope.runtime.inputs import read_tensors
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid
@@ -160,7 +159,7 @@ def write_drag(folder: Path, drag: Drag | None, audited: int) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    try:
+    with writing(folder / DRAG, "Choose another folder with --out."):
         if drag is None:
             (folder / DRAG).unlink(missing_ok=True)
             return
@@ -170,10 +169,6 @@ def write_drag(folder: Path, drag: Drag | None, audited: int) -> None:
         tensors |= {"reference": network.outputs.reference, "cosines": network.cosines, "colour": torch.tensor(drag.colour)}
         header = {"classes": json.dumps(drag.classes), "name": network.name, "audited": f"{audited:,}"}
         write_tensors(folder / DRAG, tensors, metadata=header)
-    except OSError as error:
-        raise InputError(
-            f"{folder / DRAG} cannot be written ({error.strerror or error}).", "Choose another folder with --out."
-        ) from error
 
 
 def read_drag(folder: Path) -> Drag | None:

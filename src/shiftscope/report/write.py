@@ -13,7 +13,6 @@ from shiftscope.audits.pictures import pictures_of, read_pictures, write_picture
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.subject import Subject
 from shiftscope.certificates.reading import CERTIFICATE, read_certificate
-from shiftscope.errors import InputError
 from shiftscope.figures.study import write_main_figure
 from shiftscope.report import Page, render
 from shiftscope.report.audit import audit_page
@@ -21,7 +20,7 @@ from shiftscope.report.audit_drag import drag_of, read_drag, write_drag
 from shiftscope.report.certificate import certificate_page
 from shiftscope.report.frames import flicker_page
 from shiftscope.report.study import study_page
-from shiftscope.runtime.files import write_bytes
+from shiftscope.runtime.files import write_bytes, writing
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.studies.folder import read_folder
 from shiftscope.tasks import Task, find_task
@@ -145,9 +144,6 @@ def write_page(page: Page, path: Path) -> Path:
     Raises:
         InputError: the file cannot be written.
     """
-    try:
+    with writing(path, "Make room, or choose another file with --out."):
         write_bytes(path, render(page).encode(errors="replace"))  # file names may hold characters that UTF-8 cannot encode
-    except OSError as error:
-        problem = f"{path} cannot be written ({error.strerror})."
-        raise InputError(problem, "Make room, or choose another file with --out.") from error
     return path

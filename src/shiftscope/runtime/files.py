@@ -35,6 +35,7 @@ __all__ = [
     "write_first",
     "write_tensors",
     "write_text",
+    "writing",
 ]
 
 LOCK = ".lock"
@@ -129,6 +130,24 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
         found.update(f"{name!r} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+@contextmanager
+def writing(what: object, remedy: str, kept: str = "") -> Iterator[None]:
+    """Turn the error of a file or folder that cannot be written into one sentence.
+
+    Args:
+        what: the file or folder, after the parameter that names it if there is one.
+        remedy: what to do.
+        kept: what stays, with its punctuation before it.
+
+    Raises:
+        InputError: the block raised OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what} cannot be written ({error.strerror or error}){kept}.", remedy) from error
 
 
 @contextmanager

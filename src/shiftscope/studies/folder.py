@@ -20,6 +20,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
+from shiftscope.runtime.files import writing
 from shiftscope.runtime.provenance import joined
 from shiftscope.studies import records
 from shiftscope.studies.loading import read_study
@@ -178,13 +179,8 @@ class StudyFolder:
         """
         if not self.runs_finished or any(cell.older for cell in self.cells):
             return False
-        try:
+        with writing(self.folder, "Make room, or write the page alone to another place with --out."):
             summarise(self.study, self._finished, self.folder)
-        except OSError as error:
-            raise InputError(
-                f"{self.folder} cannot be written ({error.strerror}).",
-                "Make room, or write the page alone to another place with --out.",
-            ) from error
         return True
 
     @cached_property

@@ -8,6 +8,7 @@ measurement. Runs on machines without access to the study's folder start again. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from shiftscope.datasets.dataset import Dataset, DataSpec, load
 from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.errors import InputError
 from shiftscope.runtime.executors import Executor, Work
-from shiftscope.runtime.files import locked, remove_temporary_files, write_text
+from shiftscope.runtime.files import locked, remove_temporary_files, write_text, writing
 from shiftscope.runtime.inputs import read_bytes
 from shiftscope.runtime.progress import Event, JobEvent, Report, silent
 from shiftscope.studies import records
@@ -375,22 +376,18 @@ def _check_margin(run: Run, data: Dataset) -> None:
 
 
 def _make_folder(out: Path) -> None:
-    try:
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(out, error) from error
 
 
 def _prepare(out: Path, study: Study) -> None:
-    try:
+    with _writing(out):
         remove_temporary_files(out)
         write_text(out / "study.json", study.model_dump_json(indent=2) + "\n")
-    except OSError as error:
-        raise _unwritable(out, error) from error
 
 
-def _unwritable(out: Path, error: OSError) -> InputError:
-    return InputError(f"`out` {out} cannot be written ({error.strerror}).", "Choose another folder with --out.")
+def _writing(out: Path) -> AbstractContextManager[None]:
+    return writing(f"`out` {out}", "Choose another folder with --out.")
 
 
 def _label(cell: Cell, run: Run) -> str:
