@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from shiftscope.audits.flicker_reading import FlickerFile
 from shiftscope.audits.gate import Outcome
 from shiftscope.audits.reading import AuditFile, EstimateFile
 from shiftscope.certificates.reading import CertificateFile
@@ -334,35 +335,51 @@ class CheckFile(Spec):
     audit: AuditFile
 
 
-class SequenceContent(Spec):
-    """A video: its name, and the change of each step to the next frame; null where the task defines none."""
+class ComparedSequence(Spec):
+    """A video: its frames, and its mean change by the two models and after minus before; null where one has no value."""
+
+    sequence: str
+    frames: int
+    before: float | None
+    after: float | None
+    change: float | None
+
+
+class NamedEstimate(Spec):
+    """What it is of, and the mean over videos of each one's mean change."""
 
     name: str
-    changes: tuple[float | None, ...]
+    estimate: EstimateFile
 
 
-class FlickerFile(Spec):
-    """What ``audit --frames`` writes as ``flicker.json``, and prints with ``--json``.
+class ComparedFlickerFile(Spec):
+    """What ``compare FLICKER FLICKER`` prints with ``--json``.
 
     Attributes:
         schema_version: version of this schema.
-        summary: the main result in words.
-        task: the name of the task that the outputs were read as; empty for classes.
-        measure: whose change it is.
-        estimate: mean over videos of each one's mean change; null if no step has a value.
-        sequences: the videos.
+        summary: in words.
+        before: the first.
+        after: the second.
+        task: the name of the task that outputs were read as; empty for classes.
+        measure: whose change from frame to frame it is.
+        change: after minus before, with an interval over videos.
+        paired: whether the change was taken in pairs of the same video.
+        outcome: where the interval lies; ``better`` if answers change less.
+        sequences: the videos; none if they are not the same.
         notes: what a reader needs to know.
-        provenance: how the numbers were made, name -> value.
     """
 
     schema_version: int
     summary: str
+    before: NamedEstimate
+    after: NamedEstimate
     task: str
     measure: str
-    estimate: EstimateFile | None
-    sequences: tuple[SequenceContent, ...]
+    change: EstimateFile
+    paired: bool
+    outcome: Literal["better", "worse", "undecided"]
+    sequences: tuple[ComparedSequence, ...]
     notes: tuple[str, ...]
-    provenance: dict[str, str]
 
 
 SCHEMAS: dict[str, type[BaseModel]] = {
@@ -370,6 +387,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "certify": CertificateFile,
     "check": CheckFile,
     "compare-audits": ComparedAuditsFile,
+    "compare-flicker": ComparedFlickerFile,
     "compare-study": ComparedStudyFile,
     "explain": ExplanationFile,
     "explain-task": TaskExplanationFile,

@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from PIL import Image
 
 import helpers
 from cli.conftest import Command, shiftscope
@@ -39,7 +40,7 @@ def check(schemas: ModuleType, name: str, content: Any) -> None:
 
 
 KINDS = (
-    *("audit", "certify", "check", "compare-audits", "compare-study"),
+    *("audit", "certify", "check", "compare-audits", "compare-flicker", "compare-study"),
     *("explain", "explain-task", "fix", "flicker", "record", "table"),
 )
 #: Options of every command on models here.
@@ -117,6 +118,21 @@ def test_checks_and_comparisons_of_audits_are_valid(schemas: ModuleType, shiftsc
     compared["measures"][0]["outcome"] = "fine"
     with pytest.raises(jsonschema.ValidationError):
         check(schemas, "compare-audits", compared)
+
+
+def test_flicker_and_its_comparison_are_valid(schemas: ModuleType, shiftscope: Command, tmp_path: Path) -> None:
+    for number, frame in enumerate(torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)):
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        Image.fromarray(frame.numpy()).save(tmp_path / "frames" / f"{number}.png")
+    words = ("audit", "my_models:small", "--size", "20", "--frames", "frames", "--fail-if", "top-1 change > 2")
+    content = printed(shiftscope, *words, "--out", "flicker")
+    check(schemas, "flicker", content)
+    check(schemas, "flicker", json.loads((tmp_path / "flicker" / "flicker.json").read_text()))
+    compared = printed(shiftscope, "compare", "flicker", "flicker")
+    check(schemas, "compare-flicker", compared)
+    for name, field in (("flicker", "measure"), ("compare-flicker", "change")):
+        with pytest.raises(jsonschema.ValidationError):
+            check(schemas, name, {**(content if name == "flicker" else compared), field: 1})
 
 
 def test_committed_records_are_valid(schemas: ModuleType) -> None:

@@ -6,12 +6,15 @@ import csv
 import json
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from cli.conftest import Command
+from cli.conftest import Command, Finished
+from shiftscope.audits import frames_flicker
 from shiftscope.audits.film import read_film
 from shiftscope.audits.protocols import pan
 from shiftscope.errors import InputError
@@ -47,6 +50,11 @@ class Map(nn.Module):
         grey = images.mean(1, keepdim=True)
         return torch.cat([grey, 1 - grey], 1)
 
+class Deep(nn.Module):
+    def forward(self, images):
+        return 1 + images.mean(1, keepdim=True)
+
+def deep(): return Deep()
 def bright(): return Bright()
 def exact(): return Boxes(0)
 def snapping(): return Boxes(4)
@@ -162,6 +170,125 @@ def test_options_that_contradict_are_refused(command: Command, words: tuple[str,
     assert message in " ".join(done.err.split())
 
 
+def words_of(done: Finished) -> str:
+    return " ".join((done.out + done.err).split())
+
+
+@pytest.mark.parametrize("name", ["bright", "masks", "exact", "deep"])
+def test_report_makes_the_page_again(command: Command, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command(*audited(name, "--frames", "videos", "--out", "out")).code == 0
+    page, shown = Path("out/report.html"), list[str]()
+    before = page.read_bytes()
+    page.unlink()
+    monkeypatch.setattr("webbrowser.open", lambda address: bool(shown.append(address)) or True)
+    assert "Write it with `shiftscope report out`" in command("open", "out").err
+    done = command("report", "out")
+    assert (done.code, page.read_bytes()) == (0, before), done.err
+    assert command("open", "out").code == 0
+    assert shown == [page.resolve().as_uri()]
+    Path("out/film.json").unlink()
+    assert command("report", "out", "--out", "other.html").code == 0
+    assert page.read_bytes() == before
+    assert len(Path("other.html").read_bytes()) < len(before)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("flicker.json", "{", "out/flicker.json does not hold the flicker of videos (invalid JSON: EOF while parsing"),
+        ("flicker.json", '{"schema_version": 2}', "written by a later version of shiftscope (schema 2, known up to 1)"),
+        ("film.json", "{}", "out/film.json is damaged, or holds no frames. Remove it for a page without frames"),
+        ("film.json", '{"measure": "mcs", "strips": []}', "out/film.json holds the frames of other videos"),
+        ("flicker.json", None, "out holds no study, audit, certificate or flicker of videos"),
+    ],
+)
+def test_damaged_folder_is_one_sentence(command: Command, file: str, content: str | None, message: str) -> None:
+    assert command(*audited("bright", "--frames", "videos", "--out", "out")).code == 0
+    Path("out", file).unlink()
+    if content is not None:
+        Path("out", file).write_text(content)
+    done = command("report", "out")
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert message in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("top-1 change > 0.99",), 0, "Gate is undecided: top-1 change from frame to frame 0.167 [0.000, 1.000]"),
+        (("top-1 change > 0.1", "--strict"), 1, "Gate fails: top-1 change from frame to frame"),
+        (("flicker > 1",), 0, "Gate passes: flicker from frame to frame 0.167 [0.000, 1.000], not above 1, over 2 videos."),
+        (("top-1 change < 2",), 1, "below 2, over 2 videos. From one frame to the next, the top class changes"),
+        (("top-1 change of mouton2020 > 0.1",), 2, "names a protocol, and videos have none: frames are compared as they are."),
+        (("mcs < 0.9",), 2, "does not take of these outputs. Choose from top1_change, neighbour_change, flicker."),
+        (("top-1 change",), 2, "must be MEASURE > NUMBER"),
+        (("top-1 change > 0", "--junit", "filmed.py/gate.xml"), 2, "`junit` filmed.py/gate.xml cannot be written"),
+    ],
+)
+def test_condition_decides_the_exit_code(command: Command, words: tuple[str, ...], code: int, message: str) -> None:
+    done = command(*audited("bright", "--frames", "videos", "--fail-if", *words))
+    assert done.code == code
+    assert message in words_of(done)
+
+
+def test_verdict_goes_into_files(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "step.md")
+    files = ("--summary", "gate.md", "--junit", "gate.xml", "--json")
+    done = command(*audited("bright", "--frames", "videos/turns", "--fail-if", "top-1 change > 0.1", *files))
+    gate = json.loads(done.out)["gate"]
+    assert (done.code, gate["outcome"]) == (0, "undecided")
+    assert gate["sentence"].endswith("over 1 video: one alone has no interval, so give several or --strict.")
+    (suite,) = ElementTree.parse("gate.xml").getroot()
+    assert (suite.get("failures"), suite.get("skipped")) == ("0", "1")
+    assert Path("gate.md").read_text().strip() == Path("step.md").read_text().strip()
+    assert "### Stability from frame to frame" in Path("step.md").read_text()
+    assert "need a condition" in command(*audited("bright", "--frames", "videos", "--strict")).err
+
+
+def test_two_folders_are_compared_in_pairs_of_videos(command: Command) -> None:
+    for name in ("exact", "snapping"):
+        assert command(*audited(name, "--frames", "videos", "--out", name)).code == 0
+    assert command(*audited("bright", "--frames", "videos", "--out", "bright")).code == 0
+    done = command("compare", "exact", "snapping", "--json")
+    content = json.loads(done.out)
+    assert (content["paired"], content["measure"]) == (True, "box_survival")
+    assert [each["sequence"] for each in content["sequences"]] == ["stays", "turns"]
+    assert "snapping flickers as exact does at every step of 2 videos; of others: change" in words_of(
+        command("compare", "exact", "snapping")
+    )
+    Path("printed.json").write_text(command(*audited("exact", "--frames", "videos", "--json")).out)
+    assert "exact/flicker.json flickers as printed.json" in words_of(command("compare", "printed.json", "exact/flicker.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("bright", "masks"),
+            "bright holds the change of top1_change, masks that of mASSC of segmentation: they cannot be compared",
+        ),
+        (("bright",), "bright holds the flicker of videos, and no study. Give another such folder to compare it with"),
+        (("bright", "audit"), "bright holds the flicker of videos and audit holds an audit: they cannot be compared"),
+        (("nothing", "bright"), "nothing cannot be read"),
+        (("bright/film.json", "bright"), "bright/film.json holds no audit"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(command: Command, words: tuple[str, ...], message: str) -> None:
+    video = torch.rand(3, 3, 8, 8)
+    frames_flicker(lambda batch: batch.mean((2, 3)), video).save("bright")
+    frames_flicker(lambda batch: batch[:, :2], video).save("masks")
+    assert command("report", "bright").code == 0  # a folder that Python wrote has no film
+    Path("bright/film.json").write_text("{}")
+    if "audit" in words:
+        options = ("--data", "photos", "--mode", "zero", "--max-shift", "1", "--protocol", "mouton2020", "--out", "audit")
+        assert command(*audited("bright", *options)).code == 0
+        over = command(*audited("bright", "--frames", "videos", "--out", "audit"))
+        assert (over.code, "audit holds an audit or a certificate, whose files would be overwritten" in over.err) == (2, True)
+    done = command("compare", *words)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert message in done.err
+
+
 def panned(name: str, *words: str) -> tuple[str, ...]:
     return audited(name, "--data", "photos", "--mode", "zero", "--pan", "0,0.5", "--steps", "8", *words)
 
@@ -188,7 +315,7 @@ def test_pan_moves_boxes_back_by_parts_of_a_pixel(command: Command, name: str, c
     assert len({each.picture for each in film.strips[0].frames}) > 1
 
 
-@pytest.mark.parametrize(("name", "measure"), [("bright", "neighbour_change"), ("masks", "flicker")])
+@pytest.mark.parametrize(("name", "measure"), [("bright", "neighbour_change"), ("masks", "flicker"), ("deep", "flicker")])
 def test_pan_of_classes_and_maps(command: Command, name: str, measure: str) -> None:
     done = command(*panned(name, "--out", "out"))
     assert done.code == 0, done.err

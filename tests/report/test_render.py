@@ -107,6 +107,18 @@ def test_axis_of_cosines_ends_at_their_bounds(values: tuple[float, float], ends:
     assert (ticks[0], ticks[-1]) == ends
 
 
+def test_interval_without_an_end_ends_at_the_frame() -> None:
+    rows = tuple({"frame": number, "change": Estimate(0.2 * number, 0.0, float("inf"), 1)} for number in (1, 2))
+    text = drawn_wide(Chart("C", "", Table("T", ("frame", "change"), rows), "frame", "change"))
+    first, second = (float(y) for y in re.findall(r'cy="([^"]*)"', text))
+    whiskers = [(float(low), float(high)) for low, high in re.findall(r'y1="([^"]*)" y2="([^"]*)" class="whisker', text)]
+    assert "change 0.200 [0.000, inf]" in text
+    assert len(whiskers) == 2 and whiskers[0] == whiskers[1]
+    low, high = whiskers[0]
+    assert high < second < first < low
+    assert first - second == pytest.approx(low - first, abs=0.2)  # 0.4 lies as far above 0.2 as that above 0
+
+
 def test_chart_over_words_has_points_but_no_line() -> None:
     assert "<polyline" not in drawn_wide(Chart("C", "", WORDS, "variant", "mcs"))
     assert "<polyline" in drawn_wide(CHART)

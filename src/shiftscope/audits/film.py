@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from shiftscope.audits.flicker import Flicker, step_change
@@ -31,12 +31,25 @@ from shiftscope.runtime.inputs import read_bytes
 from shiftscope.runtime.settings import Spec
 from shiftscope.tasks import Task, View
 
-__all__ = ["FILM", "Film", "FilmFrame", "Strip", "film_of_pan", "film_of_videos", "read_film", "shift_words", "write_film"]
+__all__ = [
+    "FILM",
+    "Film",
+    "FilmFrame",
+    "Strip",
+    "film_of_pan",
+    "film_of_videos",
+    "load_film",
+    "read_film",
+    "shift_words",
+    "write_film",
+]
 
 #: The file's name in a folder.
 FILM = "film.json"
 #: Strips of a film, and frames of a strip, at most.
 STRIPS, FRAMES = 3, 64
+#: What to do about a film that cannot be shown.
+WITHOUT_FILM = "Remove it for a page without frames, or measure again."
 #: Frames per forward pass.
 BATCH = 16
 Text = Annotated[str, Field(max_length=500)]
@@ -97,7 +110,7 @@ class _Camera:
         """Return a strip of [frame, channel, height, width], and how each frame lies against the one before."""
         answers = list(self._answers(frames))
         shown = [
-            FilmFrame(at=at, picture=data_url(self._drawn(frame, answer, view)), answer=self._text(answer))
+            FilmFrame(at=at, picture=data_url(self._drawn(frame, answer, view, answers[0])), answer=self._text(answer))
             for at, frame, answer, view in zip(ats, frames, answers, views, strict=True)
         ]
         steps = [nan, *(self._change(*each) for each in zip(answers, answers[1:], views[1:], strict=False))]
@@ -114,10 +127,11 @@ class _Camera:
                 size = (int(batch.shape[2]), int(batch.shape[3]))
                 yield from model(batch).softmax(dim=1) if self.task is None else model.read(batch, self.task, size)
 
-    def _drawn(self, frame: Float[Tensor, "channel height width"], answer: Any, view: View) -> Tensor:
+    def _drawn(self, frame: Float[Tensor, "channel height width"], answer: Any, view: View, first: Any) -> Tensor:
+        """Return a frame with its answer; values are drawn in the scale of the first answer."""
         if self.task is None:
             return frame
-        still = replace(view, shift=(0, 0), start=(0.0, 0.0), references=())
+        still = replace(view, shift=(0, 0), start=(0.0, 0.0), references=(first,))
         drawn = self.task.draw(frame[:3].expand(3, -1, -1), answer, still)
         return frame if drawn is None else drawn
 
@@ -219,6 +233,23 @@ def write_film(folder: Path, film: Film | None) -> None:
     except OSError as error:
         problem = f"{folder / FILM} cannot be written ({error.strerror or error})."
         raise InputError(problem, "Choose another folder with --out.") from error
+
+
+def load_film(folder: Path, found: Flicker) -> Film | None:
+    """Return the film of videos in a folder; None if it holds none.
+
+    Raises:
+        InputError: it cannot be read, or is that of other videos.
+    """
+    file = folder / FILM
+    try:
+        film = Film.model_validate_json(read_bytes(file)) if file.exists() else None
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{file} is damaged, or holds no frames.", WITHOUT_FILM) from error
+    names = {found.name(number)[:500] for number in range(len(found.changes))}
+    if film is not None and not (film.measure == found.measure and names.issuperset(each.name for each in film.strips)):
+        raise InputError(f"{file} holds the frames of other videos.", WITHOUT_FILM)
+    return film
 
 
 def read_film(folder: Path) -> Film | None:

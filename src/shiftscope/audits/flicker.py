@@ -6,7 +6,7 @@ Frames are compared as they are: an answer that should move, such as a box, coun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,10 +23,23 @@ from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
 from shiftscope.tasks import Task, View, find_task, task_of
 
-__all__ = ["FLICKER_VERSION", "Flicker", "frames_flicker", "measure_flicker", "reads_as", "step_change"]
+__all__ = [
+    "FLICKER_FILE",
+    "FLICKER_VERSION",
+    "Flicker",
+    "change_bounds",
+    "frames_flicker",
+    "leading_measure",
+    "mean_change",
+    "measure_flicker",
+    "measures_of",
+    "reads_as",
+    "step_change",
+    "video_means",
+]
 
-#: The version of ``flicker.json``.
-FLICKER_VERSION = 1
+#: The file, and the version of its schema.
+FLICKER_FILE, FLICKER_VERSION = "flicker.json", 1
 #: Frames per forward pass by default.
 FRAMES = 16
 #: What is compared of classes.
@@ -78,6 +91,16 @@ class Flicker(Shown):
         if len(self.changes) > 1:
             return f", a mean over {len(self.changes)} videos"
         return f", over {steps:,} {'step' if steps == 1 else 'steps'} of one video, which says nothing of others"
+
+    def numbers(self) -> dict[str, Estimate]:
+        """Return the estimate by the names of the measures that it is a number of; empty without a value.
+
+        An agreement is 1 less the change.
+        """
+        if self.estimate is None:
+            return {}
+        lead = as_estimate_of(self.measure, self.estimate)
+        return {name: lead if name == self.measure else self.estimate for name in measures_of(self.measure)}
 
     def name(self, number: int) -> str:
         """Return what to call a sequence, by its place."""
@@ -183,8 +206,8 @@ def measure_flicker(model: CountedModel, sequences: Iterable[Iterable[Tensor]], 
         InputError: the model fails, or returns what cannot be measured.
     """
     changes = tuple(_changes(model, batches, task) for batches in sequences)
-    lead = TOP_CLASS if task is None else task.measures[0]
-    return Flicker(changes, _estimate(lead, changes), lead, "" if task is None else task.name)
+    lead = leading_measure(task)
+    return Flicker(changes, mean_change(lead, changes), lead, "" if task is None else task.name)
 
 
 def _check(sequences: Sequence[Tensor], batch_size: int) -> None:
@@ -253,9 +276,45 @@ def _answers(model: CountedModel, batches: Iterable[Tensor], task: Task | None) 
         yield from ((answer, size) for answer in answers)
 
 
-def _estimate(lead: str, changes: Sequence[Tensor]) -> Estimate | None:
-    """Return the mean over sequences, with an interval over sequences."""
-    means = torch.stack([each.nanmean() for each in changes])
-    known = means[~means.isnan()]
+def leading_measure(task: Task | None) -> str:
+    """Return the name of the measure whose change flicker is; of classes without a task."""
+    return TOP_CLASS if task is None else task.measures[0]
+
+
+def measures_of(lead: str) -> tuple[str, ...]:
+    """Return the names of the measures that flicker is a number of, by the measure whose change it is.
+
+    >>> measures_of("top1_change"), measures_of("depth_error")
+    (('top1_change', 'neighbour_change', 'flicker'), ('depth_error', 'flicker'))
+    """
+    return (lead, *(("neighbour_change",) if lead == TOP_CLASS else ()), "flicker")
+
+
+def as_estimate_of(lead: str, change: Estimate) -> Estimate:
+    """Return the estimate of a measure from that of its change."""
+    if MEASURES[lead].better != "more":
+        return change
+    return replace(change, value=1 - change.value, low=1 - change.high, high=1 - change.low)
+
+
+def change_bounds(lead: str) -> tuple[float, float]:
+    """Return the smallest and largest possible change of a measure."""
     low, high = sorted(as_change(lead, torch.tensor(MEASURES[lead].bounds)).tolist())
-    return mean(known, bounds=(low, high)) if len(known) else None
+    return low, high
+
+
+def video_means(changes: Sequence[Tensor]) -> Float[Tensor, " video"]:
+    """Return the mean change of each video over its steps; NaN where no step has a value."""
+    return torch.stack([each.nanmean() for each in changes])
+
+
+def mean_change(lead: str, changes: Sequence[Tensor]) -> Estimate | None:
+    """Return the mean over videos of each one's mean change, with an interval over videos; None without a value.
+
+    Args:
+        lead: the measure whose change it is.
+        changes: of each video, [step].
+    """
+    means = video_means(changes)
+    known = means[~means.isnan()]
+    return mean(known, bounds=change_bounds(lead)) if len(known) else None

@@ -27,10 +27,22 @@ from shiftscope.runtime.text import printable
 from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Table, heading
 
-__all__ = ["Condition", "Judgement", "Outcome", "Verdict", "judge_audit", "judge_comparison", "read_condition"]
+__all__ = [
+    "FRAMES",
+    "Condition",
+    "Judgement",
+    "Outcome",
+    "Verdict",
+    "how_judged",
+    "judge_audit",
+    "judge_comparison",
+    "read_condition",
+]
 
 Outcome = Literal["passes", "undecided", "fails"]
 CONDITION = re.compile(r"^(.*?)(?:\s+of\s+([\w-]+))?\s*(<=|>=|<|>)\s*(-?[\d.]+(?:[eE][+-]?\d+)?)\s*(%?)$")
+#: What stands in place of a protocol for videos.
+FRAMES = "frames"
 WORDS = {">": "above", ">=": "at or above", "<": "below", "<=": "at or below"}
 
 
@@ -51,6 +63,11 @@ class Condition:
     protocol: str | None
     sign: Literal["<", "<=", ">", ">="]
     bound: float
+
+    @property
+    def beyond(self) -> str:
+        """What must not be, in words: "above 0.1"."""
+        return f"{WORDS[self.sign]} {self.bound:g}"
 
     def concerns(self, protocol: str, measure: str) -> bool:
         """Return whether the condition is about a measure of a protocol."""
@@ -101,6 +118,8 @@ class Judgement:
         """The measure in words, with its protocol."""
         if self.protocol == "unshifted":
             return f"{'accuracy' if self.measure == 'accuracy' else heading(self.measure)} without a shift"
+        if self.protocol == FRAMES:
+            return f"{heading(self.measure)} from frame to frame"
         measure, comma, ring = self.measure.partition(",")
         return f"{heading(measure)}{comma}{ring} ({self.protocol})"
 
@@ -117,11 +136,13 @@ class Verdict(Shown):
         judgements: of every number, at least one.
         subject: what was measured, in a line.
         notes: what a reader needs to know.
+        over: what the numbers are means over, where it is no images: "over 8 videos".
     """
 
     judgements: tuple[Judgement, ...]
     subject: str = ""
     notes: tuple[str, ...] = ()
+    over: str = ""
 
     @property
     def outcome(self) -> Outcome:
@@ -138,11 +159,12 @@ class Verdict(Shown):
         """Return the verdict in a line, with the first number that decides it."""
         count, outcome = len(self.judgements), self.outcome
         deciding = [each for each in self.judgements if each.outcome == outcome]
+        over = f", {self.over}" if self.over else ""
         if outcome == "passes" and count > 1:
-            return f"Gate passes: all {count} conditions."
+            return f"Gate passes: all {count} conditions{over}."
         share = f" {len(deciding)} of {count} conditions: " if count > 1 else " "
         more = "; ".join(map(str, deciding[:3])) + ("; ..." if len(deciding) > 3 else "")
-        return f"Gate {'is ' * (outcome == 'undecided')}{outcome}:{share}{more}."
+        return f"Gate {'is ' * (outcome == 'undecided')}{outcome}:{share}{more}{over}."
 
     def tables(self) -> tuple[Table, ...]:
         """Return the table alone."""
@@ -172,7 +194,14 @@ class Verdict(Shown):
         """Return a summary for a pull request."""
         table = replace(self.table(), title="shiftscope", notes=()).to_markdown().replace("# shiftscope", "", 1).strip()
         mark = {"fails": "❌", "undecided": "❔", "passes": "✅"}[self.outcome]
-        lines = ["### Stability under shifts", "", f"{mark} {_escaped(self.words())}", "", _escaped_cells(table), ""]
+        lines = [
+            f"### Stability {'from frame to frame' if self.over else 'under shifts'}",
+            "",
+            f"{mark} {_escaped(self.words())}",
+            "",
+            _escaped_cells(table),
+            "",
+        ]
         lines += [line for note in (self.subject, *self.notes) if note for line in (_escaped(note), "")]
         return "\n".join(lines)
 
@@ -197,11 +226,12 @@ class Verdict(Shown):
         return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def read_condition(text: str) -> Condition:
+def read_condition(text: str, *, of_videos: bool = False) -> Condition:
     """Read ``MEASURE > NUMBER``, or ``MEASURE of PROTOCOL > NUMBER``, with any of >, >=, <, <=.
 
     Args:
         text: the measure by its short name or in words; the number plain or in percent.
+        of_videos: whether it is about videos, which have no protocols.
 
     Raises:
         InputError: it is not of that form, or there is no such measure or protocol.
@@ -220,6 +250,9 @@ def read_condition(text: str) -> Condition:
         bound = float(number) / (100 if percent else 1)
     except ValueError:
         raise InputError(f"`fail_if` {text!r} must end in a number.", 'Write it like "top-1 change > 0.10".') from None
+    if protocol is not None and of_videos:
+        problem = f"`fail_if` {text!r} names a protocol, and videos have none: frames are compared as they are."
+        raise InputError(problem, f"Leave out 'of {protocol}'.")
     if protocol is not None and protocol not in PUBLISHED and protocol not in GROUPS and protocol != "unshifted":
         raise InputError(
             f"`fail_if` names an unknown protocol: {protocol!r}.", f"Choose from {', '.join([*PUBLISHED, *GROUPS])}."
@@ -230,7 +263,7 @@ def read_condition(text: str) -> Condition:
 def _measure(name: str) -> str:
     """Return the short name of a measure that is written by it or in words."""
     base, comma, ring = name.partition(",")
-    labels = {each.label.lower(): each.name for each in MEASURES.values()} | {each: each for each in MEASURES}
+    labels = {each.label.lower(): each.name for each in MEASURES.values()} | {each.lower(): each for each in MEASURES}
     key = " ".join(base.lower().split())
     if key not in labels:
         close = get_close_matches(key, labels, n=2, cutoff=0.6)
@@ -258,13 +291,17 @@ def judge_audit(found: Audit, conditions: Sequence[Condition], *, subject: str =
             known = ", ".join(dict.fromkeys(f"{row.measure} of {row.protocol}" for row in found.rows))
             raise InputError(f"`fail_if` {condition.text!r} matches no number of the audit.", f"It holds {known}.")
         judgements += [_judged(row, condition, strict) for row in concerned]
+    return Verdict(tuple(judgements), subject, (how_judged(strict),))
+
+
+def how_judged(strict: bool) -> str:
+    """Return in a sentence how a gate judges by conditions."""
     how = "by their values" if strict else "on 95 % intervals: a condition fails only if the whole interval lies beyond it"
-    return Verdict(tuple(judgements), subject, (f"Judged {how}.",))
+    return f"Judged {how}."
 
 
 def _judged(row: Row, condition: Condition, strict: bool) -> Judgement:
-    beyond = f"{WORDS[condition.sign]} {condition.bound:g}"
-    return Judgement(row.protocol, row.measure, row.estimate, beyond, condition.judge(row.estimate, strict=strict))
+    return Judgement(row.protocol, row.measure, row.estimate, condition.beyond, condition.judge(row.estimate, strict=strict))
 
 
 def judge_comparison(found: AuditComparison, *, tolerance: float = 0.0, subject: str = "", strict: bool = False) -> Verdict:

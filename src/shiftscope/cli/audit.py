@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app, print_first, resumable, say
-from shiftscope.cli.frames import audit_frames, pan_of
-from shiftscope.cli.gate import GATE_GROUP, GateOptions, conditions_of, judged
+from shiftscope.cli.frames import FramesOptions, audit_frames, pan_of
+from shiftscope.cli.gate import GATE_GROUP, GateOptions, conditions_of, conditions_of_videos, judged
 from shiftscope.cli.measuring import IMAGES, print_found, valid_settings
 from shiftscope.cli.options import (
     COMPUTE_GROUP,
@@ -117,9 +117,10 @@ def audit(
             "--shard": shard,
             "--workers": workers,
         }
-        others |= {"--quick": quick, "--merge": merge, "--fail-if": fail_if}
-        audit_frames(model, frames, options, task=task, batch_size=batch_size, out=out, others=others)
-        return None
+        others |= {"--quick": quick, "--merge": merge}
+        conditions = conditions_of_videos(fail_if, gate)
+        how = FramesOptions(task=task, batch_size=batch_size, out=out, conditions=conditions, gate=gate)
+        return audit_frames(model, frames, options, how, others)
     panned = pan_of(pan, steps, protocols=protocols, max_shift=options.max_shift)
     conditions = conditions_of(fail_if, protocols, gate)
     if (model is None) == (merge is None):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shiftscope.audits.gate import Condition, Verdict
     from shiftscope.audits.subject import Subject
 
-__all__ = ["GateOptions", "check", "conditions_of", "judged"]
+__all__ = ["GateOptions", "check", "conditions_of", "conditions_of_videos", "judged", "write_verdict"]
 
 GATE_GROUP = Group("Gate", sort_key=5)
 #: The file that GitHub shows on a workflow's page.
@@ -103,7 +103,7 @@ def check(
     compared = compare_audits(before, after, names=(str(baseline), spec.model))
     _check_rows(baseline, before, len(compared.measures))
     verdict = judge_comparison(compared, tolerance=tolerance, subject=subject.line, strict=gate.strict)
-    _write_verdict(verdict, gate)
+    write_verdict(verdict, gate)
     if as_json:
         print_json({"gate": verdict.to_json(), "comparison": compared.to_json(), "audit": after.to_json()})
     else:
@@ -170,9 +170,8 @@ def conditions_of(texts: tuple[str, ...], protocols: tuple[str, ...], gate: Gate
     Raises:
         InputError: one is not understood, no protocol of the audit measures it, or there is none although a verdict is asked for.
     """
+    _check_asked(texts, gate)
     if not texts:
-        if gate != GateOptions():
-            raise InputError("`--strict`, `--summary` and `--junit` need a condition.", "Add --fail-if.")
         return []
     from shiftscope.audits.gate import read_condition
     from shiftscope.audits.protocols import GROUPS, PUBLISHED
@@ -200,6 +199,23 @@ def conditions_of(texts: tuple[str, ...], protocols: tuple[str, ...], gate: Gate
     return conditions
 
 
+def conditions_of_videos(texts: tuple[str, ...], gate: GateOptions) -> list[Condition]:
+    """Read the conditions of `audit --frames`, before anything is measured.
+
+    Raises:
+        InputError: one is not understood or names a protocol, or there is none although a verdict is asked for.
+    """
+    _check_asked(texts, gate)
+    from shiftscope.audits.gate import read_condition
+
+    return [read_condition(text, of_videos=True) for text in texts]
+
+
+def _check_asked(texts: tuple[str, ...], gate: GateOptions) -> None:
+    if not texts and gate != GateOptions():
+        raise InputError("`--strict`, `--summary` and `--junit` need a condition.", "Add --fail-if.")
+
+
 def _group(protocol: str | None) -> set[str]:
     from shiftscope.audits.protocols import GROUPS
 
@@ -213,11 +229,11 @@ def judged(found: Audit, conditions: list[Condition], gate: GateOptions, subject
     from shiftscope.audits.gate import judge_audit
 
     verdict = judge_audit(found, conditions, subject=subject, strict=gate.strict)
-    _write_verdict(verdict, gate)
+    write_verdict(verdict, gate)
     return verdict
 
 
-def _write_verdict(verdict: Verdict, gate: GateOptions) -> None:
+def write_verdict(verdict: Verdict, gate: GateOptions) -> None:
     """Write a verdict as Markdown and JUnit XML, and add it to the summary of a workflow on GitHub."""
     from shiftscope.runtime.files import write_text, writing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,7 +27,9 @@ from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
+    from shiftscope.audits import Audit, Flicker
     from shiftscope.audits.comparison import AuditComparison
+    from shiftscope.audits.flicker_comparison import FlickerComparison
     from shiftscope.runtime.progress import Report
     from shiftscope.studies.comparison import Comparison
     from shiftscope.studies.spec import Study
@@ -184,7 +187,7 @@ def report(
     options: PageOptions = PageOptions(),
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
 ) -> None:
-    """Write the page of a study, an audit or a certificate: an HTML file that opens from disk, with figures and tables.
+    """Write the page of a study, an audit, a certificate or videos: an HTML file that opens from disk, with figures and tables.
 
     A study may be unfinished: the page lists the missing runs. Its tables and figure are rewritten from the finished runs.
     Nothing is downloaded.
@@ -192,27 +195,29 @@ def report(
     Parameters
     ----------
     folder
-        Folder of a study, of an audit or of a certificate.
+        Folder of a study, of an audit, of a certificate or of `audit --frames --out`.
     out
         File to write; the study's other files stay as they are. By default report.html in the folder.
     """
+    from shiftscope.audits.flicker_reading import is_flicker
     from shiftscope.audits.folder import is_audit
     from shiftscope.studies.folder import read_folder
 
     _check_written(folder)
-    if out is None and not is_audit(folder):
+    if out is None and not is_audit(folder) and not is_flicker(folder):
         read_folder(folder).write_tables()
     path = _write_report(folder, options, out)
     say(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))
 
 
 def _check_written(folder: Path) -> None:
-    """Refuse a folder that holds no study, audit or certificate."""
+    """Refuse a folder that holds no study, audit, certificate or flicker."""
+    from shiftscope.audits.flicker_reading import is_flicker
     from shiftscope.audits.folder import is_audit
 
-    if folder.is_dir() and not is_audit(folder) and not (folder / "study.json").exists():
+    if folder.is_dir() and not is_audit(folder) and not is_flicker(folder) and not (folder / "study.json").exists():
         raise InputError(
-            f"{folder} holds no study, audit or certificate.",
+            f"{folder} holds no study, audit, certificate or flicker of videos.",
             "Give a folder that `shiftscope study`, `shiftscope audit --out` or `shiftscope certify --out` wrote.",
         )
 
@@ -251,7 +256,7 @@ def figures(
 
 @app.command(name="open", group=STUDIES, sort_key=3)
 def open_report(folder: Path) -> None:
-    """Show the page of a study, an audit or a certificate in the browser.
+    """Show the page of a study, an audit, a certificate or videos in the browser.
 
     Parameters
     ----------
@@ -273,16 +278,18 @@ def compare(folder: Path, other: Path | None = None, *, as_json: AsJson = False,
     """Show a study's numbers beside those of the paper it repeats, and test what the paper claims.
 
     Or show two audits beside each other: each measure's change, with an interval over pairs of the same image.
+    Or the flicker of two models on videos, with an interval over pairs of the same video.
 
     Parameters
     ----------
     folder
         Folder of a study, such as studies/digits or results/digits; it may be unfinished. Or an audit: its audit.json or folder.
+        Or the flicker of videos: flicker.json or the folder that `audit --frames --out` wrote.
     other
-        Another audit, to set beside the first.
+        Another audit or flicker, to set beside the first.
     """
     with reporting("reading the records"):
-        found = _beside_the_source(folder) if other is None else _audits_beside(folder, other)
+        found = _beside_the_source(folder) if other is None else _beside(folder, other)
     if as_json:
         print_json(found.to_json())
         return
@@ -290,17 +297,45 @@ def compare(folder: Path, other: Path | None = None, *, as_json: AsJson = False,
 
 
 def _beside_the_source(folder: Path) -> Comparison:
+    from shiftscope.audits.flicker_reading import is_flicker
     from shiftscope.studies.comparison import compare as compare_with_source
     from shiftscope.studies.folder import read_folder
 
+    if is_flicker(folder):
+        raise InputError(f"{folder} holds the flicker of videos, and no study.", "Give another such folder to compare it with.")
     return compare_with_source(read_folder(folder))
 
 
-def _audits_beside(first: Path, second: Path) -> AuditComparison:
+def _beside(first: Path, second: Path) -> AuditComparison | FlickerComparison:
+    from shiftscope.audits import Audit
     from shiftscope.audits.comparison import compare_audits
+    from shiftscope.audits.flicker_comparison import compare_flickers
+
+    one, two, names = _measured(first), _measured(second), (str(first), str(second))
+    if isinstance(one, Audit) and isinstance(two, Audit):
+        return compare_audits(one, two, names=names)
+    if isinstance(one, Audit) or isinstance(two, Audit):
+        kinds = [
+            f"{name} holds {'an audit' if isinstance(each, Audit) else 'the flicker of videos'}"
+            for name, each in ((first, one), (second, two))
+        ]
+        raise InputError(f"{' and '.join(kinds)}: they cannot be compared.", "Give two of one kind.")
+    return compare_flickers(one, two, names=names)
+
+
+def _measured(path: Path) -> Audit | Flicker:
+    """Read an audit, or the flicker of videos."""
+    from shiftscope.audits.flicker_reading import is_flicker, read_flicker
     from shiftscope.audits.reading import read_audit
 
-    return compare_audits(read_audit(first), read_audit(second), names=(str(first), str(second)))
+    if is_flicker(path):
+        return read_flicker(path)
+    try:
+        return read_audit(path)
+    except InputError:
+        with suppress(InputError):  # a file of another name, such as one that holds what --json printed
+            return read_flicker(path)
+        raise
 
 
 @app.command(group=THEORY)

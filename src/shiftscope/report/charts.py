@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, floor, log10
+from math import ceil, floor, isfinite, log10
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -51,7 +51,7 @@ def draw_chart(chart: Chart, width: float = WIDE) -> Drawing | None:
     if not rows:
         return None
     printed = f"source_{chart.measure}"
-    axis = _Axis([end for row in chart.table.rows for name in (chart.measure, printed) for end in ends(row.get(name))])
+    axis = _Axis([end for row in chart.table.rows for name in (chart.measure, printed) for end in _reach(row.get(name))])
     names = list(dict.fromkeys(row_name(row, chart.series) for row in rows))
     legend = [(_line_class(index), name or "measured, 95 % interval") for index, name in enumerate(names)]
     if any(number(row.get(printed)) is not None for row in chart.table.rows):
@@ -131,8 +131,8 @@ def draw_scatter(scatter: Scatter, width: float = WIDE) -> Drawing | None:
     if len(rows) < 2:
         return None
     points = [(_value(row.get(scatter.x)), _value(row.get(scatter.y))) for row in rows]
-    horizontal = _Axis([end for row in rows for end in ends(row.get(scatter.x))], span=(LEFT, width - RIGHT - 12))
-    vertical = _Axis([end for row in rows for end in ends(row.get(scatter.y))])
+    horizontal = _Axis([end for row in rows for end in _reach(row.get(scatter.x))], span=(LEFT, width - RIGHT - 12))
+    vertical = _Axis([end for row in rows for end in _reach(row.get(scatter.y))])
     ticks = [(horizontal.at(tick), horizontal.text(tick)) for tick in horizontal.ticks[:: 1 if width == WIDE else 2]]
     front = pareto_front(points)
     path = [(horizontal.at(points[index][0]), vertical.at(points[index][1])) for index in front]
@@ -153,8 +153,14 @@ def draw_scatter(scatter: Scatter, width: float = WIDE) -> Drawing | None:
     return Drawing(_svg(title, width, HEIGHT, *marks), legend)
 
 
+def _reach(cell: Cell) -> list[float]:
+    """Return the numbers of a cell that an axis must hold: its value and the ends of its interval, without infinity."""
+    value = number(cell)
+    return [each for each in (*ends(cell), *(() if value is None else (value,))) if isfinite(each)]
+
+
 class _Axis:
-    """A scale from numbers to pixels, with round ticks; vertical by default."""
+    """A scale from numbers to pixels, with round ticks; vertical by default. Infinity lies at its end."""
 
     def __init__(self, numbers: Sequence[float], span: Point = (HEIGHT - BOTTOM, TOP)) -> None:
         low, high = min(numbers), max(numbers)
@@ -176,6 +182,7 @@ class _Axis:
 
     def at(self, value: float) -> float:
         start, end = self.span
+        value = min(max(value, self.ticks[0]), self.ticks[-1])
         return start + (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0]) * (end - start)
 
     def text(self, value: float) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from shiftscope.audits import Audit, Flicker
-from shiftscope.audits.film import Film, film_of_pan, read_film, write_film
+from shiftscope.audits.film import Film, film_of_pan, load_film, read_film, write_film
+from shiftscope.audits.flicker_reading import is_flicker, read_flicker
 from shiftscope.audits.folder import AuditSpec, is_audit, merge_audit
 from shiftscope.audits.pictures import pictures_of, read_pictures, write_pictures
 from shiftscope.audits.protocols import Protocol
@@ -48,10 +49,11 @@ def write_report(
     device: torch.device | str = "cpu",
     report: Report = silent,
 ) -> Path:
-    """Write the page of a study, an audit or a certificate.
+    """Write the page of a study, an audit, a certificate or videos.
 
     Args:
-        folder: of a study, which may be unfinished; or of an audit with all its parts; or of a finished certificate.
+        folder: of a study, which may be unfinished; or of an audit with all its parts; or of a finished certificate; or
+            of what ``audit --frames`` measured.
         out: file for the page. None writes ``report.html`` into the folder and, for a study, its main figure beside it.
         data_dir: local folder with the study's data set. By default ``SHIFTSCOPE_DATA`` or what was decoded before; nothing is
             downloaded.
@@ -68,6 +70,9 @@ def write_report(
         return write_page(certificate_page(read_certificate(folder)), out or folder / REPORT)
     if is_audit(folder):
         return write_audit_page(merge_audit(folder), folder, out)
+    if is_flicker(folder):
+        found = read_flicker(folder)
+        return write_page(flicker_page(found, load_film(folder, found)), out or folder / REPORT)
     results = read_folder(folder)
     if out is None:
         write_main_figure(results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from math import isfinite
 
 __all__ = ["json_text", "printable"]
 
@@ -23,6 +24,8 @@ def printable(text: str) -> str:
 
 def json_text(content: object) -> str:
     """Return JSON with a line for each field and for each list of numbers, which leaves long lists readable in a diff.
+
+    Infinity and what is no number are null: JSON has no words for them.
 
     >>> print(json_text({"values": [0.5, None, 1.0], "rows": [{"name": "mcs"}]}), end="")
     {
@@ -46,6 +49,10 @@ def _json_lines(content: object, indent: str) -> str:
         parts = [_json_lines(each, deeper) for each in content]
         opening, closing = "[]"
     else:
-        return json.dumps(content)
+        return json.dumps([*map(_finite, content)] if isinstance(content, list | tuple) else _finite(content), allow_nan=False)
     lines = ",\n".join(deeper + part for part in parts)
     return f"{opening}\n{lines}\n{indent}{closing}"
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not isfinite(value) else value
