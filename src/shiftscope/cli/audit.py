@@ -85,8 +85,8 @@ def audit(
         Measure by how much answers change from one frame to the next, compared as they are, instead of shifts.
     pan
         Pan images slowly, by this step from frame to frame, written DOWN,RIGHT in pixels, such as 0.25,0 or 0,-0.5, and measure
-        by how much answers change from one frame to the next, moved back, instead of protocols. Parts of pixels are interpolated
-        bilinearly.
+        by how much answers change from one frame to the next, moved back, instead of protocols. Fractions of pixels are
+        interpolated bilinearly.
     steps
         Number of steps of --pan. By default 32.
     batch_size
