@@ -9,7 +9,9 @@ from __future__ import annotations
 import warnings
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +58,7 @@ def timm() -> ModuleType:
 
 
 def torchvision_detection() -> ModuleType:
-    """Return ``torchvision.models.detection``, with suppression of boxes in plain PyTorch where its compiled one is missing."""
+    """Return ``torchvision.models.detection``, in plain PyTorch where its compiled operators are missing."""
     torchvision_models()
     import torchvision.models.detection as detection
     import torchvision.ops.boxes as boxes
@@ -64,6 +66,8 @@ def torchvision_detection() -> ModuleType:
 
     if not _has_ops():
         boxes.nms = _suppressed
+        pooling: Any = import_module("torchvision.ops.roi_align")  # its attribute in `ops` is the function
+        pooling._roi_align = getattr(pooling._roi_align, "__wrapped__", pooling._roi_align)  # compiling it takes minutes
     return detection
 
 

@@ -121,6 +121,8 @@ def test_explain_of_maps_is_printed_and_written(command: Command, tmp_path: Path
     assert written["factor"] == [2, 2]
     assert [row["cause"] for row in written["causes"]["rows"]] == ["borders", "aliasing", "other", "total"]
     assert sorted(path.stem for path in (tmp_path / "why").glob("*.csv")) == ["causes", "fixes", "lattice", "layers"]
+    assert "Change at each shift" in (tmp_path / "why" / "report.html").read_text()
+    assert "Saved in why." in said
 
 
 @pytest.mark.parametrize(

@@ -162,3 +162,51 @@ def test_drawn_lattice_shifts_are_multiples_within_reach() -> None:
     assert found.abs().amax(dim=(0, 1)).tolist() == [8, 8]
     assert lattice_shifts(like, (8, 8), (8, 8), torch.Generator()) is None
     assert len(path_shifts(3)) == 12
+
+
+class Collapsing(nn.Module):
+    """Maps of two classes, told apart by what zeros around the image add; with circular padding one class is everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.padded = nn.Conv2d(1, 1, 5, padding=2, bias=False)
+        nn.init.constant_(self.padded.weight, 1 / 25)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        level = self.padded(0.9 + 0.1 * images)
+        return {"out": torch.cat([level - 0.57, torch.zeros_like(level)], dim=1), "aux": level}
+
+
+def test_copy_that_gives_all_images_one_answer_explains_nothing() -> None:
+    found = explained(Collapsing(), mode="circular", max_shift=3)
+    assert found.task.name == "segmentation"  # the map of several outputs is found by its name
+    assert found.causes.main is None
+    alike = "with circular padding, all images get much the same answer, so that nothing can be compared"
+    assert [each.reason for each in found.causes.causes] == [alike, alike, "contains borders and aliasing"]
+    circular = next(each for each in found.fixes.ranked if each.kind == "circular")
+    assert circular.gain is None
+    assert "all images get much the same answer" in circular.reason
+
+
+def test_model_with_one_answer_for_all_images_gets_a_warning() -> None:
+    found = explained(Collapsing(), images=torch.ones(3, 1, 24, 24), max_shift=3)
+    assert found.warnings == ("All images get the same answer, so that their stability says nothing about the model.",)
+
+
+def test_interval_of_few_equal_changes_is_that_of_the_measure() -> None:
+    total = explained(Snapping(8), images=scenes(2)[0], max_shift=2).causes.total
+    assert total is not None
+    assert (total.low, total.high) != (total.value, total.value)
+    assert 0 <= total.low <= total.value <= total.high <= 1
+
+
+def test_factor_of_sizes_that_do_not_divide_is_unknown_unless_confirmed() -> None:
+    class Resizing(Untraceable):
+        def forward(self, images: Tensor) -> Tensor:
+            size = images.shape[-2:]
+            smaller = nn.functional.interpolate(images, (20, 20), mode="bilinear")
+            return nn.functional.interpolate(super().forward(smaller), size, mode="bilinear")
+
+    found = explained(Resizing("zeros", 4), images=images(4, 26), max_shift=3)
+    assert found.causes.factor is None
+    assert all(each.part is None for each in found.causes.causes[:2])

@@ -18,6 +18,7 @@ from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
     from shiftscope.audits.subject import Subject
+    from shiftscope.explanations import Explanation, TaskExplanation
     from shiftscope.tables import Table
     from shiftscope.tasks import Task
 
@@ -57,7 +58,7 @@ def explain(
         _explain_task(subject, options, model, chosen, task=task, truth=truth, out=out)
         return
     with reporting("reading images") as report:
-        from shiftscope.explanations import Explanation
+        from shiftscope.explanations import Explanation as OfClasses
         from shiftscope.explanations import explain as explain_model
 
         block, ignored = subject.read()
@@ -71,15 +72,9 @@ def explain(
             savable=subject.loaded.spec.is_code,
             report=report,
         )
-        assert isinstance(found, Explanation)  # the output shows no task
+        assert isinstance(found, OfClasses)  # the output shows no task
         found = replace(found, settings={**found.settings, **subject.facts}, notes=subject.notes(block, ignored))
-    if out is not None:
-        from shiftscope.report.explanation import explanation_page
-        from shiftscope.report.write import REPORT, write_page
-
-        _write_tables(out, dict(zip(("causes", "layers", "fixes"), found.tables(), strict=True)), found.to_json())
-        write_page(explanation_page(found), out / REPORT)
-    print_found(found.to_json(), found.tables(), options, found.summary(), f"Saved in {out}." if out else "")
+    _finish(found, options, out)
 
 
 def _explain_task(
@@ -104,10 +99,18 @@ def _explain_task(
             report=report,
         )
         found = replace(found, settings={**found.settings, **subject.facts}, notes=(*notes, *found.notes))
+    _finish(found, options, out)
+
+
+def _finish(found: Explanation | TaskExplanation, options: ModelOptions, out: Path | None) -> None:
+    """Write page and tables into the folder, where there is one, and print the result."""
     if out is not None:
+        from shiftscope.report.explanation import explanation_page
+        from shiftscope.report.write import REPORT, write_page
+
         _write_tables(out, dict(zip(found.table_files, found.tables(), strict=True)), found.to_json())
-    saved = f"Saved in {out}: explanation.json and tables. There is no page of tasks." if out else ""
-    print_found(found.to_json(), found.tables(), options, found.summary(), saved)
+        write_page(explanation_page(found), out / REPORT)
+    print_found(found.to_json(), found.tables(), options, found.summary(), f"Saved in {out}." if out else "")
 
 
 def _write_tables(folder: Path, tables: dict[str, Table], content: dict[str, Any]) -> None:

@@ -14,19 +14,22 @@ from torch import Tensor
 from shiftscope.engine.checks import device_of, evaluating
 from shiftscope.engine.direct import Canvas, ran_out_of_memory
 from shiftscope.errors import InputError, ModelFailsError, first_line
+from shiftscope.estimates import Estimate, mean
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import Mode
 from shiftscope.tasks import Pair, Task, Truth, View, find_task, task_of
 from shiftscope.tasks.reading import select_output
-from shiftscope.tasks.segmentation import Segmentation
+from shiftscope.tasks.segmentation import NAMES, Segmentation
 
-__all__ = ["TaskTrial", "TaskValues", "graded", "run_model", "task_for"]
+__all__ = ["TaskTrial", "TaskValues", "change_bounds", "graded", "run_model", "task_for", "the_change"]
 
 #: Images whose answers are kept together: those that an embedding's neighbours are looked for among.
 BLOCK = 64
 #: Views of a forward pass, and of inputs larger than so many pixels.
 BATCH, LARGE, BATCH_OF_LARGE = 64, 96, 16
+#: A copy of a model has collapsed if the answers of its images differ by less than this share of those of the model.
+COLLAPSED = 0.01
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,15 @@ class TaskValues:
         unshifted: measure of ground truth -> value without a shift.
         records: what numbers of all images together are made of, at all shifts, packed; None where the task has none.
         unshifted_records: those without a shift.
+        apart: by how much an image's answer differs from that of the next image of its block, as :meth:`change` has it; NaN where
+            there is none, or where that is not defined.
     """
 
     values: dict[str, Float[Tensor, "image shift"]]
     unshifted: dict[str, Float[Tensor, " image"]]
     records: Tensor | None = None
     unshifted_records: Tensor | None = None
+    apart: Float[Tensor, " image"] | None = None
 
     def means(self, measure: str) -> Float[Tensor, " image"]:
         """Return each image's mean over its shifts, NaN where none has a value."""
@@ -55,13 +61,40 @@ class TaskValues:
 
     def changes(self, task: Task) -> Float[Tensor, "image shift"]:
         """Return the same at each shift."""
-        found = self.values[graded(task)]
-        return 1 - found if MEASURES[graded(task)].better == "more" else found
+        return _as_change(task, self.values[graded(task)])
+
+    def collapsed(self, before: TaskValues) -> bool:
+        """Return whether a changed model gives all images much the same answer, and the model before the change does not."""
+        if self.apart is None or before.apart is None:
+            return False
+        now, earlier = float(self.apart.nanmean()), float(before.apart.nanmean())
+        return earlier > 0 and now < COLLAPSED * earlier
+
+    @property
+    def alike(self) -> bool:
+        """Whether all images get the same answer."""
+        known = self.apart[self.apart.isfinite()] if self.apart is not None else torch.empty(0)
+        return len(known) > 0 and not known.any()
 
 
 def graded(task: Task) -> str:
     """Return the measure of a task that explanations decompose: one that changes gradually, or else the leading one."""
     return task.graded or task.measures[0]
+
+
+def the_change(task: Task, values: Float[Tensor, " image"]) -> Estimate:
+    """Return the mean change of images, within the bounds of its measure."""
+    return mean(values, bounds=change_bounds(task))
+
+
+def change_bounds(task: Task) -> tuple[float, float]:
+    """Return the smallest and largest change."""
+    low, high = MEASURES[graded(task)].bounds
+    return (1 - high, 1 - low) if MEASURES[graded(task)].better == "more" else (low, high)
+
+
+def _as_change(task: Task, values: Tensor) -> Tensor:
+    return 1 - values if MEASURES[graded(task)].better == "more" else values
 
 
 @dataclass(frozen=True)
@@ -134,7 +167,15 @@ class TaskTrial:
             pairs = [Pair(*each) for each in zip(references, answers, views, truths, strict=True)]
             columns.append(self.task.compare_all(pairs))
             records.append(self._rows(pairs, start))
-        return self._values(columns, records)
+        return replace(self._values(columns, records), apart=self._apart(references, gathered))
+
+    def _apart(self, references: Sequence[Any], gathered: Any) -> Float[Tensor, " image"]:
+        """Return by how much each unshifted answer differs from the next one's; NaN of the last."""
+        still = torch.zeros(2, dtype=self.shifts.dtype)
+        views = [self._view(still, image, gathered) for image in range(len(references) - 1)]
+        found = self.task.compare_all([Pair(*each, None) for each in zip(references, references[1:], views, strict=False)])
+        values = torch.tensor([*(each.get(graded(self.task), nan) for each in found), nan], dtype=torch.float64)
+        return _as_change(self.task, values)
 
     def _values(self, columns: Sequence[Sequence[dict[str, float]]], records: Sequence[Tensor | None]) -> TaskValues:
         """Return the measures of views, the first of which are unshifted."""
@@ -191,6 +232,7 @@ def _joined(blocks: Sequence[TaskValues]) -> TaskValues:
         {name: torch.cat([each.unshifted[name] for each in blocks]) for name in blocks[0].unshifted},
         _cat([each.records for each in blocks]),
         _cat([each.unshifted_records for each in blocks]),
+        _cat([each.apart for each in blocks]),
     )
 
 
@@ -262,5 +304,9 @@ def task_for(
 
 
 def _is_map(found: Any) -> bool:
-    """Return whether an output is a map of two or more classes."""
-    return isinstance(found, Tensor) and found.ndim == 4 and found.shape[1] > 1 and found.shape[2] * found.shape[3] > 1
+    """Return whether an output is, or names, a map of two or more classes."""
+    try:
+        chosen = select_output(found, None, NAMES)
+    except InputError:
+        return False
+    return chosen.ndim == 4 and chosen.shape[1] > 1 and chosen.shape[2] * chosen.shape[3] > 1

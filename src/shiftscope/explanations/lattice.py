@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shiftscope.engine.task_trials import TaskTrial
+from shiftscope.engine.task_trials import TaskTrial, change_bounds, the_change
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.task_causes import circular_trial
 from shiftscope.tables import Cell, Table
@@ -41,6 +41,7 @@ class Lattice:
         period: of the mean change along the path.
         reach: the largest shift, pixels.
         images: that have a value.
+        curve: the mean change at each shift, a row for each, with the axis along which images move.
     """
 
     step: int | None
@@ -51,6 +52,7 @@ class Lattice:
     period: Period
     reach: int
     images: int
+    curve: Table
 
     def table(self) -> Table:
         """Return rows of on, off, and the difference."""
@@ -72,8 +74,8 @@ class Lattice:
         if self.gain is None or self.on is None or self.off is None or max(self.on.value, self.off.value) < ROUNDING:
             return ""
         on, off = f"{self.on.value:.3g}", f"{self.off.value:.3g}"
-        if self.gain.low <= 0:
-            return f"Shifts by multiples of {self.step} pixels change the answer as much as others ({on} against {off})."
+        if self.gain.low <= 0 <= self.gain.high:
+            return f"Whether shifts by multiples of {self.step} pixels change the answer less is uncertain ({on} against {off})."
         return f"Shifts by multiples of {self.step} pixels change the answer by {on}, those between by {off}."
 
 
@@ -103,6 +105,7 @@ def lattice_of(model: Any, trial: TaskTrial, factor: int | None, source: str, *,
     known = change.isfinite().any(dim=1)
     values = change[known].nanmean(dim=0) if known.any() else torch.full((len(shifts),), float("nan"))
     period = find_period(values.numpy(), shifts.numpy())
+    curve = _curve(trial, change, shifts)
     steps = [(factor, source), (period.pixels, "The step is the period.")]
     sides = [
         (step, words, _pairs(change[known], shifts, step) if step is not None and step > 1 and known.any() else None)
@@ -110,11 +113,23 @@ def lattice_of(model: Any, trial: TaskTrial, factor: int | None, source: str, *,
     ]
     step, words, pairs = next((each for each in sides if each[2] is not None), (None, "", None))
     if pairs is None:
-        return Lattice(None, "", None, None, None, period, reach, int(known.sum()))
+        return Lattice(None, "", None, None, None, period, reach, int(known.sum()), curve)
     on, off = pairs
-    bounds = (0.0, float("inf"))
-    gain = mean(off - on, bounds=(-float("inf"), float("inf")))
-    return Lattice(step, words, mean(on, bounds=bounds), mean(off, bounds=bounds), gain, period, reach, len(on))
+    low, high = change_bounds(trial.task)
+    gain = mean(off - on, bounds=(low - high, high - low))
+    means = [the_change(trial.task, each) for each in (on, off)]
+    return Lattice(step, words, means[0], means[1], gain, period, reach, len(on), curve)
+
+
+def _curve(trial: TaskTrial, change: Float[Tensor, "image shift"], shifts: Int[Tensor, "shift 2"]) -> Table:
+    """Return the mean change at each shift that has one."""
+    rows: list[dict[str, Cell]] = []
+    for (down, right), values in zip(shifts.tolist(), change.T, strict=True):
+        found = values[values.isfinite()]
+        if len(found):
+            moved = "images move down" if down else "images move right"
+            rows.append({"axis": moved, "pixels": down or right, "change": the_change(trial.task, found)})
+    return Table("Change along a path of shifts", ("axis", "pixels", "change"), tuple(rows))
 
 
 def _pairs(

@@ -11,7 +11,8 @@ probabilities). Causes are removed in order, and a cause's part is the change be
 4. **other**: what is left.
 
 The step *borders* counts only if the circular copy then follows shifts by multiples of the factor; otherwise its part and that of
-aliasing are unknown. Copies with circular padding need no traced graph.
+aliasing are unknown. A copy that gives all images much the same answer says nothing either: no shift could change that. Copies
+with circular padding need no traced graph.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shiftscope.engine.task_trials import TaskTrial
+from shiftscope.engine.task_trials import TaskTrial, TaskValues, change_bounds, the_change
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.causes import pooled_head
@@ -35,11 +36,13 @@ from shiftscope.graphs.invariance import INVARIANT
 from shiftscope.surgery import circular
 from shiftscope.tables import Cell, Table
 
-__all__ = ["TaskCause", "TaskCauses", "lattice_shifts", "task_causes"]
+__all__ = ["ALIKE", "TaskCause", "TaskCauses", "lattice_shifts", "task_causes"]
 
 #: The circular copy follows shifts by multiples of the factor if they change its answers by no more than this, or by no more than
 #: this share of the change to explain: what is left is a part of its own. Maps that are enlarged bilinearly end at their edges.
 FOLLOWS, FOLLOWS_SHARE = 1e-4, 0.25
+#: Why a changed copy says nothing about the model.
+ALIKE = "all images get much the same answer, so that nothing can be compared"
 #: Images on which the head is tried.
 PROBES = 2
 STEPS = {
@@ -91,6 +94,11 @@ class TaskCauses:
             return None
         return max(known, key=lambda each: each.part.value if each.part else 0.0, default=None)
 
+    @property
+    def followed(self) -> bool:
+        """Whether the copy with circular padding follows shifts by multiples of the factor, which confirms the factor."""
+        return any(each.name == "borders" and each.left is not None for each in self.causes)
+
     def table(self) -> Table:
         """Return a row for each cause, and one for the total."""
         rows: list[dict[str, Cell]] = [
@@ -100,7 +108,7 @@ class TaskCauses:
                 "share": each.share,
                 "left": each.left,
                 "step": STEPS[each.name],
-                "reason": each.reason or None,
+                "reason": f"unknown: {each.reason}" if each.part is None else each.reason or None,
             }
             for each in self.causes
         ]
@@ -146,7 +154,7 @@ def circular_trial(trial: TaskTrial, factor: Sequence[int]) -> TaskTrial:
 def task_causes(
     model: nn.Module,
     trial: TaskTrial,
-    total: Float[Tensor, " image"],
+    before: TaskValues,
     factor: tuple[int, int] | None,
     *,
     traced: bool,
@@ -157,21 +165,22 @@ def task_causes(
     Args:
         model: in evaluation mode; it is not changed.
         trial: the images, their shifts and the task.
-        total: the change of the unchanged model, NaN of images without a value.
+        before: the unchanged model in this trial.
         factor: subsampling factor along height and width; None where it is not known.
         traced: whether the model's graph could be traced.
         seed: draws the shifts by multiples of the factor.
     """
-    return _Steps(model, trial, total, factor, traced, seed).run()
+    return _Steps(model, trial, before, factor, traced, seed).run()
 
 
 class _Steps:
     """Removes the causes, one after the other."""
 
     def __init__(
-        self, model: nn.Module, trial: TaskTrial, total: Tensor, factor: tuple[int, int] | None, traced: bool, seed: int
+        self, model: nn.Module, trial: TaskTrial, before: TaskValues, factor: tuple[int, int] | None, traced: bool, seed: int
     ) -> None:
-        self.model, self.trial, self.total, self.factor, self.traced, self.seed = model, trial, total, factor, traced, seed
+        self.model, self.trial, self.before, self.factor, self.traced, self.seed = model, trial, before, factor, traced, seed
+        self.total = before.change(trial.task)
         self.left: dict[str, Tensor] = {}
         self.reasons: dict[str, str] = {}
 
@@ -184,7 +193,7 @@ class _Steps:
         if not known.any():
             reason = "no image has a value in every step"
             return TaskCauses(None, tuple(TaskCause(name, None, reason=reason) for name in (*names, "other")), self.factor)
-        return TaskCauses(_estimate(self.total[known]), tuple(self._causes(names, known)), self.factor)
+        return TaskCauses(the_change(self.trial.task, self.total[known]), tuple(self._causes(names, known)), self.factor)
 
     def _causes(self, names: Sequence[str], known: Tensor) -> list[TaskCause]:
         """Return each cause's part; what a step that is not possible would remove is contained in later parts."""
@@ -197,9 +206,19 @@ class _Steps:
                 causes.append(TaskCause(name, zero, reason=self.reasons[name].removeprefix("nothing: ")))
                 continue
             part = before - after[known]
-            causes.append(TaskCause(name, _difference(part), share(part, whole), _estimate(after[known])))
+            causes.append(TaskCause(name, self._part(part), share(part, whole), the_change(self.trial.task, after[known])))
             before = after[known]
-        return [*causes, TaskCause("other", _difference(before), share(before, whole))]
+        unknown = [each.name for each in causes if each.part is None]
+        rest = f"contains {' and '.join(unknown)}" if unknown else ""
+        left = self._part(before) if self.left else the_change(self.trial.task, before)  # without a step, all of the change
+        return [*causes, TaskCause("other", left, share(before, whole), reason=rest)]
+
+    def _part(self, values: Tensor) -> Estimate:
+        """Return the mean part over images. Where a step changes nothing, this is no sample of zeros: the part is zero."""
+        if float(values.abs().max()) < FOLLOWS * 1e-3:
+            return Estimate(0.0, 0.0, 0.0, count=len(values))
+        low, high = change_bounds(self.trial.task)
+        return mean(values, bounds=(low - high, high - low))
 
     def _head(self) -> None:
         probes = self.trial.inputs[:PROBES]
@@ -212,8 +231,15 @@ class _Steps:
         elif tokens_go_on(self.model, probes):
             self.reasons["head"] = "behind the last map its positions go through further layers as tokens"
         else:
-            self.model = pooled_head(self.model, probes)
-            self.left["head"] = self.trial.measure(self.model, "without head").change(self.trial.task)
+            self._pool(pooled_head(self.model, probes))
+
+    def _pool(self, pooled: nn.Module) -> None:
+        """Measure the copy whose head sees the mean over positions, and go on with it."""
+        found = self.trial.measure(pooled, "without head")
+        if found.collapsed(self.before):
+            self.reasons["head"] = f"with the mean over positions, {ALIKE}"
+        else:
+            self.model, self.left["head"] = pooled, found.change(self.trial.task)
 
     def _borders(self) -> None:
         """Measure the circular copy under circular shifts, and under those by multiples of the factor alone."""
@@ -230,7 +256,10 @@ class _Steps:
         if steps is None:
             raise InputError(f"no multiple of the subsampling factor {max(self.factor)} is smaller than the image")
         copy = circular(self.model, image=trial.image).model
-        around = trial.measure(copy, "without borders").change(self.trial.task)
+        found = trial.measure(copy, "without borders")
+        if found.collapsed(self.before):
+            raise InputError(f"with circular padding, {ALIKE}")
+        around = found.change(self.trial.task)
         on = replace(trial, shifts=steps).measure(copy, "shifts by multiples of the factor").change(self.trial.task)
         both = on.isfinite() & around.isfinite() & self.total.isfinite()
         if not both.any():
@@ -244,14 +273,3 @@ class _Steps:
             self.reasons["aliasing"] = "nothing: nothing is subsampled"
         else:
             self.left["aliasing"] = on
-
-
-def _estimate(values: Tensor) -> Estimate:
-    return mean(values, bounds=(0.0, float("inf")))
-
-
-def _difference(values: Tensor) -> Estimate:
-    """Return the mean part over images. Where a step changes nothing, this is no sample of zeros: the part is zero."""
-    if float(values.abs().max()) < FOLLOWS * 1e-3:
-        return Estimate(0.0, 0.0, 0.0, count=len(values))
-    return mean(values, bounds=(-float("inf"), float("inf")))

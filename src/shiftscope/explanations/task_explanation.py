@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from shiftscope.engine.answers import image_warnings
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.framing import Border, frame
-from shiftscope.engine.task_trials import TaskTrial, graded
+from shiftscope.engine.task_trials import TaskTrial, TaskValues, graded
 from shiftscope.errors import InputError, UntraceableError
 from shiftscope.estimates import Estimate
 from shiftscope.explanations.lattice import ROUNDING, Lattice, lattice_of
@@ -79,12 +79,18 @@ class TaskExplanation(Shown):
     @property
     def verdict(self) -> str:
         """The leading measure, the main cause, the lattice, the layer where most is lost, and the fix to try first."""
+        found = [*self.warnings, self.headline]
+        if self.lead is not None and not self.nothing_changes:
+            found += [self.lattice.sentence(), self.layer_sentence(), self.fixes.sentence()]
+        return " ".join(filter(None, found))
+
+    @property
+    def headline(self) -> str:
+        """The leading measure and the main cause."""
         if self.lead is None:
-            return " ".join([*self.warnings, self.task.nothing() or "No image has a value for the leading measure."])
-        if self.nothing_changes:
-            return " ".join(filter(None, (*self.warnings, self._lead_sentence(), "Nothing changes under these shifts.")))
-        parts = (self._lead_sentence(), self._cause_sentence(), self.lattice.sentence(), self._layer_sentence())
-        return " ".join(filter(None, (*self.warnings, *parts, self.fixes.sentence())))
+            return self.task.nothing() or "No image has a value for the leading measure."
+        cause = "Nothing changes under these shifts." if self.nothing_changes else self._cause_sentence()
+        return " ".join(filter(None, (self._lead_sentence(), cause)))
 
     @property
     def nothing_changes(self) -> bool:
@@ -99,7 +105,7 @@ class TaskExplanation(Shown):
     def tables(self) -> tuple[Table, ...]:
         """Return the tables of causes, of the lattice, of layers, and of fixes."""
         causes = self.causes.table()
-        notes = tuple(filter(None, (self.verdict, self._measure(), *self.notes, *causes.notes)))
+        notes = tuple(filter(None, (self.verdict, self.measure_words(), *self.notes, *causes.notes)))
         first = replace(causes, title=f"{self.name}: {causes.title[:1].lower()}{causes.title[1:]}", notes=notes)
         layers = self.layers.table() if self.layers is not None else Table("Every layer's response to shifts", (), ())
         return replace(first, provenance=self.settings), self.lattice.table(), layers, self.fixes.table()
@@ -111,7 +117,7 @@ class TaskExplanation(Shown):
         fixes = replace(fixes, rows=fixes.rows[: min(FIXES, len(works))], notes=())
         layers = self.layers.falls(LAYERS) if self.layers is not None else Table("", (), ())
         shown = (causes, replace(self.lattice.table(), notes=()), layers, fixes) if self.lead is not None else (layers,)
-        notes = (*self.notes, self._measure(), self.lattice.period.words() if self.lead is not None else "")
+        notes = (*self.notes, self.measure_words(), self.lattice.period.words() if self.lead is not None else "")
         command = works[0].command if works else ""
         return Summary(
             self.verdict, tuple(table for table in shown if table.rows), tuple(filter(None, notes)), (command,) if command else ()
@@ -137,7 +143,8 @@ class TaskExplanation(Shown):
             "settings": self.settings,
         }
 
-    def _measure(self) -> str:
+    def measure_words(self) -> str:
+        """Return what the change is, and over how many images and shifts it is measured."""
         measure = MEASURES[graded(self.task)]
         how = "1 less the " if measure.better == "more" else "the "
         return (
@@ -159,7 +166,7 @@ class TaskExplanation(Shown):
         if main is not None and main.share is not None:
             about = "what no step removes" if main.name == "other" else PHRASES[main.name]
             if main.name == "aliasing" and self.causes.factor is not None:
-                about += f": at multiples of {max(self.causes.factor)} pixels it is gone"
+                about += f": with circular borders it is gone at multiples of {max(self.causes.factor)} pixels"
             value = percent(_as_share(main.share)) if main.share.value <= 1 + ROUNDED else "The largest part"
             what = MEASURES[graded(self.task)]
             change = f"the {what.label}" if what.better == "less" else "the change"
@@ -168,7 +175,8 @@ class TaskExplanation(Shown):
         unknown = next((each for each in self.causes.causes if each.part is None), None)
         return f"By cause: unknown, because {unknown.reason}." if unknown is not None else ""
 
-    def _layer_sentence(self) -> str:
+    def layer_sentence(self) -> str:
+        """Return the layer where the similarity of feature maps falls most; empty without one."""
         worst = next(iter(self.layers.falls(1).rows), None) if self.layers is not None else None
         if worst is None:
             return ""
@@ -235,12 +243,11 @@ def explain_task(
         reading = read_geometry(model, trial.image)
         geometry = reading if isinstance(reading, Geometry) else None
         layers, why = _layers(model, trial, reading)
-        factor, source = _factor(geometry, layers, trial.size)
-        total = found.change(task)
-        known = total.isfinite()
-        if not known.any():
-            total = torch.full_like(total, float("nan"))
-        causes = task_causes(model, trial, total, factor, traced=geometry is not None, seed=seed)
+        factor, source, sure = _factor(geometry, layers, trial.size)
+        known = found.change(task).isfinite()
+        causes = task_causes(model, trial, found, factor, traced=geometry is not None, seed=seed)
+        if not sure and not causes.followed:
+            factor, causes = None, replace(causes, factor=None)
         lattice = lattice_of(model, trial, None if factor is None else max(factor), source, traced=geometry is not None)
         fixes = try_task_fixes(model, trial, found, geometry, arguments=arguments or quote(name), savable=savable)
     lead = MEASURES[task.measures[0]].estimate(found.means(task.measures[0])[known]) if known.any() else None
@@ -256,7 +263,7 @@ def explain_task(
         unread=unread,
         settings={**settings, "task": task.name},
         notes=tuple(_notes(known, unread, why)),
-        warnings=image_warnings(model, trial.inputs),
+        warnings=(*image_warnings(model, trial.inputs), *_warnings(found)),
     )
 
 
@@ -264,6 +271,11 @@ def _as_share(found: Estimate) -> Estimate:
     """Return a share that another cause of the opposite sign lifts a little above 1 as one of at most 1."""
     value, low, high = (min(max(each, 0.0), 1.0) for each in (found.value, found.low, found.high))
     return Estimate(value, low, high, found.count)
+
+
+def _warnings(found: TaskValues) -> Iterable[str]:
+    if found.alike:
+        yield "All images get the same answer, so that their stability says nothing about the model."
 
 
 def _notes(known: Tensor, unread: str, why: str) -> Iterable[str]:
@@ -295,13 +307,19 @@ def _layers(model: nn.Module, trial: TaskTrial, reading: Any) -> tuple[Layers | 
         return None, error.problem.rstrip(".")
 
 
-def _factor(geometry: Geometry | None, layers: Layers | None, size: tuple[int, int]) -> tuple[tuple[int, int] | None, str]:
-    """Return the subsampling factor along height and width, and where it comes from; None where it is not known."""
+def _factor(geometry: Geometry | None, layers: Layers | None, size: tuple[int, int]) -> tuple[tuple[int, int] | None, str, bool]:
+    """Return the subsampling factor along height and width, where it comes from, and whether it is sure without a trial.
+
+    Of sizes of maps it is sure if the image's size is a multiple of it: otherwise the model may resize its input, or cut it.
+    """
     if geometry is not None and geometry.basis != "unknown":
-        return geometry.lattice, f"The step is the subsampling factor of the model's graph ({max(geometry.lattice)})."
-    found = [each.factor for each in layers.layers[1:] if each.factor is not None] if layers is not None else []
-    fits = [each for each in found if max(each) <= LARGEST_FACTOR and all(2 * f <= s for f, s in zip(each, size, strict=True))]
+        return geometry.lattice, f"The step is the subsampling factor of the model's graph ({max(geometry.lattice)}).", True
+    found = [(each.factor, each.size) for each in layers.layers[1:] if each.factor is not None] if layers is not None else []
+    fits = [
+        each for each in found if max(each[0]) <= LARGEST_FACTOR and all(2 * f <= s for f, s in zip(each[0], size, strict=True))
+    ]
     if not fits:
-        return None, ""
-    largest = max(fits, key=max)
-    return largest, f"The step is the largest factor that the sizes of the maps show ({max(largest)})."
+        return None, "", True
+    largest, positions = max(fits, key=lambda each: max(each[0]))
+    sure = all(f * count == side for f, count, side in zip(largest, positions, size, strict=True))
+    return largest, f"The step is the largest factor that the sizes of the maps show ({max(largest)}).", sure

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from shiftscope.engine.framing import Border
-from shiftscope.engine.task_trials import TaskTrial, TaskValues
+from shiftscope.engine.task_trials import TaskTrial, TaskValues, change_bounds, the_change
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, difference, mean
+from shiftscope.estimates import Estimate, difference
+from shiftscope.explanations.task_causes import ALIKE
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.surgery import WRAPPERS, Kind, Wrapping, cost, operate
 from shiftscope.tables import Cell, Table
@@ -142,24 +143,23 @@ def _try(
         after = trial.measure(surgery.model, f"with {kind}")
     except InputError as error:
         return TaskFix(kind, command, reason=error.problem.rstrip("."))
+    if after.collapsed(found):
+        return TaskFix(kind, command, reason=f"with it, {ALIKE}")
     gain = found.change(trial.task) - after.change(trial.task)
     known = gain.isfinite()
     if not known.any():
         return TaskFix(kind, command, reason="no image has a value before and after")
+    low, high = change_bounds(trial.task)
     held = kind == "canonical" and (surgery.promise is None or surgery.promise.exact)
     return TaskFix(
         kind,
         command,
-        gain=difference(gain[known], bounds=(-float("inf"), float("inf"))),
-        after=_change(after, trial, known),
+        gain=difference(gain[known], bounds=(low - high, high - low)),
+        after=the_change(trial.task, after.change(trial.task)[known]),
         truth=_truth(trial, found, after),
         ratio=surgery.after.multiply_adds / before if surgery.after and before else 1.0,
         promise=surgery.changes[0].why if held and kind in WRAPPERS else "",
     )
-
-
-def _change(after: TaskValues, trial: TaskTrial, known: Tensor) -> Estimate:
-    return mean(after.change(trial.task)[known], bounds=(0.0, float("inf")))
 
 
 def _truth(trial: TaskTrial, before: TaskValues, after: TaskValues) -> Estimate | None:

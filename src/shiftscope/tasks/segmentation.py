@@ -21,7 +21,10 @@ from shiftscope.tasks.reading import finite_rows, select_output
 from shiftscope.tasks.task import Pair, Task, View
 from shiftscope.tasks.truth_files import MapFiles, Placement
 
-__all__ = ["ClassMap", "Segmentation", "intersections"]
+__all__ = ["NAMES", "ClassMap", "Segmentation", "intersections"]
+
+#: Names that libraries give the map among several outputs.
+NAMES = ("logits", "out")
 
 
 class ClassMap(NamedTuple):
@@ -66,7 +69,7 @@ class Segmentation(Task):
         return [ClassMap(each, classes) for each in maps.argmax(dim=1).to(kind)]
 
     def _scores(self, output: Any, count: int) -> Tensor:
-        found = select_output(output, None, ("logits", "out"))
+        found = select_output(output, None, NAMES)
         if found.ndim != 4 or len(found) != count or found.shape[1] < 2:
             raise InputError(
                 f"task 'segmentation' needs [image, class, height, width] for {count} images, got shape {tuple(found.shape)}.",
