@@ -100,10 +100,10 @@ def audit(
     quick
         Stop after the first answer, from 32 images and one random shift of each.
     out
-        Folder for audit.json, table.csv, table.md, maps.safetensors, frames.csv, pictures.json, drag.safetensors and report.html.
-        A stopped audit resumes from it. By default nothing is written.
+        Folder for audit.json, the tables as .csv and .md, maps, pictures and the page report.html. A stopped audit resumes from
+        it. By default nothing is written.
     merge
-        Folder of an audit whose shards are all measured: put them together, instead of measuring a model.
+        Folder of an audit whose shards are all measured: merge them, instead of measuring a model.
     fail_if
         Condition at which to exit with 1, such as "top-1 change > 0.10" or "mcs of mouton2020 < 0.9": a measure, by name or in
         words, above or below a number. It counts only if the whole interval lies beyond the number. Repeatable.
