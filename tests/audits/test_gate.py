@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from shiftscope import InputError
+from shiftscope import InputError, audit
 from shiftscope.audits import Audit, Cost, Row
 from shiftscope.audits.comparison import compare_audits
 from shiftscope.audits.gate import judge_audit, judge_comparison, read_condition
@@ -177,3 +177,14 @@ def test_verdict_is_the_same_in_words_json_markdown_and_junit(sign: str) -> None
     assert f"| {verdict.outcome} | top-1 change | mouton2020 |" in markdown
     assert "\x1b" not in markdown + verdict.to_junit()
     assert "<b>" not in markdown.replace("\\<b\\>", "")
+
+
+def test_audits_that_read_outputs_differently_are_not_compared() -> None:
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), torch.rand(4, 1, 8, 8)
+    settings = ("multilabel", "multilabel:threshold=0.3", "multilabel:threshold=0.5")
+    first, other, same = (audit(model, images, max_shift=1, protocols=["mouton2020"], task=task) for task in settings)
+    with pytest.raises(
+        InputError, match=r"read outputs as multilabel and as multilabel:threshold=0\.3\. Audit both with the same"
+    ):
+        compare_audits(first, other)
+    assert compare_audits(first, same).measures

@@ -301,6 +301,13 @@ def test_folder_of_another_audit_is_refused(changed: dict[str, object], here: Pa
         run_shard(AuditJob(spec(**changed), 1, 2, here / "out"))
 
 
+def test_folder_of_videos_is_refused(here: Path) -> None:
+    (here / "out").mkdir()
+    (here / "out" / "flicker.json").write_text("{}")
+    with pytest.raises(InputError, match=r"out holds the flicker of videos. Choose another folder with --out."):
+        run_shard(AuditJob(spec(), 1, 2, here / "out"))
+
+
 def test_folder_without_an_audit_or_with_missing_parts_is_refused(here: Path) -> None:
     with pytest.raises(InputError, match=r"holds no audit: plan.json is missing"):
         merge_audit(here)

@@ -15,6 +15,7 @@ from shiftscope.estimates import ALIKE, Estimate, difference
 from shiftscope.measures import MEASURES
 from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Summary, Table
+from shiftscope.tasks import read_alike
 
 __all__ = ["AuditComparison", "MeasureComparison", "compare_audits", "direction", "same_images"]
 
@@ -148,7 +149,7 @@ def compare_audits(before: Audit, after: Audit, *, names: tuple[str, str] = ("th
         names: what to call them.
 
     Raises:
-        InputError: no measure is in both and measured in the same way.
+        InputError: no measure is in both and measured in the same way, or the outputs were read as different tasks.
 
     >>> import torch
     >>> import shiftscope as ss
@@ -160,6 +161,8 @@ def compare_audits(before: Audit, after: Audit, *, names: tuple[str, str] = ("th
     >>> compare_audits(one, two).measures[0].pairs.shape
     torch.Size([40])
     """
+    if before.task and after.task and not read_alike(before.task, after.task):
+        raise InputError(f"the audits read outputs as {before.task} and as {after.task}.", "Audit both with the same --task.")
     known = {(row.protocol, row.measure): row for row in before.rows}
     rows = [(known[row.protocol, row.measure], row) for row in after.rows if (row.protocol, row.measure) in known]
     alike = [(old, new) for old, new in rows if _way(old) == _way(new)]

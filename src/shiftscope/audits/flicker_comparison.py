@@ -16,7 +16,7 @@ from shiftscope.estimates import ALIKE, Estimate, mean
 from shiftscope.measures import MEASURES
 from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Summary, Table, plus_minus
-from shiftscope.tasks import find_task
+from shiftscope.tasks import read_alike
 
 __all__ = ["FlickerComparison", "compare_flickers"]
 
@@ -183,7 +183,7 @@ def compare_flickers(
 
 def _check_same_way(before: Flicker, after: Flicker, names: tuple[str, str]) -> None:
     ways = [f"{each.measure}" + (f" of {_task(each)}" if each.task else "") for each in (before, after)]
-    if before.measure == after.measure and _read_alike(_task(before), _task(after)):
+    if before.measure == after.measure and read_alike(_task(before), _task(after)):
         return
     problem = f"{names[0]} holds the change of {ways[0]}, {names[1]} that of {ways[1]}: they cannot be compared."
     raise InputError(problem, "Measure both with the same --task.")
@@ -192,16 +192,6 @@ def _check_same_way(before: Flicker, after: Flicker, names: tuple[str, str]) -> 
 def _task(found: Flicker) -> str:
     """Return the task with its settings."""
     return found.provenance.get("task", found.task)
-
-
-def _read_alike(one: str, two: str) -> bool:
-    """Return whether two tasks with settings read outputs in the same way."""
-    if one == two:
-        return True
-    try:
-        return bool(find_task(one) == find_task(two))
-    except InputError:  # of classes, or of a later version
-        return False
 
 
 def _same_videos(before: Flicker, after: Flicker) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from shiftscope.audits.flicker import FLICKER_FILE
 from shiftscope.audits.measuring import Kind
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, pan
@@ -235,8 +236,10 @@ def prepare_folder(out: Path, plan: AuditPlan) -> AuditPlan:
     Of several shards that create it at once, the first one's plan stays.
 
     Raises:
-        InputError: it holds another audit, or cannot be written.
+        InputError: it holds another audit or the flicker of videos, or cannot be written.
     """
+    if (out / FLICKER_FILE).exists():
+        raise InputError(f"{out} holds the flicker of videos.", "Choose another folder with --out.")
     known = planned(out)
     if known is not None and not known.matches(plan):
         raise InputError(f"{out} holds another audit ({known.spec.model} on {known.data}).", "Choose another folder with --out.")

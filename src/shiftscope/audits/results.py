@@ -35,7 +35,7 @@ from shiftscope.radii import RadiusCurve
 from shiftscope.shown import Shown
 from shiftscope.surveys import Survey
 from shiftscope.tables import Cell, Summary, Table
-from shiftscope.tasks import Task
+from shiftscope.tasks import Task, text_of
 
 __all__ = ["AUDIT_VERSION", "Audit", "Row", "assemble"]
 
@@ -252,7 +252,7 @@ def assemble(
         ),
         values=_values(merged, rows, {each.name: grid_name((each.mode, int(each.max_shift))) for each in protocols}),
         settings=dict(settings or {}),
-        task="" if task is None else task.name,
+        task="" if task is None else text_of(task),
         frames=tuple(
             frame
             for protocol in protocols

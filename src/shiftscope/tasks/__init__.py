@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shiftscope.tasks.placing import Placing
-from shiftscope.tasks.registry import TASKS, find_task, task_of
+from shiftscope.tasks.registry import TASKS, find_task, read_alike, task_of, text_of
 from shiftscope.tasks.task import Pair, Task, Totals, Truth, View
 
-__all__ = ["TASKS", "Pair", "Placing", "Task", "Totals", "Truth", "View", "find_task", "task_of"]
+__all__ = ["TASKS", "Pair", "Placing", "Task", "Totals", "Truth", "View", "find_task", "read_alike", "task_of", "text_of"]

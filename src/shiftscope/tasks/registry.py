@@ -16,7 +16,7 @@ from shiftscope.tasks.keypoints import Keypoints
 from shiftscope.tasks.segmentation import Segmentation
 from shiftscope.tasks.task import Task
 
-__all__ = ["TASKS", "find_task", "task_of"]
+__all__ = ["TASKS", "find_task", "read_alike", "task_of", "text_of"]
 
 #: Every task by name. Of several that an output shows, the first one is chosen.
 TASKS: dict[str, Task] = {
@@ -46,11 +46,39 @@ def find_task(text: str) -> Task:
     return replace(task, **dict(_setting(task, each) for each in settings.split(",") if each))
 
 
+def text_of(task: Task) -> str:
+    """Return a task's name with the settings that are not its defaults, as :func:`find_task` takes it.
+
+    >>> text_of(find_task("boxes")), text_of(find_task("boxes:threshold=0.3"))
+    ('boxes', 'boxes:threshold=0.3')
+    """
+    default = TASKS.get(task.name, task)
+    changed = [f"{name}={value}" for name, value in _settings(task).items() if value != _settings(default).get(name)]
+    return f"{task.name}:{','.join(changed)}" if changed else task.name
+
+
+def read_alike(one: str, two: str) -> bool:
+    """Return whether two tasks, as :func:`find_task` takes them, read outputs in the same way.
+
+    >>> read_alike("boxes", "boxes:threshold=0.5"), read_alike("boxes", "boxes:threshold=0.3")
+    (True, False)
+    """
+    try:
+        return one == two or bool(find_task(one) == find_task(two))
+    except InputError:  # of classes, or of a later version
+        return False
+
+
+def _settings(task: Task) -> dict[str, int | float | str]:
+    """Return a task's settings by name."""
+    known = {each.name: getattr(task, each.name) for each in fields(task) if each.name not in FIXED}
+    return {name: value for name, value in known.items() if isinstance(value, int | float | str)}
+
+
 def _setting(task: Task, text: str) -> tuple[str, Any]:
     """Return a setting's name and value, of the type of its default."""
     name, _, value = text.partition("=")
-    known = {each.name: getattr(task, each.name) for each in fields(task) if each.name not in FIXED}
-    known = {each: default for each, default in known.items() if isinstance(default, int | float | str)}
+    known = _settings(task)
     if name not in known:
         options = f"Its settings are {', '.join(known)}." if known else "It has no settings."
         raise InputError(f"task {task.name!r} has no setting {name!r}.", options)
