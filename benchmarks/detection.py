@@ -88,6 +88,10 @@ class TimedBoxes(Boxes):
         """Compare, and note the time."""
         return self._timed(super().compare_all, pairs)
 
+    def leads(self, pairs: Sequence[Pair]) -> list[float]:
+        """Match for the certificate, and note the time."""
+        return self._timed(super().leads, pairs)
+
     def records_all(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
         """Judge, and note the time."""
         return self._timed(super().records_all, pairs)

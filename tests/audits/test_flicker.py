@@ -45,7 +45,7 @@ def test_answers_change_where_the_model_changes_them(answer: Any, changes: list[
     assert found.changes[0].tolist() == changes
     assert found.estimate is not None
     assert found.estimate.value == pytest.approx(sum(changes) / 6)
-    assert (found.estimate.low, found.estimate.high) == (0, 1)  # one video says nothing of others
+    assert (found.estimate.low, found.estimate.high) == (0, 1)  # one video says nothing about others
     assert (found.measure, found.task) == (("top1_change", "") if form is scores else ("same_answer", "answers"))
 
 

@@ -48,15 +48,11 @@ def test_interval_is_that_of_a_paired_t_test(seed: int) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        (flicker([1, 0, 0]), flicker([0, 0, 1]), "+0 in one video says nothing of others"),
-        (flicker([1, 0, 0]), flicker([0, 0, 0]), "-0.333 in one video says nothing of others"),
-        (
-            flicker([0, 1]),
-            flicker([0, 1]),
-            "as the first does at every step of 1 video, which says nothing of others",
-        ),
+        (flicker([1, 0, 0]), flicker([0, 0, 1]), "+0 in one video says nothing about others"),
+        (flicker([1, 0, 0]), flicker([0, 0, 0]), "-0.333 in one video says nothing about others"),
+        (flicker([0, 1]), flicker([0, 1]), "like the first in 1 video, which says nothing about others"),
         (flicker([0, 0], [1, 0]), flicker([0, 0], [0, 1]), "over 2 videos"),
-        (flicker([0, 0], [1, 0]), flicker([0, 0], [1, 0]), "of 2 videos; of others: change 0.000"),
+        (flicker([0, 0], [1, 0]), flicker([0, 0], [1, 0]), "in 2 videos; in others: change 0.000"),
     ],
 )
 def test_little_evidence_is_undecided(before: Flicker, after: Flicker, words: str) -> None:

@@ -253,11 +253,13 @@ def test_two_folders_are_compared_in_pairs_of_videos(command: Command) -> None:
     content = json.loads(done.out)
     assert (content["paired"], content["measure"]) == (True, "box_survival")
     assert [each["sequence"] for each in content["sequences"]] == ["stays", "turns"]
-    assert "snapping flickers as exact does at every step of 2 videos; of others: change" in words_of(
+    assert "snapping flickers exactly like exact in 2 videos; in others: change" in words_of(
         command("compare", "exact", "snapping")
     )
     Path("printed.json").write_text(command(*audited("exact", "--frames", "videos", "--json")).out)
-    assert "exact/flicker.json flickers as printed.json" in words_of(command("compare", "printed.json", "exact/flicker.json"))
+    assert "exact/flicker.json flickers exactly like printed.json" in words_of(
+        command("compare", "printed.json", "exact/flicker.json")
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,11 @@ from shiftscope.report import render
 from shiftscope.report.explanation import explanation_page
 
 
+def words_of(page: str) -> str:
+    """Return the words of a page, with plain spaces."""
+    return unescape(re.sub(r"<[^>]*>", "", page)).replace("\u00a0", " ")
+
+
 @pytest.fixture(scope="module")
 def found() -> Explanation:
     torch.manual_seed(0)
@@ -27,7 +32,7 @@ def found() -> Explanation:
 
 def test_page_has_verdict_tables_and_command(found: Explanation) -> None:
     page = render(explanation_page(found))
-    text = unescape(re.sub(r"<[^>]*>", "", page))
+    text = words_of(page)
     assert "<b>mine" not in page
     assert found.summary().verdict in text
     for table in found.tables():
@@ -68,7 +73,7 @@ def of_task() -> TaskExplanation:
 
 def test_page_of_a_task_has_its_sentences_numbers_and_reasons(of_task: TaskExplanation) -> None:
     page = render(explanation_page(of_task))
-    text = unescape(re.sub(r"<[^>]*>", "", page))
+    text = words_of(page)
     assert "<b>mine" not in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     for sentence in (of_task.headline, of_task.lattice.sentence(), of_task.layer_sentence(), of_task.measure_words()):
@@ -88,7 +93,7 @@ def test_page_of_a_task_says_what_is_unknown(of_task: TaskExplanation) -> None:
     unknown = tuple(replace(each, part=None, share=None, left=None, reason="<i>why</i>") for each in causes.causes[:2])
     found = replace(of_task, causes=replace(causes, causes=(*unknown, causes.causes[2])), layers=None, notes=("<u>note</u>",))
     page = render(explanation_page(found))
-    text = unescape(re.sub(r"<[^>]*>", "", page))
+    text = words_of(page)
     assert text.count("unknown: <i>why</i>") >= 2
     assert "By cause: unknown, because <i>why</i>." in text
     assert "Their maps cannot be compared" in text

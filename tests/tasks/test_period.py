@@ -73,3 +73,11 @@ def test_path_along_an_axis_shows_long_periods(period: int) -> None:
     found = find_period(phases(steps, period).astype(float), path)
     assert found.pixels == period
     assert found.words().startswith(f"Period {period} pixels: 100% of the variation")
+
+
+def test_multiple_of_the_period_that_no_shift_reaches_is_not_named() -> None:
+    steps = np.arange(-48, 49)
+    path = np.stack([0 * steps, steps], axis=1)
+    found = find_period(np.minimum(phases(steps, 32), 6).astype(float), path)  # dips at -32 and 32, 64 pixels apart
+    assert found.pixels == 32
+    assert (found.lattice, found.words().count("nan")) == (0.0, 0)

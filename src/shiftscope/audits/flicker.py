@@ -90,7 +90,7 @@ class Flicker(Shown):
         steps = sum(map(len, self.changes))
         if len(self.changes) > 1:
             return f", a mean over {len(self.changes)} videos"
-        return f", over {steps:,} {'step' if steps == 1 else 'steps'} of one video, which says nothing of others"
+        return f", over {steps:,} {'step' if steps == 1 else 'steps'} of one video, which says nothing about others"
 
     def numbers(self) -> dict[str, Estimate]:
         """Return the estimate by the names of the measures that it is a number of; empty without a value.

@@ -56,13 +56,13 @@ class FlickerComparison(Shown):
         """Return the comparison in a sentence."""
         first, second = self.names
         if self.alike:
-            said, found = f"{second} flickers as {first} does at every step of {self._videos()}", self.difference
+            said, found = f"{second} flickers exactly like {first} in {self._videos()}", self.difference
             unknown = found.count == 1 or found.low == found.high  # without a bound, equal values have no interval
-            return f"{said}, which says nothing of others." if unknown else f"{said}; of others: change {plus_minus(found)}."
+            return f"{said}, which says nothing about others." if unknown else f"{said}; in others: change {plus_minus(found)}."
         if self.outcome == "undecided":
             single = self.pairs is not None and self.difference.count == 1
             change = f"{self.difference.value:+.3g}" if single else f"change {plus_minus(self.difference)}"
-            why = f"{change} in one video says nothing of others" if single else f"{change} over {self._videos()}"
+            why = f"{change} in one video says nothing about others" if single else f"{change} over {self._videos()}"
             return f"Undecided whether {second} flickers less than {first}: {why}."
         word = "less" if self.outcome == "better" else "more"
         return f"{second} flickers {word} than {first}: change {plus_minus(self.difference)} over {self._videos()}."

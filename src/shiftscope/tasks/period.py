@@ -54,9 +54,9 @@ class Period:
         """Return the finding in a sentence."""
         if self.pixels is None:
             return "No period: the effect of a shift does not repeat."
+        means = f"{self.lattice:.3g} at multiples of {self.pixels}, {self.off_lattice:.3g} elsewhere"
         return (
-            f"Period {self.pixels} pixels: {self.power[self.pixels]:.0%} of the variation over shifts repeats with it "
-            f"({self.lattice:.3g} at multiples of {self.pixels}, {self.off_lattice:.3g} elsewhere)."
+            f"Period {self.pixels} pixels: {self.power[self.pixels]:.0%} of the variation over shifts repeats with it ({means})."
         )
 
 
@@ -81,7 +81,8 @@ def find_period(
     values, shifts = values[kept].astype(float), shifts[kept]
     spread = np.ptp(values) if len(values) else 0.0
     pairs = _pairs(shifts, sorted({lag for each in candidates for lag in (each, *_around(each))}))
-    possible = [each for each in candidates if all(lag in pairs for lag in (each, *_around(each)))]
+    reach = np.abs(shifts).max(initial=0)
+    possible = [each for each in candidates if each <= reach and all(lag in pairs for lag in (each, *_around(each)))]
     if spread <= ROUNDING * max(np.abs(values).max(initial=0.0), 1.0) or not possible:
         return Period(None)
     power = dict(zip(possible, _powers(values[None], pairs, possible)[0].tolist(), strict=True))
