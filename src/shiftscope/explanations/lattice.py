@@ -59,15 +59,15 @@ class Lattice:
         rows: list[dict[str, Cell]] = []
         if self.step is not None and self.on is not None:
             rows = [
-                {"shifts": f"multiples of {self.step} pixels", "lost": self.on},
-                {"shifts": f"{self.step // 2} pixels to either side of these", "lost": self.off},
-                {"shifts": "difference", "lost": self.gain},
+                {"shifts": f"multiples of {self.step} pixels", "change": self.on},
+                {"shifts": f"{self.step // 2} pixels to either side of these", "change": self.off},
+                {"shifts": "difference", "change": self.gain},
             ]
         notes = (
             f"Circular shifts of up to {self.reach} pixels along each axis, {self.images} images. {self.source}".strip(),
             self.period.words(),
         )
-        return Table("On and off the lattice of the stride", ("shifts", "lost"), tuple(rows), notes)
+        return Table("On and off the lattice of the stride", ("shifts", "change"), tuple(rows), notes)
 
     def sentence(self) -> str:
         """Return what the lattice says in a sentence; empty where nothing is known."""

@@ -104,7 +104,7 @@ class TaskCauses:
         rows: list[dict[str, Cell]] = [
             {
                 "cause": each.name,
-                "lost": each.part,
+                "change": each.part,
                 "share": each.share,
                 "left": each.left,
                 "step": STEPS[each.name],
@@ -112,11 +112,11 @@ class TaskCauses:
             }
             for each in self.causes
         ]
-        rows.append({"cause": "total", "lost": self.total, "step": "the unchanged model"})
+        rows.append({"cause": "total", "change": self.total, "step": "the unchanged model"})
         count = 0 if self.total is None else self.total.count
         notes = (f"The parts sum to the total, over {count} images that have a value in every step; intervals: 95 %.",)
-        columns = ("cause", "lost", "share", "left", "step", "reason")
-        return Table("What shifts change, by cause", columns, tuple(rows), notes, brief=("cause", "lost", "share", "reason"))
+        columns = ("cause", "change", "share", "left", "step", "reason")
+        return Table("What shifts change, by cause", columns, tuple(rows), notes, brief=("cause", "change", "share", "reason"))
 
 
 def lattice_shifts(

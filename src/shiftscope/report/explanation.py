@@ -10,7 +10,7 @@ from dataclasses import replace
 from shiftscope.explanations import Explanation, TaskExplanation
 from shiftscope.explanations.layers import Layers
 from shiftscope.report.content import Chart, Missing, Page, Rows, Section
-from shiftscope.tables import Cell, Table
+from shiftscope.tables import Table
 
 __all__ = ["explanation_page"]
 
@@ -46,7 +46,7 @@ def explanation_page(found: Explanation | TaskExplanation) -> Page:
 
 def _task_sections(found: TaskExplanation) -> list[Section]:
     """Return the sections of a task: by cause, by lattice, by layer, and the fixes."""
-    table, lattice = _with_change(found.causes.table()), _with_change(found.lattice.table())
+    table, lattice = found.causes.table(), found.lattice.table()
     parts = replace(table, rows=tuple(row for row in table.rows if row["cause"] != "total"))
     curve = Chart("Change at each shift", _path_caption(found), found.lattice.curve, "pixels", "change", ("axis",))
     caption = f"What each cause accounts for, removed one after the other on the same weights. {found.measure_words()}"
@@ -67,15 +67,6 @@ def _path_caption(found: TaskExplanation) -> str:
         f"Images move circularly along each axis, so that all of their content stays; 95 % intervals over images. "
         f"{found.lattice.period.words()}"
     )
-
-
-def _with_change(table: Table) -> Table:
-    """Return a table of a task whose column of changes is named as the sentences name it."""
-    columns = tuple("change" if name == "lost" else name for name in table.columns)
-    rows = tuple(
-        dict[str, Cell]((columns[place], row.get(name)) for place, name in enumerate(table.columns)) for row in table.rows
-    )
-    return replace(table, columns=columns, rows=rows)
 
 
 def _causes(found: Explanation) -> list[Section]:
