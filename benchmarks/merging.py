@@ -1,8 +1,8 @@
 """Measure what merging the parts of a large audit takes: time, memory and bytes, on simulated parts.
 
 `python benchmarks/merging.py` measures a model's audit by the default protocols once, on as many images as a block has. It
-then merges N parts made from that one, with other numbers in each, N from 1,000 on, as a folder's files are read and merged. Each
-N has a process of its own, whose largest memory is measured. It prints seconds and memory for each N.
+then merges N parts, N from 1,000 on: 50 files made from that one, with other numbers in each, which are read, checked and merged
+again and again. Each N has a process of its own, whose largest memory is measured. It prints CPU seconds and memory for each N.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from shiftscope.audits.parts import Part, merge_parts
@@ -23,6 +24,8 @@ from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.results import MOST_VALUES, assemble
 from shiftscope.audits.session import AuditOptions, Session
 from shiftscope.audits.stored import from_tensors, to_tensors
+from shiftscope.runtime.files import write_checked_tensors
+from shiftscope.runtime.inputs import read_checked_tensors
 
 SIDE, CLASSES = 32, 10
 #: So many different parts are merged again and again.
@@ -43,16 +46,16 @@ def first_part(block: int) -> tuple[Part, Session]:
     return session.part(images, torch.arange(block) % CLASSES, indices=torch.arange(block)), session
 
 
-def files(part: Part) -> list[bytes]:
-    """Return the content of files of parts like one, each with values of its images in another order."""
+def files(part: Part, folder: Path) -> list[Path]:
+    """Write files of parts like one, each with values of its images in another order."""
     generator = torch.Generator().manual_seed(2)
     tensors = to_tensors(part)
     count = len(next(value for name, value in tensors.items() if name.startswith("each/score")))
-    contents = []
-    for _ in range(DIFFERENT):
+    found = [folder / f"{number}.safetensors" for number in range(DIFFERENT)]
+    for file in found:
         order = torch.randperm(count, generator=generator)
-        contents.append(save({name: _ordered(name, value, order) for name, value in tensors.items()}))
-    return contents
+        write_checked_tensors(file, {name: _ordered(name, value, order) for name, value in tensors.items()})
+    return found
 
 
 def _ordered(name: str, value: Tensor, order: Tensor) -> Tensor:
@@ -63,11 +66,16 @@ def _ordered(name: str, value: Tensor, order: Tensor) -> Tensor:
 def measure(count: int, block: int) -> None:
     """Merge parts and assemble the audit in this process; print seconds, largest memory and rows."""
     part, session = first_part(block)
-    contents = files(part)
+    with TemporaryDirectory() as folder:
+        merge(files(part, Path(folder)), session, count, block)
+
+
+def merge(written: list[Path], session: Session, count: int, block: int) -> None:
+    """Merge so many parts, read from the files in turn, and print the line."""
 
     def parts() -> Iterator[Part]:
         for number in range(count):
-            yield from_tensors(load(contents[number % DIFFERENT]), maps=False)
+            yield from_tensors(read_checked_tensors(written[number % DIFFERENT]), maps=False)
 
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     merged = merge_parts(parts(), keep=MOST_VALUES)
@@ -80,7 +88,7 @@ def measure(count: int, block: int) -> None:
     print(
         count,
         block,
-        len(contents[0]),
+        written[0].stat().st_size,
         f"{seconds:.3f}",
         f"{whole:.3f}",
         before // 1024,

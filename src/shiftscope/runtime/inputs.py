@@ -36,6 +36,8 @@ __all__ = [
 
 #: Largest file of text or JSON, largest header of a safetensors file, and largest file of tensors, bytes.
 LARGEST_TEXT, LARGEST_HEADER, LARGEST_TENSORS = 64 << 20, 32 << 20, 1 << 40
+#: Files of up to so many bytes are read at once, which is quicker than tensor by tensor where these are small.
+LARGEST_AT_ONCE = 16 << 20
 #: The most tensors in a file, and the most axes of a tensor.
 MOST_TENSORS, MOST_AXES = 200_000, 16
 #: The most digits of a number in JSON.
@@ -173,7 +175,8 @@ def read_checked_tensors(path: Path) -> dict[str, Tensor]:
         InputError: it is not regular, or is larger than a terabyte.
         ValueError: it is not complete, or holds other tensors than were written.
     """
-    tensors, metadata = read_tensors(path)
+    small = check_file(path, limit=LARGEST_TENSORS) <= LARGEST_AT_ONCE
+    tensors, metadata = _tensors_in(read_bytes(path)) if small else read_tensors(path)
     if metadata.get(CHECKSUM) != checksum(tensors):
         raise ValueError("its tensors do not match their checksum")
     return tensors
@@ -185,24 +188,31 @@ def tensors_in(content: bytes) -> dict[str, Tensor]:
     Raises:
         ValueError: it is not complete.
     """
+    return _tensors_in(content)[0]
+
+
+def _tensors_in(content: bytes) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Return the tensors in the content of a safetensors file, and its metadata."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    _check_header(content[:8], len(content), lambda length: content[8 : 8 + length])
+    metadata = _check_header(content[:8], len(content), lambda length: content[8 : 8 + length])
     try:
-        tensors: dict[str, Tensor] = load(content)
+        return load(content), metadata
     except SafetensorError as error:
         raise ValueError("it is not a complete safetensors file") from error
-    return tensors
 
 
-def _check_header(start: bytes, size: int, rest: Any) -> None:
+def _check_header(start: bytes, size: int, rest: Any) -> Mapping[str, str]:
     """Check what a safetensors file declares against its size: types, shapes, and places without gaps or overlaps.
 
     Args:
         start: the first eight bytes.
         size: of the file, bytes.
         rest: number of bytes -> the header.
+
+    Returns:
+        the file's metadata.
     """
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if not 2 <= length <= min(size - 8, LARGEST_HEADER):
@@ -222,6 +232,7 @@ def _check_header(start: bytes, size: int, rest: Any) -> None:
         place = end
     if place != size - 8 - length:
         _refuse(f"its tensors take {place:,} bytes, and the file holds {size - 8 - length:,}")
+    return metadata
 
 
 def _place(name: str, declared: Any) -> tuple[int, int]:
