@@ -208,6 +208,11 @@ class TaskMeasurer:
         )
 
 
+def _within(pair: Pair, reach: float) -> Pair:
+    """Return a pair among shifts of up to so many pixels."""
+    return pair if pair.view.reach == reach else replace(pair, view=replace(pair.view, reach=reach))
+
+
 class _Block:
     """The comparisons of a block, as answers come in. Answers are dropped once nothing needs them."""
 
@@ -283,7 +288,7 @@ class _Block:
         for name, protocol in self.measurer.certified.items():
             chosen = [place for place, number in enumerate(numbers) if number in self._of_grid[name]]
             reach = float(protocol.max_shift)
-            some = [replace(pairs[place], view=replace(pairs[place].view, reach=reach)) for place in chosen]
+            some = [_within(pairs[place], reach) for place in chosen]
             for place, lead in zip(chosen, self.task.leads(some), strict=True):
                 self._leads[name][numbers[place]] = lead
 
