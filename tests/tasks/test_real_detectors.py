@@ -23,7 +23,7 @@ def torchvision_detector(name: str) -> nn.Module:
 
 
 def hugging_face_detector(name: str) -> nn.Module:
-    transformers = pytest.importorskip("transformers", reason="needs transformers (extra `transformers`)")
+    transformers = zoo.importable("transformers", "transformers")
     torch.manual_seed(0)
     small = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "hidden_size": 16}
     if name == "yolos":

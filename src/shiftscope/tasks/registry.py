@@ -49,11 +49,13 @@ def find_task(text: str) -> Task:
 def text_of(task: Task) -> str:
     """Return a task's name with the settings that are not its defaults, as :func:`find_task` takes it.
 
+    The number of classes is left out: models say it themselves (:meth:`Task.knowing`).
+
     >>> text_of(find_task("boxes")), text_of(find_task("boxes:threshold=0.3"))
     ('boxes', 'boxes:threshold=0.3')
     """
-    default = TASKS.get(task.name, task)
-    changed = [f"{name}={value}" for name, value in _settings(task).items() if value != _settings(default).get(name)]
+    defaults = {**_settings(TASKS.get(task.name, task)), "classes": getattr(task, "classes", None)}
+    changed = [f"{name}={value}" for name, value in _settings(task).items() if value != defaults.get(name)]
     return f"{task.name}:{','.join(changed)}" if changed else task.name
 
 
