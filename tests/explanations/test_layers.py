@@ -404,3 +404,35 @@ def test_layer_that_is_not_always_called_or_depends_on_the_batch_is_reported() -
 def test_unknown_name_of_a_layer_is_reported() -> None:
     with pytest.raises(InputError, match=r"There is no layer 'x' here. There are: canvas, 0"):
         layer_responses(small(), IMAGES, EACH).layer("x")
+
+
+class Branches(nn.Module):
+    """Two branches of which each begins before the other ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
+        self.pool = nn.MaxPool2d(4)
+        self.fine, self.coarse = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the sum of the branches' means."""
+        found = self.stem(images)
+        pooled = self.pool(found)
+        fine, coarse = self.fine(found), self.coarse(pooled)
+        return fine.mean((2, 3)) + coarse.mean((2, 3))
+
+
+def test_layer_is_compared_with_the_one_whose_map_it_takes() -> None:
+    torch.manual_seed(0)
+    found = layer_responses(Branches().eval(), IMAGES, torch.tensor([[0, 2], [1, 1]]), mode="circular")
+    assert [layer.source for layer in found.layers if layer.factor] == ["", "canvas", "stem", "stem", "pool"]
+    similarity = {layer.name: float(layer.similarity.mean()) for layer in found.layers}
+    falls = {row["layer"]: row["fall"] for row in found.falls(5).rows}
+    assert falls["coarse"] == pytest.approx(similarity["pool"] - similarity["coarse"])
+    assert falls["fine"] == pytest.approx(similarity["stem"] - similarity["fine"])
+
+
+def test_sources_of_layers_that_work_in_place_are_not_made_up() -> None:
+    found = layer_responses(small(), IMAGES, EACH)
+    assert [(layer.name, layer.source) for layer in found.layers if layer.factor][1:3] == [("0", "canvas"), ("1", "")]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -35,7 +35,7 @@ from shiftscope.tables import Cell, Table
 
 __all__ = ["BATCH", "Layer", "Layers", "layer_responses"]
 
-#: Similarity falls at a layer if it is lower than at the one before by this much.
+#: Similarity falls at a layer if it is lower than at the one whose map it takes by this much.
 SMALLEST_FALL = 0.005
 #: Images of one pass, unshifted and shifted together.
 BATCH = 64
@@ -59,6 +59,7 @@ class Layer:
         homogeneity: local homogeneity at the layer's stride of the map that it subsamples; None for layers that do not.
         homogeneity_pooled: local homogeneity at the same stride of that map after the layer's pool or filter at stride 1; None
             for other layers.
+        source: name of the layer whose map it takes as it is; empty where that is none of these, such as a sum.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Layer:
     in_place: Float[Tensor, "image shift"]
     homogeneity: Float[Tensor, " image"] | None = None
     homogeneity_pooled: Float[Tensor, " image"] | None = None
+    source: str = ""
 
     @property
     def movement(self) -> Float[Tensor, "image shift"]:
@@ -146,16 +148,18 @@ class Layers:
     def falls(self, most: int) -> Table:
         """Return a row for each of the layers at which the similarity of feature maps falls most, in the order of the calls.
 
+        A layer is compared with the one whose map it takes; where it takes a sum or the like, with the one called before it.
+
         Args:
             most: number of rows at most; a fall below ``SMALLEST_FALL`` is none.
         """
         maps = [layer for layer in self.layers if layer.factor is not None]
-        similarity = [_estimate(layer.similarity, COSINE) for layer in maps]
-        found = [
-            (before.value - after.value, layer, after)
-            for layer, before, after in zip(maps[1:], similarity, similarity[1:], strict=False)
-            if before is not None and after is not None and before.value - after.value >= SMALLEST_FALL
-        ]
+        similarity = {layer.name: mean(layer.similarity.mean(dim=1), bounds=COSINE) for layer in maps}
+        found = []
+        for previous, layer in pairwise(maps):
+            before, after = similarity.get(layer.source, similarity[previous.name]), similarity[layer.name]
+            if before.value - after.value >= SMALLEST_FALL:
+                found.append((before.value - after.value, layer, after))
         largest = sorted(range(len(found)), key=lambda place: -found[place][0])[:most]
         rows = tuple[dict[str, Cell], ...](
             {"layer": layer.name, "kind": layer.kind, "similarity": after, "fall": fall}
@@ -285,6 +289,7 @@ def _layer(probe: Probe) -> Layer:
         in_place=in_place,
         homogeneity=homogeneity,
         homogeneity_pooled=pooled,
+        source=probe.source,
     )
 
 

@@ -40,6 +40,7 @@ class Probe:
         blank: the map [1, channel, height, width] of a blank image, which is subtracted; None where none is.
         blank_input: the layer's input for a blank image, where the layer subsamples.
         responses: of each block of images.
+        source: name of the place whose map the layer takes as it is; empty where that is none of the probes', such as a sum.
         homogeneity: of the layer's input, for each block of images.
         homogeneity_pooled: of that input after the layer's pool or filter at stride 1, for each block of images.
     """
@@ -52,6 +53,7 @@ class Probe:
     shape: tuple[int, int, int]
     stride: Pair = (1, 1)
     tokens: TokenMap | None = None
+    source: str = ""
     blank: Tensor | None = None
     blank_input: Tensor | None = None
     responses: list[Response] = field(default_factory=list)
@@ -124,6 +126,7 @@ class Probes:
         first = Probe("canvas", "canvas", ("", 0), "in", MapGeometry(), (example.shape[1], *canvas.size))
         last = Probe("output", "output", ("", 0), "out", MapGeometry(has_positions=False), (output.shape[1], 1, 1))
         self.probes = [first, *self._layers(calls), *([*self._head(calls), last] if outputs else [])]
+        self._find_sources(calls, example)
         known = {*(probe.call[0] for probe in self.probes), *(name for name, _ in self.left_out)}
         self.left_out += [(name, "its output is no map") for name in layers or () if name not in known]
         self.names = sorted({probe.call[0] for probe in self._hooked})
@@ -218,6 +221,19 @@ class Probes:
         with hooked(self.model, list(chosen), see):
             output = self._run(example)
         return calls, output
+
+    def _find_sources(self, calls: list[_Call], example: Tensor) -> None:
+        """Note which probe's map each layer takes, by its values: in a network with branches it need not be the one before."""
+        probes = {probe.call: probe for probe in self.probes if probe.side == "out" and probe.name != "output"}
+        maps = [("canvas", example)]
+        for call in calls:
+            probe = probes.get((call.layer, call.number))
+            if probe is not None:
+                same = (
+                    name for name, values in reversed(maps) if values.shape == call.into.shape and torch.equal(values, call.into)
+                )
+                probe.source = next(same, "")
+                maps.append((probe.name, call.out))
 
     def _layers(self, calls: list[_Call]) -> Iterator[Probe]:
         """Yield a probe for each call of a layer on maps, except gates: single positions before larger maps."""
