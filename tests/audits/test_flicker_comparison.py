@@ -82,8 +82,8 @@ def test_video_without_a_value_is_left_out_and_counted() -> None:
             "holds the change of top1_change, the second that of box_survival",
         ),
         (
-            replace(flicker([0.0], measure="box_survival", task="boxes:threshold=0.3"), task="boxes"),
-            replace(flicker([0.0], measure="box_survival", task="boxes"), task="boxes"),
+            replace(flicker([0.0], measure="box_survival"), task="boxes:threshold=0.3"),
+            replace(flicker([0.0], measure="box_survival"), task="boxes"),
             "of box_survival of boxes:threshold=0.3, the second that of box_survival of boxes",
         ),
         (flicker([0, 1]), flicker([float("nan")] * 2), "the second has no value at any step"),

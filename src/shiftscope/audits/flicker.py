@@ -21,7 +21,7 @@ from shiftscope.estimates import Estimate, mean
 from shiftscope.measures import MEASURES
 from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
-from shiftscope.tasks import Task, View, find_task, task_of
+from shiftscope.tasks import Task, View, find_task, task_of, text_of
 
 __all__ = [
     "FLICKER_FILE",
@@ -207,7 +207,7 @@ def measure_flicker(model: CountedModel, sequences: Iterable[Iterable[Tensor]], 
     """
     changes = tuple(_changes(model, batches, task) for batches in sequences)
     lead = leading_measure(task)
-    return Flicker(changes, mean_change(lead, changes), lead, "" if task is None else task.name)
+    return Flicker(changes, mean_change(lead, changes), lead, "" if task is None else text_of(task))
 
 
 def _check(sequences: Sequence[Tensor], batch_size: int) -> None:

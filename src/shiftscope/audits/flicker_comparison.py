@@ -182,16 +182,11 @@ def compare_flickers(
 
 
 def _check_same_way(before: Flicker, after: Flicker, names: tuple[str, str]) -> None:
-    ways = [f"{each.measure}" + (f" of {_task(each)}" if each.task else "") for each in (before, after)]
-    if before.measure == after.measure and read_alike(_task(before), _task(after)):
+    ways = [f"{each.measure}" + (f" of {each.task}" if each.task else "") for each in (before, after)]
+    if before.measure == after.measure and read_alike(before.task, after.task):
         return
     problem = f"{names[0]} holds the change of {ways[0]}, {names[1]} that of {ways[1]}: they cannot be compared."
     raise InputError(problem, "Measure both with the same --task.")
-
-
-def _task(found: Flicker) -> str:
-    """Return the task with its settings."""
-    return found.provenance.get("task", found.task)
 
 
 def _same_videos(before: Flicker, after: Flicker) -> bool:

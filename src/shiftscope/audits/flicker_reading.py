@@ -42,7 +42,7 @@ class FlickerFile(Spec):
     Attributes:
         schema_version: version of this schema.
         summary: the main result in words.
-        task: the name of the task that the outputs were read as; empty for classes.
+        task: the task that the outputs were read as, with its settings; empty for classes.
         measure: whose change it is.
         estimate: mean over videos of each one's mean change; null if no step has a value.
         sequences: the videos.

@@ -120,7 +120,7 @@ def fix(
             trained = train_after(subject, surgery, fixing, options, training, workers=workers, out=out, report=report)
             surgery = trained.surgery
         if plan or trained is not None:
-            compared = None if plan or trained is None else trained.table
+            compared = trained.table if trained is not None else None
         elif found is None:
             compared = _compared(subject, surgery, options, report)
         else:
@@ -133,9 +133,7 @@ def fix(
         tuned = (*made.tuned, *([trained.tuned] if trained else []))
         _save(saved, surgery, subject.fixable.model_copy(update={"fixes": fixes, "tuned": tuned}))
         forget(out if trained else None)
-    chosen = [f"--with {kind}" for kind in kinds] + [f"--filter-size {filter_size}"] * (filter_size != 3)
-    chosen += [f"--reach {reach}"] * (reach is not None) + [f"--mode {options.mode}"] * bool(options.mode)
-    chosen += training.arguments()
+    chosen = [*_arguments(kinds, filter_size, reach, options.mode), *training.arguments()]
     of_task = f"--task {quote(task or found.name)}" if found is not None else ""
     of_task += f" --truth {quote(str(truth))}" if truth is not None else ""
     command = _next_command(model, subject, options, chosen=" ".join(chosen), of_task=of_task, saved=saved, out=out)
@@ -145,6 +143,12 @@ def fix(
     else:
         summary = trained.summary(command) if trained else summarise(surgery, compared, commands=(command,))
     print_found(content, tables, options, summary, "" if saved is None else f"Saved in {saved}.")
+
+
+def _arguments(kinds: tuple[Kind, ...], filter_size: int, reach: int | None, mode: str | None) -> list[str]:
+    """Return the options that choose the fixes, without those left at their defaults."""
+    chosen = [f"--with {kind}" for kind in kinds] + [f"--filter-size {filter_size}"] * (filter_size != 3)
+    return chosen + [f"--reach {reach}"] * (reach is not None) + [f"--mode {mode}"] * bool(mode)
 
 
 def _save(file: Path, surgery: Surgery, spec: ModelSpec) -> None:
