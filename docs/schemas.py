@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from shiftscope.audits.flicker_reading import FlickerFile
 from shiftscope.audits.gate import Outcome
 from shiftscope.audits.reading import AuditFile, EstimateFile
 from shiftscope.certificates.reading import CertificateFile
 from shiftscope.runtime.settings import Spec
 from shiftscope.studies.records import Record
 from shiftscope.studies.spec import Claim
+from shiftscope.videos.reading import FlickerFile
 
 FOLDER = Path(__file__).parent / "schemas"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -37,6 +37,7 @@ ORDER = [
     "models",
     "training",
     "audits",
+    "videos",
     "certificates",
     "studies",
     "figures",

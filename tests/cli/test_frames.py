@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from cli.conftest import Command, Finished
-from shiftscope.audits import frames_flicker
-from shiftscope.audits.film import read_film
 from shiftscope.audits.protocols import pan
 from shiftscope.errors import InputError
+from shiftscope.videos import frames_flicker
+from shiftscope.videos.film import read_film
 
 MODELS = """
 import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from shiftscope.audits.flicker import Flicker, frames_flicker
 from shiftscope.audits.parts import Changed, Cost, Part, merge_parts
 from shiftscope.audits.results import Audit, Row
 from shiftscope.audits.session import AuditOptions, Session, audit, block_size
@@ -12,12 +11,10 @@ __all__ = [
     "AuditOptions",
     "Changed",
     "Cost",
-    "Flicker",
     "Part",
     "Row",
     "Session",
     "audit",
     "block_size",
-    "frames_flicker",
     "merge_parts",
 ]

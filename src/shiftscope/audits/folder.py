@@ -15,7 +15,6 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from shiftscope.audits.flicker import FLICKER_FILE
 from shiftscope.audits.measuring import Kind
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, pan
@@ -39,6 +38,7 @@ from shiftscope.runtime.text import json_text
 from shiftscope.tasks import find_task
 
 __all__ = [
+    "FLICKER_FILE",
     "AuditPlan",
     "AuditSpec",
     "Claims",
@@ -56,6 +56,8 @@ __all__ = [
 ]
 
 PARTS = "parts"
+#: What :mod:`shiftscope.videos` writes; a folder with it takes no audit.
+FLICKER_FILE = "flicker.json"
 
 
 class AuditSpec(SubjectSpec):

@@ -17,9 +17,9 @@ from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
-    from shiftscope.audits.film import Film
-    from shiftscope.audits.flicker import Flicker
     from shiftscope.audits.gate import Condition, Verdict
+    from shiftscope.videos.film import Film
+    from shiftscope.videos.flicker import Flicker
 
 __all__ = ["FramesOptions", "audit_frames", "pan_of"]
 
@@ -149,7 +149,7 @@ def _check_free(out: Path | None) -> None:
 def _judged(found: Flicker, how: FramesOptions, subject: str) -> Verdict | None:
     if not how.conditions:
         return None
-    from shiftscope.audits.flicker_gate import judge_flicker
+    from shiftscope.videos.gate import judge_flicker
 
     verdict = judge_flicker(found, how.conditions, subject=subject, strict=how.gate.strict)
     write_verdict(verdict, how.gate)
@@ -158,12 +158,12 @@ def _judged(found: Flicker, how: FramesOptions, subject: str) -> Verdict | None:
 
 def _measured(model: str, frames: Path, options: AuditOptions, how: FramesOptions) -> tuple[Flicker, Film | None, str]:
     """Return the flicker, frames to show if there is a page to write, and what was measured in a line."""
-    from shiftscope.audits.flicker import leading_measure
-    from shiftscope.audits.flicker_gate import check_measures
     from shiftscope.audits.subject import SubjectSpec
-    from shiftscope.audits.videos import measure_videos, open_filmed, task_of_frames
     from shiftscope.runtime.executors import keep_freed_memory
     from shiftscope.tasks import find_task
+    from shiftscope.videos.flicker import leading_measure
+    from shiftscope.videos.gate import check_measures
+    from shiftscope.videos.measuring import measure_videos, open_filmed, task_of_frames
 
     if how.task is not None:
         find_task(how.task)

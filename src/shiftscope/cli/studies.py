@@ -27,13 +27,14 @@ from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
-    from shiftscope.audits import Audit, Flicker
+    from shiftscope.audits import Audit
     from shiftscope.audits.comparison import AuditComparison
-    from shiftscope.audits.flicker_comparison import FlickerComparison
     from shiftscope.runtime.progress import Report
     from shiftscope.studies.comparison import Comparison
     from shiftscope.studies.spec import Study
     from shiftscope.tables import Table
+    from shiftscope.videos import Flicker
+    from shiftscope.videos.comparison import FlickerComparison
 
 __all__ = ["compare", "figures", "list_", "open_report", "report", "selfcheck", "study", "theory"]
 
@@ -199,9 +200,9 @@ def report(
     out
         File to write; the study's other files stay as they are. By default report.html in the folder.
     """
-    from shiftscope.audits.flicker_reading import is_flicker
     from shiftscope.audits.folder import is_audit
     from shiftscope.studies.folder import read_folder
+    from shiftscope.videos.reading import is_flicker
 
     _check_written(folder)
     if out is None and not is_audit(folder) and not is_flicker(folder):
@@ -212,8 +213,8 @@ def report(
 
 def _check_written(folder: Path) -> None:
     """Refuse a folder that holds no study, audit, certificate or flicker."""
-    from shiftscope.audits.flicker_reading import is_flicker
     from shiftscope.audits.folder import is_audit
+    from shiftscope.videos.reading import is_flicker
 
     if folder.is_dir() and not is_audit(folder) and not is_flicker(folder) and not (folder / "study.json").exists():
         raise InputError(
@@ -297,9 +298,9 @@ def compare(folder: Path, other: Path | None = None, *, as_json: AsJson = False,
 
 
 def _beside_the_source(folder: Path) -> Comparison:
-    from shiftscope.audits.flicker_reading import is_flicker
     from shiftscope.studies.comparison import compare as compare_with_source
     from shiftscope.studies.folder import read_folder
+    from shiftscope.videos.reading import is_flicker
 
     if is_flicker(folder):
         raise InputError(f"{folder} holds the flicker of videos, and no study.", "Give another such folder to compare it with.")
@@ -309,7 +310,7 @@ def _beside_the_source(folder: Path) -> Comparison:
 def _beside(first: Path, second: Path) -> AuditComparison | FlickerComparison:
     from shiftscope.audits import Audit
     from shiftscope.audits.comparison import compare_audits
-    from shiftscope.audits.flicker_comparison import compare_flickers
+    from shiftscope.videos.comparison import compare_flickers
 
     one, two, names = _measured(first), _measured(second), (str(first), str(second))
     if isinstance(one, Audit) and isinstance(two, Audit):
@@ -325,8 +326,8 @@ def _beside(first: Path, second: Path) -> AuditComparison | FlickerComparison:
 
 def _measured(path: Path) -> Audit | Flicker:
     """Read an audit, or the flicker of videos."""
-    from shiftscope.audits.flicker_reading import is_flicker, read_flicker
     from shiftscope.audits.reading import read_audit
+    from shiftscope.videos.reading import is_flicker, read_flicker
 
     if is_flicker(path):
         return read_flicker(path)

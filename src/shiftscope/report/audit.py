@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from shiftscope.audits import Audit
-from shiftscope.audits.film import Film, shift_words
 from shiftscope.audits.pictures import Answer, Picture
 from shiftscope.audits.sequences import Frame, frame_table
 from shiftscope.measures import MEASURES
@@ -19,6 +18,7 @@ from shiftscope.report.frames import film_section
 from shiftscope.surveys import Survey
 from shiftscope.tables import Table
 from shiftscope.tasks import TASKS
+from shiftscope.videos.film import Film, shift_words
 
 __all__ = ["audit_page"]
 

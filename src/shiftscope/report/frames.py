@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from shiftscope.audits.film import Film
-from shiftscope.audits.flicker import Flicker
 from shiftscope.estimates import mean
 from shiftscope.measures import MEASURES
 from shiftscope.report import Chart, Page, Rows, content
 from shiftscope.report.content import Section
 from shiftscope.tables import Cell, Table
+from shiftscope.videos.film import Film
+from shiftscope.videos.flicker import Flicker
 
 __all__ = ["film_section", "flicker_page"]
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import torch
 
-from shiftscope.audits import Audit, Flicker
-from shiftscope.audits.film import Film, film_of_pan, load_film, read_film, write_film
-from shiftscope.audits.flicker_reading import is_flicker, read_flicker
+from shiftscope.audits import Audit
 from shiftscope.audits.folder import AuditSpec, is_audit, merge_audit
 from shiftscope.audits.pictures import pictures_of, read_pictures, write_pictures
 from shiftscope.audits.protocols import Protocol
@@ -25,6 +23,9 @@ from shiftscope.runtime.files import write_bytes, writing
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.studies.folder import read_folder
 from shiftscope.tasks import Task, find_task
+from shiftscope.videos import Flicker
+from shiftscope.videos.film import Film, film_of_pan, load_film, read_film, write_film
+from shiftscope.videos.reading import is_flicker, read_flicker
 
 __all__ = [
     "REPORT",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shiftscope import InputError
-from shiftscope.audits import frames_flicker
+from shiftscope.videos import frames_flicker
 
 
 def video(count: int = 7, size: int = 6) -> Tensor:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from shiftscope import InputError
-from shiftscope.audits import Flicker
-from shiftscope.audits.flicker import mean_change
-from shiftscope.audits.flicker_gate import judge_flicker
 from shiftscope.audits.gate import read_condition
+from shiftscope.videos import Flicker
+from shiftscope.videos.flicker import mean_change
+from shiftscope.videos.gate import judge_flicker
 
 
 def flicker(changes: list[list[float]], measure: str = "top1_change") -> Flicker:

@@ -10,9 +10,9 @@ import torch
 from scipy.stats import ttest_rel
 
 from shiftscope import InputError
-from shiftscope.audits import Flicker
-from shiftscope.audits.flicker import mean_change
-from shiftscope.audits.flicker_comparison import compare_flickers
+from shiftscope.videos import Flicker
+from shiftscope.videos.comparison import compare_flickers
+from shiftscope.videos.flicker import mean_change
 
 SAME = {"data_sha256": "frames"}
 

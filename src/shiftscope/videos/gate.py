@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shiftscope.audits.flicker import Flicker, measures_of
 from shiftscope.audits.gate import FRAMES, Condition, Judgement, Verdict, how_judged
 from shiftscope.errors import InputError
+from shiftscope.videos.flicker import Flicker, measures_of
 
 __all__ = ["check_measures", "judge_flicker"]
 
@@ -24,7 +24,7 @@ def judge_flicker(found: Flicker, conditions: Sequence[Condition], *, subject: s
         InputError: no step has a value, or a condition is about another measure.
 
     >>> import torch
-    >>> from shiftscope.audits import frames_flicker
+    >>> from shiftscope.videos import frames_flicker
     >>> from shiftscope.audits.gate import read_condition
     >>> videos = torch.rand(12, 9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     >>> found = frames_flicker(lambda batch: batch.mean(dim=(2, 3)), list(videos))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from shiftscope import InputError
-from shiftscope.audits import frames_flicker
-from shiftscope.audits.flicker_reading import read_flicker
+from shiftscope.videos import frames_flicker
+from shiftscope.videos.reading import read_flicker
 
 Change = Callable[[dict[str, Any]], Any]
 

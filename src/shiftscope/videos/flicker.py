@@ -24,7 +24,6 @@ from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
 from shiftscope.tasks import Task, View, find_task, task_of, text_of
 
 __all__ = [
-    "FLICKER_FILE",
     "FLICKER_VERSION",
     "Flicker",
     "change_bounds",
@@ -38,8 +37,8 @@ __all__ = [
     "video_means",
 ]
 
-#: The file, and the version of its schema.
-FLICKER_FILE, FLICKER_VERSION = "flicker.json", 1
+#: Version of the schema of ``flicker.json``.
+FLICKER_VERSION = 1
 #: Frames per forward pass by default.
 FRAMES = 16
 #: What is compared of classes.

@@ -10,14 +10,14 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
-from shiftscope.audits.flicker import FLICKER_FILE, FLICKER_VERSION, Flicker, change_bounds, mean_change
-from shiftscope.audits.folder import is_audit
+from shiftscope.audits.folder import FLICKER_FILE, is_audit
 from shiftscope.audits.reading import EstimateFile
 from shiftscope.errors import InputError
 from shiftscope.estimates import ALIKE
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.inputs import parse_json, read_bytes
 from shiftscope.runtime.settings import Spec, validation_messages
+from shiftscope.videos.flicker import FLICKER_VERSION, Flicker, change_bounds, mean_change
 
 __all__ = ["FlickerFile", "SequenceFile", "is_flicker", "read_flicker"]
 

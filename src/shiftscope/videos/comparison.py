@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shiftscope.audits.flicker import Flicker, change_bounds, video_means
 from shiftscope.errors import InputError
 from shiftscope.estimates import ALIKE, Estimate, mean
 from shiftscope.measures import MEASURES
 from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Summary, Table, plus_minus
 from shiftscope.tasks import read_alike
+from shiftscope.videos.flicker import Flicker, change_bounds, video_means
 
 __all__ = ["FlickerComparison", "compare_flickers"]
 
@@ -158,7 +158,7 @@ def compare_flickers(
     Raises:
         InputError: they are of different measures or tasks, or have no value to compare.
 
-    >>> from shiftscope.audits import frames_flicker
+    >>> from shiftscope.videos import frames_flicker
     >>> videos = [torch.linspace(0, 1, count)[:, None, None, None].expand(count, 1, 4, 4) for count in range(5, 25)]
     >>> def turning(step):
     ...     return lambda batch: [str((batch.mean((1, 2, 3))[place] / step).int().item()) for place in range(len(batch))]

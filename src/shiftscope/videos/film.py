@@ -17,7 +17,6 @@ from jaxtyping import Float
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from shiftscope.audits.flicker import Flicker, step_change
 from shiftscope.audits.model import CountedModel
 from shiftscope.audits.pictures import DataUrl, data_url
 from shiftscope.audits.protocols import Protocol
@@ -30,6 +29,7 @@ from shiftscope.runtime.files import write_text
 from shiftscope.runtime.inputs import read_bytes
 from shiftscope.runtime.settings import Spec
 from shiftscope.tasks import Task, View
+from shiftscope.videos.flicker import Flicker, step_change
 
 __all__ = [
     "FILM",

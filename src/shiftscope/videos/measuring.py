@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shiftscope.audits.film import Film, film_of_videos
-from shiftscope.audits.flicker import FRAMES, Flicker, measure_flicker, reads_as
 from shiftscope.audits.model import CountedModel, model_checksum
 from shiftscope.audits.subject import Subject, SubjectSpec, open_subject
 from shiftscope.datasets.videos import Videos, open_videos
@@ -19,6 +17,8 @@ from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.provenance import provenance
 from shiftscope.tasks import Task
+from shiftscope.videos.film import Film, film_of_videos
+from shiftscope.videos.flicker import FRAMES, Flicker, measure_flicker, reads_as
 
 __all__ = ["Filmed", "measure_videos", "open_filmed", "task_of_frames"]
 
