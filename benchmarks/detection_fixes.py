@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from detection import MARGIN, NETWORKS, REACH
 from digit_scenes import SIDE, DigitDetector, Scene, draw_scenes
+from shiftscope.engine.framing import Shifting
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
 from shiftscope.runtime.provenance import provenance
@@ -45,7 +46,7 @@ def compared(before: DigitDetector, surgery: Surgery, scenes: list[Scene], borde
     """Return a detector before and after a fix, at every shift."""
     truth = [{"boxes": scene.boxes, "labels": scene.labels} for scene in scenes]
     images = torch.stack([scene.image for scene in scenes])
-    return compare_tasks(before, surgery, find_task("boxes"), images, truth=truth, max_shift=REACH, mode=border)
+    return compare_tasks(before, surgery, find_task("boxes"), images, Shifting(max_shift=REACH, mode=border), truth=truth)
 
 
 def row(network: str, fix: str, border: str, found: Table, side: str = "after") -> dict[str, Cell]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shiftscope.engine.framing import Shifting
 from shiftscope.errors import InputError, ModelFailsError
 from shiftscope.runtime.progress import Event, Stage
 from shiftscope.surgery.compare import apply_fixes, compare, summarise
@@ -27,7 +28,7 @@ def images(size: int = 16) -> Tensor:
 def test_equivariant_fix_raises_every_measure_to_one_under_circular_shifts() -> None:
     surgery = apply_fixes(model(), [("gap", 1), ("aps", 1)], image=(1, 16, 16))
     events: list[Event] = []
-    table = compare(model(), surgery, images(), LABELS, max_shift=2, provenance={"data": "noise"}, report=events.append)
+    table = compare(model(), surgery, images(), LABELS, Shifting(max_shift=2), provenance={"data": "noise"}, report=events.append)
     rows = {(row["model"], row["shifts"]): row for row in table.rows}
     assert list(rows) == [("before", "zero"), ("before", "circular"), ("after", "zero"), ("after", "circular")]
     assert rows["after", "circular"]["all_agree"].value == 1
@@ -57,7 +58,7 @@ def test_layer_that_two_fixes_meet_is_listed_once() -> None:
 
 def test_summary_says_the_effect_and_lists_changed_layers_only() -> None:
     surgery = apply_fixes(model(), [("gap", 1), ("aps", 1)], image=(1, 16, 16))
-    measured = compare(model(), surgery, images(), LABELS, max_shift=2)
+    measured = compare(model(), surgery, images(), LABELS, Shifting(max_shift=2))
     found = summarise(surgery, measured, commands=("shiftscope audit fixed.safetensors",))
     before, after = (row["all_agree"] for row in measured.rows if row["shifts"] == "zero")
     under = "under all 25 shifts of up to 2 pixels (zero)"
@@ -72,4 +73,4 @@ def test_model_that_fails_on_the_images_is_refused() -> None:
         apply_fixes(model(), [("blur", 3)], image=(1, 10, 10))
     surgery = apply_fixes(model(), [("blur", 3)], image=(1, 16, 16))
     with pytest.raises(InputError, match=r"fails on images of shape"):
-        compare(model(), surgery, images(20), LABELS, max_shift=1)
+        compare(model(), surgery, images(20), LABELS, Shifting(max_shift=1))

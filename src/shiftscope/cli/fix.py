@@ -210,7 +210,8 @@ def _compared(subject: Subject, surgery: Surgery, options: ModelOptions, report:
         replace(surgery, model=subject.measured(surgery.model)),
         block.images,
         block.labels,
-        **under_shifts(subject, options),
+        under_shifts(subject, options),
+        embedding=subject.embedding,
         provenance=subject.facts,
         report=report,
     )
@@ -229,9 +230,9 @@ def _compared_tasks(
         surgery,
         task,
         block.images,
+        under_shifts(subject, options),
         truth=known,
         output=subject.output,
-        **{name: value for name, value in under_shifts(subject, options).items() if name != "embedding"},
         provenance=subject.facts,
         report=report,
     )

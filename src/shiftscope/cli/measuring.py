@@ -16,6 +16,7 @@ from shiftscope.errors import InputError, ModelFailsError
 if TYPE_CHECKING:
     from shiftscope.audits.subject import Subject, SubjectSpec
     from shiftscope.datasets.images import Block
+    from shiftscope.engine.framing import Shifting
     from shiftscope.tables import Summary, Table
     from shiftscope.tasks import Task, Truth
 
@@ -69,16 +70,17 @@ def open_spec(spec: SubjectSpec, options: ModelOptions) -> Subject:
     return subject
 
 
-def under_shifts(subject: Subject, options: ModelOptions) -> dict[str, Any]:
-    """Return the arguments by which a model's images are shifted and its outputs measured."""
-    return {
-        "size": subject.images.size,
-        "max_shift": subject.images.default_shift if options.max_shift is None else options.max_shift,
-        "mode": options.mode,
-        "fill": subject.fill,
-        "embedding": subject.embedding,
-        "seed": options.seed,
-    }
+def under_shifts(subject: Subject, options: ModelOptions) -> Shifting:
+    """Return how a model's images are shifted."""
+    from shiftscope.engine.framing import Shifting
+
+    return Shifting(
+        size=subject.images.size,
+        max_shift=subject.images.default_shift if options.max_shift is None else options.max_shift,
+        mode=options.mode,
+        fill=subject.fill,
+        seed=options.seed,
+    )
 
 
 def task_of_subject(subject: Subject, task: str | None, truth: Path | None) -> Task | None:

@@ -329,9 +329,8 @@ def _measured(
     from shiftscope.training.gains import BEFORE, compare_trained
 
     block, ignored = subject.read()
-    under = {name: value for name, value in under_shifts(subject, options).items() if name != "embedding"}
     models = {BEFORE: [subject.loaded.model], **{name: [each.model for each in trained] for name, trained in found.items()}}
-    table = compare_trained(models, block.images, block.labels, **under, report=report)
+    table = compare_trained(models, block.images, block.labels, under_shifts(subject, options), report=report)
     seen = f"{len(images.images):,} images of {images.origin} (sha256 {images.checksum[:12]})"
     notes = (
         *subject.notes(block, ignored),

@@ -12,7 +12,7 @@ from shiftscope.engine.direct import Canvas
 from shiftscope.errors import InputError
 from shiftscope.shifts import Mode
 
-__all__ = ["Border", "Framed", "check_max_shift", "frame"]
+__all__ = ["Border", "Framed", "Shifting", "check_max_shift", "frame"]
 
 #: What comes in at the border: the fill, what images larger than the model's input hold there, or what left on the other side.
 Border = Literal["zero", "crop", "circular"]
@@ -40,6 +40,39 @@ class Framed:
     def mode(self) -> Mode:
         """The engine's mode for this border: crops are zero-mode shifts of larger images."""
         return "circular" if self.border == "circular" else "zero"
+
+
+@dataclass(frozen=True)
+class Shifting:
+    """How images are to be shifted, as a caller chooses it.
+
+    Attributes:
+        size: (height, width) of the model's input, where images are larger; by default that of the images.
+        max_shift: the largest shift along an axis, pixels; by default 8, or what larger images leave around the input, or an
+            eighth of the input, if that is less.
+        mode: what comes in at the border; by default ``crop`` for larger images, else ``zero``.
+        fill: the canvas's colour in mode ``zero``, in [0, 1]: one value or one per channel.
+        seed: draws the shifts, where not every shift is measured.
+    """
+
+    size: int | tuple[int, int] | None = None
+    max_shift: int | None = None
+    mode: Border | None = None
+    fill: Tensor | float = 0.0
+    seed: int = 0
+
+    def frame(self, images: Tensor, *, mode: Border | None = None) -> Framed:
+        """Return images framed for these shifts, see :func:`frame`.
+
+        Args:
+            images: [image, channel, height, width].
+            mode: in place of the chosen one.
+        """
+        return frame(images, self.size, mode or self.mode, self.max_shift)
+
+    def unshifted(self, images: Tensor) -> Tensor:
+        """Return the model's inputs without a shift."""
+        return frame(images, self.size, "zero", None).images
 
 
 def frame(images: Tensor, size: int | tuple[int, int] | None, border: Border | None, max_shift: int | None) -> Framed:

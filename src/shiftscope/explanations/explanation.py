@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from shiftscope.engine.answers import answers_of, image_warnings, output_warnings
 from shiftscope.engine.batches import Images, gather
 from shiftscope.engine.checks import check_classes, check_images, check_labels, device_of, evaluating
-from shiftscope.engine.direct import Canvas
-from shiftscope.engine.framing import Border, frame
+from shiftscope.engine.framing import Border, Shifting
 from shiftscope.engine.task_trials import task_for
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
@@ -231,22 +230,18 @@ def explain(
     """
     images, labels = gather(images, labels)
     _check(model, images, labels, shifts, mode)
-    framed = frame(images, size, mode, max_shift)
-    example = Canvas(framed.mode, 0.0, framed.size).centre(framed.images[:1])
-    found = task_for(model, example, task, output=output, embedding=embedding)
+    under = Shifting(size, max_shift, mode, fill, seed)
+    framed = under.frame(images)
+    found = task_for(model, under.unshifted(images[:1]), task, output=output, embedding=embedding)
     if found is not None:
         return explain_task(
             model,
             found,
             images,
+            under,
+            shifts=shifts,
             truth=labels if truth is None and found.takes_labels else truth,
             output=output,
-            size=size,
-            max_shift=max_shift,
-            shifts=shifts,
-            mode=mode,
-            fill=fill,
-            seed=seed,
             device=device,
             name=name,
             arguments=arguments,
@@ -255,51 +250,45 @@ def explain(
         )
     if truth is not None:
         raise InputError("`truth` is ground truth for a task, but the output does not tell which.", "Name it with `task`.")
-    steps = draw_shifts(len(images), shifts, framed.max_shift, torch.Generator().manual_seed(seed))
-    trial = Trial(framed.images, steps, framed.mode, fill, labels, batch_size, device, report, framed.size)
     if model.training:
         warnings.warn("the model is in training mode; it is evaluated, and returned to training mode.", stacklevel=2)
+    steps = draw_shifts(len(images), shifts, framed.max_shift, torch.Generator().manual_seed(seed))
+    trial = Trial(framed.images, steps, framed.mode, fill, labels, batch_size, device, report, framed.size)
+    with evaluating(model):
+        explained = _explain_classes(model, trial, seed, name, arguments or quote(name), savable=savable, classes=not embedding)
     settings = {"images": str(len(images)), "shifts of each image": str(shifts)}
     settings |= {"largest shift": f"{framed.max_shift} pixels", "border": framed.border, "seed": str(seed)}
-    with evaluating(model):
-        geometry = read_geometry(model, trial.image)
-        guarantee = guarantee_of(model, geometry=geometry, image=trial.image)
-        measured = trial.measure(model, "the unchanged model")
-        check_classes(labels, measured.reference.shape[1])
-        tokens = read_tokens(model, trial.inputs[:1].to(device_of(model)))
-        return Explanation(
-            name=name,
-            similarity=mean(1 - measured.loss, bounds=(-1.0, 1.0)),
-            guarantee=guarantee,
-            layers=layer_responses(
-                model,
-                trial.images,
-                steps,
-                mode=trial.mode,
-                fill=fill,
-                size=trial.size,
-                geometry=geometry,
-                batch_size=max(2, batch_size),
-                device=device,
-                report=report,
-            ),
-            causes=causes_of(model, trial, guarantee.geometry, measured, tokens=tokens, seed=seed),
-            fixes=try_fixes(
-                model,
-                trial,
-                guarantee.geometry,
-                measured,
-                tokens=tokens,
-                arguments=arguments or quote(name),
-                classes=not embedding,
-                savable=savable,
-            ),
-            settings=settings,
-            warnings=(
-                *image_warnings(model, trial.inputs),
-                *output_warnings(answers_of(measured.reference), classes=not embedding),
-            ),
-        )
+    return replace(explained, settings=settings)
+
+
+def _explain_classes(
+    model: nn.Module, trial: Trial, seed: int, name: str, arguments: str, *, savable: bool, classes: bool
+) -> Explanation:
+    """Explain a model in evaluation mode that returns a vector for each image, without the settings."""
+    geometry = read_geometry(model, trial.image)
+    guarantee = guarantee_of(model, geometry=geometry, image=trial.image)
+    measured = trial.measure(model, "the unchanged model")
+    check_classes(trial.labels, measured.reference.shape[1])
+    tokens = read_tokens(model, trial.inputs[:1].to(device_of(model)))
+    layers = layer_responses(
+        model,
+        trial.images,
+        trial.shifts,
+        mode=trial.mode,
+        fill=trial.fill,
+        size=trial.size,
+        geometry=geometry,
+        batch_size=max(2, trial.batch_size or BATCH),
+        device=trial.device,
+        report=trial.report,
+    )
+    causes = causes_of(model, trial, guarantee.geometry, measured, tokens=tokens, seed=seed)
+    fixes = try_fixes(
+        model, trial, guarantee.geometry, measured, tokens=tokens, arguments=arguments, classes=classes, savable=savable
+    )
+    doubts = image_warnings(model, trial.inputs), output_warnings(answers_of(measured.reference), classes=classes)
+    similarity = mean(1 - measured.loss, bounds=(-1.0, 1.0))
+    return Explanation(name, similarity, guarantee, causes, layers, fixes, {}, warnings=(*doubts[0], *doubts[1]))
 
 
 def _check(model: object, images: Tensor, labels: Tensor | None, shifts: int, mode: str | None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from shiftscope.engine.answers import image_warnings
 from shiftscope.engine.checks import evaluating
-from shiftscope.engine.framing import Border, frame
+from shiftscope.engine.framing import Shifting
 from shiftscope.engine.task_trials import TaskTrial, TaskValues, graded
 from shiftscope.errors import InputError, UntraceableError
 from shiftscope.estimates import Estimate
@@ -193,15 +193,11 @@ def explain_task(
     model: nn.Module,
     task: Task,
     images: Tensor,
+    under: Shifting,
     *,
+    shifts: int = 4,
     truth: Truth | None = None,
     output: str | int | None = None,
-    size: int | tuple[int, int] | None = None,
-    max_shift: int | None = None,
-    shifts: int = 4,
-    mode: Border | None = None,
-    fill: Tensor | float = 0.0,
-    seed: int = 0,
     device: torch.device | str | None = None,
     name: str = "MODEL",
     arguments: str = "",
@@ -214,14 +210,10 @@ def explain_task(
         model: images [image, channel, height, width] in [0, 1] -> what the task reads.
         task: what the outputs are.
         images: unshifted images, canvas included; at least 2.
+        under: how images are shifted.
+        shifts: number of shifts of each image.
         truth: ground truth of each image, as the task takes it; None without.
         output: name or position of the output that the task reads, of a model with several.
-        size: (height, width) of the model's input, where images are larger; by default that of the images.
-        max_shift: the largest shift along an axis, pixels; by default as in :func:`shiftscope.explain`.
-        shifts: number of shifts of each image.
-        mode: what comes in at the border; by default ``crop`` for larger images, else ``zero``.
-        fill: the canvas's colour in mode ``zero``, one value or one a channel.
-        seed: draws the shifts.
         device: where to compute; the model's own by default.
         name: of the model, for titles.
         arguments: of the command line that name the model, the images and the task; by default the name.
@@ -233,11 +225,11 @@ def explain_task(
     """
     if truth is not None and len(truth) != len(images):
         raise InputError(f"`truth` must hold one for each of {len(images)} images, got {len(truth)}.", "Give them in order.")
-    framed = frame(images, size, mode, max_shift)
-    steps = draw_shifts(len(images), shifts, framed.max_shift, torch.Generator().manual_seed(seed))
-    trial = TaskTrial(task, framed.images, steps, framed.size, framed.mode, fill, truth, output, device, report)
+    framed = under.frame(images)
+    steps = draw_shifts(len(images), shifts, framed.max_shift, torch.Generator().manual_seed(under.seed))
+    trial = TaskTrial(task, framed.images, steps, framed.size, framed.mode, under.fill, truth, output, device, report)
     settings = {"images": str(len(images)), "shifts of each image": str(shifts)}
-    settings |= {"largest shift": f"{framed.max_shift} pixels", "border": framed.border, "seed": str(seed)}
+    settings |= {"largest shift": f"{framed.max_shift} pixels", "border": framed.border, "seed": str(under.seed)}
     with evaluating(model), torch.no_grad():
         found = trial.measure(model, "the unchanged model")
         reading = read_geometry(model, trial.image)
@@ -245,7 +237,7 @@ def explain_task(
         layers, why = _layers(model, trial, reading)
         factor, source, sure = _factor(geometry, layers, trial.size)
         known = found.change(task).isfinite()
-        causes = task_causes(model, trial, found, factor, traced=geometry is not None, seed=seed)
+        causes = task_causes(model, trial, found, factor, traced=geometry is not None, seed=under.seed)
         if not sure and not causes.followed:
             factor, causes = None, replace(causes, factor=None)
         lattice = lattice_of(model, trial, None if factor is None else max(factor), source, traced=geometry is not None)

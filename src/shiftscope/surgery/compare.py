@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -15,7 +15,7 @@ from shiftscope.engine.answers import image_warnings, output_warnings, watched
 from shiftscope.engine.batches import Images, gather
 from shiftscope.engine.checks import check_classes, check_images
 from shiftscope.engine.direct import Canvas
-from shiftscope.engine.framing import Border, Framed, frame
+from shiftscope.engine.framing import Border, Framed, Shifting, frame
 from shiftscope.engine.outputs import stream_outputs, track
 from shiftscope.engine.task_trials import task_for
 from shiftscope.errors import InputError, ModelFailsError, first_line
@@ -26,7 +26,7 @@ from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shown import Shown
 from shiftscope.surgery import ON_BLACK, WRAPPERS, Average, Canonical, Change, Kind, Surgery, Wrapping, cost, operate
 from shiftscope.surgery.plan import merge_changes
-from shiftscope.surgery.sampled import SHIFTS, TRAIN_AGAIN, changes_layers, described, shifts_for
+from shiftscope.surgery.sampled import SHIFTS, TRAIN_AGAIN, changes_layers, described, framings, shifts_for
 from shiftscope.surgery.task_compare import compare_tasks
 from shiftscope.surveys import Survey, survey
 from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
@@ -125,17 +125,16 @@ def fix(
     chosen = [(kind, filter_size if kind == "blur" else 1) for kind in kinds]
     background = float(fill) if isinstance(fill, int | float) else tuple(map(float, fill))
     named = None if output is None else str(output)
-    wrapping = Wrapping(frame(images, size, mode, max_shift).border, reach, background, found, named)
+    under = Shifting(size, max_shift, mode, torch.tensor(fill).expand(images.shape[1]), seed)
+    wrapping = Wrapping(under.frame(images).border, reach, background, found, named)
     surgery = apply_fixes(model, chosen, wrapping=wrapping, image=(images.shape[1], height, width))
-    under: dict[str, Any] = {"size": size, "max_shift": max_shift, "mode": mode, "seed": seed, "report": report}
-    under["fill"] = torch.tensor(fill).expand(images.shape[1])
     if found is None:
         if truth is not None:
             raise InputError("`truth` is ground truth for a task, but the output does not tell which.", "Name it with `task`.")
-        table = compare(model, surgery, images, labels, **under)
+        table = compare(model, surgery, images, labels, under, report=report)
     else:
         known = labels if truth is None and found.takes_labels else truth
-        table = compare_tasks(model, surgery, found, images, truth=known, output=output, **under)
+        table = compare_tasks(model, surgery, found, images, under, truth=known, output=output, report=report)
     return Fixed(surgery.model, surgery.table(), table)
 
 
@@ -183,13 +182,9 @@ def compare(
     surgery: Surgery,
     images: Tensor,
     labels: Int[Tensor, " image"] | None,
+    under: Shifting,
     *,
-    size: int | tuple[int, int] | None = None,
-    max_shift: int | None = None,
-    mode: Border | None = None,
-    fill: Tensor | float = 0.0,
     embedding: bool = False,
-    seed: int = 0,
     provenance: Mapping[str, str] | None = None,
     report: Report = silent,
 ) -> Table:
@@ -202,12 +197,9 @@ def compare(
         surgery: the fixed model and its costs.
         images: unshifted images in [0, 1], canvas included.
         labels: class of each image; None where they are unknown.
-        size: (height, width) of the model's input, where images are larger; by default that of the images.
-        max_shift: the largest shift along each axis, pixels; by default as in :func:`shiftscope.explain`.
-        mode: what comes in at the border; by default both ``circular`` and, of larger images, ``crop``, else ``zero``.
-        fill: colour that zero-filled shifts bring in, in [0, 1]: one value or one per channel.
+        under: how images are shifted; without a mode as by default and also circularly. Its seed draws the shifts of large
+            inputs.
         embedding: whether outputs are not class scores.
-        seed: draws the shifts of large inputs.
         provenance: where the images come from, name to value, for the table.
         report: called with progress events.
 
@@ -215,19 +207,18 @@ def compare(
         a row for each model and kind of shift: measures with 95 % intervals, and the costs.
 
     Raises:
-        InputError: the model does not take such images, or ``max_shift`` does not fit them.
+        InputError: the model does not take such images, or the shifts do not fit them.
     """
-    first = frame(images, size, mode, max_shift)
-    framed = [first] if mode else [first, frame(images, size, "circular", first.max_shift)]
-    shifts = shifts_for(first, seed)
+    framed = framings(images, under)
+    shifts = shifts_for(framed[0], under.seed)
     found = dict[tuple[str, str], Survey]()
-    rows, warnings = [], [*image_warnings(before, frame(images, size, "zero", None).images)]
+    rows, warnings = [], [*image_warnings(before, under.unshifted(images))]
     for name, model, price in (("before", before, surgery.before), ("after", surgery.model, surgery.after)):
         answers = dict[str, Tensor]()
         for each in framed:
             stage = partial(_report_stage, report, f"measuring {name}, {each.border} shifts", len(images))
             blocks = each.images.split(BLOCK)
-            outputs = stream_outputs(model, blocks, shifts, mode=each.mode, fill=fill, size=each.size)
+            outputs = stream_outputs(model, blocks, shifts, mode=each.mode, fill=under.fill, size=each.size)
             answers.clear()
             found[name, each.border] = survey(watched(track(outputs, stage), answers), labels=labels)
             rows.append(
@@ -241,17 +232,17 @@ def compare(
             )
             check_classes(labels, len(answers["tops"]))
         warnings += [f"{name.capitalize()} the fix: {text}" for text in output_warnings(answers, classes=not embedding)]
-    under = described(len(shifts), first.max_shift)
+    measured = described(len(shifts), framed[0].max_shift)
     notes = (
         *warnings,
-        f"Intervals: 95 %, over {len(images)} images, each under {under}.",
+        f"Intervals: 95 %, over {len(images)} images, each under {measured}.",
         *(_paired(found["before", each.border], found["after", each.border], each.border, embedding) for each in framed),
-        *(_other_crops(surgery.model, each, shifts, fill) for each in framed if _chooses_crops(surgery.model)),
+        *(_other_crops(surgery.model, each, shifts, under.fill) for each in framed if _chooses_crops(surgery.model)),
         *DEFINITIONS,
         *((TRAIN_AGAIN,) if changes_layers(surgery) else ()),
     )
     columns = ("model", "shifts", "test_accuracy", *COMPARED, "multiply_adds", "parameters")
-    return Table("Before and after", columns, tuple(rows), notes, {**(provenance or {}), SHIFTS: under})
+    return Table("Before and after", columns, tuple(rows), notes, {**(provenance or {}), SHIFTS: measured})
 
 
 def summarise(surgery: Surgery, compared: Table | None, *, commands: tuple[str, ...] = ()) -> Summary:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shiftscope.engine.framing import Framed
+from shiftscope.engine.framing import Framed, Shifting, frame
 from shiftscope.shifts import grid
 from shiftscope.surgery.plan import Surgery
 from shiftscope.surgery.wrappers import AROUND
 
-__all__ = ["SHIFTS", "TRAIN_AGAIN", "changes_layers", "described", "shifts_for"]
+__all__ = ["SHIFTS", "TRAIN_AGAIN", "changes_layers", "described", "framings", "shifts_for"]
 
 #: A note on fixes that change layers.
 TRAIN_AGAIN = "A network trained without the fix usually loses accuracy by it until it is trained again."
@@ -18,6 +18,20 @@ TRAIN_AGAIN = "A network trained without the fix usually loses accuracy by it un
 SHIFTS = "measured under"
 #: Inputs up to so many pixels are measured under every shift, larger ones under so many random shifts.
 SMALL, DRAWN = 64, 8
+
+
+def framings(images: Tensor, under: Shifting) -> tuple[Framed, ...]:
+    """Return images framed for shifts of the chosen kind; by default of two kinds, the second circular.
+
+    Args:
+        images: [image, channel, height, width].
+        under: how they are to be shifted.
+
+    Raises:
+        InputError: what :func:`shiftscope.engine.framing.frame` says.
+    """
+    first = under.frame(images)
+    return (first,) if under.mode else (first, frame(images, first.size, "circular", first.max_shift))
 
 
 def shifts_for(framed: Framed, seed: int) -> Tensor:

@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from shiftscope.engine.answers import image_warnings
-from shiftscope.engine.framing import Border, Framed, frame
+from shiftscope.engine.framing import Framed, Shifting
 from shiftscope.engine.task_trials import TaskTrial, TaskValues
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, difference
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.surgery.plan import Surgery
-from shiftscope.surgery.sampled import SHIFTS, TRAIN_AGAIN, changes_layers, described, shifts_for
+from shiftscope.surgery.sampled import SHIFTS, TRAIN_AGAIN, changes_layers, described, framings, shifts_for
 from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
 from shiftscope.tasks import Task, Truth
 
@@ -34,14 +34,10 @@ def compare_tasks(
     surgery: Surgery,
     task: Task,
     images: Tensor,
+    under: Shifting,
     *,
     truth: Truth | None = None,
     output: str | int | None = None,
-    size: int | tuple[int, int] | None = None,
-    max_shift: int | None = None,
-    mode: Border | None = None,
-    fill: Tensor | float = 0.0,
-    seed: int = 0,
     provenance: Mapping[str, str] | None = None,
     report: Report = silent,
 ) -> Table:
@@ -52,13 +48,10 @@ def compare_tasks(
         surgery: the fixed model.
         task: what the outputs are.
         images: unshifted images in [0, 1], canvas included.
+        under: how images are shifted; without a mode as by default and also circularly. Its seed draws the shifts of large
+            inputs.
         truth: ground truth of each image, as the task takes it; None without.
         output: name or position of the output that the task reads, of a model with several.
-        size: (height, width) of the model's input, where images are larger; by default that of the images.
-        max_shift: the largest shift along each axis, pixels; by default as in :func:`shiftscope.explain`.
-        mode: what comes in at the border; by default both ``circular`` and, of larger images, ``crop``, else ``zero``.
-        fill: colour that zero-filled shifts bring in, in [0, 1]: one value or one per channel.
-        seed: draws the shifts of large inputs.
         provenance: where the images come from, name to value, for the table.
         report: called with progress events.
 
@@ -66,35 +59,35 @@ def compare_tasks(
         a row for each kind of shift and measure: before, after, and the difference of the same images, with 95 % intervals.
 
     Raises:
-        InputError: a model does not take such images, outputs or truth are not the task's, or ``max_shift`` does not fit.
+        InputError: a model does not take such images, outputs or truth are not the task's, or the shifts do not fit.
     """
-    first = frame(images, size, mode, max_shift)
+    framed = framings(images, under)
+    first = framed[0]
     if truth is not None and len(truth) != len(images):
         raise InputError(
             f"`truth` must hold one entry for each of {len(images)} images, got {len(truth)}.", "Give them in order."
         )
-    framed = [first] if mode else [first, frame(images, size, "circular", first.max_shift)]
-    shifts = shifts_for(first, seed)
+    shifts = shifts_for(first, under.seed)
     shifts = shifts[(shifts != 0).any(dim=1)]
     rows, left_out = list[dict[str, Cell]](), dict[str, int]()
     for each in framed:
-        trial = _trial(task, each, shifts, truth, output, fill, report)
+        trial = _trial(task, each, shifts, truth, output, under.fill, report)
         one = trial.measure(before, f"measuring before, {each.border} shifts")
         other = trial.measure(surgery.model, f"measuring after, {each.border} shifts")
         if each is first:
             rows += _unshifted(task, one, other)
         rows += _shifted(task, one, other, each.border)
         left_out |= {name: lost for name in one.values if (lost := _lost(name, one, other))}
-    under = described(len(shifts), first.max_shift)
+    measured = described(len(shifts), first.max_shift)
     notes = (
-        *image_warnings(before, frame(images, size, "zero", None).images),
-        f"Intervals: 95 %, over {len(images)} images, each under {under}; differences are of the same images.",
+        *image_warnings(before, under.unshifted(images)),
+        f"Intervals: 95 %, over {len(images)} images, each under {measured}; differences are of the same images.",
         *_left_out(left_out, len(images)),
         *([task.nothing()] if not rows and task.nothing() else []),
         *_definitions(rows),
         *([TRAIN_AGAIN] if changes_layers(surgery) else []),
     )
-    found = {**(provenance or {}), "task": task.name, SHIFTS: under}
+    found = {**(provenance or {}), "task": task.name, SHIFTS: measured}
     return Table("Before and after", COLUMNS, tuple(rows), notes, found, brief=COLUMNS)
 
 
