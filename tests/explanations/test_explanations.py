@@ -288,7 +288,7 @@ GUARANTEES: dict[str, tuple[list[nn.Module], str, str]] = {
         "possible",
         "2 pixels, as long as everything that differs",
     ),
-    "valid": ([nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, (3, 1))], "possible", "receptive field (5x3 pixels)"),
+    "valid": ([nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, (3, 1))], "possible", "the receptive field is 5x3 pixels"),
     "along one axis": ([nn.AvgPool2d((1, 2))], "possible", "multiples of 1 pixel down and 2 across, circular"),
     "unknown": ([nn.Conv2d(1, 3, 1), nn.Upsample(scale_factor=1.5)], "possible", "not known how `1` (Upsample) treat positions"),
 }
@@ -455,6 +455,23 @@ def test_table_has_verdict_guarantee_and_parts() -> None:
         in table.notes[1]
     )
     assert len(found.tables()) == 3
+
+
+@pytest.mark.parametrize(("size", "possible"), [(8, False), (10, False), (32, True)])
+def test_distance_from_edges_is_asked_only_of_images_that_have_it(size: int, possible: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, 2, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    sentence = guarantee_of(model, image=(1, size, size)).exact_at
+    assert ("as long as everything" in sentence) == possible
+    assert (f"images of {size}x{size} pixels are too small" in sentence) != possible
+
+
+def test_border_and_number_of_images_are_stated() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = shiftscope.explain(model.eval(), torch.rand(3, 1, 16, 16), size=12, max_shift=2, shifts=1)
+    assert isinstance(found, Explanation)
+    assert any("border crop" in note for note in found.summary().notes)
+    assert any("(border crop)" in note for note in found.layers.table().notes)
+    assert any("average: of 9 shifts, on 3 images" in note for note in found.fixes.table().notes)
 
 
 def test_model_is_unchanged_and_progress_is_reported() -> None:

@@ -36,3 +36,17 @@ def test_verdict_speaks_of_shares_only_where_they_are_shares(
     assert main == "head"
     assert said in verdict
     assert not_said not in verdict
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (Estimate(-0.008, -0.069, 0.054, 6), "raises it by 0.008 [-0.054, 0.069]"),
+        (Estimate(0.02, -0.01, 0.05, 6), "lowers it by 0.020 [-0.010, 0.050]"),
+    ],
+)
+def test_part_whose_interval_holds_zero_keeps_the_sign_of_its_verb(part: Estimate, said: str) -> None:
+    share = Estimate(part.value / 0.1, part.low / 0.1, part.high / 0.1, part.count)
+    borders = Cause("borders", "", part, share, LOSS, "", "", "")
+    causes = [cause("head", 0.16), borders, cause("other", -0.06)]
+    assert f"The step that removes borders {said}." in causes_verdict(LOSS, causes)[1]

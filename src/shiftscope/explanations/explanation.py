@@ -95,7 +95,7 @@ class Explanation(Shown):
         causes = replace(causes, rows=tuple(row for row in causes.rows if not str(row["cause"]).startswith("of ")), notes=())
         works = [each for each in self.fixes.ranked if each.works]
         fixes = replace(fixes, rows=fixes.rows[: min(FIXES, len(works))], notes=())
-        images, shifts = self.settings["images"], self.settings["shifts of each image"]
+        images, shifts, border = (self.settings[name] for name in ("images", "shifts of each image", "border"))
         return Summary(
             " ".join(self.warnings)
             + " " * bool(self.warnings)
@@ -109,7 +109,10 @@ class Explanation(Shown):
                 status=self.guarantee.status,
             ),
             tuple(table for table in (causes, layers, fixes) if table.rows),
-            (*self.notes, f"Loss: 1 - mean cosine ({images} images, {shifts} shifts each, 95 % intervals). --wide: all."),
+            (
+                *self.notes,
+                f"Loss: 1 - mean cosine ({images} images, {shifts} shifts each, border {border}, 95 % intervals). --wide: all.",
+            ),
             (works[0].command,) if works else (),
         )
 

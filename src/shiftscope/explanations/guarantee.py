@@ -187,6 +187,12 @@ def _equivariance(found: Observed, exact: Exactness | None, image: tuple[int, in
         if exact.circular:
             return f"The layers before the head are exactly equivariant to {shifts}, circular, {size}."
         down, right = exact.receptive_field
+        if 2 * down >= image[1] or 2 * right >= image[2]:
+            return (
+                f"Apart from what borders change, the layers before the head are exactly equivariant to {shifts}. But images of "
+                f"{image[1]}x{image[2]} pixels are too small to keep content away from borders: the receptive field is "
+                f"{down}x{right} pixels."
+            )
         return (
             f"The layers before the head are exactly equivariant to {shifts}, as long as everything that differs from the "
             f"background stays farther from every edge than the receptive field ({down}x{right} pixels), {size}."

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from shiftscope.engine.checks import check_fill, check_images, check_options, check_shifts, check_size, device_of, evaluating
 from shiftscope.engine.direct import Canvas
+from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.hooks import Kind
@@ -111,14 +112,14 @@ class Layers:
     Attributes:
         layers: the canvas, the chosen layers in the order of their calls, the head's input, and the output.
         shifts: (dy, dx) of every image and shift, pixels.
-        mode: what came in at the border.
+        border: what came in at the border.
         left_out: names of chosen layers whose maps could not be compared, and why.
         from_graph: whether factors come from the model's graph; otherwise from the sizes of its maps.
     """
 
     layers: tuple[Layer, ...]
     shifts: Shaped[Tensor, "image shift 2"]
-    mode: Mode
+    border: Border
     left_out: tuple[tuple[str, str], ...]
     from_graph: bool
 
@@ -170,11 +171,11 @@ class Layers:
     def _notes(self) -> list[str]:
         length = float(self.shifts.double().norm(dim=-1).mean())
         notes = [
-            f"Intervals: 95 %, over {len(self.shifts)} images, {self.shifts.shape[1]} shifts of each ({self.mode}). "
+            f"Intervals: 95 %, over {len(self.shifts)} images, {self.shifts.shape[1]} shifts of each (border {self.border}). "
             f"The mean length of a shift is {length:.2f} pixels: a map that only moves has similarity 1 and moves as far.",
             "The response to a blank image is subtracted from feature maps before they are compared.",
         ]
-        if self.mode == "circular":
+        if self.border == "circular":
             notes.append("Maps are compared as if zeros surrounded them: what a circular shift wraps around lowers similarity.")
         if not self.from_graph:
             notes.append("The model's graph cannot be traced: factors are the image's size over the map's, rounded.")
@@ -260,7 +261,8 @@ def layer_responses(
     if shifts.ndim == 3 and sum(map(len, used)) != len(shifts):
         raise InputError(f"`shifts` must hold a list for each of {sum(map(len, used))} images, got {len(shifts)}.")
     responses = tuple(map(_layer, probes.probes))
-    return Layers(responses, torch.cat(used), mode, tuple(probes.left_out), found is not None)
+    border: Border = "crop" if mode == "zero" and canvas.size != outer else mode
+    return Layers(responses, torch.cat(used), border, tuple(probes.left_out), found is not None)
 
 
 def _shifts_of(batch: Tensor, shifts: Tensor, start: int) -> Tensor:

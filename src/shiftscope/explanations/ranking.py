@@ -134,9 +134,8 @@ class Fixes:
         if any(each.gain is not None and each.trains for each in self.ranked):
             notes.append("The weights are unchanged: train again and measure again before you rely on a fix in layers.")
         if any(each.kinds == ("average",) and each.gain is not None for each in self.ranked):
-            notes.append(
-                f"average: of {len(grid(REACH))} shifts, on {IMAGES_OF_AVERAGE} images; its gain is that of mean logits."
-            )
+            images = min(IMAGES_OF_AVERAGE, self.before.loss.count)
+            notes.append(f"average: of {len(grid(REACH))} shifts, on {images} images; its gain is that of mean logits.")
         columns = (
             "fix",
             "gain",

@@ -113,12 +113,12 @@ def _parts(ranked: Sequence[Cause]) -> list[str]:
 
 
 def _part(cause: Cause) -> str:
+    """Return by how much a step lowers the loss or, of one that raises it, by how much it raises it."""
     found = cause.part
     assert found is not None  # of a cause whose part is known
-    low, high = sorted((abs(found.low), abs(found.high)))
-    if found.low < 0 < found.high:
+    if found.value >= 0:
         return number(found)
-    return number(Estimate(abs(found.value), low, high, found.count))
+    return number(Estimate(-found.value, -found.high, -found.low, found.count))
 
 
 def _alike(before: Loss, after: Loss) -> bool:
