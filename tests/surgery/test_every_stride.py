@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -162,6 +163,17 @@ def test_weights_of_zero_hide_nothing(zero: str) -> None:
     assert promise is not None
     assert promise.error is not None
     assert not promise.exact
+
+
+@pytest.mark.parametrize("side", [30, 32])  # on 3x32x32, random shifts were once even along both axes
+@pytest.mark.parametrize("stride", [2, 3, (1, 2)])
+def test_stride_that_is_left_is_found_whatever_the_image_size(side: int, stride: Any) -> None:
+    around: Any = {"padding": 1, "padding_mode": "circular"}
+    layers = nn.Conv2d(3, 4, 3, **around), nn.ReLU(), nn.Conv2d(4, 4, 3, stride, **around), nn.ReLU()
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    promise = make_equivariant(model, skip=["2"], image=(3, side, side)).promise
+    assert promise is not None
+    assert (promise.error is None, promise.exact) == (False, False)
 
 
 def test_outputs_that_no_image_changes_promise_nothing() -> None:

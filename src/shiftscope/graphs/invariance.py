@@ -69,18 +69,13 @@ def outputs_in_double(model: nn.Module, images: Tensor) -> Tensor | None:
 def random_steps(count: int, size: Pair, step: Pair, *, seed: int = 0) -> list[Pair]:
     """Return random non-zero shifts by multiples of a step; empty if the image is too small for one.
 
-    The first is by an odd multiple along both axes, where the image has one, so that it changes the phase of every stride.
+    The first is by the step itself along both axes, where the image has room, so that it changes the phase of every stride.
     """
     counts = [side // each for side, each in zip(size, step, strict=True)]
     if max(counts) < 2:
         return []
     generator = torch.Generator().manual_seed(seed)
     picks = (1 + torch.randperm(counts[0] * counts[1] - 1, generator=generator))[:count].tolist()
-    first = _odd(picks[0] // counts[1], counts[0]) * counts[1] + _odd(picks[0] % counts[1], counts[1])
-    picks = [first, *(pick for pick in picks[1:] if pick != first)]
+    first = min(1, counts[0] - 1) * counts[1] + min(1, counts[1] - 1)
+    picks = [first, *(pick for pick in picks if pick != first)][:count]
     return [(pick // counts[1] * step[0], pick % counts[1] * step[1]) for pick in picks]
-
-
-def _odd(place: int, count: int) -> int:
-    """Return an odd number below ``count`` near ``place``; 0 if ``count`` is 1."""
-    return min(place | 1, count - 1 - count % 2) if count > 1 else 0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from shiftscope.errors import InputError
 from shiftscope.graphs.geometry import Geometry, read_geometry
+from shiftscope.graphs.invariance import random_steps
 from shiftscope.graphs.positions import Head, head_kind
 from shiftscope.surgery.editor import Editor
 from shiftscope.surgery.plan import TOLERANCE, Promise
@@ -39,10 +40,10 @@ def try_promise(model: nn.Module, editor: Editor, head: Head, image: tuple[int, 
 
 
 def _shifted(image: tuple[int, int, int]) -> Tensor:
-    """Return a random image, randomly shifted ones, and last another random image."""
+    """Return a random image, shifted ones (by 1 pixel along both axes, and randomly), and last another random image."""
     generator = torch.Generator().manual_seed(0)
     first = torch.rand(1, *image, generator=generator, dtype=torch.float64)
-    shifts = [[int(torch.randint(1, max(2, side), (1,), generator=generator)) for side in image[1:]] for _ in range(SHIFTS)]
+    shifts = random_steps(SHIFTS, image[1:], (1, 1))
     other = torch.rand(1, *image, generator=generator, dtype=torch.float64)
     return torch.cat([first, *(first.roll(shift, (2, 3)) for shift in shifts), other])
 
