@@ -291,6 +291,13 @@ def test_what_cannot_be_compared_is_one_sentence(command: Command, words: tuple[
     assert message in done.err
 
 
+def test_check_refuses_videos_with_what_to_do_instead(command: Command) -> None:
+    frames_flicker(lambda batch: batch.mean((2, 3)), torch.rand(3, 3, 8, 8)).save("bright")
+    done = command("check", "bright")
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert "holds the flicker of videos, and `check` takes audits of images. Judge videos with `audit MODEL --frames" in done.err
+
+
 def panned(name: str, *words: str) -> tuple[str, ...]:
     return audited(name, "--data", "photos", "--mode", "zero", "--pan", "0,0.5", "--steps", "8", *words)
 

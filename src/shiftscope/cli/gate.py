@@ -89,7 +89,13 @@ def check(
     from shiftscope.audits.job import open_audited, run_audit
     from shiftscope.audits.reading import read_audit
     from shiftscope.runtime.executors import keep_freed_memory
+    from shiftscope.videos.reading import is_flicker
 
+    if is_flicker(baseline):
+        raise InputError(
+            f"{baseline} holds the flicker of videos, and `check` takes audits of images.",
+            'Judge videos with `audit MODEL --frames FOLDER --fail-if "flicker > 0.05"`, or compare two of them.',
+        )
     before = read_audit(baseline)
     changes = {"device": device.torch_device(), "batch_size": batch_size, "trust": trust}
     spec = _spec(baseline, before, model, {**changes, **({"weights": str(weights)} if weights else {})})
