@@ -29,11 +29,28 @@ def test_best_epoch_is_the_best_on_validation_of_those_at_the_target() -> None:
     model = fresh()
     training = fit(model, patience=4)
     reached = [epoch for epoch in training.epochs if epoch.train_accuracy == 1.0]
-    best = max(reached, key=lambda epoch: (epoch.validation_accuracy, -epoch.validation_loss))
+    best = max(reached, key=validated)
     assert training.best_epoch == best.epoch
     assert len(training.epochs) == min(training.best_epoch + 4, 30)
     accuracy, loss = evaluate(model, blobs(60, 1), place=CANVAS.place)
     assert (accuracy, loss) == pytest.approx((best.validation_accuracy, best.validation_loss))
+
+
+def validated(epoch: Epoch) -> tuple[float, float]:
+    """What epochs that reached the target are ranked by."""
+    return epoch.validation_accuracy, -epoch.validation_loss
+
+
+def test_training_images_are_evaluated_only_for_an_epoch_that_can_be_the_best() -> None:
+    validation = blobs(60, 1)
+    validation.labels[:6] = (validation.labels[:6] + 1) % 4  # the surer the network is, the higher the loss
+    training = train(fresh(), (blobs(200, 0), validation), Recipe(learning_rate=0.003, patience=6), place=CANVAS.place, seed=3)
+    reached = [epoch for epoch in training.epochs if epoch.train_accuracy is not None]
+    others = training.epochs[reached[0].epoch :][-6:]
+    assert [epoch.train_accuracy for epoch in others] == [None] * 6
+    assert {epoch.running_accuracy for epoch in others} == {1.0}
+    assert reached[-1].epoch == training.best_epoch == training.epochs[-7].epoch
+    assert max(map(validated, others)) <= validated(reached[-1])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -152,8 +169,11 @@ def test_evaluation_stops_once_the_target_is_missed() -> None:
     model.register_forward_hook(lambda *call: asked.append(len(call[1][0])))
     accuracy = evaluate(model, data, place=CANVAS.place)[0]
     assert accuracy > 0.9
-    assert accuracy_if_reached(model, data, accuracy, place=CANVAS.place) == pytest.approx(accuracy)
-    data.labels[3] = (data.labels[3] + 1) % 4
+    assert accuracy_if_reached(model, data, accuracy, place=CANVAS.place) == (pytest.approx(accuracy), 0)
+    assert accuracy_if_reached(model, data, accuracy, place=CANVAS.place, begin=1024) == (pytest.approx(accuracy), 0)
+    data.labels.copy_(model(CANVAS.place(data.images)).argmax(1))
+    data.labels[600] = (data.labels[600] + 1) % 4
     asked.clear()
-    assert accuracy_if_reached(model, data, 1.0, place=CANVAS.place) is None
-    assert asked == [512]
+    assert accuracy_if_reached(model, data, 1.0, place=CANVAS.place) == (None, 512)
+    assert accuracy_if_reached(model, data, 1.0, place=CANVAS.place, begin=512) == (None, 512)
+    assert asked == [512, 512, 512]

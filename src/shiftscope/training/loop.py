@@ -75,7 +75,8 @@ class Epoch(Event):
         epoch: counted from 1.
         loss: mean cross-entropy while training.
         running_accuracy: accuracy while training, on each batch before its step.
-        train_accuracy: accuracy on all training images after the epoch, without augmentation; None if it misses the target.
+        train_accuracy: accuracy on all training images after the epoch, without augmentation; None if it misses the target, or if
+            the epoch is not better than an earlier one that reached it.
         validation_accuracy: after the epoch.
         validation_loss: mean cross-entropy after the epoch.
         images_per_second: of the training steps alone.
@@ -241,6 +242,7 @@ class TrainingState:
         self.best_epoch, self.diverged = 0, False
         self.best_rank: tuple[bool, float, float] = (False, -1.0, 0.0)
         self.best_weights = deepcopy(self.model.state_dict())
+        self.missed_at = 0
 
     def add_epoch(self, loss: float, running_accuracy: float, images_per_second: float, started: float) -> None:
         """Evaluate the model after an epoch, record the epoch, and keep the weights if it is the best.
@@ -259,7 +261,9 @@ class TrainingState:
             self.diverged = True
             return
         near = target > 0 and running_accuracy >= target - NEAR_TARGET
-        exact = accuracy_if_reached(self.model, training, target, place=self.place) if near else None
+        exact = None
+        if near and (True, accuracy, -validation_loss) > self.best_rank:
+            exact, self.missed_at = accuracy_if_reached(self.model, training, target, place=self.place, begin=self.missed_at)
         number, seconds = len(self.epochs) + 1, perf_counter() - started
         epoch = Epoch(number, loss, running_accuracy, exact, accuracy, validation_loss, images_per_second, seconds)
         self.epochs.append(epoch)
@@ -324,25 +328,29 @@ def evaluate(model: nn.Module, data: Labelled, *, place: Place) -> tuple[float, 
     return correct.item() / len(data), loss.item() / len(data)
 
 
-def accuracy_if_reached(model: nn.Module, data: Labelled, target: float, *, place: Place) -> float | None:
-    """Return the accuracy in evaluation mode; None if it is below a target, as soon as that is certain.
+def accuracy_if_reached(
+    model: nn.Module, data: Labelled, target: float, *, place: Place, begin: int = 0
+) -> tuple[float | None, int]:
+    """Return the accuracy in evaluation mode, None as soon as it is certain to be below a target; and where to begin next time.
 
-    A network that is wrong on one image in a thousand shows it in the first thousand: the rest need not be evaluated.
+    A network that is wrong on one image in a thousand shows it in the first thousand, and after another epoch it is often wrong
+    on the same image: the rest need not be evaluated.
 
     Args:
         model: images in [0, 1] -> outputs before the softmax, on the data's device.
         data: images and labels.
         target: accuracy to reach, in [0, 1].
         place: places images on their canvas.
+        begin: the first image to evaluate, a multiple of the batch size; those before it come last.
     """
     allowed, wrong = int((1 - target) * len(data) + 1e-9), 0
     with evaluating(model), torch.inference_mode():
-        for start in range(0, len(data), EVALUATION_BATCH):
+        for start in (*range(begin, len(data), EVALUATION_BATCH), *range(0, begin, EVALUATION_BATCH)):
             batch = data[start : start + EVALUATION_BATCH]
             wrong += int((model(place(batch.images)).argmax(1) != batch.labels).sum())
             if wrong > allowed:
-                return None
-    return 1 - wrong / len(data)
+                return None, start
+    return 1 - wrong / len(data), 0
 
 
 def batches(
