@@ -407,7 +407,7 @@ GREY = "audited_models:grey"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "`audit` needs either a model or a folder to merge, not both. Give one of MODEL and --merge"),
+        ((), "`audit` needs a model, or a folder to merge. Give one of MODEL and --merge"),
         ((GREY, "--merge", "x"), "`audit` needs either a model or a folder to merge, not both. Give one of MODEL and --merge"),
         ((GREY, "--shard", "1/2"), "`shard` needs a folder for its blocks. Give the same --out to all shards"),
         ((GREY, "--shard", "one", "--out", "x"), "`shard` must be I/N, got 'one'"),

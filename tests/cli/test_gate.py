@@ -96,7 +96,10 @@ def test_check_measures_with_the_settings_of_the_baseline(
         (lambda known: known["provenance"].update(data_sha256="0"), "the images differ from those that baseline.json"),
         (lambda known: known.update(schema_version=99), "was written by a later version of shiftscope"),
         (lambda known: known.pop("rows"), "holds no audit (rows: is missing)"),
-        (lambda known: known["rows"][1].update(views=3), "cannot be measured on this model"),
+        (
+            lambda known: known["rows"][1].update(views=3),
+            "measures of baseline.json cannot be measured on this model: mean cosine",
+        ),
         (lambda known: known["cost"].update(images=10**30), "holds no audit (cost.images: "),
         (lambda known: known["rows"][0]["estimate"].update(count=-1), "holds no audit (rows.0.estimate.count: "),
     ],
@@ -117,6 +120,11 @@ def test_baseline_that_never_ends_is_refused(shiftscope: Command, place: str, tm
     for words in (("check", place), ("compare", place, place)):
         done = shiftscope(*words)
         assert (done.code, done.err.rstrip()) == (2, f"shiftscope: {place} is not a regular file. Check the path.")
+
+
+def test_compare_of_one_audit_asks_for_another(shiftscope: Command, baseline: Path) -> None:
+    done = shiftscope("compare", str(baseline))
+    assert (done.code, "give another audit to compare it with" in done.err) == (2, True)
 
 
 def test_compare_sets_two_audits_side_by_side(shiftscope: Command, baseline: Path, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_every_command_refuses_alike(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ((), "`audit` needs either a model or a folder to merge"),
+        ((), "`audit` needs a model, or a folder to merge"),
         (("my_models:small", "--merge", "out"), "Give one of MODEL and --merge"),
         (("my_models:small", "--shard", "1/2"), "`shard` needs a folder for its blocks"),
         (("my_models:small", "--shard", "half", "--out", "out"), "`shard` must be I/N, got 'half'"),

@@ -234,7 +234,7 @@ def read_condition(text: str, *, of_videos: bool = False) -> Condition:
         of_videos: whether it is about videos, which have no protocols.
 
     Raises:
-        InputError: it is not of that form, or there is no such measure or protocol.
+        InputError: it is not of that form, there is no such measure or protocol, or the measure cannot lie beyond the number.
 
     >>> condition = read_condition("mean cosine similarity of mouton2020 < 0.9")
     >>> condition.measure, condition.protocol, condition.sign, condition.bound
@@ -257,7 +257,22 @@ def read_condition(text: str, *, of_videos: bool = False) -> Condition:
         raise InputError(
             f"`fail_if` names an unknown protocol: {protocol!r}.", f"Choose from {', '.join([*PUBLISHED, *GROUPS])}."
         )
-    return Condition(text, _measure(measure.strip()), protocol, sign, bound)  # type: ignore[arg-type]  # by the pattern
+    name = _measure(measure.strip())
+    _check_reach(text, name, sign, bound)
+    return Condition(text, name, protocol, sign, bound)  # type: ignore[arg-type]  # by the pattern
+
+
+def _check_reach(text: str, name: str, sign: str, bound: float) -> None:
+    """Refuse a condition that no model can fail, such as a share above 10: a slip that would pass unnoticed for ever."""
+    measure = MEASURES[name.partition(",")[0]]
+    low, high = measure.bounds
+    if not (bound > high if sign.startswith(">") else bound < low):
+        return
+    meant = f" Did you mean {bound:g} %?" if high == 1 and 1 < bound <= 100 else ""
+    raise InputError(
+        f"`fail_if` {text!r} can never fail: {measure.label} lies between {low:g} and {high:g}.",
+        f"Give a number in between.{meant}",
+    )
 
 
 def _measure(name: str) -> str:
@@ -267,9 +282,20 @@ def _measure(name: str) -> str:
     key = " ".join(base.lower().split())
     if key not in labels:
         close = get_close_matches(key, labels, n=2, cutoff=0.6)
-        remedy = f"Did you mean {' or '.join(map(repr, close))}?" if close else "`shiftscope audit --help` names the protocols."
+        close = close or [label for label in labels if _letters(label).startswith(_letters(key)) and _letters(key)][:2]
+        remedy = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Choose from {', '.join(_of_classes())}."
         raise InputError(f"`fail_if` names an unknown measure: {base.strip()!r}.", remedy)
     return labels[key] + comma + ring
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+def _of_classes() -> list[str]:
+    """Return the labels of the measures that the protocols for classes have."""
+    names = [name for each in PUBLISHED.values() for name in (*each().scores, *(measure for measure, _ in each().surveyed))]
+    return [MEASURES[name].label for name in dict.fromkeys(names) if name in MEASURES]
 
 
 def judge_audit(found: Audit, conditions: Sequence[Condition], *, subject: str = "", strict: bool = False) -> Verdict:

@@ -124,7 +124,8 @@ def audit(
     panned = pan_of(pan, steps, protocols=protocols, max_shift=options.max_shift)
     conditions = conditions_of(fail_if, protocols, gate)
     if (model is None) == (merge is None):
-        raise InputError("`audit` needs either a model or a folder to merge, not both.", "Give one of MODEL and --merge.")
+        given = "either a model or a folder to merge, not both" if model else "a model, or a folder to merge"
+        raise InputError(f"`audit` needs {given}.", "Give one of MODEL and --merge.")
     if quick and (merge or out or shard or workers):
         raise InputError(
             "`--quick` measures a few images and writes nothing.", "Leave out --out, --shard, --workers and --merge."

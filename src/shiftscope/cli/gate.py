@@ -17,6 +17,7 @@ from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
     from shiftscope.audits import Audit
+    from shiftscope.audits.comparison import AuditComparison
     from shiftscope.audits.folder import AuditSpec
     from shiftscope.audits.gate import Condition, Verdict
     from shiftscope.audits.subject import Subject
@@ -107,7 +108,7 @@ def check(
     with reporting("measuring images") as report:
         after = run_audit(spec, subject=subject, report=report)
     compared = compare_audits(before, after, names=(str(baseline), spec.model))
-    _check_rows(baseline, before, len(compared.measures))
+    _check_rows(baseline, before, compared)
     verdict = judge_comparison(compared, tolerance=tolerance, subject=subject.line, strict=gate.strict)
     write_verdict(verdict, gate)
     if as_json:
@@ -156,13 +157,21 @@ def _check_images(baseline: Path, before: Audit, subject: Subject) -> None:
         )
 
 
-def _check_rows(baseline: Path, before: Audit, compared: int) -> None:
+def _check_rows(baseline: Path, before: Audit, found: AuditComparison) -> None:
     """Refuse a comparison that leaves measures of the baseline out."""
-    if compared < len(before.rows):
-        raise InputError(
-            f"{len(before.rows) - compared} of {len(before.rows)} measures of {baseline} cannot be measured on this model.",
-            "Audit the baseline again, with protocols that suit both models.",
-        )
+    from shiftscope.audits.gate import Judgement
+
+    compared = {(each.row.protocol, each.row.measure) for each in found.measures}
+    missing = [row for row in before.rows if (row.protocol, row.measure) not in compared]
+    if not missing:
+        return
+    named = ", ".join(Judgement(row.protocol, row.measure, row.estimate, "", "passes").name for row in missing[:3])
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    labels = " Labels count only if the model has as many classes as they do." if missing[0].protocol == "unshifted" else ""
+    raise InputError(
+        f"{len(missing)} of {len(before.rows)} measures of {baseline} cannot be measured on this model: {named}{more}.{labels}",
+        "Audit the baseline again, with protocols that suit both models.",
+    )
 
 
 def conditions_of(texts: tuple[str, ...], protocols: tuple[str, ...], gate: GateOptions) -> list[Condition]:

@@ -298,12 +298,15 @@ def compare(folder: Path, other: Path | None = None, *, as_json: AsJson = False,
 
 
 def _beside_the_source(folder: Path) -> Comparison:
+    from shiftscope.audits.folder import is_audit
     from shiftscope.studies.comparison import compare as compare_with_source
     from shiftscope.studies.folder import read_folder
     from shiftscope.videos.reading import is_flicker
 
     if is_flicker(folder):
         raise InputError(f"{folder} holds the flicker of videos, and no study.", "Give another such folder to compare it with.")
+    if is_audit(folder) or folder.is_file():
+        raise InputError(f"{folder} holds no study.", "If it holds an audit, give another audit to compare it with.")
     return compare_with_source(read_folder(folder))
 
 

@@ -158,7 +158,7 @@ def find_folder(name: str, data_dir: Path | None) -> Path | None:
     if name.count("/") == 1:
         return None
     raise InputError(
-        f"`data.name` {name!r} is neither digits, {', '.join(HUB_NAMES)}, a Hugging Face id (owner/name) nor an image folder.",
+        f"`data` {name!r} is neither digits, {', '.join(HUB_NAMES)}, a Hugging Face id (owner/name) nor an image folder.",
         "Use one of these.",
     )
 

@@ -130,4 +130,7 @@ def check_max_shift(max_shift: int, size: tuple[int, ...], name: str = "max_shif
     """
     half = max(1, min(size) // 2)
     if not 1 <= max_shift <= half:
-        raise InputError(f"`{name}` must be 1 to {half} pixels, half of the image's {min(size)}, got {max_shift}.", "Lower it.")
+        raise InputError(
+            f"`{name}` must be 1 to {half} pixels, half of the image's {min(size)}, got {max_shift}.",
+            "Raise it." if max_shift < 1 else "Lower it.",
+        )
