@@ -118,6 +118,22 @@ def test_truth_by_name_is_that_of_a_binary_model(command: Command) -> None:
     assert rows["unshifted", "labels_right"] == pytest.approx(float(right.float().mean()))
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_classes_of_a_folder_are_the_truth_of_yes_or_no_only_if_there_are_two(command: Command, classes: int) -> None:
+    for number in range(5):
+        folder = Path(f"folders/{number % classes}")
+        folder.mkdir(parents=True, exist_ok=True)
+        Path(f"photos/{number}.png").rename(folder / f"{number}.png")
+    options = ("--data", "folders", "--size", str(SIZE), "--max-shift", "1", "--json")
+    done = command("audit", "my_tasks:bright", "--protocol", "mouton2020", *options)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    measured = {row["measure"] for row in found["rows"]}
+    ignored = any(f"the data have {classes} classes" in note for note in found["notes"])
+    assert ("labels_right" in measured, ignored) == (classes == 2, classes != 2)
+    assert classes == 2 or command("explain", "my_tasks:bright", *options).code == 0
+
+
 @pytest.mark.slow
 def test_shards_give_the_files_of_one_run(command: Command, tmp_path: Path) -> None:
     options = ("--task", "segmentation", "--truth", "labels", "--protocol", "every-shift", "--max-shift", "1")

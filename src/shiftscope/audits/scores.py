@@ -242,6 +242,9 @@ SCORES: dict[str, Score] = {
     "mean_iou": Score(_mean_ious, "maps"),
 }
 
+#: A spread of so many units of the last place of single precision is rounding.
+ROUNDINGS = 8
+
 #: Named sums over images, by group of the jackknife.
 Sums = dict[str, Tensor]
 
@@ -298,8 +301,8 @@ def _ratios(sums: Sums) -> Float[Tensor, " unit"]:
     count = sums["count"]
     over_shifts = sums["spread"] / count
     middle = sums["sum"] / count
-    # The outputs are in single precision: a spread below its rounding is zero.
-    noise = torch.finfo(torch.float32).eps * (sums["square"] / count).sqrt()
+    # The outputs are in single precision: a spread below their rounding, which adds up from layer to layer, is zero.
+    noise = ROUNDINGS * torch.finfo(torch.float32).eps * (sums["square"] / count).sqrt()
     over_images = (sums["square"] / count - middle.square()).clamp_min(0).sqrt()
     over_images = over_images.where(over_images > noise, 0.0).mean(dim=0)
     over_shifts = over_shifts.where(over_shifts > noise.mean(dim=0), 0.0)

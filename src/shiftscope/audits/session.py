@@ -197,7 +197,8 @@ class Session:
             raw = counted.raw(framing.centre(example))
             task = _task(counted, raw, options, framing) or _task_of_pan(counted, raw, options)
         if task is not None:
-            return cls._of_task(counted, task, framing, options, tuple(example.shape[1:]), labelled=labelled)
+            ignored = task.ignores_labels(classes) if labelled and options.truth is None else ""
+            return cls._of_task(counted, task, framing, options, tuple(example.shape[1:]), labelled=labelled, ignored=ignored)
         output = counted.checked(raw, 1)
         kind: Kind = "maps" if output.ndim == 4 else "vectors" if options.embedding else "classes"
         mismatch = _label_mismatch(kind, output.shape[1], classes) if labelled else ""
@@ -210,13 +211,21 @@ class Session:
 
     @classmethod
     def _of_task(
-        cls, model: CountedModel, task: Task, framing: Framing, options: AuditOptions, shape: tuple[int, ...], *, labelled: bool
+        cls,
+        model: CountedModel,
+        task: Task,
+        framing: Framing,
+        options: AuditOptions,
+        shape: tuple[int, ...],
+        *,
+        labelled: bool,
+        ignored: str,
     ) -> Session:
         truth = options.truth(task) if callable(options.truth) else options.truth
         protocols = _protocols(options, "task", framing)
+        labelled = labelled and not ignored
         measurer = TaskMeasurer(model, task, protocols, framing, truth=truth, labelled=labelled, batch_size=options.batch_size)
-        ignored = labelled and truth is None and not task.takes_labels
-        notes = [f"Labels are ignored: task {task.name!r} has no classes of images."] if ignored else []
+        notes = [ignored] if ignored else []
         if "retrieval" in task.measures:
             block = block_size(framing.size)
             notes.append(f"Retrieval and ranks search the unshifted images of a block of {block}, not all images.")

@@ -120,10 +120,10 @@ def task_images(subject: Subject, task: Task, truth: Path | None) -> tuple[Block
     if truth is not None:
         opened_truth = open_truth(truth, subject.images, task)
         known = [opened_truth[int(number)] for number in block.numbers]
-    elif block.labels is not None and task.takes_labels:
+    labelled = block.labels is not None and truth is None
+    why = task.ignores_labels(subject.images.classes) if labelled else ""
+    if labelled and not why:
         known = block.labels
-    ignored = block.labels is not None and known is None
-    why = f"Labels are ignored: task {task.name!r} has no classes of images." if ignored else ""
     return block, known, subject.notes(block, why)
 
 

@@ -141,6 +141,12 @@ class Binary(MultiLabel):
     measures: tuple[str, ...] = ("label_flips", "label_probability_change")
     takes_labels: bool = True
 
+    def ignores_labels(self, classes: int | None) -> str:
+        """Return that yes and no are two classes, where the images have another number of them."""
+        return (
+            "" if classes in (None, 2) else f"Labels are ignored: the model says yes or no, and the data have {classes} classes."
+        )
+
     def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:
         """Return whether the output is one number per image."""
         found = getattr(output, "logits", output)

@@ -115,6 +115,14 @@ class Task(ABC):
         """Return whether a model's raw output says by itself that it is this task's; arguments as of :meth:`read`."""
         return False
 
+    def ignores_labels(self, classes: int | None) -> str:
+        """Return why classes of images are no ground truth for it, in a sentence; empty if they are.
+
+        Args:
+            classes: number of classes of the images, if known.
+        """
+        return "" if self.takes_labels else f"Labels are ignored: task {self.name!r} has no classes of images."
+
     def nothing(self) -> str:
         """Return why no image may have a value for the leading measure, in a sentence; empty without a reason."""
         return ""
