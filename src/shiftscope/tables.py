@@ -39,7 +39,7 @@ HEADINGS = {
 
 
 #: An interval whose shorter side is at least this part of its longer side is printed as ±, with the longer side.
-SYMMETRIC = 0.5
+SYMMETRIC = 0.75
 #: Numbers below this have more than three digits after the point.
 SMALL = 0.0095
 
@@ -65,6 +65,8 @@ def plus_minus(estimate: Estimate) -> str:
 
     >>> plus_minus(Estimate(0.5, 0.4, 0.59, count=9)), plus_minus(Estimate(1.0, 0.722, 1.0, count=10))
     ('0.500 ± 0.100', '1.000 [0.722, 1.000]')
+    >>> plus_minus(Estimate(0.25, 0.071, 0.591, count=8))  # ± would reach below 0
+    '0.250 [0.071, 0.591]'
     >>> plus_minus(Estimate(0.0024, 0.0016, 0.0032, count=9))  # small numbers have two significant digits
     '0.0024 ± 0.0008'
     """

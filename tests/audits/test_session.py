@@ -283,7 +283,7 @@ def test_table_json_and_summary_agree() -> None:
     assert table.notes[0] == found.words() == read["summary"]
     change = percent(found.estimate("mouton2020", "top1_change"))
     assert found.words().startswith(
-        f"The answer changes for {change} of images when they move by up to 2 pixels. Without a shift,"
+        f"The answer changes for {change} of images after a random shift of up to 2 pixels. Without a shift,"
     )
     assert "Mean cosine similarity: Cosine of the outputs before and after a shift." in table.notes[1]
     assert "Images that change most" in table.notes[-1]

@@ -81,6 +81,16 @@ def test_photos_of_the_input_size_are_taken_whole_unless_the_model_says_otherwis
     assert open_images(str(tmp_path), count=1, preprocessing=Preprocessing(size=28, crop=0.7)).shape == (3, 40, 40)
 
 
+@pytest.mark.parametrize(("beside", "words"), [(0, ""), (1, "1 image of image folder"), (3, "3 images of image folder")])
+def test_images_beside_class_folders_are_left_out_and_counted(tmp_path: Path, beside: int, words: str) -> None:
+    for name in ("a/0.png", "b/0.png", *(f"{number}.png" for number in range(beside))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    found = open_images(str(tmp_path), count=2, preprocessing=Preprocessing(size=16))
+    assert found.count == 2
+    assert [words in note and "beside its class folders" in note for note in found.notes] == [True] * bool(beside)
+
+
 def test_count_is_the_number_of_images_and_a_smaller_one_picks_among_them(photos: Path) -> None:
     every, some = (open_images("photos", count=count, preprocessing=Preprocessing(size=16)) for count in (99, 4))
     assert (every.count, every.choice) == (10, "all 10 images of image folder photos")

@@ -80,13 +80,17 @@ def _of_task(rows: Sequence[Row], task: Task | None) -> str:
 
 
 def _moved(row: Row) -> str:
-    moved = f"by up to {row.max_shift:g} {'pixel' if row.max_shift == 1 else 'pixels'}"
-    return moved + {"circular": ", circularly", "crop": " in the frame"}.get(row.border, "")
+    return f"by {_reach(row)}"
+
+
+def _reach(row: Row) -> str:
+    reach = f"up to {row.max_shift:g} {'pixel' if row.max_shift == 1 else 'pixels'}"
+    return reach + {"circular": ", circularly", "crop": " in the frame"}.get(row.border, "")
 
 
 def _leading(row: Row) -> str:
     """Return a sentence on a row; a generic one for a measure without words of its own."""
-    moved = f"when they move {_moved(row)}"
+    moved = f"after a random shift of {_reach(row)}" if row.views == 1 else f"when they move {_moved(row)}"
     share = percent(row.estimate)
     match row.measure:
         case "top1_change" if row.views == 1:

@@ -99,7 +99,7 @@ def list_images(path: Path, *, count: int | None = None) -> Photos:
     root = path / _split_folder(path)
     files = _image_files(root)
     inside = [file for file in files if file.parent != root]
-    every = inside or files
+    every, beside = inside or files, len(files) - len(inside) if inside else 0
     if not every:
         raise InputError(f"the image folder {root} holds no image ({', '.join(sorted(SUFFIXES))}).", "Check the path.")
     files = [every[place] for place in pick(len(every), count)]
@@ -112,6 +112,7 @@ def list_images(path: Path, *, count: int | None = None) -> Photos:
         found=len(every),
         checksum=files_checksum(root, files),
         load=lambda places: (partial(open_image, files[place]) for place in places),
+        beside=beside,
     )
 
 

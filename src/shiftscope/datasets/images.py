@@ -387,6 +387,9 @@ def from_photos(
     notes, of_labels = [], []
     if count is not None and photos.found < count:
         notes.append(f"{photos.origin} holds {photos.found} images, fewer than the {count} requested; all are used.")
+    if photos.beside:
+        images, lie = ("image", "lies") if photos.beside == 1 else ("images", "lie")
+        notes.append(f"{photos.beside} {images} of {photos.origin} {lie} beside its class folders: left out.")
     if photos.labels is None:
         of_labels.append(f"{photos.origin} has no subfolders, so there are no labels.")
     elif len(photos.classes) == 1:

@@ -143,6 +143,7 @@ class Photos:
         found: number of photos at the origin; these may be a sample of them.
         checksum: of the photos.
         load: places in ``names``, increasing -> what decodes each.
+        beside: number of photos that are left out because they lie beside the folders of the classes.
     """
 
     origin: str
@@ -152,6 +153,7 @@ class Photos:
     found: int
     checksum: str
     load: Callable[[Sequence[int]], Iterator[Opener]]
+    beside: int = 0
 
     def __len__(self) -> int:
         return len(self.names)

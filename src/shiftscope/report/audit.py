@@ -140,7 +140,7 @@ def _answer(audit: Audit) -> str:
     if cosine is not None and (change is None or change.protocol == cosine.protocol):
         effects.append(f"the {MEASURES['mcs'].label} of the outputs is {cosine.estimate.value:.2f}")
     row = change or cosine
-    return f"After a shift of up to {row.max_shift:g} pixels, {' and '.join(effects)}." if row else audit.words()
+    return f"After a random shift of up to {row.max_shift:g} pixels, {' and '.join(effects)}." if row else audit.words()
 
 
 def _leading(audit: Audit) -> tuple[str, ...]:
