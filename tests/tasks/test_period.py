@@ -62,6 +62,17 @@ def test_random_maps_rarely_have_a_period(length: float) -> None:
     assert sum(each is not None for each in found) <= 1
 
 
+@pytest.mark.parametrize("length", [2.0, 6.0])
+def test_random_smooth_paths_rarely_have_a_period(length: float) -> None:
+    """Few of their values are independent, so that random orders alone name a period for one path in ten."""
+    steps = np.arange(-32, 33)
+    root = np.linalg.cholesky(np.exp(-np.square(steps[:, None] - steps) / (2 * length**2)) + 1e-6 * np.eye(len(steps)))
+    generator = np.random.default_rng(1)
+    path = np.stack([0 * steps, steps], axis=1)
+    found = [find_period(root @ generator.standard_normal(len(steps)), path).pixels for _ in range(50)]
+    assert sum(each is not None for each in found) <= 1
+
+
 def test_period_longer_than_the_shifts_is_not_named() -> None:
     assert find_period(phases(SHIFTS, 16).sum(axis=1).astype(float), SHIFTS).pixels is None
 
