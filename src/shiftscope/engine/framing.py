@@ -61,17 +61,12 @@ class Shifting:
     fill: Tensor | float = 0.0
     seed: int = 0
 
-    def frame(self, images: Tensor, *, mode: Border | None = None) -> Framed:
-        """Return images framed for these shifts, see :func:`frame`.
-
-        Args:
-            images: [image, channel, height, width].
-            mode: in place of the chosen one.
-        """
-        return frame(images, self.size, mode or self.mode, self.max_shift)
+    def frame(self, images: Tensor) -> Framed:
+        """Return images [image, channel, height, width] framed for these shifts, see :func:`frame`."""
+        return frame(images, self.size, self.mode, self.max_shift)
 
     def unshifted(self, images: Tensor) -> Tensor:
-        """Return the model's inputs without a shift."""
+        """Return the model's inputs for images [image, channel, height, width] without a shift."""
         return frame(images, self.size, "zero", None).images
 
 
