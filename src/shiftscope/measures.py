@@ -93,7 +93,7 @@ DEFINITIONS = (
     # Accuracy.
     Measure("test_accuracy", "test accuracy", "Share of unshifted test images classified correctly.", better=None, share=True),
     Measure("train_accuracy", "train accuracy", "Share of training images classified correctly.", better=None, share=True),
-    Measure("accuracy", "accuracy under shifts", "Share of an image's shifts at which it is classified correctly.", better=None),
+    Measure("accuracy", "accuracy", "Share of an image's views, shifted or not, that are classified correctly.", better=None),
     Measure("true_probability", "probability of the label", "Mean probability of the label under shifts.", better=None),
     # Along a path of shifts.
     Measure(

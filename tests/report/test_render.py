@@ -78,7 +78,7 @@ def test_scatter_marks_every_row_with_both_numbers() -> None:
     scatter = Scatter("S", "", TABLE, "mcs", "accuracy", ("factor", "kernel"))
     expected = {
         f"subsampling factor {row['factor']}, kernel {row['kernel']}\nmean cosine similarity {row['mcs']}\n"
-        f"accuracy under shifts {row['accuracy']:.3f}"
+        f"accuracy {row['accuracy']:.3f}"
         for row in MEASURED
     }
     assert tips(scatter) == expected
@@ -150,7 +150,7 @@ def test_table_headings_are_words_and_csv_columns_short_names() -> None:
         "subsampling factor",
         "kernel",
         "mean cosine similarity",
-        "accuracy under shifts",
+        "accuracy",
         "source: mean cosine similarity",
     ]
     assert "factor,kernel,mcs,mcs_low,mcs_high,accuracy,source_mcs" in text
