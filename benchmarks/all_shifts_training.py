@@ -16,7 +16,6 @@ from time import perf_counter
 import torch
 
 from shiftscope.datasets.dataset import DataSpec, load
-from shiftscope.engine.framing import Shifting
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.runtime.progress import Event
 from shiftscope.runtime.seeds import stream
@@ -67,7 +66,7 @@ def main() -> None:
         models[name] = found.model
         epochs, best = len(found.training.epochs), found.training.best_epoch
         print(f"{name}: {perf_counter() - began:.0f} s, {epochs} epochs, the best is {best}", flush=True)
-    print(compare_trained(models, place(data.test.images), data.test.labels, Shifting(max_shift=SHIFT)).to_markdown())
+    print(compare_trained(models, place(data.test.images), data.test.labels, max_shift=SHIFT).to_markdown())
 
 
 if __name__ == "__main__":

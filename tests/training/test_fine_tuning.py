@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from shiftscope.datasets.dataset import DataSpec, load
-from shiftscope.engine.framing import Shifting
 from shiftscope.errors import InputError
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.runtime.progress import Event
@@ -169,9 +168,9 @@ def test_unusable_models_and_settings_are_refused() -> None:
 def test_gains_are_paired_and_zero_for_equal_models() -> None:
     images, labels = digits()
     one, other = network().eval(), tuned(max_epochs=1).model
-    table = compare_trained({"one": one, "the same": one, "other": other}, images[:30], labels[:30], Shifting(max_shift=1))
+    table = compare_trained({"one": one, "the same": one, "other": other}, images[:30], labels[:30], max_shift=1)
     rows = {row["model"]: row for row in table.rows}
     assert rows["one"]["mcs"] == rows["the same"]["mcs"]
     assert rows["gain over one"]["mcs"].value == pytest.approx(rows["other"]["mcs"].value - rows["one"]["mcs"].value, abs=1e-5)
-    equal = compare_trained({"one": one, "the same": one}, images[:30], labels[:30], Shifting(max_shift=1)).rows[-1]
+    equal = compare_trained({"one": one, "the same": one}, images[:30], labels[:30], max_shift=1).rows[-1]
     assert (equal["mcs"].low, equal["mcs"].high) == (0, 0)

@@ -330,7 +330,7 @@ def _measured(
 
     block, ignored = subject.read()
     models = {BEFORE: [subject.loaded.model], **{name: [each.model for each in trained] for name, trained in found.items()}}
-    table = compare_trained(models, block.images, block.labels, under_shifts(subject, options), report=report)
+    table = compare_trained(models, block.images, block.labels, **vars(under_shifts(subject, options)), report=report)
     seen = f"{len(images.images):,} images of {images.origin} (sha256 {images.checksum[:12]})"
     notes = (
         *subject.notes(block, ignored),

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shiftscope.engine.checks import check_classes
-from shiftscope.engine.framing import Shifting
+from shiftscope.engine.framing import Border, frame
 from shiftscope.engine.outputs import Outputs, stream_outputs, track
 from shiftscope.estimates import ALIKE, Estimate, mean_over_seeds
 from shiftscope.measures import MEASURES
@@ -30,8 +30,12 @@ def compare_trained(
     models: Mapping[str, nn.Module | Sequence[nn.Module]],
     images: Float[Tensor, "image channel height width"],
     labels: Int[Tensor, " image"] | None,
-    under: Shifting,
     *,
+    size: int | tuple[int, int] | None = None,
+    max_shift: int | None = None,
+    mode: Border | None = None,
+    fill: Float[Tensor, " channel"] | float = 0.0,
+    seed: int = 0,
     report: Report = silent,
 ) -> Table:
     """Measure models on the same images and shifts, and the last one's gain over each other one.
@@ -41,7 +45,11 @@ def compare_trained(
             intervals over seeds and images; trainings with the same place in their sequences are pairs.
         images: unshifted images in [0, 1] that none of them was trained on.
         labels: class of each image; None where they are unknown.
-        under: how images are shifted. Its seed draws the shifts of large inputs.
+        size: (height, width) of the models' input, where images are larger.
+        max_shift: the largest shift along each axis, pixels.
+        mode: what comes in at the border.
+        fill: the canvas's colour in mode ``zero``.
+        seed: draws the shifts of large inputs.
         report: called with progress events.
 
     Returns:
@@ -50,8 +58,8 @@ def compare_trained(
     Raises:
         InputError: a model does not take such images, or labels are not its classes.
     """
-    framed = under.frame(images)
-    shifts = shifts_for(framed, under.seed)
+    framed = frame(images, size, mode, max_shift)
+    shifts = shifts_for(framed, seed)
     values, rows = dict[str, dict[str, Tensor]](), list[dict[str, Cell]]()
     for name, each in models.items():
         trained = [each] if isinstance(each, nn.Module) else list(each)
@@ -59,7 +67,7 @@ def compare_trained(
         for number, model in enumerate(trained, start=1):
             sentence = f"measuring the model {name}" + (f", {number} of {len(trained)}" if len(trained) > 1 else "")
             blocks = track(
-                stream_outputs(model, framed.images.split(BLOCK), shifts, mode=framed.mode, fill=under.fill, size=framed.size),
+                stream_outputs(model, framed.images.split(BLOCK), shifts, mode=framed.mode, fill=fill, size=framed.size),
                 partial(_report, report, sentence, len(images)),
             )
             found.append(_values(blocks, labels))
