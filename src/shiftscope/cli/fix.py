@@ -101,12 +101,7 @@ def fix(
         )
     check_training(subject, training, options, workers=workers, out=None if plan else out)
     if training.train is not None and not plan:
-        where = (
-            "Trainings are kept with --out only."
-            if out is None
-            else f"Trainings are in {training_folder(out)}; run the same command again to resume."
-        )
-        keep(where)
+        keep(_where_trainings_are(out))
     with reporting("applying the fix") as report:
         from shiftscope.surgery.compare import summarise
         from shiftscope.surgery.task_compare import summarise_tasks
@@ -143,6 +138,13 @@ def fix(
     else:
         summary = trained.summary(command) if trained else summarise(surgery, compared, commands=(command,))
     print_found(content, tables, options, summary, "" if saved is None else f"Saved in {saved}.")
+
+
+def _where_trainings_are(out: Path | None) -> str:
+    """Return what a stopped command says about its trainings."""
+    if out is None:
+        return "Trainings are kept with --out only."
+    return f"Trainings are in {training_folder(out)}; run the same command again to resume."
 
 
 def _arguments(kinds: tuple[Kind, ...], filter_size: int, reach: int | None, mode: str | None) -> list[str]:

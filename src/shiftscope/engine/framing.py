@@ -41,6 +41,16 @@ class Framed:
         """The engine's mode for this border: crops are zero-mode shifts of larger images."""
         return "circular" if self.border == "circular" else "zero"
 
+    def settings(self, shifts: int, seed: int) -> dict[str, str]:
+        """Return in words how an explanation was measured.
+
+        Args:
+            shifts: number of each image.
+            seed: that drew them.
+        """
+        found = {"images": str(len(self.images)), "shifts of each image": str(shifts)}
+        return found | {"largest shift": f"{self.max_shift} pixels", "border": self.border, "seed": str(seed)}
+
 
 @dataclass(frozen=True)
 class Shifting:

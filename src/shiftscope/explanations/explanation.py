@@ -259,9 +259,7 @@ def explain(
     trial = Trial(framed.images, steps, framed.mode, fill, labels, batch_size, device, report, framed.size)
     with evaluating(model):
         explained = _explain_classes(model, trial, seed, name, arguments or quote(name), savable=savable, classes=not embedding)
-    settings = {"images": str(len(images)), "shifts of each image": str(shifts)}
-    settings |= {"largest shift": f"{framed.max_shift} pixels", "border": framed.border, "seed": str(seed)}
-    return replace(explained, settings=settings)
+    return replace(explained, settings=framed.settings(shifts, seed))
 
 
 def _explain_classes(

@@ -228,8 +228,6 @@ def explain_task(
     framed = under.frame(images)
     steps = draw_shifts(len(images), shifts, framed.max_shift, torch.Generator().manual_seed(under.seed))
     trial = TaskTrial(task, framed.images, steps, framed.size, framed.mode, under.fill, truth, output, device, report)
-    settings = {"images": str(len(images)), "shifts of each image": str(shifts)}
-    settings |= {"largest shift": f"{framed.max_shift} pixels", "border": framed.border, "seed": str(under.seed)}
     with evaluating(model), torch.no_grad():
         found = trial.measure(model, "the unchanged model")
         reading = read_geometry(model, trial.image)
@@ -253,7 +251,7 @@ def explain_task(
         layers=layers,
         fixes=fixes,
         unread=unread,
-        settings={**settings, "task": task.name},
+        settings={**framed.settings(shifts, under.seed), "task": task.name},
         notes=tuple(_notes(known, unread, why)),
         warnings=(*image_warnings(model, trial.inputs), *_warnings(found)),
     )

@@ -15,7 +15,7 @@ from shiftscope.engine.answers import image_warnings, output_warnings, watched
 from shiftscope.engine.batches import Images, gather
 from shiftscope.engine.checks import check_classes, check_images
 from shiftscope.engine.direct import Canvas
-from shiftscope.engine.framing import Border, Framed, Shifting, frame
+from shiftscope.engine.framing import Border, Framed, Shifting
 from shiftscope.engine.outputs import stream_outputs, track
 from shiftscope.engine.task_trials import task_for
 from shiftscope.errors import InputError, ModelFailsError, first_line
@@ -119,15 +119,14 @@ def fix(
     """
     images, labels = gather(images, labels)
     check_images(images)
-    framed = frame(images, size, None, max_shift)
-    height, width = framed.size
-    found = task_for(model, Canvas(framed.mode, 0.0, framed.size).centre(framed.images[:1]), task, output=output)
+    under = Shifting(size, max_shift, mode, torch.tensor(fill).expand(images.shape[1]), seed)
+    framed = under.frame(images)
+    found = task_for(model, under.unshifted(images[:1]), task, output=output)
     chosen = [(kind, filter_size if kind == "blur" else 1) for kind in kinds]
     background = float(fill) if isinstance(fill, int | float) else tuple(map(float, fill))
     named = None if output is None else str(output)
-    under = Shifting(size, max_shift, mode, torch.tensor(fill).expand(images.shape[1]), seed)
-    wrapping = Wrapping(under.frame(images).border, reach, background, found, named)
-    surgery = apply_fixes(model, chosen, wrapping=wrapping, image=(images.shape[1], height, width))
+    wrapping = Wrapping(framed.border, reach, background, found, named)
+    surgery = apply_fixes(model, chosen, wrapping=wrapping, image=(images.shape[1], *framed.size))
     if found is None:
         if truth is not None:
             raise InputError("`truth` is ground truth for a task, but the output does not tell which.", "Name it with `task`.")
