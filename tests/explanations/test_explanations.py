@@ -175,6 +175,17 @@ class Gated(nn.Module):
         return self.last(maps.flatten(1) if self.head == "flatten" else maps.reshape(maps.shape[0], 6 * 256))
 
 
+@pytest.mark.parametrize("task", [None, "multilabel"])
+def test_convolution_that_sees_the_last_map_as_a_whole_is_named_as_the_head(task: str | None) -> None:
+    """On 24x24 pixels the last map has one position, so that a mean over positions has nothing to average."""
+    torch.manual_seed(0)
+    blocks = nn.Conv2d(1, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 16, 4, 4), nn.ReLU()
+    model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+    said = "the head, which on images of this size begins with `2`: it turns a map of 6x6 positions into one"
+    small, large = (explain(model, torch.rand(4, 1, size, size), max_shift=4, task=task) for size in (24, 64))
+    assert said in small.summary().verdict and said not in large.summary().verdict
+
+
 @pytest.mark.parametrize("gate", ["mean", "pool"])
 @pytest.mark.parametrize("head", ["flatten", "reshape", "einsum"])
 def test_head_behind_a_gate_is_the_cause_and_not_the_gate(gate: str, head: str) -> None:

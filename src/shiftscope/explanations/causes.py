@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -35,11 +35,11 @@ from torch import Tensor, nn
 from shiftscope import layers
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
-from shiftscope.explanations.heads import averaging_head, head_change, tokens_go_on
+from shiftscope.explanations.heads import averaging_head, begins_with, head_change, tokens_go_on
 from shiftscope.explanations.ledger import Ledger, reason_of
 from shiftscope.explanations.token_causes import TokenSteps
 from shiftscope.explanations.trial import ROUNDING, Cause, Loss, Measured, Trial
-from shiftscope.explanations.wording import causes_verdict, number, shares_add_up
+from shiftscope.explanations.wording import causes_verdict, head_phrase, number, shares_add_up
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.invariance import INVARIANT, output_change, random_steps
 from shiftscope.graphs.operators import POINTWISE
@@ -214,8 +214,9 @@ class _Steps(Ledger):
             return self.none("head", "rolling the maps that reach the head changes no output")
         if tokens_go_on(self.model, probes):
             return self.unknown("head", "behind the last map its positions go through further layers as tokens")
+        phrase = head_phrase(begins_with(self.model, probes))
         self.model = pooled_head(self.model, probes)
-        return self.step("head", self.trial.measure(self.model, "without head"))
+        return replace(self.step("head", self.trial.measure(self.model, "without head")), phrase=phrase)
 
     def _borders(self, geometry: Geometry) -> Cause:
         trial = self.trial.circular(geometry.lattice)

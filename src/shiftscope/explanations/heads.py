@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from shiftscope.graphs.positions import axis_order
 from shiftscope.graphs.tracing import trace
 
-__all__ = ["averaging_head", "head_change", "tokens_go_on"]
+__all__ = ["averaging_head", "begins_with", "head_change", "tokens_go_on"]
 
 #: Most tokens that are added to those of a map: for the class and others.
 MOST_ADDED = 10
@@ -56,6 +56,42 @@ def averaging_head(model: nn.Module, images: Tensor) -> nn.Module:
 def tokens_go_on(model: nn.Module, images: Tensor) -> bool:
     """Return whether the positions of the last maps go through layers as tokens: what follows those maps is then no head."""
     traced = trace(model)
+    image = images[:1].to(next(model.parameters(), images))
+    values, maps = _values(traced, image), _maps(traced, image)
+    counts = {values[node].shape[first] * values[node].shape[second] for node, (first, second) in maps.items()}
+    last = max((place for place, node in enumerate(traced.graph.nodes) if node in maps), default=-1)
+    layers = [node for node in [*traced.graph.nodes][last + 1 :] if _has_weights(traced, node)]
+    return any(_holds_tokens(values[node], counts) for node in layers)
+
+
+def begins_with(model: nn.Module, images: Tensor) -> tuple[str, tuple[int, int]] | None:
+    """Return the convolution that turns the last map of several positions into a single one, and that map's (height, width).
+
+    On images that are small for its strides, a network with a mean over positions has nothing to average: such a convolution
+    has a weight for every position of its map, as a fully connected layer does, and the head begins with it.
+
+    Args:
+        model: a model that ``torch.fx`` can trace.
+        images: [image, channel, height, width].
+
+    Returns:
+        None where the head begins otherwise: with a mean, a flattened map, or a convolution that is no layer.
+    """
+    traced = trace(model)
+    image = images[:1].to(next(model.parameters(), images))
+    maps = _maps(traced, image)
+    feeds = _feeding(traced.graph, maps)
+    for source, (down, across) in maps.items():
+        for user in source.users:
+            ends = user not in maps and user not in feeds and user.op == "call_module"
+            if ends and isinstance(traced.get_submodule(str(user.target)), nn.Conv2d):
+                shape = _values(traced, image)[source].shape
+                return str(user.target), (shape[down], shape[across])
+    return None
+
+
+def _values(traced: fx.GraphModule, image: Tensor) -> dict[fx.Node, Any]:
+    """Return what each node gives for an image."""
     values = dict[fx.Node, Any]()
 
     class Watch(fx.Interpreter):
@@ -63,14 +99,9 @@ def tokens_go_on(model: nn.Module, images: Tensor) -> bool:
             values[node] = super().run_node(node)
             return values[node]
 
-    image = images[:1].to(next(model.parameters(), images))
     with torch.no_grad():
         Watch(traced).run(image)
-    maps = _maps(traced, image)
-    counts = {values[node].shape[first] * values[node].shape[second] for node, (first, second) in maps.items()}
-    last = max((place for place, node in enumerate(traced.graph.nodes) if node in maps), default=-1)
-    layers = [node for node in [*traced.graph.nodes][last + 1 :] if _has_weights(traced, node)]
-    return any(_holds_tokens(values[node], counts) for node in layers)
+    return values
 
 
 def _has_weights(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -117,20 +148,13 @@ def _maps(traced: fx.GraphModule, image: Tensor) -> dict[fx.Node, Axes]:
     """Return the nodes whose values are maps of several positions that depend on the image, and the axes of their positions."""
     found: dict[fx.Node, Axes] = {}
     axes: dict[fx.Node, Axes] = {}
-
-    class Watch(fx.Interpreter):
-        def run_node(self, node: fx.Node) -> Any:
-            value = super().run_node(node)
-            sources = [axes[other] for other in node.all_input_nodes if other in axes]
-            if node.op == "placeholder" or sources:
-                order = axis_order(node)
-                axes[node] = (1, 2) if order == (0, 2, 3, 1) else (2, 3) if order else next(iter(sources), (2, 3))
-                if isinstance(value, Tensor) and value.ndim == 4 and sum(size > 1 for size in value.shape[1:]) > 1:
-                    found[node] = axes[node]
-            return value
-
-    with torch.no_grad():
-        Watch(traced).run(image)
+    for node, value in _values(traced, image).items():
+        sources = [axes[other] for other in node.all_input_nodes if other in axes]
+        if node.op == "placeholder" or sources:
+            order = axis_order(node)
+            axes[node] = (1, 2) if order == (0, 2, 3, 1) else (2, 3) if order else next(iter(sources), (2, 3))
+            if isinstance(value, Tensor) and value.ndim == 4 and sum(size > 1 for size in value.shape[1:]) > 1:
+                found[node] = axes[node]
     return found
 
 

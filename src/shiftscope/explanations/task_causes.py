@@ -29,9 +29,10 @@ from shiftscope.engine.task_trials import TaskTrial, TaskValues, change_bounds, 
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.causes import pooled_head
-from shiftscope.explanations.heads import head_change, tokens_go_on
+from shiftscope.explanations.heads import begins_with, head_change, tokens_go_on
 from shiftscope.explanations.ledger import reason_of
 from shiftscope.explanations.trial import share
+from shiftscope.explanations.wording import PHRASES, head_phrase
 from shiftscope.graphs.invariance import INVARIANT
 from shiftscope.surgery import circular
 from shiftscope.tables import Cell, Table
@@ -63,6 +64,7 @@ class TaskCause:
         share: ``part`` as a share of the total; None where the total is zero.
         left: the change after the step; None where the step was not measured.
         reason: why the step is impossible or changes nothing; empty otherwise.
+        phrase: what sentences call the cause; empty where it has no part.
     """
 
     name: str
@@ -70,6 +72,7 @@ class TaskCause:
     share: Estimate | None = None
     left: Estimate | None = None
     reason: str = ""
+    phrase: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ class _Steps:
         self.total = before.change(trial.task)
         self.left: dict[str, Tensor] = {}
         self.reasons: dict[str, str] = {}
+        self.phrases = dict(PHRASES)
 
     def run(self) -> TaskCauses:
         names = ["borders", "aliasing"] if self.trial.task.moves is not False else ["head", "borders", "aliasing"]
@@ -206,7 +210,8 @@ class _Steps:
                 causes.append(TaskCause(name, zero, reason=self.reasons[name].removeprefix("nothing: ")))
                 continue
             part = before - after[known]
-            causes.append(TaskCause(name, self._part(part), share(part, whole), the_change(self.trial.task, after[known])))
+            left = the_change(self.trial.task, after[known])
+            causes.append(TaskCause(name, self._part(part), share(part, whole), left, phrase=self.phrases[name]))
             before = after[known]
         unknown = [each.name for each in causes if each.part is None]
         rest = f"contains {' and '.join(unknown)}" if unknown else ""
@@ -231,6 +236,7 @@ class _Steps:
         elif tokens_go_on(self.model, probes):
             self.reasons["head"] = "behind the last map its positions go through further layers as tokens"
         else:
+            self.phrases["head"] = head_phrase(begins_with(self.model, probes)) or PHRASES["head"]
             self._pool(pooled_head(self.model, probes))
 
     def _pool(self, pooled: nn.Module) -> None:

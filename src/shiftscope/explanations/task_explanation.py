@@ -25,7 +25,6 @@ from shiftscope.explanations.layers import BATCH, Layers, layer_responses
 from shiftscope.explanations.task_causes import TaskCauses, task_causes
 from shiftscope.explanations.task_ranking import TaskFixes, try_task_fixes
 from shiftscope.explanations.trial import draw_shifts
-from shiftscope.explanations.wording import PHRASES
 from shiftscope.graphs.geometry import Geometry, read_geometry
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, silent
@@ -164,7 +163,7 @@ class TaskExplanation(Shown):
     def _cause_sentence(self) -> str:
         main = self.causes.main
         if main is not None and main.share is not None:
-            about = "what no step removes" if main.name == "other" else PHRASES[main.name]
+            about = "what no step removes" if main.name == "other" else main.phrase
             if main.name == "aliasing" and self.causes.factor is not None:
                 about += f": with circular borders it is gone at multiples of {max(self.causes.factor)} pixels"
             value = percent(_as_share(main.share)) if main.share.value <= 1 + ROUNDED else "The largest part"

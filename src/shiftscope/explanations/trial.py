@@ -56,6 +56,7 @@ class Cause:
         step: what was changed.
         shows: what the step can and cannot show.
         reason: why the step is impossible or changes nothing; empty otherwise.
+        phrase: what sentences call the cause where its usual phrase would mislead; empty otherwise.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Cause:
     step: str
     shows: str
     reason: str
+    phrase: str = ""
 
 
 @dataclass(frozen=True)

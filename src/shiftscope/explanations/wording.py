@@ -12,7 +12,7 @@ from shiftscope.tables import percent, plus_minus
 if TYPE_CHECKING:
     from shiftscope.explanations.ranking import Fixes
 
-__all__ = ["PHRASES", "causes_verdict", "fix_sentence", "number", "shares_add_up", "short_verdict"]
+__all__ = ["PHRASES", "causes_verdict", "fix_sentence", "head_phrase", "number", "shares_add_up", "short_verdict"]
 
 #: The verdict warns where 1 - cosine between different images has shrunk to less than this share.
 MORE_ALIKE = 0.5
@@ -38,6 +38,21 @@ PHRASES = {
     "aliasing": "aliasing, because after a shift every subsampling keeps other samples",
     "other": "what none of these steps removes",
 }
+
+
+def head_phrase(begins_with: tuple[str, tuple[int, int]] | None) -> str:
+    """Return what to call a head that begins with a convolution; empty for any other.
+
+    Args:
+        begins_with: name of the convolution, and (height, width) of the map that it turns into one position.
+    """
+    if begins_with is None:
+        return ""
+    name, (height, width) = begins_with
+    return (
+        f"the head, which on images of this size begins with `{name}`: it turns a map of {height}x{width} positions into "
+        "one, with a weight for each"
+    )
 
 
 def shares_add_up(causes: Sequence[Cause]) -> bool:
@@ -95,7 +110,7 @@ def short_verdict(
 
 def _shares(ranked: Sequence[Cause], whole: str = "that") -> list[str]:
     """Return sentences on the causes' shares of the whole."""
-    phrase = PHRASES.get(ranked[0].name, ranked[0].name)
+    phrase = _phrase(ranked[0])
     sentences = [f"{percent(ranked[0].share)} of {whole} is due to {phrase}."] if ranked[0].share else []
     rest = [f"{each.name} {percent(each.share)}" for each in ranked[1:] if each.share and each.share.value >= NAMED_SHARE]
     return [*sentences, f"The rest: {', '.join(rest)}."] if rest else sentences
@@ -104,12 +119,16 @@ def _shares(ranked: Sequence[Cause], whole: str = "that") -> list[str]:
 def _parts(ranked: Sequence[Cause]) -> list[str]:
     """Return sentences on the causes' parts in the loss's own unit, because some steps raise what others lower."""
     main = ranked[0]
-    sentences = [f"The largest part is due to {PHRASES.get(main.name, main.name)}; without it the loss is {_part(main)} lower."]
+    sentences = [f"The largest part is due to {_phrase(main)}; without it the loss is {_part(main)} lower."]
     for each in ranked[1:]:
         if each.part is not None and each.share is not None and abs(each.share.value) >= NAMED_SHARE:
             less = each.part.value > 0
             sentences.append(f"The step that removes {each.name} {'lowers' if less else 'raises'} it by {_part(each)}.")
     return sentences
+
+
+def _phrase(cause: Cause) -> str:
+    return cause.phrase or PHRASES.get(cause.name, cause.name)
 
 
 def _part(cause: Cause) -> str:
@@ -127,10 +146,13 @@ def _alike(before: Loss, after: Loss) -> bool:
 
 
 def _between(before: Loss, after: Loss) -> str:
-    return (
-        "the mean cosine between those of different images rises from "
-        f"{before.between_images.value:.2f} to {after.between_images.value:.2f}"
-    )
+    values = before.between_images.value, after.between_images.value
+    low, high = next((pair for pair in (_rounded(values, digits) for digits in (2, 3, 4)) if len({*pair}) == 2), ("below 1", "1"))
+    return f"the mean cosine between those of different images rises from {low} to {high}"
+
+
+def _rounded(values: tuple[float, float], digits: int) -> tuple[str, str]:
+    return f"{values[0]:.{digits}f}", f"{values[1]:.{digits}f}"
 
 
 def _warning(before: Loss, after: Loss) -> str:
