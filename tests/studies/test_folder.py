@@ -91,7 +91,7 @@ def test_read_folder_without_study_raises(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"title": 3}, "is not a study: title: input should be a valid string, got 3"),
+        ({"title": 3}, "is not a study: title: must be text, got 3"),
         ({"network": {"colour": 3}}, "is not a study: network.colour: is not a known setting"),
     ],
 )

@@ -8,7 +8,8 @@ import pytest
 
 from shiftscope.errors import InputError
 from shiftscope.studies.loading import load_study, shipped_studies
-from shiftscope.studies.spec import SCHEMA, Run, flatten
+from shiftscope.studies.sections import flatten
+from shiftscope.studies.spec import SCHEMA, Run
 
 GOOD = """
 title = "Two factors"
@@ -207,8 +208,8 @@ network.factor = [1, 3]
     for line in (
         "sedes: is not a known setting",
         "data.canvass: is not a known setting",
-        "network.pool_kernel: input should be less than or equal to 5, got 9",
-        "training.learning_rate: input should be greater than 0, got -1",
+        "network.pool_kernel: must be at most 5, got 9",
+        "training.learning_rate: must be above 0, got -1",
         "network.factor: `factor` must be 1, 2, 4 or 8, got 3. Choose one of them or give `strides` yourself.",
         "(at network.factor = 3)",
     ):
@@ -225,7 +226,7 @@ network.factor = [1, 3]
         ('title = "x"\n[grid]\nnetwork.colour = [1]', "'network.colour' is not a setting that can vary"),
         (
             'title = "x"\n[grid]\nvariant = ["a"]',
-            "'variant' is not a setting that can vary. Write its section and its name, like `network.factor`",
+            "'variant' is not a setting that can vary. Write its section (data, network, training, measure) and its name, like",
         ),
         ('title = "x"\n[grid]\nnetwork.factor = 4', "'network.factor' must be a list of one or more values, got 4"),
         ('title = "x"\n[grid]\nnetwork.factor = []', "must be a list of one or more values"),
@@ -252,11 +253,31 @@ network.factor = [1, 3]
         ),
         (
             'title = "x"\n[source]\ntitle = "t"\n[[source.claims]]\ntext = "c"\nmeasure = "msc"',
-            "source.claims.0.measure: 'msc' is not a known measure. Choose one of mcs, ",
+            "source.claims.0.measure: 'msc' is not a known measure. Did you mean 'mcs'?",
         ),
         ('title = "x"\ndata = 3', "data: "),
         ('title = "x"\nvariants = 3', "`variants` must be tables of settings, got 3"),
         ('title = "x"\n[variants.a]\ndata.canvass = 3', "'data.canvass' is not a setting that can vary"),
+        ('title = "x"\nseeds = 0', "seeds: `seeds` must be 1 to 10,000, got 0."),
+        ('title = "x"\nseeds = "five"', "seeds: `seeds` must be a whole number or a list of them, got 'five'."),
+        ('title = "x"\n[data]\ncanvas = "40"', "data.canvas: must be a number, got the text '40'. Write it without quotes."),
+        ('title = "x"\n[network]\nchannels = 16', "network.channels: must be a list, got 16."),
+        ('title = "x"\n[network]\nchannels = [4, true]', "network.channels: must be a number, got true."),
+        ('title = "x"\n[grid]\nnetwork.factor = [1, 1]', "'network.factor' must be a list of different values, got [1, 1]."),
+        ('title = "x"\n[grid]\nnetwork.factor = [true]', "network.factor: must be a number, got true."),
+        ('title = "x"\n[grid]\ntraining.lr = [1]', "The settings of `training` are optimiser, learning_rate, "),
+        ('title = "x"\n[grid]\nfactor = [1]', "'factor' is not a setting that can vary. Did you mean `network.factor`?"),
+        ('title = "x"\nmeasure = 4', "measure: must be a table, got 4."),
+        ('title = "x"\nmax_epochs = 4', "max_epochs: is not a known setting. Did you mean 'training.max_epochs'?"),
+        ('title = "x"\n[data]\nmax_shift = 4', "data.max_shift: is not a known setting. Did you mean 'measure.max_shift'?"),
+        ('title = "x"\n[network]\nchanels = 4', "network.chanels: is not a known setting. Did you mean 'channels'?"),
+        ('title = "x"\n[[claims]]\ntext = "c"', "claims: is not a known setting. Did you mean 'source.claims'?"),
+        ('title = "x"\n[[source.claims]]\ntxt = "c"', "source.claims.0.txt: is not a known setting. Did you mean 'text'?"),
+        ('title = "x"\n[source]\ntitle = "t"\n[[source.cells]]\nmsc = 0.3', "'msc' is not a known measure. Did you mean 'mcs'"),
+        (
+            'title = "x"\n[variants.a]\nnetwork.factor = 4\n[grid]\nnetwork.factor = [1, 2]',
+            "the variant 'a' sets 'network.factor', which the grid varies. Leave it out of one of them.",
+        ),
     ],
 )
 def test_load_study_mistake_names_setting_and_rule(tmp_path: Path, text: str, message: str) -> None:

@@ -21,13 +21,13 @@ from shiftscope.datasets.sources import Labelled, Source, is_folder, read
 from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.seeds import stream
-from shiftscope.runtime.settings import Count, Pixels, Spec, Text
+from shiftscope.runtime.settings import Count, Pixels, Settings, Text
 from shiftscope.shifts import translate
 
 __all__ = ["Canvas", "DataSpec", "Dataset", "load"]
 
 
-class DataSpec(Spec):
+class DataSpec(Settings):
     """Which images, how many, and on what canvas.
 
     Attributes:

@@ -12,7 +12,8 @@ from shiftscope import figures
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import write_atomically, writing
 from shiftscope.studies.folder import StudyFolder, read_folder
-from shiftscope.studies.spec import Study, flatten, short
+from shiftscope.studies.sections import flatten
+from shiftscope.studies.spec import Study, short
 from shiftscope.tables import Cell, Table
 
 if TYPE_CHECKING:

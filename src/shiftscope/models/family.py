@@ -22,7 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from shiftscope import layers
-from shiftscope.runtime.settings import Pixels, Spec
+from shiftscope.runtime.settings import Pixels, Settings
 
 __all__ = ["Network", "NetworkSpec", "build"]
 
@@ -33,7 +33,7 @@ Channels = Annotated[int, Field(ge=1, le=2**16)]
 BORDERS: dict[str, layers.Border] = {"valid": "valid", "same": "zero", "circular": "circular"}
 
 
-class NetworkSpec(Spec):
+class NetworkSpec(Settings):
     """One network of the family.
 
     Attributes:

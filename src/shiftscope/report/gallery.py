@@ -21,7 +21,7 @@ from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid
 from shiftscope.studies import records
 from shiftscope.studies.folder import CellRuns, StudyFolder
-from shiftscope.studies.spec import VARIANT
+from shiftscope.studies.sections import VARIANT
 
 __all__ = ["MAX_IMAGES", "balanced", "drag_sections"]
 

@@ -18,7 +18,8 @@ from shiftscope.runtime.progress import Report, silent
 from shiftscope.studies.certified import certified_at
 from shiftscope.studies.comparison import compare
 from shiftscope.studies.folder import StudyFolder
-from shiftscope.studies.spec import VARIANT, short
+from shiftscope.studies.sections import VARIANT
+from shiftscope.studies.spec import short
 from shiftscope.tables import Table, heading
 from shiftscope.theory import HOMOGENEOUS, KERNEL, SIGNAL
 

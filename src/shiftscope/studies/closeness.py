@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from shiftscope.estimates import Estimate, confidence_interval, percentile_interval, variance_component
 from shiftscope.studies.claims import CENTRED, MeasuredCell
-from shiftscope.studies.spec import VARIANT
+from shiftscope.studies.sections import VARIANT
 from shiftscope.tables import Cell, Table
 
 __all__ = ["Closeness", "closeness", "closeness_table"]

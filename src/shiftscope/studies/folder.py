@@ -25,7 +25,8 @@ from shiftscope.runtime.provenance import joined
 from shiftscope.studies import records
 from shiftscope.studies.loading import read_study
 from shiftscope.studies.records import DamagedRecordError, Finished, Record
-from shiftscope.studies.spec import VARIANT, Cell, Run, Study, run_label, short
+from shiftscope.studies.sections import VARIANT
+from shiftscope.studies.spec import Cell, Run, Study, run_label, short
 from shiftscope.studies.tables import certificates_of, curves, gains, layers, run_list, summarise, table_of
 from shiftscope.tables import Table, heading
 

@@ -15,11 +15,14 @@ from pydantic import ValidationError
 
 from shiftscope.errors import InputError, first_line, shortened
 from shiftscope.runtime.inputs import is_file, is_folder, read_bytes, reading
-from shiftscope.runtime.settings import described, validation_messages
-from shiftscope.studies.spec import LONGEST_NAME, VARIANT, Study, check_path, flatten
+from shiftscope.runtime.settings import Spec, described, validation_messages
+from shiftscope.studies.sections import LONGEST_NAME, SECTIONS, VARIANT, check_path, flatten
+from shiftscope.studies.spec import Source, Study
 
 __all__ = ["load_study", "read_study", "shipped_studies"]
 
+#: The tables of a study's file and what validates each.
+KINDS: dict[str, type[Spec]] = {**SECTIONS, "source": Source}
 #: Largest study file, bytes, and the most mistakes that an error lists.
 LARGEST, LISTED = 1 << 20, 20
 #: The most characters of changed settings in a study's title.
@@ -154,7 +157,7 @@ def _validated(document: dict[str, Any], where: str) -> Study:
     try:
         study = Study.model_validate(document)
     except ValidationError as error:
-        found = validation_messages(error)
+        found = validation_messages(error, KINDS)
         # Check what is left without the entries that are wrong, to report all mistakes at once.
         wrong = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
         rest = {name: value for name, value in document.items() if name not in wrong}
@@ -179,7 +182,7 @@ def _mistakes_of_cells(study: Study) -> list[str]:
         try:
             study.run(settings, study.seeds[0])
         except ValidationError as error:
-            for line in validation_messages(error):
+            for line in validation_messages(error, KINDS):
                 if not line.startswith("network.input_size"):  # `data.canvas` has the same mistake
                     first.setdefault(line, settings)
                     count[line] += 1

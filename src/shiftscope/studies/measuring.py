@@ -24,7 +24,7 @@ from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import grid, translate
 from shiftscope.studies.certified import RADIUS
 from shiftscope.studies.records import Curve, LayerRecord
-from shiftscope.studies.spec import MeasureSpec
+from shiftscope.studies.sections import MeasureSpec
 from shiftscope.surveys import Survey, survey
 
 __all__ = ["CURVES", "OUTPUT_MEASURES", "RESPONSES", "Measurements", "measure_network"]

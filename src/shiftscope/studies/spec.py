@@ -23,52 +23,27 @@ from pydantic import Field, field_validator, model_validator
 from shiftscope.datasets.dataset import DataSpec
 from shiftscope.measures import MEASURES
 from shiftscope.models.family import NetworkSpec
-from shiftscope.runtime.settings import Seed, Spec, Text, described
+from shiftscope.runtime.settings import Spec, Text, described
+from shiftscope.studies.sections import DERIVED, LONGEST_NAME, SECTIONS, VARIANT, MeasureSpec, check_path, flatten
 from shiftscope.training.recipe import Recipe
 
 __all__ = [
     "SCHEMA",
-    "VARIANT",
     "Cell",
     "Claim",
-    "MeasureSpec",
     "Run",
     "Source",
     "Study",
-    "check_path",
-    "flatten",
     "run_label",
     "short",
 ]
 
 #: Part of every content id. Raise it if the same specification would train another network, or if a setting's default changes.
 SCHEMA = 2
-#: The name under which a cell's settings hold its variant.
-VARIANT = "variant"
 #: The most runs of a study, and the most values of a setting in a grid.
 MOST_RUNS, MOST_VALUES = 10_000, 1000
-#: The most characters of a name that is compared with known ones.
-LONGEST_NAME = 100
-#: How deep tables may lie in tables.
-DEEPEST = 20
 #: A seed of a training; older studies may have negative ones.
 AnySeed = Annotated[int, Field(gt=-(2**63), lt=2**63)]
-#: Settings of the network that follow from the data.
-DERIVED = ("input_size", "input_channels", "classes")
-
-
-class MeasureSpec(Spec):
-    """How trained networks are measured.
-
-    Attributes:
-        protocol: the published protocol; see :mod:`shiftscope.audits.protocols`.
-        max_shift: the largest shift along each axis, in pixels; the canvas must leave a margin of this size around the image.
-        seed: of the random shifts, one for each test image.
-    """
-
-    protocol: Literal["mouton2020"] = "mouton2020"
-    max_shift: int = Field(8, ge=0, le=2**14)
-    seed: Seed = 0
 
 
 class Claim(Spec):
@@ -97,7 +72,7 @@ class Claim(Spec):
     @classmethod
     def _known_measure(cls, measure: str) -> str:
         if measure not in MEASURES:
-            raise ValueError(f"{described(measure)} is not a known measure. Choose one of {', '.join(MEASURES)}.")
+            raise ValueError(_unknown_measure(measure))
         return measure
 
     @field_validator("of", "less", mode="before")
@@ -132,13 +107,15 @@ class Source(Spec):
     @field_validator("cells")
     @classmethod
     def _numbers(cls, cells: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        """Check that settings exist and that all else, the measures, are numbers."""
+        """Check that settings and measures exist, and that the measures' values are numbers."""
         for cell in cells:
             for name, value in flatten(cell).items():
                 if "." in name:
                     check_path(name)
                 elif name == VARIANT:
                     continue
+                elif name not in MEASURES:
+                    raise ValueError(_unknown_measure(name))
                 elif isinstance(value, bool) or not isinstance(value, int | float) or not -(2**63) < value < 2**63:
                     raise ValueError(f"{described(name)} must be a number, got {described(value)}.")
         return cells
@@ -176,10 +153,6 @@ class Run(Spec):
         return sha256(content.encode()).hexdigest()[:12]
 
 
-#: The sections of a study's file and what validates each.
-SECTIONS: dict[str, type[Spec]] = {"data": DataSpec, "network": NetworkSpec, "training": Recipe, "measure": MeasureSpec}
-
-
 class Cell(Spec):
     """One combination of the grid's settings, and its runs, one for each seed."""
 
@@ -215,10 +188,12 @@ class Study(Spec):
     @classmethod
     def _seeds_from_count(cls, seeds: Any) -> Any:
         """Turn a plain number into that many seeds, from 0."""
-        if not isinstance(seeds, int) or isinstance(seeds, bool):
+        if isinstance(seeds, list | tuple):
             return seeds
-        if seeds > MOST_RUNS:
-            raise ValueError(f"`seeds` must be at most {MOST_RUNS:,}, got {described(seeds)}.")
+        if not isinstance(seeds, int) or isinstance(seeds, bool):
+            raise ValueError(f"`seeds` must be a whole number or a list of them, got {described(seeds)}.")
+        if not 1 <= seeds <= MOST_RUNS:
+            raise ValueError(f"`seeds` must be 1 to {MOST_RUNS:,}, got {described(seeds)}.")
         return tuple(range(seeds))
 
     @field_validator("seeds")
@@ -239,7 +214,9 @@ class Study(Spec):
             if not isinstance(values, list | tuple) or not values:
                 raise ValueError(f"{path!r} must be a list of one or more values, got {described(values)}.")
             if len(values) > MOST_VALUES:
-                raise ValueError(f"{path!r} must be at most {MOST_VALUES} values, got {len(values)}.")
+                raise ValueError(f"{path!r} must have at most {MOST_VALUES:,} values, got {len(values):,}.")
+            if any(value in values[:place] for place, value in enumerate(values)):
+                raise ValueError(f"{path!r} must be a list of different values, got {described(values)}.")
         return axes
 
     @field_validator("variants", mode="before")
@@ -248,7 +225,7 @@ class Study(Spec):
         if not isinstance(variants, Mapping) or not all(isinstance(bundle, Mapping) for bundle in variants.values()):
             raise ValueError(f"`variants` must be tables of settings, got {described(variants)}.")
         if len(variants) > MOST_VALUES:
-            raise ValueError(f"`variants` must be at most {MOST_VALUES} tables of settings, got {len(variants)}.")
+            raise ValueError(f"`variants` must be at most {MOST_VALUES:,} tables of settings, got {len(variants):,}.")
         flat = {name: flatten(bundle) for name, bundle in variants.items()}
         for path in dict.fromkeys(path for bundle in flat.values() for path in bundle):
             check_path(path)
@@ -260,6 +237,15 @@ class Study(Spec):
         if given := [name for name in DERIVED if name in network]:
             raise ValueError(f"{', '.join(given)} cannot be set, because the data determines them. Leave them out.")
         return network
+
+    @model_validator(mode="after")
+    def _set_once(self) -> Study:
+        for name, bundle in self.variants.items():
+            if both := [path for path in bundle if path in self.grid]:
+                raise ValueError(
+                    f"the variant {described(name)} sets {both[0]!r}, which the grid varies. Leave it out of one of them."
+                )
+        return self
 
     @model_validator(mode="after")
     def _not_too_many(self) -> Study:
@@ -338,36 +324,15 @@ class Study(Spec):
         return numbers
 
 
-def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as one with dotted paths.
-
-    >>> flatten({"network": {"factor": 1}})
-    {'network.factor': 1}
-    """
-    paths: dict[str, Any] = {}
-    if prefix.count(".") > DEEPEST:
-        raise ValueError(f"tables lie in tables more than {DEEPEST} deep.")
-    for name, value in dict(nested).items():
-        paths |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return paths
-
-
 def _is_path(name: str) -> bool:
     """Return whether a name in a source's cell is that of a setting; otherwise it is that of a measure."""
     return "." in name or name == VARIANT
 
 
-def check_path(path: str) -> None:
-    """Check that a path names a setting that can vary.
-
-    Raises:
-        ValueError: it does not; the message names the closest one that does.
-    """
-    known = [f"{name}.{setting}" for name, kind in SECTIONS.items() for setting in kind.model_fields if setting not in DERIVED]
-    if path not in known:
-        close = get_close_matches(path[:LONGEST_NAME], known, n=1)
-        remedy = f"Did you mean `{close[0]}`?" if close else "Write its section and its name, like `network.factor`."
-        raise ValueError(f"{described(path)} is not a setting that can vary. {remedy}")
+def _unknown_measure(name: str) -> str:
+    close = get_close_matches(name[:LONGEST_NAME], MEASURES, n=2)
+    remedy = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Choose one of {', '.join(MEASURES)}."
+    return f"{described(name)} is not a known measure. {remedy}"
 
 
 def short(path: str) -> str:

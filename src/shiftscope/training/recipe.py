@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from shiftscope.runtime.settings import Count, Spec
+from shiftscope.runtime.settings import Count, Settings
 
 __all__ = ["Recipe", "make_optimizer", "set_learning_rate"]
 
 
-class Recipe(Spec):
+class Recipe(Settings):
     """How to train.
 
     Attributes:
