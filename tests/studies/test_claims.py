@@ -156,6 +156,22 @@ def test_rank_correlation_agrees_with_scipy() -> None:
     assert (found.cells, found.value, found.low, found.high) == (5, expected, expected, expected)
 
 
+@pytest.mark.parametrize("noise", [0.3, 0.6])
+def test_rank_correlation_interval_covers_a_high_correlation_that_noise_hides(noise: float) -> None:
+    """The true order is the source's, so that the true correlation is 1; noise of the images swaps neighbours."""
+    printed = [{"mcs": 0.05 * place} for place in range(1, 13)]
+    covered = 0
+    for seed in range(20):
+        drawn = torch.randn(12, 40, generator=torch.Generator().manual_seed(seed)) * noise * 0.05 * 40**0.5
+        values = torch.arange(1, 13)[:, None] * 0.05 + drawn
+        cells = [MeasuredCell({}, {"mcs": each[None]}, number) for number, each in enumerate(values, start=1)]
+        found = rank_correlation(cells, printed, "mcs", "mcs")
+        assert found is not None
+        assert found.low <= found.value <= found.high
+        covered += found.high == 1
+    assert covered >= 17
+
+
 def test_rank_correlation_needs_four_cells() -> None:
     cells = [cell(place, mean) for place, mean in enumerate((0.3, 0.5, 0.4), start=1)]
     assert rank_correlation(cells, [{"mcs": 0.1 * place} for place in range(3)], "mcs", "mcs") is None

@@ -251,13 +251,31 @@ def rank_correlation(
     ours, theirs = np.array([cell.mean(measure) for cell, _ in both]), np.array([number for _, number in both])
     if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return RankCorrelation(measure, source_measure, len(both))
-    draws = rankdata(np.stack([cell.draws(measure) for cell, _ in both]), axis=0)
-    low, high = percentile_interval(_correlations(draws, rankdata(theirs)))
-    return RankCorrelation(measure, source_measure, len(both), float(spearmanr(ours, theirs).statistic), float(low), float(high))
+    value = float(spearmanr(ours, theirs).statistic)
+    draws = np.stack([cell.draws(measure) for cell, _ in both])
+    return RankCorrelation(measure, source_measure, len(both), value, *_rank_interval(value, ours, draws, theirs))
 
 
-def _correlations(draws: Float[np.ndarray, "cell draw"], other: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " draw"]:
-    """Return Pearson's correlation of each draw with other numbers; 0 for a draw in which all cells are equal."""
+def _rank_interval(
+    value: float, ours: Float[np.ndarray, " cell"], draws: Float[np.ndarray, "cell draw"], theirs: Float[np.ndarray, " cell"]
+) -> tuple[float, float]:
+    """Return the 95 % interval of a rank correlation: the draws' percentiles, and their reflection about the correlation.
+
+    Noise in our numbers lowers a high correlation, and draws have it twice, so that percentiles alone lie too low. The reflection
+    corrects this; its draws are about numbers whose spread over cells is reduced by that of the noise. In simulations of 4 to 16
+    cells, both together cover 0.92 to 1 where noise is at most 0.4 of the cells' spread (percentiles alone: 0 to 1), and 0.84 to
+    0.97 where it equals the spread.
+    """
+    noise, apart = draws - ours[:, None], ours - ours.mean()
+    spread = max(0.0, 1 - noise.var(axis=0).mean() / apart.var()) ** 0.5
+    low, high = percentile_interval(_rank_correlations(draws, theirs))
+    below, above = percentile_interval(_rank_correlations(spread * apart[:, None] + noise, theirs))
+    return max(-1.0, min(low, 2 * value - above, value)), min(1.0, max(high, 2 * value - below, value))
+
+
+def _rank_correlations(draws: Float[np.ndarray, "cell draw"], theirs: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " draw"]:
+    """Return Spearman's correlation of each draw with other numbers; 0 for a draw in which all cells are equal."""
+    draws, other = rankdata(draws, axis=0), rankdata(theirs)
     draws, other = draws - draws.mean(axis=0), other - other.mean()
     norms = np.linalg.norm(draws, axis=0) * np.linalg.norm(other)
     correlations: np.ndarray = (draws * other[:, None]).sum(axis=0) / np.where(norms > 0, norms, 1)
