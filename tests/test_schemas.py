@@ -124,7 +124,7 @@ def test_flicker_and_its_comparison_are_valid(schemas: ModuleType, shiftscope: C
     for number, frame in enumerate(torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)):
         (tmp_path / "frames").mkdir(exist_ok=True)
         Image.fromarray(frame.numpy()).save(tmp_path / "frames" / f"{number}.png")
-    words = ("audit", "my_models:small", "--size", "20", "--frames", "frames", "--fail-if", "top-1 change > 1")
+    words = ("audit", "my_models:small", "--size", "20", "--frames", "frames", "--fail-if", "top-1 change > 0.99")
     content = printed(shiftscope, *words, "--out", "flicker")
     check(schemas, "flicker", content)
     check(schemas, "flicker", json.loads((tmp_path / "flicker" / "flicker.json").read_text()))

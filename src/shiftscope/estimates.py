@@ -38,6 +38,7 @@ __all__ = [
     "Estimate",
     "VarianceComponent",
     "bootstrap",
+    "changed",
     "combine_draws",
     "confidence_interval",
     "difference",
@@ -50,6 +51,7 @@ __all__ = [
     "proportion",
     "proportion_over_seeds",
     "student_t",
+    "telling",
     "variance_component",
     "wilson_interval",
 ]
@@ -113,20 +115,45 @@ def mean(values: Float[Tensor, " image"], *, bounds: tuple[float, float]) -> Est
     return mean_over_seeds(values[None], bounds=bounds)
 
 
-def difference(values: Float[Tensor, " image"], *, bounds: tuple[float, float]) -> Estimate:
+def difference(
+    values: Float[Tensor, " image"], *, bounds: tuple[float, float], same: bool = False, rounding: float = ALIKE
+) -> Estimate:
     """Estimate a mean of paired differences over images.
 
     Args:
-        values: one per image, at least one. If all are 0 within rounding, the change has no effect, and the interval is [0, 0].
+        values: one per image, at least one.
         bounds: the smallest and largest possible value.
+        same: whether differences of 0 within rounding say that nothing changed, in other images neither; the interval is then
+            [0, 0]. Else it is that of equal values, because two models may well agree on a few images.
+        rounding: the largest difference that is rounding.
 
     >>> import torch
-    >>> print(difference(torch.zeros(8), bounds=(-1.0, 1.0)))
+    >>> print(difference(torch.zeros(8), bounds=(-1.0, 1.0), same=True))
     0.000 [0.000, 0.000]
+    >>> print(difference(torch.zeros(8), bounds=(-1.0, 1.0)))
+    0.000 [-0.324, 0.324]
     """
-    if float(values.abs().max()) <= ALIKE:
-        return Estimate(0.0, 0.0, 0.0, count=len(values))
+    if not changed(values, rounding):
+        ends = (0.0, 0.0) if same else bounds if len(values) == 1 else interval_of_equals(0.0, len(values), bounds)
+        return Estimate(0.0, *ends, count=len(values))
     return mean(values, bounds=bounds)
+
+
+def changed(differences: Float[Tensor, "*image"], rounding: float = ALIKE) -> bool:
+    """Return whether one of the differences is more than rounding; those that are not a number do not count."""
+    return bool((differences.abs() > rounding).any())
+
+
+def telling(values: Float[Tensor, " image"]) -> bool:
+    """Return whether values tell images apart, so that two models with the same ones are the same.
+
+    At least half of them, and three, are different. Answers that are kept or not, and perfect similarities, tell nothing.
+
+    >>> import torch
+    >>> telling(torch.tensor([0.91, 0.87, 0.95])), telling(torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    (True, False)
+    """
+    return len(values.unique()) >= max(3, len(values) / 2)
 
 
 def joint_critical_value(differences: Float[Tensor, "measure image"]) -> tuple[float, Float[Tensor, " measure"]]:

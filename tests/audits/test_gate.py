@@ -56,6 +56,11 @@ def test_condition_is_read_in_words_and_short_names(text: str, measure: str, pro
         ("xyz > 0.1", "Choose from mean cosine similarity, top-1 change, .*same class at every shift"),
         ("top-1 change > 10", "can never fail: top-1 change lies between 0 and 1. Give a number in between. Did you mean 10 %"),
         ("mcs <= -1.5", "can never fail: mean cosine similarity lies between -1 and 1. Give a number in between.$"),
+        ("top-1 change > 1", "can never fail: .* Did you mean 1 %"),
+        ("mcs < -1", "can never fail: .* in between.$"),
+        ("accuracy < 70", "always fails: accuracy lies between 0 and 1. Give a number in between. Did you mean 70 %"),
+        ("top-1 change >= 0", "always fails"),
+        ("depth error > -0.1", "always fails: depth error lies between 0 and inf"),
         ("worst_case, radius 2 >= 300", "can never fail"),
         ("mcs of mouton2021 < 1", "names an unknown protocol: 'mouton2021'"),
     ],
@@ -63,6 +68,17 @@ def test_condition_is_read_in_words_and_short_names(text: str, measure: str, pro
 def test_condition_that_is_none_is_refused(text: str, problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         read_condition(text)
+
+
+@pytest.mark.parametrize("text", ["mcs > -1", "mcs <= -1", "mcs >= 1", "mcs < 1", "top-1 change > 0", "depth error > 100"])
+def test_condition_at_the_end_of_what_a_measure_can_be_is_read(text: str) -> None:
+    assert read_condition(text).text == text
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_number_that_is_not_defined_is_undecided(strict: bool) -> None:
+    unknown = Estimate(float("nan"), float("nan"), float("nan"), 0)
+    assert read_condition("mcs < 0.9").judge(unknown, strict=strict) == "undecided"
 
 
 @pytest.mark.parametrize("sign", ["> 0.1", ">= 0.1", "< 0.1", "<= 0.1"])
@@ -155,6 +171,51 @@ def test_audits_of_other_images_are_compared_without_pairs() -> None:
     assert "other images" in compared.notes[0]
     assert measure.difference.low == pytest.approx(after.rows[0].estimate.low - before.rows[0].estimate.high)
     assert (measure.outcome, judge_comparison(compared).outcome) == ("worse", "fails")
+
+
+def test_models_that_agree_on_few_images_may_differ_on_others() -> None:
+    """Two models of which each keeps its answer for 99 and 97 % of images keep all of 20 images in two of five audits."""
+    for seed in range(20):
+        kept = {("zhang2019", "all_agree"): draw(0.99, 20, seed)}, {("zhang2019", "all_agree"): draw(0.97, 20, 100 + seed)}
+        before, after = (audited({**each, SIMILAR: torch.rand(20)}) for each in kept)
+        change = {each.row.measure: each.difference for each in compare_audits(before, after).measures}["all_agree"]
+        assert change.low < -0.02 < change.high
+
+
+@pytest.mark.parametrize(
+    ("values", "outcome", "summary"),
+    [
+        ({SIMILAR: torch.linspace(0.5, 0.9, 20), CHANGE: torch.zeros(20)}, "equal", "2 equal"),
+        ({CHANGE: torch.zeros(20)}, "undecided", "1 undecided"),
+    ],
+)
+def test_audits_without_a_difference_are_equal_where_values_tell_images_apart(
+    values: dict[tuple[str, str], Tensor], outcome: str, summary: str
+) -> None:
+    compared = compare_audits(audited(values), audited(values))
+    assert {each.outcome for each in compared.measures} == {outcome}
+    assert compared.words().endswith(f": {summary}.")
+
+
+def test_measure_without_a_better_counts_as_changed() -> None:
+    cut = ("every-shift", "boxes_cut")
+    before, after = (audited({cut: torch.rand(50, generator=torch.Generator().manual_seed(0)) / 2 + plus}) for plus in (0, 0.3))
+    assert compare_audits(before, after).words() == "Of 1 measure of the second: 1 changed."
+
+
+def test_small_derivatives_are_compared() -> None:
+    """Those of a thousand probabilities are about a millionth, which is rounding for other measures."""
+    slope = ("gruver2023", "squared_derivative_y")
+    values = torch.rand(100, generator=torch.Generator().manual_seed(0)) * 1e-7
+    before, after = audited({slope: values}), audited({slope: 3 * values})
+    assert [each.outcome for each in compare_audits(before, after).measures] == ["worse"]
+    assert judge_comparison(compare_audits(before, after)).outcome == "fails"
+    assert judge_comparison(compare_audits(before, before)).outcome == "passes"
+
+
+def test_verdict_without_values_of_images_says_so() -> None:
+    before = replace(audited({CHANGE: draw(0.2, 50, 0)}), values={})
+    assert any("no values for each image" in note for note in judge_comparison(compare_audits(before, before)).notes)
 
 
 def test_measures_taken_in_another_way_are_left_out() -> None:

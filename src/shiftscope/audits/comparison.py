@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from shiftscope.audits.results import Audit, Row
 from shiftscope.errors import InputError
-from shiftscope.estimates import ALIKE, Estimate, difference
+from shiftscope.estimates import ALIKE, Estimate, changed, difference, telling
 from shiftscope.measures import MEASURES
 from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Summary, Table
 from shiftscope.tasks import read_alike
 
-__all__ = ["AuditComparison", "MeasureComparison", "compare_audits", "direction", "same_images"]
+__all__ = ["AuditComparison", "MeasureComparison", "compare_audits", "direction", "rounding", "same_images"]
 
 #: Measures that a model should have more of, although shifts alone do not decide them.
 ACCURACIES = ("accuracy", "true_probability", "test_accuracy")
@@ -41,7 +41,7 @@ class MeasureComparison:
 
     @property
     def outcome(self) -> Literal["better", "worse", "other", "equal", "undecided"]:
-        """Where the whole interval lies; ``other`` for a measure of which neither more nor less is better."""
+        """Where the whole interval lies; ``other`` for a measure of which neither more nor less is better, if it changes."""
         low, high = self.difference.low, self.difference.high
         if low == high == 0:
             return "equal"
@@ -88,9 +88,10 @@ class AuditComparison(Shown):
         return (self.table(),)
 
     def words(self) -> str:
-        """Return in a sentence how many measures are better, worse and undecided."""
-        counts = {name: sum(each.outcome == name for each in self.measures) for name in ("better", "worse", "equal", "undecided")}
-        said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        """Return in a sentence how many measures are better, worse, changed for neither, equal and undecided."""
+        outcomes = {"better": "better", "worse": "worse", "other": "changed", "equal": "equal", "undecided": "undecided"}
+        counts = {word: sum(each.outcome == name for each in self.measures) for name, word in outcomes.items()}
+        said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
         return f"Of {len(self.measures)} {'measure' if len(self.measures) == 1 else 'measures'} of {self.names[1]}: {said}."
 
     def summary(self) -> Summary:
@@ -129,6 +130,17 @@ def direction(measure: str) -> Literal["more", "less"] | None:
     return "more" if name in ACCURACIES else MEASURES[name].better
 
 
+def rounding(measure: str, size: float) -> float:
+    """Return what difference of a measure is rounding, for values of this size.
+
+    Derivatives of many classes' probabilities are small, so that it is a part of their size; other measures are about 1.
+
+    >>> rounding("mcs", 0.9), rounding("squared_derivative_y", 1e-6)
+    (1e-06, 1e-12)
+    """
+    return ALIKE * (min(size, 1.0) if "derivative" in measure else 1.0)
+
+
 def same_images(before: Audit, after: Audit) -> bool:
     """Return whether two audits measured the same images; without checksums in their files, only their numbers are compared."""
     checksums = [each.provenance.get("data_sha256") for each in (before, after)]
@@ -140,8 +152,9 @@ def compare_audits(before: Audit, after: Audit, *, names: tuple[str, str] = ("th
     """Compare two audits measure by measure.
 
     Differences are paired: each image's value in one audit is subtracted from its value in the other, so that what makes images
-    differ drops out. Without values of the same images, the interval reaches from the lowest end of one minus the highest of the
-    other to the opposite: it is wider than needed, never narrower.
+    differ drops out. Where no image's value changes, the interval is [0, 0] if this says that both are the same model; else it is
+    that of equal values, because other images may change. Without values of the same images, the interval reaches from the lowest
+    end of one minus the highest of the other to the opposite: it is wider than needed, never narrower.
 
     Args:
         before: an audit.
@@ -171,7 +184,11 @@ def compare_audits(before: Audit, after: Audit, *, names: tuple[str, str] = ("th
             "the audits have no measure in common that was measured in the same way.", "Audit both with the same protocols."
         )
     paired = same_images(before, after)
-    measures = tuple(_compared(old, new, _pairs(before, after, new) if paired else None) for old, new in alike)
+    pairs = [_pairs(before, after, new) if paired else None for _, new in alike]
+    same = _same_model(before, alike, pairs)
+    measures = tuple(
+        _compared(old, new, each, same=same or _telling(before, new)) for (old, new), each in zip(alike, pairs, strict=True)
+    )
     return AuditComparison(measures, names, tuple(_notes(before, after, measures, paired, len(rows) - len(alike))))
 
 
@@ -186,17 +203,30 @@ def _pairs(before: Audit, after: Audit, row: Row) -> Tensor | None:
     if old is None or new is None or len(old) != len(new):
         return None
     differences = new.double() - old.double()
-    return None if differences.isnan().all() else differences.where(~(differences.abs() <= ALIKE), 0.0)
+    known = old[~old.isnan()]
+    least = rounding(row.measure, float(known.abs().max()) if len(known) else 0.0)
+    return None if differences.isnan().all() else differences.where(~(differences.abs() <= least), 0.0)
 
 
-def _compared(old: Row, new: Row, pairs: Tensor | None) -> MeasureComparison:
+def _same_model(before: Audit, rows: Sequence[tuple[Row, Row]], pairs: Sequence[Tensor | None]) -> bool:
+    """Return whether no measure differs on any image, and one tells images apart: the models are the same."""
+    known = [(row, each) for (_, row), each in zip(rows, pairs, strict=True) if each is not None]
+    return not any(changed(each, 0.0) for _, each in known) and any(_telling(before, row) for row, _ in known)
+
+
+def _telling(audit: Audit, row: Row) -> bool:
+    values = audit.values.get((row.protocol, row.measure))
+    return values is not None and telling(values[~values.isnan()])
+
+
+def _compared(old: Row, new: Row, pairs: Tensor | None, *, same: bool) -> MeasureComparison:
     if pairs is None:
         one, two = old.estimate, new.estimate
         found = Estimate(two.value - one.value, two.low - one.high, two.high - one.low, two.count)
         return MeasureComparison(new, one, found, None)
     low, high = MEASURES[new.measure.partition(",")[0]].bounds
     known = pairs[~pairs.isnan()]
-    found = difference(known, bounds=(low - high, high - low))
+    found = difference(known, bounds=(low - high, high - low), same=same, rounding=0.0)
     return MeasureComparison(new, old.estimate, replace(found, count=len(known)), pairs)
 
 

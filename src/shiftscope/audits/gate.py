@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
+from math import isnan
 from statistics import NormalDist
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -17,11 +18,11 @@ from xml.etree import ElementTree
 import torch
 from torch import Tensor
 
-from shiftscope.audits.comparison import AuditComparison, MeasureComparison, direction
+from shiftscope.audits.comparison import AuditComparison, MeasureComparison, direction, rounding
 from shiftscope.audits.protocols import GROUPS, PUBLISHED
 from shiftscope.audits.results import Audit, Row
 from shiftscope.errors import InputError
-from shiftscope.estimates import ALIKE, LEVEL, Estimate, joint_critical_value
+from shiftscope.estimates import LEVEL, Estimate, joint_critical_value
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.text import printable
 from shiftscope.shown import Shown
@@ -86,6 +87,8 @@ class Condition:
         ['fails', 'undecided', 'passes']
         """
         ends = (estimate.value,) * 2 if strict else (estimate.low, estimate.high)
+        if any(map(isnan, ends)):
+            return "undecided"
         beyond = [self._beyond(end) for end in ends]
         return "fails" if all(beyond) else "undecided" if any(beyond) else "passes"
 
@@ -257,20 +260,22 @@ def read_condition(text: str, *, of_videos: bool = False) -> Condition:
         raise InputError(
             f"`fail_if` names an unknown protocol: {protocol!r}.", f"Choose from {', '.join([*PUBLISHED, *GROUPS])}."
         )
-    name = _measure(measure.strip())
-    _check_reach(text, name, sign, bound)
-    return Condition(text, name, protocol, sign, bound)  # type: ignore[arg-type]  # by the pattern
+    condition = Condition(text, _measure(measure.strip()), protocol, sign, bound)  # type: ignore[arg-type]  # by the pattern
+    _check_reach(condition)
+    return condition
 
 
-def _check_reach(text: str, name: str, sign: str, bound: float) -> None:
-    """Refuse a condition that no model can fail, such as a share above 10: a slip that would pass unnoticed for ever."""
-    measure = MEASURES[name.partition(",")[0]]
+def _check_reach(condition: Condition) -> None:
+    """Refuse a condition that no model can fail, or every model does: a slip, such as 1 for 1 %, that would pass for ever."""
+    measure = MEASURES[condition.measure.partition(",")[0]]
     low, high = measure.bounds
-    if not (bound > high if sign.startswith(">") else bound < low):
+    at_ends = condition.judge(Estimate(low, low, high, count=1))
+    if at_ends == "undecided":
         return
-    meant = f" Did you mean {bound:g} %?" if high == 1 and 1 < bound <= 100 else ""
+    meant = f" Did you mean {condition.bound:g} %?" if high == 1 and 1 <= condition.bound <= 100 else ""
     raise InputError(
-        f"`fail_if` {text!r} can never fail: {measure.label} lies between {low:g} and {high:g}.",
+        f"`fail_if` {condition.text!r} {'always fails' if at_ends == 'fails' else 'can never fail'}: "
+        f"{measure.label} lies between {low:g} and {high:g}.",
         f"Give a number in between.{meant}",
     )
 
@@ -358,8 +363,9 @@ def judge_comparison(found: AuditComparison, *, tolerance: float = 0.0, subject:
     for each, estimate in zip(judged, intervals, strict=True):
         worse = _toward_worse(each, estimate)
         judgements.append(Judgement(each.row.protocol, each.row.measure, estimate, beyond, condition.judge(worse, strict=strict)))
+    paired = any(each.pairs is not None for each in found.measures)  # which the first note is about
     how = "their values" if strict else "intervals that hold for all measures together, with 95 % certainty"
-    notes = (f"number: change against the baseline. Judged by {how}.", *found.notes[1:])
+    notes = (f"number: change against the baseline. Judged by {how}.", *found.notes[paired:])
     return Verdict(tuple(judgements), subject, notes)
 
 
@@ -367,7 +373,8 @@ def _toward_worse(measure: MeasureComparison, change: Estimate) -> Estimate:
     """Return a change with the sign of worse, 0 where it is rounding."""
     if direction(measure.row.measure) == "more":
         change = replace(change, value=-change.value, low=-change.high, high=-change.low)
-    value, low, high = (0.0 if abs(end) <= ALIKE else end for end in (change.value, change.low, change.high))
+    least = rounding(measure.row.measure, abs(measure.before.value))
+    value, low, high = (0.0 if abs(end) <= least else end for end in (change.value, change.low, change.high))
     return replace(change, value=value, low=low, high=high)
 
 
@@ -387,7 +394,7 @@ def _joint_intervals(measures: Sequence[MeasureComparison]) -> list[Estimate]:
         change = each.difference
         if each.pairs is not None:
             reach = next(reaches)
-            ends = (change.value - reach, change.value + reach) if each.pairs.nan_to_num().any() else (0.0, 0.0)
+            ends = (change.value - reach, change.value + reach) if each.pairs.nan_to_num().any() else (change.low, change.high)
         else:
             ends = (change.value + wider * (change.low - change.value), change.value + wider * (change.high - change.value))
         found.append(replace(change, low=ends[0], high=ends[1]))

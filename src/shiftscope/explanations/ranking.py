@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, difference
+from shiftscope.estimates import Estimate, difference, telling
 from shiftscope.explanations.trial import ROUNDING, Loss, Measured, Trial, share
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.tokens import TokenReading
@@ -228,7 +228,7 @@ def _gained(tried: TriedFix, measured: Measured, after: Measured, multiply_adds:
     gain = measured.loss - after.loss
     return replace(
         tried,
-        gain=difference(gain, bounds=(-2.0, 2.0)),
+        gain=difference(gain, bounds=(-2.0, 2.0), same=telling(measured.loss)),
         share=share(gain, measured.loss),
         after=after.estimates(),
         multiply_adds=multiply_adds,

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from shiftscope.engine.framing import Border
 from shiftscope.engine.task_trials import TaskTrial, TaskValues, change_bounds, the_change
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, difference
+from shiftscope.estimates import Estimate, difference, telling
 from shiftscope.explanations.task_causes import ALIKE
 from shiftscope.graphs.geometry import Geometry
+from shiftscope.measures import MEASURES
 from shiftscope.surgery import WRAPPERS, Kind, Wrapping, cost, operate
 from shiftscope.tables import Cell, Table
 
@@ -154,7 +155,7 @@ def _try(
     return TaskFix(
         kind,
         command,
-        gain=difference(gain[known], bounds=(low - high, high - low)),
+        gain=difference(gain[known], bounds=(low - high, high - low), same=telling(found.change(trial.task)[known])),
         after=the_change(trial.task, after.change(trial.task)[known]),
         truth=_truth(trial, found, after),
         ratio=surgery.after.multiply_adds / before if surgery.after and before else 1.0,
@@ -171,7 +172,9 @@ def _truth(trial: TaskTrial, before: TaskValues, after: TaskValues) -> Estimate 
         return None
     apart = after.unshifted[name] - before.unshifted[name]
     known = apart.isfinite()
-    return difference(apart[known], bounds=(-float("inf"), float("inf"))) if known.any() else None
+    low, high = MEASURES[name].bounds
+    same = telling(before.unshifted[name][known])
+    return difference(apart[known], bounds=(low - high, high - low), same=same) if known.any() else None
 
 
 def _border(trial: TaskTrial, kind: Kind) -> Border:

@@ -19,7 +19,7 @@ from shiftscope.engine.framing import Border, Framed, Shifting
 from shiftscope.engine.outputs import stream_outputs, track
 from shiftscope.engine.task_trials import task_for
 from shiftscope.errors import InputError, ModelFailsError, first_line
-from shiftscope.estimates import Estimate, difference, mean
+from shiftscope.estimates import Estimate, changed, difference, mean, telling
 from shiftscope.graphs.probing import check_initialised
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
@@ -288,8 +288,9 @@ def _paired(before: Survey, after: Survey, border: str, embedding: bool) -> str:
         gains["share of images that keep their answer"] = (kept, 1.0)
     if after.right is not None and before.right is not None:
         gains["accuracy"] = (after.right.float() - before.right.float(), 1.0)
-    said = ", ".join(f"{name} {plus_minus(difference(gain, bounds=(-most, most)))}" for name, (gain, most) in gains.items())
-    return f"Gained image by image ({border} shifts): {said}."
+    same = not any(changed(gain) for gain, _ in gains.values()) and telling(before.values["mcs", "all"])
+    found = {name: difference(gain, bounds=(-most, most), same=same) for name, (gain, most) in gains.items()}
+    return f"Gained image by image ({border} shifts): {', '.join(f'{name} {plus_minus(gain)}' for name, gain in found.items())}."
 
 
 def _chooses_crops(model: nn.Module) -> bool:

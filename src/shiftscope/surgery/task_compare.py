@@ -12,7 +12,7 @@ from shiftscope.engine.answers import image_warnings
 from shiftscope.engine.framing import Framed, Shifting
 from shiftscope.engine.task_trials import TaskTrial, TaskValues
 from shiftscope.errors import InputError
-from shiftscope.estimates import Estimate, difference
+from shiftscope.estimates import Estimate, changed, difference, telling
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.surgery.plan import Surgery
@@ -101,24 +101,31 @@ def _trial(
 def _unshifted(task: Task, before: TaskValues, after: TaskValues) -> Iterator[dict[str, Cell]]:
     """Yield what a fix does to answers without a shift, where there is ground truth."""
     for name in before.unshifted:
-        yield from _row(UNSHIFTED, name, before.unshifted[name], after.unshifted[name])
+        yield from _row(UNSHIFTED, name, before.unshifted[name], after.unshifted[name], same=_same(before, after))
     yield from _totals(task, UNSHIFTED, before.unshifted_records, after.unshifted_records)
 
 
 def _shifted(task: Task, before: TaskValues, after: TaskValues, border: str) -> Iterator[dict[str, Cell]]:
     for name in before.values:
-        yield from _row(border, name, before.means(name), after.means(name))
+        yield from _row(border, name, before.means(name), after.means(name), same=_same(before, after))
     yield from _totals(task, border, before.records, after.records)
 
 
-def _row(shifts: str, measure: str, before: Tensor, after: Tensor) -> Iterator[dict[str, Cell]]:
+def _same(before: TaskValues, after: TaskValues) -> bool:
+    """Return whether a fix changes no value of any image, and one tells images apart: nothing changed."""
+    pairs = [(before.means(name), after.means(name)) for name in before.values]
+    return not any(changed(new - old) for old, new in pairs) and any(telling(old[old.isfinite()]) for old, _ in pairs)
+
+
+def _row(shifts: str, measure: str, before: Tensor, after: Tensor, *, same: bool) -> Iterator[dict[str, Cell]]:
     """Yield the row of a measure, over the images that have a value before and after; none where no image has."""
     both = before.isfinite() & after.isfinite()
     if both.any():
         kind = MEASURES[measure]
         widest = kind.bounds[1] - kind.bounds[0]
         one, other = (kind.estimate(each[both]) for each in (before, after))
-        yield _cells(shifts, measure, one, other, difference((after - before)[both], bounds=(-widest, widest)))
+        gain = difference((after - before)[both], bounds=(-widest, widest), same=same or telling(before[both]))
+        yield _cells(shifts, measure, one, other, gain)
 
 
 def _totals(task: Task, shifts: str, before: Tensor | None, after: Tensor | None) -> Iterator[dict[str, Cell]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from shiftscope.engine.checks import check_classes
 from shiftscope.engine.framing import Border, frame
 from shiftscope.engine.outputs import Outputs, stream_outputs, track
-from shiftscope.estimates import ALIKE, Estimate, mean_over_seeds
+from shiftscope.estimates import Estimate, changed, mean_over_seeds, telling
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.surgery.compare import BLOCK, COMPARED
@@ -99,18 +99,11 @@ def _values(blocks: Iterable[Outputs], labels: Tensor | None) -> dict[str, Tenso
 
 def _gains(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Cell]:
     """Return what each measure [seed, image] gains over another model's, which may have one seed only."""
-    gains = dict[str, Cell]()
-    for name, values in ours.items():
-        low, high = MEASURES[name].bounds
-        gains[name] = _difference(values.float() - theirs[name].float(), (low - high, high - low))
-    return gains
-
-
-def _difference(values: Float[Tensor, "seed image"], bounds: tuple[float, float]) -> Estimate:
-    """Estimate a mean of paired differences; differences of 0 alone, within rounding, have the interval 0."""
-    if float(values.abs().max()) <= ALIKE:
-        return Estimate(0.0, 0.0, 0.0, count=values.shape[1], seeds=len(values))
-    return mean_over_seeds(values, bounds=bounds)
+    apart = {name: values.float() - theirs[name].float() for name, values in ours.items()}
+    if not any(map(changed, apart.values())) and all(map(telling, theirs["mcs"])):  # the models are the same
+        return {name: Estimate(0.0, 0.0, 0.0, count=each.shape[1], seeds=len(each)) for name, each in apart.items()}
+    reach = {name: MEASURES[name].bounds[1] - MEASURES[name].bounds[0] for name in apart}
+    return {name: mean_over_seeds(each, bounds=(-reach[name], reach[name])) for name, each in apart.items()}
 
 
 def _report(report: Report, sentence: str, images: int, done: int) -> None:
