@@ -454,9 +454,10 @@ def test_report_of_an_audit_agrees_with_its_table(here: Path, capsys: pytest.Cap
     assert f"{mcs:.3f}" in page
     for title in (
         "Every measure",
-        "Sensitivity map, zero 2",
+        ">Sensitivity map</h2>",
         "Images that change most",
-        "Mean cosine similarity against distance, zero 2",
+        "Mean cosine similarity against distance</h2>",
+        "Shifts of up to 2 pixels, the background comes in.",
     ):
         assert title in page
     (here / "out" / "report.html").unlink()

@@ -88,6 +88,19 @@ def test_training_shows_epoch_loss_accuracy_and_time_left(
     assert ended == f"1/2 done  factor 4, seed 0  {record.training.sentence}  mean cosine similarity {record.results['mcs']}"
 
 
+def test_time_left_of_the_first_training_is_an_upper_bound(
+    display: ProgressDisplay, clock: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock(10)
+    display.report(RunStarted(1, 2, "factor 4, seed 0", None))
+    display.report(Step(1, 20, 0, 10, 0.5, 1000.0))
+    clock(20)
+    display.report(Step(2, 20, 0, 10, 0.25, 1000.0))
+    assert (
+        capsys.readouterr().err.splitlines()[-1].endswith("10/200  epoch 2  loss 0.2500  1,000 images/s  at most 3 minutes left")
+    )
+
+
 def test_found_runs_do_not_count_in_the_time_left(display: ProgressDisplay, record: Record, clock: Any) -> None:
     clock(10)
     for number in (1, 2):

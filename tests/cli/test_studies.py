@@ -57,6 +57,14 @@ def test_folder_of_photos_or_no_folder_is_refused_by_what_it_is(
     assert done.code == 2
     assert problem in done.err
     assert "study.json" not in done.err
+    assert ("there is no folder nowhere." in done.err) == (folder == "nowhere")
+
+
+def test_two_studies_are_not_compared_but_each_with_its_paper(shiftscope: Command, run: Path) -> None:
+    folder = str(run.parent.parent)
+    done = shiftscope("compare", folder, folder)
+    assert done.code == 2
+    assert f"Give it alone: `shiftscope compare {folder}`." in done.err
 
 
 @pytest.mark.parametrize(
@@ -64,8 +72,10 @@ def test_folder_of_photos_or_no_folder_is_refused_by_what_it_is(
     [
         (("study", "imagenet"), "there is no study 'imagenet'"),
         (("study", "three.toml"), "has 3 mistakes"),
-        (("study", "tiny.toml", "--seeds", "0"), "`seeds` must be one or more"),
+        (("study", "tiny.toml", "--seeds", "0"), "`seeds` must be 1 to 10,000, got 0."),
         (("study", "tiny.toml", "--set", "data.canvas"), "`--set` must be PATH=VALUE"),
+        (("study", "tiny.toml", "--set", "network.factor=1,2"), "Write several values as a list, network.factor=[1,2], and"),
+        (("study", "tiny.toml", "--set", "seeds=1", "--set", "seeds=2"), "`--set` gives seeds twice. Give it once."),
         (("study", "tiny.toml", "--set", "data.canvass=3"), "'data.canvass' is not a setting"),
         (("study", "tiny.toml", "--device", "tpu"), "`device` must be auto, cpu or an available cuda device, got 'tpu'"),
         (("study", "tiny.toml", "--gpus", "0.5"), "`--gpus` is for jobs of a cluster only. Add `--executor ray` or"),

@@ -157,7 +157,7 @@ def test_page_draws_answers_before_and_after(command: Command, tmp_path: Path) -
     page = (tmp_path / "found" / "report.html").read_text()
     for text in (
         "the answer after, moved back",
-        "Sensitivity map, zero 2",
+        "Sensitivity map</h2>",
         "Depth error at every shift",
         "Depth error against distance",
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from shiftscope.audits.folder import AuditSpec
 from shiftscope.audits.job import open_audited, run_audit
 from shiftscope.audits.pictures import PICTURES, Picture, pictures_of, read_pictures, write_pictures
 from shiftscope.audits.subject import Subject
-from shiftscope.report import Drag
+from shiftscope.report import Drag, Maps
+from shiftscope.report.audit import audit_page
 from shiftscope.report.audit_drag import DRAG, drag_of, read_drag, write_drag
 from shiftscope.report.write import add_pictures, write_audit_page
 from shiftscope.shifts import grid, translate
@@ -159,3 +161,18 @@ def test_page_shows_an_answer_beside_none(
     page = write_audit_page(audited[1], tmp_path).read_text()
     shown = re.findall(r'<strong dir="auto">(.*?)</strong></div>', page)
     assert [each.partition(",")[0] for each in shown] == ["no answer" if name is None else name for name in (before, after)]
+
+
+def test_headings_name_shifts_in_words_where_a_page_has_several_grids(audited: tuple[Subject, Audit]) -> None:
+    audit = audited[1]
+    survey = audit.surveys["zero 4"]
+    alone, both = (
+        [each for each in audit_page(replace(audit, surveys=surveys)).sections if isinstance(each, Maps)]
+        for surveys in ({"zero 4": survey}, {"zero 4": survey, "circular 1": survey})
+    )
+    assert [each.title for each in alone] == ["Sensitivity map"]
+    assert alone[0].caption.endswith("Shifts of up to 4 pixels, the background comes in.")
+    assert [each.title for each in both] == [
+        "Sensitivity map: shifts of up to 4 pixels, the background comes in",
+        "Sensitivity map: shifts of up to 1 pixel, what left comes in on the other side",
+    ]

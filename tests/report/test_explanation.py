@@ -18,7 +18,7 @@ from shiftscope.report.explanation import explanation_page
 
 def words_of(page: str) -> str:
     """Return the words of a page, with plain spaces."""
-    return unescape(re.sub(r"<[^>]*>", "", page)).replace("\u00a0", " ")
+    return " ".join(unescape(re.sub(r"<[^>]*>", "", page)).split())
 
 
 @pytest.fixture(scope="module")

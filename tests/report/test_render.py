@@ -186,3 +186,14 @@ def test_constant_map_has_a_scale_around_its_value() -> None:
     text = render(pages.page_of(Maps("M", "", (ShiftMap("one", torch.ones(9), 1),))))
     assert "0.50</span><canvas" in text
     assert "</canvas><span>1.50" in text
+
+
+def test_answer_has_its_first_sentence_large_and_the_rest_below() -> None:
+    html = render(replace(pages.page_of(), answer="It is 0.784 ± 0.032. 89 % is due to the head."))
+    assert '<p class="answer" dir="auto">It is 0.784 ± 0.032.</p>' in html
+    assert '<p class="rest" dir="auto">89\u00a0% is due to the head.</p>' in html
+    assert 'class="rest"' not in render(pages.page_of())
+
+
+def test_caption_keeps_a_number_and_its_per_cent_sign_on_one_line() -> None:
+    assert "with 95\u00a0% intervals" in render(pages.page_of(replace(CHART, caption="Means with 95 % intervals.")))

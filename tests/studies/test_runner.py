@@ -73,7 +73,7 @@ def test_study_estimates_over_seeds_and_images_and_keeps_all_files(trained: Fini
     assert len(list((out / "runs").iterdir())) == 4
     for folder in (out / "runs").iterdir():
         assert sorted(os.listdir(folder)) == ["history.json", "measures.safetensors.xz", "model.safetensors", "record.json"]
-    assert any("Did not reach 100 % train accuracy in 2 epochs" in note for note in table.notes)
+    assert any("seed=0: Did not reach 100 % train accuracy in 2 epochs" in note for note in table.notes)
     assert table.provenance["data_sha256"] == load(study.cells()[0].runs[0].data).checksum
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from shiftscope.estimates import Estimate
-from shiftscope.studies.wording import study_verdict
+from shiftscope.studies.claims import Judgement, Verdict
+from shiftscope.studies.spec import Claim
+from shiftscope.studies.wording import claims_verdict, study_verdict
 from shiftscope.tables import Table
 
 
@@ -20,3 +22,16 @@ def test_verdict_of_a_study_says_whether_the_extremes_overlap(other: float, over
 
 def test_study_without_numbers_has_no_verdict() -> None:
     assert study_verdict(Table("t", ("factor", "mcs"), ({"factor": 4},)), ["factor"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "sentence"),
+    [
+        ([Verdict.HOLDS], "The source's claim (slides) holds."),
+        ([Verdict.DOES_NOT_HOLD], "The source's claim (slides) does not hold."),
+        ([Verdict.NOT_IN_STUDY], "The source's claim (slides) is not in this study."),
+        ([Verdict.HOLDS, Verdict.HOLDS, Verdict.UNDECIDED], "Of 3 claims of the source (slides), 2 hold, 1 undecided."),
+    ],
+)
+def test_verdict_on_claims_counts_them_only_where_there_are_several(verdicts: list[Verdict], sentence: str) -> None:
+    assert claims_verdict([Judgement(Claim(text="c"), each) for each in verdicts], "slides") == sentence

@@ -98,11 +98,12 @@ class TimeLeft(ProgressColumn):
 
 
 def time_left(task: Task) -> str:
-    """Return "about 3 minutes left", or an empty text while nothing can be said."""
+    """Return "about 3 minutes left", or "at most" where work may end early; an empty text while nothing can be said."""
     done = task.completed - task.fields["skipped"]
     if done <= 0 or task.elapsed is None or task.elapsed < SECONDS_BEFORE_ESTIMATE or not task.remaining:
         return ""
-    return f"about {duration(task.elapsed / done * task.remaining)} left"
+    how = "at most" if task.fields.get("may_end_early") else "about"
+    return f"{how} {duration(task.elapsed / done * task.remaining)} left"
 
 
 def duration(seconds: float) -> str:
@@ -189,24 +190,28 @@ class ProgressDisplay:
 
     def _show_step(self, step: Step, run: _Run) -> None:
         """Show how far a training is, of the epochs that earlier runs needed or, at first, of those it may take."""
-        epochs = step.max_epochs if run.epochs is None or run.epochs < step.epoch else run.epochs
+        unknown = run.epochs is None or run.epochs < step.epoch
+        epochs = step.max_epochs if run.epochs is None or unknown else run.epochs
         validation = f"  validation {run.last.validation_accuracy:.2%}" if run.last else ""
         details = f"epoch {step.epoch}  loss {step.loss:.4f}{validation}  {step.images_per_second:,.0f} images/s"
-        self._show(self.job, f"{self.job}: training", (step.epoch - 1) * step.of + step.done, round(epochs * step.of), details)
+        done, of = (step.epoch - 1) * step.of + step.done, round(epochs * step.of)
+        self._show(self.job, f"{self.job}: training", done, of, details, may_end_early=unknown)
 
     def _show_all(self, done: int, of: int) -> None:
         self._remove("")
         self._show(ALL, "all runs", done, of)
 
-    def _show(self, job: str, what: str, done: int = 0, of: int = 0, details: str = "") -> None:
+    def _show(self, job: str, what: str, done: int = 0, of: int = 0, details: str = "", *, may_end_early: bool = False) -> None:
         """Show a job's stage; a new stage starts its clock again."""
         what, details = printable(what), printable(details)
         task = self._task(job)
         if task is None or task.description != what or task.completed > done:
             self._remove(job)
-            self.tasks[job] = self.bars.add_task(what, total=of or None, completed=done, skipped=done, details=details)
+            self.tasks[job] = self.bars.add_task(
+                what, total=of or None, completed=done, skipped=done, details=details, may_end_early=may_end_early
+            )
         else:
-            self.bars.update(task.id, total=of or None, completed=done, details=details)
+            self.bars.update(task.id, total=of or None, completed=done, details=details, may_end_early=may_end_early)
         now = monotonic()
         if job != ALL and self.bars.disable and now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now

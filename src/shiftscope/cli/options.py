@@ -350,8 +350,9 @@ def read_settings(given: tuple[str, ...], option: str, example: str) -> dict[str
         example: of a text.
 
     Raises:
-        InputError: a text has no name or no value.
+        InputError: a text has no name or no value, a name is given twice, or numbers are separated by commas alone.
     """
+    import re
     import tomllib
 
     settings: dict[str, Any] = {}
@@ -360,6 +361,11 @@ def read_settings(given: tuple[str, ...], option: str, example: str) -> dict[str
         if not found or not value:
             wanted = "PATH=VALUE" if option == "set" else "NAME=VALUE"
             raise InputError(f"`--{option}` must be {wanted}, got {each!r}.", f"Write it like {example}.")
+        if name.strip() in settings:
+            raise InputError(f"`--{option}` gives {name.strip()} twice.", "Give it once.")
+        if re.fullmatch(r"[\s\d.+-]+(,[\s\d.+-]+)+", value):
+            remedy = f"Write several values as a list, {name.strip()}=[{value.strip()}], and a large number without commas."
+            raise InputError(f"`--{option}` {each} has numbers separated by commas.", remedy)
         try:
             settings[name.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

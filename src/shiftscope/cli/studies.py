@@ -204,11 +204,20 @@ def report(
     from shiftscope.studies.folder import read_folder
     from shiftscope.videos.reading import is_flicker
 
+    _check_exists(folder)
     _check_written(folder)
     if out is None and not is_audit(folder) and not is_flicker(folder):
         read_folder(folder).write_tables()
     path = _write_report(folder, options, out)
     say(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))
+
+
+def _check_exists(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no folder {folder}.",
+            "Give a folder that `shiftscope study`, `shiftscope audit --out` or `shiftscope certify --out` wrote.",
+        )
 
 
 def _check_written(folder: Path) -> None:
@@ -268,6 +277,7 @@ def open_report(folder: Path) -> None:
 
     path = folder / "report.html"
     if not path.is_file():
+        _check_exists(folder)
         _check_written(folder)
         raise InputError(f"{folder} holds no report.html.", f"Write it with `shiftscope report {folder}`.")
     if not webbrowser.open(path.resolve().as_uri()):
@@ -276,10 +286,10 @@ def open_report(folder: Path) -> None:
 
 @app.command(group=STUDIES, sort_key=4)
 def compare(folder: Path, other: Path | None = None, *, as_json: AsJson = False, wide: Wide = False) -> None:
-    """Show a study's numbers beside those of the paper it repeats, and test what the paper claims.
+    """Compare a study with the paper it repeats, two audits with each other, or two models on the same videos.
 
-    Or show two audits beside each other: each measure's change, with an interval over pairs of the same image.
-    Or the flicker of two models on videos, with an interval over pairs of the same video.
+    Of a study: its numbers beside the paper's, and whether the paper's claims hold. Of two audits: each measure's change, with an
+    interval over pairs of the same image. Of videos: the same over pairs of the same video.
 
     Parameters
     ----------
@@ -315,6 +325,12 @@ def _beside(first: Path, second: Path) -> AuditComparison | FlickerComparison:
     from shiftscope.audits.comparison import compare_audits
     from shiftscope.videos.comparison import compare_flickers
 
+    for path in (first, second):
+        if (path / "study.json").exists():
+            raise InputError(
+                f"{path} holds a study, which is compared with the paper it repeats.",
+                f"Give it alone: `shiftscope compare {path}`.",
+            )
     one, two, names = _measured(first), _measured(second), (str(first), str(second))
     if isinstance(one, Audit) and isinstance(two, Audit):
         return compare_audits(one, two, names=names)

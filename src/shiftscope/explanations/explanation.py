@@ -111,7 +111,10 @@ class Explanation(Shown):
             tuple(table for table in (causes, layers, fixes) if table.rows),
             (
                 *self.notes,
-                f"Loss: 1 - mean cosine ({images} images, {shifts} shifts each, border {border}, 95 % intervals). --wide: all.",
+                f"Loss: 1 - mean cosine ({images} images, {shifts} shifts each, border {border}, 95 % intervals)."
+                + (" Audits with border zero give other numbers." if border == "crop" else "")
+                + (" Fixes: most loss removed for their multiply-adds first." if len(fixes.rows) > 1 else "")
+                + " --wide: all.",
             ),
             (works[0].command,) if works else (),
         )

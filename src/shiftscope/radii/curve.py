@@ -17,16 +17,18 @@ from shiftscope.estimates import Estimate, wilson_interval
 from shiftscope.radii.search import NO_ANSWER, NOTHING
 from shiftscope.tables import Cell, Table, percent
 
-__all__ = ["BORDERS", "CLASSES", "RadiusCounts", "RadiusCurve", "every_shift"]
+__all__ = ["BORDERS", "CLASSES", "FILLED", "RadiusCounts", "RadiusCurve", "every_shift"]
 
 #: What keeps an answer that is a class.
 CLASSES = "the class on top without a shift leads all others at every shift, by more than rounding"
 #: What fills the border, in words.
-BORDERS: Mapping[Border, str] = {
-    "zero": "zero (the background comes in)",
-    "crop": "crop (the photo around the input comes in)",
-    "circular": "circular (what left comes in on the other side)",
+FILLED: Mapping[Border, str] = {
+    "zero": "the background comes in",
+    "crop": "the photo around the input comes in",
+    "circular": "what left comes in on the other side",
 }
+#: The borders by their names and in words.
+BORDERS: Mapping[Border, str] = {name: f"{name} ({words})" for name, words in FILLED.items()}
 
 
 @dataclass(frozen=True)

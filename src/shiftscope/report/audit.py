@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shiftscope.audits import Audit
 from shiftscope.audits.pictures import Answer, Picture
 from shiftscope.audits.sequences import Frame, frame_table
 from shiftscope.measures import MEASURES
-from shiftscope.radii.curve import CLASSES, RadiusCurve
+from shiftscope.radii.curve import CLASSES, FILLED, RadiusCurve
 from shiftscope.report import Chart, Drag, Maps, Missing, Page, Rows, ShiftMap
 from shiftscope.report.certificate import certificate_chart
 from shiftscope.report.content import BeforeAfter, Pairs, Section
@@ -33,6 +33,8 @@ UNITS = {
 }
 #: What a frame of a path is compared with, in words.
 COMPARED = {"previous": "against the frame before", "unshifted": "against the unshifted image"}
+#: What fills the border of a grid's shifts, in words.
+BORDERS = {**{str(name): words for name, words in FILLED.items()}, "mean": "the mean colour comes in"}
 #: A sensitivity map of fewer shifts is not worth a section.
 MIN_SHIFTS = 9
 
@@ -52,12 +54,15 @@ def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None
     sections.append(Rows("Every measure", "Each with its 95 % interval. Click a heading to sort.", _in_words(audit.table())))
     leading = _leading(audit)
     for name, survey in audit.surveys.items():
-        sections += [*_over_distance(name, survey, leading), *_maps(name, survey, leading[0])]
+        which = _GridWords.of(name, alone=len(audit.surveys) == 1)
+        sections += [*_over_distance(which, survey, leading), *_maps(which, survey, leading[0])]
         for measure in _of_all_images(audit):
-            sections += _maps(name, survey, measure, f"{_title(MEASURES[measure].label)} at every shift")
+            sections += _maps(which, survey, measure, f"{_title(MEASURES[measure].label)} at every shift")
     sections += [*_certificates(audit), *_frames(audit), *_units(audit)]
     if audit.changed and not pictures:
-        caption = "Each under the measured shift that changes its outputs most."
+        caption = (
+            "Each under the measured shift that changes its outputs most. Images are numbered from 0, in the order measured."
+        )
         sections.append(Rows("Images that change most", caption, _changed(audit)))
     if audit.damaged:
         sections.append(Missing("Images that cannot be read", "", audit.damaged))
@@ -78,6 +83,26 @@ def audit_page(audit: Audit, pictures: Sequence[Picture] = (), drag: Drag | None
     )
 
 
+@dataclass(frozen=True)
+class _GridWords:
+    """The shifts of a grid in words.
+
+    Attributes:
+        title: what a title adds, ": shifts of up to 8 pixels, the background comes in"; empty where no other grid is shown.
+        sentence: the same as a sentence.
+    """
+
+    title: str
+    sentence: str
+
+    @staticmethod
+    def of(name: str, *, alone: bool) -> _GridWords:
+        """Return the words of a grid by its name, ``zero 8``; ``alone`` if the page shows no other."""
+        border, _, reach = name.partition(" ")
+        words = f"shifts of up to {reach} pixel{'' if reach == '1' else 's'}, {BORDERS.get(border, border)}"
+        return _GridWords("" if alone else f": {words}", f"{_title(words)}.")
+
+
 def _in_words(table: Table) -> Table:
     """Return a table of measures with their labels instead of their short names."""
 
@@ -90,10 +115,16 @@ def _in_words(table: Table) -> Table:
 
 def _caption(pictures: Sequence[Picture]) -> str:
     order = ", those whose answer changes first" if any(each.changes for each in pictures) else ""
+    numbered = " Images are numbered from 0, in the order measured." if any(map(_is_numbered, pictures)) else ""
     measure = MEASURES.get(pictures[0].measure) if pictures else None
     if measure is not None:
-        return f"Each before and after the measured shift that changes its answer most ({measure.label}){order}."
-    return f"Each before and after the measured shift that makes its outputs least similar{order}."
+        return f"Each before and after the measured shift that changes its answer most ({measure.label}){order}.{numbered}"
+    return f"Each before and after the measured shift that makes its outputs least similar{order}.{numbered}"
+
+
+def _is_numbered(picture: Picture) -> bool:
+    """Return whether an image has no name but its number."""
+    return picture.file.removeprefix("image ").isdecimal()
 
 
 def _pair(picture: Picture) -> BeforeAfter:
@@ -155,7 +186,7 @@ def _of_all_images(audit: Audit) -> tuple[str, ...]:
     return () if task is None else task.total_measures[:1]
 
 
-def _over_distance(name: str, survey: Survey, measures: Sequence[str]) -> list[Chart]:
+def _over_distance(which: _GridWords, survey: Survey, measures: Sequence[str]) -> list[Chart]:
     """Return charts of measures against the distance of a shift."""
     measures = [each for each in measures if each in survey.maps]
     if not measures:
@@ -170,16 +201,16 @@ def _over_distance(name: str, survey: Survey, measures: Sequence[str]) -> list[C
         }
         for over in rings
     )
-    table = Table(f"By distance, {name}", ("distance", *measures), rows)
-    caption = f"All shifts with this many pixels along their longer axis ({name}), with 95 % intervals."
+    table = Table(f"By distance{which.title}", ("distance", *measures), rows)
+    caption = f"All shifts with this many pixels along their longer axis, with 95 % intervals. {which.sentence}"
     return [
-        Chart(f"{_title(MEASURES[measure].label)} against distance, {name}", caption, table, "distance", measure)
+        Chart(f"{_title(MEASURES[measure].label)} against distance{which.title}", caption, table, "distance", measure)
         for measure in measures
         if all(row[measure] is not None for row in rows)
     ]
 
 
-def _maps(name: str, survey: Survey, lead: str, title: str = "Sensitivity map") -> list[Maps]:
+def _maps(which: _GridWords, survey: Survey, lead: str, title: str = "Sensitivity map") -> list[Maps]:
     if len(survey.shifts) < MIN_SHIFTS or lead not in survey.maps:
         return []
     values = survey.maps[lead].float()
@@ -188,15 +219,19 @@ def _maps(name: str, survey: Survey, lead: str, title: str = "Sensitivity map") 
     light = "Light is more similar." if MEASURES[lead].better == "more" else "Light is a larger change."
     caption = (
         f"{_title(MEASURES[lead].label)} at every shift. The centre is no shift; to the right of it the image moves right, "
-        f"below it down. {light}"
+        f"below it down. {light} {which.sentence}"
     )
-    return [Maps(f"{title}, {name}", caption, (ShiftMap("the model", values, 1),))]
+    return [Maps(f"{title}{which.title}", caption, (ShiftMap("the model", values, 1),))]
 
 
 def _certificates(audit: Audit) -> list[Chart]:
     """Return a chart for each grid of the share of images that keep their answer, or are right, at every shift up to a radius."""
+    alone = len(audit.certificates) == 1
+    words = {name: _GridWords.of(name, alone=alone) for name in audit.certificates}
     return [
-        certificate_chart(each.counts, each.border, f"{each.words()}{_rule(each)}", name=name)
+        certificate_chart(
+            each.counts, each.border, f"{each.words()}{_rule(each)} {words[name].sentence}", suffix=words[name].title
+        )
         for name, each in audit.certificates.items()
     ]
 

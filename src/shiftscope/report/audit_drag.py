@@ -125,7 +125,7 @@ def _drag(subject: Subject, audit: Audit, images: Tensor, labels: list[int], par
     known = [places.get(label, -1) if fits else -1 for label in labels]
     likely, unshifted = (each.log_softmax(-1)[..., shown] for each in (values, reference))
     network = Network(
-        Path(subject.spec.model).name,
+        Path(subject.name).name,
         None,
         Outputs(likely, unshifted, outputs.shifts, outputs.method, outputs.reason),
         cosines=per_shift_cosines(outputs),

@@ -8,6 +8,7 @@ from shiftscope.certificates.reading import CertificateFile
 from shiftscope.engine.framing import Border
 from shiftscope.radii import RadiusCounts
 from shiftscope.radii.curve import BORDERS
+from shiftscope.radii.search import NO_ANSWER, NOTHING
 from shiftscope.report.content import Chart, Page, Rows
 from shiftscope.tables import Cell, Table
 
@@ -15,6 +16,8 @@ __all__ = ["certificate_chart", "certificate_page"]
 
 #: The curves, in words.
 CURVES = {"unchanged": "keep their answer", "right": "are answered right"}
+#: Radii of images that have none, in words.
+SPECIAL = {NO_ANSWER: "no answer without a shift", NOTHING: "nothing to keep"}
 #: So many images are listed, those of the smallest radii first; images.csv holds all.
 LISTED = 200
 
@@ -58,18 +61,23 @@ def _listed(certificate: CertificateFile) -> tuple[str, Table]:
     chosen = sorted(certificate.images, key=lambda each: (each.radius, each.image))[:LISTED]
     rows: list[dict[str, Cell]] = [{name: getattr(each, name) for name in columns} for each in chosen]
     which = "All of them" if len(chosen) == len(certificate.images) else f"The first {LISTED} of {len(certificate.images):,}"
-    caption = f"{which}, by radius in pixels; -1: no answer, -2: nothing to keep. images.csv holds every image."
+    radii = {each.radius for each in chosen}
+    special = [f"{radius}: {words}" for radius, words in SPECIAL.items() if radius in radii]
+    caption = (
+        f"{which}, by radius: the largest r such that every shift of up to r pixels keeps the answer. "
+        f"{'; '.join(special)}{'. ' if special else ''}Images are numbered from 0, in the order measured; images.csv holds all."
+    )
     return caption, Table("Radius of each image", columns, tuple(rows))
 
 
-def certificate_chart(counts: RadiusCounts, border: Border, caption: str, *, name: str = "") -> Chart:
+def certificate_chart(counts: RadiusCounts, border: Border, caption: str, *, suffix: str = "") -> Chart:
     """Return the curves over radii as a chart.
 
     Args:
         counts: how many images have each radius.
         border: what comes in at the border.
         caption: sentences below the title.
-        name: of the grid, where a page has several.
+        suffix: of the title, where a page has several.
     """
     rows = tuple(
         {"radius": row["radius"], "images": words, "share_of_images": row[column]}
@@ -78,5 +86,11 @@ def certificate_chart(counts: RadiusCounts, border: Border, caption: str, *, nam
         if row[column] is not None
     )
     table = Table(f"Every shift of up to r pixels, border {BORDERS[border]}", ("images", "radius", "share_of_images"), rows)
-    title = f"How far every shift keeps the answer{', ' if name else ''}{name}"
-    return Chart(title, f"{caption} With Wilson's 95 % intervals.", table, "radius", "share_of_images", ("images",))
+    return Chart(
+        f"How far every shift keeps the answer{suffix}",
+        f"{caption} With Wilson's 95 % intervals.",
+        table,
+        "radius",
+        "share_of_images",
+        ("images",),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import asdict
@@ -50,6 +51,8 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = _unbroken
+    lead, rest = _first_sentence(page.answer)
     styles, scripts = [_asset(name) for name in STYLES], [_asset(name) for name in SCRIPTS]
     policy = (
         f"default-src 'none'; style-src {_hashes(styles)}; script-src {_hashes(scripts)}; img-src data:; base-uri 'none'; "
@@ -58,6 +61,8 @@ def render(page: Page) -> str:
     sections = [data for index, section in enumerate(page.sections) if (data := _section_data(section, f"section-{index}"))]
     return environment.get_template("page.html").render(
         page=page,
+        lead=lead,
+        rest=rest,
         policy=policy,
         styles=[Markup(style) for style in styles],  # noqa: S704 - the package's own files
         scripts=[Markup(script) for script in scripts],  # noqa: S704 - the package's own files
@@ -70,6 +75,17 @@ def json_text(content: Any) -> Markup:
     """Return JSON that cannot end the script element around it."""
     text = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704 - escaped here
+
+
+def _unbroken(text: str) -> str:
+    """Return a text whose lines do not break between a number and its per cent sign."""
+    return text.replace(" %", "\u00a0%")
+
+
+def _first_sentence(text: str) -> tuple[str, str]:
+    """Return a text's first sentence, which is written large, and the rest."""
+    end = re.search(r"(?<=[.!?]) +(?=\S)", text)
+    return (text[: end.start()], text[end.end() :]) if end else (text, "")
 
 
 def _asset(name: str) -> str:

@@ -62,13 +62,35 @@ def run_list(study: Study, cells: Cells) -> Table:
         study: the study.
         cells: the finished runs of each cell, in the study's order.
     """
-    rows = []
-    for settings, runs in zip(study.combinations(), cells, strict=True):
-        for record in (run.record for run in runs):
-            label = run_label({path: settings[path] for path in study.varied()}, record.spec.seed)
-            ended = {name: getattr(record.training, name) for name in ("status", "epochs", "train_accuracy")}
-            rows.append({"run": label, "folder": f"runs/{record.id}", **ended})
-    return Table(f"{study.title}: runs", ("run", "folder", "status", "epochs", "train_accuracy"), tuple(rows))
+    records = [run.record for runs in cells for run in runs]
+    labels = _labels(study, cells)
+    rows = tuple(
+        {
+            "run": labels[record.id],
+            "folder": f"runs/{record.id}",
+            **{name: getattr(record.training, name) for name in ("status", "epochs", "train_accuracy")},
+        }
+        for record in records
+    )
+    notes = ["status: reached, if the training reached its target accuracy on the training images."] if rows else []
+    columns = ("run", "folder", "status", "epochs", "train_accuracy")
+    return Table(f"{study.title}: runs", columns, rows, (*notes, *_note_on_missing(study, len(records))))
+
+
+def _labels(study: Study, cells: Cells) -> dict[str, str]:
+    """Return a readable label of each run by its id: ``factor=8,seed=0``."""
+    return {
+        run.record.id: run_label({path: settings[path] for path in study.varied()}, run.record.spec.seed)
+        for settings, runs in zip(study.combinations(), cells, strict=True)
+        for run in runs
+    }
+
+
+def _note_on_missing(study: Study, finished: int) -> Iterator[str]:
+    """Yield a sentence if runs are missing."""
+    planned = len(study.combinations()) * len(study.seeds)
+    if planned > finished:
+        yield f"Unfinished study: {planned - finished} of {planned} runs are missing."
 
 
 def table_of(study: Study, cells: Cells) -> Table:
@@ -89,7 +111,9 @@ def table_of(study: Study, cells: Cells) -> Table:
     columns = (*map(short, study.axes()), "seeds", "train_accuracy", *OUTPUT_MEASURES, *printed)
     records = [run.record for runs in cells for run in runs]
     brief = (*map(short, study.axes()), "seeds", "mcs", *printed[:1], "test_accuracy", "top1_change", "worst_case")
-    return Table(study.title, columns, tuple(rows), tuple(_notes(study, records)), _provenance(records), brief)
+    return Table(
+        study.title, columns, tuple(rows), tuple(_notes(study, records, _labels(study, cells))), _provenance(records), brief
+    )
 
 
 def curves(study: Study, cells: Cells) -> Table:
@@ -245,8 +269,8 @@ def _over_seeds(runs: Sequence[Finished]) -> dict[str, Estimate]:
     }
 
 
-def _notes(study: Study, records: Sequence[Record]) -> Iterator[str]:
-    """Yield the sentences that a reader of a study's main table needs."""
+def _notes(study: Study, records: Sequence[Record], labels: Mapping[str, str]) -> Iterator[str]:
+    """Yield the sentences that a reader of a study's main table needs; ``labels`` of runs, by their ids."""
     if not records:
         return
     images = max((each.count for record in records for each in record.results.values()), default=0)
@@ -255,7 +279,7 @@ def _notes(study: Study, records: Sequence[Record]) -> Iterator[str]:
     over = f"{images} test images, one network in each row"
     if most > 1:
         over = f"{networks} trained networks in each row and {images} test images"
-    one_shift, every_shift = (" and ".join(f"'{heading(name)}'" for name in names) for names in (ONE_SHIFT, EVERY_SHIFT))
+    one_shift, every_shift = (", ".join(f"'{heading(name)}'" for name in names) for names in (ONE_SHIFT, EVERY_SHIFT))
     yield (
         f"Intervals: 95 %, over {over}. '{heading('train_accuracy')}': of the worst network of the row. {one_shift}: "
         f"each image under one random shift. {every_shift}: each image under every shift up to the largest."
@@ -267,12 +291,11 @@ def _notes(study: Study, records: Sequence[Record]) -> Iterator[str]:
         yield f"source: as printed, {study.source.title}."
     if cut := max(record.cut for record in records):
         yield f"The largest shifts exceed the margin of the canvas: they cut content from {cut:.1%} of the test images."
-    if lacking := len(study.combinations()) * len(study.seeds) - len(records):
-        yield f"Unfinished study: {lacking} of {lacking + len(records)} runs are missing."
-    yield from _notes_on_targets(records)
+    yield from _note_on_missing(study, len(records))
+    yield from _notes_on_targets(records, labels)
 
 
-def _notes_on_targets(records: Sequence[Record]) -> Iterator[str]:
+def _notes_on_targets(records: Sequence[Record], labels: Mapping[str, str]) -> Iterator[str]:
     """Yield a sentence for each training that missed its target, or for the worst of many."""
     missed = sorted((record for record in records if record.training.status != "reached"), key=_train_accuracy)
     if more := missed[NAMED:]:
@@ -281,7 +304,7 @@ def _notes_on_targets(records: Sequence[Record]) -> Iterator[str]:
             f"{_train_accuracy(more[0]):.2%} of the training images correct or more."
         )
     for record in missed[:NAMED]:
-        yield f"Run {record.id} (seed {record.spec.seed}): {record.training.sentence}"
+        yield f"{labels[record.id]}: {record.training.sentence}"
 
 
 def _networks_per_row(records: Sequence[Record]) -> tuple[int, int]:

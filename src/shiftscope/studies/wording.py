@@ -45,8 +45,11 @@ def claims_verdict(claims: Sequence[Judgement], source: str) -> str:
         return ""
     counts = Counter(each.verdict for each in claims)
     known = [f"{counts[each]} {_plural(each, counts[each])}" for each in Verdict if counts[each]]
-    every = f"Of {len(claims)} claims" if len(claims) > 1 else "Of 1 claim"
-    return f"{every} of the source ({source}), {', '.join(known)}."
+    if len(claims) == 1:
+        verdict = claims[0].verdict
+        verb = "" if verdict in (Verdict.HOLDS, Verdict.DOES_NOT_HOLD) else "is "
+        return f"The source's claim ({source}) {verb}{verdict}."
+    return f"Of {len(claims)} claims of the source ({source}), {', '.join(known)}."
 
 
 def _plural(verdict: Verdict, count: int) -> str:
