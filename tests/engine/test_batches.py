@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -99,18 +101,51 @@ def test_batches_that_cannot_be_read_are_refused(images: Any, labels: Tensor | N
         list(batches_of(images, labels)) if isinstance(images, Tensor) else gather(images, labels)
 
 
-@pytest.mark.parametrize(
+takes_labels = pytest.mark.parametrize(
     "call",
     [
-        lambda labels: ss.audit(model(), IMAGES, labels, protocols=["mouton2020"], max_shift=1),
-        lambda labels: ss.explain(model(), IMAGES, labels, max_shift=1, shifts=1),
-        lambda labels: ss.fix(model(), IMAGES, labels, kinds=["blur"], max_shift=1),
+        lambda model, labels: ss.audit(model, IMAGES, labels, protocols=["mouton2020"], max_shift=1),
+        lambda model, labels: ss.explain(model, IMAGES, labels, max_shift=1, shifts=1),
+        lambda model, labels: ss.fix(model, IMAGES, labels, kinds=["blur"], max_shift=1, mode="zero"),
     ],
     ids=["audit", "explain", "fix"],
 )
-def test_labels_that_are_no_classes_of_the_model_are_refused(call: Callable[[Tensor], Any]) -> None:
-    with pytest.raises(InputError, match="`labels` must be 0 to 2, the model's classes, got 0 to 9"):
-        call(torch.arange(10))
+
+
+@takes_labels
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.arange(10), "`labels` must be 0 to 2, the model's classes, got 0 to 9"),
+        (LABELS + 0.5, "`labels` must be whole numbers, one per image, got shape .10,. of torch.float32"),
+        (LABELS[:, None], "must be whole numbers, one per image, got shape .10, 1."),
+        (nn.functional.one_hot(LABELS, 3), "got shape .10, 3. of torch.int64. .* labels.argmax.1. of one column per class"),
+        (LABELS > 0, "must be whole numbers, one per image, got shape .10,. of torch.bool"),
+        (["cat"] * 10, "`labels` must hold one number per image, got list"),
+        (torch.tensor(1), "`labels` must hold one number per image, got Tensor"),
+    ],
+)
+def test_labels_that_are_no_classes_of_the_model_are_refused(
+    call: Callable[[nn.Module, Any], Any], labels: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        call(model(), labels)
+
+
+@pytest.mark.parametrize("read", [list, np.asarray], ids=["list", "array"])
+def test_labels_in_a_list_or_an_array_are_those_of_a_tensor(read: Callable[..., Any]) -> None:
+    given, expected = (ss.audit(model(), IMAGES, labels, max_shift=1).rows for labels in (read(LABELS.tolist()), LABELS))
+    assert given == expected
+    assert torch.equal(gather(IMAGES, read(LABELS.tolist()))[1], LABELS)
+
+
+@takes_labels
+def test_labels_of_a_yes_or_no_model_may_be_numbers_in_a_column(call: Callable[[nn.Module, Any], Any]) -> None:
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Conv2d(1, 2, 3, 2), nn.Flatten(), nn.Linear(2 * 49, 1)).eval()
+    labels = torch.arange(10) % 2
+    given, expected = (json.dumps(call(one, each).to_dicts(), default=str) for each in (labels[:, None].float(), labels))
+    assert given == expected
 
 
 @pytest.mark.parametrize("max_shift", [9, 100])

@@ -8,7 +8,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from shiftscope.audits.measuring import Kind, Measurer
@@ -20,7 +19,7 @@ from shiftscope.audits.sequences import is_sequence
 from shiftscope.audits.task_measuring import TaskMeasurer
 from shiftscope.audits.views import Framing
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
-from shiftscope.engine.batches import Images, batches_of, images_in
+from shiftscope.engine.batches import Images, Labels, batches_of, images_in
 from shiftscope.engine.checks import check_classes, device_of, evaluating
 from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.errors import InputError
@@ -63,7 +62,7 @@ class AuditOptions:
 def audit(
     model: Callable[[Tensor], Any],
     images: Images,
-    labels: Int[Tensor, " image"] | None = None,
+    labels: Labels | None = None,
     *,
     protocols: Sequence[str | Protocol] | None = None,
     max_shift: int | None = None,

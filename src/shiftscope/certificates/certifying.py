@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from shiftscope.audits.model import CountedModel, model_checksum
 from shiftscope.audits.session import chosen_task
 from shiftscope.audits.task_measuring import views_at_once
 from shiftscope.certificates.certificate import Certificate, Part, merge
-from shiftscope.engine.batches import Images, batches_of, images_in
+from shiftscope.engine.batches import Images, Labels, batches_of, images_in
 from shiftscope.engine.checks import check_classes, check_fill, device_of, evaluating
 from shiftscope.engine.dense import Method
 from shiftscope.engine.direct import Canvas
@@ -35,7 +34,7 @@ BLOCK, VALUES = 64, 30_000_000
 def certify(
     model: Callable[[Tensor], Any],
     images: Images,
-    labels: Int[Tensor, " image"] | None = None,
+    labels: Labels | None = None,
     *,
     radius: int | None = None,
     mode: Border | None = None,

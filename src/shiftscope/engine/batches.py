@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from shiftscope.errors import InputError
 
-__all__ = ["Images", "batches_of", "gather", "images_in"]
+__all__ = ["Images", "Labels", "batches_of", "gather", "images_in"]
 
 
 @runtime_checkable
@@ -27,24 +28,29 @@ class Indexed(Protocol):
 #: counts as a batch of one.
 Images = Tensor | Iterable[Any] | Indexed
 
+#: The class of each image: a tensor [image], or a list or an array, which are read as one.
+Labels = Tensor | np.ndarray | Sequence[Any]
+
 IMAGE_KEYS, LABEL_KEYS = ("pixel_values", "images", "image"), ("labels", "label")
 
 
-def batches_of(images: Images, labels: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def batches_of(images: Images, labels: Labels | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yield batches of images with their labels, one batch at a time.
 
     Args:
         images: in one of the forms of :data:`Images`.
-        labels: [image], of all images in order; None if there are none or the batches hold them.
+        labels: [image], of all images in order; a list or an array is read as a tensor. None if there are none or the batches
+            hold them.
 
     Raises:
-        InputError: a batch has none of these forms, some batches have labels and others not, labels are given twice, or there is
-            not one label per image.
+        InputError: a batch has none of these forms, some batches have labels and others not, labels are given twice or are no
+            numbers, or there is not one label per image.
 
     >>> batches = [(torch.rand(2, 1, 4, 4), torch.tensor([0, 1])), (torch.rand(1, 1, 4, 4), torch.tensor([1]))]
     >>> [(len(each), known.tolist()) for each, known in batches_of(batches)]
     [(2, [0, 1]), (1, [1])]
     """
+    labels = _as_labels(labels)
     if isinstance(images, Tensor) and labels is not None and len(labels) != len(images):
         raise _wrong_count(len(labels), f"{len(images)} images")
     start, labelled = 0, labels is not None
@@ -67,7 +73,7 @@ def batches_of(images: Images, labels: Tensor | None = None) -> Iterator[tuple[T
         raise _wrong_count(len(labels), f"{start} images")
 
 
-def gather(images: Images, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def gather(images: Images, labels: Labels | None = None) -> tuple[Tensor, Tensor | None]:
     """Return all images as one tensor, with all labels.
 
     Args:
@@ -78,7 +84,7 @@ def gather(images: Images, labels: Tensor | None = None) -> tuple[Tensor, Tensor
         InputError: see :func:`batches_of`; there is no image; or the images differ in shape.
     """
     if isinstance(images, Tensor):
-        return images, labels
+        return images, _as_labels(labels)
     found = list(batches_of(images, labels))
     if not found:
         raise InputError("`images` must hold at least one image, got none.", "Give some.")
@@ -89,7 +95,7 @@ def gather(images: Images, labels: Tensor | None = None) -> tuple[Tensor, Tensor
     return torch.cat([each for each, _ in found]), torch.cat(known) if known else None
 
 
-def images_in(images: Images, labels: Tensor | None = None) -> int | None:
+def images_in(images: Images, labels: Labels | None = None) -> int | None:
     """Return the number of images, if that is known before they are read."""
     if isinstance(images, Tensor):
         return len(images)
@@ -122,7 +128,18 @@ def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
     if images.ndim == 3:
         images = images[None]
         labels = None if labels is None else torch.as_tensor(labels).reshape(1)
-    return images, None if labels is None else torch.as_tensor(labels)
+    return images, _as_labels(labels)
+
+
+def _as_labels(labels: Any) -> Tensor | None:
+    """Return labels as a tensor along images."""
+    try:
+        found = None if labels is None else torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.zeros(())
+    if found is not None and found.ndim == 0:
+        raise InputError(f"`labels` must hold one number per image, got {type(labels).__name__}.", "Give class indices.")
+    return found
 
 
 def _wrong_count(labels: int, images: str) -> InputError:

@@ -40,12 +40,16 @@ def check_images(images: Tensor, size: tuple[int, ...] | None = None) -> None:
 
 def check_labels(labels: Tensor | None) -> None:
     """Raise InputError unless the labels are whole numbers along one axis."""
-    if labels is not None and (labels.ndim != 1 or labels.is_floating_point()):
-        raise InputError(f"`labels` must be whole numbers, one per image, got shape {tuple(labels.shape)} of {labels.dtype}.")
+    if labels is not None and (labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool):
+        raise InputError(
+            f"`labels` must be whole numbers, one per image, got shape {tuple(labels.shape)} of {labels.dtype}.",
+            "Give class indices, as labels.long() of whole numbers, or labels.argmax(1) of one column per class.",
+        )
 
 
 def check_classes(labels: Tensor | None, classes: int) -> None:
     """Raise InputError unless the labels are classes of a model that returns ``classes`` values."""
+    check_labels(labels)
     if labels is not None and len(labels) and (labels.min() < 0 or labels.max() >= classes):
         raise InputError(
             f"`labels` must be 0 to {classes - 1}, the model's classes, got {int(labels.min())} to {int(labels.max())}.",

@@ -8,11 +8,11 @@ from shlex import quote
 from typing import Any, ClassVar, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from shiftscope.engine.answers import answers_of, image_warnings, output_warnings
-from shiftscope.engine.batches import Images, gather
+from shiftscope.engine.batches import Images, Labels, gather
 from shiftscope.engine.checks import check_classes, check_images, check_labels, device_of, evaluating
 from shiftscope.engine.framing import Border, Shifting
 from shiftscope.engine.task_trials import task_for
@@ -171,7 +171,7 @@ class Explanation(Shown):
 def explain(
     model: nn.Module,
     images: Images,
-    labels: Int[Tensor, " image"] | None = None,
+    labels: Labels | None = None,
     *,
     size: int | tuple[int, int] | None = None,
     max_shift: int | None = None,
@@ -254,6 +254,7 @@ def explain(
             savable=savable,
             report=report,
         )
+    check_labels(labels)
     if truth is not None:
         raise InputError("`truth` is ground truth for a task, but the output does not tell which.", "Name it with `task`.")
     if model.training:
@@ -302,7 +303,6 @@ def _check(model: object, images: Tensor, labels: Tensor | None, shifts: int, mo
     if len(images) < 2:
         raise InputError(f"`images` must hold 2 or more images, so that intervals can be computed, got {len(images)}.")
     check_images(images)
-    check_labels(labels)
     if labels is not None and len(labels) != len(images):
         raise InputError(f"`labels` must hold one label per image, got {len(labels)} for {len(images)} images.")
     if mode is not None and mode not in get_args(Border):

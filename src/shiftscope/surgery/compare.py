@@ -12,8 +12,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from shiftscope.engine.answers import image_warnings, output_warnings, watched
-from shiftscope.engine.batches import Images, gather
-from shiftscope.engine.checks import check_classes, check_images
+from shiftscope.engine.batches import Images, Labels, gather
+from shiftscope.engine.checks import check_classes, check_images, check_labels
 from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border, Framed, Shifting
 from shiftscope.engine.outputs import stream_outputs, track
@@ -71,7 +71,7 @@ class Fixed(Shown):
 def fix(
     model: nn.Module,
     images: Images,
-    labels: Int[Tensor, " image"] | None = None,
+    labels: Labels | None = None,
     *,
     kinds: Sequence[Kind],
     filter_size: int = 3,
@@ -128,6 +128,7 @@ def fix(
     wrapping = Wrapping(framed.border, reach, background, found, named)
     surgery = apply_fixes(model, chosen, wrapping=wrapping, image=(images.shape[1], *framed.size))
     if found is None:
+        check_labels(labels)
         if truth is not None:
             raise InputError("`truth` is ground truth for a task, but the output does not tell which.", "Name it with `task`.")
         table = compare(model, surgery, images, labels, under, report=report)
