@@ -18,6 +18,8 @@ import pytest
 
 import pages
 from shiftscope.cli import app, main
+from shiftscope.studies.loading import load_study
+from shiftscope.studies.sections import DERIVED, SECTIONS
 
 #: Together these take over 20 s.
 pytestmark = pytest.mark.slow
@@ -134,6 +136,24 @@ def test_session_prints_what_the_page_shows(
             captured = capsys.readouterr()
             printed = captured.out + "".join(captured.err.partition("shiftscope:")[1:])  # without the progress before an error
             assert doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS), f"{command} prints\n{printed}"
+
+
+def test_page_of_studies_lists_every_setting_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+\.\w+)` \| (?:`([^`]*)`|none) \|", (ROOT / "docs" / "studies.md").read_text(), re.MULTILINE)
+    listed = {path: tomllib.loads(f"value = {default}")["value"] if default else None for path, default in rows}
+    defaults = {
+        f"{section}.{name}": list(found.default) if isinstance(found.default, tuple) else found.default
+        for section, kind in SECTIONS.items()
+        for name, found in kind.model_fields.items()
+        if name not in DERIVED
+    }
+    assert listed == defaults
+
+
+def test_study_of_the_page_is_valid(tmp_path: Path) -> None:
+    text = next(text for _, file, text in blocks(ROOT / "docs" / "studies.md") if file == "mine.toml")
+    (tmp_path / "mine.toml").write_text(text)
+    assert len(load_study(str(tmp_path / "mine.toml")).cells()) == 4
 
 
 def test_results_of_the_readme_are_those_of_the_tables() -> None:
