@@ -19,7 +19,9 @@ from shiftscope.report.study import study_page
 from shiftscope.studies import records
 from shiftscope.studies.certified import RADIUS, certified_at
 from shiftscope.studies.folder import read_folder
-from small import Finished
+from shiftscope.studies.loading import load_study
+from shiftscope.studies.runner import run_study
+from small import SMALL, Finished, one_thread
 
 
 def test_shares_equal_those_of_certify(trained: Finished) -> None:
@@ -41,6 +43,29 @@ def test_shares_equal_those_of_certify(trained: Finished) -> None:
         held = kept >= row["radius"]
         assert row["unchanged"] == proportion_over_seeds(held)
         assert row["right"] == proportion_over_seeds(held & correct)
+
+
+def test_sample_of_images_at_every_shift_has_the_values_of_these_images(trained: Finished, tmp_path: Path) -> None:
+    (tmp_path / "sampled.toml").write_text(SMALL.replace("max_shift = 6", "max_shift = 6\nevery_shift_images = 7"))
+    study = load_study(str(tmp_path / "sampled.toml"))
+    with one_thread():
+        table = run_study(study, out=tmp_path / "out")
+    sample = [4, 12, 21, 30, 38, 47, 55]  # the middles of seven equal parts of 60 images
+    rights, held = [], []
+    for one, other in zip(trained.study.cells()[1].runs, study.cells()[1].runs, strict=True):
+        checksum = load(one.data).checksum
+        whole, few = (
+            records.read_finished(out / "runs" / run.content_id(checksum))
+            for out, run in ((trained.out, one), (tmp_path / "out", other))
+        )
+        for name in ("mcs_all_shifts", "worst_case", RADIUS):
+            torch.testing.assert_close(few.values[name], whole.values[name][sample])
+        torch.testing.assert_close(few.values["mcs"], whole.values["mcs"])
+        rights.append(whole.values["test_accuracy"][sample] > 0)
+        held.append(whole.values[RADIUS][sample] >= 2)
+    assert "a sample of 7 images, each under every shift" in " ".join(table.notes)
+    row = read_folder(tmp_path / "out").certificates().rows[7 + 2]
+    assert row["right"] == proportion_over_seeds(torch.stack(held) & torch.stack(rights))
 
 
 def test_narrow_table_holds_a_few_radii(trained: Finished) -> None:

@@ -1,6 +1,6 @@
 """Measure a trained network on its test images: its outputs under shifts, curves over the largest shift, and every layer.
 
-All test images are measured; layers' responses cost far more per image and use only the first ones.
+All test images are measured, at every shift all or a sample; responses of layers cost far more and use only the first images.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Measurements:
     """What is measured on a network. The defaults are those of a training that diverged.
 
     Attributes:
-        values: by measure, one value per test image; those of layers for the first images only.
-        maps: by measure, the mean of each shift over all images.
+        values: by measure, one value per test image; those of layers for the first images only, and those of every shift for
+            the images that see every shift.
+        maps: by measure, the mean of each shift over these images.
         curves: by measure, how its mean changes with the largest shift.
         cut: share of test images from which the shifts cut content.
         layers: the layers whose responses are kept.
@@ -79,13 +80,15 @@ def measure_network(
     protocol = protocols.mouton2020(spec.max_shift, seed=spec.seed)
     shifts = protocol.draw(len(data.test))
     images, fill = data.canvas.place(data.test.images), data.canvas.colour
+    sample = spec.at_every_shift(len(images))
+    shown = images[sample]
     report(Stage("measuring one shift of each image", 0, len(images)))
     outputs = shift_outputs(network, images, shifts, mode=protocol.mode, fill=fill, device=device)
-    blocks = stream_outputs(network, images.split(BLOCK), grid(spec.max_shift), mode=protocol.mode, fill=fill, device=device)
+    blocks = stream_outputs(network, shown.split(BLOCK), grid(spec.max_shift), mode=protocol.mode, fill=fill, device=device)
     radii = list[Tensor]()
-    blocks = _with_radii(blocks, images, _by_itself(network, images, spec.max_shift, fill, device), spec.max_shift, radii)
-    counted = track(blocks, lambda done: report(Stage("measuring every shift", done, len(images))))
-    found = survey(counted, labels=data.test.labels)
+    blocks = _with_radii(blocks, shown, _by_itself(network, shown, spec.max_shift, fill, device), spec.max_shift, radii)
+    counted = track(blocks, lambda done: report(Stage("measuring every shift", done, len(shown))))
+    found = survey(counted, labels=data.test.labels[sample])
     layers = layer_responses(
         network,
         images[:LAYER_IMAGES],

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
+import torch
+from jaxtyping import Int
 from pydantic import Field
+from torch import Tensor
 
 from shiftscope.datasets.dataset import DataSpec
 from shiftscope.models.family import NetworkSpec
-from shiftscope.runtime.settings import Seed, Settings, Spec, described
+from shiftscope.runtime.settings import Count, Seed, Settings, Spec, described
 from shiftscope.training.recipe import Recipe
 
 __all__ = ["DERIVED", "LONGEST_NAME", "SECTIONS", "VARIANT", "MeasureSpec", "check_path", "flatten"]
@@ -32,11 +35,19 @@ class MeasureSpec(Settings):
         protocol: the published protocol; see :mod:`shiftscope.audits.protocols`.
         max_shift: the largest shift along each axis, in pixels; the canvas must leave a margin of this size around the image.
         seed: of the random shifts, one for each test image.
+        every_shift_images: number of test images, evenly spread, that see every shift; by default all. Networks whose
+            convolutions pad take 289 passes an image for shifts of up to 8 pixels.
     """
 
     protocol: Literal["mouton2020"] = "mouton2020"
     max_shift: int = Field(8, ge=0, le=2**14)
     seed: Seed = 0
+    every_shift_images: Count | None = None
+
+    def at_every_shift(self, count: int) -> Int[Tensor, " sample"]:
+        """Return the indices, increasing, of those of ``count`` test images that see every shift."""
+        few = min(count, self.every_shift_images or count)
+        return (2 * torch.arange(few) + 1) * count // (2 * few)
 
 
 #: The sections of a study's file and what validates each.

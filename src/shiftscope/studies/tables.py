@@ -127,11 +127,14 @@ def curves(study: Study, cells: Cells) -> Table:
     names = _setting_names(study, own)
     rows = []
     for settings, runs in zip(study.combinations(), cells, strict=True):
-        count = next(iter(runs[0].record.results.values())).count if runs else 0
+        count = _at_every_shift(runs[0].record) if runs else 0
         for radius in range(len(runs[0].curves["mcs"].means) if runs else 0):
             row = _settings(settings, names) | {"max_shift": radius, "seeds": len(runs)}
             rows.append(row | {name: _at_radius(name, [run.curves[name] for run in runs], radius, count) for name in CURVES})
-    note = "Over all shifts up to the largest, and every test image. Intervals: 95 %, over networks and images."
+    counts = {(_at_every_shift(run.record), _tested(run.record)) for runs in cells for run in runs}
+    few = sorted({sample for sample, images in counts if sample < images})
+    images = f"a sample of {', '.join(map(str, few))} test images" if few else "every test image"
+    note = f"Over all shifts up to the largest, and {images}. Intervals: 95 %, over networks and images."
     return Table(f"{study.title}: against the largest shift", (*names.values(), *own), tuple(rows), (note,))
 
 
@@ -273,16 +276,17 @@ def _notes(study: Study, records: Sequence[Record], labels: Mapping[str, str]) -
     """Yield the sentences that a reader of a study's main table needs; ``labels`` of runs, by their ids."""
     if not records:
         return
-    images = max((each.count for record in records for each in record.results.values()), default=0)
+    images, shown = max(map(_tested, records)), min(map(_at_every_shift, records))
     fewest, most = _networks_per_row(records)
     networks = f"{fewest} to {most}" if fewest < most else str(most)
     over = f"{images} test images, one network in each row"
     if most > 1:
         over = f"{networks} trained networks in each row and {images} test images"
     one_shift, every_shift = (", ".join(f"'{heading(name)}'" for name in names) for names in (ONE_SHIFT, EVERY_SHIFT))
+    which = "each image" if shown == images else f"a sample of {shown} images, each"
     yield (
         f"Intervals: 95 %, over {over}. '{heading('train_accuracy')}': of the worst network of the row. {one_shift}: "
-        f"each image under one random shift. {every_shift}: each image under every shift up to the largest."
+        f"each image under one random shift. {every_shift}: {which} under every shift up to the largest."
     )
     if fewest == 1:
         where = "One seed" if most == 1 else "One seed in some rows"
@@ -293,6 +297,16 @@ def _notes(study: Study, records: Sequence[Record], labels: Mapping[str, str]) -
         yield f"The largest shifts exceed the margin of the canvas: they cut content from {cut:.1%} of the test images."
     yield from _note_on_missing(study, len(records))
     yield from _notes_on_targets(records, labels)
+
+
+def _tested(record: Record) -> int:
+    """Return the number of test images."""
+    return max((each.count for each in record.results.values()), default=0)
+
+
+def _at_every_shift(record: Record) -> int:
+    """Return the number of test images that see every shift."""
+    return record.results[EVERY_SHIFT[0]].count if EVERY_SHIFT[0] in record.results else _tested(record)
 
 
 def _notes_on_targets(records: Sequence[Record], labels: Mapping[str, str]) -> Iterator[str]:
