@@ -139,6 +139,14 @@ def test_labels_in_a_list_or_an_array_are_those_of_a_tensor(read: Callable[..., 
     assert torch.equal(gather(IMAGES, read(LABELS.tolist()))[1], LABELS)
 
 
+def test_labels_of_embeddings_are_ignored() -> None:
+    """The largest element of a vector is no class, so that there is no accuracy."""
+    images = IMAGES[:, :, :8, :8]
+    encoder = nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.Flatten(), nn.Linear(36, 3)).eval()
+    found = ss.explain(encoder, images, LABELS, embedding=True, max_shift=1, shifts=1)
+    assert all(row.get("test_accuracy") is None for row in found.fixes.table().rows)
+
+
 @takes_labels
 def test_labels_of_a_yes_or_no_model_may_be_numbers_in_a_column(call: Callable[[nn.Module, Any], Any]) -> None:
     torch.manual_seed(0)

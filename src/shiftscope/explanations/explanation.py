@@ -207,7 +207,7 @@ def explain(
         mode: what comes in at the border: the ``fill`` (``zero``), what larger images hold there (``crop``), or what left on the
             other side (``circular``). By default ``crop`` for larger images, else ``zero``.
         fill: the canvas's colour in mode ``zero``, one value or one per channel.
-        embedding: whether outputs are not class scores.
+        embedding: whether outputs are not class scores; labels are then ignored.
         task: what the outputs are: a name of :data:`shiftscope.tasks.TASKS`, with settings as in ``boxes:threshold=0.3``, or a
             task. By default detected: classes, maps of classes, or the task that recognises them.
         truth: ground truth of each image, as the task takes it.
@@ -235,6 +235,7 @@ def explain(
     'head'
     """
     images, labels = gather(images, labels)
+    labels = None if embedding else labels
     _check(model, images, labels, shifts, mode)
     under = Shifting(size, max_shift, mode, fill, seed)
     framed = under.frame(images)

@@ -199,7 +199,7 @@ def compare(
         labels: class of each image; None where they are unknown.
         under: how images are shifted; without a mode as by default and also circularly. Its seed draws the shifts of large
             inputs.
-        embedding: whether outputs are not class scores.
+        embedding: whether outputs are not class scores; labels are then ignored.
         provenance: where the images come from, name to value, for the table.
         report: called with progress events.
 
@@ -209,6 +209,7 @@ def compare(
     Raises:
         InputError: the model does not take such images, or the shifts do not fit them.
     """
+    labels = None if embedding else labels
     framed = framings(images, under)
     shifts = shifts_for(framed[0], under.seed)
     found = dict[tuple[str, str], Survey]()
