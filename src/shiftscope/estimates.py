@@ -159,10 +159,9 @@ def telling(values: Float[Tensor, " image"]) -> bool:
 def joint_critical_value(differences: Float[Tensor, "measure image"]) -> tuple[float, Float[Tensor, " measure"]]:
     """Return the joint critical value for the mean differences of several measures, in standard errors.
 
-    If there is no difference, the largest mean over its standard error exceeds the value with a probability of at most 2.5 %. It
-    is the
-    quantile of that maximum when the signs of images are flipped at random, in all measures alike: the permutation test of
-    paired samples (Westfall and Young 1993), which is exact where the two of a pair can be exchanged.
+    If the two of a pair can be exchanged, the largest mean over its standard error exceeds the value with a probability of at
+    most 2.5 %. It is the quantile of that maximum when the signs of images are flipped at random, in all measures alike: the
+    permutation test of paired samples (Westfall and Young 1993). Skewed differences of mean 0 can exceed it more often.
 
     Args:
         differences: of pairs, one per measure and image; at least one of each.

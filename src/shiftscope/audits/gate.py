@@ -338,9 +338,10 @@ def _judged(row: Row, condition: Condition, strict: bool) -> Judgement:
 def judge_comparison(found: AuditComparison, *, tolerance: float = 0.0, subject: str = "", strict: bool = False) -> Verdict:
     """Judge whether the second of two audits is worse than the first.
 
-    Intervals of all measures hold together: where nothing is worse, something fails in at most 2.5 % of audits. They are those of
-    a permutation test of all measures at once (:func:`shiftscope.estimates.joint_critical_value`). Measures without values for
-    each image are judged on their wide intervals, widened for the number of measures (Bonferroni).
+    Intervals of all measures hold together: where the two models can be exchanged, something fails in at most 2.5 % of audits;
+    where differences of mean 0 are skewed, as of a model that is slightly worse on most images and much better on a few, in more.
+    They are those of a permutation test of all measures at once (:func:`shiftscope.estimates.joint_critical_value`). Measures
+    without values for each image are judged on their wide intervals, widened for the number of measures (Bonferroni).
 
     Args:
         found: the comparison.
