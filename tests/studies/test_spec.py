@@ -293,7 +293,12 @@ def test_load_study_unknown_name_lists_known_ones() -> None:
 
 @pytest.mark.parametrize(
     ("change", "compared"),
-    [({"training.learning_rate": 0.02}, True), ({"data.train_images": 10_000}, True), ({"network.channels": [4, 8, 8]}, False)],
+    [
+        ({"training.learning_rate": 0.02}, True),
+        ({"data.train_images": 10_000}, True),
+        ({"network.padding": "same"}, True),
+        ({"network.channels": [4, 8, 8]}, False),
+    ],
 )
 def test_change_stands_in_title_and_drops_numbers_of_other_networks(change: dict[str, object], compared: bool) -> None:
     study = load_study("mnist", changes=change)

@@ -27,8 +27,13 @@ KINDS: dict[str, type[Spec]] = {**SECTIONS, "source": Source}
 LARGEST, LISTED = 1 << 20, 20
 #: The most characters of changed settings in a study's title.
 LONGEST_CHANGES = 1000
-#: Settings of data that may differ from a publication's: how many images, not which.
-OPEN = ("data.train_images", "data.validation_images", "data.test_images", "data.split_seed")
+#: Settings, beside those of training, that may differ from a publication's: how many images, not which; and what it
+#: hardly ever states of its networks.
+OPEN = (
+    *(f"data.{name}" for name in ("train_images", "validation_images", "test_images", "split_seed", "background")),
+    *(f"network.{name}" for name in ("normalise", "padding", "strided")),
+    *(f"measure.{name}" for name in ("seed", "every_shift_images")),
+)
 
 
 def shipped_studies() -> dict[str, Path]:
@@ -83,7 +88,7 @@ def _document(path: Path) -> dict[str, Any]:
 def _with_changes(study: Study, changed: Mapping[str, Any]) -> Study:
     """Return the study with its changes in the title, without printed numbers of other images, networks or measurements.
 
-    Settings that the publication does not state, such as the optimizer, may differ.
+    Settings that the publication does not state, such as the optimizer or the padding of convolutions, may differ.
     """
     listed = ", ".join(f"{path} = {value}" for path, value in changed.items())
     if len(listed) > LONGEST_CHANGES:
