@@ -20,7 +20,8 @@ from shiftscope.audits.folder import AuditSpec
 from shiftscope.audits.job import open_audited, run_audit
 from shiftscope.audits.pictures import PICTURES, Picture, pictures_of, read_pictures, write_pictures
 from shiftscope.audits.subject import Subject
-from shiftscope.report import Drag, Maps
+from shiftscope.estimates import Estimate
+from shiftscope.report import Chart, Drag, Maps
 from shiftscope.report.audit import audit_page
 from shiftscope.report.audit_drag import DRAG, drag_of, read_drag, write_drag
 from shiftscope.report.write import add_pictures, write_audit_page
@@ -176,3 +177,11 @@ def test_headings_name_shifts_in_words_where_a_page_has_several_grids(audited: t
         "Sensitivity map: shifts of up to 4 pixels, the background comes in",
         "Sensitivity map: shifts of up to 1 pixel, what left comes in on the other side",
     ]
+
+
+def test_chart_over_distance_has_no_interval_where_nothing_moves(audited: tuple[Subject, Audit]) -> None:
+    chart = next(each for each in audit_page(audited[1]).sections if isinstance(each, Chart) and each.x == "distance")
+    unmoved, moved = (row[chart.measure] for row in chart.table.rows[:2])
+    assert isinstance(unmoved, Estimate) and isinstance(moved, Estimate)
+    assert unmoved.low == unmoved.high == pytest.approx(1)
+    assert moved.low < moved.value

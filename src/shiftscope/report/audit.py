@@ -9,6 +9,7 @@ from pathlib import Path
 from shiftscope.audits import Audit
 from shiftscope.audits.pictures import Answer, Picture
 from shiftscope.audits.sequences import Frame, frame_table
+from shiftscope.estimates import Estimate
 from shiftscope.measures import MEASURES
 from shiftscope.radii.curve import CLASSES, FILLED, RadiusCurve
 from shiftscope.report import Chart, Drag, Maps, Missing, Page, Rows, ShiftMap
@@ -16,7 +17,7 @@ from shiftscope.report.certificate import certificate_chart
 from shiftscope.report.content import BeforeAfter, Pairs, Section
 from shiftscope.report.frames import film_section
 from shiftscope.surveys import Survey
-from shiftscope.tables import Table
+from shiftscope.tables import Cell, Table
 from shiftscope.tasks import TASKS
 from shiftscope.videos.film import Film, shift_words
 
@@ -194,20 +195,30 @@ def _over_distance(which: _GridWords, survey: Survey, measures: Sequence[str]) -
     rings = [over for measure, over in survey.values if measure == measures[0] and over.startswith("radius ")]
     if len(rings) < 2:
         return []
-    rows = tuple(
+    rows: list[dict[str, Cell]] = [
         {
             "distance": int(over.removeprefix("radius ")),
-            **{measure: survey.estimate(measure, over=over) for measure in measures},
+            **{measure: found for measure in measures if (found := _of_ring(survey, measure, over)) is not None},
         }
         for over in rings
-    )
-    table = Table(f"By distance{which.title}", ("distance", *measures), rows)
+    ]
+    table = Table(f"By distance{which.title}", ("distance", *measures), tuple(rows))
     caption = f"All shifts with this many pixels along their longer axis, with 95 % intervals. {which.sentence}"
     return [
         Chart(f"{_title(MEASURES[measure].label)} against distance{which.title}", caption, table, "distance", measure)
         for measure in measures
-        if all(row[measure] is not None for row in rows)
+        if all(measure in row for row in rows)
     ]
+
+
+def _of_ring(survey: Survey, measure: str, over: str) -> Estimate | None:
+    found = survey.estimate(measure, over=over)
+    return found if found is None else _known(found, known=over == "radius 0")
+
+
+def _known(estimate: Estimate, *, known: bool) -> Estimate:
+    """Return an estimate, without its interval if it is known: an image that does not move equals itself."""
+    return replace(estimate, low=estimate.value, high=estimate.value) if known else estimate
 
 
 def _maps(which: _GridWords, survey: Survey, lead: str, title: str = "Sensitivity map") -> list[Maps]:
@@ -245,7 +256,11 @@ def _frames(audit: Audit) -> list[Chart]:
     """Return charts of how much outputs change along each path: a line for each thing that frames are compared with."""
     charts = []
     for protocol in dict.fromkeys(each.protocol for each in audit.frames):
-        frames = tuple(each for each in audit.frames if each.protocol == protocol)
+        frames = tuple(
+            replace(each, estimate=_known(each.estimate, known=each.against == "unshifted" and not any(each.shift)))
+            for each in audit.frames
+            if each.protocol == protocol
+        )
         rows = tuple(row | {"compared_with": COMPARED[str(row["compared_with"])]} for row in map(dict, frame_table(frames).rows))
         table = replace(frame_table(frames), title=f"Along the path, {protocol}", rows=rows)
         caption = f"{_path_words(frames)}, with 95 % intervals.{_change_words(audit)}"
