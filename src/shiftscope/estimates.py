@@ -92,6 +92,8 @@ class Estimate:
 
     >>> print(Estimate(0.5, 0.25, 0.75, count=10))
     0.500 [0.250, 0.750]
+    >>> print(Estimate(-0.0001, -0.002, 0.0, count=10))  # no -0.000
+    0.000 [-0.002, 0.000]
     """
 
     value: float
@@ -101,7 +103,7 @@ class Estimate:
     seeds: int = 1
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
 
 
 def mean(values: Float[Tensor, " image"], *, bounds: tuple[float, float]) -> Estimate:

@@ -75,8 +75,8 @@ def plus_minus(estimate: Estimate) -> str:
     size = max(abs(estimate.value), longer)
     digits = min(6, 1 - floor(log10(size))) if 0 < size < SMALL else 3
     if shorter >= SYMMETRIC * longer:
-        return f"{estimate.value:.{digits}f} ± {longer:.{digits}f}"
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+        return f"{estimate.value:z.{digits}f} ± {longer:z.{digits}f}"
+    return f"{estimate.value:z.{digits}f} [{estimate.low:z.{digits}f}, {estimate.high:z.{digits}f}]"
 
 
 def percent(estimate: Estimate) -> str:
@@ -211,7 +211,7 @@ def _text(column: str, cell: Cell, narrow: bool = False) -> str:
     if column == "measure":
         name, comma, shifts = str(cell).partition(", ")  # "worst_case, radius 3"
         return heading(name) + comma + shifts
-    return f"{cell:.3f}" if isinstance(cell, float) else printable(str(cell))
+    return f"{cell:z.3f}" if isinstance(cell, float) else printable(str(cell))
 
 
 def _plain(cell: Cell) -> Any:

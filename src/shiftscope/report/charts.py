@@ -365,7 +365,7 @@ def _interval(cell: Cell) -> Point:
 
 
 def _number_text(cell: Cell) -> str:
-    return str(cell) if isinstance(cell, Estimate) else f"{_value(cell):.3f}"
+    return str(cell) if isinstance(cell, Estimate) else f"{_value(cell):z.3f}"
 
 
 def _with_name(row: Row, column: str) -> str:

@@ -125,7 +125,7 @@ def _maps_data(section: Maps) -> dict[str, Any] | None:
             "name": each.name,
             "factor": each.factor,
             "picture": map_picture(each.values, low, high),
-            "values": " ".join(f"{value:.3f}" if high >= SMALL else f"{value:.3g}" for value in each.values.tolist()),
+            "values": " ".join(f"{value:z.3f}" if high >= SMALL else f"{value:.3g}" for value in each.values.tolist()),
             "side": round(len(each.values) ** 0.5),
             "least": _end(float(each.values.min()), high),
             "most": _end(float(each.values.max()), high),
@@ -192,9 +192,9 @@ def _cell(cell: Cell, *, badge: bool) -> dict[str, Any]:
     value = number(cell)
     interval, text = "", "" if cell is None else str(cell)
     if isinstance(cell, Estimate):
-        text, interval = f"{cell.value:.3f}", f"{cell.low:.3f} to {cell.high:.3f}"
+        text, interval = f"{cell.value:z.3f}", f"{cell.low:z.3f} to {cell.high:z.3f}"
     elif isinstance(cell, float):
-        text = f"{cell:.3f}"
+        text = f"{cell:z.3f}"
     return {
         "text": text,
         "interval": interval,

@@ -71,7 +71,7 @@ class RankCorrelation:
         if self.value is None:
             return f"{heading(self.measure)}: all cells are equal, so there is no rank correlation."
         beside = "the source" if self.measure == self.source_measure else f"the source's {heading(self.source_measure)}"
-        numbers = f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        numbers = f"{self.value:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
         return f"{heading(self.measure)}: Spearman's rank correlation with {beside} over {self.cells} cells {numbers}."
 
 
