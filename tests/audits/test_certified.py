@@ -157,7 +157,9 @@ def test_file_and_page_hold_the_curve(tmp_path: Path) -> None:
         assert same(curve.radii, found.certificates[name].radii.long())
         assert curve.table() == found.certificates[name].table()
     charts = [each for each in audit_page(found).sections if isinstance(each, Chart) and each.x == "radius"]
-    assert [each.title.rpartition(", ")[2] for each in charts] == ["zero 2", "circular 2"]
+    grids = [each.title.partition(": ")[2] for each in charts]
+    words = ("the background comes in", "what left comes in on the other side")
+    assert grids == [f"shifts of up to 2 pixels, {each}" for each in words]
     drawing = draw_chart(charts[0])
     assert drawing is not None
     assert [meaning for _, meaning in drawing.legend] == ["keep their answer", "are answered right"]

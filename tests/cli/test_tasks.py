@@ -206,7 +206,7 @@ def test_measure_without_a_value_for_some_images_is_compared_on_the_others() -> 
         ("classes", ("--task", "segmentation", "--truth", "depths"), "`truth` of task 'segmentation' must be whole numbers"),
         ("exact", ("--protocol", "gruver2023"), "gruver2023 cannot be measured for task 'depth'"),
         ("exact", ("--fail-if", "depth eror > 1"), "Did you mean 'depth error'"),
-        ("exact", ("--fail-if", "label flips > 1"), "matches no number of the audit"),
+        ("exact", ("--fail-if", "label flips > 0.5"), "matches no number of the audit"),
     ],
 )
 def test_bad_input_is_one_sentence(command: Command, name: str, options: tuple[str, ...], message: str) -> None:

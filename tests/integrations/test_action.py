@@ -83,7 +83,7 @@ def test_workflow_of_the_documentation_gates_a_model(repository: Path, monkeypat
 
 
 def test_step_fails_as_the_command_does(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = 'audit mine:model --data photos --size 32 --protocol mouton2020 --fail-if "mcs < 2"'
+    arguments = 'audit mine:model --data photos --size 32 --protocol mouton2020 --fail-if "mcs < 1" --strict'
     assert run(gate_step(), monkeypatch, ARGUMENTS=arguments, JUNIT="gate.xml") == 1
     assert run(gate_step(), monkeypatch, ARGUMENTS=f"{arguments} --fail-if mcs", JUNIT="gate.xml") == 2
 

@@ -39,7 +39,7 @@ def test_page_has_verdict_tables_and_command(found: Explanation) -> None:
         for row in table.rows:
             for cell in row.values():
                 if isinstance(cell, Estimate):
-                    assert f"{cell.low:.3f} to {cell.high:.3f}" in text
+                    assert f"{cell.low:z.3f} to {cell.high:z.3f}" in text
     works = [each for each in found.fixes.ranked if each.works]
     assert (f"Try first: {works[0].command}" in text) == bool(works)
 

@@ -63,7 +63,7 @@ def task_rows(
 def _all_rows(
     merged: Part, protocols: Sequence[Protocol], task: Task, borders: Mapping[str, str], totals: Mapping[str, Totals]
 ) -> list[Row]:
-    unshifted = [measure for protocol, measure in merged.scores if protocol == UNSHIFTED]
+    unshifted = [measure for measure in task.truth_measures if (UNSHIFTED, measure) in merged.scores]
     rows = [
         Row(UNSHIFTED, measure, "", 0, 1, _estimate(measure, merged.scores[UNSHIFTED, measure]), None) for measure in unshifted
     ]
