@@ -5,7 +5,7 @@ The head is where the last maps end: what uses a map and gives none, and is not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -57,7 +57,8 @@ def tokens_go_on(model: nn.Module, images: Tensor) -> bool:
     """Return whether the positions of the last maps go through layers as tokens: what follows those maps is then no head."""
     traced = trace(model)
     image = images[:1].to(next(model.parameters(), images))
-    values, maps = _values(traced, image), _maps(traced, image)
+    values = _values(traced, image)
+    maps = _maps(values)
     counts = {values[node].shape[first] * values[node].shape[second] for node, (first, second) in maps.items()}
     last = max((place for place, node in enumerate(traced.graph.nodes) if node in maps), default=-1)
     layers = [node for node in [*traced.graph.nodes][last + 1 :] if _has_weights(traced, node)]
@@ -79,13 +80,14 @@ def begins_with(model: nn.Module, images: Tensor) -> tuple[str, tuple[int, int]]
     """
     traced = trace(model)
     image = images[:1].to(next(model.parameters(), images))
-    maps = _maps(traced, image)
+    values = _values(traced, image)
+    maps = _maps(values)
     feeds = _feeding(traced.graph, maps)
     for source, (down, across) in maps.items():
         for user in source.users:
             ends = user not in maps and user not in feeds and user.op == "call_module"
             if ends and isinstance(traced.get_submodule(str(user.target)), nn.Conv2d):
-                shape = _values(traced, image)[source].shape
+                shape = values[source].shape
                 return str(user.target), (shape[down], shape[across])
     return None
 
@@ -119,7 +121,7 @@ def _holds_tokens(value: Any, counts: Collection[int]) -> bool:
 def _with_head(model: nn.Module, images: Tensor, change: Callable[[Tensor, Axes], Tensor]) -> fx.GraphModule:
     """Return a model's graph in which the head receives changed maps."""
     traced = trace(model)
-    maps = _maps(traced, images[:1].to(next(model.parameters(), images)))
+    maps = _maps(_values(traced, images[:1].to(next(model.parameters(), images))))
     feeds = _feeding(traced.graph, maps)
     for place in {*maps.values()}:
         traced.add_module(f"head_change_{place[0]}", _Change(change, place))
@@ -144,11 +146,11 @@ class _Change(nn.Module):
         return self.change(maps, self.axes).contiguous()
 
 
-def _maps(traced: fx.GraphModule, image: Tensor) -> dict[fx.Node, Axes]:
+def _maps(values: Mapping[fx.Node, Any]) -> dict[fx.Node, Axes]:
     """Return the nodes whose values are maps of several positions that depend on the image, and the axes of their positions."""
     found: dict[fx.Node, Axes] = {}
     axes: dict[fx.Node, Axes] = {}
-    for node, value in _values(traced, image).items():
+    for node, value in values.items():
         sources = [axes[other] for other in node.all_input_nodes if other in axes]
         if node.op == "placeholder" or sources:
             order = axis_order(node)
