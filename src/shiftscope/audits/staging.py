@@ -20,6 +20,7 @@ from shiftscope.audits.session import Session
 from shiftscope.audits.views import BORDERS
 from shiftscope.datasets.images import Block, ImageBlocks
 from shiftscope.runtime.progress import Event
+from shiftscope.runtime.seeds import evenly_spread
 
 __all__ = ["FIRST_IMAGES", "AuditStopped", "FirstAnswer", "Forecast", "SoFar", "first_answer", "forecast", "so_far", "views_of"]
 
@@ -104,7 +105,7 @@ def first_answer(session: Session, plan: AuditPlan, images: ImageBlocks) -> tupl
         images: all images.
     """
     started = perf_counter()
-    blocks = [images.read(place, place + 1) for place in _spread(plan.count)]
+    blocks = [images.read(place, place + 1) for place in evenly_spread(plan.count, FIRST_IMAGES)]
     read = (perf_counter() - started) / len(blocks)
     parts = [_part(session, blocks[:WARM_UP]), _part(session, blocks[WARM_UP:])]
     timed = parts[-1] if parts[-1].cost.distinct else parts[0]
@@ -113,12 +114,6 @@ def first_answer(session: Session, plan: AuditPlan, images: ImageBlocks) -> tupl
     few = plan.model_copy(update={"protocols": protocols, "borders": borders})
     speed = Speed(timed.cost.seconds / max(timed.cost.distinct, 1), read)
     return assemble_planned(few, merge_parts(parts)), speed
-
-
-def _spread(count: int) -> list[int]:
-    """Return the indices of a few of ``count`` images, evenly spread, increasing."""
-    few = min(count, FIRST_IMAGES)
-    return [(2 * number + 1) * count // (2 * few) for number in range(few)]
 
 
 def _part(session: Session, blocks: list[Block]) -> Part:

@@ -25,6 +25,7 @@ from shiftscope.report.packing import drag_data
 from shiftscope.runtime.files import write_tensors, writing
 from shiftscope.runtime.inputs import read_tensors
 from shiftscope.runtime.progress import Report, Stage, silent
+from shiftscope.runtime.seeds import evenly_spread
 from shiftscope.shifts import grid
 from shiftscope.surveys import per_shift_cosines
 
@@ -82,8 +83,7 @@ def drag_of(subject: Subject, audit: Audit, report: Report = silent) -> Drag | N
 
 def _chosen(audit: Audit, count: int) -> list[int]:
     """Return the images that change most, and then others evenly spread."""
-    spread = torch.linspace(0, count - 1, min(count, MANY)).round().long().tolist()
-    return list(dict.fromkeys([*(each.image for each in audit.changed), *spread]))
+    return list(dict.fromkeys([*(each.image for each in audit.changed), *evenly_spread(count, MANY)]))
 
 
 def _affordable(subject: Subject, image: Tensor, seconds: float, largest: int) -> tuple[int, int]:

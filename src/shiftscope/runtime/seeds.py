@@ -1,4 +1,4 @@
-"""Make runs repeatable: random streams and deterministic algorithms.
+"""Make runs repeatable: random streams, deterministic algorithms, and samples that leave nothing to chance.
 
 A seed gives each purpose its own stream, so that drawing more numbers for one purpose does not change the others.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["deterministic", "seeded_layers", "stream"]
+__all__ = ["deterministic", "evenly_spread", "seeded_layers", "stream"]
 
 
 def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -29,6 +29,16 @@ def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch
     """
     digest = sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def evenly_spread(count: int, most: int) -> list[int]:
+    """Return the indices of at most ``most`` of ``count`` items, evenly spread, increasing: the middles of equal parts.
+
+    >>> evenly_spread(100, 4)
+    [12, 37, 62, 87]
+    """
+    few = min(count, most)
+    return [(2 * number + 1) * count // (2 * few) for number in range(few)]
 
 
 @contextmanager

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Int
 from pydantic import Field
-from torch import Tensor
 
 from shiftscope.datasets.dataset import DataSpec
 from shiftscope.models.family import NetworkSpec
+from shiftscope.runtime.seeds import evenly_spread
 from shiftscope.runtime.settings import Count, Seed, Settings, Spec, described
 from shiftscope.training.recipe import Recipe
 
@@ -44,10 +42,9 @@ class MeasureSpec(Settings):
     seed: Seed = 0
     every_shift_images: Count | None = None
 
-    def at_every_shift(self, count: int) -> Int[Tensor, " sample"]:
+    def at_every_shift(self, count: int) -> list[int]:
         """Return the indices, increasing, of those of ``count`` test images that see every shift."""
-        few = min(count, self.every_shift_images or count)
-        return (2 * torch.arange(few) + 1) * count // (2 * few)
+        return evenly_spread(count, self.every_shift_images or count)
 
 
 #: The sections of a study's file and what validates each.

@@ -27,6 +27,7 @@ from shiftscope.engine.checks import evaluating
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import write_text
 from shiftscope.runtime.inputs import read_bytes
+from shiftscope.runtime.seeds import evenly_spread
 from shiftscope.runtime.settings import Spec
 from shiftscope.tasks import Task, View
 from shiftscope.videos.flicker import Flicker, step_change
@@ -161,7 +162,7 @@ def film_of_pan(subject: Subject, protocol: Protocol, images: Sequence[int], *, 
     Raises:
         InputError: the model fails on a view.
     """
-    path = [protocol.path[place] for place in _spread(len(protocol.path))]
+    path = [protocol.path[place] for place in evenly_spread(len(protocol.path), FRAMES)]
     size, camera, strips = (subject.images.size,) * 2, _Camera(subject, task), []
     for number in images[:STRIPS]:
         block = subject.images.read(number, number + 1)
@@ -205,11 +206,6 @@ def film_of_videos(subject: Subject, videos: Videos, found: Flicker, *, task: Ta
         ats = [f"frame {place}" for place in range(first, first + len(frames))]
         strips.append(camera.strip(videos.names[number], frames, ats, [View((0, 0), size, circular=False)] * len(frames)))
     return Film(measure=found.measure, strips=tuple(strips))
-
-
-def _spread(count: int) -> list[int]:
-    """Return evenly spread places, at most ``FRAMES`` of them."""
-    return torch.linspace(0, count - 1, min(count, FRAMES)).round().long().tolist()
 
 
 def _around_largest(places: range, changes: Float[Tensor, " step"]) -> range:
