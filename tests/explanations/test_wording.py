@@ -50,3 +50,30 @@ def test_part_whose_interval_holds_zero_keeps_the_sign_of_its_verb(part: Estimat
     borders = Cause("borders", "", part, share, LOSS, "", "", "")
     causes = [cause("head", 0.16), borders, cause("other", -0.06)]
     assert f"The step that removes borders {said}." in causes_verdict(LOSS, causes)[1]
+
+
+@pytest.mark.parametrize(
+    ("head", "borders", "images", "said"),
+    [
+        (
+            (0.08, -0.02),
+            0.02,
+            6,
+            "6 images cannot tell the main cause: the largest part, head, is 0.080 [-0.020, 0.180], which includes 0.",
+        ),
+        ((0.08, -0.02), 0.02, 1, "One image cannot tell the main cause"),
+        ((0.08, 0.01), 0.02, 6, "80 % [10, 150] of that is due to the head"),
+        ((0.1, -0.02), 0.0, 6, "100 % [-20, 220] of that is due to the head"),  # no other part there is
+    ],
+)
+def test_main_cause_whose_interval_includes_zero_is_not_told(
+    head: tuple[float, float], borders: float, images: int, said: str
+) -> None:
+    value, low = head
+    part = Estimate(value, low, 2 * value - low, images)
+    share = Estimate(value / 0.1, low / 0.1, (2 * value - low) / 0.1, images)
+    rest = Estimate(borders, 0.5 * borders, 1.5 * borders, images)
+    causes = [Cause("head", "", part, share, LOSS, "", "", ""), Cause("borders", "", rest, rest, LOSS, "", "", "")]
+    main, verdict = causes_verdict(LOSS, causes)
+    assert main == "head"
+    assert said in verdict

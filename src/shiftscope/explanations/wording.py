@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from shiftscope.estimates import Estimate
@@ -12,7 +12,17 @@ from shiftscope.tables import percent, plus_minus
 if TYPE_CHECKING:
     from shiftscope.explanations.ranking import Fixes
 
-__all__ = ["PHRASES", "causes_verdict", "fix_sentence", "head_phrase", "number", "shares_add_up", "short_verdict"]
+__all__ = [
+    "PHRASES",
+    "causes_verdict",
+    "fix_sentence",
+    "head_phrase",
+    "is_told",
+    "number",
+    "shares_add_up",
+    "short_verdict",
+    "untold",
+]
 
 #: The verdict warns where 1 - cosine between different images has shrunk to less than this share.
 MORE_ALIKE = 0.5
@@ -73,9 +83,10 @@ def causes_verdict(before: Loss, causes: Sequence[Cause]) -> tuple[str, str]:
     known = [each for each in causes if each.part is not None and not each.part_of]
     ranked = sorted(known, key=lambda each: -each.part.value if each.part else 0.0)
     sentences = [f"Shifts lower the mean cosine of the outputs by {number(before.loss)}."]
-    sentences += _shares(ranked) if shares_add_up(causes) else _parts(ranked)
     main = ranked[0]
-    if main.after is not None and _alike(before, main.after):
+    told = _told(main, causes)
+    sentences += (_shares(ranked) if shares_add_up(causes) else _parts(ranked)) if told else [_untold(main)]
+    if told and main.after is not None and _alike(before, main.after):
         sentences.insert(2, _warning(before, main.after))
     unknown = [each for each in causes if each.part is None and not each.part_of]
     for reason in dict.fromkeys(each.reason for each in unknown):
@@ -100,12 +111,41 @@ def short_verdict(
     """
     sentences = [f"After shifts of up to {max_shift} the outputs keep a mean cosine similarity of {plus_minus(similarity)}."]
     found = next((each for each in causes if each.name == main and main != "other"), None)
-    if found is not None and found.share is not None:
+    if found is not None and not _told(found, causes):
+        sentences.append(_untold(found))
+    elif found is not None and found.share is not None:
         sentences += _shares([found], "the loss") if shares_add_up(causes) else _parts([found])
         if found.after is not None and _alike(before, found.after):
             sentences.append(f"But without it outputs discriminate less: {_between(before, found.after)}.")
     sentences += [GUARANTEES[status], fix_sentence(fixes) if main else ""]
     return " ".join(filter(None, sentences))
+
+
+def is_told(largest: Estimate, others: Iterable[Estimate | None]) -> bool:
+    """Return whether chance cannot have made a part the largest: its interval lies above 0, or every other part is 0 itself."""
+    return largest.low > 0 or all(each is None or max(-each.low, each.high) < ROUNDING for each in others)
+
+
+def _told(main: Cause, causes: Sequence[Cause]) -> bool:
+    others = [each.part for each in causes if each is not main and not each.part_of]
+    return main.part is not None and is_told(main.part, others)
+
+
+def _untold(main: Cause) -> str:
+    return untold(main.name, number(main.part), main.part.count) if main.part is not None else ""
+
+
+def untold(name: str, part: str, images: int) -> str:
+    """Return a sentence on a largest part whose interval includes 0.
+
+    Args:
+        name: of the cause.
+        part: the part with its interval, in words.
+        images: number of images that it was measured on.
+    """
+    called = "what no step removes" if name == "other" else name
+    few = f"{images} images" if images > 1 else "One image"
+    return f"{few} cannot tell the main cause: the largest part, {called}, is {part}, which includes 0."
 
 
 def _shares(ranked: Sequence[Cause], whole: str = "that") -> list[str]:
