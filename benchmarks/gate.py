@@ -214,7 +214,7 @@ def beyond(rate: float, bound: float, key: tuple[str, str], images: int, repetit
 
 
 def trained(factors: tuple[int, int], images: int, repetitions: int) -> tuple[float, float, float]:
-    """Return how often `check` fails on trained networks of results/mnist, on images drawn from the 10,000 of its test set.
+    """Return how often `check` fails on trained networks of results/mnist-adam, on images drawn from the 10,000 of its test set.
 
     Args:
         factors: subsampling factors of the two networks; with equal ones, which network gave which of an image's values is drawn,
@@ -225,7 +225,7 @@ def trained(factors: tuple[int, int], images: int, repetitions: int) -> tuple[fl
     Returns:
         by how much more often the second network's answers change, the correlation of the two over images, and the share.
     """
-    groups = {cell.settings["network.factor"]: cell.finished for cell in read_folder(RESULTS / "mnist").cells}
+    groups = {cell.settings["network.factor"]: cell.finished for cell in read_folder(RESULTS / "mnist-adam").cells}
     one, two = groups[factors[0]][0], groups[factors[1]][-1]
     values = torch.stack([torch.stack([each.values[name].float() for name in MEASURED]) for each in (one, two)])
     generator = torch.Generator().manual_seed(0)
