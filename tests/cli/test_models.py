@@ -126,7 +126,10 @@ def test_explain_json_is_the_explanation(shiftscope: Command) -> None:
             "`max_shift` must be 1 to 10 pixels, half of the image's 20",
         ),
         (("my_models:other",), "has no attribute 'other'"),
-        (("my_models:small", "--data", "digits", "--size", "20", "--out", "my_models.py/out"), "cannot be written"),
+        (
+            ("my_models:small", "--data", "digits", "--size", "20", "--out", "my_models.py/out"),
+            "`out` my_models.py/out cannot be written (my_models.py is a file). Choose another folder.",
+        ),
     ],
 )
 def test_impossible_explanation_exits_with_2(shiftscope: Command, arguments: tuple[str, ...], problem: str) -> None:

@@ -60,6 +60,25 @@ def test_folder_of_photos_or_no_folder_is_refused_by_what_it_is(
     assert ("there is no folder nowhere." in done.err) == (folder == "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("command", "out", "reason"),
+    [
+        ("report", "taken", "it is a folder"),
+        ("report", "tiny.toml/page.html", "tiny.toml is a file"),
+        ("report", "tiny.toml/deep/page.html", "tiny.toml is a file"),
+        ("figures", "tiny.toml", "it is a file"),
+    ],
+)
+def test_place_that_cannot_be_written_is_found_before_the_work(
+    shiftscope: Command, run: Path, tmp_path: Path, command: str, out: str, reason: str
+) -> None:
+    (tmp_path / "taken").mkdir()
+    done = shiftscope(command, str(run.parent.parent), "--out", out)
+    kind = "folder" if command == "figures" else "file"
+    assert (done.code, done.out) == (2, "")
+    assert done.err.strip() == f"shiftscope: `out` {out} cannot be written ({reason}). Choose another {kind}."
+
+
 def test_two_studies_are_not_compared_but_each_with_its_paper(shiftscope: Command, run: Path) -> None:
     folder = str(run.parent.parent)
     done = shiftscope("compare", folder, folder)

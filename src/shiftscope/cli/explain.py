@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app
 from shiftscope.cli.measuring import opened, print_found, task_images, task_of_subject, under_shifts
-from shiftscope.cli.options import IMAGE_GROUP, MODEL_GROUP, OUTPUT_GROUP, ModelName, ModelOptions
+from shiftscope.cli.options import IMAGE_GROUP, MODEL_GROUP, OUTPUT_GROUP, ModelName, ModelOptions, check_place
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 
@@ -52,6 +52,7 @@ def explain(
     """
     if options.images is not None and options.images < 2:
         raise InputError(f"`images` must be 2 or more, got {options.images}.", "An interval needs more than one image.")
+    check_place(out, folder=True)
     subject = opened(model, options)
     chosen = task_of_subject(subject, task, truth)
     if chosen is not None:

@@ -23,6 +23,7 @@ from shiftscope.cli.options import (
     ModelName,
     ModelOptions,
     Several,
+    check_place,
 )
 from shiftscope.cli.progress import reporting
 from shiftscope.cli.tuning import TrainOptions, check_training, forget, train_after, training_folder
@@ -166,6 +167,7 @@ def _check_options(out: Path | None, filter_size: int, reach: int | None) -> Non
     """Raise InputError unless the options of `fix` are within their bounds."""
     if out is not None and out.suffix != ".safetensors":
         raise InputError(f"`out` must be a .safetensors file, got {out}.", f"Write to {out.with_suffix('.safetensors')}.")
+    check_place(out, folder=False)
     if not 1 <= filter_size <= 7:
         raise InputError(f"`filter_size` must be 1 to 7, got {filter_size}.", "Leave it out to take 3.")
     if reach is not None and reach < 1:

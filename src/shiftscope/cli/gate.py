@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from shiftscope.cli.app import MODELS, app, print_first, print_json
-from shiftscope.cli.options import COMPUTE_GROUP, MODEL_GROUP, AsJson, DeviceOptions, Flag, ModelName, Wide
+from shiftscope.cli.options import COMPUTE_GROUP, MODEL_GROUP, AsJson, DeviceOptions, Flag, ModelName, Wide, check_place
 from shiftscope.cli.printing import print_summary
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
@@ -97,6 +97,7 @@ def check(
             f"{baseline} holds the flicker of videos, and `check` takes audits of images.",
             'Judge videos with `audit MODEL --frames FOLDER --fail-if "flicker > 0.05"`, or compare two of them.',
         )
+    _check_places(gate)
     before = read_audit(baseline)
     changes = {"device": device.torch_device(), "batch_size": batch_size, "trust": trust}
     spec = _spec(baseline, before, model, {**changes, **({"weights": str(weights)} if weights else {})})
@@ -229,6 +230,13 @@ def conditions_of_videos(texts: tuple[str, ...], gate: GateOptions) -> list[Cond
 def _check_asked(texts: tuple[str, ...], gate: GateOptions) -> None:
     if not texts and gate != GateOptions():
         raise InputError("`--strict`, `--summary` and `--junit` need a condition.", "Add --fail-if.")
+    _check_places(gate)
+
+
+def _check_places(gate: GateOptions) -> None:
+    """Raise InputError where the verdict could not be written, before anything is measured."""
+    check_place(gate.summary, "summary", folder=False)
+    check_place(gate.junit, "junit", folder=False)
 
 
 def _group(protocol: str | None) -> set[str]:

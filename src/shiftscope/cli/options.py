@@ -5,6 +5,7 @@ An option for every command on models is a line in :class:`ModelOptions`, and it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "Several",
     "StudyOptions",
     "Wide",
+    "check_place",
     "read_settings",
     "read_shard",
 ]
@@ -327,6 +329,32 @@ class FixOptions(ModelOptions, ExecutorOptions):
     def distributes(self) -> bool:
         """Return whether an option of executors is given."""
         return any(getattr(self, name) for name in ("address", "gpus", "submit")) or self.executor != "processes"
+
+
+def check_place(path: Path | None, option: str = "out", *, folder: bool) -> None:
+    """See whether something could be written, before work that takes long; nothing is created.
+
+    Args:
+        path: where a file or folder will be written; None writes nothing.
+        option: that gives it.
+        folder: whether it will be a folder.
+
+    Raises:
+        InputError: the place is taken by the other kind, lies below a file, or may not be written.
+    """
+    if path is None:
+        return
+    place = path if path.exists() else next(each for each in path.absolute().parents if each.exists())
+    if path.exists() and path.is_dir() != folder:
+        reason = "it is a file" if folder else "it is a folder"
+    elif place != path and not place.is_dir():
+        reason = f"{place.name} is a file"
+    elif not os.access(place, os.W_OK):
+        reason = "permission denied"
+    else:
+        return
+    remedy = f"Choose another {'folder' if folder else 'file'}."
+    raise InputError(f"`{option}` {path} cannot be written ({reason}).", remedy)
 
 
 def read_shard(text: str) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from shiftscope.cli.options import (
     Several,
     StudyOptions,
     Wide,
+    check_place,
     read_settings,
     read_shard,
 )
@@ -206,6 +207,7 @@ def report(
 
     _check_exists(folder)
     _check_written(folder)
+    check_place(out, folder=False)
     if out is None and not is_audit(folder) and not is_flicker(folder):
         read_folder(folder).write_tables()
     path = _write_report(folder, options, out)
@@ -255,6 +257,7 @@ def figures(
         File format. Repeatable. By default all three.
     """
     target = out or folder / "figures"
+    check_place(out, folder=True)
     with reporting("drawing figures"):
         from shiftscope.figures.study import write_figures
 
