@@ -9,6 +9,9 @@ each model had shifts of its own. The second model is equal to the first, or its
 It prints, for each protocol or set of protocols: the share of audits at which `check` fails. Then the same of trained networks,
 on images drawn from a test set; and for `--fail-if`, of models exactly at the bound and 0.1 beyond it.
 
+`--skewed` prints instead how often `check` fails on a model of the same mean that is slightly worse on most images and much
+better on a few: its permutation test takes differences to be as likely in both directions.
+
 `--limits` prints instead what no test can exceed: the power, at one-sided 2.5 %, of the best linear combination of what an audit
 knows of each image, chosen by who knows the truth, and how many images that needs for 90 %. Of a single measure that is the bound
 on the local power of any unbiased test of paired values (van der Vaart, Asymptotic Statistics, 1998, chapter 25).
@@ -42,6 +45,8 @@ SPREAD = 1.0
 DROP = 0.1
 #: Images from which limits are computed; the quantiles of 2.5 % and 90 %.
 MANY, LEVEL, WANTED = 200_000, 1.959964, 1.281552
+#: Numbers of images, and the deviation of what differs by chance, of models with skewed differences.
+SIZES, NOISE = (32, 64, 128, 256, 512), 0.002
 RESULTS = Path(__file__).parent.parent / "results"
 #: The measures of a study's runs that trained networks are compared by.
 MEASURED = ("top1_change", "mcs")
@@ -242,6 +247,35 @@ def trained(factors: tuple[int, int], images: int, repetitions: int) -> tuple[fl
     return worse, float(torch.corrcoef(changes)[0, 1]), failed / repetitions
 
 
+def skewed(images: int, share: float, gain: float, repetitions: int) -> float:
+    """Return how often `check` fails on a model of the same mean cosine that is better on few images and worse on the rest.
+
+    Args:
+        images: in each audit.
+        share: of images on which it is better.
+        gain: by how much it is better there.
+        repetitions: pairs of audits.
+    """
+    generator = np.random.default_rng([images, int(1000 * share), int(1000 * gain)])
+    failed = 0
+    for _ in range(repetitions):
+        before = generator.normal(0.6, 0.05, images)
+        better = generator.random(images) < share
+        after = before + np.where(better, gain, -gain * share / (1 - share)) + generator.normal(0, NOISE, images)
+        pair = (with_values({("mouton2020", "mcs"): torch.from_numpy(each).float()}) for each in (before, after))
+        failed += judge_comparison(compare_audits(*pair)).outcome == "fails"
+    return failed / repetitions
+
+
+def print_skewed(repetitions: int) -> None:
+    """Print how often `check` fails although the means are the same."""
+    print(f"Equal means, better by 0.3 on a share of images and slightly worse on the others; {repetitions} repetitions\n")
+    print(f"{'better on':24}" + "".join(f"{f'{images} images':>14}" for images in SIZES))
+    for share in (0.02, 0.05, 0.1, 0.2, 0.5):
+        row = "".join(f"{skewed(images, share, 0.3, repetitions):14.3f}" for images in SIZES)
+        print(f"{f'{share:.0%} of the images':24}{row}", flush=True)
+
+
 def print_limits(images: int) -> None:
     """Print what no test can exceed."""
     print(f"What no test of the same values can exceed, at one-sided 2.5 %, of drops by 0.1 with {images} images\n")
@@ -261,10 +295,14 @@ def main() -> None:
     parser.add_argument("--own-views", action="store_true", help="shifts of its own for each model")
     parser.add_argument("--only", choices=sorted(SETS), help="one set of measures, and nothing else")
     parser.add_argument("--limits", action="store_true", help="what no test can exceed, and nothing else")
+    parser.add_argument("--skewed", action="store_true", help="models of equal mean with skewed differences, and nothing else")
     settings = parser.parse_args()
     images, repetitions = settings.images, settings.repetitions
     if settings.limits:
         print_limits(images)
+        return
+    if settings.skewed:
+        print_skewed(repetitions)
         return
     print(f"{images} images, {repetitions} repetitions; share of audits that fail\n")
     print(f"{'check':24}{'models':>12}{'change':>8}{'equal':>8}{'0.1 worse':>11}")
@@ -278,12 +316,21 @@ def main() -> None:
                     for drop in (0.0, DROP)
                 )
                 print(f"{name:24}{related:>12}{rate:8.2f}{equal:8.3f}{worse:11.3f}", flush=True)
-    if settings.only:
-        return
+    if not settings.only:
+        print_trained(images, repetitions)
+        print_conditions(images, repetitions)
+
+
+def print_trained(images: int, repetitions: int) -> None:
+    """Print how often `check` fails on trained networks."""
     print(f"\n{'check, factors (MNIST)':24}{'correlation':>12}{'worse by':>10}{'fails':>8}")
     for factors in ((1, 1), (2, 2), (4, 4), (8, 8), (2, 1), (4, 1), (8, 1), (8, 2), (4, 2)):
         worse, correlation, share = trained(factors, images, repetitions)
         print(f"{f'{factors[0]} -> {factors[1]}':24}{correlation:12.2f}{worse:10.3f}{share:8.3f}", flush=True)
+
+
+def print_conditions(images: int, repetitions: int) -> None:
+    """Print how often `--fail-if` fails on models at its bound and beyond it."""
     print(f"\n{'--fail-if':24}{'bound':>20}{'at it':>8}{'0.1 beyond':>11}")
     for name, key in (("top-1 change, 1 view", ("mouton2020", "top1_change")), ("every-shift", ("every-shift", "top1_change"))):
         for bound in (0.02, 0.1, 0.3):
