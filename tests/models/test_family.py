@@ -24,6 +24,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     factor=st.sampled_from([1, 2, 4, 8]),
     strided=st.sampled_from(["first", "last"]),
     padding=st.sampled_from(["valid", "same", "circular"]),
+    pool_padding=st.sampled_from(["valid", "half"]),
     head=st.sampled_from(["flatten", "gap"]),
     input_size=st.integers(8, 40),
     input_channels=st.integers(1, 3),
@@ -114,6 +115,8 @@ def test_state_dict_holds_the_normalisation() -> None:
             {"factor": 8, "pool_kernel": 5, "input_size": 28},
             r"pool 3 has kernel 5, but its input is 1x1 \(sizes so far 28 -> 26 -> 11 -> 9 -> 3 -> 1\)",
         ),
+        ({"pool_padding": "half", "antialias": 3}, "`pool_padding` 'half' needs pools without a filter"),
+        ({"pool_padding": "half", "padding": "circular"}, "on maps that are not circular"),
         ({"padding": "circular", "factor": 8, "input_size": 36}, "pool 3 has stride 2, its input is 9x9"),
     ],
 )

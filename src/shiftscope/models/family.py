@@ -49,6 +49,8 @@ class NetworkSpec(Settings):
             that a small learned network chooses (``lps``).
         strided: whether the ``first`` or the ``last`` pools, counted from the input, have stride 2.
         padding: of the convolutions: ``valid``, ``same`` or ``circular``.
+        pool_padding: of the pools: ``valid``, or ``half`` the kernel, rounded down, on every side. A maximum ignores it, an
+            average counts it as zeros.
         head: ``flatten`` gives every position its own weights, ``gap`` averages over positions first.
         normalise: whether to subtract the training images' mean and divide by their standard deviation, per channel.
         input_size: height and width of the canvas, pixels.
@@ -66,6 +68,7 @@ class NetworkSpec(Settings):
     sampling: Literal["stride", "aps", "lps"] = "stride"
     strided: Literal["first", "last"] = "first"
     padding: Literal["valid", "same", "circular"] = "valid"
+    pool_padding: Literal["valid", "half"] = "valid"
     head: Literal["flatten", "gap"] = "flatten"
     normalise: bool = True
     input_size: Pixels = 40
@@ -106,6 +109,10 @@ class NetworkSpec(Settings):
                 f"`sampling` {self.sampling!r} needs `padding` 'circular', got {self.padding!r}: its choice "
                 "moves with the image only where the border loses nothing."
             )
+        if self.pool_padding != "valid" and (self.padding == "circular" or self.antialias > 1):
+            raise ValueError(
+                f"`pool_padding` {self.pool_padding!r} needs pools without a filter on maps that are not circular. Leave it out."
+            )
         self._check_weights(self.sizes()[-1])
         return self
 
@@ -119,6 +126,11 @@ class NetworkSpec(Settings):
                 f"the network would have {weights:,} weights, of at most {MOST_WEIGHTS:,}. Use fewer channels, a smaller canvas "
                 "or smaller kernels."
             )
+
+    @property
+    def pool_margin(self) -> int:
+        """Positions that a pool adds on every side of its map."""
+        return self.pool_kernel // 2 if self.pool_padding == "half" else 0
 
     def pool_strides(self) -> tuple[int, ...]:
         """Return the stride of each pool, from the input to the head."""
@@ -140,6 +152,8 @@ class NetworkSpec(Settings):
             for layer, kernel, step in (("convolution", self.convolution_kernel, 1), ("pool", pool, stride)):
                 size = sizes[-1]
                 same = self.padding == "circular" or (self.padding == "same" and layer == "convolution")
+                if layer == "pool":
+                    size += 2 * self.pool_margin
                 if size < kernel:
                     raise ValueError(
                         f"the map shrinks below the kernel: {layer} {block} has kernel {kernel}, but its input is {size}x{size} "
@@ -234,7 +248,8 @@ def _pool(spec: NetworkSpec, channels: int, stride: int) -> list[nn.Module]:
     if spec.pool == "max" and spec.antialias > 1 and spec.sampling == "stride":
         return [nn.ReLU(), *around, layers.MaxBlurPool2d(kernel, spec.antialias, stride, border=border)]
     step = stride if spec.antialias == 1 and spec.sampling == "stride" else 1
-    pool = [*around, nn.MaxPool2d(kernel, step) if spec.pool == "max" else nn.AvgPool2d(kernel, step)]
+    kind = nn.MaxPool2d if spec.pool == "max" else nn.AvgPool2d
+    pool = [*around, kind(kernel, step, spec.pool_margin)]
     activated = [*pool, nn.ReLU()] if spec.pool == "max" else [nn.ReLU(), *pool]
     return activated if step == stride and spec.antialias == 1 else [*activated, _sampling(spec, channels, stride)]
 

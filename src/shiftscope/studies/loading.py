@@ -31,7 +31,7 @@ LONGEST_CHANGES = 1000
 #: hardly ever states of its networks.
 OPEN = (
     *(f"data.{name}" for name in ("train_images", "validation_images", "test_images", "split_seed", "background")),
-    *(f"network.{name}" for name in ("normalise", "padding", "strided")),
+    *(f"network.{name}" for name in ("normalise", "padding", "pool_padding", "strided")),
     *(f"measure.{name}" for name in ("seed", "every_shift_images")),
 )
 
