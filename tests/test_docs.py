@@ -167,7 +167,7 @@ def test_results_of_the_readme_are_those_of_the_tables() -> None:
 def test_cells_of_the_readme_are_those_of_the_table() -> None:
     rows = re.findall(r"^\| factor (\d) \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     cells = {(factor, str(kernel)): cell.strip() for factor, row in rows for kernel, cell in enumerate(row.split("|"), start=2)}
-    with (ROOT / "results" / "cifar10-valid" / "table.csv").open() as file:
+    with (ROOT / "results" / "cifar10" / "table.csv").open() as file:
         measured = {
             (row["factor"], row["pool_kernel"]): f"{float(row['mcs']):.3f} ({float(row['source_mcs']):.3f})"
             for row in csv.DictReader(file)
