@@ -349,7 +349,7 @@ def check_place(path: Path | None, option: str = "out", *, folder: bool) -> None
         reason = "it is a file" if folder else "it is a folder"
     elif place != path and not place.is_dir():
         reason = f"{place.name} is a file"
-    elif not os.access(place, os.W_OK):
+    elif not os.access(place if place.is_dir() else place.parent, os.W_OK):  # a file is replaced, not overwritten
         reason = "permission denied"
     else:
         return
