@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import doctest
 import importlib.util
+import json
 import re
 import shlex
 import shutil
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote
@@ -18,6 +20,7 @@ import pytest
 
 import pages
 from shiftscope.cli import app, main
+from shiftscope.cli.options import read_settings
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.sections import DERIVED, SECTIONS
 
@@ -174,6 +177,22 @@ def test_cells_of_the_readme_are_those_of_the_table() -> None:
             if row["mcs"]
         }
     assert {key: cell for key, cell in cells.items() if cell} == measured
+
+
+def test_commands_of_results_give_the_committed_runs() -> None:
+    rows = re.findall(
+        r"^\| (\[.*?\)) \| `shiftscope study ([^`]*)` \|", (ROOT / "results" / "README.md").read_text(), re.MULTILINE
+    )
+    folders = [(folder, shlex.split(command)) for names, command in rows for folder in re.findall(r"\((.*?)/table\.md\)", names)]
+    assert len(folders) > 15
+    for folder, (name, *words) in folders:
+        settings = tuple(word for option, word in pairwise(words) if option == "--set")
+        seeds = next((int(word) for option, word in pairwise(words) if option == "--seeds"), None)
+        study = load_study(folder if name == "NAME" else name, seeds=seeds, changes=read_settings(settings, "set", ""))
+        runs = (ROOT / "results" / folder / "runs").glob("*/record.json")
+        finished = {path.parent.name: json.loads(path.read_text())["provenance"]["data_sha256"] for path in runs}
+        given = {run.content_id(data) for cell in study.cells() for run in cell.runs for data in {*finished.values()}}
+        assert {*finished} - given == set(), folder
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

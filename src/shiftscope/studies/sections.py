@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shiftscope.datasets.dataset import DataSpec
 from shiftscope.models.family import NetworkSpec
@@ -33,14 +33,20 @@ class MeasureSpec(Settings):
         protocol: the published protocol; see :mod:`shiftscope.audits.protocols`.
         max_shift: the largest shift along each axis, in pixels; the canvas must leave a margin of this size around the image.
         seed: of the random shifts, one for each test image.
-        every_shift_images: number of test images, evenly spread, that see every shift; by default all. Networks whose
-            convolutions pad take 289 passes an image for shifts of up to 8 pixels.
+        every_shift_images: number of test images, evenly spread, that see every shift; by default, or as "all", all. Networks
+            whose convolutions pad take 289 passes an image for shifts of up to 8 pixels.
     """
 
     protocol: Literal["mouton2020"] = "mouton2020"
     max_shift: int = Field(8, ge=0, le=2**14)
     seed: Seed = 0
     every_shift_images: Count | None = None
+
+    @field_validator("every_shift_images", mode="before")
+    @classmethod
+    def _all_is_none(cls, images: Any) -> Any:
+        """Take "all" back to the default, also where a study sets a number."""
+        return None if images == "all" else images
 
     def at_every_shift(self, count: int) -> list[int]:
         """Return the indices, increasing, of those of ``count`` test images that see every shift."""
