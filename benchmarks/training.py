@@ -10,8 +10,8 @@ Measured for networks of factor 8 and factor 1 (channels 16-32-64, 40x40 canvas,
   time, in the default memory format.
 
 Printed: median images per second and, per round, the ratio to that round's floor (median, least and greatest). Then the gains of
-bf16, of ReLU and max pooling in one compiled pass, and of keeping freed memory (in separate processes, because the setting cannot
-be undone).
+bf16, of its products in single precision, of ReLU and max pooling in one compiled pass, and of keeping freed memory (in separate
+processes, because the setting cannot be undone).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from shiftscope.datasets.sources import Labelled
 from shiftscope.models.family import Network, NetworkSpec, build
 from shiftscope.runtime.executors import keep_freed_memory
 from shiftscope.runtime.seeds import stream
+from shiftscope.training import mixed
 from shiftscope.training.loop import train, train_step
 from shiftscope.training.pools import fast_max_pools
 from shiftscope.training.recipe import Recipe, make_optimizer
@@ -184,6 +186,23 @@ def _precisions(factor: int, data: Labelled, options: argparse.Namespace) -> Non
     show(f"factor {factor}, precision", interleaved(ways, options.rounds), "fp32")
 
 
+def _products(factor: int, data: Labelled, options: argparse.Namespace) -> None:
+    """Time bf16 by PyTorch and by single precision of rounded values, whichever this processor's default is."""
+    recipe = Recipe(batch_size=BATCH, precision="bf16")
+    run = floor(factor, data, recipe, fast=torch.get_num_threads() == 1)
+
+    def by(quick: bool) -> Callable[[], float]:
+        def timed() -> float:
+            with patch.object(mixed, "has_quick_bfloat16", lambda: quick):
+                return run()
+
+        return timed
+
+    ways = {"PyTorch's bf16": by(True), "bf16 in single precision": by(False)}
+    told = "quick" if mixed.has_quick_bfloat16() else "slow"
+    show(f"factor {factor}, bf16, which counts as {told} here, steps alone", interleaved(ways, options.rounds), "PyTorch's bf16")
+
+
 def _pools(factor: int, data: Labelled, options: argparse.Namespace) -> None:
     for precision in ("fp32", "bf16"):
         recipe = Recipe(batch_size=BATCH, precision=precision)
@@ -195,6 +214,7 @@ def _pools(factor: int, data: Labelled, options: argparse.Namespace) -> None:
 PARTS: dict[str, Callable[[int, Labelled, argparse.Namespace], None]] = {
     "loops": _loops,
     "precisions": _precisions,
+    "products": _products,
     "pools": _pools,
     "memory": lambda factor, _, options: memory(factor, options.data_dir, 3),
 }

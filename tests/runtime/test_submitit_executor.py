@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,13 @@ def import_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let jobs import the modules of the tests."""
     folders = [str(Path(helpers.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
+
+
+@pytest.fixture(autouse=True)
+def collect_open_files() -> Iterator[None]:
+    """Collect the log files that submitit leaves open, while their warnings are ignored, not in a test of another file."""
+    yield
+    gc.collect()
 
 
 def test_job_of_a_killed_process_is_submitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

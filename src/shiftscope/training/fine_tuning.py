@@ -26,6 +26,7 @@ from shiftscope.runtime.seeds import deterministic, seeded_layers, stream
 from shiftscope.shifts import Mode, sample
 from shiftscope.surgery.copying import copied
 from shiftscope.training.loop import Checkpointer, Training, TrainingState, evaluate, run_epochs
+from shiftscope.training.mixed import mixed_precision
 from shiftscope.training.objectives import Consistency, EveryShift, Objective, RandomShifts
 from shiftscope.training.recipe import Recipe, make_optimizer
 
@@ -220,7 +221,7 @@ class _FineTuningState(TrainingState):
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Update the model once; return the loss and outputs before the update."""
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+        with mixed_precision(images.device, enabled=self.recipe.precision == "bf16"):
             loss, outputs = self.objective(images, labels, self.streams["shifts"])
         loss.backward()
         self.optimizer.step()

@@ -28,6 +28,7 @@ from shiftscope.engine.checks import evaluating
 from shiftscope.runtime.progress import Event, Report, silent
 from shiftscope.runtime.seeds import deterministic, seeded_layers, stream
 from shiftscope.shifts import sample
+from shiftscope.training.mixed import mixed_precision
 from shiftscope.training.pools import fast_max_pools
 from shiftscope.training.recipe import Recipe, make_optimizer, set_learning_rate
 
@@ -385,7 +386,7 @@ def train_step(
         recipe: gives the precision.
     """
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+    with mixed_precision(images.device, enabled=recipe.precision == "bf16"):
         outputs = model(images)
         loss = nn.functional.cross_entropy(outputs, labels)
     loss.backward()

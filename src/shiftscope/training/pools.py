@@ -209,7 +209,7 @@ def _numba() -> Any:
     """Return the package; None if it is missing or refuses the versions of other packages."""
     try:
         import numba
-    except ImportError as error:
+    except Exception as error:  # of any kind: it may find a file of the user's in the place of a package that it needs
         if find_spec("numba") is not None:
             warnings.warn(f"Numba cannot be used ({error}); trainings are slower without it.", stacklevel=2)
         return None

@@ -1,6 +1,6 @@
 """Simulate how often 95 % intervals cover the truth: few and many images, one to five networks, several kinds of values.
 
-`python benchmarks/coverage.py` prints a table for each kind of value: in what share of repetitions the interval holds the true
+`python benchmarks/intervals.py` prints a table for each kind of value: in what share of repetitions the interval holds the true
 mean.
 """
 
