@@ -15,8 +15,8 @@ Intervals cover 95 %:
 - equal values: Wilson's upper end for 0 of n is the share of unseen images that may have any value within the measure's bounds.
   So no interval is empty, except towards a side without a bound.
 
-`benchmarks/intervals.py` simulates the coverage. Normal values: 0.94 to 0.96 from one network and two or more images; 0.94 to 0.99
-from two to five networks, more with fewer images. Rare large values among few images lower it, as for any interval.
+`benchmarks/intervals.py` simulates the coverage. Normal values: 0.94 to 0.96 from one network and two or more images; 0.94 to
+0.99 from two to five networks, more with fewer images. Rare large values among few images lower it, as for any interval.
 
 Resampling uses its own fixed random stream: the same values always give the same interval.
 """
