@@ -75,7 +75,7 @@ def test_training_shows_epoch_loss_accuracy_and_time_left(
     display: ProgressDisplay, record: Record, clock: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock(10)
-    display.report(RunStarted(1, 2, "factor 4, seed 0", 4.0))
+    display.report(RunStarted(0, 2, "factor 4, seed 0", 4.0))
     display.report(Step(1, 20, 0, 10, 0.5, 1000.0))
     display.report(Epoch(1, 0.5, 0.9, None, 0.95, 0.2, 1000.0, 10.0))
     clock(20)
@@ -92,7 +92,7 @@ def test_time_left_of_the_first_training_is_an_upper_bound(
     display: ProgressDisplay, clock: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock(10)
-    display.report(RunStarted(1, 2, "factor 4, seed 0", None))
+    display.report(RunStarted(0, 2, "factor 4, seed 0", None))
     display.report(Step(1, 20, 0, 10, 0.5, 1000.0))
     clock(20)
     display.report(Step(2, 20, 0, 10, 0.25, 1000.0))
@@ -103,12 +103,12 @@ def test_time_left_of_the_first_training_is_an_upper_bound(
 
 def test_found_runs_do_not_count_in_the_time_left(display: ProgressDisplay, record: Record, clock: Any) -> None:
     clock(10)
-    for number in (1, 2):
-        display.report(RunStarted(number, 4, f"seed {number}", None))
+    for done in (0, 1):
+        display.report(RunStarted(done, 4, f"seed {done}", None))
         display.report(RunEnded(record, found=True))
-    display.report(JobEvent("seed 3", 2, 4, Stage("reading", 0, 0)))
+    display.report(JobEvent("seed 2", 2, 4, Stage("reading", 0, 0)))
     clock(110)
-    display.report(JobEvent("seed 3", 3, 4, RunEnded(record, found=False)))
+    display.report(JobEvent("seed 2", 3, 4, RunEnded(record, found=False)))
     everything = next(task for task in display.bars.tasks if task.description == "all runs")
     assert (everything.completed, everything.total) == (3, 4)
     assert time_left(everything) == "about 2 minutes left"

@@ -208,7 +208,9 @@ def test_finished_study_gives_the_same_table_again(finished: Finished) -> None:
     again = run_study(finished.study, out=finished.out, report=events.append)
     assert again == finished.table
     assert [event.found for event in events if isinstance(event, RunEnded)] == [True] * 4
-    assert [event.label for event in events if isinstance(event, RunStarted)][:2] == ["factor 1, seed 0", "factor 4, seed 0"]
+    started = [event for event in events if isinstance(event, RunStarted)]
+    assert [event.label for event in started][:2] == ["factor 1, seed 0", "factor 4, seed 0"]
+    assert [event.done for event in started] == [0, 1, 2, 3]
     assert all(isinstance(event, Stage | RunStarted | RunEnded) for event in events)
 
 

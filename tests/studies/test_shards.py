@@ -18,7 +18,7 @@ from shiftscope.errors import InputError
 from shiftscope.runtime.executors import Processes
 from shiftscope.runtime.files import LOCK, claimed
 from shiftscope.studies import records
-from shiftscope.studies.runner import RunEnded, run_study
+from shiftscope.studies.runner import RunEnded, RunStarted, run_study
 from shiftscope.studies.shards import Shard, run_shard
 from small import SMALL, Finished, one_thread
 from studies.test_runner import Elsewhere
@@ -61,6 +61,7 @@ def test_shards_leave_claimed_runs_and_do_the_runs_of_others(trained: Finished, 
             assert run_shard(trained.study, Shard(1, 2), out=tmp_path, report=ended.append) is None
             assert run_shard(trained.study, Shard(2, 2), out=tmp_path, report=ended.append) is None
         assert sum(isinstance(each, RunEnded) for each in ended) == 3
+        assert [each.done for each in ended if isinstance(each, RunStarted)] == [0, 1, 2]
         assert not (tmp_path / "table.csv").exists()
         table = run_shard(trained.study, Shard(2, 2), out=tmp_path)
     assert table is not None and table.to_csv() == trained.table.to_csv()

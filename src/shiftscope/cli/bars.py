@@ -133,7 +133,8 @@ class ProgressDisplay:
         self.bars = bars
         self.tasks: dict[str, TaskID] = {}
         self.runs: dict[str, _Run] = {}
-        self.job, self.number = "", 0
+        self.job = ""
+        self.done: int | None = None
         self.next_table = 0.0
         self.last_line = monotonic() - SECONDS_BETWEEN_LINES + SECONDS_BEFORE_FIRST_LINE
         self._show("", stage)
@@ -141,7 +142,7 @@ class ProgressDisplay:
     def report(self, event: Event) -> None:
         """Show an event."""
         if isinstance(event, JobEvent):
-            self.job = event.label
+            self.job, self.done = event.label, None  # what is done comes with every event
             self._show_all(event.done, event.of)
             event = event.event
         self._update(event)
@@ -160,9 +161,9 @@ class ProgressDisplay:
                 self._show_table(audit_so_far)
             case Stage(sentence, done, of):
                 self._show(self.job, f"{self.job}: {sentence}" if self.job else sentence, done, of)
-            case RunStarted(number, of, label, epochs):
-                self.job, self.number, self.runs[label] = label, number, _Run(epochs)
-                self._show_all(number - 1, of)
+            case RunStarted(done, of, label, epochs):
+                self.job, self.done, self.runs[label] = label, done, _Run(epochs)
+                self._show_all(done, of)
             case Epoch():
                 self.runs.setdefault(self.job, _Run()).last = event
             case Step():
@@ -222,10 +223,10 @@ class ProgressDisplay:
         self._remove(self.job)
         self.runs.pop(self.job, None)
         everything = self._task(ALL)
-        if everything is not None and everything.total and self.number > everything.completed:
+        if everything is not None and everything.total and self.done is not None:
             if event.found:
                 self._remove(ALL)  # a run found finished tells nothing about the duration of the others
-            self._show_all(self.number, int(everything.total))
+            self._show_all(self.done + 1, int(everything.total))
         from shiftscope.tables import heading
 
         mcs = f"  {heading('mcs')} {event.record.results['mcs']}" if "mcs" in event.record.results else ""

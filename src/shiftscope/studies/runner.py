@@ -44,13 +44,13 @@ class RunStarted(Event):
     """A run starts, or was found finished.
 
     Attributes:
-        number: its place in the study, from 1 on.
+        done: number of finished runs of the study.
         of: number of runs in the study.
         label: the grid's settings and the seed.
         epochs: mean number of epochs of the runs finished so far; None before the first.
     """
 
-    number: int
+    done: int
     of: int
     label: str
     epochs: float | None
@@ -249,25 +249,25 @@ def copy_finished(planned: PlannedRun, reuse: Path) -> None:
 def _finish(jobs: Sequence[Job], executor: Executor | None, report: Report) -> dict[str, Finished]:
     """Return every run by id, after doing the missing ones."""
     finished: dict[str, Finished] = {}
-    started = {
-        job.planned.id: lambda number=number, job=job: report(RunStarted(number, len(jobs), job.label, _mean_epochs(finished)))
-        for number, job in enumerate(jobs, start=1)
-    }
     missing = []
+
+    def start(job: Job) -> None:
+        report(RunStarted(len(finished), len(jobs), job.label, _mean_epochs(finished)))
+
     for job in jobs:
         known = records.read(job.planned.folder)
         if known is None:
             missing.append(job)
             continue
         job.planned.checkpoint().remove()  # the command may have been killed after the record and before this
-        started[job.planned.id]()
+        start(job)
         finished[job.planned.id] = known
         report(RunEnded(known.record, found=True))
     if executor is not None:
         _finish_at_once(executor, missing, finished, len(jobs), report)
         return finished
     for job in missing:
-        started[job.planned.id]()
+        start(job)
         finished[job.planned.id] = do(job, report)
         report(RunEnded(finished[job.planned.id].record, found=False))
     return finished

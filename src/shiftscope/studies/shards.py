@@ -133,10 +133,8 @@ def _missing(tries: Sequence[_Try]) -> list[_Try]:
 def _do_free(plan: PlannedStudy, missing: Sequence[_Try], executor: Executor | None, report: Report) -> list[_Try]:
     """Do the missing runs that no other process does, and return those still missing afterwards."""
     if executor is None:
-        numbers = {job.planned.id: number for number, job in enumerate(plan.jobs, start=1)}
         for each in missing:
-            started = RunStarted(numbers[each.job.planned.id], len(plan.jobs), each.job.label, None)
-            if (found := _try(each, report, partial(report, started))) is not None:
+            if (found := _try(each, report, partial(_start, plan, each.job, report))) is not None:
                 report(RunEnded(found.record, found=False))
         return _missing(missing)
     done = len(plan.jobs) - len(missing)
@@ -149,6 +147,12 @@ def _do_free(plan: PlannedStudy, missing: Sequence[_Try], executor: Executor | N
             done += 1
             tell(each, RunEnded(found.record, found=False))
     return _missing(missing)
+
+
+def _start(plan: PlannedStudy, job: Job, report: Report) -> None:
+    """Say that a run starts, and how many are finished, here or by other processes."""
+    done = sum(records.read(each.planned.folder) is not None for each in plan.jobs)
+    report(RunStarted(done, len(plan.jobs), job.label, None))
 
 
 def _try(each: _Try, report: Report, start: Callable[[], None] = lambda: None) -> Finished | None:
