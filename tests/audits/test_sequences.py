@@ -235,8 +235,8 @@ def test_page_draws_each_path_with_a_line_for_each_comparison() -> None:
     found = audit(lambda batch: scores((position(batch) >= 6).long()), ramps(), **OPTIONS)
     charts = [each for each in audit_page(found).sections if isinstance(each, Chart)]
     assert [each.title for each in charts] == [
-        "Top-1 change along the path, hendrycks2019",
-        "Mean cosine similarity along the path, hendrycks2019",
+        "Top-1 change, frame by frame (hendrycks2019)",
+        "Mean cosine similarity, frame by frame (hendrycks2019)",
     ]
     assert charts[0].caption == "From 4 pixels left (frame 1) to 4 pixels right (frame 9), with 95 % intervals."
     drawn = draw_chart(charts[0])
@@ -253,7 +253,7 @@ def test_page_draws_each_path_with_a_line_for_each_comparison() -> None:
 def test_page_says_what_the_change_of_a_task_is(task: str, words: str) -> None:
     found = audit(lambda batch: [str(each) for each in position(batch).tolist()], ramps(), task=task, **OPTIONS)
     chart = next(each for each in audit_page(found).sections if isinstance(each, Chart))
-    assert chart.title == "Change along the path, hendrycks2019"
+    assert chart.title == "Change, frame by frame (hendrycks2019)"
     assert chart.caption.endswith(words)
 
 

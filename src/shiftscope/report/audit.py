@@ -262,10 +262,10 @@ def _frames(audit: Audit) -> list[Chart]:
             if each.protocol == protocol
         )
         rows = tuple(row | {"compared_with": COMPARED[str(row["compared_with"])]} for row in map(dict, frame_table(frames).rows))
-        table = replace(frame_table(frames), title=f"Along the path, {protocol}", rows=rows)
+        table = replace(frame_table(frames), title=f"Frame by frame, as the image moves ({protocol})", rows=rows)
         caption = f"{_path_words(frames)}, with 95 % intervals.{_change_words(audit)}"
         for measure in dict.fromkeys(each.measure for each in frames):
-            title = f"{_title(MEASURES[measure].label if measure in MEASURES else measure)} along the path, {protocol}"
+            title = f"{_title(MEASURES[measure].label if measure in MEASURES else measure)}, frame by frame ({protocol})"
             charts.append(Chart(title, caption, table, "frame", measure, ("compared_with",)))
     return charts
 
