@@ -1,10 +1,10 @@
 """Mixed precision that is quick on processors without quick arithmetic in bfloat16.
 
-Without AMX, or AMD's ``avx512_bf16``, convolutions and products in bfloat16 take longer than in single precision: a training step
-took a tenth to a half longer on an Intel processor that has ``avx512_bf16``, and nine times as long without it
-(``benchmarks/training.py --parts products``). There they are computed in single precision, of values rounded to
-bfloat16, and their results are rounded as PyTorch rounds them. Products of two such values are exact in single precision, so the
-numbers differ from PyTorch's by the order of sums alone, as they do between two processors.
+On most processors convolutions and products in bfloat16 take longer than in single precision: a training step took a tenth to a
+half longer on an Intel processor that has ``avx512_bf16`` but not AMX, and nine times as long without both
+(``benchmarks/training.py --parts products``). There they are computed in single precision, of values rounded to bfloat16, and
+their results are rounded as PyTorch rounds them. Products of two such values are exact in single precision, so the numbers differ
+from PyTorch's by the order of sums alone, as they do between two processors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from platform import machine
 from typing import Any
 
 import torch
@@ -43,14 +42,12 @@ def mixed_precision(device: torch.device, *, enabled: bool) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def has_quick_bfloat16() -> bool:
-    """Return whether this machine's CPU multiplies numbers of bfloat16 at least as quickly as those of single precision.
+    """Return whether this machine's CPU is known to multiply in bfloat16 at least as quickly as in single precision.
 
-    Of x86 processors those with AMX do, and AMD's with ``avx512_bf16``; whether others do is not known, and they are left alone.
+    Intel's does with AMX, AMD's with ``avx512_bf16``, and ARM's with ``bf16``, as Linux names them.
     """
-    if machine() not in ("x86_64", "AMD64"):
-        return True
-    told = PROCESSOR.read_text() if PROCESSOR.exists() else ""
-    return "amx_bf16" in told or ("avx512_bf16" in told and "AuthenticAMD" in told)
+    told = set(PROCESSOR.read_text().split()) if PROCESSOR.exists() else set()
+    return not told.isdisjoint({"amx_bf16", "bf16"}) or told >= {"AuthenticAMD", "avx512_bf16"}
 
 
 class SinglePrecisionProducts(TorchFunctionMode):
