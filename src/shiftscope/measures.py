@@ -82,7 +82,7 @@ DEFINITIONS = (
     ),
     Measure("pair_consistency", "pair consistency", "Share of pairs of different shifts of an image with the same top class."),
     Measure("pairs_agree", "agreement of pairs", "Share of random pairs of shifts of an image with the same top class."),
-    Measure("all_agree", "same class at every shift", "Share of images with the same top class at every shift.", share=True),
+    Measure("all_agree", "same class in all views", "Share of images with the same top class in all views of them.", share=True),
     Measure("worst_case", "correct at every shift", "Share of images classified correctly at every shift.", share=True),
     Measure(
         "certified_radius",

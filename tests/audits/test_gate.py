@@ -53,7 +53,7 @@ def test_condition_is_read_in_words_and_short_names(text: str, measure: str, pro
         ("top-1 change > 1.2.3", "must end in a number"),
         ("top-1 chnage > 1", "Did you mean 'top-1 change'"),
         ("top1 > 0.1", "Did you mean 'top-1 change'"),
-        ("xyz > 0.1", "Choose from mean cosine similarity, top-1 change, .*same class at every shift"),
+        ("xyz > 0.1", "Choose from mean cosine similarity, top-1 change, .*same class in all views"),
         ("top-1 change > 10", "can never fail: top-1 change lies between 0 and 1. Give a number in between. Did you mean 10 %"),
         ("mcs <= -1.5", "can never fail: mean cosine similarity lies between -1 and 1. Give a number in between.$"),
         ("top-1 change > 1", "can never fail: .* Did you mean 1 %"),

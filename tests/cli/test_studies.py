@@ -126,8 +126,9 @@ def test_run_is_found_by_the_name_that_list_shows(shiftscope: Command, run: Path
     assert listed.code == 0
     named = shiftscope("audit", folder, "--run", names[0], "--images", "4", "--protocol", "mouton2020", "--json")
     direct = shiftscope("audit", str(run), "--images", "4", "--protocol", "mouton2020", "--json")
-    assert (named.code, direct.code) == (0, 0), named.err
-    assert json.loads(named.out)["rows"] == json.loads(direct.out)["rows"]
+    by_folder = shiftscope("audit", folder, "--run", run.name, "--images", "4", "--protocol", "mouton2020", "--json")
+    assert (named.code, direct.code, by_folder.code) == (0, 0, 0), named.err
+    assert json.loads(named.out)["rows"] == json.loads(direct.out)["rows"] == json.loads(by_folder.out)["rows"]
     unknown = shiftscope("audit", folder, "--run", "seed=99")
     assert unknown.code == 2
     assert f"holds no run 'seed=99'. It holds {names[0]}" in unknown.err

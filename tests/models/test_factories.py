@@ -51,6 +51,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_random_weights_are_the_same_in_every_command(folder: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, second = (load_model("project/mine.py:network").model(images(2)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.rand(1), expected)  # the caller's random state is left alone
+
+
 @pytest.mark.parametrize("attribute", ["network", "Namespace.network"])
 @pytest.mark.parametrize("relative", [True, False])
 def test_function_in_a_file_is_called(attribute: str, relative: bool, folder: Path) -> None:

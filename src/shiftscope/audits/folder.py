@@ -150,19 +150,19 @@ class AuditPlan(Spec):
 
     def matches(self, other: AuditPlan) -> bool:
         """Return whether parts of both can be merged, however the paths are written."""
-        one, two = (
-            each.model_copy(
-                update={
-                    "provenance": {},
-                    "facts": {},
-                    "warnings": (),
-                    "channels_last": False,
-                    "spec": each.spec.with_absolute_paths(),
-                }
-            )
-            for each in (self, other)
-        )
-        return one == two
+        return self._what() == other._what()
+
+    def difference(self, other: AuditPlan) -> str:
+        """Return in which respect another plan that does not match differs, where that can be told by a word."""
+        one, two = self._what(), other._what()
+        differing = [name for name in type(self).model_fields if getattr(one, name) != getattr(two, name)]
+        words = {"model_sha256": "other weights or code", "data_sha256": "other images", "truth_sha256": "other ground truth"}
+        return words.get(differing[0], "other settings") if len(differing) == 1 else "other settings"
+
+    def _what(self) -> AuditPlan:
+        """Return the plan without what parts that are merged may differ in."""
+        may_differ = {"provenance": {}, "facts": {}, "warnings": (), "channels_last": False}
+        return self.model_copy(update={**may_differ, "spec": self.spec.with_absolute_paths()})
 
 
 def is_audit(folder: Path) -> bool:
@@ -244,7 +244,8 @@ def prepare_folder(out: Path, plan: AuditPlan) -> AuditPlan:
         raise InputError(f"{out} holds the flicker of videos.", "Choose another folder with --out.")
     known = planned(out)
     if known is not None and not known.matches(plan):
-        raise InputError(f"{out} holds another audit ({known.spec.model} on {known.data}).", "Choose another folder with --out.")
+        what = f"{known.spec.model} on {known.data}, {known.difference(plan)}"
+        raise InputError(f"{out} holds another audit ({what}).", "Choose another folder with --out.")
     with writing_parts(out):
         (out / PARTS).mkdir(parents=True, exist_ok=True)
         remove_temporary_files(out)

@@ -82,7 +82,7 @@ def fix(
         Ground truth for --task, as for `shiftscope audit`: what a fix costs or gains without a shift, and under shifts.
     reach
         Largest shift that `average` averages over, in pixels: 1 for 9 shifts, 8 for 289. Of photos also how far the crop of
-        `canonical` may lie from the middle. By default 1 and a fourteenth of the input.
+        `canonical` may lie from the middle. By default 1 for `average`, and 1/14 of the input for `canonical`.
     plan
         Only list what would change.
     workers
@@ -129,7 +129,7 @@ def fix(
         tuned = (*made.tuned, *([trained.tuned] if trained else []))
         _save(saved, surgery, subject.fixable.model_copy(update={"fixes": fixes, "tuned": tuned}))
         forget(out if trained else None)
-    chosen = [*_arguments(kinds, filter_size, reach, options.mode), *training.arguments()]
+    chosen = [*_arguments(kinds, filter_size, reach), *training.arguments()]
     of_task = f"--task {quote(task or found.name)}" if found is not None else ""
     of_task += f" --truth {quote(str(truth))}" if truth is not None else ""
     command = _next_command(model, subject, options, chosen=" ".join(chosen), of_task=of_task, saved=saved, out=out)
@@ -148,10 +148,10 @@ def _where_trainings_are(out: Path | None) -> str:
     return f"Trainings are in {training_folder(out)}; run the same command again to resume."
 
 
-def _arguments(kinds: tuple[Kind, ...], filter_size: int, reach: int | None, mode: str | None) -> list[str]:
+def _arguments(kinds: tuple[Kind, ...], filter_size: int, reach: int | None) -> list[str]:
     """Return the options that choose the fixes, without those left at their defaults."""
     chosen = [f"--with {kind}" for kind in kinds] + [f"--filter-size {filter_size}"] * (filter_size != 3)
-    return chosen + [f"--reach {reach}"] * (reach is not None) + [f"--mode {mode}"] * bool(mode)
+    return chosen + [f"--reach {reach}"] * (reach is not None)
 
 
 def _save(file: Path, surgery: Surgery, spec: ModelSpec) -> None:

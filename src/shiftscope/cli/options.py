@@ -227,7 +227,7 @@ class ModelOptions(DataOptions, DeviceOptions):
     mode
         What comes in at the border that a shift uncovers: the background (`zero`), the photo around the model's input (`crop`),
         or the content that left on the other side (`circular`). By default `crop` for photos that are larger than the input, else
-        `zero`; `audit` measures all protocols, `fix` also `circular`.
+        `zero`, and for `fix` also `circular`; `audit` measures protocols of every border, or with this option of this one only.
     max_shift
         Largest shift, in pixels. By default 8, or less if the canvas or the photo leaves less room around the input; for `audit`
         each protocol's own.
@@ -302,7 +302,7 @@ class ModelOptions(DataOptions, DeviceOptions):
 
 #: Options that describe what is measured, and those that a suggested command leaves out.
 SUBJECT = ("size", "mean", "std", "output", "embedding", "trust", "data", "max_shift", "seed")
-NOT_REPEATED = ("as_json", "mode", "wide")
+NOT_REPEATED = ("as_json", "wide")
 #: The options that describe a model, which a file of `shiftscope fix` knows by itself.
 OF_THE_MODEL = ("run", "weights", "size", "mean", "std", "output")
 

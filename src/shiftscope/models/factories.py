@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from shiftscope.datasets.preprocessing import Preprocessing
@@ -48,7 +49,7 @@ def call_factory(reference: str) -> FactoryModel:
     """Return the model that a function returns when called without arguments, or the module that the reference names.
 
     The function may return its preprocessing too: ``(model, preprocessing)``, the latter in any form that
-    :func:`shiftscope.models.preprocessing.from_description` knows.
+    :func:`shiftscope.models.preprocessing.from_description` knows. PyTorch's random state on the CPU is that of seed 0 meanwhile.
 
     Args:
         reference: ``module:function``, with the working directory on the import path; or ``path/to/file.py:function``, which runs
@@ -58,7 +59,9 @@ def call_factory(reference: str) -> FactoryModel:
         InputError: importing or calling it fails, or the result is not a ``torch.nn.Module``.
     """
     source, _, attribute = reference.rpartition(":")
-    with _import_path(source):
+    # A fixed seed, so that every command measures the same random weights, without touching the global random state.
+    with torch.random.fork_rng(devices=[]), _import_path(source):
+        torch.default_generator.manual_seed(0)
         module = _module(reference, source)
         try:
             factory: Any = module

@@ -84,7 +84,7 @@ class LoadedModel:
 def load_model(
     name: str,
     *,
-    weights: Path | None = None,
+    weights: Path | str | None = None,
     size: int | None = None,
     mean: Channels | None = None,
     std: Channels | None = None,
@@ -113,7 +113,7 @@ def load_model(
             raise InputError(f"`mean` and `std` must be finite numbers, got {values}.", "Give one value per channel.")
     if size is not None and size < 1:
         raise InputError(f"`size` must be 1 or more pixels, got {size}.", "Leave it out to take the model's own.")
-    path = Path(name)
+    path, weights = Path(name), None if weights is None else Path(weights)
     if not is_folder(path) and not is_file(path) and path.suffix not in (".onnx", ".pt2", ".safetensors"):
         return _resized(_from_code(ModelSpec(factory=name, size=size, mean=mean, deviation=std), weights), size)
     if is_folder(path):
@@ -178,7 +178,7 @@ def _from_library(spec: ModelSpec, weights: Path | None) -> LoadedModel:
     known = _library_model(spec, pretrained=pretrained)
     described = known.origin
     if weights is None and not brings_weights:
-        warnings.warn(f"{spec.factory} has random weights. Give `weights`: a file, or '{PRETRAINED}'.", stacklevel=4)
+        warnings.warn(f"{spec.factory} has random weights. Give `weights`: '{PRETRAINED}', or a file.", stacklevel=4)
         described = RANDOM
     elif weights is not None and not pretrained:
         spec, known, described = _fitted(spec, known, read_checkpoint(weights))

@@ -72,6 +72,8 @@ class RankCorrelation:
             return f"{heading(self.measure)}: all cells are equal, so there is no rank correlation."
         beside = "the source" if self.measure == self.source_measure else f"the source's {heading(self.source_measure)}"
         numbers = f"{self.value:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
+        if self.low == self.high:
+            numbers = f"{self.value:z.3f} (other images would hardly change a rank)"
         return f"{heading(self.measure)}: Spearman's rank correlation with {beside} over {self.cells} cells {numbers}."
 
 

@@ -126,14 +126,16 @@ class StudyFolder:
         }
 
     def run(self, label: str) -> Path:
-        """Return the folder of a run by its label.
+        """Return the folder of a run by its label, or by the folder's name.
 
         Raises:
             InputError: there is no such run.
         """
         labels = self.labels()
         wanted = set(re.split(r"\s*,\s*", label.strip()))
-        found = next((folder for name, folder in labels.items() if set(name.split(",")) == wanted), None)
+        found = next(
+            (folder for name, folder in labels.items() if set(name.split(",")) == wanted or wanted == {folder.name}), None
+        )
         if found is None:
             listed = ", ".join(list(labels)[:LISTED]) + (", ..." if len(labels) > LISTED else "") if labels else "no run yet"
             raise InputError(f"{self.folder} holds no run {label!r}.", f"It holds {listed}.")
