@@ -46,6 +46,16 @@ def test_values_and_gradients_are_pytorchs_where_sums_are_exact(layer: nn.Module
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+def test_what_autocast_leaves_alone_is_left_alone() -> None:
+    layer, images = nn.Conv2d(1, 2, 3), torch.rand(1, 1, 5, 5)
+    expected = nn.functional.conv2d(images, layer.weight, layer.bias)
+    with torch.autocast("cpu", torch.bfloat16), SinglePrecisionProducts():
+        assert layer(images).dtype == torch.bfloat16
+        with torch.autocast("cpu", enabled=False):
+            assert torch.equal(layer(images), expected)
+        assert layer.double()(images.double()).dtype == torch.float64
+
+
 def test_training_step_is_that_of_pytorch_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.rand(16, 1, 20, 20, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(16) % 10

@@ -51,18 +51,26 @@ def has_quick_bfloat16() -> bool:
 
 
 class SinglePrecisionProducts(TorchFunctionMode):
-    """Computes convolutions and products in single precision, of values rounded to bfloat16, and rounds their results."""
+    """Computes what autocast computes in bfloat16 in single precision, of values rounded to bfloat16, and rounds the results.
+
+    Where a model switches autocast off, and for numbers of double precision, which autocast leaves alone, it does nothing.
+    """
 
     def __torch_function__(
         self, function: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call a function of PyTorch."""
         kwargs = kwargs or {}
-        if function not in PRODUCTS:
+        if function not in PRODUCTS or not torch.is_autocast_enabled("cpu") or not all(map(_is_cast, (*args, *kwargs.values()))):
             return function(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
             found = function(*map(_rounded, args), **{name: _rounded(value) for name, value in kwargs.items()})
         return found.bfloat16()
+
+
+def _is_cast(value: Any) -> bool:
+    """Return whether autocast casts a value, if it is a tensor."""
+    return not isinstance(value, Tensor) or value.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _rounded(value: Any) -> Any:
