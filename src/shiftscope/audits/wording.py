@@ -122,9 +122,9 @@ def _count(row: Row) -> str:
 
 
 def shifts_of(row: Row) -> str:
-    """Return how many views of which shift a row rests on: "2 crops, ≤ 16" pixels."""
+    """Return how many views of which shift a row rests on: "2 crops, ≤16" pixels."""
     noun = {"crop": " crop" if row.views == 1 else " crops", "circular": " circular"}.get(row.border, "")
-    return f"{row.views:,}{noun}, ≤ {row.max_shift:g}"
+    return f"{row.views:,}{noun}, ≤{row.max_shift:g}"
 
 
 def cost_sentence(cost: Cost) -> str:
