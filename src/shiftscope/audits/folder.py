@@ -150,16 +150,16 @@ class AuditPlan(Spec):
 
     def matches(self, other: AuditPlan) -> bool:
         """Return whether parts of both can be merged, however the paths are written."""
-        return self._what() == other._what()
+        return self._comparable() == other._comparable()
 
     def difference(self, other: AuditPlan) -> str:
         """Return in which respect another plan that does not match differs, where that can be told by a word."""
-        one, two = self._what(), other._what()
+        one, two = self._comparable(), other._comparable()
         differing = [name for name in type(self).model_fields if getattr(one, name) != getattr(two, name)]
         words = {"model_sha256": "other weights or code", "data_sha256": "other images", "truth_sha256": "other ground truth"}
         return words.get(differing[0], "other settings") if len(differing) == 1 else "other settings"
 
-    def _what(self) -> AuditPlan:
+    def _comparable(self) -> AuditPlan:
         """Return the plan without what parts that are merged may differ in."""
         may_differ = {"provenance": {}, "facts": {}, "warnings": (), "channels_last": False}
         return self.model_copy(update={**may_differ, "spec": self.spec.with_absolute_paths()})

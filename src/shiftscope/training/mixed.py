@@ -10,7 +10,7 @@ from PyTorch's by the order of sums alone, as they do between two processors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ def has_quick_bfloat16() -> bool:
 
     Intel's does with AMX, AMD's with ``avx512_bf16``, and ARM's with ``bf16``, as Linux names them.
     """
-    told = set(PROCESSOR.read_text().split()) if PROCESSOR.exists() else set()
+    told: set[str] = set()
+    with suppress(OSError):
+        told = set(PROCESSOR.read_text().split())
     return not told.isdisjoint({"amx_bf16", "bf16"}) or told >= {"AuthenticAMD", "avx512_bf16"}
 
 
