@@ -20,6 +20,7 @@ from pictures import png
 from shiftscope.cli import main
 from shiftscope.models import Fix, load_model, save_model
 from shiftscope.surgery import antialias
+from small import Finished
 
 #: Together these take over 20 s.
 pytestmark = pytest.mark.slow
@@ -35,7 +36,7 @@ def network():
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory, trained: Finished) -> Path:
     """Return a folder with everything that the page's commands name."""
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "photos").mkdir()
@@ -46,7 +47,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
         (folder / "photos" / f"{number}.png").write_bytes(png(pixels))
     for file in (folder / "mine.py", folder / "project" / "mine.py"):
         file.write_text(FACTORY)
-    shutil.copytree(run, folder / "studies" / "digits" / "runs" / "RUN")
+    shutil.copytree(trained.out, folder / "studies" / "digits")
     _timm_files(folder)
     _transformers_folder(folder / "checkpoint")
     _graphs(folder)
