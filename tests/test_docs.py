@@ -159,6 +159,14 @@ def test_study_of_the_page_is_valid(tmp_path: Path) -> None:
     assert len(load_study(str(tmp_path / "mine.toml")).cells()) == 4
 
 
+def test_results_of_the_readme_are_those_of_the_tables() -> None:
+    section = (ROOT / "README.md").read_text().partition("## The paper beside ours")[2].partition("## ")[0]
+    intervals = re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", section)
+    tables = "".join(table.read_text() for table in (ROOT / "results").glob("*/table.md"))
+    assert len(intervals) == 2
+    assert [interval for interval in intervals if interval not in tables] == []
+
+
 @pytest.mark.parametrize(("data", "study"), [("MNIST", "mnist"), ("CIFAR-10", "cifar10")])
 def test_numbers_of_the_readme_are_those_of_the_table(data: str, study: str) -> None:
     rows = re.findall(rf"^\| {data}, factor (\d) \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)

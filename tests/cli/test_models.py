@@ -305,4 +305,4 @@ def test_recommended_fix_keeps_the_border_of_the_plan(shiftscope: Command) -> No
     done = shiftscope("fix", *options, "--with", "canonical", "--with", "blur", "--plan")
     assert done.code == 0, done.err
     command = next(line for line in done.out.splitlines() if line.startswith("  shiftscope fix"))
-    assert "--mode circular" in command and "--with canonical --with blur" in command
+    assert "--mode circular --max-shift 1 --with canonical --with blur --out" in command

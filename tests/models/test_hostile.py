@@ -15,7 +15,7 @@ from hostile import KINDS
 from shiftscope.cli import main
 
 #: Seconds and bytes that a refusal may take.
-SECONDS, MEMORY = 30, 1 << 30
+SECONDS, MEMORY = 10, 1 << 30
 FACTORY = "from torch import nn\ndef make():\n    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())\n"
 
 
