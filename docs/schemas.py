@@ -299,7 +299,8 @@ class ComparedStudyFile(Spec):
     Attributes:
         schema_version: version of this schema.
         title: of the study.
-        source: the publication.
+        source: the publication, and where in it.
+        paper: authors, title and number of the publication; empty if the study does not say.
         cells: each cell's numbers beside the source's.
         rank_correlations: over the cells.
         claims: of the source, with their verdicts.
@@ -311,6 +312,7 @@ class ComparedStudyFile(Spec):
     schema_version: int
     title: str
     source: str
+    paper: str
     cells: tuple[CellContent, ...]
     rank_correlations: tuple[CorrelationContent, ...]
     claims: tuple[ClaimContent, ...]

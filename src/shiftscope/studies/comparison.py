@@ -72,7 +72,7 @@ class RankCorrelation:
             return f"{heading(self.measure)}: all cells are equal, so there is no rank correlation."
         beside = "the source" if self.measure == self.source_measure else f"the source's {heading(self.source_measure)}"
         numbers = f"{self.value:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
-        if self.low == self.high:
+        if f"{self.low:z.3f}" == f"{self.high:z.3f}":
             numbers = f"{self.value:z.3f} (other images would hardly change a rank)"
         return f"{heading(self.measure)}: Spearman's rank correlation with {beside} over {self.cells} cells {numbers}."
 
@@ -91,6 +91,7 @@ class Comparison:
         damaged: a sentence for each record that cannot be read.
         source_data: the data set of the source's numbers, where ours is another; empty if it is the same.
         closeness: for a study with variants, the distance of each from the printed numbers, the closest first.
+        paper: authors, title and number of the publication; empty if the study does not say.
     """
 
     title: str
@@ -102,6 +103,7 @@ class Comparison:
     damaged: tuple[str, ...] = ()
     source_data: str = ""
     closeness: tuple[Closeness, ...] = ()
+    paper: str = ""
 
     def tables(self) -> tuple[Table, ...]:
         """Return a table of the cells, one of the claims, and one of the variants if they are compared with printed numbers."""
@@ -117,6 +119,7 @@ class Comparison:
         return {
             "title": self.title,
             "source": self.source,
+            "paper": self.paper,
             "cells": [
                 {
                     "settings": dict(cell.settings),
@@ -156,7 +159,8 @@ class Comparison:
             if self.source_data
             else "difference: ours minus the source's"
         )
-        origin = f"source: as printed, {self.source}; {compared}. " if printed else ""
+        paper = f" ({self.paper})" if self.paper else ""
+        origin = f"source: as printed, {self.source}{paper}; {compared}. " if printed else ""
         notes = [f"{origin}Intervals: 95 %. {self._networks_note()}", *map(str, self.correlations), *self.damaged]
         return Table(f"{self.title}: beside the source", tuple(rows[0]), tuple(rows), tuple(notes))
 
@@ -219,6 +223,7 @@ def compare(results: StudyFolder) -> Comparison:
     return Comparison(
         title=study.title,
         source=source.title,
+        paper=source.paper,
         measures=names,
         cells=tuple(
             CellComparison(cell.settings, cell.networks, {name: cell.estimate(name) for name in names}, numbers)
