@@ -115,6 +115,16 @@ def test_compare_tables_show_fields(comparison: Comparison) -> None:
     assert claims.rows[0]["number_centred"] == comparison.claims[0].centred.number
 
 
+def test_compare_names_the_paper(folder: Path, tmp_path: Path) -> None:
+    document = json.loads((folder / "study.json").read_text())
+    named = shutil.copytree(folder, tmp_path / "named")
+    source = document["source"] | {"title": "table 2", "paper": "Ada, On Shifts, 2026"}
+    (named / "study.json").write_text(json.dumps(document | {"source": source}))
+    found = compare(read_folder(named))
+    assert found.tables()[0].notes[0].startswith("source: as printed, table 2 (Ada, On Shifts, 2026); difference: ours minus")
+    assert found.to_json()["paper"] == "Ada, On Shifts, 2026"
+
+
 def test_compare_missing_runs_are_not_judged(folder: Path, tmp_path: Path) -> None:
     part = tmp_path / "part"
     shutil.copytree(folder, part)
@@ -170,6 +180,15 @@ def test_rank_correlation_interval_covers_a_high_correlation_that_noise_hides(no
         assert found.low <= found.value <= found.high
         covered += found.high == 1
     assert covered >= 17
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [(0.8809, 0.8811, "0.881 (other images would hardly change a rank)"), (0.8804, 0.882, "0.881 [0.880, 0.882]")],
+)
+def test_rank_correlation_shows_an_interval_only_if_it_has_a_width(low: float, high: float, shown: str) -> None:
+    text = str(RankCorrelation("mcs", "mcs", 8, 0.881, low, high))
+    assert text == f"mean cosine similarity: Spearman's rank correlation with the source over 8 cells {shown}."
 
 
 def test_rank_correlation_needs_four_cells() -> None:
