@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from shiftscope import InputError, audit
 from shiftscope.audits import job
 from shiftscope.audits.folder import AuditPlan, AuditSpec, is_complete, merge_audit
-from shiftscope.audits.job import AuditJob, run_audit, run_shard, run_shards
+from shiftscope.audits.job import AuditJob, run_audit, run_first, run_shard, run_shards
 from shiftscope.cli import main
 from shiftscope.datasets.images import Block, ImageBlocks, open_images
 from shiftscope.datasets.preprocessing import Preprocessing
@@ -356,7 +356,7 @@ def test_damaged_image_is_left_out_and_others_keep_their_shifts(pics: Path) -> N
     assert found.estimate("zhang2019", "all_agree").value == pytest.approx(sum(agree) / len(agree), abs=1e-6)
     notes = " ".join(found.notes)
     assert "1 image cannot be read and is left out: ant/05.png." in notes
-    assert "holds 71 images, fewer than the 500 requested; all are used." in notes
+    assert "holds 71 images, fewer than the 500 requested." in notes
     assert 0 < found.estimate("unshifted", "accuracy").value < 1
 
 
@@ -490,3 +490,22 @@ def test_changed_model_is_another_audit(here: Path) -> None:
     sys.modules.pop("audited_models")
     with pytest.raises(InputError, match=r"holds another audit .*, other weights or code\)"):
         run_audit(spec(images=4), out=here / "out")
+
+
+def test_first_answer_names_files_that_cannot_be_read(pics: Path) -> None:
+    for file in sorted(pics.glob("*/*.png")):
+        if not file.name.startswith("0"):
+            file.unlink()
+    found = run_first(spec(model="audited_models:colour", data=str(pics), images=500, protocols=("zhang2019",)))
+    assert found.damaged == ("ant/05.png",)
+    assert "1 image cannot be read and is left out: ant/05.png." in found.notes
+
+
+def test_fewer_right_answers_than_by_guessing_are_said_so() -> None:
+    model = load_model("audited_models:grey", size=16).model
+    images = torch.rand(64, 1, 16, 16)
+    with torch.no_grad():
+        answers = model(images).argmax(1)
+    for labels, wrong in ((answers, False), ((answers + 1) % model(images[:1]).shape[1], True)):
+        said = audit(model, images, labels, protocols=["zhang2019"], max_shift=1).words()
+        assert ("Fewer answers are right than by guessing among" in said) == wrong

@@ -135,3 +135,73 @@ def test_what_cannot_be_certified_is_refused(options: dict[str, object], problem
 def test_shares_beyond_what_was_tried_are_refused() -> None:
     with pytest.raises(InputError, match="`radius` must be 0 to 2"):
         certify(step, dot(4, 4), radius=2).unchanged(3)
+
+
+class Halves(nn.Module):
+    """Normalises its input, in place or not, and compares the brightness of two halves."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.sub_(0.5).div_(0.25) if self.in_place else (images - 0.5) / 0.25
+        return torch.stack([each.pow(3).mean((1, 2, 3)) for each in images.chunk(2, dim=3)], dim=1)
+
+
+@pytest.mark.parametrize("task", [None, "embedding:kept=0.9"])
+def test_model_that_writes_into_its_input_has_the_same_radii(task: str | None) -> None:
+    images = torch.rand(8, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    given = images.clone()
+    found, other = (certify(Halves(in_place=each).eval(), given, radius=3, mode="circular", task=task) for each in (True, False))
+    assert torch.equal(given, images)
+    assert found.radii.tolist() == other.radii.tolist()
+    assert len(set(other.radii.tolist())) > 1
+
+
+def test_model_of_whole_batches_is_refused_unless_each_view_runs_alone() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8, track_running_stats=False)
+    layers = nn.Conv2d(1, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = nn.Sequential(*layers, nn.Linear(8, 5, bias=False)).eval()
+    images = torch.rand(6, 1, 16, 16) * torch.linspace(0.1, 1, 6)[:, None, None, None]
+    for count in (None, 4):
+        with pytest.raises(InputError, match="depend on the other images of a batch"):
+            certify(model, images, radius=2, mode="circular", batch_size=count)
+    found = certify(model, images, radius=2, mode="circular", batch_size=1).radii.tolist()
+    for number, radius in enumerate(found):
+        with torch.no_grad():
+            tops = {
+                (down, right): int(model(images[number : number + 1].roll((down, right), (2, 3))).argmax())
+                for down in range(-2, 3)
+                for right in range(-2, 3)
+            }
+        changed = [max(map(abs, shift)) for shift, top in tops.items() if top != tops[0, 0]]
+        assert radius == min(changed, default=3) - 1
+
+
+def test_model_that_draws_random_numbers_is_refused() -> None:
+    def drawing(images: Tensor) -> Tensor:
+        return torch.rand(len(images), 3)
+
+    with pytest.raises(InputError, match="differ from call to call"):
+        certify(drawing, torch.rand(2, 1, 8, 8), radius=1)
+
+
+@pytest.mark.parametrize("method", ["direct", "auto"])
+@pytest.mark.parametrize("value", [-1e4, -1e9, torch.finfo(torch.float32).min])
+def test_masked_classes_leave_radii_as_they_are(value: float, method: str) -> None:
+    class Masked(nn.Module):
+        def __init__(self, mask: float | None) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.conv, self.head, self.mask = nn.Conv2d(1, 4, 3, stride=2), nn.Linear(4, 10), mask
+
+        def forward(self, images: Tensor) -> Tensor:
+            outputs = self.head(self.conv(images).relu().mean((2, 3)))
+            return outputs[:, :7] if self.mask is None else outputs.masked_fill(torch.arange(10) > 6, self.mask)
+
+    images = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    masked, plain = (certify(Masked(each).eval(), images, radius=3, method=method).radii.tolist() for each in (value, None))
+    assert masked == plain
+    assert max(plain) > 0

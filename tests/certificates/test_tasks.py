@@ -207,7 +207,7 @@ def test_objects_that_a_shift_cuts_are_left_out() -> None:
     whole = certify(rectangles, images, radius=4)
     assert whole.radii.tolist() == [-2, 4, 4]
     assert (whole.unchanged(4).value, whole.unchanged(4).count) == (1, 2)
-    assert any("1 images have nothing to keep" in note for note in whole.summary().notes)
+    assert any(note == "1 image has nothing to keep, and shares leave that out." for note in whole.summary().notes)
     assert certify(corner, images[:1], radius=2).radii.tolist() == [-2]
     assert certify(corner, images[:1], radius=2).words().startswith("No image has an answer to keep")
 
@@ -245,7 +245,7 @@ def test_detections_that_fail_early_cost_little() -> None:
     strict = replace(TASKS["boxes"], overlap=0.95)
     found = certify(detect, images, radius=8, task=strict)
     assert int(found.radii.max()) < 4
-    assert sum(calls) <= found.part.views + 1
+    assert sum(calls) <= found.part.views + 5  # one to see what it returns, four to see that batches do not matter
     assert found.part.views < 0.2 * len(images) * 17**2
 
 

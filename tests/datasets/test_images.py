@@ -141,7 +141,7 @@ def test_small_set_is_scaled_to_the_input_block_by_block(tmp_path: Path) -> None
     assert found.preparation == "images of 32x32, scaled to 48x48 (bilinear)"
     other = open_images("cifar10", count=50, data_dir=tmp_path)
     assert other.shape == (3, 32, 32)
-    assert other.notes == ("The data holds 9 test images, fewer than the 50 requested; all are used.",)
+    assert other.notes == ("The data holds 9 test images, fewer than the 50 requested.",)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +162,25 @@ def test_images_that_do_not_suit_the_model_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         open_images(name, count=3, preprocessing=Preprocessing(size=size), channels=channels)
+
+
+def test_classes_of_a_folder_are_numbered_by_name_and_said_so(photos: Path) -> None:
+    found = open_images("photos", count=10, preprocessing=Preprocessing(size=16))
+    assert found.class_names == ("ant", "bee")
+    assert found.all_notes[-1] == "Classes are numbered in the order of their folders' names: 0 ant, 1 bee."
+
+
+@pytest.mark.parametrize("names", [("Bee", "cat", "ANT"), ("bee, honey bee", "cat", "_ant "), ("bee", "bee-eater", "ant")])
+def test_classes_of_a_folder_take_the_numbers_of_the_same_names(names: tuple[str, ...], photos: Path) -> None:
+    found = open_images("photos", count=10, preprocessing=Preprocessing(size=16))
+    other = found.numbered_as(names)
+    assert other is not None
+    assert (other.classes, other.class_names, other.all_notes) == (3, names, found.notes)
+    before, after = found.read_all().labels, other.read_all().labels
+    assert before is not None and after is not None
+    assert after.tolist() == [{0: 2, 1: 0}[label] for label in before.tolist()]
+
+
+@pytest.mark.parametrize("names", [("bee", "wasp"), ("ant", "bee", "Bee"), ("ant, bee", "cat"), ()])
+def test_classes_that_a_list_does_not_name_once_keep_their_numbers(names: tuple[str, ...], photos: Path) -> None:
+    assert open_images("photos", count=10, preprocessing=Preprocessing(size=16)).numbered_as(names) is None

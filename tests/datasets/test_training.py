@@ -96,3 +96,20 @@ def test_more_images_than_memory_holds_are_refused(tmp_path: Path, monkeypatch: 
     measured = open_images("digits", count=6, preprocessing=Preprocessing(size=20), channels=1)
     with pytest.raises(InputError, match=r"Give --train-images, at most \d+"):
         read_training_images("digits", measured, preprocessing=Preprocessing(size=20), channels=1)
+
+
+def test_labels_of_training_images_mean_what_those_of_the_measured_ones_mean(tmp_path: Path) -> None:
+    write(tmp_path / "photos", 0)
+    write(tmp_path / "train", 1, classes=("Bee", "Ant"))
+    write(tmp_path / "other", 2, classes=("0", "1"))
+    measured = open_images(str(tmp_path / "photos"), count=9, preprocessing=INPUT, channels=3).numbered_as(("cat", "bee", "ant"))
+    assert measured is not None
+    found = read_training_images(str(tmp_path / "train"), measured, preprocessing=INPUT, channels=3)
+    assert found.classes == 3
+    assert sorted(found.labels.tolist()) == [1, 1, 1, 2, 2, 2]
+    bees = {image.numpy().tobytes() for image, label in zip(found.images, found.labels, strict=True) if label == 1}
+    own = open_images(str(tmp_path / "train"), count=9, preprocessing=INPUT, channels=3).read_all()
+    assert own.labels is not None
+    assert bees == {image.numpy().tobytes() for image, label in zip(own.images, own.labels, strict=True) if label == 1}
+    with pytest.raises(InputError, match=r"has other classes \(0 0, 1 1\) than the measured images or the model"):
+        read_training_images(str(tmp_path / "other"), measured, preprocessing=INPUT, channels=3)

@@ -268,6 +268,17 @@ def sequential(*layers: nn.Module) -> nn.Module:
 
 HOOKED = sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 HOOKED[0].register_forward_hook(lambda *_: None)
+PATCHED = sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+PATCHED.forward = (lambda forward: lambda images: forward(images.where(images.amax((1, 2, 3), True) > 0.9, images * 2)))(
+    PATCHED.forward
+)
+
+
+class Called(nn.Sequential):
+    """Brightens faint images before its class's ``forward``."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return super().__call__(images.where(images.amax((1, 2, 3), True) > 0.9, images * 2))
 
 
 @pytest.mark.parametrize(
@@ -305,6 +316,8 @@ HOOKED[0].register_forward_hook(lambda *_: None)
         (Branching().eval(), "zero", "cannot be traced"),
         (Overwriting().eval(), "zero", "overwrites what is used again"),
         (HOOKED, "zero", "forward hook"),
+        (PATCHED, "zero", "code besides its class's `forward`"),
+        (Called(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "zero", "code besides its class's `forward`"),
         (lambda batch: batch.mean((2, 3)), "zero", "plain callable"),
     ],
 )

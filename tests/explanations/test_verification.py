@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -235,3 +236,124 @@ def verdict(part: Part) -> Guarantee:
     model = generated.Model(features, generated.INVARIANT["mean"].make(8)).eval()
     generated.spread(model)
     return guarantee_of(model, image=(3, 8, 8))
+
+
+class Branching(nn.Module):
+    """Weighs positions of images that ``reads`` finds faint, as random images of much contrast never are."""
+
+    def __init__(self, reads: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"), nn.Linear(4, 3)
+        self.reads = reads
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.reads(images):
+            images = images * ramp(images)
+        return self.head(self.conv(images).relu().mean((2, 3)))
+
+
+READINGS: dict[str, Callable[[Tensor], bool]] = {
+    "tolist": lambda images: images.mean().tolist() < -5,
+    "numpy": lambda images: images.numpy().mean() < -5,
+    "asarray": lambda images: np.asarray(images).mean() < -5,
+    "allclose": lambda images: torch.allclose(images, images + 9),
+    "mask": lambda images: len(images[images > 9]) > 0,
+    "unique": lambda images: len(torch.unique_consecutive(images)) < 5,
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_model_whose_code_sees_values_is_not_guaranteed(name: str) -> None:
+    found = guarantee_of(Branching(READINGS[name]).eval(), image=(1, 16, 16))
+    assert (found.status, found.exact) == ("possible", None)
+    assert "reads values of a map" in found.sentence
+
+
+def test_model_that_does_something_else_for_one_image_is_not_guaranteed() -> None:
+    found = guarantee_of(Branching(lambda images: len(images) == 1).eval(), image=(1, 16, 16))
+    assert (found.status, found.exact) == ("possible", None)
+    assert "depend on the other images of a batch" in found.sentence
+
+
+class Among(nn.Module):
+    """Subtracts the mean of a batch."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps - maps.mean(0, keepdim=True)
+
+
+def test_model_of_whole_batches_is_not_guaranteed() -> None:
+    head = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    found = guarantee_of(nn.Sequential(convolution_of_colours(), Among(), *head).eval(), image=(3, 16, 16))
+    assert (found.status, found.exact) == ("possible", None)
+
+
+class Telling(nn.Module):
+    """Returns classes, and something else that shifts change."""
+
+    def __init__(self, other: Callable[[Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.conv, self.sampling, self.head = convolution_of_colours(), AdaptivePolyphaseSampling(2), nn.Linear(4, 3)
+        self.other = other
+
+    def forward(self, images: Tensor) -> object:
+        maps = self.conv(images).relu()
+        choice = self.sampling.choose(maps)
+        maps = self.sampling.take(maps, choice)
+        return self.head(maps.mean((2, 3))), self.other(maps, choice)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda _, choice: choice,
+        lambda _, choice: choice.float() + 1,
+        lambda _, choice: choice[:, None].sum(1),
+        lambda maps, _: maps.sum(1).flatten(1).argmax(1).tolist(),
+    ],
+    ids=["phase", "computed", "summed", "list"],
+)
+def test_further_output_that_shifts_change_is_not_guaranteed(other: Callable[[Tensor, Tensor], object]) -> None:
+    model = Telling(other).eval()
+    assert guarantee_of(model, image=(3, 16, 16)).status == "possible"
+    image = torch.rand(1, 3, 16, 16)
+    before, after = (model(each)[1] for each in (image, image.roll((1, 1), (2, 3))))
+    assert not torch.equal(torch.as_tensor(before), torch.as_tensor(after))
+
+
+class Branches(nn.Module):
+    """Cuts a finer map beside an ordinary one, which comes last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.ConvTranspose2d(4, 4, 4, 4, padding=1, output_padding=2)
+        self.first, self.coarse, self.head = convolution_of_colours(), nn.Conv2d(4, 4, 1), nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images).relu()
+        return self.head(torch.cat([self.fine(maps).relu().mean((2, 3)), self.coarse(maps).relu().mean((2, 3))], 1))
+
+
+def test_map_of_another_branch_is_looked_at() -> None:
+    found = guarantee_of(Branches().eval(), image=(3, 8, 8))
+    assert found.status == "possible"
+    assert found.exact is None or not found.exact.circular
+
+
+class WithPlace(nn.Module):
+    """Returns classes, and a vector of one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(2), nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = self.pool(self.conv(images).relu())
+        return {"classes": self.head(maps.mean((2, 3))), "place": maps[:, :, 4, 4]}
+
+
+def test_promise_of_a_copy_is_about_every_output() -> None:
+    found = make_equivariant(WithPlace().eval(), image=(3, 16, 16))
+    assert found.promise is not None
+    assert not found.promise.exact

@@ -306,3 +306,16 @@ def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"transformers cannot be imported .*pip install 'shiftscope\[transformers\]'"):
         load_model(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"), [({0: "five", 1: "six", 2: "a tench, Tinca"}, ("five", "six", "a tench, Tinca")), ({}, ())]
+)
+def test_names_of_classes_are_those_of_the_configuration(
+    names: dict[int, str], classes: tuple[str, ...], transformers: ModuleType, tmp_path: Path
+) -> None:
+    model = saved(transformers, "ResNet", tmp_path / "model", kind="ForImageClassification", processor=PROCESSOR)
+    if names:
+        model.config.id2label = names
+    model.save_pretrained(tmp_path / "model")
+    assert load_model(f"hf:{tmp_path / 'model'}").classes == classes

@@ -114,6 +114,12 @@ def test_size_below_one_is_refused(factory: str) -> None:
         load_model(factory, size=0)
 
 
+def test_std_alone_is_refused(factory: str, run: Path) -> None:
+    for name in (factory, str(run)):
+        with pytest.raises(InputError, match="`mean` and `std` must be given together, got `std`"):
+            load_model(name, std=(0.0, 0.0, 0.0))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -80,7 +80,7 @@ class AuditComparison(Shown):
             }
             for each in self.measures
         )
-        brief = ("measure", "protocol", "before", "after", "change", "outcome")
+        brief = ("measure", "protocol", "outcome", "before", "after", "change")
         return Table(f"{self.names[1]} beside {self.names[0]}", brief, rows, self.notes)
 
     def tables(self) -> tuple[Table, ...]:

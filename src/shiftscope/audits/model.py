@@ -124,16 +124,16 @@ class CountedModel:
         return _as_vectors(select_output(self.raw(images), self.output))
 
     def raw(self, images: Tensor) -> Any:
-        """Return what the model returns for images, as it is.
+        """Return what the model returns for images, as it is. It receives a copy, because its code may change them in place.
 
         Raises:
             InputError: the model fails.
         """
-        images = images.to(self.device)
         if not isinstance(self.model, nn.Module):
             self.images_seen += len(images)
+        copy = images.to(self.device, copy=True)
         try:
-            raw = self.model(as_channels_last(images) if self.channels_last else images)
+            raw = self.model(as_channels_last(copy) if self.channels_last else copy)
         except InputError:
             raise
         except Exception as error:  # a model's Python code raises anything

@@ -249,6 +249,7 @@ def assemble(
             *warnings,
             *task_warnings(merged, task),
             *output_warnings(merged.sums.get(ANSWERS, {}), classes=kind == "classes"),
+            *_guessing(merged, rows),
         ),
         values=_values(merged, rows, {each.name: grid_name((each.mode, int(each.max_shift))) for each in protocols}),
         settings=dict(settings or {}),
@@ -260,6 +261,15 @@ def assemble(
         ),
         certificates=curves_of(merged, task),
     )
+
+
+def _guessing(merged: Part, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return a sentence where fewer answers are right than by guessing: labels then mean something else than outputs."""
+    classes = len(merged.sums.get(ANSWERS, {}).get("tops", ()))
+    accuracy = next((row.estimate for row in rows if (row.protocol, row.measure) == ("unshifted", "accuracy")), None)
+    if accuracy is None or not classes or accuracy.high >= 1 / classes:
+        return ()
+    return (f"Fewer answers are right than by guessing among {classes} classes: check how labels are numbered.",)
 
 
 def _values(merged: Part, rows: Sequence[Row], grids: Mapping[str, str]) -> dict[tuple[str, str], Tensor]:

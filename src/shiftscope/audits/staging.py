@@ -7,7 +7,7 @@ blocks and their order stay the same, so that the final table does not depend on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from time import perf_counter
 
@@ -119,14 +119,16 @@ def first_answer(session: Session, plan: AuditPlan, images: ImageBlocks) -> tupl
 def _part(session: Session, blocks: list[Block]) -> Part:
     """Measure images that were read one by one."""
     there = [block for block in blocks if len(block.images)]
+    damaged = tuple(name for block in blocks for name in block.damaged)
     if not there:
-        return Part()
+        return Part(damaged=damaged)
     labels = [block.labels for block in there if block.labels is not None]
-    return session.part(
+    part = session.part(
         torch.cat([block.images for block in there]),
         torch.cat(labels) if labels else None,
         indices=torch.cat([block.numbers for block in there]),
     )
+    return replace(part, damaged=damaged)
 
 
 def views_of(session: Session, images: int) -> tuple[int, int]:

@@ -5,8 +5,8 @@ Every command on models opens both here, so that they are prepared in the same w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shiftscope.audits.model import OneOutput
-from shiftscope.datasets.images import Block, ImageBlocks, from_photos, left_out, open_images
+from shiftscope.datasets.images import Block, ImageBlocks, from_photos, left_out, numbered, open_images
 from shiftscope.datasets.photos import Photos
 from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
 from shiftscope.datasets.sources import is_folder
@@ -154,8 +154,8 @@ class Subject:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the images' classes, by label; empty where they have none."""
-        return self.images.source.classes if isinstance(self.images.source, Photos) else ()
+        """The names of the model's classes, or of the images', by label; empty where neither has any."""
+        return self.loaded.classes or self.images.class_names
 
     def outputs(self, example: Tensor) -> int | None:
         """Return how many values the model returns for an image; None if it returns a map, or fails.
@@ -277,7 +277,15 @@ def open_subject(spec: SubjectSpec, report: Report = silent, *, photos: Photos |
             report=report,
         )
     loaded.model.to(spec.device)
-    return Subject(spec, loaded, images)
+    return Subject(spec, loaded, _numbered_as_the_model(images, loaded.classes))
+
+
+def _numbered_as_the_model(images: ImageBlocks, names: Sequence[str]) -> ImageBlocks:
+    """Return images with their classes numbered as the model names them; as they are, with a note, where names differ."""
+    if not names or not images.class_names:
+        return images
+    note = f"The model names its classes otherwise: {numbered(names)}."
+    return images.numbered_as(names) or replace(images, notes_on_labels=(*images.notes_on_labels, note))
 
 
 def absolute_paths(spec: SubjectSpec) -> dict[str, str]:

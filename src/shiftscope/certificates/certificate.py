@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from shiftscope.datasets.images import left_out
 from shiftscope.engine.framing import Border
 from shiftscope.estimates import Estimate
 from shiftscope.radii.curve import BORDERS, CLASSES, RadiusCounts
@@ -21,9 +22,6 @@ __all__ = ["CERTIFICATE_VERSION", "Certificate", "Part", "merge"]
 
 #: The version of ``certificate.json``.
 CERTIFICATE_VERSION = 1
-
-#: So many damaged files are listed.
-DAMAGED = 10
 
 
 @dataclass(frozen=True)
@@ -196,20 +194,18 @@ class Certificate(Shown):
         return which, f"Unchanged: {self.rule or CLASSES}.{labels}"
 
     def _notes(self) -> tuple[str, ...]:
-        part = self.part
         undecided = self.counts.undecided
         why = "their answer without a shift lies on its limit" if self.rule else "their two top outputs are equal"
-        several = f"{undecided} images have no radius, because {why}."
-        empty = f"{self.counts.empty} images have nothing to keep, and shares leave them out."
-        names = ", ".join(part.damaged[:DAMAGED])
-        missing = f"{len(part.damaged)} images cannot be read and are left out: {names}."
+        several = f"{undecided} {'image has' if undecided == 1 else 'images have'} no radius, because {why}."
+        held = self.counts.empty
+        empty = f"{held} {'image has' if held == 1 else 'images have'} nothing to keep, and shares leave that out."
         return tuple(
             note
             for note in (
                 *self.notes,
                 several if undecided else "",
-                empty if self.counts.empty else "",
-                missing if part.damaged else "",
+                empty if held else "",
+                left_out(self.part.damaged),
                 self._cost(),
             )
             if note

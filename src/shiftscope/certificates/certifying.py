@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from shiftscope.audits.model import CountedModel, model_checksum
 from shiftscope.audits.session import chosen_task
@@ -29,6 +30,8 @@ __all__ = ["BLOCK", "Certifier", "certify"]
 
 #: Images that are searched together, fewer where their outputs at all shifts would hold more values than this.
 BLOCK, VALUES = 64, 30_000_000
+#: Outputs of an image that differ by more, relative to the largest, differ by more than rounding; looser in half precision.
+TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
 
 
 def certify(
@@ -162,6 +165,7 @@ class Certifier:
         views = len(self.shifts.shifts) * max(self.classes, 1)
         self.block = max(1, min(BLOCK, VALUES // views))
         self._runner: Runner | None = None
+        self._tried = False
 
     def _classes(self, raw: Any, *, embedding: bool) -> int:
         """Return the number of the model's classes; 0 if a task reads its output.
@@ -197,13 +201,17 @@ class Certifier:
             total: number of all images, for these.
 
         Raises:
-            InputError: images have another shape than the example, labels are not classes of the model, or the model fails.
+            InputError: images have another shape than the example, labels are not classes of the model, the model fails, or its
+                outputs for an image depend on chance or on the other images of a batch.
         """
         if tuple(images.shape[1:]) != self.shape:
             raise InputError(f"`images` must all have one shape, got {self.shape} and {tuple(images.shape[1:])}.")
         if self.task is None:
             check_classes(labels, self.classes)
         images = frame(images, self.size, self.border, self.shifts.reach).images
+        if not self._tried:
+            self._check_alone(self._canvas.centre(images[:2]))
+            self._tried = True
         found = []
         for block, each in zip(images.split(self.block), numbers.split(self.block), strict=True):
             found.append(self._found(block, int(each[0])))
@@ -216,6 +224,26 @@ class Certifier:
             views=sum(each.views for each in found),
             dense=sum(len(each.radii) for each in found if each.dense),
         )
+
+    def _check_alone(self, pair: Tensor) -> None:
+        """Compare an image's outputs with those of a second call, and with those beside another image.
+
+        Args:
+            pair: one or two images, without margin.
+
+        Raises:
+            InputError: they differ by more than rounding.
+        """
+        with evaluating(self.model.model), torch.inference_mode():
+            alone, again = (_of_first(self.model.raw(pair[:1]), 1) for _ in range(2))
+            beside = alone if len(pair) == 1 or self.batch_size == 1 else _of_first(self.model.raw(pair), 2)
+        if not _alike(alone, again):
+            raise InputError("the model's outputs for an image differ from call to call, so that no radius of it is certain.")
+        if not _alike(alone, beside):
+            raise InputError(
+                "the model's outputs for an image depend on the other images of a batch, so that no radius of it is certain.",
+                "Set `batch_size` to 1: each view then runs alone.",
+            )
 
     def certificate(self, part: Part, **others: Any) -> Certificate:
         """Return the certificate of all parts, merged.
@@ -257,3 +285,24 @@ class Certifier:
                 size=self.size,
             )
         return self._runner
+
+
+def _of_first(raw: Any, count: int) -> list[Tensor]:
+    """Return what a model returned for the first of some images, tensor by tensor."""
+    if isinstance(raw, list | tuple) and len(raw) == count and not isinstance(raw[0], Tensor):
+        raw = raw[0]
+    tensors = [each for each in tree_leaves(raw) if isinstance(each, Tensor)]
+    return [each[:1] if each.ndim and len(each) == count else each for each in tensors]
+
+
+def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Return whether tensors differ by no more than rounding; where their shapes differ (detections), nothing is said."""
+    if [each.shape for each in ours] != [each.shape for each in theirs]:
+        return True
+    for one, other in zip(ours, theirs, strict=True):
+        if one.is_floating_point() and one.numel():
+            tolerance = TOLERANCE if torch.finfo(one.dtype).bits > 16 else HALF_TOLERANCE
+            limit = tolerance * float(other.abs().max())
+            if float((one.double() - other.double()).abs().max()) > limit:
+                return False
+    return True

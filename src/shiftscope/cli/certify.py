@@ -59,6 +59,8 @@ def certify(
         raise InputError(
             f"`radius` {radius} and `max_shift` {options.max_shift} mean the same, but differ.", "Leave out --max-shift."
         )
+    if radius is not None and radius < 1:
+        raise InputError(f"`radius` must be 1 or more pixels, got {radius}.", "Leave it out to take the default.")
     from shiftscope.certificates.job import CertificateSpec, CertificateStopped, run_certificate
 
     settings = options.subject(model, images=IMAGES)

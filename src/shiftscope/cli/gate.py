@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from shiftscope.cli.app import MODELS, app, print_first, print_json
-from shiftscope.cli.options import COMPUTE_GROUP, MODEL_GROUP, AsJson, DeviceOptions, Flag, ModelName, Wide, check_place
+from shiftscope.cli.options import COMPUTE_GROUP, MODEL_GROUP, AsJson, DeviceOptions, Flag, ModelName, Numbers, Wide, check_place
 from shiftscope.cli.printing import print_summary
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
@@ -59,6 +60,8 @@ def check(
     tolerance: Annotated[float, Parameter(group=GATE_GROUP)] = 0.0,
     gate: GateOptions = GateOptions(),
     weights: Annotated[Path | None, Parameter(group=MODEL_GROUP)] = None,
+    mean: Annotated[tuple[float, ...] | None, Numbers, Parameter(group=MODEL_GROUP)] = None,
+    std: Annotated[tuple[float, ...] | None, Numbers, Parameter(group=MODEL_GROUP)] = None,
     trust: Annotated[bool, Flag, Parameter(group=MODEL_GROUP)] = False,
     device: DeviceOptions = DeviceOptions(),
     batch_size: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
@@ -80,6 +83,11 @@ def check(
         How much worse a measure may be, in its own unit.
     weights
         Weights for a model that code makes, as for `audit`. By default the baseline's, if the model is the baseline's.
+    mean
+        Mean per channel to subtract from images, as for `audit`. By default what `audit` was given for the baseline, else the
+        model's own.
+    std
+        Standard deviation per channel to divide by; given together with --mean.
     trust
         Run code that a model's file names or holds, as for `audit`.
     batch_size
@@ -100,12 +108,16 @@ def check(
     _check_places(gate)
     before = read_audit(baseline)
     changes = {"device": device.torch_device(), "batch_size": batch_size, "trust": trust}
-    spec = _spec(baseline, before, model, {**changes, **({"weights": str(weights)} if weights else {})})
+    given = {"weights": None if weights is None else str(weights), "mean": mean, "std": std}
+    spec = _spec(baseline, before, model, {**changes, **{name: value for name, value in given.items() if value is not None}})
     keep_freed_memory()
     with reporting("loading the model") as report:
         subject = open_audited(spec, report)
     _check_images(baseline, before, subject)
     print_first(subject.line, as_json=as_json)
+    known, own = (facts.get("normalisation", "") for facts in (before.provenance, subject.facts))
+    if known and known != own:
+        warnings.warn(f"the baseline's images were {known}, and this model's are {own}.", stacklevel=2)
     with reporting("measuring images") as report:
         after = run_audit(spec, subject=subject, report=report)
     compared = compare_audits(before, after, names=(str(baseline), spec.model))

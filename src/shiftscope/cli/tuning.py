@@ -260,6 +260,7 @@ def _training_images(subject: Subject, training: TrainOptions, report: Report) -
         trained_on=loaded.spec.data,
         max_shift=spec.max_shift,
         data_dir=None if spec.data_dir is None else Path(spec.data_dir),
+        classes=loaded.classes,
         report=report,
     )
     classes = subject.outputs(images.images[:1])

@@ -113,6 +113,7 @@ def list_images(path: Path, *, count: int | None = None) -> Photos:
         checksum=files_checksum(root, files),
         load=lambda places: (partial(open_image, files[place]) for place in places),
         beside=beside,
+        alphabetical=True,
     )
 
 

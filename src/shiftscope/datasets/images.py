@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.text import printable
 
-__all__ = ["Block", "ImageBlocks", "from_photos", "left_out", "open_images"]
+__all__ = ["Block", "ImageBlocks", "from_photos", "left_out", "numbered", "open_images"]
 
 #: Height and width of the canvas for the digits, and of the digits on it, where nothing else says.
 DIGITS_CANVAS, DIGITS_SIZE = 40, 20
@@ -39,6 +40,8 @@ DEFAULT_SHIFT, SIZE_PER_SHIFT = 8, 8
 SHORT_NAMES = ("digits", *HUB_NAMES)
 #: Most damaged files that a message lists.
 DAMAGED = 10
+#: Most classes that a message names.
+NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,9 @@ class ImageBlocks:
     @property
     def all_notes(self) -> tuple[str, ...]:
         """The notes, with those on labels."""
-        return (*self.notes, *self.notes_on_labels)
+        by_name = isinstance(self.source, Photos) and self.source.alphabetical and len(self.class_names) > 1
+        order = f"Classes are numbered in the order of their folders' names: {numbered(self.class_names)}."
+        return (*self.notes, *self.notes_on_labels, *([order] if by_name else []))
 
     @property
     def margin(self) -> int:
@@ -140,6 +145,30 @@ class ImageBlocks:
         """The number and the origin of the images: ``16 of 54 images of image folder photos``."""
         many = f"all {self.count}" if self.count == self.found else f"{self.count:,} of {self.found:,}"
         return f"{many} images of {self.origin}"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, by label; empty where they have none."""
+        return self.source.classes if isinstance(self.source, Photos) and self.source.labels is not None else ()
+
+    def numbered_as(self, names: Sequence[str]) -> ImageBlocks | None:
+        """Return the same images with their classes numbered as in a list of names; None if it does not name each of them once.
+
+        Names are compared without regard to case, and ``_`` and ``-`` are spaces. Of a name with commas, such as "tench, Tinca
+        tinca", each part counts.
+
+        Args:
+            names: of a model's classes, by output, or of other images' classes.
+        """
+        photos = self.source
+        if not isinstance(photos, Photos) or photos.labels is None:
+            return None
+        places = [_place(own, names) for own in photos.classes]
+        if None in places or len(set(places)) < len(places):
+            return None
+        labels = tuple(places[label] or 0 for label in photos.labels)
+        source = replace(photos, labels=labels, classes=tuple(names), alphabetical=False)
+        return replace(self, source=source, classes=len(names))
 
     def name(self, number: int) -> str:
         """Return an image's name for messages: that of its file, or its number."""
@@ -310,7 +339,7 @@ def _sampled(found: _Small, count: int | None, preprocessing: Preprocessing, cha
             f"the model takes images of {channels} channels, but those of {found.name} have {own}.", "Choose others with --data."
         )
     places, total = pick(len(found.images), count), len(found.images)
-    few = f"The data holds {total} test images, fewer than the {count} requested; all are used."
+    few = f"The data holds {total} test images, fewer than the {count} requested."
     return ImageBlocks(
         source=found.images[torch.tensor(places)],
         count=len(places),
@@ -337,7 +366,8 @@ def _open_photos(name: str, count: int | None, data_dir: Path | None, report: Re
     if not files and not training:
         return list_images(folder, count=count)
     origin = f"{'parquet files of' if files else 'image folder'} {printable(folder.name)}"
-    return _of_split(open_splits(folder), origin, files_checksum(folder, files), count, training=training)
+    found = _of_split(open_splits(folder), origin, files_checksum(folder, files), count, training=training)
+    return replace(found, alphabetical=not files)
 
 
 def _from_hub(name: str, count: int | None, report: Report, *, training: bool) -> Photos:
@@ -386,7 +416,7 @@ def from_photos(
     crop = plan_crop(preprocessing, own=photos.image_shape(), channels=channels, max_shift=max_shift)
     notes, of_labels = [], []
     if count is not None and photos.found < count:
-        notes.append(f"{photos.origin} holds {photos.found} images, fewer than the {count} requested; all are used.")
+        notes.append(f"{photos.origin} holds {photos.found} images, fewer than the {count} requested.")
     if photos.beside:
         images, lie = ("image", "lies") if photos.beside == 1 else ("images", "lie")
         notes.append(f"{photos.beside} {images} of {photos.origin} {lie} beside its class folders: left out.")
@@ -412,6 +442,24 @@ def from_photos(
         notes=tuple(note[:1].upper() + note[1:] for note in notes),
         notes_on_labels=tuple(note[:1].upper() + note[1:] for note in of_labels),
     )
+
+
+def _place(own: str, names: Sequence[str]) -> int | None:
+    """Return the only place in a list at which a class is named; None if there is none or several."""
+    whole = [place for place, name in enumerate(names) if _plain(name) == _plain(own)]
+    parts = [place for place, name in enumerate(names) if _plain(own) in map(_plain, name.split(","))]
+    found = whole or parts
+    return found[0] if len(found) == 1 else None
+
+
+def _plain(name: str) -> str:
+    return " ".join(filter(None, re.split(r"[-_\s]+", name.casefold())))
+
+
+def numbered(names: Sequence[str]) -> str:
+    """Return the first few of some names with their numbers."""
+    shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:NAMED]))
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
 
 
 def _same(name: str, other: str) -> bool:

@@ -144,6 +144,7 @@ class Photos:
         checksum: of the photos.
         load: places in ``names``, increasing -> what decodes each.
         beside: number of photos that are left out because they lie beside the folders of the classes.
+        alphabetical: whether nothing numbers the classes but the order of their names.
     """
 
     origin: str
@@ -154,6 +155,7 @@ class Photos:
     checksum: str
     load: Callable[[Sequence[int]], Iterator[Opener]]
     beside: int = 0
+    alphabetical: bool = False
 
     def __len__(self) -> int:
         return len(self.names)

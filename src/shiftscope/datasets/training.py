@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shiftscope.datasets.dataset import DataSpec
-from shiftscope.datasets.images import ImageBlocks, left_out, open_images
+from shiftscope.datasets.images import ImageBlocks, left_out, numbered, open_images
 from shiftscope.datasets.photos import pick
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.errors import InputError
@@ -57,6 +57,7 @@ def read_training_images(
     trained_on: DataSpec | None = None,
     max_shift: int | None = None,
     data_dir: Path | None = None,
+    classes: Sequence[str] = (),
     report: Report = silent,
 ) -> TrainingImages:
     """Read the training images of a data set, without those that a model is measured on.
@@ -73,10 +74,12 @@ def read_training_images(
         trained_on: what a study trained the model on.
         max_shift: the largest shift to leave room for, pixels.
         data_dir: a local folder that holds the data set.
+        classes: names of the model's classes, by output, where the measured images have none; empty if it does not name them.
         report: called with progress events.
 
     Raises:
-        InputError: there are no such images, they have no labels, do not fit the measured ones, or need more memory than is free.
+        InputError: there are no such images, they have no labels or other classes, do not fit the measured ones, or need more
+            memory than is free.
     """
     if count is not None and count < 1:
         raise InputError(f"`train_images` must be 1 or more, got {count}.", "Leave it out to take all.")
@@ -94,6 +97,8 @@ def read_training_images(
         )
     if blocks.classes is None:
         raise InputError(f"`train` {name} has no labels.", "Give a folder with one folder per class.")
+    blocks = _numbered_alike(name, blocks, measured.class_names or classes)
+    assert blocks.classes is not None  # checked
     if blocks.shape != measured.shape:
         raise InputError(
             f"`train` {name} gives images of {_shape(blocks)}, margin included, and the measured ones have {_shape(measured)}.",
@@ -112,6 +117,24 @@ def read_training_images(
         left_out(damaged),
     )
     return TrainingImages(images, labels, blocks.classes, blocks.origin, _checksum(images, labels), tuple(filter(None, notes)))
+
+
+def _numbered_alike(name: str, blocks: ImageBlocks, classes: Sequence[str]) -> ImageBlocks:
+    """Return training images with their classes numbered as in a list of names; as they are, where either side has no names.
+
+    Raises:
+        InputError: the list does not name each of their classes.
+    """
+    if not classes or not blocks.class_names:
+        return blocks
+    found = blocks.numbered_as(classes)
+    if found is None:
+        raise InputError(
+            f"`train` {name} has other classes ({numbered(blocks.class_names)}) than the measured images or the model "
+            f"({numbered(classes)}), so that labels would mean something else.",
+            "Give the folders of both the same names.",
+        )
+    return found
 
 
 @contextmanager

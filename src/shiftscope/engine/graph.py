@@ -18,6 +18,7 @@ from shiftscope.engine.sheets import BatchSize, Flat, Layout, NotDenseError, Pai
 from shiftscope.errors import UntraceableError, first_line
 from shiftscope.graphs.operators import IDLE
 from shiftscope.graphs.tracing import trace as trace_graph
+from shiftscope.layers.surrounded import core
 
 __all__ = ["Tracer", "trace"]
 
@@ -36,6 +37,9 @@ class Tracer:
         hooked = [name for name, part in model.named_modules() if part._forward_hooks or part._forward_pre_hooks]
         if hooked:
             raise NotDenseError(f"`{hooked[0] or 'the model'}` carries a forward hook, which may change its output")
+        own = [name for name, part in model.named_modules() if _runs_code_outside_forward(part)]
+        if own:
+            raise NotDenseError(f"`{own[0] or 'the model'}` has code besides its class's `forward`, which its graph lacks")
         try:
             self.traced = trace_graph(model)
         except UntraceableError as error:
@@ -94,6 +98,12 @@ def trace(model: Callable[[Tensor], Tensor]) -> Tracer:
     if not isinstance(model, nn.Module):
         raise NotDenseError("the model is a plain callable, whose graph cannot be seen")
     return Tracer(model)
+
+
+def _runs_code_outside_forward(part: nn.Module) -> bool:
+    """Return whether calling a module runs code that a trace does not see: of the object, or a ``__call__`` of its class."""
+    called = type(core(part)).__call__
+    return "forward" in vars(part) or (called is not nn.Module.__call__ and not isinstance(part, fx.GraphModule))
 
 
 def _refuse_overwriting(graph: fx.GraphModule, node: fx.Node) -> None:

@@ -22,7 +22,7 @@ from shiftscope.explanations.verification import COUNTEREXAMPLE, Observed, obser
 from shiftscope.graphs.geometry import Geometry, Reading, read_geometry
 from shiftscope.graphs.maps import Basis
 from shiftscope.graphs.sites import Pair
-from shiftscope.graphs.symmetry import Lost, Symmetry
+from shiftscope.graphs.symmetry import Lost, Symmetry, Tracked
 
 __all__ = ["Exactness", "Guarantee", "describe", "guarantee_of"]
 
@@ -142,9 +142,18 @@ def _conditions(found: Observed) -> list[str]:
         reasons.insert(0, "the outputs are maps, and it is not known how the head uses positions")
     if any(isinstance(each, Lost) and each.weighs for each in outputs):
         reasons.append("the head has a weight for every position, yet no circular shift that was tried changes the outputs")
-    if all(isinstance(each, Symmetry) and not each.factors and each.lattice == (1, 1) and each.circular for each in outputs):
+    if any(isinstance(each, Symmetry) and each.is_phase for each in outputs):
+        reasons.insert(0, "an output is the phase that polyphase sampling chose, which shifts change")
+    if all(map(_is_invariant, outputs)):
         return _refuted(found)
     return reasons or ["it is not known how its layers treat positions"]
+
+
+def _is_invariant(output: Tracked) -> bool:
+    """Return whether operators promise that no circular shift changes an output."""
+    if isinstance(output, Lost) or output.factors or output.is_phase:
+        return False
+    return output.lattice == (1, 1) and output.circular
 
 
 def _refuted(found: Observed) -> list[str]:
@@ -161,13 +170,15 @@ def _refuted(found: Observed) -> list[str]:
 
 def _exactness(found: Observed) -> Exactness | None:
     """Return at which shifts every map before the head moves along; None where that is not known."""
-    maps = [each for _, each in found.run.maps]
+    maps = found.run.maps
     doubtful = found.problem or any(not each.weighs for each in found.run.lost)
     circular, local = all(each.circular for each in maps) and _ends_whole(found, maps), all(each.local for each in maps)
     if doubtful or not (circular or local):
         return None
     if circular and maps and (found.stray is None or found.stray > found.tolerance):
         return None
+    if all(map(_is_invariant, found.run.outputs)) and found.change is not None and found.change > found.tolerance:
+        return None  # a map that was not compared does not do what its layer's type says
     lattice = (lcm(*(each.lattice[0] for each in maps)), lcm(*(each.lattice[1] for each in maps)))
     reach = [max((each.reach[axis] for each in maps), default=0) for axis in (0, 1)]
     return Exactness(lattice, circular, (-(-reach[0] // 1) + 1, -(-reach[1] // 1) + 1))
@@ -219,7 +230,7 @@ def _strides(found: Observed) -> list[str]:
     outputs = [each for each in found.run.outputs if isinstance(each, Symmetry)]
     lattice = (lcm(*(each.lattice[0] for each in outputs)), lcm(*(each.lattice[1] for each in outputs)))
     if lattice == (1, 1):
-        maps = [each for _, each in found.run.maps]
+        maps = found.run.maps
         lattice = (lcm(*(each.lattice[0] for each in maps)), lcm(*(each.lattice[1] for each in maps)))
     if not plain:
         sampled = _noted(found, "polyphase")

@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from shiftscope.errors import first_line
 from shiftscope.graphs.execution import Run, follow
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.probing import restoring_random_numbers
-from shiftscope.graphs.symmetry import Symmetry
+from shiftscope.graphs.symmetry import Symmetry, length, moves
 
 __all__ = ["COUNTEREXAMPLE", "Observed", "observe", "probe_shape"]
 
@@ -32,6 +33,8 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 #: Relative differences above this are no rounding in double precision.
 COUNTEREXAMPLE = 1e-6
 SHIFTS = 2
+#: Values of all maps that are kept at once to be compared.
+KEPT_VALUES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Observed:
         problem: why nothing follows from that; empty where something does.
         change: largest relative change of the outputs under circular shifts by whole pixels, with the model's weights or with
             random ones; None where outputs do not depend on the image, or the model does not run.
-        stray: largest relative difference between the last map and where it should have moved, likewise.
+        stray: largest relative difference between a map and where it should have moved, of the last maps, likewise.
         tolerance: relative differences below this are rounding.
     """
 
@@ -134,14 +137,26 @@ class _Trial:
 
     def observed(self, run: Run) -> Observed:
         with torch.no_grad():
-            maps = follow(self.model, self.images).maps
-            number = next((number for number, found in reversed(maps) if _can_be_tried(found)), None)
-            own = self._change(), self._stray(number)
+            numbers = self._to_compare()
+            own = self._change(), self._stray(numbers)
+            self._compare_alone()
             _redraw(self.model)
-            redrawn = self._change(), self._stray(number)
+            redrawn = self._change(), self._stray(numbers)
         change = None if redrawn[0] is None else max(own[0] or 0.0, redrawn[0])
         strays = [each for each in (own[1], redrawn[1]) if each is not None]
         return Observed(run, self.problem, change, max(strays, default=None), self.tolerance)
+
+    def _to_compare(self) -> list[int]:
+        """Return the numbers of the maps that can be tried, from the last backwards, as many as fit."""
+        numbers: list[int] = []
+        room = KEPT_VALUES
+        for number, found in reversed(list(enumerate(follow(self.model, self.images).maps))):
+            if _can_be_tried(found):
+                room -= prod(map(length, found.axes))
+                if numbers and room < 0:
+                    break
+                numbers.append(number)
+        return numbers
 
     def _change(self) -> float | None:
         before, again = self._outputs(self.images), self._outputs(self.images)
@@ -154,25 +169,58 @@ class _Trial:
         # Each image by shifts of its own, so that nothing that images share can hide a change.
         return max(_difference(self._outputs(_moved(self.images, shift, -shift[0])), before) for shift in self.shifts)
 
-    def _outputs(self, images: Tensor) -> list[Tensor]:
-        return [each for each in tree_leaves(self.model(images.clone())) if isinstance(each, Tensor) and each.is_floating_point()]
+    def _compare_alone(self) -> None:
+        """Compare an image's outputs with those that it has alone: users run one image, and nothing else here does."""
+        if self.problem:
+            return
+        try:
+            alone = self._outputs(self.images[:1])
+        except Exception as error:  # whatever the model raises
+            self.problem = f"it does not run on one image alone ({first_line(error).rstrip('.')})"
+            return
+        together = [each[:1] if each.ndim and len(each) == len(self.images) else each for each in self._outputs(self.images)]
+        if len(alone) == len(together):  # `squeeze` drops the axis of one image
+            pairs = zip(alone, together, strict=True)
+            alone = [one.reshape(other.shape) if one.numel() == other.numel() else one for one, other in pairs]
+        if _difference(alone, together) > self.tolerance:
+            self.problem = "its outputs for an image depend on the other images of a batch"
 
-    def _stray(self, number: int | None) -> float | None:
-        run = follow(self.model, self.images, keep=number)
+    def _outputs(self, images: Tensor) -> list[Tensor]:
+        return [each for each in tree_leaves(self.model(images.clone())) if isinstance(each, Tensor)]
+
+    def _stray(self, numbers: Sequence[int]) -> float | None:
+        run = follow(self.model, self.images, keep=numbers)
         precision = run.precision if run.precision in TOLERANCES else torch.float32
         self.tolerance = max(self.tolerance, TOLERANCES[precision])
-        found = next((found for place, found in run.maps if place == number), None)
-        if found is None or run.kept is None or not _can_be_tried(found):
-            return None
-        errors = []
-        for shift in self.shifts:
-            steps = (shift[0] * found.lattice[0], shift[1] * found.lattice[1])
-            after = follow(self.model, _moved(self.images, steps), keep=number).kept
-            if after is None or after.shape != run.kept.shape:
-                return float("inf")
-            rolled = _candidates(run.kept, found, steps)
-            errors += [min(_distance(after[[k]], each[[k]]) for each in rolled) for k in range(len(after))]
-        return max(errors)
+        found = {number: run.maps[number] for number in numbers if number in run.kept and _can_be_tried(run.maps[number])}
+        errors: list[float] = []
+        for lattice, each_its_own in dict.fromkeys((each.lattice, self._has_images_first(each)) for each in found.values()):
+            group = {
+                n: each for n, each in found.items() if (each.lattice, self._has_images_first(each)) == (lattice, each_its_own)
+            }
+            for shift in self.shifts:
+                # Each image by a shift of its own, so that nothing that images share can hide a difference.
+                both = [
+                    (down * lattice[0], right * lattice[1]) for down, right in (shift, (-shift[0], 0) if each_its_own else shift)
+                ]
+                after = follow(self.model, _rolled(self.images, both), keep=group).kept
+                errors += [_strayed(run.kept[number], after.get(number), each, both) for number, each in group.items()]
+        return max(errors, default=None)
+
+    def _has_images_first(self, found: Symmetry) -> bool:
+        """Return whether a map's first axis holds the images."""
+        return length(found.axes[0]) == len(self.images) and not moves(found.axes[0])
+
+
+def _strayed(before: Tensor, after: Tensor | None, found: Symmetry, steps: Sequence[tuple[int, int]]) -> float:
+    """Return the largest relative difference between a map, image by image, and where each image's shift should have moved it."""
+    if after is None or after.shape != before.shape:
+        return float("inf")
+    rolled = [_candidates(before, found, step) for step in steps]
+    return max(
+        min(_distance(after[[place]], each[[place]]) for each in rolled[place if len(after) == len(steps) else 0])
+        for place in range(len(after))
+    )
 
 
 def _can_be_tried(found: Symmetry) -> bool:
@@ -222,10 +270,12 @@ def _probes(image: tuple[int, int, int]) -> tuple[Tensor, list[tuple[int, int]]]
 
 def _moved(images: Tensor, shift: tuple[int, int], other: int | None = None) -> Tensor:
     """Return images rolled by a shift, the second one by another distance down if one is given."""
-    moved = images.roll(shift, (2, 3))
-    if other is not None:
-        moved[1] = images[1].roll((other, 0), (1, 2))
-    return moved
+    return _rolled(images, [shift, shift if other is None else (other, 0)])
+
+
+def _rolled(images: Tensor, shifts: Sequence[tuple[int, int]]) -> Tensor:
+    """Return images, each rolled by its own shift."""
+    return torch.stack([image.roll(shift, (1, 2)) for image, shift in zip(images, shifts, strict=True)])
 
 
 def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
@@ -241,4 +291,6 @@ def _distance(one: Tensor, other: Tensor) -> float:
         return float("inf")
     if not one.numel():
         return 0.0
+    if not (one.is_floating_point() or one.is_complex()):
+        return float(bool((one != other).any()))
     return float((one.double() - other.double()).abs().max() / other.double().abs().max().clamp_min(1e-300))

@@ -213,6 +213,8 @@ def fix_sentence(fixes: Fixes) -> str:
         f"Try first: {' + '.join(first.kinds)}, which removes {first.share.value:.0%} of the loss {when}, at "
         f"{first.ratio:.2f} times the multiply-adds"
     ).replace("%", " %")
+    if first.collapsed:
+        sentence += ", because it gives all images nearly the same outputs"
     before, after = fixes.before.accuracy, first.after.accuracy
     if before is not None and after is not None and after.value < before.value:
         falls = f"from {100 * before.value:.0f} % to {100 * after.value:.0f} %"

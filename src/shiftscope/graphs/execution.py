@@ -9,7 +9,7 @@ not read values of maps in Python, and must draw no random numbers; otherwise no
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,6 +33,8 @@ __all__ = ["Run", "follow"]
 
 #: Reason for indices, such as those of maxima: a shift changes them instead of moving them. They are rarely used.
 PLACES = "places"
+#: What a run says of code that reads values.
+READING = "its code reads values of a map"
 
 
 @dataclass
@@ -42,39 +45,40 @@ class Run:
         outputs: how each output tensor follows shifts.
         notes: (layer, what it does to positions) in the order of execution: ``stride``, ``polyphase``, ``misfit``, ``unknown`` or
             a padding mode.
-        maps: (number of the operator, symmetry) of every tensor that moves with shifts.
+        maps: symmetry of every tensor that moves with shifts.
         trace: operators with their arguments other than tensors, to compare runs.
         values: the output tensors.
         lost: why it is unknown how some tensors follow shifts.
         precision: the lowest precision in which values were computed.
-        kept: the result of the operator whose number is ``keep``.
+        kept: those of these tensors whose numbers are in ``keep``, by number.
         problem: why nothing can be concluded from the run; empty for a conclusive one.
     """
 
     outputs: list[Tracked] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
-    maps: list[tuple[int, Symmetry]] = field(default_factory=list)
+    maps: list[Symmetry] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
     lost: list[Lost] = field(default_factory=list)
-    kept: Tensor | None = None
+    kept: dict[int, Tensor] = field(default_factory=dict)
     precision: torch.dtype = torch.float64
     problem: str = ""
 
 
-def follow(model: nn.Module, images: Tensor, *, keep: int | None = None) -> Run:
+def follow(model: nn.Module, images: Tensor, *, keep: Collection[int] = ()) -> Run:
     """Run a model and return how its maps and outputs follow circular shifts of the images.
 
     Args:
         model: the model, in evaluation mode. Its buffers change if its code changes them, so pass a copy.
         images: [image, channel, height, width].
-        keep: number of the operator whose result to keep.
+        keep: numbers of the tensors that move with shifts, in the order of :attr:`Run.maps`, to keep.
 
     Raises:
         Exception: whatever the model raises.
     """
     mode = _Following(model, images, keep)
-    with restoring_random_numbers() as used, mode.named(), torch.inference_mode(), _attention_as_operators(), mode:
+    reads = _Reads(mode)
+    with restoring_random_numbers() as used, mode.named(), torch.inference_mode(), _attention_as_operators(), reads, mode:
         result = model(images)
     run = mode.run
     run.values = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
@@ -108,10 +112,26 @@ def _restoring_random_state() -> Iterator[None]:
         random.setstate(state)
 
 
+class _Reads(TorchFunctionMode):
+    """Notices code that turns tensors into Python's or NumPy's values, which is no operator."""
+
+    METHODS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
+
+    def __init__(self, following: _Following) -> None:
+        super().__init__()
+        self.following = following
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch."""
+        if function in self.METHODS:
+            self.following.read(args[0])
+        return function(*args, **(kwargs or {}))
+
+
 class _Following(TorchDispatchMode):
     """Tracks the symmetry of every tensor while a model runs."""
 
-    def __init__(self, model: nn.Module, images: Tensor, keep: int | None) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, keep: Collection[int]) -> None:
         super().__init__()
         self.model, self.keep = model, keep
         self.names = {part: name or type(model).__name__ for name, part in model.named_modules()}
@@ -194,8 +214,8 @@ class _Following(TorchDispatchMode):
         lost = [each for each in sources if isinstance(each, Lost)]
         image = any(each.image for each in known)
         random_ = torch.Tag.nondeterministic_seeded in func.tags and name not in RULES
-        if name in READS and (image or lost):
-            self.run.problem = "its code reads values of a map"
+        if (image or lost) and _shows_values(func, name, given):
+            self.run.problem = READING
         if lost and not (written and name in ("copy", "fill", "zero") and lost == [self.tracked(written[0])]):
             # A head with a weight for each position stays one until a map is combined with it.
             weighs = all(each.weighs for each in lost) and not any(each.image and each.factors for each in known)
@@ -242,6 +262,12 @@ class _Following(TorchDispatchMode):
             self.run.trace.append(f"constant {tuple(tensor.shape)} {_checksum(tensor)}")
         return constant(tensor.shape)
 
+    def read(self, tensor: Tensor) -> None:
+        """Note that code reads a tensor's values."""
+        found = self.tracked(tensor)
+        if not self.inside and (isinstance(found, Lost) or found.image):
+            self.run.problem = READING
+
     def _overwrite(self, written: list[Tensor], found: Tracked, sources: list[Tracked]) -> None:
         """Record what an operator wrote into tensors, and mark tensors that share their memory as unknown."""
         for tensor in written:
@@ -259,7 +285,6 @@ class _Following(TorchDispatchMode):
     def _record(self, results: Sequence[Tensor], found: Sequence[Tracked]) -> None:
         for tensor, each in zip(results, found, strict=False):
             self.known[tensor] = each
-            number = len(self.run.trace)
             if (
                 tensor.is_floating_point()
                 and tensor.numel()
@@ -269,9 +294,10 @@ class _Following(TorchDispatchMode):
             if isinstance(each, Lost):
                 self.run.lost += [each] if each.reason != PLACES else []
             elif each.image and each.factors:
-                self.run.maps.append((number, each))
-                if number == self.keep and self.run.kept is None:
-                    self.run.kept = tensor.clone()
+                number = len(self.run.maps)
+                self.run.maps.append(each)
+                if number in self.keep:
+                    self.run.kept[number] = tensor.clone()
 
     def _tidy(self, found: Symmetry) -> Symmetry:
         """Drop the factors of axes with one position: nothing moves there, on a torus."""
@@ -301,6 +327,14 @@ def _seen(lost: Lost, tensor: Tensor) -> Lost:
 
 def _moving(size: int, kind: Any) -> Axis:
     return ((Factor(size, kind),) if size > 1 else (),)
+
+
+def _shows_values(func: Any, name: str, given: dict[str, Any]) -> bool:
+    """Return whether an operator's result, or its size, lets code see values of its arguments."""
+    if name == "index":  # the size of what a mask picks depends on the mask
+        return any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in given["indices"])
+    tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+    return name in READS or not tags.isdisjoint(func.tags)
 
 
 def _is_composite(func: Any) -> bool:

@@ -92,7 +92,8 @@ class Symmetry:
         circular: whether it does so on the torus.
         local: whether it does so while everything that differs from a constant background stays away from the edges.
         reach: receptive field minus one, pixels.
-        frame: number of the polyphase sampling that decides how far it moves; 0 if the shift alone does.
+        frame: number of the polyphase sampling that decides how far it moves; 0 if the shift alone does. Where nothing moves, it
+            is the phase itself that was chosen, and only taking that phase says anything about shifts.
         image: whether it depends on the image.
     """
 
@@ -153,9 +154,14 @@ class Symmetry:
         return self.with_axes((*self.axes[:place], *self.axes[place + 1 :]))
 
     def with_axes(self, axes: Iterable[Axis]) -> Symmetry:
-        """Return the symmetry with other axes; without moving factors the frame does not matter."""
+        """Return the symmetry with other axes; a map that loses its moving factors no longer depends on the frame."""
         found = replace(self, axes=tuple(axes))
-        return found if found.factors else replace(found, frame=0)
+        return found if found.factors or not self.factors else replace(found, frame=0)
+
+    @property
+    def is_phase(self) -> bool:
+        """Whether it is a phase that polyphase sampling chose, which shifts change."""
+        return bool(self.frame) and not self.factors
 
 
 Tracked = Symmetry | Lost
@@ -192,8 +198,14 @@ def is_same(axis: Axis) -> bool:
 
 
 def joined(symmetries: Iterable[Symmetry]) -> Symmetry:
-    """Return the symmetry that several tensors have in common, without axes."""
+    """Return the symmetry that several tensors have in common, without axes.
+
+    Raises:
+        ValueError: one of them is a phase that polyphase sampling chose.
+    """
     found = list(symmetries)
+    if any(each.is_phase for each in found):
+        raise ValueError("it is not known how values computed from a phase follow shifts")
     if len({each.frame for each in found if each.factors}) > 1:
         found = [each.in_image_frame() for each in found]
     return Symmetry(

@@ -81,10 +81,11 @@ class TakePhase(nn.Module):
 class NormChoice(nn.Module):
     """Choose the phase of the largest Euclidean norm.
 
-    Norms that differ by no more than rounding are ties, broken by sums of absolute values, of values, of fourth powers, and then
-    of products of neighbours at several distances, all independent of positions. If phases agree in all of them, the first is
-    taken. This happens on constant maps and maps that repeat with the stride, whose phases are equal, and rarely on maps of few
-    values with two mirror-image phases. Only there can a shift change the choice.
+    Norms that differ by no more than rounding are ties, broken by sums of absolute values, of values, of fourth powers, of
+    products of neighbours at several distances, and of what the whole phase looks like from each position, all independent of
+    positions. If phases agree in all of them, the first is taken. This happens on constant maps and maps that repeat with the
+    stride, whose phases are equal. It could happen to different phases, though none are known. Only there can a shift change the
+    choice.
     """
 
     def __init__(self, stride: int | Sequence[int] = 2, filter_size: int = 1) -> None:
@@ -282,6 +283,7 @@ def _scores(maps: Float[Tensor, "image phase channel tall wide"]) -> Iterator[Sc
     yield fourth, fourth
     for steps in NEIGHBOURS:
         yield _neighbours(maps, *steps)
+    yield _views(maps)
 
 
 def _total(values: Float[Tensor, "image phase value"]) -> Float[Tensor, "image phase"]:
@@ -310,6 +312,25 @@ def _neighbours(found: Tensor, one: tuple[int, int], other: tuple[int, int]) -> 
     """Return the sum over each phase, as a torus, of every value times its two neighbours at these distances, and its scale."""
     product = found * found.roll(one, (3, 4)) * found.roll(other, (3, 4))
     return _total(product.flatten(2)), _total(product.abs().flatten(2))
+
+
+def _views(found: Tensor) -> Score:
+    """Return the sum over all positions of a number that describes the whole phase as seen from there, and its scale.
+
+    It tells mirror images apart however far apart their parts are. Each step combines what is seen from two places, which counts
+    spans of 1, 2, 4 ... positions along each axis. The sine keeps numbers small, and what is almost equal almost equal.
+    """
+    exact = found if found.is_mps else found.double()
+    largest = exact.abs().amax((1, 2, 3, 4), keepdim=True)
+    seen = exact / largest.where(largest > 0, 1)
+    order = torch.arange(1, found.shape[2] + 1, dtype=seen.dtype, device=seen.device)
+    seen = (3 * seen + order[:, None, None]).sin().sum(2)
+    for axis in (3, 2):
+        span = 1
+        while span < seen.shape[axis]:
+            seen = (1.3 * seen + 0.7 * seen.roll(-span, axis) + 0.5).sin()
+            span *= 2
+    return _total(seen.flatten(2)), _total(seen.flatten(2).abs())
 
 
 def _best(scores: Iterable[Score]) -> Shaped[Tensor, " image"]:

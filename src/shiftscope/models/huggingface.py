@@ -9,6 +9,7 @@ checkpoint has no weights for a pooler, the class token; else the mean over posi
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ from shiftscope.models.hub import hub_folder, named
 from shiftscope.models.libraries import LibraryModel
 from shiftscope.models.preprocessing import PROCESSOR, from_processor
 from shiftscope.runtime.inputs import read_json, reading
+from shiftscope.runtime.text import printable
 
 __all__ = ["PREFIX", "Classifier", "huggingface_model", "of_pretrained"]
 
@@ -203,7 +205,19 @@ def _described(inner: Any, config: Mapping[str, Any], folder: Path, *, origin: s
     found = _preprocessing(config, _processor(folder))
     channels = int({**config, **(config.get("vision_config") or {})}.get("num_channels") or 3)
     image = None if found.size is None else (channels, found.size, found.size)
-    return LibraryModel(model.eval(), image, found, embedding=not classifier and not task, origin=origin, core=inner)
+    classes = _class_names(inner.config) if classifier else ()
+    return LibraryModel(
+        model.eval(), image, found, embedding=not classifier and not task, origin=origin, core=inner, classes=classes
+    )
+
+
+def _class_names(config: Any) -> tuple[str, ...]:
+    """Return the names of a classifier's classes, by output; empty where they are the library's placeholders."""
+    named = getattr(config, "id2label", None) or {}
+    names = [named.get(label) for label in range(len(named))]
+    if not all(isinstance(name, str) for name in names) or any(re.fullmatch(r"LABEL_\d+", str(name)) for name in names):
+        return ()
+    return tuple(printable(str(name)) for name in names)
 
 
 def of_pretrained(model: nn.Module) -> Preprocessing | None:

@@ -63,6 +63,7 @@ class LibraryModel:
         embedding: whether it has no classification head.
         origin: where its weights come from; empty if they are random.
         core: the library's own module, whose names checkpoints use, if the model wraps it; None if it is the model.
+        classes: names of its classes, by output; empty if it does not name them.
     """
 
     model: nn.Module
@@ -71,6 +72,7 @@ class LibraryModel:
     embedding: bool
     origin: str = ""
     core: nn.Module | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def own(self) -> nn.Module:

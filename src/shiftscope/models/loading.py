@@ -69,6 +69,7 @@ class LoadedModel:
         preprocessing: how images are prepared for it, and where these settings come from.
         weights: where its weights come from, in words; ``random`` if they are.
         code: the user's file whose code made it, in words; empty if there is none, or if the reference names it.
+        classes: names of its classes, by output; empty if nothing names them.
     """
 
     model: nn.Module
@@ -79,6 +80,7 @@ class LoadedModel:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     weights: str = RANDOM
     code: str = ""
+    classes: tuple[str, ...] = ()
 
 
 def load_model(
@@ -108,9 +110,7 @@ def load_model(
         InputError: there is no such model; its file is damaged, a pickle or not trusted; the factory fails or returns no module;
             or the weights do not fit.
     """
-    for values in (mean, std):
-        if values is not None and not all(map(isfinite, values)):
-            raise InputError(f"`mean` and `std` must be finite numbers, got {values}.", "Give one value per channel.")
+    _check_normalisation(mean, std)
     if size is not None and size < 1:
         raise InputError(f"`size` must be 1 or more pixels, got {size}.", "Leave it out to take the model's own.")
     path, weights = Path(name), None if weights is None else Path(weights)
@@ -129,6 +129,14 @@ def load_model(
     if loaded.spec != ModelSpec(mean=mean, deviation=std) and not _agrees(loaded.model, mean, std):
         raise InputError(f"`mean` and `std` of {name} are in its file.", "Leave them out.")
     return _resized(loaded, size)
+
+
+def _check_normalisation(mean: Channels | None, std: Channels | None) -> None:
+    for values in (mean, std):
+        if values is not None and not all(map(isfinite, values)):
+            raise InputError(f"`mean` and `std` must be finite numbers, got {values}.", "Give one value per channel.")
+    if mean is None and std is not None:
+        raise InputError(f"`mean` and `std` must be given together, got `std` {std} alone.", "Give both, or neither.")
 
 
 def absolute_reference(name: str) -> str:
@@ -185,7 +193,7 @@ def _from_library(spec: ModelSpec, weights: Path | None) -> LoadedModel:
     found = overridden(known.preprocessing, size=None, mean=spec.mean, std=spec.deviation)
     spec = spec.model_copy(update={"mean": found.mean, "deviation": found.std})
     model = with_normalisation(known.model, found.mean, found.std).eval()
-    return LoadedModel(model, spec, known.image, found.mean, known.embedding, found, described)
+    return LoadedModel(model, spec, known.image, found.mean, known.embedding, found, described, classes=known.classes)
 
 
 def _is_library(reference: str) -> bool:

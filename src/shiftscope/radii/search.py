@@ -29,6 +29,8 @@ NO_ANSWER = -1
 NOTHING = -2
 #: A lead below this share of the output's norm is rounding: single precision rounds sums to about a tenth of it.
 ROUNDING = 1e-5
+#: Outputs so many times below those that are compared are masks, which say nothing of rounding.
+MASKED = 1e4
 #: Of two outputs that are off by the engine's tolerance, the difference is off by up to the square root of two times it.
 APART = 1.5 * TOLERANCE
 #: Views that run at once.
@@ -211,7 +213,7 @@ class _ClassSearch(Search):
         search = cls(shifts, _checked(outputs.reference).argmax(dim=1))
         exact = outputs.method == "direct"
         scale = outputs.values.norm(dim=2)
-        close = ROUNDING * scale if exact else APART * scale.clamp_min(LEAST_SCALE * float(images.norm()))
+        close = ROUNDING * _norms(outputs.values) if exact else APART * scale.clamp_min(LEAST_SCALE * float(images.norm()))
         rows = torch.arange(0)
         if not exact:  # which class is on top without a shift may itself be too close to call
             lead = _leads(outputs.values[:, search.middle], search.tops)
@@ -229,7 +231,7 @@ class _ClassSearch(Search):
     def add(self, rows: Int[Tensor, " pair"], columns: Int[Tensor, " pair"], outputs: Float[Tensor, "pair class"]) -> None:
         """Note outputs that the model computed itself."""
         leads = _leads(outputs, self.tops[rows])
-        self.note(rows, columns, leads, leads > ROUNDING * outputs.norm(dim=1))
+        self.note(rows, columns, leads, leads > ROUNDING * _norms(outputs))
 
     def finished(self, runner: Runner, images: Tensor, *, views: int, dense: bool) -> Found:
         """Compute what is missing, and return the radii; ``views`` and ``dense`` say what was computed before."""
@@ -244,6 +246,17 @@ def _checked(reference: Float[Tensor, "image class"]) -> Float[Tensor, "image cl
     if reference.shape[1] < 2:
         raise InputError("a certificate needs at least two classes, but the model returns one value an image.")
     return reference
+
+
+def _norms(outputs: Float[Tensor, "*view class"]) -> Float[Tensor, "*view"]:
+    """Return the norm of the outputs, without those of masked classes.
+
+    >>> _norms(torch.tensor([[3.0, 4.0, -1e9], [3.0, 4.0, -12.0]])).tolist()
+    [5.0, 13.0]
+    """
+    compared = outputs.topk(2, dim=-1).values.abs().amax(dim=-1, keepdim=True).clamp_min(1)
+    found: Tensor = outputs.masked_fill(outputs < -MASKED * compared, 0).norm(dim=-1)
+    return found
 
 
 def _leads(outputs: Float[Tensor, "*view class"], tops: Int[Tensor, "*view"]) -> Float[Tensor, "*view"]:

@@ -37,6 +37,8 @@ __all__ = ["Fixed", "apply_fixes", "compare", "fix", "summarise"]
 #: Images measured between two progress reports.
 BLOCK = 64
 COMPARED = ("mcs", "pair_consistency", "all_agree", "worst_case")
+#: How a note begins that says that a fix makes answers all the same; it comes before what shifts do to them.
+SAME_AFTER = "After the fix: All "
 DEFINITIONS = tuple(f"{MEASURES[measure].label.capitalize()}: {MEASURES[measure].sentence}" for measure in COMPARED)
 #: The columns that a narrow terminal shows.
 NARROW = ("model", "shifts", "test_accuracy", "mcs", "all_agree", "worst_case", "pair_consistency")
@@ -232,6 +234,7 @@ def compare(
                 }
             )
             check_classes(labels, len(answers["tops"]))
+        # Those of the fixed model come first in what is printed, see SAME_AFTER.
         warnings += [f"{name.capitalize()} the fix: {text}" for text in output_warnings(answers, classes=not embedding)]
     measured = described(len(shifts), framed[0].max_shift)
     notes = (
@@ -258,7 +261,7 @@ def summarise(surgery: Surgery, compared: Table | None, *, commands: tuple[str, 
     if compared is None:
         return Summary("", (changes,), commands=commands)
     columns = tuple(name for name in NARROW if any(row.get(name) is not None for row in compared.rows))
-    notes = tuple(note for note in compared.notes if note not in DEFINITIONS)
+    notes = tuple(note for note in compared.notes if note not in DEFINITIONS and not note.startswith(SAME_AFTER))
     short = replace(compared, title="Before and after, weights unchanged", columns=columns, notes=notes)
     return Summary(_verdict(compared), (changes, short), commands=commands)
 
@@ -268,6 +271,7 @@ def _verdict(compared: Table) -> str:
     before, after = (next(row for row in compared.rows if row["model"] == model) for model in ("before", "after"))
     under = f"under {compared.provenance[SHIFTS].removeprefix('the same ')} ({before['shifts']})"
     sentences = (
+        *(note for note in compared.notes if note.startswith(SAME_AFTER)),
         _both(before, after, "all_agree", f"of images keep their answer {under}"),
         _both(before, after, "test_accuracy", "of unshifted images are classified correctly"),
     )

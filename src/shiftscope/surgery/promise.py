@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from shiftscope.errors import InputError
 from shiftscope.graphs.geometry import Geometry, read_geometry
@@ -49,12 +50,11 @@ def _shifted(image: tuple[int, int, int]) -> Tensor:
 
 
 def _output_error(model: nn.Module, images: Tensor) -> float | None:
-    """Return how far shifts change the outputs; None where no image does."""
-    found = _double(model)(images)
-    outputs = found if isinstance(found, Tensor) else next(iter(found.values() if isinstance(found, dict) else found))
-    if _difference(outputs[-1:], outputs[:1]) <= TOLERANCE:
+    """Return how far shifts change the output that they change most; None where no image changes any."""
+    outputs = [each for each in tree_leaves(_double(model)(images)) if isinstance(each, Tensor)]
+    if all(_difference(each[-1:], each[:1]) <= TOLERANCE for each in outputs):
         return None
-    return _difference(outputs[1:-1], outputs[:1].expand_as(outputs[1:-1]))
+    return max(_difference(each[1:-1], each[:1].expand_as(each[1:-1])) for each in outputs)
 
 
 def _map_error(editor: Editor, images: Tensor) -> float:
@@ -82,6 +82,8 @@ def _double(model: Any) -> Any:
 def _difference(one: Tensor, other: Tensor) -> float:
     if not (one.isfinite().all() and other.isfinite().all()):
         return float("inf")
+    if not one.is_floating_point():
+        return float(bool((one != other).any()))
     return float((one - other).abs().max() / other.abs().max().clamp_min(1e-300))
 
 

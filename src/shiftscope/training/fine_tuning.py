@@ -229,7 +229,8 @@ class _FineTuningState(TrainingState):
 
     def _outcome(self) -> tuple[Literal["reached", "not reached", "diverged"], str]:
         kept = f"epoch {self.best_epoch} of {len(self.epochs)}" if self.best_epoch else "the untrained copy (no epoch was better)"
-        found = f"validation under random shifts {self.start:.1%} before, {self.best_rank[1]:.1%} in what is kept: {kept}"
+        before, after = f"{100 * self.start:.1f} %", f"{100 * self.best_rank[1]:.1f} %"
+        found = f"validation accuracy under random shifts {before} before, {after} in what is kept: {kept}"
         if self.diverged:
             return (
                 "diverged",

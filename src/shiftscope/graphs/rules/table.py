@@ -12,8 +12,26 @@ def _named(rule: Rule, names: str) -> dict[str, Rule]:
     return dict.fromkeys(names.split(), rule)
 
 
-#: Operators that hand values of a tensor to Python.
-READS = frozenset({"item", "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "_unique2", "unique_dim", "masked_select"})
+#: Operators whose result, a Python value or a tensor of a size that depends on values, lets code see values of a tensor. Most
+#: others have a tag of torch.
+READS = frozenset(
+    {
+        "item",
+        "_local_scalar_dense",
+        "is_nonzero",
+        "equal",
+        "allclose",
+        "nonzero",
+        "masked_select",
+        "_unique",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+        "unique_dim_consecutive",
+        "bincount",
+        "nms",
+    }
+)
 #: Rule of each operator, by its name without overload and without a final underscore.
 RULES: dict[str, Rule] = {
     **_named(

@@ -68,8 +68,10 @@ def transposed_convolution(call: Call) -> Symmetry:
         raise UnknownError
     found = replace(joined([maps, weight]), axes=maps.axes)
     stride, dilation = per_axis(call["stride"], axes, 1), per_axis(call["dilation"], axes, 1)
-    for place, (size, step, spread) in enumerate(zip(call["weight"].shape[2:], stride, dilation, strict=True), start=2):
-        exact = size <= step and spread == 1 and call.shape[place] == step * call["input"].shape[place]
+    padding = per_axis(call["padding"], axes)
+    windows = zip(call["weight"].shape[2:], stride, dilation, padding, strict=True)
+    for place, (size, step, spread, cut) in enumerate(windows, start=2):
+        exact = size <= step and spread == 1 and not cut and call.shape[place] == step * call["input"].shape[place]
         found = upsampled(
             found, place, step, call.shape[place], 0 if exact else spread * (size - 1), "" if exact else "zeros", call
         )
