@@ -317,7 +317,7 @@ class Called(nn.Sequential):
         (Overwriting().eval(), "zero", "overwrites what is used again"),
         (HOOKED, "zero", "forward hook"),
         (PATCHED, "zero", "code besides its class's `forward`"),
-        (Called(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "zero", "code besides its class's `forward`"),
+        (Called(nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval(), "zero", "code besides its class's `forward`"),
         (lambda batch: batch.mean((2, 3)), "zero", "plain callable"),
     ],
 )
