@@ -17,6 +17,7 @@ from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.engine.formats import as_channels_last
 from shiftscope.engine.outputs import Model
 from shiftscope.errors import InputError, ModelFailsError, first_line
+from shiftscope.models.family import Normalise
 from shiftscope.tasks import Task
 from shiftscope.tasks.reading import finite_rows, select_output
 
@@ -152,11 +153,13 @@ class CountedModel:
 
     def _channel_remedy(self, images: Tensor) -> str:
         """Return how many channels the first convolution takes, if the images have another number."""
-        modules = self.model.modules() if isinstance(self.model, nn.Module) else iter(())
+        modules = list(self.model.modules()) if isinstance(self.model, nn.Module) else []
         first = next((module for module in modules if isinstance(module, nn.Conv2d)), None)
         if first is None or first.in_channels == images.shape[1]:
             return ""
-        return f"It takes {first.in_channels} channels, the images have {images.shape[1]}."
+        own = next((module for module in modules if isinstance(module, Normalise)), None)
+        as_mean = ", as `mean` has values" if own is not None and len(own.mean) == images.shape[1] else ""
+        return f"It takes {first.in_channels} channels, the images have {images.shape[1]}{as_mean}."
 
 
 def _as_vectors(found: Tensor) -> Tensor:

@@ -271,9 +271,8 @@ class _Steps:
         if not both.any():
             raise InputError("no image has a value under circular shifts")
         if float(on[both].mean()) > max(FOLLOWS, FOLLOWS_SHARE * float(self.total[both].mean())):
-            raise InputError(
-                f"with circular padding, circular shifts by multiples of {max(self.factor)} pixels still change the answers"
-            )
+            which = f"shifts by multiples of {max(self.factor)} pixels" if max(self.factor) > 1 else "shifts of any size"
+            raise InputError(f"with circular padding, circular {which} still change the answers")
         self.left["borders"] = around
         if self.factor == (1, 1):
             self.reasons["aliasing"] = "nothing: nothing is subsampled"
