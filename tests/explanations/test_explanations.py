@@ -365,7 +365,12 @@ def test_fixes_gain_and_cost_what_a_loop_by_hand_finds() -> None:
         assert each.after.accuracy.value == pytest.approx(float((fixed(IMAGES).argmax(1) == labels).double().mean()))
     assert tried["gap", "blur"].command == "shiftscope fix runs/a --with gap --with blur --out fixed.safetensors"
     working = [each for each in found.fixes.ranked if each.works]
-    assert list(found.fixes.ranked[: len(working)]) == sorted(working, key=lambda each: -round(each.efficiency, 3))
+    apart = {each.kinds: 1 - each.after.between_images.value for each in working}
+    alike = {kinds: left < 0.01 * (1 - found.fixes.before.between_images.value) for kinds, left in apart.items()}
+    assert {each.kinds: each.collapsed for each in working} == alike
+    assert set(alike.values()) == {True, False}
+    best = sorted(working, key=lambda each: (alike[each.kinds], -round(each.efficiency, 3)))
+    assert list(found.fixes.ranked[: len(working)]) == best
     assert found.fixes.ranked[0].works
     assert "Try first: " in found.verdict
     worse = working[0].after.accuracy.value < found.fixes.before.accuracy.value
