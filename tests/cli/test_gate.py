@@ -89,6 +89,25 @@ def test_check_measures_with_the_settings_of_the_baseline(
     assert shiftscope("check", "baseline.json", "theirs.py:other", "--tolerance", "2").code == 0
 
 
+def test_check_says_that_images_are_normalised_otherwise_and_takes_how(shiftscope: Command, tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "from my_models import small\n\ndef prepared():\n    return small(), {'mean': 0.5, 'std': 0.2}\n"
+    )
+    words = tuple("theirs.py:prepared" if word == "my_models:small" else word for word in AUDIT)
+    printed = shiftscope(*words, "--json")
+    assert printed.code == 0, printed.err
+    (tmp_path / "baseline.json").write_text(printed.out)
+    found = [
+        shiftscope("check", "baseline.json", "my_models:small", *given)
+        for given in ((), ("--mean", "0.5", "--std", "0.2"), ("--std", "0.2"))
+    ]
+    warning = "The baseline's images were normalised by mean 0.5 and std 0.2, and this model's are not normalised."
+    assert [warning in " ".join(done.err.split()) for done in found] == [True, False, False]
+    assert found[1].code == 0, found[1].err
+    assert "Gate passes: all" in found[1].out
+    assert found[2].code == 2
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

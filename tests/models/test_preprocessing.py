@@ -12,6 +12,7 @@ from torch import Tensor
 
 import zoo
 from shiftscope.datasets.preprocessing import Preprocessing
+from shiftscope.errors import InputError
 from shiftscope.models.preprocessing import from_description, from_processor, from_timm, from_torchvision, overridden
 
 GREYS = (0, 85, 255)
@@ -137,3 +138,23 @@ def test_options_are_named_as_a_source(source: str, options: dict[str, Any], exp
     found = overridden(Preprocessing(size=64, mean=(0.5,), std=(0.5,), resize=80, source=source), **options)
     assert found.source == expected
     assert found.shorter_side() == (80 if options["size"] is None else 40)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"mean": 0.5, "std": 0.25}, Preprocessing(mean=(0.5,), std=(0.25,), source="the factory")),
+        (
+            {"size": [32, 32], "mean": [0, 1, 0.5], "std": torch.ones(3)},
+            Preprocessing(size=32, mean=(0.0, 1.0, 0.5), std=(1.0, 1.0, 1.0), source="the factory"),
+        ),
+    ],
+)
+def test_numbers_of_a_factory_are_read_in_any_form(given: dict[str, Any], expected: Preprocessing) -> None:
+    assert from_description(given) == expected
+
+
+@pytest.mark.parametrize("given", [{"size": (32, 40)}, {"size": "big"}, {"size": 0}, {"mean": "grey"}, {"std": [None]}])
+def test_what_is_no_number_of_a_factory_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"the factory's `{next(iter(given))}` must be one"):
+        from_description(given)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from shiftscope.cli.app import MODELS, app, print_first, print_json
+from shiftscope.cli.app import MODELS, app, print_first, print_json, say
 from shiftscope.cli.options import COMPUTE_GROUP, MODEL_GROUP, AsJson, DeviceOptions, Flag, ModelName, Numbers, Wide, check_place
 from shiftscope.cli.printing import print_summary
 from shiftscope.cli.progress import reporting
@@ -117,7 +116,7 @@ def check(
     print_first(subject.line, as_json=as_json)
     known, own = (facts.get("normalisation", "") for facts in (before.provenance, subject.facts))
     if known and known != own:
-        warnings.warn(f"the baseline's images were {known}, and this model's are {own}.", stacklevel=2)
+        say(f"The baseline's images were {known}, and this model's are {own}.", error=True)
     with reporting("measuring images") as report:
         after = run_audit(spec, subject=subject, report=report)
     compared = compare_audits(before, after, names=(str(baseline), spec.model))

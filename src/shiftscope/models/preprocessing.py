@@ -9,13 +9,14 @@ because shifts need the photo around the crop; the source says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from shiftscope.datasets.preprocessing import OPTIONS, UNKNOWN, Preprocessing
+from shiftscope.errors import InputError
 
 __all__ = ["PROCESSOR", "from_description", "from_processor", "from_timm", "from_torchvision", "of_model", "overridden"]
 
@@ -109,6 +110,9 @@ def from_description(given: Any) -> Preprocessing | None:
     Args:
         given: a :class:`Preprocessing`; a mapping with names of timm (``input_size``, ``crop_pct``), of an image processor
             (``image_mean``) or of :class:`Preprocessing`; the transforms of torchvision's weights; or an image processor.
+
+    Raises:
+        InputError: the mean, the deviation or the size are no numbers.
     """
     if isinstance(given, Preprocessing):
         return given if given.source != UNKNOWN else replace(given, source=FACTORY)
@@ -122,11 +126,24 @@ def from_description(given: Any) -> Preprocessing | None:
     if "input_size" in given or "crop_pct" in given:
         return from_timm(given, source=FACTORY)
     names = ("size", "mean", "std", "resize", "crop", "interpolation")
-    return (
-        Preprocessing(**{name: given[name] for name in names if name in given}, source=FACTORY)
-        if set(given) <= set(names)
-        else None
-    )
+    if not set(given) <= set(names):
+        return None
+    numbers = {name: _number_of(name, given[name]) for name in ("size", "mean", "std") if given.get(name) is not None}
+    return Preprocessing(**{**{name: given[name] for name in names if name in given}, **numbers}, source=FACTORY)
+
+
+def _number_of(name: str, given: Any) -> Any:
+    """Return a size in pixels, or one value per channel, that a factory gives in any form."""
+    try:
+        if name == "size":
+            side = _side(given)
+            if side is None or side < 1:
+                raise ValueError
+            return side
+        return tuple(map(float, given)) if isinstance(given, Iterable) else (float(given),)
+    except (TypeError, ValueError) as error:
+        rule = "one side in pixels, 1 or more" if name == "size" else "one number per channel"
+        raise InputError(f"the factory's `{name}` must be {rule}, got {given!r}.", "Correct what it returns.") from error
 
 
 def of_model(model: nn.Module) -> Preprocessing:
