@@ -165,9 +165,9 @@ def test_model_of_whole_batches_is_refused_unless_each_view_runs_alone() -> None
     layers = nn.Conv2d(1, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     model = nn.Sequential(*layers, nn.Linear(8, 5, bias=False)).eval()
     images = torch.rand(6, 1, 16, 16) * torch.linspace(0.1, 1, 6)[:, None, None, None]
-    for count in (None, 4):
+    for some, count in ((images, None), (images, 4), (images[:1], None), (images[:1].expand(2, -1, -1, -1), None)):
         with pytest.raises(InputError, match="depend on the other images of a batch"):
-            certify(model, images, radius=2, mode="circular", batch_size=count)
+            certify(model, some, radius=2, mode="circular", batch_size=count)
     found = certify(model, images, radius=2, mode="circular", batch_size=1).radii.tolist()
     for number, radius in enumerate(found):
         with torch.no_grad():

@@ -210,7 +210,7 @@ class Certifier:
             check_classes(labels, self.classes)
         images = frame(images, self.size, self.border, self.shifts.reach).images
         if not self._tried:
-            self._check_alone(self._canvas.centre(images[:2]))
+            self._check_alone(self._canvas.centre(images[:1]))
             self._tried = True
         found = []
         for block, each in zip(images.split(self.block), numbers.split(self.block), strict=True):
@@ -225,18 +225,19 @@ class Certifier:
             dense=sum(len(each.radii) for each in found if each.dense),
         )
 
-    def _check_alone(self, pair: Tensor) -> None:
-        """Compare an image's outputs with those of a second call, and with those beside another image.
+    def _check_alone(self, image: Tensor) -> None:
+        """Compare an image's outputs with those of a second call, and with those beside a darker copy turned left to right.
 
         Args:
-            pair: one or two images, without margin.
+            image: [1, channel, height, width], without margin.
 
         Raises:
             InputError: they differ by more than rounding.
         """
         with evaluating(self.model.model), torch.inference_mode():
-            alone, again = (_of_first(self.model.raw(pair[:1]), 1) for _ in range(2))
-            beside = alone if len(pair) == 1 or self.batch_size == 1 else _of_first(self.model.raw(pair), 2)
+            alone, again = (_of_first(self.model.raw(image), 1) for _ in range(2))
+            pair = torch.cat([image, image.flip(3) / 2])
+            beside = alone if self.batch_size == 1 else _of_first(self.model.raw(pair), 2)
         if not _alike(alone, again):
             raise InputError("the model's outputs for an image differ from call to call, so that no radius of it is certain.")
         if not _alike(alone, beside):

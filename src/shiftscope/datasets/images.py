@@ -163,10 +163,10 @@ class ImageBlocks:
         photos = self.source
         if not isinstance(photos, Photos) or photos.labels is None:
             return None
-        places = [_place(own, names) for own in photos.classes]
-        if None in places or len(set(places)) < len(places):
+        places = [place for own in photos.classes if (place := _place(own, names)) is not None]
+        if len(set(places)) < len(photos.classes):
             return None
-        labels = tuple(places[label] or 0 for label in photos.labels)
+        labels = tuple(places[label] for label in photos.labels)
         source = replace(photos, labels=labels, classes=tuple(names), alphabetical=False)
         return replace(self, source=source, classes=len(names))
 
