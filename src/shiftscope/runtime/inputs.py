@@ -217,7 +217,10 @@ def _check_header(start: bytes, size: int, rest: Any) -> Mapping[str, str]:
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if not 2 <= length <= min(size - 8, LARGEST_HEADER):
         _refuse(f"its header has {length:,} bytes, and the file {size:,}")
-    header = parse_json(rest(length))
+    text = rest(length)
+    if (declared := text.count(b'"data_offsets"')) > MOST_TENSORS:  # seen in no time, where parsing takes seconds
+        _refuse(f"it declares {declared:,} tensors, of at most {MOST_TENSORS:,}")
+    header = parse_json(text)
     if not isinstance(header, dict):
         _refuse("its header names no tensors")
     metadata = header.pop("__metadata__", None) or {}
