@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shiftscope.audits.model import OneOutput
-from shiftscope.datasets.images import Block, ImageBlocks, from_photos, left_out, numbered, open_images
+from shiftscope.datasets.class_names import numbered
+from shiftscope.datasets.images import Block, ImageBlocks, from_photos, left_out, open_images
 from shiftscope.datasets.photos import Photos
 from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
 from shiftscope.datasets.sources import is_folder

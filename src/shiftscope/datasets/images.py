@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from shiftscope.datasets.class_names import numbered, places_of
 from shiftscope.datasets.dataset import Canvas, DataSpec, load
 from shiftscope.datasets.folders import HELD_OUT, Split, files_checksum, list_images, open_splits, parquet_files
 from shiftscope.datasets.hub import download
@@ -30,7 +30,7 @@ from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.text import printable
 
-__all__ = ["Block", "ImageBlocks", "from_photos", "left_out", "numbered", "open_images"]
+__all__ = ["Block", "ImageBlocks", "from_photos", "left_out", "open_images"]
 
 #: Height and width of the canvas for the digits, and of the digits on it, where nothing else says.
 DIGITS_CANVAS, DIGITS_SIZE = 40, 20
@@ -40,8 +40,6 @@ DEFAULT_SHIFT, SIZE_PER_SHIFT = 8, 8
 SHORT_NAMES = ("digits", *HUB_NAMES)
 #: Most damaged files that a message lists.
 DAMAGED = 10
-#: Most classes that a message names.
-NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -154,8 +152,7 @@ class ImageBlocks:
     def numbered_as(self, names: Sequence[str]) -> ImageBlocks | None:
         """Return the same images with their classes numbered as in a list of names; None if it does not name each of them once.
 
-        Names are compared without regard to case, and ``_`` and ``-`` are spaces. Of a name with commas, such as "tench, Tinca
-        tinca", each part counts.
+        :func:`shiftscope.datasets.class_names.places_of` says which names are the same.
 
         Args:
             names: of a model's classes, by output, or of other images' classes.
@@ -163,8 +160,8 @@ class ImageBlocks:
         photos = self.source
         if not isinstance(photos, Photos) or photos.labels is None:
             return None
-        places = [place for own in photos.classes if (place := _place(own, names)) is not None]
-        if len(set(places)) < len(photos.classes):
+        places = places_of(photos.classes, names)
+        if places is None:
             return None
         labels = tuple(places[label] for label in photos.labels)
         source = replace(photos, labels=labels, classes=tuple(names), alphabetical=False)
@@ -442,24 +439,6 @@ def from_photos(
         notes=tuple(note[:1].upper() + note[1:] for note in notes),
         notes_on_labels=tuple(note[:1].upper() + note[1:] for note in of_labels),
     )
-
-
-def _place(own: str, names: Sequence[str]) -> int | None:
-    """Return the only place in a list at which a class is named; None if there is none or several."""
-    whole = [place for place, name in enumerate(names) if _plain(name) == _plain(own)]
-    parts = [place for place, name in enumerate(names) if _plain(own) in map(_plain, name.split(","))]
-    found = whole or parts
-    return found[0] if len(found) == 1 else None
-
-
-def _plain(name: str) -> str:
-    return " ".join(filter(None, re.split(r"[-_\s]+", name.casefold())))
-
-
-def numbered(names: Sequence[str]) -> str:
-    """Return the first few of some names with their numbers."""
-    shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:NAMED]))
-    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
 
 
 def _same(name: str, other: str) -> bool:

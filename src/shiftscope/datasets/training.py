@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from shiftscope.datasets.class_names import numbered
 from shiftscope.datasets.dataset import DataSpec
-from shiftscope.datasets.images import ImageBlocks, left_out, numbered, open_images
+from shiftscope.datasets.images import ImageBlocks, left_out, open_images
 from shiftscope.datasets.photos import pick
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.errors import InputError
