@@ -50,6 +50,13 @@ def test_wrong_command_line_is_one_sentence_and_where_its_help_is(shiftscope: Co
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [("study", "digits", "--out", ""), ("study", "digits", "--out=")])
+def test_empty_value_is_refused(shiftscope: Command, words: tuple[str, ...]) -> None:
+    done = shiftscope(*words)
+    assert done.code == 2
+    assert done.err == "shiftscope: --out has an empty value. Give one; if it is a variable of your shell, set it first.\n"
+
+
 @pytest.mark.parametrize(
     "text",
     ["0 0 0 0 1 2 1 2", "0 0 2 2", "subsampling breaks equivariance", "homogeneity 1 at factor 2", "fully connected layer"],

@@ -58,6 +58,12 @@ def test_fix_takes_weights_and_normalisation_and_saves_them(shiftscope: Command,
     assert loaded[0]["mcs"]["value"] == pytest.approx(fixed[2]["mcs"]["value"], abs=1e-4)
 
 
+@pytest.mark.parametrize("mean", [("0.1", "0.2", "0.3"), ("0.1,0.2,0.3",), ("0.1,", "0.2, 0.3")])
+def test_numbers_may_be_separated_by_commas(shiftscope: Command, mean: tuple[str, ...]) -> None:
+    done = shiftscope("audit", "my_models:small", "--data", "digits", "--size", "20", "--mean", *mean, "--std", "0.5,0.6,0.7")
+    assert done.err.startswith("shiftscope: the model takes images of 3 channels, but those of digits have 1.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     verbose = VERBOSE in words
     keep()
     try:
+        _check_not_empty(words)
         code = app(
             [word for word in words if word != VERBOSE], exit_on_error=False, print_error=False, result_action="return_value"
         )
@@ -89,6 +90,14 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"shiftscope: {report_crash(error, sys.argv[1:] if arguments is None else arguments)}", error=True)
         return EXIT_CODE
     return code if isinstance(code, int) else 0
+
+
+def _check_not_empty(words: Sequence[str]) -> None:
+    """Refuse an empty value, which would stand for the current folder: most likely a shell's variable is not set."""
+    for before, word in zip(("", *words), words, strict=False):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            name = word.removesuffix("=") or (before if before.startswith("-") else "an argument")
+            raise InputError(f"{name} has an empty value.", "Give one; if it is a variable of your shell, set it first.")
 
 
 def _of_words(error: CycloptsError) -> str:

@@ -6,13 +6,13 @@ An option for every command on models is a line in :class:`ModelOptions`, and it
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token, convert
 
 from shiftscope.errors import InputError
 
@@ -49,8 +49,15 @@ OUTPUT_GROUP = Group("Output", sort_key=4)
 Flag = Parameter(negative="", show_default=False)
 #: An option that may be repeated.
 Several = Parameter(negative="", show_default=False)
-#: An option that takes several numbers, as in `--mean 0.5 0.5 0.5`, or is repeated.
-Numbers = Parameter(negative="", show_default=False, consume_multiple=True)
+
+
+def _split_at_commas(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert values that are separated by commas, spaces or both."""
+    return convert(kind, [token.evolve(value=value) for token in tokens for value in token.value.split(",") if value])
+
+
+#: An option that takes several numbers, as in `--mean 0.5 0.5 0.5` or `--mean 0.5,0.5,0.5`, or is repeated.
+Numbers = Parameter(negative="", show_default=False, consume_multiple=True, converter=_split_at_commas)
 
 AsJson = Annotated[bool, Flag, Parameter(name="--json", group=OUTPUT_GROUP, help="Print JSON instead of tables.")]
 Wide = Annotated[
