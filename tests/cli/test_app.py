@@ -40,6 +40,10 @@ def test_theory_json_has_tables_with_columns_and_rows(shiftscope: Command) -> No
         ("report a b", "`shiftscope report` got unexpected arguments: 'b'. `shiftscope report --help` says more."),
         ("audit m --imges 3", "Unknown option: --imges. Did you mean --images? `shiftscope audit --help` says more."),
         ("audit m --images", "`--images` needs a value. `shiftscope audit --help` says more."),
+        (
+            "study digits --seeds 1.5",
+            "Invalid value for --seeds: 1.5 is not a whole number. `shiftscope study --help` says more.",
+        ),
         ("audti", 'Unknown command "audti". Did you mean "audit"? '),
     ],
 )

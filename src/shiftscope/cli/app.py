@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError, Group, MissingArgumentError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token, UnusedCliTokensError, convert
 
 from shiftscope.cli.printing import print_text
 from shiftscope.errors import LONGEST_LINE, InputError, first_line, shortened
@@ -25,8 +25,19 @@ __all__ = ["MODELS", "STUDIES", "THEORY", "app", "main", "print_first", "print_j
 #: The version of what --json prints, where the content has no version of its own.
 JSON_VERSION = 1
 
+
+def _convert_exactly(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert an option's value; a count of 1.5 is refused, where cyclopts would round it."""
+    converted = convert(kind, tokens)
+    for token in tokens if kind is int else ():
+        if "." in token.value and float(token.value) != converted:
+            raise ValueError(f"{token.value} is not a whole number")
+    return converted
+
+
 app = App(
     name="shiftscope",
+    default_parameter=Parameter(converter=_convert_exactly),
     suppress_keyboard_interrupt=False,
     help="Measure, explain and fix how a vision model responds to shifted images.",
     help_epilogue="--verbose adds the libraries' own messages to an error. Exit codes: 0 done, 1 failed, 2 invalid input, 70 "
