@@ -301,7 +301,7 @@ GUARANTEES: dict[str, tuple[list[nn.Module], str, str]] = {
     ),
     "valid": ([nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, (3, 1))], "possible", "the receptive field is 5x3 pixels"),
     "along one axis": ([nn.AvgPool2d((1, 2))], "possible", "multiples of 1 pixel down and 2 across, circular"),
-    "unknown": ([nn.Conv2d(1, 3, 1), nn.Upsample(scale_factor=1.5)], "possible", "not known how `1` (Upsample) treat positions"),
+    "unknown": ([nn.Conv2d(1, 3, 1), nn.Upsample(scale_factor=1.5)], "possible", "not known how `1` (Upsample) treats positions"),
 }
 
 

@@ -138,7 +138,7 @@ def test_invariant_network_is_guaranteed(name: str) -> None:
 def test_equivariance_that_a_layer_refutes_is_unknown() -> None:
     found = guarantee_of(network(RampReLU()), image=(3, 8, 8))
     assert found.exact is None
-    assert "it is not known how `2` (RampReLU) treat positions" in found.exact_at
+    assert "it is not known how `2` (RampReLU) treats positions" in found.exact_at
 
 
 def test_guarantee_that_cannot_be_tried_is_withdrawn() -> None:

@@ -21,6 +21,7 @@ from shiftscope.errors import UntraceableError
 from shiftscope.explanations.verification import COUNTEREXAMPLE, Observed, observe, probe_shape
 from shiftscope.graphs.geometry import Geometry, Reading, read_geometry
 from shiftscope.graphs.maps import Basis
+from shiftscope.graphs.naming import subject
 from shiftscope.graphs.sites import Pair
 from shiftscope.graphs.symmetry import Lost, Symmetry, Tracked
 
@@ -234,11 +235,13 @@ def _strides(found: Observed) -> list[str]:
         lattice = (lcm(*(each.lattice[0] for each in maps)), lcm(*(each.lattice[1] for each in maps)))
     if not plain:
         sampled = _noted(found, "polyphase")
-        apart = f"{_names(sampled)} choose their phases independently, so maps stay aligned only after shifts by multiples of"
-        return [f"{apart} {_pixels(lattice)}"] if sampled and lattice != (1, 1) else []
+        if not sampled or lattice == (1, 1):
+            return []
+        apart = f"{subject(sampled, 'choose')} phases independently"
+        return [f"{apart}, so maps stay aligned only after shifts by multiples of {_pixels(lattice)}"]
     if lattice == (1, 1):
         return []
-    return [f"{_names(plain)} sample other positions after shifts that are not multiples of {_pixels(lattice)}"]
+    return [f"{subject(plain, 'sample')} other positions after shifts that are not multiples of {_pixels(lattice)}"]
 
 
 def _borders(found: Observed) -> list[str]:
@@ -246,19 +249,19 @@ def _borders(found: Observed) -> list[str]:
     modes = ("zeros", "reflect", "replicate")
     leaking = _noted(found, *modes)
     kinds = "/".join(sorted({what for _, what in found.run.notes if what in modes}))
-    reasons = [f"{_names(leaking)} pad with {kinds}, which the shift does not move"] if leaking else []
+    reasons = [f"{subject(leaking, 'pad')} with {kinds}, which the shift does not move"] if leaking else []
     inside = [name for name in _noted(found, "misfit") if name not in leaking]
     if inside:
         reasons.append(
-            f"{_names(inside)} do not cover every position equally often (windows that do not fit the map, or a padded map), so "
-            "that content near the border counts for less or more"
+            f"{subject(inside, 'do not cover')} every position equally often (windows that do not fit the map, or a padded map), "
+            "so that content near the border counts for less or more"
         )
     return reasons
 
 
 def _unknown_layers(found: Observed) -> list[str]:
-    unknown = ", ".join(_noted(found, "unknown")[:3])
-    return [f"it is not known how {unknown} treat positions"] if unknown else []
+    unknown = _noted(found, "unknown")
+    return [f"it is not known how {subject(unknown, 'treat')} positions"] if unknown else []
 
 
 def _pixels(lattice: Pair) -> str:
@@ -268,8 +271,3 @@ def _pixels(lattice: Pair) -> str:
 
 def _s(count: int, noun: str) -> str:
     return noun if count == 1 else f"{noun}s"
-
-
-def _names(names: list[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

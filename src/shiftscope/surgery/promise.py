@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from shiftscope.errors import InputError
 from shiftscope.graphs.geometry import Geometry, read_geometry
 from shiftscope.graphs.invariance import random_steps
+from shiftscope.graphs.naming import subject
 from shiftscope.graphs.positions import Head, head_kind
 from shiftscope.surgery.editor import Editor
 from shiftscope.surgery.plan import TOLERANCE, Promise
@@ -101,18 +102,13 @@ def _graph_reasons(found: Geometry, head: Head) -> list[str]:
     misfits = [name for name in found.misfits if name not in open_borders]
     reasons = []
     if plain:
-        reasons.append(f"{_names(plain)} keep the same positions whatever the map holds")
+        reasons.append(f"{subject(plain, 'keep')} the same positions whatever the map holds")
     if open_borders:
-        reasons.append(f"{_names(open_borders)} do not pad circularly")
+        reasons.append(f"{subject(open_borders, 'do not pad')} circularly")
     if misfits:
-        reasons.append(f"{_names(misfits)} do not pad by what their windows read")
+        reasons.append(f"{subject(misfits, 'do not pad')} by what their windows read")
     if found.unknown:
-        reasons.append(f"it is not known how {_names([each.replace('`', '') for each in found.unknown])} treat positions")
+        reasons.append(f"it is not known how {subject(found.unknown, 'treat')} positions")
     if head == "other" and not reasons:
         reasons.append("it is not known how the head uses positions")
     return reasons
-
-
-def _names(names: list[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
