@@ -58,6 +58,21 @@ def test_fix_takes_weights_and_normalisation_and_saves_them(shiftscope: Command,
     assert loaded[0]["mcs"]["value"] == pytest.approx(fixed[2]["mcs"]["value"], abs=1e-4)
 
 
+def test_fix_that_changes_nothing_writes_nothing(shiftscope: Command, tmp_path: Path) -> None:
+    (tmp_path / "still.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(648, 3))\n"
+    )
+    given = ("still.py:net", "--with", "blur", "--data", "digits", "--size", "20", "--images", "4")
+    done = shiftscope("fix", *given, "--out", "f.safetensors")
+    assert done.code == 2
+    assert "`blur` has nothing to change in still.py:net (stride 1: nothing is subsampled). Choose another fix" in done.err
+    assert not (tmp_path / "f.safetensors").exists()
+    planned = shiftscope("fix", *given, "--plan")
+    assert planned.code == 0
+    assert "Nothing was changed." in planned.out
+    assert "Next:" not in planned.out
+
+
 @pytest.mark.parametrize("mean", [("0.1", "0.2", "0.3"), ("0.1,0.2,0.3",), ("0.1,", "0.2, 0.3")])
 def test_numbers_may_be_separated_by_commas(shiftscope: Command, mean: tuple[str, ...]) -> None:
     done = shiftscope("audit", "my_models:small", "--data", "digits", "--size", "20", "--mean", *mean, "--std", "0.5,0.6,0.7")

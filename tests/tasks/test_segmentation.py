@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from math import isnan
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import shiftscope as ss
 from shiftscope.tasks import View, find_task
+from shiftscope.tasks.truth_files import Placement
 
 SIZE = 12
 
@@ -122,3 +126,58 @@ def test_survey_and_single_views_give_the_same() -> None:
 def test_bad_input_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ss.InputError, match=message):
         ss.audit(pixelwise, photos(), **settings)
+
+
+@pytest.mark.parametrize("given", ["logits", "probabilities"])
+def test_one_channel_is_read_as_two_classes(given: str) -> None:
+    logits = photos(3)[:, :1] - 0.5
+    one = logits if given == "logits" else logits.sigmoid()
+    task = find_task(f"segmentation:given={given}")
+    expected = find_task("segmentation").read(torch.cat([-logits, logits], dim=1), 3, (SIZE, SIZE))
+    found = task.read(one, 3, (SIZE, SIZE))
+    assert all(torch.equal(mine.tops, theirs.tops) and mine.classes == 2 for mine, theirs in zip(found, expected, strict=True))
+
+
+def test_logits_of_one_channel_are_no_probabilities() -> None:
+    with pytest.raises(ss.InputError, match="which are not probabilities"):
+        find_task("segmentation:given=probabilities").read(photos(2)[:, :1] - 0.5, 2, (SIZE, SIZE))
+
+
+@pytest.mark.parametrize("channel", [False, True])
+def test_whole_numbers_are_classes_of_pixels(channel: bool) -> None:
+    scores = pixelwise(photos())
+    expected = ss.audit(pixelwise, photos(), task="segmentation", protocols=["chaman2021-zero"])
+
+    def classes(batch: Tensor) -> Tensor:
+        return pixelwise(batch).argmax(dim=1, keepdim=channel)
+
+    found = ss.audit(classes, photos(), protocols=["chaman2021-zero"])
+    assert found.task == "segmentation"
+    for name in ("mASSC", "mean_iou"):
+        assert found.estimate("chaman2021-zero", name) == expected.estimate("chaman2021-zero", name)
+    small = find_task("segmentation").read(scores.argmax(dim=1)[:, ::2, ::2], 6, (SIZE, SIZE))
+    assert small[0].tops.shape == (SIZE, SIZE)
+
+
+def test_classes_of_pixels_beyond_a_byte_are_refused() -> None:
+    with pytest.raises(ss.InputError, match="classes of pixels from 0 to 300"):
+        find_task("segmentation").read(torch.tensor([[[0, 300], [0, 0]]]), 1, (2, 2))
+
+
+@pytest.mark.parametrize("label", [-1, 6, 21])
+def test_truth_with_a_label_that_the_model_lacks_is_refused(label: int) -> None:
+    truth = torch.zeros(6, SIZE, SIZE, dtype=torch.long)
+    truth[2, 3, 3] = label
+    with pytest.raises(ss.InputError, match=f"label {label}, and the model has classes 0 to 5.*segmentation:ignored={label}"):
+        ss.audit(pixelwise, photos(), task="segmentation", truth=truth, max_shift=2)
+    assert ss.audit(pixelwise, photos(), task=f"segmentation:ignored={label}", truth=truth, max_shift=2).rows
+
+
+def test_masks_of_0_and_255_are_refused(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.fromarray(255 * np.eye(8, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    names, place = [f"{number}.png" for number in range(3)], Placement(8, None)
+    with pytest.raises(ss.InputError, match="hold only the labels 0 and 255, and 255 stands for no class"):
+        find_task("segmentation").open_truth(tmp_path, names, place)
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "2.png")
+    assert len(find_task("segmentation").open_truth(tmp_path, names, place)) == 3

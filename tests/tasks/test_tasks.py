@@ -73,10 +73,51 @@ def test_task_is_what_the_output_shows(model: Callable[[Tensor], Any], name: str
     assert ss.audit(model, photos(), max_shift=2).task == name
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda batch: batch.mean(dim=1) - 0.5,  # logits of a mask
+        lambda batch: batch.mean(dim=1, keepdim=True),  # its probabilities
+        lambda batch: (3 * batch.mean(dim=1)).round(),  # classes as real numbers
+    ],
+)
+def test_one_value_per_pixel_that_may_be_several_things_is_asked_for(model: Callable[[Tensor], Any]) -> None:
+    with pytest.raises(
+        ss.InputError, match=r"may be a depth, a logit or a probability\. Name it with --task depth, segmentation or"
+    ):
+        ss.audit(model, photos(), max_shift=2)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("binary", 1), ("multilabel", 3)])
+def test_probabilities_that_are_read_as_logits_are_a_warning(name: str, channels: int) -> None:
+    noisy = lambda batch: (40 * (batch[:, :channels, 3, 3] - 0.5)).sigmoid()  # noqa: E731
+    found = ss.audit(noisy, photos(12), task=name, max_shift=2)
+    assert found.estimate("mouton2020", "label_flips").value == 0
+    assert found.warnings[0].endswith(f"if the model ends in a sigmoid, add --task {name}:given=probabilities.")
+    right = ss.audit(noisy, photos(12), task=f"{name}:given=probabilities", max_shift=2)
+    assert right.estimate("mouton2020", "label_flips").value > 0.1
+    assert right.warnings == ()
+    logits = ss.audit(lambda batch: 40 * (batch[:, :channels, 3, 3] - 0.5), photos(12), task=name, max_shift=2)
+    assert logits.warnings == ()
+
+
+@pytest.mark.parametrize("name", ["segmentation", "multilabel", "answers", "embedding"])
+def test_answers_that_are_all_the_same_are_a_warning(name: str) -> None:
+    outputs = {
+        "segmentation": lambda batch: torch.stack([torch.ones(len(batch), SIZE, SIZE), torch.zeros(len(batch), SIZE, SIZE)], 1),
+        "multilabel": lambda batch: batch.mean((2, 3)) + 1.5,
+        "answers": lambda batch: ["a photo"] * len(batch),
+        "embedding": lambda batch: torch.ones(len(batch), 4),
+    }
+    found = ss.audit(outputs[name], photos(8), task=name, max_shift=2)
+    assert found.warnings == ("All 8 images get the same answer, so their stability says nothing about the model.",)
+
+
 def test_depth_map_that_stays_in_place_has_the_error_of_its_own_movement() -> None:
     """A ramp of 1 to 12 that does not move: moved back by one column it differs by 1 in eleven columns, and by 11 in one."""
     ramp = torch.arange(1.0, SIZE + 1).expand(SIZE, SIZE)
-    found = ss.audit(lambda batch: ramp.expand(len(batch), SIZE, SIZE), photos(), protocols=[along(((0, 1),))])
+    model = lambda batch: ramp.expand(len(batch), SIZE, SIZE)  # noqa: E731
+    found = ss.audit(model, photos(), task="depth", protocols=[along(((0, 1),))])
     assert found.estimate("path", "depth_change").value == pytest.approx(22 / 12)
     assert found.estimate("path", "depth_error").value == pytest.approx(22 / 12 / 6.5)
     ratios = [log((column % SIZE + 1) / column) for column in range(1, SIZE + 1)]
@@ -88,7 +129,8 @@ def test_depth_map_that_stays_in_place_has_the_error_of_its_own_movement() -> No
 def test_depth_is_compared_where_both_views_see_the_image() -> None:
     """Zero fill, ramp in place, moved by three columns: each of nine columns differs by 3."""
     ramp = torch.arange(1.0, SIZE + 1).expand(SIZE, SIZE)
-    found = ss.audit(lambda batch: ramp.expand(len(batch), SIZE, SIZE), photos(), protocols=[along(((0, 3),), circular=False)])
+    model = lambda batch: ramp.expand(len(batch), SIZE, SIZE)  # noqa: E731
+    found = ss.audit(model, photos(), task="depth", protocols=[along(((0, 3),), circular=False)])
     assert found.estimate("path", "depth_change").value == pytest.approx(3)
     assert found.estimate("path", "depth_error").value == pytest.approx(3 / 5)
 
@@ -249,7 +291,7 @@ NAN = torch.full((1,), torch.nan)
         ("multilabel:given=probabilities", lambda batch: probabilities(batch) + 2, "which are not probabilities"),
         ("answers", lambda batch: ["a", "b"], "task 'answers' needs a list of one value for each of 1 images, got 2"),
         ("answers", depth, "task 'answers' needs a whole number, a text or another value for each of 1 images"),
-        ("segmentation", lambda batch: batch[:, :1], r"task 'segmentation' needs \[image, class, height, width\]"),
+        ("segmentation", lambda batch: batch.flatten(1), r"task 'segmentation' needs scores \[image, class, height, width\]"),
     ],
 )
 def test_output_of_another_task_is_refused(name: str, model: Callable[[Tensor], Any], message: str) -> None:

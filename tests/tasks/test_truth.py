@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
+import shiftscope as ss
 from shiftscope.audits.truths import truth_checksum
 from shiftscope.errors import InputError
 from shiftscope.tasks.boxes import Boxes
 from shiftscope.tasks.objects import Objects
 from shiftscope.tasks.truth import open_objects
-from shiftscope.tasks.truth_files import Placement
+from shiftscope.tasks.truth_files import Placement, matched
 
 WHOLE = Placement(64, None)
 NAMES = ["a.png", "b.png", "c.png"]
@@ -154,3 +157,41 @@ def test_checksum_of_a_large_file_is_its_sha256(tmp_path: Path) -> None:
     with (tmp_path / "truth.json").open("wb") as file:
         file.truncate(size)  # takes no space on the disk
     assert truth_checksum(str(tmp_path / "truth.json")) == sha256(bytes(size)).hexdigest()
+
+
+def test_image_of_yolo_without_a_text_has_no_objects_of_another_folder(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        (tmp_path / "images" / place).mkdir(parents=True)
+        (tmp_path / "labels" / place).mkdir(parents=True)
+        Image.new("L", (64, 64)).save(tmp_path / "images" / place / "1.png")
+    (tmp_path / "labels" / "a" / "1.txt").write_text("0 0.5 0.5 0.2 0.1")
+    one, two = open_objects(tmp_path, ["a/1.png", "b/1.png"], WHOLE)
+    assert one is not None and two is not None
+    assert (len(one), len(two)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "expected"),
+    [
+        (["a/1.png", "b/1.png"], ["a/1.png"], ["a/1.png", None]),
+        (["b/1.png", "a/2.png"], ["a/1.png", "a/2.png"], [None, "a/2.png"]),  # folders tell images apart
+        (["1.png"], ["a/1.png", "b/1.png"], [None]),
+        (["1.png", "2.png"], ["train/1.png", "train/2.png"], ["train/1.png", "train/2.png"]),
+        (["val/1.png"], ["val2017/1.png"], ["val2017/1.png"]),
+        (["cat/1.png"], ["1.png"], ["1.png"]),
+    ],
+)
+def test_truth_is_of_the_image_with_its_name(names: list[str], known: list[str], expected: list[str | None]) -> None:
+    assert matched(names, {name: name for name in known}) == expected
+
+
+def test_detector_whose_labels_are_numbered_otherwise_is_told() -> None:
+    def found(batch: Tensor) -> list[dict[str, Tensor]]:
+        one = {"boxes": torch.tensor([[8.0, 8.0, 20.0, 20.0]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([7])}
+        return [one] * len(batch)
+
+    truth = [{"boxes": torch.tensor([[8.0, 8.0, 20.0, 20.0]]), "labels": torch.tensor([label])} for label in (90, 90)]
+    warned = ss.audit(found, torch.rand(2, 3, 32, 32), task="boxes", truth=truth, max_shift=2).warnings
+    assert any("check that its labels are the model's" in each and "truth_labels=order" in each for each in warned)
+    truth[0]["labels"] = torch.tensor([7])
+    assert ss.audit(found, torch.rand(2, 3, 32, 32), task="boxes", truth=truth, max_shift=2).warnings == ()

@@ -33,7 +33,7 @@ from shiftscope.shifts import grid
 from shiftscope.surveys import survey_of_values
 from shiftscope.tasks import Pair, Task, Truth, View
 
-__all__ = ["FLICKER", "UNSHIFTED", "TaskMeasurer", "task_measures", "views_at_once"]
+__all__ = ["FLICKER", "REFERENCES", "UNSHIFTED", "TaskMeasurer", "task_measures", "views_at_once"]
 
 #: The measure between neighbours along a path.
 FLICKER = "flicker"
@@ -43,8 +43,8 @@ NOT_OF_TASKS = {"normalised_variance": "measures units of a vector"} | {
 }
 #: What is added to the name of a protocol whose grid is planned as a path.
 GRID = " grid"
-#: The name of what is measured without a shift.
-UNSHIFTED = "unshifted"
+#: The name of what is measured without a shift, and of sums over the answers without one.
+UNSHIFTED, REFERENCES = "unshifted", "references"
 #: Views a forward pass of inputs larger than so many pixels.
 LARGE, VIEWS_OF_LARGE = 96, 16
 
@@ -256,14 +256,25 @@ class _Block:
         count = len(self.plan.reference)
         complete = [row for row in rows if row >= count]
         if not self._referenced and rows[-1] + 1 >= count:
-            self._gathered = self.task.gather([self._answers[row] for row in range(count)])
+            references = [self._answers[row] for row in range(count)]
+            self._gathered = self.task.gather(references)
             self._referenced = True
+            self.sums[REFERENCES] = self._references(references)
             complete = [*range(count), *complete]
         if self._referenced:
             self._compare([number for row in complete for number in self._ready.get(row, ())])
             for row in complete:
                 for each in self._stale.get(row, ()):
                     del self._answers[each]
+
+    def _references(self, answers: Sequence[Any]) -> Sums:
+        """Return sums over unshifted images: by how much answers of neighbours differ, and what the task needs of them."""
+        lead, size = self.task.measures[0], self.measurer.framing.size
+        views = [View((0, 0), size, circular=False, image=place, references=self._gathered) for place in range(len(answers) - 1)]
+        found = self.task.compare_all([Pair(*each, None) for each in zip(answers, answers[1:], views, strict=False)])
+        apart = torch.tensor([each.get(lead, nan) for each in found], dtype=torch.float64)
+        apart = (1 - apart if MEASURES[lead].better == "more" else apart)[apart.isfinite()]
+        return {"pairs": torch.tensor(float(len(apart))), "apart": apart.sum(), **self.task.tally_answers(answers)}
 
     @cached_property
     def values(self) -> Float[Tensor, "pair measure"]:

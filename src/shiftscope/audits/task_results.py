@@ -14,8 +14,9 @@ from shiftscope.audits.parts import Changed, Part
 from shiftscope.audits.periods import period_sentences
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import estimate
-from shiftscope.audits.task_measuring import UNSHIFTED, task_measures
+from shiftscope.audits.task_measuring import REFERENCES, UNSHIFTED, task_measures
 from shiftscope.audits.wording import Row
+from shiftscope.engine.answers import FEW_IMAGES
 from shiftscope.estimates import Estimate
 from shiftscope.measures import MEASURES
 from shiftscope.surveys import Survey
@@ -86,7 +87,7 @@ def _all_rows(
 
 def task_units(merged: Part, task: Task) -> dict[str, Tensor]:
     """Return by protocol a value for each class or unit, where the task has some."""
-    found = {protocol: task.units(sums) for protocol, sums in merged.sums.items() if sums}
+    found = {protocol: task.units(sums) for protocol, sums in merged.sums.items() if sums and protocol != REFERENCES}
     return {protocol: units for protocol, units in found.items() if units is not None}
 
 
@@ -116,9 +117,16 @@ def task_notes(merged: Part, task: Task | None, surveys: Mapping[str, Survey]) -
 
 
 def task_warnings(merged: Part, task: Task | None) -> Iterator[str]:
-    """Yield why there is nothing to compare, where no image has a value for the leading measure."""
+    """Yield why numbers say little: outputs are probably read wrongly, or answers are all the same, or there is none."""
     if task is None:
         return
+    if known := merged.sums.get(REFERENCES):
+        yield from task.doubts(known)
+        if float(known["pairs"]) >= FEW_IMAGES - 1 and not float(known["apart"]):
+            yield f"All {merged.cost.images:,} images get the same answer, so their stability says nothing about the model."
+    right = merged.scores.get((UNSHIFTED, task.truth_measures[0])) if task.truth_measures else None
+    if right is not None and right.isfinite().any() and not right.nansum() and task.all_wrong():
+        yield task.all_wrong()
     found = [values for (_, measure), values in merged.scores.items() if measure == task.measures[0]]
     found += [
         each.values[task.measures[0], "all"] for each in merged.surveys.values() if (task.measures[0], "all") in each.values

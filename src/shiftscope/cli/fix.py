@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -111,6 +112,8 @@ def fix(
         named = (task or found.name) if found is not None else "embedding" if subject.embedding else ""
         fixing = Fixing(kinds, filter_size, reach, options.mode, named)
         surgery = fixing.apply(subject)
+        if not plan:
+            _check_changed(surgery, kinds, model)
         trained = None
         if training.train is not None and not plan:
             trained = train_after(subject, surgery, fixing, options, training, workers=workers, out=out, report=report)
@@ -133,12 +136,24 @@ def fix(
     of_task = f"--task {quote(task or found.name)}" if found is not None else ""
     of_task += f" --truth {quote(str(truth))}" if truth is not None else ""
     command = _next_command(model, subject, options, chosen=" ".join(chosen), of_task=of_task, saved=saved, out=out)
+    commands = (command,) if surgery.changed else ()
     content = {"tables": [table.to_json() for table in tables], "provenance": subject.facts}
     if found is not None:
-        summary = summarise_tasks(surgery, compared, found, commands=(command,))
+        summary = summarise_tasks(surgery, compared, found, commands=commands)
     else:
-        summary = trained.summary(command) if trained else summarise(surgery, compared, commands=(command,))
+        summary = trained.summary(command) if trained else summarise(surgery, compared, commands=commands)
     print_found(content, tables, options, summary, "" if saved is None else f"Saved in {saved}.")
+
+
+def _check_changed(surgery: Surgery, kinds: tuple[Kind, ...], model: str) -> None:
+    """Raise InputError where no fix found anything to change, with the reason that most layers have."""
+    if not surgery.changed:
+        reasons = Counter(each.why for each in surgery.changes)
+        most = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
+        raise InputError(
+            f"`{' '.join(kinds)}` has nothing to change in {model}{most}.",
+            "Choose another fix --with; `shiftscope explain` ranks those that apply.",
+        )
 
 
 def _where_trainings_are(out: Path | None) -> str:

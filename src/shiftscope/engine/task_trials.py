@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import nan
 from typing import Any
 
@@ -43,6 +43,7 @@ class TaskValues:
         unshifted_records: those without a shift.
         apart: by how much an image's answer differs from that of the next image of its block, as :meth:`change` has it; NaN where
             there is none, or where that is not defined.
+        answered: sums over unshifted answers, as :meth:`Task.tally_answers` returns them.
     """
 
     values: dict[str, Float[Tensor, "image shift"]]
@@ -50,6 +51,7 @@ class TaskValues:
     records: Tensor | None = None
     unshifted_records: Tensor | None = None
     apart: Float[Tensor, " image"] | None = None
+    answered: dict[str, Tensor] = field(default_factory=dict)
 
     def means(self, measure: str) -> Float[Tensor, " image"]:
         """Return each image's mean over its shifts, NaN where none has a value."""
@@ -167,7 +169,8 @@ class TaskTrial:
             pairs = [Pair(*each) for each in zip(references, answers, views, truths, strict=True)]
             columns.append(self.task.compare_all(pairs))
             records.append(self._rows(pairs, start))
-        return replace(self._values(columns, records), apart=self._apart(references, gathered))
+        found = self._values(columns, records)
+        return replace(found, apart=self._apart(references, gathered), answered=self.task.tally_answers(references))
 
     def _apart(self, references: Sequence[Any], gathered: Any) -> Float[Tensor, " image"]:
         """Return by how much each unshifted answer differs from the next one's; NaN of the last."""
@@ -233,6 +236,7 @@ def _joined(blocks: Sequence[TaskValues]) -> TaskValues:
         _cat([each.records for each in blocks]),
         _cat([each.unshifted_records for each in blocks]),
         _cat([each.apart for each in blocks]),
+        {name: torch.stack([each.answered[name] for each in blocks]).sum(0) for name in blocks[0].answered},
     )
 
 

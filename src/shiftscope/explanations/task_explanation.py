@@ -256,7 +256,7 @@ def explain_task(
         unread=unread,
         settings={**framed.settings(shifts, under.seed), "task": task.name},
         notes=tuple(_notes(known, unread, why)),
-        warnings=(*image_warnings(model, trial.inputs), *_warnings(found)),
+        warnings=(*image_warnings(model, trial.inputs), *task.doubts(found.answered), *_warnings(found)),
     )
 
 

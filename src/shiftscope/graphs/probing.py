@@ -209,9 +209,9 @@ def restoring(model: nn.Module, *, values: bool = True) -> Iterator[None]:
 
 
 def _caches(part: nn.Module) -> Iterator[dict[Any, Any]]:
-    """Yield a part's attributes that are dictionaries of its own."""
+    """Yield a part's attributes that are dictionaries of its own, and those of its hooks, which a first call may add."""
     for name, value in vars(part).items():
-        if type(value) is dict and not name.startswith("_"):
+        if (type(value) is dict and not name.startswith("_")) or (isinstance(value, dict) and name.endswith("_hooks")):
             yield value
 
 

@@ -69,18 +69,20 @@ def compare_tasks(
         )
     shifts = shifts_for(first, under.seed)
     shifts = shifts[(shifts != 0).any(dim=1)]
-    rows, left_out = list[dict[str, Cell]](), dict[str, int]()
+    rows, left_out, doubts = list[dict[str, Cell]](), dict[str, int](), list[str]()
     for each in framed:
         trial = _trial(task, each, shifts, truth, output, under.fill, report)
         one = trial.measure(before, f"measuring before, {each.border} shifts")
         other = trial.measure(surgery.model, f"measuring after, {each.border} shifts")
         if each is first:
             rows += _unshifted(task, one, other)
+            doubts += task.doubts(one.answered)
         rows += _shifted(task, one, other, each.border)
         left_out |= {name: lost for name in one.values if (lost := _lost(name, one, other))}
     measured = described(len(shifts), first.max_shift)
     notes = (
         *image_warnings(before, under.unshifted(images)),
+        *doubts,
         f"Intervals: 95 %, over {len(images)} images, each under {measured}; differences are of the same images.",
         *_left_out(left_out, len(images)),
         *([task.nothing()] if not rows and task.nothing() else []),

@@ -18,6 +18,11 @@ from shiftscope.tasks.task import ROUNDING, Pair, Task, View
 
 __all__ = ["Binary", "MultiLabel"]
 
+#: What logits of 0 and 1 are as probabilities.
+SIGMOID_OF_0, SIGMOID_OF_1 = 0.5, 0.7310585786300049
+#: Logits of fewer images may well all lie between 0 and 1.
+FEW_IMAGES = 8
+
 
 @dataclass(frozen=True)
 class MultiLabel(Task):
@@ -123,6 +128,21 @@ class MultiLabel(Task):
     def units(self, sums: Mapping[str, Tensor]) -> Tensor:
         """Return the share of views in which each label flips."""
         return sums["flips"] / sums["count"]
+
+    def tally_answers(self, answers: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return how many images there are, and for how many an output that is read as a logit is no probability."""
+        read = torch.stack(list(answers))
+        outside = ((read < SIGMOID_OF_0) | (read > SIGMOID_OF_1)).any(dim=1)
+        return {"images": torch.tensor(float(len(read))), "outside": outside.double().sum()}
+
+    def doubts(self, sums: Mapping[str, Tensor]) -> list[str]:
+        """Return that outputs look like probabilities, where they are read as logits."""
+        if self.given != "logits" or not sums or float(sums["outside"]) or float(sums["images"]) < FEW_IMAGES:
+            return []
+        return [
+            f"All outputs lie between 0 and 1, and are read as logits, of which none is below 0: if the model ends in a sigmoid, "
+            f"add --task {self.name}:given=probabilities."
+        ]
 
     def text(self, answer: Tensor) -> str:
         """Return which labels hold, by number."""

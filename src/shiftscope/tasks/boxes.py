@@ -78,7 +78,15 @@ class Boxes(Task):
         """Return that no detection counts in any image."""
         return (
             f"No image has a detection with a confidence of {self.threshold:g} or more that no border cuts: there is nothing to "
-            "compare. Lower the threshold, as with --task boxes:threshold=0.3."
+            f"compare. Lower the threshold, as with --task boxes:threshold={self.threshold / 2:g}."
+        )
+
+    def all_wrong(self) -> str:
+        """Return that labels may be numbered in two ways."""
+        other = "id" if self.truth_labels == "order" else "order"
+        return (
+            "No object of the ground truth is found in any image: check that its labels are the model's. Those of COCO files are "
+            f"the ids of categories, or their places from 0; --task boxes:truth_labels={other} takes the other."
         )
 
     def knowing(self, model: Any) -> Boxes:

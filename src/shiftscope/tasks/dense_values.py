@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -21,12 +21,14 @@ from shiftscope.tasks.reading import finite_rows, select_output
 from shiftscope.tasks.task import Task, View
 from shiftscope.tasks.truth_files import MapFiles, Placement
 
-__all__ = ["Depth", "Flow", "relative_error", "scale_invariant_error"]
+__all__ = ["Depth", "Flow", "is_one_value_map", "relative_error", "scale_invariant_error"]
 
 #: Names of a depth map or a flow among several outputs.
 DEPTH, FLOW = ("predicted_depth", "depth"), ("flow", "flows")
 #: A map and the input have the same aspect if the ratios of their sides differ by no more than this.
 ASPECT = 0.05
+#: Fewer numbers along an axis are no map: three landmarks are [image, 3, 3].
+LEAST_SIDE = 4
 
 
 def relative_error(before: Tensor, after: Tensor) -> float:
@@ -59,6 +61,15 @@ def scale_invariant_error(before: Tensor, after: Tensor) -> float:
     ratio = after.double().log() - before.double().log()
     spread = float(ratio.square().mean() - ratio.mean().square())
     return max(spread, 0.0) ** 0.5 if spread > torch.finfo(torch.float32).eps ** 2 else 0.0
+
+
+def is_one_value_map(output: Any, count: int, size: tuple[int, int]) -> bool:
+    """Return whether an output holds one real number per pixel, as of depth or of a mask, in the input's aspect."""
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim not in (3, 4) or len(output) != count:
+        return False
+    height, width = output.shape[-2:]
+    alike = abs(height / width - size[0] / size[1]) <= ASPECT * size[0] / size[1]
+    return (output.ndim == 3 or output.shape[1] == 1) and min(height, width) >= LEAST_SIDE and alike
 
 
 @dataclass(frozen=True)
@@ -99,14 +110,15 @@ class Depth(DenseValues):
     kept: float = 0.05
 
     def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:
-        """Return whether the output has a map of one value per pixel, of the input's aspect."""
+        """Return whether the output names a depth, or is a map of one value per pixel that is no logit, probability or class."""
         if any(isinstance(getattr(output, name, None), Tensor) for name in DEPTH[:1]):
             return True
-        if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim not in (3, 4) or len(output) != count:
+        if isinstance(output, Mapping) and isinstance(output.get("depth"), Tensor):
+            return True
+        if not is_one_value_map(output, count, size):
             return False
-        height, width = output.shape[-2:]
-        alike = abs(height / width - size[0] / size[1]) <= ASPECT * size[0] / size[1]
-        return (output.ndim == 3 or output.shape[1] == 1) and min(height, width) > 1 and alike
+        whole = bool((output == output.round()).all())
+        return float(output.min()) >= 0 and float(output.max()) > 1 and not whole
 
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Tensor]:
         """Return each image's map, [1, height, width]."""

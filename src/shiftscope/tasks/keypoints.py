@@ -115,7 +115,7 @@ class Keypoints(Task):
         """Return that no instance counts in any image."""
         return (
             f"No image has an instance with a confidence of {self.threshold:g} or more that no border cuts: there is nothing to "
-            "compare. Lower the threshold, as with --task keypoints:threshold=0.3."
+            f"compare. Lower the threshold, as with --task keypoints:threshold={self.threshold / 2:g}."
         )
 
     def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:

@@ -10,7 +10,7 @@ from shiftscope.errors import InputError
 from shiftscope.tasks.answers import Answers
 from shiftscope.tasks.binary import Binary, MultiLabel
 from shiftscope.tasks.boxes import Boxes
-from shiftscope.tasks.dense_values import Depth, Flow
+from shiftscope.tasks.dense_values import Depth, Flow, is_one_value_map
 from shiftscope.tasks.embedding import Embedding
 from shiftscope.tasks.keypoints import Keypoints
 from shiftscope.tasks.segmentation import Segmentation
@@ -97,5 +97,14 @@ def task_of(output: Any, count: int, size: tuple[int, int]) -> Task | None:
         output: what the model returned for a batch.
         count: images in the batch.
         size: (height, width) of the model's input, pixels.
+
+    Raises:
+        InputError: it is one value per pixel, which may be several things.
     """
-    return next((task for task in TASKS.values() if task.shows(output, count, size)), None)
+    found = next((task for task in TASKS.values() if task.shows(output, count, size)), None)
+    if found is None and is_one_value_map(output, count, size):
+        raise InputError(
+            "the model returns one real number for each pixel, which may be a depth, a logit or a probability.",
+            "Name it with --task depth, segmentation or segmentation:given=probabilities; return classes as whole numbers.",
+        )
+    return found

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Integer
 from torch import Tensor
+from torch.nn import functional
 
 from shiftscope.errors import InputError
 from shiftscope.tasks.dense import aligned, mean_map, of_size
@@ -25,6 +26,10 @@ __all__ = ["NAMES", "ClassMap", "Segmentation", "intersections"]
 
 #: Names that libraries give the map among several outputs.
 NAMES = ("logits", "out")
+#: Classes that a map of whole numbers may have.
+MOST_CLASSES = 256
+#: Maps of ground truth of which labels are looked at before anything is measured.
+LOOKED_AT = 16
 
 
 class ClassMap(NamedTuple):
@@ -49,9 +54,13 @@ def intersections(one: Tensor, other: Tensor, classes: int) -> tuple[Tensor, Ten
 class Segmentation(Task):
     """Classes of pixels, [image, class, height, width] before the softmax; maps of another size than the input are enlarged.
 
+    One channel, [image, 1, height, width], holds a logit of the second of two classes, or its probability, and counts from a
+    probability of 0.5 on. Whole numbers, [image, height, width] or with one channel, are the classes themselves.
+
     Attributes:
         ignored: the label of ground truth that stands for no class.
         kept: least share of pixels with the same class at which a map counts as kept.
+        given: what a single channel holds, ``logits`` or ``probabilities``.
     """
 
     moves: ClassVar[bool | None] = True
@@ -60,22 +69,48 @@ class Segmentation(Task):
     truth_measures: tuple[str, ...] = ("truth_iou", "truth_pixels")
     ignored: int = 255
     kept: float = 0.99
+    given: str = "logits"
+
+    def __post_init__(self) -> None:
+        if self.given not in ("logits", "probabilities"):
+            raise InputError(f"`given` of task 'segmentation' must be logits or probabilities, got {self.given!r}.")
+
+    def shows(self, output: Any, count: int, size: tuple[int, int]) -> bool:
+        """Return whether the output is a map of whole numbers."""
+        if not isinstance(output, Tensor) or output.is_floating_point() or output.is_complex() or len(output) != count:
+            return False
+        one_channel = output.ndim == 3 or (output.ndim == 4 and output.shape[1] == 1)
+        return one_channel and min(output.shape[-2:]) > 1
 
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[ClassMap]:
         """Return each image's top classes."""
+        found = select_output(output, None, NAMES)
+        if not found.is_floating_point():
+            return _as_class_maps(found, count, size)
         found = self._scores(output, count)
         maps, classes = of_size(finite_rows(found), size), found.shape[1]
         kind = torch.uint8 if classes <= 256 else torch.int32
         return [ClassMap(each, classes) for each in maps.argmax(dim=1).to(kind)]
 
     def _scores(self, output: Any, count: int) -> Tensor:
+        """Return the scores in an output, [image, class, height, width], of two classes where the model returns one channel."""
         found = select_output(output, None, NAMES)
-        if found.ndim != 4 or len(found) != count or found.shape[1] < 2:
+        if found.ndim != 4 or len(found) != count or not found.is_floating_point():
             raise InputError(
-                f"task 'segmentation' needs [image, class, height, width] for {count} images, got shape {tuple(found.shape)}.",
+                f"task 'segmentation' needs scores [image, class, height, width], or classes as whole numbers [image, height, "
+                f"width], for {count} images, got {found.dtype} of shape {tuple(found.shape)}.",
                 "Choose another --task or `output`.",
             )
-        return found
+        return self._of_two(found) if found.shape[1] == 1 else found
+
+    def _of_two(self, found: Tensor) -> Tensor:
+        """Return the scores of two classes, whose softmax is the probability of the second, [image, 2, height, width]."""
+        if self.given == "probabilities":
+            low, high = float(found.min()), float(found.max())
+            if low < 0 or high > 1:
+                raise InputError(f"the model returns {low:.3g} to {high:.3g}, which are not probabilities.", "Leave `given` out.")
+            found = found.logit(eps=torch.finfo(found.dtype).eps)
+        return torch.cat([torch.zeros_like(found), found], dim=1)
 
     def place_back(self, output: Any, placing: Placing) -> Tensor:
         """Return the classes' scores, moved along, [image, class, height, width]."""
@@ -105,10 +140,21 @@ class Segmentation(Task):
         if truth is not None:
             known, _ = aligned(truth, after.tops, view)
             counted = known != self.ignored
+            self._check_labels(known[counted], before.classes)
             right = known[counted], other[counted]
             found["truth_iou"] = _mean_iou(*intersections(*right, before.classes))
             found["truth_pixels"] = _mean(right[0] == right[1])
         return found
+
+    def _check_labels(self, known: Tensor, classes: int) -> None:
+        """Refuse labels of ground truth that are no classes of the model."""
+        wrong = known[(known < 0) | (known >= classes)]
+        if len(wrong):
+            label = int(wrong[0])
+            raise InputError(
+                f"`truth` has pixels of label {label}, and the model has classes 0 to {classes - 1}.",
+                f"If {label} stands for no class, use --task segmentation:ignored={label}; else number the classes from 0.",
+            )
 
     def rule(self, reach: int) -> str:
         """Return how many pixels keep their class."""
@@ -131,8 +177,19 @@ class Segmentation(Task):
         return found.long()
 
     def open_truth(self, path: Path, names: Sequence[str], placement: Placement) -> MapFiles:
-        """Return the maps of labels in a folder."""
-        return MapFiles.open(path, names, placement, _labels)
+        """Return the maps of labels in a folder.
+
+        Raises:
+            InputError: they hold nothing but 0 and the label that stands for no class, as masks of 0 and 255 do.
+        """
+        found = MapFiles.open(path, names, placement, _labels)
+        labels = {label for each in found.some(LOOKED_AT) for label in each.unique().tolist()}
+        if labels == {0, self.ignored}:
+            raise InputError(
+                f"the maps in {path} hold only the labels 0 and {self.ignored}, and {self.ignored} stands for no class.",
+                "Save the pixels of the object as 1.",
+            )
+        return found
 
     def tally(self, before: ClassMap, after: ClassMap, view: View, truth: Tensor | None) -> dict[str, Tensor]:
         """Return pixels of each class in both maps and in either."""
@@ -150,6 +207,21 @@ class Segmentation(Task):
     def words(self, share: str, value: str, moved: str) -> str:
         """Return the pixel agreement in a sentence."""
         return f"The answer stays the same for {share} of pixels when images move {moved}."
+
+
+def _as_class_maps(found: Tensor, count: int, size: tuple[int, int]) -> list[ClassMap]:
+    """Return the class maps that a model returns as whole numbers."""
+    maps = found[:, 0] if found.ndim == 4 and found.shape[1] == 1 else found
+    if maps.ndim != 3 or len(maps) != count:
+        raise InputError(
+            f"task 'segmentation' needs whole numbers [image, height, width] for {count} images, got shape {tuple(found.shape)}.",
+            "Choose another --task or `output`.",
+        )
+    low, high = int(maps.long().min()), int(maps.long().max())
+    if low < 0 or high >= MOST_CLASSES:
+        raise InputError(f"the model returns classes of pixels from {low} to {high}, and they must be 0 to {MOST_CLASSES - 1}.")
+    enlarged = functional.interpolate(maps[:, None].float().cpu(), size, mode="nearest-exact")[:, 0]
+    return [ClassMap(each, MOST_CLASSES) for each in enlarged.to(torch.uint8)]
 
 
 def _labels(values: np.ndarray) -> Tensor:

@@ -127,6 +127,10 @@ class Task(ABC):
         """Return why no image may have a value for the leading measure, in a sentence; empty without a reason."""
         return ""
 
+    def all_wrong(self) -> str:
+        """Return why the ground truth may never agree with any answer, in a sentence; empty without a reason."""
+        return ""
+
     def knowing(self, model: Any) -> Task:
         """Return the task with what the model itself says of its output, such as its configuration."""
         return self
@@ -206,6 +210,18 @@ class Task(ABC):
             InputError: it is not this task's, or of another size.
         """
         return truth
+
+    def tally_answers(self, answers: Sequence[Any]) -> dict[str, Tensor]:
+        """Return sums over the answers to unshifted images that :meth:`doubts` needs; empty if it needs none."""
+        return {}
+
+    def doubts(self, sums: Mapping[str, Tensor]) -> list[str]:
+        """Return why a model's outputs are probably read wrongly, in sentences; empty without a reason.
+
+        Args:
+            sums: of :meth:`tally_answers`, over all images.
+        """
+        return []
 
     def tally(self, before: Any, after: Any, view: View, truth: Any) -> dict[str, Tensor]:
         """Return sums of two answers that add up over images and shifts; empty if the task has none."""

@@ -15,7 +15,7 @@ import numpy as np
 from shiftscope.errors import InputError
 from shiftscope.runtime.inputs import parse_json, read_bytes, reading
 from shiftscope.tasks.objects import Objects
-from shiftscope.tasks.truth_files import LARGEST_TRUTH, Placement
+from shiftscope.tasks.truth_files import LARGEST_TRUTH, Placement, matched
 
 __all__ = ["coco_objects", "open_objects", "yolo_objects"]
 
@@ -56,8 +56,7 @@ def coco_objects(path: Path, names: Sequence[str], placement: Placement, *, orde
         for each in annotations:
             rows[_known(path, each, rows, categories)].append(_row(path, each))
     labels = {number: place if order else number for place, number in enumerate(categories)}
-    by_name = {Path(name).name: number for name, number in known.items()}
-    numbers = [known.get(name, by_name.get(Path(name).name)) for name in names]
+    numbers = matched(names, known)
     return [None if number is None else _placed(rows[number], sizes[number], placement, labels) for number in numbers]
 
 
@@ -117,23 +116,21 @@ def yolo_objects(path: Path, names: Sequence[str], placement: Placement) -> list
             "Check the path.",
         )
     files, texts = _by_name(pictures, SUFFIXES), _by_name(labels, frozenset((".txt",)))
+    stems = [Path(name).with_suffix("").as_posix() for name in names]
     found: list[Objects | None] = []
-    for name in names:
-        stem = Path(name).with_suffix("").as_posix()
-        picture = files.get(stem, files.get(Path(stem).name))
-        text = texts.get(stem, texts.get(Path(stem).name))
+    for picture in matched(stems, {stem: stem for stem in files}):
         if picture is None:
             found.append(None)
             continue
-        size = _size(picture)
+        text, size = texts.get(picture), _size(files[picture])  # without a text there is no object in it
         found.append(_placed([] if text is None else _lines(text, size), size, placement))
     return found
 
 
 def _by_name(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    """Return the files of a folder by their path in it and by their name alone, both without the ending."""
+    """Return the files of a folder by their path in it, without the ending."""
     files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in suffixes]
-    return {file.stem: file for file in files} | {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
 def _size(file: Path) -> tuple[int, int]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 from shiftscope.errors import InputError
 from shiftscope.runtime.inputs import read_bytes, reading
 
-__all__ = ["LARGEST_TRUTH", "MapFiles", "Placement", "named_values"]
+__all__ = ["LARGEST_TRUTH", "MapFiles", "Placement", "matched", "named_values"]
+
+T = TypeVar("T")
 
 #: Largest file of ground truth, bytes.
 LARGEST_TRUTH = 1 << 31
@@ -77,9 +80,8 @@ class MapFiles(Sequence[Any]):
         found = {
             file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.rglob("*") if file.suffix in SUFFIXES
         }
-        by_stem = {name.rpartition("/")[2]: file for name, file in found.items()}
         wanted = [Path(name).with_suffix("").as_posix() for name in names]
-        files = tuple(found.get(name, by_stem.get(name.rpartition("/")[2])) for name in wanted)
+        files = tuple(matched(wanted, found))
         if not any(files):
             raise InputError(
                 f"`truth` {folder} holds no map for any of {len(names)} images ({', '.join(SUFFIXES)}).",
@@ -91,6 +93,11 @@ class MapFiles(Sequence[Any]):
         """Return the number of images."""
         return len(self.files)
 
+    def some(self, count: int) -> Iterator[Any]:
+        """Yield the maps of so many images, spread evenly over those that have one."""
+        known = [number for number, file in enumerate(self.files) if file is not None]
+        yield from (self[number] for number in known[:: max(1, len(known) // count)][:count])
+
     def __getitem__(self, number: Any) -> Any:
         """Return the map of an image, [height, width] of the model's input; None where it has none."""
         file = self.files[number]
@@ -101,6 +108,33 @@ class MapFiles(Sequence[Any]):
         rows = _nearest(values.shape[0], tall)[top : top + self.placement.size]
         columns = _nearest(values.shape[1], wide)[left : left + self.placement.size]
         return self.convert(values[rows][:, columns])
+
+
+def matched(names: Sequence[str], known: Mapping[str, T]) -> list[T | None]:
+    """Return what is known of each image by its name; None where nothing is.
+
+    A name in other folders counts where no other image and nothing else known has its last part. But where folders agree for some
+    image, they tell images apart: then a name with folders needs the same folders.
+
+    Args:
+        names: of images, with folders.
+        known: name -> value.
+
+    >>> matched(["b/1.png", "2.png"], {"a/1.png": "one", "train/2.png": "two"})
+    ['one', 'two']
+    >>> matched(["a/1.png", "b/1.png"], {"a/1.png": "one"})
+    ['one', None]
+    """
+    ours, theirs = (Counter(name.rpartition("/")[2] for name in each) for each in (names, known))
+    agree = any("/" in name for name in names if name in known)
+    alone = {name.rpartition("/")[2]: (name, value) for name, value in known.items() if theirs[name.rpartition("/")[2]] == 1}
+    found: list[T | None] = []
+    for name in names:
+        last = name.rpartition("/")[2]
+        other = alone.get(last) if ours[last] == 1 else None
+        elsewhere = other is not None and agree and "/" in name and "/" in other[0]
+        found.append(known[name] if name in known else None if other is None or elsewhere else other[1])
+    return found
 
 
 def _nearest(size: int, scaled: int) -> np.ndarray:
@@ -136,7 +170,8 @@ def named_values(file: Path, names: Sequence[str]) -> list[Any]:
         content = json.loads(read_bytes(file, limit=LARGEST_TRUTH))
     if not isinstance(content, Mapping):
         raise InputError(f"{file} must map names of images to values.", 'Give an object like {"cat/1.jpg": 1}.')
-    found = [content.get(name, content.get(Path(name).stem)) for name in names]
+    stems = matched([Path(name).with_suffix("").as_posix() for name in names], content)
+    found = [stem if each is None else each for each, stem in zip(matched(names, content), stems, strict=True)]
     if all(each is None for each in found):
         example = names[0] if names else "1.jpg"
         raise InputError(f"{file} holds none of the names of {len(names)} images.", f"The first one is {example!r}.")
