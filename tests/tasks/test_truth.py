@@ -93,7 +93,8 @@ def changed(**changes: Any) -> dict[str, Any]:
     [
         ("not json", "is damaged, or is not JSON of COCO"),
         ({"images": []}, "is damaged, or is not JSON of COCO"),
-        (changed(bbox=[1, 2, 3]), "is damaged, or is not JSON of COCO"),
+        (changed(bbox=[1, 2, 3]), "annotation 1 has no bbox of four numbers"),
+        (changed(bbox=None), "annotation 1 has no bbox of four numbers"),
         (changed(bbox=[1, 2, -3, 4]), "annotation 1 has the bbox"),
         (changed(bbox=[1, 2, float("nan"), 4]), "annotation 1 has the bbox"),
         (changed(category_id=5), "annotation 1 has category 5, which is not listed"),

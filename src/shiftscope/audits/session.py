@@ -205,7 +205,7 @@ class Session:
         measurer = Measurer(
             counted, protocols, framing, kind=kind, labelled=labelled and not mismatch, batch_size=options.batch_size
         )
-        notes = (mismatch, *_notes(protocols, framing, kind))
+        notes = (mismatch, _map_words(output) if kind == "maps" else "", *_notes(protocols, framing, kind))
         return cls(measurer, framing, kind, output.shape[1], tuple(example.shape[1:]), tuple(note for note in notes if note))
 
     @classmethod
@@ -321,6 +321,15 @@ def _label_mismatch(kind: Kind, outputs: int, classes: int | None) -> str:
     if classes is not None and outputs != classes:
         return f"Labels are ignored: the model has {outputs} classes, the data {classes}."
     return ""
+
+
+def _map_words(output: Tensor) -> str:
+    """Return what an output that nothing names is taken for."""
+    classes, height, width = output.shape[1:]
+    return (
+        f"The output is taken as scores of {classes:,} classes at {height}x{width} positions. If it is something else, such as "
+        "heatmaps or features, name its task or wrap the model."
+    )
 
 
 def _notes(protocols: Sequence[Protocol], framing: Framing, kind: Kind) -> Iterator[str]:

@@ -34,9 +34,13 @@ def select_output(raw: Any, output: str | int | None, prefer: Sequence[str] = ()
     if output is None and len(tensors) == 1:
         return next(iter(tensors.values()))
     if str(output) not in tensors:
+        if not tensors:
+            raise InputError(f"the model returns no tensor, but {type(raw).__name__}.", "Return tensors of torch.")
         reason = "`output` is not given" if output is None else f"`output` is {output!r}"
-        names = ", ".join(repr(name) for name in tensors) or f"no tensor, but {type(raw).__name__}"
-        raise InputError(f"the model returns {names}; {reason}.", "Choose one of its outputs.")
+        names = ", ".join(repr(name) for name in tensors)
+        raise InputError(
+            f"the model returns {names}; {reason}.", "Choose one of its outputs with --output, or name what they are with --task."
+        )
     return tensors[str(output)]
 
 

@@ -72,6 +72,8 @@ def _known(path: Path, each: Mapping[str, Any], images: Mapping[Any, Any], categ
 
 def _row(path: Path, each: Mapping[str, Any]) -> tuple[float, float, float, float, int, float, bool]:
     """Return (x1, y1, x2, y2, category, area, crowd) of an annotation, in pixels of its image."""
+    if not isinstance(each.get("bbox"), list) or len(each["bbox"]) != 4:
+        raise InputError(f"{path}: annotation {each.get('id', 'without an id')} has no bbox of four numbers.", FORM)
     x, y, width, height = (float(value) for value in each["bbox"])
     area = float(each.get("area", width * height))
     if not np.isfinite([x, y, width, height, area]).all() or min(width, height, area) < 0:
