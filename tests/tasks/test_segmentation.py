@@ -181,3 +181,9 @@ def test_masks_of_0_and_255_are_refused(tmp_path: Path) -> None:
         find_task("segmentation").open_truth(tmp_path, names, place)
     Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "2.png")
     assert len(find_task("segmentation").open_truth(tmp_path, names, place)) == 3
+
+
+def test_maps_that_nothing_names_say_what_they_are_taken_for() -> None:
+    found = ss.audit(pixelwise, photos(), max_shift=2)
+    assert found.task == ""
+    assert f"The output is taken as scores of 6 classes at {SIZE}x{SIZE} positions." in " ".join(found.notes)
