@@ -53,7 +53,8 @@ def images(count: int = 6, size: int = 24) -> Tensor:
 
 
 def explained(model: nn.Module, **options: Any) -> TaskExplanation:
-    found = explain(model.eval(), options.pop("images", images()), shifts=2, **options)
+    named = {"task": "depth"} if isinstance(model, Maps) else {}  # values below 1 may be those of a mask
+    found = explain(model.eval(), options.pop("images", images()), shifts=2, **{**named, **options})
     assert isinstance(found, TaskExplanation)
     return found
 

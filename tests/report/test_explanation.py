@@ -66,7 +66,7 @@ class Depth(nn.Module):
 
 @pytest.fixture(scope="module")
 def of_task() -> TaskExplanation:
-    found = explain(Depth().eval(), torch.rand(5, 1, 24, 24), max_shift=2, shifts=2, name="<b>mine</b>")
+    found = explain(Depth().eval(), torch.rand(5, 1, 24, 24), max_shift=2, shifts=2, name="<b>mine</b>", task="depth")
     assert isinstance(found, TaskExplanation)
     return found
 

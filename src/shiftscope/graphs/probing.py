@@ -183,10 +183,10 @@ def restoring_modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def restoring(model: nn.Module, *, values: bool = True) -> Iterator[None]:
-    """Restore every part's modes, attributes, parameters and buffers afterwards.
+    """Restore every part's modes, attributes, parameters and buffers afterwards, and remove hooks that it got meanwhile.
 
     While it is traced, a ``forward`` that stores its maps, or caches them in a dictionary, stores proxies, and torch.fx stores
-    constants in the model.
+    constants in the model. A first call may add hooks, and note it in an attribute. Hooks that lazy layers remove stay removed.
 
     Args:
         model: the model.
@@ -197,6 +197,7 @@ def restoring(model: nn.Module, *, values: bool = True) -> Iterator[None]:
         for part in model.modules()
         if not isinstance(part, torch.jit.ScriptModule)
     }
+    hooks = [(held, set(held)) for part in before for held in _hooks(part)]
     # A norm in training mode changes its statistics, and not all operators count that as a change in place.
     with restoring_modes(model), _Values(model) if values else nullcontext():
         try:
@@ -206,12 +207,22 @@ def restoring(model: nn.Module, *, values: bool = True) -> Iterator[None]:
                 for held, content in holders:
                     held.clear()
                     held.update(content)
+            for held, known in hooks:
+                for key in held.keys() - known:
+                    del held[key]
 
 
 def _caches(part: nn.Module) -> Iterator[dict[Any, Any]]:
-    """Yield a part's attributes that are dictionaries of its own, and those of its hooks, which a first call may add."""
+    """Yield a part's attributes that are dictionaries of its own."""
     for name, value in vars(part).items():
-        if (type(value) is dict and not name.startswith("_")) or (isinstance(value, dict) and name.endswith("_hooks")):
+        if type(value) is dict and not name.startswith("_"):
+            yield value
+
+
+def _hooks(part: nn.Module) -> Iterator[dict[Any, Any]]:
+    """Yield a part's dictionaries of hooks."""
+    for name, value in vars(part).items():
+        if isinstance(value, dict) and name.endswith("_hooks"):
             yield value
 
 

@@ -34,6 +34,8 @@ def select_output(raw: Any, output: str | int | None, prefer: Sequence[str] = ()
     if output is None and len(tensors) == 1:
         return next(iter(tensors.values()))
     if str(output) not in tensors:
+        if isinstance(raw, Tensor):
+            raise InputError(f"the model returns a single tensor; `output` is {output!r}.", "Leave `output` out.")
         if not tensors:
             raise InputError(f"the model returns no tensor, but {type(raw).__name__}.", "Return tensors of torch.")
         reason = "`output` is not given" if output is None else f"`output` is {output!r}"
