@@ -41,7 +41,12 @@ def test_hooks_of_a_first_call_go_with_the_attribute_that_counts_them() -> None:
 def test_fix_of_a_transformer_that_never_ran_equals_that_of_one_that_ran() -> None:
     transformers = importable("transformers", "transformers")
     config = transformers.SegformerConfig(
-        hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 1, 1], decoder_hidden_size=8, num_labels=6
+        hidden_sizes=[8, 8, 8, 8],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 1, 1],
+        decoder_hidden_size=8,
+        num_labels=6,
+        initializer_range=0.5,
     )
     images, outputs = torch.rand(2, 3, 64, 64), []
     for ran in (True, False):
@@ -52,6 +57,7 @@ def test_fix_of_a_transformer_that_never_ran_equals_that_of_one_that_ran() -> No
             # A file's fixes are applied to a model that was just made.
             fixed = Fix(kind="blur", filter_size=3).apply(model, image=(3, 64, 64) if ran else None).model
             outputs.append(fixed(images).logits)
-            assert plain is None or torch.equal(model(images).logits, plain)
-            assert plain is None or not torch.equal(outputs[0], plain)
-    assert torch.equal(*outputs)
+            if plain is not None:
+                torch.testing.assert_close(model(images).logits, plain)
+                assert not torch.allclose(outputs[0], plain, atol=1e-3)
+    torch.testing.assert_close(*outputs)

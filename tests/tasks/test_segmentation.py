@@ -183,6 +183,11 @@ def test_masks_of_0_and_255_are_refused(tmp_path: Path) -> None:
     assert len(find_task("segmentation").open_truth(tmp_path, names, place)) == 3
 
 
+def test_maps_of_nothing_but_the_ignored_background_are_read(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "0.png")
+    assert len(find_task("segmentation:ignored=0").open_truth(tmp_path, ["0.png"], Placement(8, None))) == 1
+
+
 def test_maps_that_nothing_names_say_what_they_are_taken_for() -> None:
     found = ss.audit(pixelwise, photos(), max_shift=2)
     assert found.task == ""

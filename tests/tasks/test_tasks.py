@@ -90,15 +90,19 @@ def test_one_value_per_pixel_that_may_be_several_things_is_asked_for(model: Call
 
 @pytest.mark.parametrize(("name", "channels"), [("binary", 1), ("multilabel", 3)])
 def test_probabilities_that_are_read_as_logits_are_a_warning(name: str, channels: int) -> None:
-    noisy = lambda batch: (40 * (batch[:, :channels, 3, 3] - 0.5)).sigmoid()  # noqa: E731
+    def logits(batch: Tensor) -> Tensor:
+        return 40 * (batch[:, :channels, 3, 3] - 0.5)
+
+    def noisy(batch: Tensor) -> Tensor:
+        return logits(batch).sigmoid()
+
     found = ss.audit(noisy, photos(12), task=name, max_shift=2)
     assert found.estimate("mouton2020", "label_flips").value == 0
     assert found.warnings[0].endswith(f"if the model ends in a sigmoid, add --task {name}:given=probabilities.")
     right = ss.audit(noisy, photos(12), task=f"{name}:given=probabilities", max_shift=2)
     assert right.estimate("mouton2020", "label_flips").value > 0.1
     assert right.warnings == ()
-    logits = ss.audit(lambda batch: 40 * (batch[:, :channels, 3, 3] - 0.5), photos(12), task=name, max_shift=2)
-    assert logits.warnings == ()
+    assert ss.audit(logits, photos(12), task=name, max_shift=2).warnings == ()
 
 
 @pytest.mark.parametrize("name", ["segmentation", "multilabel", "answers", "embedding"])
@@ -113,11 +117,14 @@ def test_answers_that_are_all_the_same_are_a_warning(name: str) -> None:
     assert found.warnings == ("All 8 images get the same answer, so their stability says nothing about the model.",)
 
 
+def ramp(batch: Tensor) -> Tensor:
+    """A depth of 1 to 12 from left to right, whatever the image."""
+    return torch.arange(1.0, SIZE + 1).expand(len(batch), SIZE, SIZE)
+
+
 def test_depth_map_that_stays_in_place_has_the_error_of_its_own_movement() -> None:
     """A ramp of 1 to 12 that does not move: moved back by one column it differs by 1 in eleven columns, and by 11 in one."""
-    ramp = torch.arange(1.0, SIZE + 1).expand(SIZE, SIZE)
-    model = lambda batch: ramp.expand(len(batch), SIZE, SIZE)  # noqa: E731
-    found = ss.audit(model, photos(), task="depth", protocols=[along(((0, 1),))])
+    found = ss.audit(ramp, photos(), task="depth", protocols=[along(((0, 1),))])
     assert found.estimate("path", "depth_change").value == pytest.approx(22 / 12)
     assert found.estimate("path", "depth_error").value == pytest.approx(22 / 12 / 6.5)
     ratios = [log((column % SIZE + 1) / column) for column in range(1, SIZE + 1)]
@@ -128,9 +135,7 @@ def test_depth_map_that_stays_in_place_has_the_error_of_its_own_movement() -> No
 
 def test_depth_is_compared_where_both_views_see_the_image() -> None:
     """Zero fill, ramp in place, moved by three columns: each of nine columns differs by 3."""
-    ramp = torch.arange(1.0, SIZE + 1).expand(SIZE, SIZE)
-    model = lambda batch: ramp.expand(len(batch), SIZE, SIZE)  # noqa: E731
-    found = ss.audit(model, photos(), task="depth", protocols=[along(((0, 3),), circular=False)])
+    found = ss.audit(ramp, photos(), task="depth", protocols=[along(((0, 3),), circular=False)])
     assert found.estimate("path", "depth_change").value == pytest.approx(3)
     assert found.estimate("path", "depth_error").value == pytest.approx(3 / 5)
 

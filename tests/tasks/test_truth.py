@@ -178,7 +178,11 @@ def test_image_of_yolo_without_a_text_has_no_objects_of_another_folder(tmp_path:
         (["b/1.png", "a/2.png"], ["a/1.png", "a/2.png"], [None, "a/2.png"]),  # folders tell images apart
         (["1.png"], ["a/1.png", "b/1.png"], [None]),
         (["1.png", "2.png"], ["train/1.png", "train/2.png"], ["train/1.png", "train/2.png"]),
-        (["val/1.png"], ["val2017/1.png"], ["val2017/1.png"]),
+        (["val/1.png"], ["val2017/1.png"], [None]),
+        (["b/1.png"], ["a/1.png"], [None]),  # a/1.png is there, and not selected
+        (["b/1.png"], ["coco/b/1.png", "coco/a/1.png"], ["coco/b/1.png"]),
+        (["a/1.png", "b/1.png"], ["1.png"], [None, None]),
+        (["1.png", "a/1.png"], ["1.png"], ["1.png", None]),
         (["cat/1.png"], ["1.png"], ["1.png"]),
     ],
 )

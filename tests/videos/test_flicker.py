@@ -51,7 +51,10 @@ def test_answers_change_where_the_model_changes_them(answer: Any, changes: list[
 
 def test_depth_changes_by_its_relative_error() -> None:
     """Depths of 1, 2 and 3: the relative error to the frame before is 1 and then a half."""
-    model = lambda batch: (1.0 + number(batch))[:, None, None, None].expand(-1, 1, 6, 6)  # noqa: E731
+
+    def model(batch: Tensor) -> Tensor:
+        return (1.0 + number(batch))[:, None, None, None].expand(-1, 1, 6, 6)
+
     found = frames_flicker(model, video(3), task="depth")
     assert found.task == "depth"
     assert found.changes[0].tolist() == pytest.approx([1, 0.5])

@@ -18,6 +18,7 @@ from shiftscope.audits.results import Audit, assemble
 from shiftscope.audits.sequences import is_sequence
 from shiftscope.audits.task_measuring import TaskMeasurer
 from shiftscope.audits.views import Framing
+from shiftscope.audits.wording import map_words
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.batches import Images, Labels, batches_of, images_in
 from shiftscope.engine.checks import check_classes, device_of, evaluating
@@ -205,7 +206,7 @@ class Session:
         measurer = Measurer(
             counted, protocols, framing, kind=kind, labelled=labelled and not mismatch, batch_size=options.batch_size
         )
-        notes = (mismatch, _map_words(output) if kind == "maps" else "", *_notes(protocols, framing, kind))
+        notes = (mismatch, map_words(*output.shape[1:]) if kind == "maps" else "", *_notes(protocols, framing, kind))
         return cls(measurer, framing, kind, output.shape[1], tuple(example.shape[1:]), tuple(note for note in notes if note))
 
     @classmethod
@@ -321,15 +322,6 @@ def _label_mismatch(kind: Kind, outputs: int, classes: int | None) -> str:
     if classes is not None and outputs != classes:
         return f"Labels are ignored: the model has {outputs} classes, the data {classes}."
     return ""
-
-
-def _map_words(output: Tensor) -> str:
-    """Return what an output that nothing names is taken for."""
-    classes, height, width = output.shape[1:]
-    return (
-        f"The output is taken as scores of {classes:,} classes at {height}x{width} positions. If it is something else, such as "
-        "heatmaps or features, name its task or wrap the model."
-    )
 
 
 def _notes(protocols: Sequence[Protocol], framing: Framing, kind: Kind) -> Iterator[str]:

@@ -26,6 +26,7 @@ from shiftscope.audits.sequences import NEIGHBOURS, FrameKey, as_change, frame_s
 from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views, views_of
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.formats import module_is_quicker
+from shiftscope.engine.task_trials import apart
 from shiftscope.errors import InputError
 from shiftscope.measures import MEASURES
 from shiftscope.radii import ShiftGrid, task_radii
@@ -269,12 +270,10 @@ class _Block:
 
     def _references(self, answers: Sequence[Any]) -> Sums:
         """Return sums over unshifted images: by how much answers of neighbours differ, and what the task needs of them."""
-        lead, size = self.task.measures[0], self.measurer.framing.size
-        views = [View((0, 0), size, circular=False, image=place, references=self._gathered) for place in range(len(answers) - 1)]
-        found = self.task.compare_all([Pair(*each, None) for each in zip(answers, answers[1:], views, strict=False)])
-        apart = torch.tensor([each.get(lead, nan) for each in found], dtype=torch.float64)
-        apart = (1 - apart if MEASURES[lead].better == "more" else apart)[apart.isfinite()]
-        return {"pairs": torch.tensor(float(len(apart))), "apart": apart.sum(), **self.task.tally_answers(answers)}
+        view = View((0, 0), self.measurer.framing.size, circular=False, reach=self.measurer.reach, references=self._gathered)
+        found = apart(self.task, answers, view, self.task.measures[0])
+        known = found[found.isfinite()]
+        return {"pairs": torch.tensor(float(len(known))), "apart": known.sum(), **self.task.tally_answers(answers)}
 
     @cached_property
     def values(self) -> Float[Tensor, "pair measure"]:

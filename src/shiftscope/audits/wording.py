@@ -11,7 +11,7 @@ from shiftscope.measures import MEASURES
 from shiftscope.tables import percent, plus_minus
 from shiftscope.tasks import TASKS, Task
 
-__all__ = ["Row", "changed_images", "cost_sentence", "shifts_of", "verdict"]
+__all__ = ["Row", "changed_images", "cost_sentence", "map_words", "shifts_of", "verdict"]
 
 #: The measures of which the first one that an audit has is the verdict.
 LEADING = ("top1_change", "all_agree", "worst_case", "neighbour_change", "mASSC", "mcs")
@@ -149,3 +149,11 @@ def changed_images(changed: Sequence[Changed]) -> str:
         for each in changed[:CHANGED]
     )
     return f"Images that change most, by number, with shift (dy, dx) and {what}: {listed}."
+
+
+def map_words(classes: int, height: int, width: int) -> str:
+    """Return what maps that nothing names are taken for, in a note."""
+    return (
+        f"The output is taken as scores of {classes:,} classes at {height}x{width} positions. If it is something else, such as "
+        "heatmaps or features, name its task or wrap the model."
+    )

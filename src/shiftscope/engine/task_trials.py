@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import nan
 from typing import Any
 
@@ -22,7 +23,7 @@ from shiftscope.tasks import Pair, Task, Truth, View, find_task, task_of
 from shiftscope.tasks.reading import select_output
 from shiftscope.tasks.segmentation import NAMES, Segmentation
 
-__all__ = ["TaskTrial", "TaskValues", "change_bounds", "graded", "run_model", "task_for", "the_change"]
+__all__ = ["TaskTrial", "TaskValues", "apart", "change_bounds", "graded", "run_model", "task_for", "the_change"]
 
 #: Images whose answers are kept together: those that an embedding's neighbours are looked for among.
 BLOCK = 64
@@ -63,7 +64,7 @@ class TaskValues:
 
     def changes(self, task: Task) -> Float[Tensor, "image shift"]:
         """Return the same at each shift."""
-        return _as_change(task, self.values[graded(task)])
+        return _as_change(graded(task), self.values[graded(task)])
 
     def collapsed(self, before: TaskValues) -> bool:
         """Return whether a changed model gives all images much the same answer, and the model before the change does not."""
@@ -95,8 +96,22 @@ def change_bounds(task: Task) -> tuple[float, float]:
     return (1 - high, 1 - low) if MEASURES[graded(task)].better == "more" else (low, high)
 
 
-def _as_change(task: Task, values: Tensor) -> Tensor:
-    return 1 - values if MEASURES[graded(task)].better == "more" else values
+def _as_change(measure: str, values: Tensor) -> Tensor:
+    return 1 - values if MEASURES[measure].better == "more" else values
+
+
+def apart(task: Task, answers: Sequence[Any], view: View, measure: str) -> Float[Tensor, " pair"]:
+    """Return by how much each answer to an unshifted image differs from that to the next one; NaN where that is not defined.
+
+    Args:
+        task: what the answers are.
+        answers: to all unshifted images of a block, in order.
+        view: of the first one, without a shift.
+        measure: one of the task's, as an error or as 1 minus an agreement.
+    """
+    pairs = [Pair(one, other, replace(view, image=place), None) for place, (one, other) in enumerate(pairwise(answers))]
+    values = [each.get(measure, nan) for each in task.compare_all(pairs)]
+    return _as_change(measure, torch.tensor(values, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -174,11 +189,8 @@ class TaskTrial:
 
     def _apart(self, references: Sequence[Any], gathered: Any) -> Float[Tensor, " image"]:
         """Return by how much each unshifted answer differs from the next one's; NaN of the last."""
-        still = torch.zeros(2, dtype=self.shifts.dtype)
-        views = [self._view(still, image, gathered) for image in range(len(references) - 1)]
-        found = self.task.compare_all([Pair(*each, None) for each in zip(references, references[1:], views, strict=False)])
-        values = torch.tensor([*(each.get(graded(self.task), nan) for each in found), nan], dtype=torch.float64)
-        return _as_change(self.task, values)
+        view = self._view(torch.zeros(2, dtype=self.shifts.dtype), 0, gathered)
+        return torch.cat([apart(self.task, references, view, graded(self.task)), torch.tensor([nan], dtype=torch.float64)])
 
     def _values(self, columns: Sequence[Sequence[dict[str, float]]], records: Sequence[Tensor | None]) -> TaskValues:
         """Return the measures of views, the first of which are unshifted."""

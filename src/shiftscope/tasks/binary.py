@@ -18,8 +18,8 @@ from shiftscope.tasks.task import ROUNDING, Pair, Task, View
 
 __all__ = ["Binary", "MultiLabel"]
 
-#: What logits of 0 and 1 are as probabilities.
-SIGMOID_OF_0, SIGMOID_OF_1 = 0.5, 0.7310585786300049
+#: What logits of 0 and 1 are as probabilities, with room for the rounding of any processor.
+SIGMOID_OF_0, SIGMOID_OF_1 = 0.5 - 1e-9, 0.7310585786 + 1e-9
 #: Logits of fewer images may well all lie between 0 and 1.
 FEW_IMAGES = 8
 

@@ -184,7 +184,7 @@ class Segmentation(Task):
         """
         found = MapFiles.open(path, names, placement, _labels)
         labels = {label for each in found.some(LOOKED_AT) for label in each.unique().tolist()}
-        if labels == {0, self.ignored}:
+        if self.ignored and labels == {0, self.ignored}:
             raise InputError(
                 f"the maps in {path} hold only the labels 0 and {self.ignored}, and {self.ignored} stands for no class.",
                 "Save the pixels of the object as 1.",
@@ -217,7 +217,7 @@ def _as_class_maps(found: Tensor, count: int, size: tuple[int, int]) -> list[Cla
             f"task 'segmentation' needs whole numbers [image, height, width] for {count} images, got shape {tuple(found.shape)}.",
             "Choose another --task or `output`.",
         )
-    low, high = int(maps.long().min()), int(maps.long().max())
+    low, high = (int(each) for each in maps.long().aminmax())
     if low < 0 or high >= MOST_CLASSES:
         raise InputError(f"the model returns classes of pixels from {low} to {high}, and they must be 0 to {MOST_CLASSES - 1}.")
     enlarged = functional.interpolate(maps[:, None].float().cpu(), size, mode="nearest-exact")[:, 0]

@@ -113,28 +113,34 @@ class MapFiles(Sequence[Any]):
 def matched(names: Sequence[str], known: Mapping[str, T]) -> list[T | None]:
     """Return what is known of each image by its name; None where nothing is.
 
-    A name in other folders counts where no other image and nothing else known has its last part. But where folders agree for some
-    image, they tell images apart: then a name with folders needs the same folders.
+    A name counts as another's where one is the end of the other, whole folders at a time, and no third one has either's.
 
     Args:
         names: of images, with folders.
         known: name -> value.
 
-    >>> matched(["b/1.png", "2.png"], {"a/1.png": "one", "train/2.png": "two"})
+    >>> matched(["a/1.png", "2.png"], {"1.png": "one", "train/2.png": "two"})
     ['one', 'two']
     >>> matched(["a/1.png", "b/1.png"], {"a/1.png": "one"})
     ['one', None]
     """
-    ours, theirs = (Counter(name.rpartition("/")[2] for name in each) for each in (names, known))
-    agree = any("/" in name for name in names if name in known)
-    alone = {name.rpartition("/")[2]: (name, value) for name, value in known.items() if theirs[name.rpartition("/")[2]] == 1}
-    found: list[T | None] = []
-    for name in names:
-        last = name.rpartition("/")[2]
-        other = alone.get(last) if ours[last] == 1 else None
-        elsewhere = other is not None and agree and "/" in name and "/" in other[0]
-        found.append(known[name] if name in known else None if other is None or elsewhere else other[1])
-    return found
+    by_last: dict[str, list[str]] = {}
+    for key in known:
+        by_last.setdefault(key.rpartition("/")[2], []).append(key)
+    fitting = [
+        [name] if name in known else [key for key in by_last.get(name.rpartition("/")[2], ()) if _ends_alike(name, key)]
+        for name in names
+    ]
+    taken = Counter(keys[0] for keys in fitting if len(keys) == 1)
+    return [
+        known[keys[0]] if name in known or (len(keys) == 1 and taken[keys[0]] == 1) else None
+        for name, keys in zip(names, fitting, strict=True)
+    ]
+
+
+def _ends_alike(one: str, other: str) -> bool:
+    """Return whether one of two paths is the end of the other."""
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
 def _nearest(size: int, scaled: int) -> np.ndarray:
