@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Tests start hundreds of processes: their bytecode is kept, also where the environment forbids it.
+TEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test quick lint check docs results clean
 

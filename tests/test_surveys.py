@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from shiftscope.engine.outputs import Outputs
@@ -42,6 +43,11 @@ def test_top1_changes_counts_shifts_and_breaks_ties_by_lowest_class() -> None:
     found = top1_changes(outputs_from([[1.0, 2.0], [5.0, 5.0]], [[[0.0, 1.0], [1.0, 0.0]], [[5.0, 5.0], [2.0, 2.0]]]))
     assert found.tolist() == [0.5, 0.0]
     assert correct(torch.tensor([[1.0, 2.0], [5.0, 5.0]]), torch.tensor([1, 1])).tolist() == [True, False]
+
+
+def test_axes_named_in_annotations_are_checked_in_tests() -> None:
+    with pytest.raises(TypeCheckError, match="labels"):
+        correct(torch.zeros(2, 3), torch.zeros(4, dtype=torch.long))
 
 
 @settings(deadline=None)
