@@ -45,6 +45,12 @@ class Volumes(nn.Module):
     def forward(self, images):
         return images[:, :1, None, None]
 
+class Boxes(nn.Module):
+    def forward(self, images):
+        box, score, label = torch.tensor([[2.0, 2, 9, 9]]), torch.ones(1), torch.ones(1, dtype=torch.long)
+        return [{"boxes": box, "scores": score, "labels": label} for _ in images]
+
+def boxes(): return Boxes()
 def exact(): return Depth(1)
 def coarse(): return Depth(4)
 def classes(): return Classes()
@@ -107,6 +113,32 @@ def test_truth_in_files_is_placed_like_the_images(
         assert done.code == 0, done.err
         rows = [row for row in json.loads(done.out)["rows"] if row["protocol"] == "unshifted"]
         assert {row["measure"]: row["estimate"]["value"] for row in rows}[measure] == pytest.approx(best, abs=near)
+
+
+def test_truth_of_images_of_another_shape_is_refused(command: Command) -> None:
+    """Maps that were cut, and sizes of COCO as stored where EXIF turns the photo upright; another scale is no other shape."""
+    options = ("--max-shift", "2", "--protocol", "mouton2020")
+    taller = Image.fromarray(np.zeros((20, 16), np.uint8))
+    taller.save("labels/2.png")
+    done = command(*audited("classes", "--task", "segmentation", "--truth", "labels", *options))
+    cut = "labels/2.png has 16x20 pixels for 2.png, whose upright image has 16x16 (width x height)"
+    assert (done.code, cut in " ".join(done.err.split())) == (2, True), done.err
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save("labels/2.png")
+    assert command(*audited("classes", "--task", "segmentation", "--truth", "labels", *options, size=12)).code == 0
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Path("turned").mkdir()
+    Image.new("RGB", (40, 30)).save("turned/a.jpg", exif=exif)
+    images = [{"id": 1, "file_name": "a.jpg", "height": 30, "width": 40}]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    Path("coco.json").write_text(json.dumps(content))
+    boxes = ("audit", "my_tasks:boxes", "--data", "turned", "--size", "16", "--task", "boxes", "--truth", "coco.json", *options)
+    done = command(*boxes)
+    turned = "coco.json has 40x30 pixels for a.jpg, whose upright image has 30x40 (width x height)"
+    assert (done.code, turned in " ".join(done.err.split())) == (2, True), done.err
+    images[0].update(height=80, width=60)
+    Path("coco.json").write_text(json.dumps(content))
+    assert command(*boxes).code == 0
 
 
 def test_truth_by_name_is_that_of_a_binary_model(command: Command) -> None:

@@ -15,6 +15,9 @@ from shiftscope.tasks.truth_files import LARGEST_TRUTH, Placement
 
 __all__ = ["open_truth", "truth_checksum"]
 
+#: Most images whose sizes are compared with those of their ground truth.
+SIZES = 8
+
 
 def open_truth(path: Path, images: ImageBlocks, task: Task) -> Truth:
     """Return the ground truth of images.
@@ -25,7 +28,7 @@ def open_truth(path: Path, images: ImageBlocks, task: Task) -> Truth:
         task: that reads it.
 
     Raises:
-        InputError: the images have no names, or the truth cannot be read.
+        InputError: the images have no names, or the truth cannot be read or is of images of another shape.
     """
     if not isinstance(images.source, Photos):
         raise InputError("`truth` is matched to images by file name, and these images are not files.", "Give a folder as --data.")
@@ -33,7 +36,8 @@ def open_truth(path: Path, images: ImageBlocks, task: Task) -> Truth:
         raise InputError(f"`truth` {path} does not exist.", "Check the path.")
     shorter = None if images.crop is None else images.crop.shorter
     names = [images.name(number) for number in range(images.count)]
-    return task.open_truth(path, names, Placement(images.size, shorter))
+    step = max(1, -(-images.count // SIZES))
+    return task.open_truth(path, names, Placement(images.size, shorter, images.source.sizes(range(0, images.count, step))))
 
 
 def truth_checksum(path: str | None) -> str:

@@ -172,6 +172,11 @@ class Photos:
                 return (1 if image.mode in ("1", "L") else 3, image.height, image.width)
         raise InputError(f"{self.origin} holds no image that can be read.", "Check its files.")
 
+    def sizes(self, places: Sequence[int]) -> dict[str, tuple[int, int]]:
+        """Return (height, width) of some photos, upright, by name, without those that cannot be read."""
+        found = {self.names[place]: _decoded(opener) for place, opener in zip(places, self.load(places), strict=True)}
+        return {name: (image.height, image.width) for name, image in found.items() if image is not None}
+
     def read(self, start: int, stop: int, crop: Crop) -> tuple[Float[Tensor, "image channel side side"], list[int], list[str]]:
         """Decode some of the photos.
 

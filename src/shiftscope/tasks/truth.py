@@ -36,7 +36,7 @@ def open_objects(path: Path, names: Sequence[str], placement: Placement, *, orde
         order: whether labels number COCO's categories from 0, instead of being their ids.
 
     Raises:
-        InputError: it is none of both, something in it is no object, or it lists none of the images.
+        InputError: it is none of both, something in it is no object, it lists none of the images, or has another shape for one.
     """
     found = yolo_objects(path, names, placement) if path.is_dir() else coco_objects(path, names, placement, order=order)
     if names and all(each is None for each in found):
@@ -57,6 +57,9 @@ def coco_objects(path: Path, names: Sequence[str], placement: Placement, *, orde
             rows[_known(path, each, rows, categories)].append(_row(path, each))
     labels = {number: place if order else number for place, number in enumerate(categories)}
     numbers = matched(names, known)
+    for name, number in zip(names, numbers, strict=True):
+        if number is not None:
+            placement.check(name, *sizes[number], path)
     return [None if number is None else _placed(rows[number], sizes[number], placement, labels) for number in numbers]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,10 +33,12 @@ class Placement:
     Attributes:
         size: height and width of the model's input, pixels.
         shorter: the shorter side after scaling, pixels; None where images are not scaled but placed as they are.
+        known: (height, width) of some images, upright, by name: what ground truth says of them is compared with it.
     """
 
     size: int
     shorter: int | None
+    known: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def of(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return (scaled height, scaled width, top, left) of an image: its size after scaling, and the input's corner in it.
@@ -50,6 +52,27 @@ class Placement:
         else:
             tall, wide = (self.shorter if each == short else int(self.shorter * each / short) for each in (height, width))
         return tall, wide, max(0, round((tall - self.size) / 2)), max(0, round((wide - self.size) / 2))
+
+    def check(self, name: str, height: int, width: int, where: object) -> None:
+        """Refuse ground truth of another shape than its image's, because it would lie elsewhere; another scale is none.
+
+        Args:
+            name: of the image.
+            height: of the image, as the ground truth has it, pixels.
+            width: likewise.
+            where: the file of the ground truth.
+
+        Raises:
+            InputError: the image is known, and has after scaling another size, by more than a pixel of the ground truth.
+        """
+        tall, wide = self.known.get(name, (height, width))
+        found, told = self.of(tall, wide), self.of(height, width)
+        slack = 0 if self.shorter is None else max(1, self.shorter / min(height, width))
+        if max(abs(found[0] - told[0]), abs(found[1] - told[1])) > slack:
+            raise InputError(
+                f"`truth` {where} has {width}x{height} pixels for {name}, whose upright image has {wide}x{tall} (width x height).",
+                "Give the ground truth of the image as it is shown, turned and cut alike.",
+            )
 
 
 @dataclass(frozen=True)
@@ -71,7 +94,7 @@ class MapFiles(Sequence[Any]):
         """Find the map of each image: the file with its name and another ending.
 
         Raises:
-            InputError: there is no such folder, or it has no map for any image.
+            InputError: there is no such folder, it has no map for any image, or a map has another shape than its image.
         """
         if not folder.is_dir():
             raise InputError(
@@ -87,6 +110,10 @@ class MapFiles(Sequence[Any]):
                 f"`truth` {folder} holds no map for any of {len(names)} images ({', '.join(SUFFIXES)}).",
                 f"Name the first {wanted[0]}.png." if wanted else "Choose another folder.",
             )
+        for name, file in zip(names, files, strict=True):
+            if file is not None and name in placement.known:
+                height, width = _read_map(file).shape
+                placement.check(name, height, width, file)
         return cls(files, placement, convert)
 
     def __len__(self) -> int:
