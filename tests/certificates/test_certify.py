@@ -85,6 +85,15 @@ def test_without_labels_nothing_is_right() -> None:
     assert found.table().columns == ("radius", "unchanged")
 
 
+def test_same_class_for_all_images_is_said_before_the_radii() -> None:
+    images = torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    constant = certify(lambda batch: torch.tensor([[0.0, 1.0]]).expand(len(batch), 2), images, radius=1)
+    told = "All 8 images get the same answer (class 1), so their stability says nothing about the model. 100 % "
+    assert constant.words().startswith(told) and constant.to_json()["summary"].startswith(told)
+    two = certify(lambda batch: torch.stack([batch[:, 0, 0, 0], batch[:, 0, 5, 5]], dim=1), images, radius=1)
+    assert not two.warnings
+
+
 def test_ties_are_no_answer() -> None:
     found = certify(lambda images: torch.zeros(len(images), 3), torch.rand(2, 1, 8, 8), radius=1)
     assert found.radii.tolist() == [-1, -1]

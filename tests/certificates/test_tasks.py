@@ -212,6 +212,22 @@ def test_objects_that_a_shift_cuts_are_left_out() -> None:
     assert certify(corner, images[:1], radius=2).words().startswith("No image has an answer to keep")
 
 
+def test_doubts_of_a_task_are_said_before_the_radii() -> None:
+    """Outputs that look like probabilities but are read as logits, and equal answers."""
+    images = torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+
+    def sure(batch: Tensor) -> Tensor:
+        return batch.mean((1, 2, 3)).sub(0.5).mul(20).sigmoid()
+
+    found = certify(sure, images.split(3), radius=1, task="binary")
+    assert found.words().startswith("All outputs lie between 0 and 1, and are read as logits")
+    assert "All 5 images that were compared with the next one get the same answer as it" in found.words()
+    together = certify(sure, images, radius=1, task="binary")
+    assert "All 8 images get the same answer, so their stability says nothing" in together.words()
+    right = certify(sure, images, radius=1, task="binary:given=probabilities")
+    assert not right.warnings
+
+
 def test_values_on_their_limit_are_no_answer() -> None:
     def half(images: Tensor) -> Tensor:
         return torch.zeros(len(images))

@@ -17,6 +17,15 @@ from shiftscope import certify
 from shiftscope.certificates.certifying import Certifier
 from shiftscope.runtime.files import write_checked_tensors
 
+#: A model whose outputs are probabilities, and below 0.5 for every digit.
+SURE = """
+from torch import nn
+
+class Sure(nn.Module):
+    def forward(self, images):
+        return images.mean((1, 2, 3)).sub(0.5).mul(20).sigmoid()
+"""
+
 
 def test_certify_prints_the_curve_and_writes_it(shiftscope: Command, run: Path, tmp_path: Path) -> None:
     done = shiftscope("certify", str(run), "--radius", "2", "--images", "70", "--out", "c")
@@ -63,6 +72,20 @@ def test_stopped_certify_prints_what_is_known_and_resumes(
     assert resumed.code == 0, resumed.err
     assert len(calls) == 4  # the first block was not certified again
     assert json.loads(resumed.out)["images"] == whole["images"]
+
+
+def test_doubts_are_those_of_parts_that_are_read_again(shiftscope: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of three blocks of images has its part."""
+    Path("sure.py").write_text(SURE)
+    monkeypatch.setattr("shiftscope.certificates.job.block_size", lambda _: 4)
+    given = ("certify", "sure:Sure", "--data", "digits", "--size", "20", "--images", "12", "--radius", "1", "--task", "binary")
+    first = shiftscope(*given, "--out", "c", "--json")
+    assert first.code == 0, first.err
+    told = json.loads(first.out)["summary"]
+    assert told.startswith("All outputs lie between 0 and 1, and are read as logits")
+    assert "All 9 images that were compared with the next one" in told
+    monkeypatch.setattr(Certifier, "part", None)  # nothing is certified again
+    assert json.loads(shiftscope(*given, "--out", "c", "--json").out)["summary"] == told
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from shiftscope.audits.sequences import NEIGHBOURS, FrameKey, as_change, frame_s
 from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views, views_of
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.formats import module_is_quicker
-from shiftscope.engine.task_trials import apart
+from shiftscope.engine.task_trials import reference_sums
 from shiftscope.errors import InputError
 from shiftscope.measures import MEASURES
 from shiftscope.radii import ShiftGrid, task_radii
@@ -271,9 +271,7 @@ class _Block:
     def _references(self, answers: Sequence[Any]) -> Sums:
         """Return sums over unshifted images: by how much answers of neighbours differ, and what the task needs of them."""
         view = View((0, 0), self.measurer.framing.size, circular=False, reach=self.measurer.reach, references=self._gathered)
-        found = apart(self.task, answers, view, self.task.measures[0])
-        known = found[found.isfinite()]
-        return {"pairs": torch.tensor(float(len(known))), "apart": known.sum(), **self.task.tally_answers(answers)}
+        return reference_sums(self.task, answers, view)
 
     @cached_property
     def values(self) -> Float[Tensor, "pair measure"]:

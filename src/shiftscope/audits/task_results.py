@@ -16,7 +16,7 @@ from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import estimate
 from shiftscope.audits.task_measuring import REFERENCES, UNSHIFTED, task_measures
 from shiftscope.audits.wording import Row
-from shiftscope.engine.answers import FEW_IMAGES
+from shiftscope.engine.task_trials import reference_doubts
 from shiftscope.estimates import Estimate
 from shiftscope.measures import MEASURES
 from shiftscope.surveys import Survey
@@ -121,9 +121,7 @@ def task_warnings(merged: Part, task: Task | None) -> Iterator[str]:
     if task is None:
         return
     if known := merged.sums.get(REFERENCES):
-        yield from task.doubts(known)
-        if float(known["pairs"]) >= FEW_IMAGES - 1 and not float(known["apart"]):
-            yield f"All {merged.cost.images:,} images get the same answer, so their stability says nothing about the model."
+        yield from reference_doubts(task, known, merged.cost.images)
     right = merged.scores.get((UNSHIFTED, task.truth_measures[0])) if task.truth_measures else None
     if right is not None and right.isfinite().any() and not right.nansum() and task.all_wrong():
         yield task.all_wrong()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from shiftscope.datasets.images import left_out
+from shiftscope.engine.answers import add_answers
 from shiftscope.engine.framing import Border
 from shiftscope.estimates import Estimate
 from shiftscope.radii.curve import BORDERS, CLASSES, RadiusCounts
@@ -36,6 +37,7 @@ class Part:
         views: views that the model computed one by one.
         dense: images whose shifts were computed all at once.
         damaged: names of files that cannot be read.
+        sums: of a task, over the answers without a shift, as :func:`shiftscope.engine.task_trials.reference_sums` has them.
     """
 
     numbers: Int[Tensor, " image"]
@@ -45,6 +47,7 @@ class Part:
     views: int = 0
     dense: int = 0
     damaged: tuple[str, ...] = ()
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
 
 def merge(parts: Sequence[Part]) -> Part:
@@ -58,6 +61,7 @@ def merge(parts: Sequence[Part]) -> Part:
         views=sum(part.views for part in parts),
         dense=sum(part.dense for part in parts),
         damaged=tuple(name for part in parts for name in part.damaged),
+        sums=reduce(add_answers, [part.sums for part in parts if part.sums], {}),
     )
 
 
@@ -72,6 +76,7 @@ class Certificate(Shown):
         parts: points per pixel that were tried along an axis; 1 tries every whole-pixel shift, more is a grid and not a proof.
         names: of the images, for lists; empty for their numbers.
         notes: what a reader needs to know.
+        warnings: reasons why the radii say little about the model.
         provenance: how it was made, name -> value.
         rule: what keeps an answer of a task, in a clause; empty for classes.
     """
@@ -85,6 +90,7 @@ class Certificate(Shown):
     parts: int = 1
     names: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     rule: str = ""
 
@@ -154,10 +160,10 @@ class Certificate(Shown):
         return Summary(self.words(), (Table(table.title, table.columns, table.rows),), notes, commands)
 
     def words(self) -> str:
-        """Return the main result in one or two plain sentences."""
+        """Return the main result in one or two plain sentences, after reasons to doubt it."""
         before = None if self.counts.empty == self.counts.total else self.certified(0)
         unshifted = "" if before is None else f" Without a shift {percent(before)} are right."
-        return self.counts.words(self.border, self.rule, parts=self.parts) + unshifted
+        return " ".join((*self.warnings, self.counts.words(self.border, self.rule, parts=self.parts) + unshifted))
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain data."""

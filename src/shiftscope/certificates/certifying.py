@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -14,12 +14,14 @@ from shiftscope.audits.model import CountedModel, model_checksum
 from shiftscope.audits.session import chosen_task
 from shiftscope.audits.task_measuring import views_at_once
 from shiftscope.certificates.certificate import Certificate, Part, merge
+from shiftscope.engine.answers import add_answers, same_class
 from shiftscope.engine.batches import Images, Labels, batches_of, images_in
 from shiftscope.engine.checks import check_classes, check_fill, device_of, evaluating
 from shiftscope.engine.dense import Method
 from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border, check_max_shift, frame
 from shiftscope.engine.outputs import Runner, open_runner
+from shiftscope.engine.task_trials import reference_doubts
 from shiftscope.errors import InputError
 from shiftscope.radii import Found, ShiftGrid, find_radii, find_task_radii
 from shiftscope.runtime.progress import Report, Stage, silent
@@ -223,6 +225,7 @@ class Certifier:
             labels=labels if self.task is None else None,
             views=sum(each.views for each in found),
             dense=sum(len(each.radii) for each in found if each.dense),
+            sums=reduce(add_answers, [each.sums for each in found], {}),
         )
 
     def _check_alone(self, image: Tensor) -> None:
@@ -258,7 +261,22 @@ class Certifier:
         own = {"border": self.border, "largest radius": f"{self.shifts.reach} pixels", **provenance(self.model.device)}
         own |= {} if self.task is None else {"task": self.task.name, "kept": rule}
         found = {**own, **others.pop("provenance", {})}
-        return Certificate(part, self.shifts.reach, self.border, self.shifts.parts, rule=rule, provenance=found, **others)
+        return Certificate(
+            part,
+            self.shifts.reach,
+            self.border,
+            self.shifts.parts,
+            rule=rule,
+            warnings=self._doubts(part),
+            provenance=found,
+            **others,
+        )
+
+    def _doubts(self, part: Part) -> tuple[str, ...]:
+        """Return why the radii say little about the model: outputs are probably read wrongly, or answers are all the same."""
+        if self.task is not None:
+            return tuple(reference_doubts(self.task, part.sums, len(part.radii))) if part.sums else ()
+        return same_class(torch.bincount(part.tops, minlength=self.classes))
 
     def _found(self, images: Tensor, seed: int) -> Found:
         """Return the radii of a block."""

@@ -31,6 +31,9 @@ from shiftscope.runtime.settings import Spec, Text
 
 __all__ = ["CertificateSpec", "CertificateStopped", "run_certificate"]
 
+#: What begins the names of a part's sums in its file.
+SUMS = "sums/"
+
 
 class CertificateSpec(SubjectSpec):
     """What to certify, and how. ``max_shift`` is the largest radius.
@@ -210,6 +213,7 @@ def _to_tensors(part: Part) -> dict[str, Tensor]:
     tensors = {name: getattr(part, name) for name in ("numbers", "radii", "tops")}
     if part.labels is not None:
         tensors["labels"] = part.labels
+    tensors |= {f"{SUMS}{name}": total for name, total in part.sums.items()}
     names = "".join(f"{name}\n" for name in part.damaged).encode()
     return tensors | {"cost": torch.tensor([part.views, part.dense]), "damaged": torch.tensor(list(names), dtype=torch.uint8)}
 
@@ -229,6 +233,9 @@ def _from_tensors(tensors: dict[str, Tensor], numbers: range, reach: int) -> Par
         raise ValueError("a part holds the images of its block")
     if len(each["radii"]) and not NOTHING <= int(each["radii"].min()) <= int(each["radii"].max()) <= reach:
         raise ValueError("a radius is beyond those that are tried")
+    sums = {name.removeprefix(SUMS): total for name, total in tensors.items() if name.startswith(SUMS)}
+    if sums and not {"pairs", "apart"} <= set(sums):
+        raise ValueError("a part holds all sums or none")
     views, dense = tensors["cost"].tolist()
     damaged = tuple(bytes(tensors["damaged"].tolist()).decode().splitlines())
-    return Part(each["numbers"], each["radii"], each["tops"], each.get("labels"), int(views), int(dense), damaged)
+    return Part(each["numbers"], each["radii"], each["tops"], each.get("labels"), int(views), int(dense), damaged, sums)

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
 from shiftscope.engine.checks import device_of, evaluating
 from shiftscope.engine.outputs import Outputs
 
-__all__ = ["LOOKED_AT", "add_answers", "answers_of", "image_warnings", "output_warnings", "watched"]
+__all__ = ["LOOKED_AT", "add_answers", "answers_of", "image_warnings", "output_warnings", "same_class", "watched"]
 
 #: Outputs of different images whose mean cosine is above this say little about the image.
 ALIKE = 0.99
@@ -77,10 +77,7 @@ def output_warnings(answers: Answers, *, classes: bool) -> tuple[str, ...]:
     count = int(answers["tops"].sum())
     if count < FEW_IMAGES:
         return ()
-    found = []
-    top = int(answers["tops"].argmax())
-    if classes and int(answers["tops"][top]) == count:
-        found.append(f"All {count} images get the same answer (class {top}), so their stability says nothing about the model.")
+    found = list(same_class(answers["tops"])) if classes else []
     between = float((answers["directions"].square().sum() - answers["own"]) / (count * (count - 1)))
     if between >= ALIKE:
         found.append(
@@ -88,6 +85,18 @@ def output_warnings(answers: Answers, *, classes: bool) -> tuple[str, ...]:
             "under shifts says little."
         )
     return tuple(found)
+
+
+def same_class(tops: Shaped[Tensor, " class"]) -> tuple[str, ...]:
+    """Return a sentence if all images, unless they are few, get the same class; empty otherwise.
+
+    Args:
+        tops: how often each class is on top.
+    """
+    count, top = int(tops.sum()), int(tops.argmax())
+    if count < FEW_IMAGES or int(tops[top]) < count:
+        return ()
+    return (f"All {count} images get the same answer (class {top}), so their stability says nothing about the model.",)
 
 
 def image_warnings(model: Any, images: Float[Tensor, "image channel height width"]) -> tuple[str, ...]:

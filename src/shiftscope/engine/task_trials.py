@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import nan
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from shiftscope.engine.answers import FEW_IMAGES
 from shiftscope.engine.checks import device_of, evaluating
 from shiftscope.engine.direct import Canvas, ran_out_of_memory
 from shiftscope.errors import InputError, ModelFailsError, first_line
@@ -23,7 +24,18 @@ from shiftscope.tasks import Pair, Task, Truth, View, find_task, task_of
 from shiftscope.tasks.reading import select_output
 from shiftscope.tasks.segmentation import NAMES, Segmentation
 
-__all__ = ["TaskTrial", "TaskValues", "apart", "change_bounds", "graded", "run_model", "task_for", "the_change"]
+__all__ = [
+    "TaskTrial",
+    "TaskValues",
+    "apart",
+    "change_bounds",
+    "graded",
+    "reference_doubts",
+    "reference_sums",
+    "run_model",
+    "task_for",
+    "the_change",
+]
 
 #: Images whose answers are kept together: those that an embedding's neighbours are looked for among.
 BLOCK = 64
@@ -112,6 +124,33 @@ def apart(task: Task, answers: Sequence[Any], view: View, measure: str) -> Float
     pairs = [Pair(one, other, replace(view, image=place), None) for place, (one, other) in enumerate(pairwise(answers))]
     values = [each.get(measure, nan) for each in task.compare_all(pairs)]
     return _as_change(measure, torch.tensor(values, dtype=torch.float64))
+
+
+def reference_sums(task: Task, answers: Sequence[Any], view: View) -> dict[str, Tensor]:
+    """Return sums over answers to unshifted images that :func:`reference_doubts` needs; those of several blocks are added.
+
+    Args:
+        task: what the answers are.
+        answers: to all unshifted images of a block, in order.
+        view: of the first one, without a shift.
+    """
+    found = apart(task, answers, view, task.measures[0])
+    known = found[found.isfinite()]
+    return {"pairs": torch.tensor(float(len(known))), "apart": known.sum(), **task.tally_answers(answers)}
+
+
+def reference_doubts(task: Task, sums: Mapping[str, Tensor], count: int) -> list[str]:
+    """Return why numbers of so many images say little: outputs are probably read wrongly, or answers are all the same."""
+    found, pairs = task.doubts(sums), int(sums["pairs"])
+    if pairs < FEW_IMAGES - 1 or float(sums["apart"]):
+        return found
+    if pairs == count - 1:
+        return [*found, f"All {count:,} images get the same answer, so their stability says nothing about the model."]
+    return [
+        *found,
+        f"All {pairs:,} images that were compared with the next one get the same answer as it, so their stability may say little "
+        "about the model.",
+    ]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shiftscope.engine.direct import Canvas
+from shiftscope.engine.task_trials import reference_sums
 from shiftscope.radii.search import NOTHING, Found, Search, ShiftGrid
 from shiftscope.tasks import Pair, Task, View
 
@@ -45,7 +46,10 @@ def find_task_radii(
             rows, columns = part.unbind(1)
             search.add(rows, columns, read(canvas.move(images[rows], search.shifts[columns])))
         views += len(pairs)
-    return Found(search.radii(), torch.zeros(len(images), dtype=torch.long), views, False)
+    gathered = task.gather(search.references)
+    view = View((0, 0), canvas.size, canvas.mode == "circular", reach=float(shifts.reach), references=gathered)
+    sums = reference_sums(task, search.references, view)
+    return Found(search.radii(), torch.zeros(len(images), dtype=torch.long), views, False, sums)
 
 
 def _in_batches(read: Callable[[Tensor], list[Any]], inputs: Tensor, batch_size: int) -> list[Any]:

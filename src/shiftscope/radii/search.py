@@ -10,7 +10,7 @@ change, and a radius is true on any machine that computes in single precision, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 import torch
@@ -82,12 +82,14 @@ class Found:
         tops: the answer without a shift; of a task, which has no classes of images, 0.
         views: views that the model computed one by one.
         dense: whether all shifts were computed at once, too.
+        sums: of a task, over the answers without a shift, as :func:`shiftscope.engine.task_trials.reference_sums` has them.
     """
 
     radii: Int[Tensor, " image"]
     tops: Int[Tensor, " image"]
     views: int
     dense: bool
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
 
 def find_radii(runner: Runner, images: Float[Tensor, "image channel height width"], shifts: ShiftGrid, *, seed: int) -> Found:

@@ -70,7 +70,8 @@ class Placement:
         slack = 0 if self.shorter is None else max(1, self.shorter / min(height, width))
         if max(abs(found[0] - told[0]), abs(found[1] - told[1])) > slack:
             raise InputError(
-                f"`truth` {where} has {width}x{height} pixels for {name}, whose upright image has {wide}x{tall} (width x height).",
+                f"`truth` {where} has {width}x{height} pixels for {name}, whose upright image has {wide}x{tall} "
+                "(width x height).",
                 "Give the ground truth of the image as it is shown, turned and cut alike.",
             )
 
