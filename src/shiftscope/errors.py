@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["LONGEST_LINE", "InputError", "ModelFailsError", "NotFiniteError", "UntraceableError", "first_line", "shortened"]
+__all__ = [
+    "LONGEST_LINE",
+    "InputError",
+    "ModelFailsError",
+    "NotFiniteError",
+    "UntraceableError",
+    "check_whole",
+    "first_line",
+    "shortened",
+]
 
 #: The most characters of an error's line, and of what a library says in it.
 LONGEST_LINE = 300
@@ -68,3 +77,14 @@ def shortened(text: str, limit: int) -> str:
     """
     half = (limit - 5) // 2
     return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
+
+
+def check_whole(value: object, name: str) -> None:
+    """Raise InputError unless a value is a whole number, of Python's or NumPy's types.
+
+    >>> check_whole(2.5, "max_shift")
+    Traceback (most recent call last):
+    shiftscope.errors.InputError: `max_shift` must be a whole number, got 2.5.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InputError(f"`{name}` must be a whole number, got {value!r}.")

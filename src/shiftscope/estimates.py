@@ -63,6 +63,8 @@ IMAGES_AT_ONCE = 1024
 LEAST_ERROR = 1e-12
 #: Below this number of images, means are drawn from a normal distribution instead of resampled: Student's interval.
 FEW_IMAGES = 30
+#: Where fewer images than this, and than half, have another value than a bound, a mean's interval reaches as far as Wilson's.
+FEW_AWAY = 10
 #: Above this number of images a mean's interval is Student's again: it hardly differs from a bootstrap's, which takes 2 kB per
 #: image, and Student's t hardly differs from the normal quantile.
 MANY_IMAGES = 100_000
@@ -205,7 +207,27 @@ def mean_over_seeds(values: Float[Tensor, "seed image"], *, bounds: tuple[float,
         low, high = interval_of_equals(value, count, bounds)
     else:
         low, high = _interval_of_mean(values, value).clip(*bounds)
+        if seeds == 1 and all(map(np.isfinite, bounds)):
+            low, high = _with_unseen(values[0], value, (float(low), float(high)), bounds)
     return Estimate(value, min(float(low), value), max(float(high), value), count=count, seeds=seeds)
+
+
+def _with_unseen(
+    values: Float[Tensor, " image"], value: float, interval: tuple[float, float], bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """Return an interval that reaches at least as far as Wilson's, where all but a few images have the value of a bound.
+
+    The spread of a few values does not tell how large rare ones are. Among values with this mean none spread more than those at
+    the two bounds alone, whose interval is Wilson's; with no value away from the bound it is that of :func:`interval_of_equals`.
+    """
+    low, high = interval
+    for end, other in (bounds, bounds[::-1]):
+        away = int(((values - end).abs() > ALIKE * abs(other - end)).sum())
+        if away < min(FEW_AWAY, len(values) / 2):
+            share = min(max((value - end) / (other - end), 0.0), 1.0)
+            limit = end + min(wilson_interval(share, len(values))[1], 1.0) * (other - end)
+            low, high = min(low, limit), max(high, limit)
+    return low, high
 
 
 def _alike(values: Tensor, bounds: tuple[float, float]) -> bool:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Complex, Float, Int, Shaped
 from torch import Tensor
 
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, check_whole
 
 __all__ = ["Mode", "grid", "sample", "translate", "translate_by_parts"]
 
@@ -165,5 +165,6 @@ def _gather(
 
 
 def _check_max_shift(max_shift: int) -> None:
+    check_whole(max_shift, "max_shift")
     if max_shift < 0:
         raise InputError(f"`max_shift` must be 0 or more pixels, got {max_shift}.")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook
 
-from shiftscope import audit, grid, shift_outputs, survey
+from shiftscope import audit, certify, explain, fix, grid, shift_outputs, survey
 from shiftscope.audits.protocols import PUBLISHED, mouton2020, rojas2022_circular
+from shiftscope.engine.checks import Model
 from shiftscope.errors import InputError, ModelFailsError, NotFiniteError
 from shiftscope.tables import percent
 
@@ -47,9 +53,149 @@ def test_each_distinct_view_runs_once() -> None:
     model = Counting()
     names = ["mouton2020", "zhang2019-diagonal", "chaman2021-circular", "rojas2022", "azulay2018", "hendrycks2019", "gruver2023"]
     found = audit(model, images(), protocols=names, max_shift=2)
-    assert found.cost.checks == 1  # the example
+    assert found.cost.checks == 1 + 4  # the example, and twice alone and once beside another to see what outputs depend on
     assert len(model.seen) == found.cost.forward + found.cost.checks
-    assert len(set(model.seen)) == found.cost.forward == found.cost.distinct < found.cost.asked
+    assert len(set(model.seen)) - 1 == found.cost.forward == found.cost.distinct < found.cost.asked  # the other is noise
+
+
+class Caching(nn.Module):
+    """A model that keeps what its first call computes, as many keep grids, masks and rotary angles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grid, self.weight, self.network = None, nn.Parameter(torch.ones(1)), small()
+
+    def forward(self, batch: Tensor) -> Tensor:
+        if self.grid is None:
+            self.grid = torch.linspace(0, 1, batch.shape[-1])
+        return self.network(batch + self.weight * self.grid)
+
+
+@pytest.mark.parametrize("measure", [audit, explain, certify], ids=["audit", "explain", "certify"])
+def test_measured_model_can_be_trained(measure: Callable[..., object]) -> None:
+    """What it cached while it was measured is no tensor of inference mode; nor are the weights of lazy layers."""
+    caching, lazy = Caching(), nn.Sequential(nn.LazyConv2d(4, 3, 2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    for model in (caching.eval(), lazy.eval()):
+        if measure is explain and model is lazy:
+            lazy(images(2))
+        measure(model, images(), **({"radius": 1} if measure is certify else {"max_shift": 1}))
+        model.train()(images()).square().mean().backward()
+        assert all(each.grad is not None for each in model.parameters())
+
+
+def dropping() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(400, 3))
+
+
+GLOBAL = dropping()
+
+
+def wrapping(images: Tensor) -> Tensor:
+    return GLOBAL(images / 2)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda network: lambda batch: network(batch / 2),
+        lambda network: partial(lambda given, batch: given(batch / 2), network),
+        lambda network: Holder(network).run,
+        lambda network: Holder(network),
+        lambda _: wrapping,
+    ],
+    ids=["closure", "partial", "method", "object", "global"],
+)
+def test_networks_within_a_function_are_evaluated_and_returned_to_their_mode(wrapped: Callable[[nn.Module], Model]) -> None:
+    network = copy.deepcopy(GLOBAL).eval()
+    expected = audit(nn.Sequential(Half(), network), images(), protocols=["mouton2020"], max_shift=2)
+    GLOBAL.train()
+    model = wrapped(GLOBAL)
+    before, numbers = copy.deepcopy(GLOBAL.state_dict()), torch.get_rng_state()
+    found = audit(model, images(), protocols=["mouton2020"], max_shift=2)
+    assert [row.estimate for row in found.rows] == [row.estimate for row in expected.rows]
+    assert all(torch.equal(value, before[name]) for name, value in GLOBAL.state_dict().items())
+    assert GLOBAL.training and GLOBAL[2].training
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert found.warnings == expected.warnings
+
+
+class Half(nn.Module):
+    def forward(self, batch: Tensor) -> Tensor:
+        return batch / 2
+
+
+class Holder:
+    def __init__(self, network: nn.Module) -> None:
+        self.parts = [network]
+
+    def run(self, batch: Tensor) -> Tensor:
+        return self.parts[0](batch / 2)
+
+    __call__ = run
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (lambda batch: functional.dropout(batch.flatten(1), 0.5)[:, :5], "differ from call to call"),
+        (lambda batch: (batch - batch.mean(dim=0)).flatten(1)[:, :5], "depend on the other images of a batch"),
+    ],
+)
+def test_outputs_that_depend_on_more_than_the_image_are_a_warning(model: Callable[[Tensor], Tensor], told: str) -> None:
+    numbers = torch.get_rng_state()
+    found = audit(model, images(), protocols=["mouton2020"], max_shift=2)
+    assert found.warnings[0].startswith(f"The model's outputs for an image {told}")
+    if "batch" in told:
+        assert torch.equal(torch.get_rng_state(), numbers)
+        assert not audit(lambda batch: batch.flatten(1)[:, :5], images(), protocols=["mouton2020"], max_shift=2).warnings
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), nn.DataParallel], ids=["compiled", "DataParallel"])
+def test_wrapped_model_is_measured_and_explained_as_the_one_within(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    one, other = (audit(model, images(), protocols=["mouton2020"], max_shift=2) for model in (small(), wrap(small())))
+    assert one.rows == other.rows
+    why = [explain(model, images(), max_shift=2).causes.verdict for model in (small(), wrap(small()))]
+    assert why[0] == why[1] and "unknown" not in why[0]
+    kept = [certify(model, images(), radius=1).radii.tolist() for model in (small(), wrap(small()))]
+    assert kept[0] == kept[1]
+    fixed = fix(wrap(small()).eval(), images(), kinds=["blur"], max_shift=2)
+    assert "keep their answer" in repr(fixed)
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    """In a process of its own, because the tests' own check of types comes before ours."""
+    code = """
+import torch
+from torch import nn
+import shiftscope as ss
+images, model = torch.rand(4, 1, 12, 12), nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+calls = [
+    lambda: ss.audit(model, images, protocols=["mouton2020"], max_shift=2.5),
+    lambda: ss.audit(model, images, protocols=["mouton2020"], seed=2.5),
+    lambda: ss.explain(model, images, max_shift=2.5),
+    lambda: ss.certify(model, images, radius=2.5),
+    lambda: ss.grid(2.5),
+    lambda: ss.audit(model, images, size=(1, 8, 8)),
+    lambda: ss.certify(model, images, size=8.5),
+    lambda: ss.audit(model, images, fill="black"),
+]
+for call in calls:
+    try:
+        call()
+    except ss.InputError as error:
+        print(str(error).partition(" got ")[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    whole = [f"`{name}` must be a whole number," for name in ("max_shift", "seed", "max_shift", "radius", "max_shift")]
+    size = "`size` must be a whole number, or (height, width),"
+    assert done.stdout.splitlines() == [*whole, size, size, "`fill` must be a number, or one for each channel,"]
+
+
+def test_mean_colour_may_be_one_value() -> None:
+    one, each = (audit(small(), images(), protocols=["gruver2023"], max_shift=2, mean=mean).rows for mean in (0.5, [0.5]))
+    assert one == each
 
 
 def test_protocols_share_views() -> None:

@@ -46,6 +46,20 @@ def test_gathered_batches_equal_the_tensors(form: str) -> None:
     assert torch.equal(labels, LABELS)
 
 
+def test_random_numbers_of_a_training_are_those_without_a_measurement() -> None:
+    """A loader draws to shuffle, and new layers of fixes to begin: neither takes numbers that the training would have drawn."""
+    loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, shuffle=True)
+    pooled = nn.Sequential(nn.Conv2d(1, 4, 3, 2, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    network, pooled = model(), pooled.eval()
+    before = torch.get_rng_state()
+    orders = [torch.cat([images for images, _ in batches_of(loader)]) for _ in range(2)]
+    first, second = (ss.fix(pooled, IMAGES, kinds=["lps"], max_shift=1).before_and_after.rows for _ in range(2))
+    ss.fix(network, IMAGES, kinds=["gap"], max_shift=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first == second
+    assert all(sorted(each.sum((1, 2, 3)).tolist()) == sorted(IMAGES.sum((1, 2, 3)).tolist()) for each in orders)
+
+
 @pytest.mark.slow
 def test_explain_and_fix_take_a_loader() -> None:
     loader = FORMS["loader"]

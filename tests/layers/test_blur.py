@@ -239,6 +239,29 @@ def test_layer_in_onnxruntime_equals_eager(layer: nn.Module, tmp_path: Path) -> 
     torch.testing.assert_close(torch.from_numpy(found), layer(maps), atol=1e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore")  # both ways are deprecated, and still in use
+@pytest.mark.parametrize("layer", [*LAYERS, AliasFreeActivation(nn.ReLU())], ids=str)
+def test_layer_traced_by_torchscript_and_exported_from_it_equals_eager(layer: nn.Module, tmp_path: Path) -> None:
+    """Both follow single operators: what is written in place would be lost without a word."""
+    maps, others = (randoms(count, 4, 9, 8, seed=count, dtype=torch.float32) for count in (2, 3))
+    traced = torch.jit.trace(layer, maps)
+    assert all(torch.allclose(traced(each), layer(each), atol=1e-5) for each in (maps, others))
+    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (extra `onnx`)")
+    axes = {"maps": {0: "image"}}
+    torch.onnx.export(layer, (maps,), tmp_path / "layer.onnx", dynamo=False, input_names=["maps"], dynamic_axes=axes)
+    session = runtime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
+    for each in (maps, others):
+        (found,) = session.run(None, {"maps": each.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), layer(each), atol=1e-5, rtol=0)
+
+
+def test_alias_free_activation_is_exported_for_any_number_of_images() -> None:
+    layer, images = AliasFreeActivation(nn.ReLU()), torch.export.Dim("images")
+    maps, others = (randoms(count, 4, 9, 8, seed=count, dtype=torch.float32) for count in (2, 3))
+    exported = torch.export.export(layer, (maps,), dynamic_shapes=({0: images},)).module()
+    torch.testing.assert_close(exported(others), layer(others), atol=1e-5, rtol=0)
+
+
 def test_layer_has_no_weights_and_can_be_copied_and_printed() -> None:
     layer = MaxBlurPool2d(3, 4, (2, 1), padding=1, border="zero")
     assert not layer.state_dict()

@@ -142,7 +142,7 @@ def rounding(measure: str, size: float) -> float:
 
 
 def same_images(before: Audit, after: Audit) -> bool:
-    """Return whether two audits measured the same images; without checksums in their files, only their numbers are compared."""
+    """Return whether two audits measured the same images; without checksums, which Python's have not, their numbers decide."""
     checksums = [each.provenance.get("data_sha256") for each in (before, after)]
     counts = [each.cost.images for each in (before, after)]
     return checksums[0] == checksums[1] and counts[0] == counts[1] and before.damaged == after.damaged
@@ -232,7 +232,11 @@ def _compared(old: Row, new: Row, pairs: Tensor | None, *, same: bool) -> Measur
 
 def _notes(before: Audit, after: Audit, measures: tuple[MeasureComparison, ...], paired: bool, otherwise: int) -> Iterator[str]:
     if any(each.pairs is not None for each in measures):
-        yield f"change: after minus before, in pairs of the same {after.cost.images:,} images, with 95 % intervals."
+        known = all(each.provenance.get("data_sha256") for each in (before, after))
+        paired_by = f"of the same {after.cost.images:,} images" if known else f"of {after.cost.images:,} images in their order"
+        yield f"change: after minus before, in pairs {paired_by}, with 95 % intervals."
+        if not known:
+            yield "The audits do not record their images, seed and canvas: the change is the model's only if these are the same."
     if not paired:
         yield "The audits measured other images: intervals of changes are not paired, and wider than needed."
     elif any(each.pairs is None for each in measures):

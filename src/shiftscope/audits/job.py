@@ -287,7 +287,7 @@ class _Run:
             data=images.origin,
             data_sha256=images.checksum,
             facts=self.subject.facts,
-            warnings=self.subject.warnings(),
+            warnings=(*self.session.dependence(images.example()), *self.subject.warnings()),
             count=images.count,
             block=block_size(self.session.framing.size),
             protocols=protocols,

@@ -122,7 +122,7 @@ class Measurer:
     def part(self, images: Tensor, labels: Tensor | None, *, indices: Tensor) -> Part:
         """Measure a block of images; :meth:`shiftscope.audits.Session.part` describes the arguments."""
         started = perf_counter()
-        with self.model.counting(), evaluating(self.model.model), torch.inference_mode():
+        with self.model.counting(), evaluating(self.model.model), torch.no_grad():
             surveyed = {at: self._run_grid(outputs, images, int(indices[0])) for at, outputs in self.grids.items()}
             plan = self.plan(indices)
             outputs, reused = self._run_views(plan, images, surveyed)

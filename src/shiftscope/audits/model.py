@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from shiftscope.engine.checks import unwrapped
 from shiftscope.engine.direct import ran_out_of_memory
 from shiftscope.engine.formats import as_channels_last
 from shiftscope.engine.outputs import Model
@@ -60,7 +61,7 @@ class CountedModel:
     """
 
     def __init__(self, model: Callable[[Tensor], Any], *, output: str | int | None, device: torch.device) -> None:
-        self.model, self.output, self.device = model, output, device
+        self.model, self.output, self.device = unwrapped(model), output, device
         self.images_seen, self.channels_last = 0, False
         self._returns_vectors = False  # whether the last output was one plain tensor [image, class]
 

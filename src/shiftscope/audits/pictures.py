@@ -181,7 +181,7 @@ class _Shown:
         """Return the answers of a task to both views, in words, and drawn over the unshifted image."""
         subject = self.subject
         model = CountedModel(subject.loaded.model, output=subject.output, device=torch.device(subject.spec.device))
-        with evaluating(subject.loaded.model), torch.inference_mode():
+        with evaluating(subject.loaded.model), torch.no_grad():
             found = model.read(views, task, view.size)
         canvas = views[0, :3].expand(3, -1, -1)
         view = replace(view, references=found[:1])
@@ -194,7 +194,7 @@ class _Shown:
     def _probabilities(self, views: Float[Tensor, "view channel height width"]) -> Float[Tensor, "view class"]:
         subject = self.subject
         model = CountedModel(subject.loaded.model, output=subject.output, device=torch.device(subject.spec.device))
-        with evaluating(subject.loaded.model), torch.inference_mode():
+        with evaluating(subject.loaded.model), torch.no_grad():
             return model(views).softmax(dim=1)
 
     def _answer(self, picture: str, likely: Float[Tensor, " class"], *, named: bool) -> Answer:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from shiftscope.errors import InputError, shortened
+from shiftscope.errors import InputError, check_whole, shortened
 from shiftscope.shifts import Mode, sample
 
 __all__ = [
@@ -366,6 +366,9 @@ def find_protocols(
     >>> [protocol.max_shift for protocol in find_protocols("rojas2022", size=32)]
     [8, 8]
     """
+    check_whole(seed, "seed")
+    if max_shift is not None:
+        check_whole(max_shift, "max_shift")
     if max_shift is not None and max_shift < 1:
         raise InputError(f"`max_shift` must be 1 or more pixels, got {max_shift}.", "Leave it out for each protocol's own.")
     if name not in PUBLISHED and name not in GROUPS:

@@ -17,11 +17,12 @@ from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import Audit, assemble
 from shiftscope.audits.sequences import is_sequence
 from shiftscope.audits.task_measuring import TaskMeasurer
-from shiftscope.audits.views import Framing
+from shiftscope.audits.views import Framing, framing_of
 from shiftscope.audits.wording import map_words
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.batches import Images, Labels, batches_of, images_in
 from shiftscope.engine.checks import check_classes, device_of, evaluating
+from shiftscope.engine.dependence import dependence_warnings
 from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.errors import InputError
 from shiftscope.tasks import Task, Truth, find_task, task_of
@@ -129,7 +130,8 @@ def audit(
             f"`truth` must hold one entry for each of {len(images)} images, got {len(truth)}.", "Give them in order."
         )
     session = Session.start(model, first[0][:1], options, labelled=first[1] is not None)
-    found = image_warnings(model, session.framing.centre(first[0][:LOOKED_AT]))
+    some = first[0][:LOOKED_AT]
+    found = (*session.dependence(some[:1]), *image_warnings(model, session.framing.centre(some)))
     return session.result(
         warnings=found, merged=merge_parts(_parts(session, chain([first], batches), images_in(images, labels), progress))
     )
@@ -190,10 +192,10 @@ class Session:
                 f"`batch_size` must be 1 or more images, got {options.batch_size}.", "Leave it out to choose automatically."
             )
         _check(example, tuple(example.shape[1:]))
-        framing = _framing(example, options)
+        framing = framing_of(example, options.size, options.fill, options.mean)
         device = device_of(model) if options.device is None else torch.device(options.device)
         counted = CountedModel(model, output=options.output, device=device)
-        with counted.counting(), evaluating(model), torch.inference_mode():
+        with counted.counting(), evaluating(model), torch.no_grad():
             raw = counted.raw(framing.centre(example))
             task = _task(counted, raw, options, framing) or _task_of_pan(counted, raw, options)
         if task is not None:
@@ -235,6 +237,12 @@ class Session:
     def takes_labels(self) -> bool:
         """Whether class labels can be compared with the outputs."""
         return self.kind == "classes" or (self.task is not None and self.task.takes_labels)
+
+    def dependence(self, image: Tensor) -> tuple[str, ...]:
+        """Return a warning if outputs depend on more than the image, [1, channel, height, width] with its margin."""
+        model = self.measurer.model
+        with model.counting(), evaluating(model.model):
+            return dependence_warnings(model.raw, self.framing.centre(image), batches=self.measurer.batch_size != 1)
 
     def part(self, images: Tensor, labels: Tensor | None, *, indices: Tensor) -> Part:
         """Measure a block of images.
@@ -416,25 +424,6 @@ def _with_border(protocols: tuple[Protocol, ...], options: AuditOptions) -> tupl
             "Choose other protocols or no mode.",
         )
     return kept
-
-
-def _framing(example: Tensor, options: AuditOptions) -> Framing:
-    channels, *outer = example.shape[1:]
-    size = options.size
-    inner = (size, size) if isinstance(size, int) else tuple(outer) if size is None else size
-    if any(part < 1 or part > there for part, there in zip(inner, outer, strict=True)):
-        raise InputError(
-            f"the model takes images of {inner[0]}x{inner[1]}, but `images` are {outer[0]}x{outer[1]}.", "Give larger images."
-        )
-    margin = ((outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2)
-    fill = (float(options.fill),) * channels if isinstance(options.fill, int | float) else tuple(map(float, options.fill))
-    mean = None if options.mean is None else tuple(map(float, options.mean))
-    for name, colour in (("fill", fill), ("mean", mean)):
-        if colour is not None and len(colour) != channels:
-            raise InputError(
-                f"`{name}` must be one value for each of {channels} channels, got {len(colour)}.", "Give one per channel."
-            )
-    return Framing((inner[0], inner[1]), margin, fill, mean)
 
 
 def _check(images: Tensor, shape: tuple[int, ...]) -> None:

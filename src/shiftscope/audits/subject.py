@@ -166,7 +166,7 @@ class Subject:
         """
         framed = self.framed(example)
         try:
-            with evaluating(self.loaded.model), torch.inference_mode():
+            with evaluating(self.loaded.model), torch.no_grad():
                 found = self.model(framed)
         except Exception:  # whatever the model raises; measuring reports it
             return None

@@ -151,7 +151,7 @@ class TaskMeasurer:
         plan = self.plan(indices)
         pairs = self._pairs(plan)
         block = _Block(self, plan, pairs, truths, indices)
-        with self.model.counting(), evaluating(self.model.model), torch.inference_mode():
+        with self.model.counting(), evaluating(self.model.model), torch.no_grad():
             for rows in torch.arange(len(plan.rows)).split(self.batch_size):
                 batch = views_of(plan, rows, images, self.framing)
                 block.add(rows.tolist(), self.model.read(batch, self.task, self.framing.size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shiftscope.audits.protocols import Border, Protocol
+from shiftscope.engine.framing import inner_size
 from shiftscope.errors import InputError
 from shiftscope.shifts import Mode, translate, translate_by_parts
 
@@ -90,6 +92,40 @@ class Framing:
             reach = ceil(float(shifts.abs().max())) + 1
             large = functional.pad(centre, (reach,) * 4, mode=border)
         return self.centre(_translated(large, shifts, "zero", (0.0,)))
+
+
+def framing_of(
+    example: Tensor, size: int | tuple[int, int] | None, fill: float | Sequence[float], mean: float | Sequence[float] | None
+) -> Framing:
+    """Return how the model's input is cut from images.
+
+    Args:
+        example: [1, channel, height, width], one of them.
+        size: (height, width) of the model's input, or one length for both; None for that of the images.
+        fill: the canvas's colour in [0, 1], one value or one per channel.
+        mean: the mean colour, likewise; None if unknown.
+
+    Raises:
+        InputError: the size or a colour does not fit the image.
+    """
+    channels, height, width = example.shape[1:]
+    inner = inner_size(size, (height, width))
+    margin = ((height - inner[0]) // 2, (width - inner[1]) // 2)
+    return Framing(inner, margin, _colour("fill", fill, channels), None if mean is None else _colour("mean", mean, channels))
+
+
+def _colour(name: str, given: Any, channels: int) -> tuple[float, ...]:
+    try:
+        found = (float(given),) * channels if isinstance(given, int | float) else tuple(map(float, given))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"`{name}` must be a number, or one for each channel, got {given!r}.", "Give values in [0, 1]."
+        ) from None
+    if len(found) != channels:
+        raise InputError(
+            f"`{name}` must be one value for each of {channels} channels, got {len(found)}.", "Give one per channel."
+        )
+    return found
 
 
 def _translated(images: Tensor, shifts: Tensor, mode: Mode, fill: Sequence[float]) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from shiftscope.audits.model import CountedModel, model_checksum
 from shiftscope.audits.session import chosen_task
@@ -18,8 +17,9 @@ from shiftscope.engine.answers import add_answers, same_class
 from shiftscope.engine.batches import Images, Labels, batches_of, images_in
 from shiftscope.engine.checks import check_classes, check_fill, device_of, evaluating
 from shiftscope.engine.dense import Method
+from shiftscope.engine.dependence import dependence
 from shiftscope.engine.direct import Canvas
-from shiftscope.engine.framing import Border, check_max_shift, frame
+from shiftscope.engine.framing import Border, check_max_shift, frame, inner_size
 from shiftscope.engine.outputs import Runner, open_runner
 from shiftscope.engine.task_trials import reference_doubts
 from shiftscope.errors import InputError
@@ -32,8 +32,6 @@ __all__ = ["BLOCK", "Certifier", "certify"]
 
 #: Images that are searched together, fewer where their outputs at all shifts would hold more values than this.
 BLOCK, VALUES = 64, 30_000_000
-#: Outputs of an image that differ by more, relative to the largest, differ by more than rounding; looser in half precision.
-TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
 
 
 def certify(
@@ -151,8 +149,7 @@ class Certifier:
         if parts < 1:
             raise InputError(f"`parts` must be 1 or more points per pixel, got {parts}.", "1 tries whole-pixel shifts only.")
         if radius is not None:
-            inner = example.shape[2:] if size is None else (size,) if isinstance(size, int) else size
-            check_max_shift(radius, tuple(inner), "radius")
+            check_max_shift(radius, inner_size(size, (example.shape[2], example.shape[3])), "radius")
         framed = frame(example, size, mode, radius)
         self.border, self.size, self.shape = framed.border, framed.size, tuple(example.shape[1:])
         self.shifts = ShiftGrid(framed.max_shift, parts)
@@ -160,7 +157,7 @@ class Certifier:
         self.fill = torch.as_tensor(fill, dtype=torch.float32).reshape(-1).expand(example.shape[1])
         self.model = CountedModel(model, output=output, device=device_of(model) if device is None else torch.device(device))
         self.method, self.batch_size = method, batch_size
-        with evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.no_grad():
             raw = self.model.raw(frame(example, size, "zero", None).images)
             self.task = chosen_task(self.model, raw, task, self.size, recognise=not embedding)
             self.classes = self._classes(raw, embedding=embedding)
@@ -229,22 +226,19 @@ class Certifier:
         )
 
     def _check_alone(self, image: Tensor) -> None:
-        """Compare an image's outputs with those of a second call, and with those beside an image of noise.
+        """Try whether an image's outputs depend on anything else.
 
         Args:
             image: [1, channel, height, width], without margin.
 
         Raises:
-            InputError: they differ by more than rounding.
+            InputError: they depend on chance or on the other images of a batch.
         """
-        with evaluating(self.model.model), torch.inference_mode():
-            alone, again = (_of_first(self.model.raw(image), 1) for _ in range(2))
-            noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
-            pair = torch.cat([image, noise])  # the user's other images may all be the same
-            beside = alone if self.batch_size == 1 else _of_first(self.model.raw(pair), 2)
-        if not _alike(alone, again):
+        with evaluating(self.model.model), torch.no_grad():
+            found = dependence(self.model.raw, image, batches=self.batch_size != 1)
+        if found == "call":
             raise InputError("the model's outputs for an image differ from call to call, so that no radius of it is certain.")
-        if not _alike(alone, beside):
+        if found == "batch":
             raise InputError(
                 "the model's outputs for an image depend on the other images of a batch, so that no radius of it is certain.",
                 "Set `batch_size` to 1: each view then runs alone.",
@@ -283,7 +277,7 @@ class Certifier:
         if self.task is None:
             return find_radii(self._open(images), images, self.shifts, seed=seed)
         read, batch_size = partial(self.model.read, task=self.task, size=self.size), self.batch_size or views_at_once(self.size)
-        with evaluating(self.model.model), torch.inference_mode():
+        with evaluating(self.model.model), torch.no_grad():
             return find_task_radii(read, self.task, images, self._canvas, self.shifts, batch_size=batch_size)
 
     @property
@@ -305,27 +299,3 @@ class Certifier:
                 size=self.size,
             )
         return self._runner
-
-
-def _of_first(raw: Any, count: int) -> list[Tensor]:
-    """Return what a model returned for the first of some images, tensor by tensor."""
-    if isinstance(raw, list | tuple) and len(raw) == count and not isinstance(raw[0], Tensor):
-        raw = raw[0]
-    tensors = [each for each in tree_leaves(raw) if isinstance(each, Tensor)]
-    return [each[:1] if each.ndim and len(each) == count else each for each in tensors]
-
-
-def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    """Return whether two calls of a model gave the same numbers up to rounding.
-
-    Calls that found different numbers of objects count as alike: rounding moves a detection across its threshold.
-    """
-    if [each.shape for each in ours] != [each.shape for each in theirs]:
-        return True
-    for one, other in zip(ours, theirs, strict=True):
-        if one.is_floating_point() and one.numel():
-            tolerance = TOLERANCE if torch.finfo(one.dtype).bits > 16 else HALF_TOLERANCE
-            limit = tolerance * float(other.abs().max())
-            if float((one.double() - other.double()).abs().max()) > limit:
-                return False
-    return True

@@ -140,7 +140,7 @@ def _unlike_training(model: nn.Module, images: Tensor) -> str:
     seen: list[Tensor] = []
     handle = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().double().var(dim=(0, 2, 3))))
     try:
-        with evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.no_grad():
             model(images.to(device_of(model)))
     except Exception:  # whatever the model raises; measuring reports it
         return ""

@@ -105,10 +105,26 @@ def images_in(images: Images, labels: Labels | None = None) -> int | None:
     return len(data) if hasattr(data, "__len__") and not getattr(images, "drop_last", False) else None
 
 
-def _each(images: Images) -> Iterable[Any]:
+def _each(images: Images) -> Iterator[Any]:
+    """Yield the batches; random numbers that a loader draws, to shuffle or to augment, are not taken from torch's generator."""
     if isinstance(images, Tensor):
-        return [images]
-    return images if isinstance(images, Iterable) else (images[number] for number in range(len(images)))
+        yield images
+        return
+    end, own = object(), torch.get_rng_state()
+    batches: Iterator[Any] | None = None
+    while True:
+        outside = torch.get_rng_state()
+        torch.default_generator.set_state(own)
+        try:
+            if batches is None:
+                batches = iter(images) if isinstance(images, Iterable) else map(images.__getitem__, range(len(images)))
+            batch = next(batches, end)
+        finally:
+            own = torch.get_rng_state()
+            torch.default_generator.set_state(outside)
+        if batch is end:
+            return
+        yield batch
 
 
 def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:

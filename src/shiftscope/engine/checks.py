@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +25,12 @@ __all__ = [
     "check_size",
     "device_of",
     "evaluating",
+    "modules_in",
+    "unwrapped",
 ]
 
+#: How far, and to how many values of each, modules are looked for in what a function reaches.
+DEPTH, MOST = 4, 100
 #: Any callable from images [image, channel, height, width] to outputs [image, class].
 Model = Callable[[Tensor], Tensor]
 
@@ -98,13 +105,70 @@ def check_options(mode: str, method: str, batch_size: int | None) -> None:
 
 @contextmanager
 def evaluating(model: Model) -> Iterator[None]:
-    """Switch every part of a module to evaluation mode, and back to its own mode afterwards; leave other callables alone."""
-    if not isinstance(model, nn.Module):
+    """Switch a model to evaluation mode, and back to its own modes afterwards: a module, or those that a function reaches."""
+    with ExitStack() as modes:
+        for module in modules_in(model):
+            modes.enter_context(restoring_modes(module))
+            set_mode(module, training=False)
         yield
-        return
-    with restoring_modes(model):
-        set_mode(model, training=False)
-        yield
+
+
+def modules_in(model: object) -> list[nn.Module]:
+    """Return the modules that a callable reaches: itself, or those in its closure, globals, arguments and attributes.
+
+    >>> network = nn.Linear(2, 2)
+    >>> modules_in(lambda images: network(images / 2)) == [network]
+    True
+    """
+    found, seen, waiting = list[nn.Module](), set[int](), [(model, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            found.append(value)
+        elif depth < DEPTH:
+            waiting += [(each, depth + 1) for each in _held(value)]
+    return found
+
+
+def _held(value: object) -> Iterable[object]:
+    """Return what a function or another object can call or pass on."""
+    if isinstance(value, partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, MethodType):
+        return (value.__self__, value.__func__)
+    if isinstance(value, FunctionType):
+        names = (name for code in _codes(value.__code__) for name in code.co_names)
+        cells = (each.cell_contents for each in value.__closure__ or () if each != CellType())
+        defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+        return (*cells, *(value.__globals__[name] for name in names if name in value.__globals__), *defaults)
+    if isinstance(value, Mapping | list | tuple):
+        return list(value.values() if isinstance(value, Mapping) else value)[:MOST]
+    if isinstance(value, type | ModuleType | Tensor):
+        return ()
+    return list(getattr(value, "__dict__", {}).values())[:MOST]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield a function's code and that of the functions within it."""
+    yield code
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _codes(each)
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the module within what :func:`torch.compile` and the wrappers for several devices return, and others as they are."""
+    while isinstance(model, nn.Module):
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(within := vars(model).get("_orig_mod", model._modules.get("_orig_mod")), nn.Module):
+            model = within
+        else:
+            break
+    return model
 
 
 def device_of(model: object) -> torch.device:

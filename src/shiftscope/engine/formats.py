@@ -59,7 +59,7 @@ def module_is_quicker(model: object, run: Callable[[Tensor], object], image: Ten
     """
     if not isinstance(model, nn.Module) or not any(isinstance(part, nn.Conv2d) for part in model.modules()):
         return False
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         return channels_last_is_quicker(run, image, passes=passes)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from shiftscope.engine.checks import check_images
 from shiftscope.engine.direct import Canvas
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, check_whole
 from shiftscope.shifts import Mode
 
-__all__ = ["Border", "Framed", "Shifting", "check_max_shift", "frame"]
+__all__ = ["Border", "Framed", "Shifting", "check_max_shift", "frame", "inner_size"]
 
 #: What comes in at the border: the fill, what images larger than the model's input hold there, or what left on the other side.
 Border = Literal["zero", "crop", "circular"]
@@ -99,11 +100,7 @@ def frame(images: Tensor, size: int | tuple[int, int] | None, border: Border | N
     """
     check_images(images)
     outer = (images.shape[2], images.shape[3])
-    inner = outer if size is None else (size, size) if isinstance(size, int) else size
-    if any(part < 1 or part > there for part, there in zip(inner, outer, strict=True)):
-        raise InputError(
-            f"the model takes images of {inner[0]}x{inner[1]}, but `images` are {outer[0]}x{outer[1]}.", "Give larger images."
-        )
+    inner = inner_size(size, outer)
     margin = min((there - part) // 2 for part, there in zip(inner, outer, strict=True))
     if border is None:
         border = "crop" if margin else "zero"
@@ -125,6 +122,27 @@ def frame(images: Tensor, size: int | tuple[int, int] | None, border: Border | N
     return Framed(images, inner, border, max_shift)
 
 
+def inner_size(size: int | tuple[int, int] | None, outer: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of the model's input.
+
+    Args:
+        size: as the user gives it: one length for both, or (height, width); None for that of the images.
+        outer: (height, width) of the images.
+
+    Raises:
+        InputError: it is none of these, or larger than the images.
+    """
+    given: Any = outer if size is None else (size, size) if isinstance(size, int) else size
+    inner = tuple(given) if isinstance(given, Sequence) else ()
+    if len(inner) != 2 or not all(isinstance(each, int) for each in inner):
+        raise InputError(f"`size` must be a whole number, or (height, width), got {size!r}.", "Give it in pixels.")
+    if any(part < 1 or part > there for part, there in zip(inner, outer, strict=True)):
+        raise InputError(
+            f"the model takes images of {inner[0]}x{inner[1]}, but `images` are {outer[0]}x{outer[1]}.", "Give larger images."
+        )
+    return inner
+
+
 def check_max_shift(max_shift: int, size: tuple[int, ...], name: str = "max_shift") -> None:
     """Raise InputError unless the shift is 1 pixel to half of the model's input, beyond which little of the image is left.
 
@@ -133,6 +151,7 @@ def check_max_shift(max_shift: int, size: tuple[int, ...], name: str = "max_shif
         size: (height, width) of the input, pixels.
         name: of the parameter.
     """
+    check_whole(max_shift, name)
     half = max(1, min(size) // 2)
     if not 1 <= max_shift <= half:
         raise InputError(

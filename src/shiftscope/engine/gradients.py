@@ -96,7 +96,7 @@ class DifferentiableShifts:
         try:
             outputs = self.dense.outputs(images)
         except NotDenseError as reason:
-            raise not_exact(str(reason)) from None
+            raise not_exact(str(reason), "Train on random shifts, or without zero padding.") from None
         self._check(images, outputs.detach())
         return outputs
 

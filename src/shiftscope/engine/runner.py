@@ -75,7 +75,7 @@ class Runner:
 
     def __init__(self, direct: Direct, images: Tensor, shifts: Tensor, *, method: Method, batch_size: int | None) -> None:
         self.direct, self.shifts, self.method = direct, shifts, method
-        with evaluating(direct.model), torch.inference_mode():
+        with evaluating(direct.model), torch.no_grad():
             self.dense, self.reason = choose(direct, images, shifts, method=method, batch_size=batch_size)
         same = (shifts == 0).all(dim=1).nonzero() if shifts.ndim == 2 else shifts.new_empty(0)
         self.unshifted = int(same[0]) if len(same) else None
@@ -91,7 +91,7 @@ class Runner:
         Raises:
             InputError: the model fails, or the caller wants dense and dense is not exact.
         """
-        with evaluating(self.direct.model), torch.inference_mode():
+        with evaluating(self.direct.model), torch.no_grad():
             values, problem = (None, "") if self.dense is None else self._verified(self.dense, images, seed)
             method: Literal["direct", "dense"] = "direct" if values is None else "dense"
             if values is None:

@@ -203,7 +203,7 @@ class TaskTrial:
             InputError: the model fails, its outputs are not the task's, or ground truth does not fit.
         """
         blocks = []
-        with evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.no_grad():
             for start in range(0, len(self.images), BLOCK):
                 self.report(Stage(description, start, len(self.images)))
                 blocks.append(self._block(model, start))
@@ -346,7 +346,7 @@ def task_for(
     chosen = find_task(task) if isinstance(task, str) else task
     if chosen is None and embedding:
         return None
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         raw = run_model(model, example, None)
     found = raw if output is None else select_output(raw, output)
     size = (example.shape[2], example.shape[3])

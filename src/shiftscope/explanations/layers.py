@@ -247,7 +247,7 @@ def layer_responses(
     count = len(images) if isinstance(images, Tensor) else 0
     reading = read_geometry(model) if geometry is None else geometry
     found = reading if isinstance(reading, Geometry) else None
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         outer = (first.shape[2], first.shape[3])
         canvas = Canvas(mode, fill, check_size(outer, size, mode))
         probes = Probes(model, canvas.centre(first[:1]).to(place), canvas, found, layers, batch_size, outputs=outputs)

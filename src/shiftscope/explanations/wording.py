@@ -85,7 +85,10 @@ def causes_verdict(before: Loss, causes: Sequence[Cause]) -> tuple[str, str]:
     sentences = [f"Shifts lower the mean cosine of the outputs by {number(before.loss)}."]
     main = ranked[0]
     told = _told(main, causes)
-    sentences += (_shares(ranked) if shares_add_up(causes) else _parts(ranked)) if told else [_untold(main)]
+    if all(each.name == "other" for each in known):  # the rest after steps that were all left out
+        sentences.append("What causes that could not be measured.")
+    else:
+        sentences += (_shares(ranked) if shares_add_up(causes) else _parts(ranked)) if told else [_untold(main)]
     if told and main.after is not None and _alike(before, main.after):
         sentences.insert(2, _warning(before, main.after))
     unknown = [each for each in causes if each.part is None and not each.part_of]

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributed import get_rank, get_world_size, is_available, is_initialized
 from torchmetrics import Metric
 
-from shiftscope.audits.protocols import Protocol
+from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.session import AuditOptions, Session
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
+from shiftscope.measures import MEASURES
 
 __all__ = ["MeanCosineSimilarityUnderShift", "ShiftConsistency", "ShiftMetric"]
+
+#: Most wrong indices in a message.
+SHOWN = 4
 
 
 class ShiftMetric(Metric):  # type: ignore[misc]  # torchmetrics is not read for its types
@@ -41,6 +46,9 @@ class ShiftMetric(Metric):  # type: ignore[misc]  # torchmetrics is not read for
         seed: of the random shifts.
         batch_size: images per forward pass.
         **others: those of :class:`torchmetrics.Metric`, as ``sync_on_compute``.
+
+    Raises:
+        InputError: there is no such measure or protocol.
     """
 
     is_differentiable = False
@@ -63,32 +71,39 @@ class ShiftMetric(Metric):  # type: ignore[misc]  # torchmetrics is not read for
         **others: Any,
     ) -> None:
         super().__init__(**others)
-        self.measure = measure
+        if measure not in MEASURES:
+            raise InputError(f"there is no measure {measure!r}.", f"Choose one of {', '.join(MEASURES)}.")
+        self.measure, self.protocol = measure, protocol if isinstance(protocol, str) else protocol.name
         self.options = AuditOptions([protocol], max_shift, mode, size, fill, mean, output, embedding, seed, batch_size)
-        self.received = 0
+        if isinstance(protocol, str):
+            find_protocols(protocol)
         self.add_state("total", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        # A MetricCollection computes metrics of equal states once: those of other settings must not have them.
+        settings = sha256(repr((measure, self.options)).encode()).digest()
+        self.add_state("settings", default=torch.tensor(list(settings)), dist_reduce_fx="max")
+        self._start: int | None = None
 
     def update(
         self,
         model: Callable[[Tensor], Any],
         images: Float[Tensor, "image channel height width"],
-        indices: Int[Tensor, " image"] | None = None,
+        indices: Tensor | Sequence[int] | None = None,
     ) -> None:
         """Measure a batch of images.
 
         Args:
             model: as :func:`shiftscope.audit` takes it; it is put into evaluation mode meanwhile.
             images: in [0, 1].
-            indices: of the images in the data, all different; by default as the class says.
+            indices: [image], of the images in the data, all different; by default as the class says.
 
         Raises:
-            InputError: the model cannot be measured on these images, or returns nothing that has the measure.
+            InputError: the model cannot be measured on these images, or returns nothing that has the measure; or ``indices`` are
+                not different whole numbers of 0 or more, one for each image.
         """
         if len(images) == 0:
             return
-        places = self._next(len(images)) if indices is None else indices.cpu().long()
-        self.received += len(images)
+        places = self._next(len(images)) if indices is None else _checked(indices, len(images))
         order = places.argsort()
         session = Session.start(model, images[:1], self.options, labelled=False)
         part = session.part(images[order.to(images.device)], None, indices=places[order])
@@ -102,16 +117,45 @@ class ShiftMetric(Metric):  # type: ignore[misc]  # torchmetrics is not read for
         """Return the mean over all images of all processes; NaN without images."""
         return (self.total / self.count).float() if self.count else torch.tensor(float("nan"))
 
-    def reset(self) -> None:
-        """Forget all images."""
-        super().reset()
-        self.received = 0
+    def forward(self, *args: Any, **options: Any) -> Any:
+        """Measure a batch as :meth:`update` does, and return the mean over it alone."""
+        self._start = int(self.count)  # torchmetrics resets the states meanwhile
+        try:
+            return super().forward(*args, **options)
+        finally:
+            self._start = None
+
+    def extra_repr(self) -> str:
+        """Return what is measured, for ``repr``."""
+        return f"{self.measure!r}, {self.protocol!r}"
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the value, or several of them, with matplotlib; arguments as of :meth:`torchmetrics.Metric.plot`."""
+        return self._plot(val, ax)
 
     def _next(self, count: int) -> Tensor:
         """Return the indices of the next images, dealt out in turn to all processes."""
         several = is_available() and is_initialized()
         rank, processes = (get_rank(), get_world_size()) if several else (0, 1)
-        return rank + processes * torch.arange(self.received, self.received + count)
+        start = int(self.count) if self._start is None else self._start
+        return rank + processes * torch.arange(start, start + count)
+
+
+def _checked(indices: Tensor | Sequence[int], count: int) -> Tensor:
+    """Return indices of so many images; refuse what cannot be theirs, such as labels."""
+    places = torch.as_tensor(indices).cpu()
+    whole = not places.is_floating_point() and not places.is_complex() and places.dtype is not torch.bool
+    if not whole or places.shape != (count,) or len(places.unique()) < count or int(places.min()) < 0:
+        raise InputError(
+            f"`indices` must be {count} different whole numbers of 0 or more, one for each image, got {_shown(places)}.",
+            "Leave them out where images come in order.",
+        )
+    return places.long()
+
+
+def _shown(places: Tensor) -> str:
+    values = ", ".join(map(str, places.flatten()[:SHOWN].tolist()))
+    return f"{places.numel()} ({values}{', ...' if places.numel() > SHOWN else ''})"
 
 
 class ShiftConsistency(ShiftMetric):

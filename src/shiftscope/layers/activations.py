@@ -6,14 +6,16 @@ Upsampling before it makes room for them, and a low-pass filter after it removes
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 
 from shiftscope.errors import InputError
-from shiftscope.layers.resampling import along_axes, may_cache
+from shiftscope.layers.resampling import along_axes, may_cache, untraced
 
 __all__ = ["AliasFreeActivation"]
 
@@ -54,12 +56,15 @@ class AliasFreeActivation(nn.Module):
 
     def forward(self, maps: Float[Tensor, "image channel *position"]) -> Float[Tensor, "image channel *position"]:
         """Apply the activation to the upsampled maps and return to their size."""
-        sizes, kind = maps.shape[2:], (maps.dtype, maps.device)
+        kind = maps.dtype, maps.device
         with torch.autocast(maps.device.type, enabled=False):
             make = _cached_resampling if may_cache() else _resampling
-            fine = along_axes(maps, [make(size, size * self.factor, *kind) for size in sizes])
-            back: Tensor = self.activation(fine)
-            return along_axes(back.to(maps.dtype), [make(size * self.factor, size, *kind) for size in sizes])
+            with untraced() if is_tracing() else nullcontext():
+                sizes = maps.shape[2:]  # constants of traced code, as the matrices are
+                up = [make(size, size * self.factor, *kind) for size in sizes]
+                down = [make(size * self.factor, size, *kind) for size in sizes]
+            back: Tensor = self.activation(along_axes(maps, up))
+            return along_axes(back.to(maps.dtype), down)
 
 
 @lru_cache(maxsize=64)

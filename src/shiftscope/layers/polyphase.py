@@ -44,6 +44,8 @@ def phases(
     Raises:
         InputError: height or width is not a multiple of the stride.
     """
+    if maps.ndim != 4:
+        raise InputError(f"`maps` must be [image, channel, height, width], got shape {tuple(maps.shape)}.")
     images, channels, height, width = maps.shape
     down, right = stride
     if not torch.compiler.is_compiling() and (height % down or width % right):

@@ -14,6 +14,7 @@ Three implementations of the same numbers:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import product
 from math import comb, prod
@@ -22,6 +23,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.jit._trace import is_tracing
 from torch.nn import functional
 
 from shiftscope.errors import InputError
@@ -137,6 +139,11 @@ def filtered(maps: Float[Tensor, "image channel *position"], by: Filter) -> Floa
     """
     if torch.compiler.is_exporting():
         return _convolved(maps, by)
+    if is_tracing():
+        with untraced():
+            by.check(maps.shape[2:])
+            factors = matrices(by, maps.shape[2:], maps)
+        return products(maps, factors)
     by.check(maps.shape[2:])
     if by.is_identity and not any(map(any, by.margins)):
         # A view would let a layer that works in place, such as nn.ReLU(inplace=True), change the input too.
@@ -245,6 +252,10 @@ def empty_like(maps: Tensor, sizes: Sequence[int], *, channels_last: bool) -> Te
 
 def products(maps: Tensor, factors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     """Multiply along all axes; write the result to ``out`` if given, in its memory order."""
+    if torch.compiler.is_exporting() or is_tracing():  # which may leave the number of images open
+        for axis, factor in enumerate(factors, start=2):
+            maps = (maps.transpose(axis, -1) @ factor.t()).transpose(axis, -1)
+        return maps
     last = is_channels_last(maps if out is None else out)
     lines = maps.movedim(1, -1).contiguous() if last else maps.contiguous()
     place = out if out is None or not last else out.movedim(1, -1)
@@ -255,9 +266,22 @@ def products(maps: Tensor, factors: Sequence[Tensor], out: Tensor | None = None)
     return lines.movedim(-1, 1) if last else lines
 
 
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Pause ``torch.jit.trace``, so that what is computed meanwhile is a constant of the traced code."""
+    tracer: Any = torch._C
+    state = tracer._get_tracing_state()
+    tracer._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        tracer._set_tracing_state(state)
+
+
 def is_rewritten() -> bool:
-    """Return whether the code is compiled or transformed by ``torch.func``: values cannot be read, or written in place."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    """Return whether the code is compiled, traced or transformed by ``torch.func``: values are not read, or written in place."""
+    rewritten = torch.compiler.is_compiling() or is_tracing()
+    return rewritten or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_channels_last(maps: Tensor) -> bool:

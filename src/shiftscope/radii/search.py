@@ -106,7 +106,7 @@ def find_radii(runner: Runner, images: Float[Tensor, "image channel height width
     """
     if runner.dense is not None:
         return radii_from(runner(images, runner.shifts, seed=seed), runner, images, shifts)
-    with evaluating(runner.direct.model), torch.inference_mode():
+    with evaluating(runner.direct.model), torch.no_grad():
         search = _ClassSearch.of_references(shifts, runner.direct.reference(images))
         return search.finished(runner, images, views=len(images), dense=False)
 
@@ -125,7 +125,7 @@ def radii_from(outputs: Outputs, runner: Runner, images: Float[Tensor, "image ch
     Raises:
         InputError: the model fails, or returns one value an image.
     """
-    with evaluating(runner.direct.model), torch.inference_mode():
+    with evaluating(runner.direct.model), torch.no_grad():
         search, views = _ClassSearch.of_outputs(shifts, outputs, runner, images)
         return search.finished(runner, images, views=views, dense=outputs.method == "dense")
 
@@ -147,7 +147,7 @@ class Search:
     def __init__(self, shifts: ShiftGrid, count: int) -> None:
         self.shifts, self.rings, self.inward, self.reach = shifts.shifts, shifts.rings, shifts.inward, shifts.reach
         self.state = torch.full((count, len(self.rings)), UNKNOWN, dtype=torch.int8)
-        self.leads = torch.zeros(self.state.shape)
+        self.leads = torch.zeros(self.state.shape, dtype=torch.float32)
 
     @property
     def middle(self) -> int:

@@ -102,7 +102,7 @@ def _affordable(subject: Subject, image: Tensor, seconds: float, largest: int) -
 def _outputs(subject: Subject, image: Float[Tensor, "1 channel height width"], reach: int) -> Outputs:
     device = torch.device(subject.spec.device)
     counted = CountedModel(subject.loaded.model, output=subject.output, device=device)
-    with evaluating(subject.loaded.model), torch.inference_mode():
+    with evaluating(subject.loaded.model), torch.no_grad():
         counted(image)  # to see what it returns
         return shift_outputs(counted.for_engine(), image, grid(reach), fill=subject.fill, device=device)
 

@@ -27,7 +27,7 @@ from shiftscope.shown import Shown
 from shiftscope.surgery import ON_BLACK, WRAPPERS, Average, Canonical, Change, Kind, Surgery, Wrapping, cost, operate
 from shiftscope.surgery.plan import merge_changes
 from shiftscope.surgery.sampled import SHIFTS, TRAIN_AGAIN, changes_layers, described, framings, shifts_for
-from shiftscope.surgery.task_compare import compare_tasks
+from shiftscope.surgery.task_compare import compare_tasks, task_verdict
 from shiftscope.surveys import Survey, survey
 from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
 from shiftscope.tasks import Task, Truth
@@ -52,6 +52,7 @@ class Fixed(Shown):
         model: the copy.
         changes: what was done to each layer, and why.
         before_and_after: the model and the copy under shifts.
+        verdict: the effect in a sentence or two.
     """
 
     json_file: ClassVar[str] = "fixed"
@@ -60,10 +61,11 @@ class Fixed(Shown):
     model: nn.Module
     changes: Table
     before_and_after: Table
+    verdict: str = ""
 
     def words(self) -> str:
-        """Return what the tables are about."""
-        return f"{self.changes.title} {self.before_and_after.title}"
+        """Return the effect of the fix in a sentence or two."""
+        return self.verdict
 
     def tables(self) -> tuple[Table, ...]:
         """Return the comparison, and the changes."""
@@ -134,10 +136,12 @@ def fix(
         if truth is not None:
             raise InputError("`truth` is ground truth for a task, but the output does not tell which.", "Name it with `task`.")
         table = compare(model, surgery, images, labels, under, report=report)
+        verdict = _verdict(table)
     else:
         known = labels if truth is None and found.takes_labels else truth
         table = compare_tasks(model, surgery, found, images, under, truth=known, output=output, report=report)
-    return Fixed(surgery.model, surgery.table(), table)
+        verdict = task_verdict(table, found)
+    return Fixed(surgery.model, surgery.table(), table, verdict)
 
 
 def apply_fixes(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
+import torch
 from torch import fx, nn
 from torch.nn import functional
 
@@ -194,7 +195,10 @@ class _Sampler:
         channels = channels_of(self.editor, node)
         if channels is None:
             raise InputError(f"The number of channels at `{name}` does not follow from the graph.", "Use method 'aps'.")
-        return self.editor.call(PhaseLogits(channels, stride, filter_size=self.filter_size), "choice", node)
+        with torch.random.fork_rng(devices=[]):  # the same weights in each copy, and nothing drawn that others draw, too
+            torch.default_generator.manual_seed(0)
+            choice = PhaseLogits(channels, stride, filter_size=self.filter_size)
+        return self.editor.call(choice, "choice", node)
 
     def _undo(self, phases: Phases, strides: Mapping[fx.Node, Pair]) -> None:
         """Roll upsampled maps back, so that they lie where they lay before the subsamplings that the upsampling undoes."""

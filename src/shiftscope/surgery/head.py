@@ -93,7 +93,9 @@ def _average(editor: Editor, linear: nn.Linear, flat: fx.Node, name: str, was: s
         source.target = editor.add(source, nn.AdaptiveAvgPool2d(1), "global")
     else:
         editor.insert_before(flat, nn.AdaptiveAvgPool2d(1), "global")
-    pooled = nn.Linear(channels, linear.out_features, bias=linear.bias is not None).to(linear.weight)
+    bias = linear.bias is not None
+    like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+    pooled = nn.utils.skip_init(nn.Linear, channels, linear.out_features, bias=bias, **like)  # which draws no random numbers
     pooled.weight.data.copy_(linear.weight.detach().reshape(-1, channels, positions).sum(2))
     if linear.bias is not None:
         pooled.bias.data.copy_(linear.bias.detach())

@@ -313,7 +313,7 @@ def _check_classes(model: nn.Module, canvas: Canvas, data: tuple[Labelled, Label
     labels = torch.cat([each.labels for each in data])
     if len(labels.unique()) < 2:
         raise InputError(f"`data` must have two classes or more to train on, got {int(labels[0])} only.", "Add images of others.")
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         outputs = model(canvas.centre(data[0].images[:1]).to(device))
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         raise InputError("`model` must return one vector of class scores per image.", "Wrap it so that it does.")

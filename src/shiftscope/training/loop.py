@@ -320,7 +320,7 @@ def evaluate(model: nn.Module, data: Labelled, *, place: Place) -> tuple[float, 
     """
     correct = torch.zeros((), dtype=torch.long, device=data.labels.device)
     loss = torch.zeros((), dtype=torch.float64, device=data.labels.device)
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         for start in range(0, len(data), EVALUATION_BATCH):
             batch = data[start : start + EVALUATION_BATCH]
             outputs = model(place(batch.images))
@@ -345,7 +345,7 @@ def accuracy_if_reached(
         begin: the first image to evaluate, a multiple of the batch size; those before it come last.
     """
     allowed, wrong = int((1 - target) * len(data) + 1e-9), 0
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         for start in (*range(begin, len(data), EVALUATION_BATCH), *range(0, begin, EVALUATION_BATCH)):
             batch = data[start : start + EVALUATION_BATCH]
             wrong += int((model(place(batch.images)).argmax(1) != batch.labels).sum())

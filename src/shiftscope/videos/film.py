@@ -123,7 +123,7 @@ class _Camera:
     def _answers(self, frames: Tensor) -> Iterator[Any]:
         loaded = self.subject.loaded
         model = CountedModel(loaded.model, output=self.subject.output, device=torch.device(self.subject.spec.device))
-        with evaluating(loaded.model), torch.inference_mode():
+        with evaluating(loaded.model), torch.no_grad():
             for batch in frames.split(BATCH):
                 size = (int(batch.shape[2]), int(batch.shape[3]))
                 yield from model(batch).softmax(dim=1) if self.task is None else model.read(batch, self.task, size)

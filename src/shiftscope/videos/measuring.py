@@ -62,7 +62,7 @@ def task_of_frames(filmed: Filmed) -> Task | None:
     """
     subject, chosen = filmed.subject, filmed.chosen
     chosen = "embedding" if chosen is None and subject.embedding else chosen
-    with evaluating(subject.loaded.model), torch.inference_mode():
+    with evaluating(subject.loaded.model), torch.no_grad():
         return reads_as(_counted(subject), next(_batches(subject, range(1), 1)), chosen)
 
 
@@ -82,7 +82,7 @@ def measure_videos(
         InputError: the model fails or returns what cannot be measured, or a frame cannot be read.
     """
     subject, videos = filmed.subject, filmed.videos
-    with evaluating(subject.loaded.model), torch.inference_mode():
+    with evaluating(subject.loaded.model), torch.no_grad():
         batches = (_batches(subject, places, batch_size or FRAMES, report) for places in videos.places())
         found = measure_flicker(_counted(subject), batches, task)
     named = {} if task is None else {"task": filmed.chosen or task.name}
