@@ -16,6 +16,8 @@ from torch import Tensor
 from shiftscope.estimates import Estimate, mean_over_seeds, proportion_over_seeds
 
 IMAGES, NETWORKS = (2, 3, 5, 10, 30, 100), (1, 2, 3, 5)
+#: Numbers of images in which few change.
+MORE_IMAGES = (10, 20, 32, 64, 128, 256)
 #: Standard deviations of networks, images and the rest.
 LAYOUTS = {
     "images vary": (0.0, 1.0, 0.0),
@@ -66,6 +68,13 @@ def covered_share(share: float, images: int, repetitions: int) -> float:
     )
 
 
+def covered_change(share: float, images: int, repetitions: int) -> float:
+    """Return the share of intervals that hold the mean change, where a share of images changes, each at any share of shifts."""
+    generator = np.random.default_rng([images])
+    draws = ((generator.random((1, images)) < share) * generator.random((1, images)) for _ in range(repetitions))
+    return float(np.mean([_holds(mean_over_seeds(torch.from_numpy(each), bounds=(0.0, 1.0)), share / 2) for each in draws]))
+
+
 def _holds(estimate: Estimate, truth: float) -> bool:
     return estimate.low <= truth <= estimate.high
 
@@ -86,6 +95,9 @@ def main() -> None:
     print("\nshares of images, one network\n   share" + "".join(f"{f'{images} images':>12}" for images in IMAGES))
     for share in (0.5, 0.3, 0.1, 0.05):
         print(f"{share:8}" + "".join(f"{covered_share(share, images, repetitions):12.3f}" for images in IMAGES), flush=True)
+    print("\nchange of a few images, one network\n changed" + "".join(f"{f'{images} images':>12}" for images in MORE_IMAGES))
+    for share in (0.3, 0.1, 0.03):
+        print(f"{share:8}" + "".join(f"{covered_change(share, images, repetitions):12.3f}" for images in MORE_IMAGES), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ Intervals cover 95 %:
   So no interval is empty, except towards a side without a bound.
 
 `benchmarks/intervals.py` simulates the coverage. Normal values: 0.94 to 0.96 from one network and two or more images; 0.94 to
-0.99 from two to five networks, more with fewer images. Rare large values among few images lower it, as for any interval.
+0.99 from two to five networks, more with fewer images. Rare large values among few images lower it, as for any interval, except
+where all but a few values lie on a bound: there the interval of one network reaches at least as far as Wilson's.
 
 Resampling uses its own fixed random stream: the same values always give the same interval.
 """
