@@ -203,7 +203,9 @@ def _child(words: list[str], place: Path) -> None:
             "XDG_CACHE_HOME": str(place / "home"),
             "HF_HUB_OFFLINE": "1",
             "BROWSER": "true",
+            "PYTHONDONTWRITEBYTECODE": "1",
         }
+        sys.dont_write_bytecode = True  # Python's own files beside a user's code are no finding
         virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (virtual + MEMORY, virtual + MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -29,8 +30,8 @@ __all__ = [
     "unwrapped",
 ]
 
-#: How far, and to how many values of each, modules are looked for in what a function reaches.
-DEPTH, MOST = 4, 100
+#: How far modules are looked for in what a function reaches, in how many values of each object, and in how many in all.
+DEPTH, MOST, MOST_SEEN = 4, 100, 2000
 #: Any callable from images [image, channel, height, width] to outputs [image, class].
 Model = Callable[[Tensor], Tensor]
 
@@ -120,16 +121,16 @@ def modules_in(model: object) -> list[nn.Module]:
     >>> modules_in(lambda images: network(images / 2)) == [network]
     True
     """
-    found, seen, waiting = list[nn.Module](), set[int](), [(model, 0)]
-    while waiting:
-        value, depth = waiting.pop()
+    found, seen, waiting = list[nn.Module](), set[int](), deque([(model, 0)])
+    while waiting and len(seen) < MOST_SEEN:
+        value, depth = waiting.popleft()
         if id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, nn.Module):
             found.append(value)
         elif depth < DEPTH:
-            waiting += [(each, depth + 1) for each in _held(value)]
+            waiting.extend((each, depth + 1) for each in _held(value))
     return found
 
 

@@ -97,9 +97,9 @@ def choose(direct: Direct, images: Tensor, shifts: Tensor, *, method: Method, ba
     return dense, "Dense, because every operator before the head is stationary, which the traced graph shows."
 
 
-def not_exact(reason: str, remedy: str = "Use 'auto' or 'direct' as `method`.") -> InputError:
+def not_exact(reason: str) -> InputError:
     """Return the error for a caller who wants dense where it is not exact."""
-    return InputError(f"all shifts at once ('dense') are not exact here: {reason}.", remedy)
+    return InputError(f"`method` 'dense' is not exact here: {reason}.", "Use 'auto' or 'direct'.")
 
 
 def _dense(direct: Direct, images: Tensor, shifts: Tensor, batch_size: int | None) -> Dense:

@@ -96,7 +96,9 @@ class DifferentiableShifts:
         try:
             outputs = self.dense.outputs(images)
         except NotDenseError as reason:
-            raise not_exact(str(reason), "Train on random shifts, or without zero padding.") from None
+            raise InputError(
+                f"all shifts at once are not exact here: {reason}.", "Train on random shifts, or without zero padding."
+            ) from None
         self._check(images, outputs.detach())
         return outputs
 
