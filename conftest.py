@@ -13,7 +13,7 @@ REAL_DATA = os.environ.get("SHIFTSCOPE_DATA")
 SOURCES = Path(__file__).parent / "src"
 #: Modules that also run on stand-ins for tensors, when a graph is traced, compiled or exported.
 TRACED = ("shiftscope.models.family", "shiftscope.layers.")
-#: Modules with tensors in their annotations. mypy checks plain types: checking them at each call, too, took 40 % of a test.
+#: Modules with tensors in their annotations. mypy checks plain types; checking them at each call took up to 40 % of the time.
 ANNOTATED = [path for path in SOURCES.rglob("*.py") if "from jaxtyping import" in path.read_text()]
 MODULES = [".".join(path.relative_to(SOURCES).with_suffix("").parts) for path in ANNOTATED]
 install_import_hook([module for module in MODULES if not module.startswith(TRACED)], "beartype.beartype")

@@ -165,7 +165,7 @@ def unwrapped(model: Any) -> Any:
     while isinstance(model, nn.Module):
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif isinstance(within := vars(model).get("_orig_mod", model._modules.get("_orig_mod")), nn.Module):
+        elif isinstance(within := getattr(model, "_orig_mod", None), nn.Module):
             model = within
         else:
             break
