@@ -173,6 +173,15 @@ def test_audits_of_other_images_are_compared_without_pairs() -> None:
     assert (measure.outcome, judge_comparison(compared).outcome) == ("worse", "fails")
 
 
+def test_comparison_of_audits_made_in_another_way_says_so() -> None:
+    made = {"data_sha256": "a", "canvas": "0"}
+    audits = [audited({CHANGE: draw(0.2, 300, 0)}, provenance={**made, "seed": str(seed)}) for seed in range(2)]
+    notes = compare_audits(*audits).notes
+    assert notes[0].startswith("change: after minus before, in pairs of the same 300 images")
+    assert notes[1] == "The seed differs (0 and 1): where shifts are random, a part of the change is not the model's."
+    assert len(compare_audits(audits[0], audits[0]).notes) == len(notes) - 1
+
+
 def test_models_that_agree_on_few_images_may_differ_on_others() -> None:
     """Two models of which each keeps its answer for 99 and 97 % of images keep all of 20 images in two of five audits."""
     for seed in range(20):

@@ -180,6 +180,7 @@ calls = [
     lambda: ss.audit(model, images, size=(1, 8, 8)),
     lambda: ss.certify(model, images, size=8.5),
     lambda: ss.audit(model, images, fill="black"),
+    lambda: ss.shift_outputs(model, [(images, None)], ss.grid(2)),
 ]
 for call in calls:
     try:
@@ -190,7 +191,8 @@ for call in calls:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     whole = [f"`{name}` must be a whole number," for name in ("max_shift", "seed", "max_shift", "radius", "max_shift")]
     size = "`size` must be a whole number, or (height, width),"
-    assert done.stdout.splitlines() == [*whole, size, size, "`fill` must be a number, or one for each channel,"]
+    fill, tensor = "`fill` must be a number, or one for each channel,", "`images` must be tensors,"
+    assert done.stdout.splitlines() == [*whole, size, size, fill, tensor]
 
 
 def test_mean_colour_may_be_one_value() -> None:
@@ -291,6 +293,18 @@ def test_result_does_not_depend_on_batches() -> None:
     parts = audit(small(), iter(each.split([1, 70, 3, 76])), labels, protocols=CLASSIFIER_PROTOCOLS, max_shift=2)
     assert whole.rows == parts.rows
     assert whole.changed == parts.changed
+
+
+def test_provenance_tells_images_labels_and_canvas_apart_whatever_the_batches() -> None:
+    each, labels, options = images(70), torch.arange(70) % 3, {"protocols": ["mouton2020"], "max_shift": 2}
+    whole = audit(small(), each, labels, seed=3, **options).provenance
+    parts = audit(small(), iter(each.split([1, 69])), labels.int(), seed=3, **options).provenance
+    assert whole == parts
+    assert (whole["input"], whole["canvas"], whole["seed"]) == ("1x12x12", "0", "3")
+    assert {"commit", "torch", "processor", "device"} <= whole.keys()
+    others = [audit(small(), each, **options), audit(small(), each.flip(0), labels, **options)]
+    assert len({whole["data_sha256"], *(other.provenance["data_sha256"] for other in others)}) == 3
+    assert audit(small(), each, fill=0.5, **options).provenance["canvas"] == "0.5"
 
 
 def test_only_a_few_batches_are_in_memory_at_once() -> None:
@@ -498,6 +512,7 @@ def test_outputs_that_are_not_finite_in_a_grid_are_counted_by_image() -> None:
         (images(), {"protocols": "zhang2019"}, "`protocols` must be a list of one or more, got 'zhang2019'"),
         (images(), {"protocols": ["mouton2020", mouton2020(1)]}, "holds two different mouton2020"),
         (images(), {"batch_size": 0}, "`batch_size` must be 1 or more"),
+        (images(), {"device": "gpu"}, "`device` must be one that PyTorch can compute on here, got 'gpu'"),
         (images(), {"fill": [0.0, 1.0]}, "`fill` must be one value for each of 1"),
         (images(), {"mean": [0.0, 1.0]}, "`mean` must be one value for each of 1"),
         (images(size=14), {"size": 12, "protocols": ["zhang2019"], "max_shift": 3}, "crops up to 3 .* images of 14x14 leave 1"),

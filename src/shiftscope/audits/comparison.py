@@ -142,7 +142,7 @@ def rounding(measure: str, size: float) -> float:
 
 
 def same_images(before: Audit, after: Audit) -> bool:
-    """Return whether two audits measured the same images; without checksums, which Python's have not, their numbers decide."""
+    """Return whether two audits measured the same images; of two without checksums, whether as many."""
     checksums = [each.provenance.get("data_sha256") for each in (before, after)]
     counts = [each.cost.images for each in (before, after)]
     return checksums[0] == checksums[1] and counts[0] == counts[1] and before.damaged == after.damaged
@@ -236,7 +236,11 @@ def _notes(before: Audit, after: Audit, measures: tuple[MeasureComparison, ...],
         paired_by = f"of the same {after.cost.images:,} images" if known else f"of {after.cost.images:,} images in their order"
         yield f"change: after minus before, in pairs {paired_by}, with 95 % intervals."
         if not known:
-            yield "The audits do not record their images, seed and canvas: the change is the model's only if these are the same."
+            yield "The audits do not record their images: the change is the model's only if these are the same."
+    for name, where in (("seed", "where shifts are random"), ("canvas", "where the canvas comes in")):
+        one, two = (each.provenance.get(name) for each in (before, after))
+        if one != two and None not in (one, two):
+            yield f"The {name} differs ({one} and {two}): {where}, a part of the change is not the model's."
     if not paired:
         yield "The audits measured other images: intervals of changes are not paired, and wider than needed."
     elif any(each.pairs is None for each in measures):

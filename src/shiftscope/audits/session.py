@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from hashlib import sha256
+from itertools import chain, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from shiftscope.audits.measuring import Kind, Measurer
-from shiftscope.audits.model import CountedModel
+from shiftscope.audits.model import CountedModel, model_checksum
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import Audit, assemble
@@ -25,6 +26,8 @@ from shiftscope.engine.checks import check_classes, device_of, evaluating
 from shiftscope.engine.dependence import dependence_warnings
 from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.errors import InputError
+from shiftscope.runtime.files import checksum
+from shiftscope.runtime.provenance import provenance
 from shiftscope.tasks import Task, Truth, find_task, task_of
 
 __all__ = ["AuditOptions", "Session", "audit", "block_size", "chosen_task"]
@@ -132,9 +135,10 @@ def audit(
     session = Session.start(model, first[0][:1], options, labelled=first[1] is not None)
     some = first[0][:LOOKED_AT]
     found = (*session.dependence(some[:1]), *image_warnings(model, session.framing.centre(some)))
-    return session.result(
-        warnings=found, merged=merge_parts(_parts(session, chain([first], batches), images_in(images, labels), progress))
-    )
+    seen: list[str] = []
+    merged = merge_parts(_parts(session, chain([first], batches), seen, images_in(images, labels), progress))
+    facts = {**session.facts, "data_sha256": sha256("".join(seen).encode()).hexdigest(), "seed": str(seed)}
+    return session.result(merged, provenance={**facts, **provenance(session.measurer.model.device)}, warnings=found)
 
 
 def block_size(size: Sequence[int]) -> int:
@@ -193,7 +197,7 @@ class Session:
             )
         _check(example, tuple(example.shape[1:]))
         framing = framing_of(example, options.size, options.fill, options.mean)
-        device = device_of(model) if options.device is None else torch.device(options.device)
+        device = device_of(model, options.device)
         counted = CountedModel(model, output=options.output, device=device)
         with counted.counting(), evaluating(model), torch.no_grad():
             raw = counted.raw(framing.centre(example))
@@ -232,6 +236,13 @@ class Session:
             block = block_size(framing.size)
             notes.append(f"Retrieval and ranks search the unshifted images of a block of {block}, not all images.")
         return cls(measurer, framing, "task", 0, shape, (*notes, *_notes(protocols, framing, "task")), task)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is measured, name -> value."""
+        canvas = " ".join(f"{value:.3g}" for value in self.framing.fill)
+        size = "x".join(map(str, (self.shape[0], *self.framing.size)))
+        return {"input": size, "canvas": canvas, "model_sha256": model_checksum(self.measurer.model.model)}
 
     @property
     def takes_labels(self) -> bool:
@@ -355,12 +366,16 @@ def _pan_words(protocol: Protocol, border: str, kind: Kind) -> str:
 def _parts(
     session: Session,
     batches: Iterable[tuple[Tensor, Tensor | None]],
+    seen: list[str],
     total: int | None,
     progress: Callable[[int, int | None], None],
 ) -> Iterator[Part]:
+    """Measure all images, block by block, and append each image's checksum to those seen."""
     first = 0
     for images, labels in _blocks(batches, block_size(session.framing.size), session.shape):
         stop = first + len(images)
+        known = repeat({}) if labels is None else ({"label": each.long()} for each in labels)
+        seen += [checksum({"image": image, **label}) for image, label in zip(images, known, strict=False)]
         yield session.part(images, labels, indices=torch.arange(first, stop))
         first = stop
         progress(first, total)

@@ -155,7 +155,7 @@ class Certifier:
         self.shifts = ShiftGrid(framed.max_shift, parts)
         check_fill(example, torch.as_tensor(fill))
         self.fill = torch.as_tensor(fill, dtype=torch.float32).reshape(-1).expand(example.shape[1])
-        self.model = CountedModel(model, output=output, device=device_of(model) if device is None else torch.device(device))
+        self.model = CountedModel(model, output=output, device=device_of(model, device))
         self.method, self.batch_size = method, batch_size
         with evaluating(model), torch.no_grad():
             raw = self.model.raw(frame(example, size, "zero", None).images)

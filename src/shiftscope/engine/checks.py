@@ -38,6 +38,8 @@ Model = Callable[[Tensor], Tensor]
 
 def check_images(images: Tensor, size: tuple[int, ...] | None = None) -> None:
     """Raise InputError unless the images are finite floating point, [image, channel, height, width], of the given size."""
+    if not isinstance(images, Tensor):
+        raise InputError(f"`images` must be tensors, got {type(images).__name__}.", "Give images without labels.")
     if images.ndim != 4 or (size is not None and tuple(images.shape[2:]) != size):
         raise InputError(f"`images` must be [image, channel, height, width], all of one size, got shape {tuple(images.shape)}.")
     if not images.is_floating_point():
@@ -172,7 +174,23 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
-def device_of(model: object) -> torch.device:
-    """Return the device of a module's first parameter; the CPU if there is none."""
+def device_of(model: object, chosen: torch.device | str | None = None) -> torch.device:
+    """Return the device to compute on: the chosen one, else that of a module's first parameter; the CPU if there is none.
+
+    Args:
+        model: any callable.
+        chosen: by the user.
+
+    Raises:
+        InputError: PyTorch does not know the chosen device, or it is not available here.
+    """
+    if chosen is not None:
+        try:
+            torch.empty(0, device=chosen)
+            return torch.device(chosen)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # of a GPU's build that is missing, the second
+            raise InputError(
+                f"`device` must be one that PyTorch can compute on here, got {str(chosen)!r}.", 'Try "cpu".'
+            ) from error
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device

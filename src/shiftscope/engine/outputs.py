@@ -174,7 +174,7 @@ def open_runner(
     outer = (images.shape[2], images.shape[3])
     canvas = Canvas(mode, fill, check_size(outer, options.get("size"), mode))
     method = "direct" if canvas.size != outer else method
-    direct = Direct(model, canvas, torch.device(device) if device else device_of(model), batch_size or DIRECT_BATCH)
+    direct = Direct(model, canvas, device_of(model, device), batch_size or DIRECT_BATCH)
     return Runner(direct, images, shifts, method=method, batch_size=batch_size)
 
 

@@ -308,7 +308,7 @@ def run_model(model: Callable[[Tensor], Any], images: Tensor, device: torch.devi
     Raises:
         InputError: the model fails.
     """
-    place = device_of(model) if device is None else torch.device(device)
+    place = device_of(model, device)
     try:
         return model(images.to(place).clone())
     except InputError:

@@ -243,7 +243,7 @@ def layer_responses(
     if isinstance(images, Tensor) or shifts.ndim != 3:
         check_shifts(first, shifts)
     check_fill(first, fill)
-    place = torch.device(device) if device else device_of(model)
+    place = device_of(model, device)
     count = len(images) if isinstance(images, Tensor) else 0
     reading = read_geometry(model) if geometry is None else geometry
     found = reading if isinstance(reading, Geometry) else None

@@ -128,7 +128,7 @@ def fine_tune(
     check_fill(images, fill)
     outer = (images.shape[2], images.shape[3])
     canvas = Canvas(settings.mode, fill, check_size(outer, size, settings.mode))
-    place = torch.device(device) if device else device_of(model)
+    place = device_of(model, device)
     model = copied(model).to(place)
     both = _split(images, known, seed) if validation is None else (_labelled(images, known), _labelled(*validation))
     _check_classes(model, canvas, both, place)

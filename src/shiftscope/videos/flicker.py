@@ -187,7 +187,7 @@ def frames_flicker(
     """
     sequences = [frames] if isinstance(frames, Tensor) else list(frames)
     _check(sequences, batch_size)
-    counted = CountedModel(model, output=output, device=device_of(model) if device is None else torch.device(device))
+    counted = CountedModel(model, output=output, device=device_of(model, device))
     with evaluating(model), torch.no_grad():
         known = reads_as(counted, sequences[0][:1], task)
         return measure_flicker(counted, (each.split(batch_size) for each in sequences), known)
