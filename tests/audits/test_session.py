@@ -151,6 +151,29 @@ def test_outputs_that_depend_on_more_than_the_image_are_a_warning(model: Callabl
         assert not audit(lambda batch: batch.flatten(1)[:, :5], images(), protocols=["mouton2020"], max_shift=2).warnings
 
 
+class BesideOthers(nn.Module):
+    """Subtract the mean of the batch, so that an image's outputs depend on the others."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 2, 3), *layers)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.layers(batch - batch.mean(dim=0))
+
+
+@pytest.mark.parametrize(
+    "layers", [(nn.Flatten(), nn.LazyLinear(5)), (nn.Upsample(scale_factor=3),)], ids=["classes", "segmentation"]
+)
+def test_fix_and_explain_warn_of_outputs_that_depend_on_the_batch(layers: tuple[nn.Module, ...]) -> None:
+    model, each = BesideOthers(*layers).eval(), images()
+    model(each)
+    explained, fixed = explain(model, each, max_shift=2, shifts=4), fix(model, each, kinds=["canonical"], max_shift=2)
+    told = "The model's outputs for an image depend on the other images of a batch"
+    assert explained.warnings[0].startswith(told)
+    assert fixed.tables()[0].notes[0].startswith(told)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), nn.DataParallel], ids=["compiled", "DataParallel"])
 def test_wrapped_model_is_measured_and_explained_as_the_one_within(wrap: Callable[[nn.Module], nn.Module]) -> None:

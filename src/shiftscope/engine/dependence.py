@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from shiftscope.engine.answers import image_warnings
+from shiftscope.engine.checks import device_of, evaluating
 from shiftscope.graphs.probing import restoring_random_numbers
 
-__all__ = ["Dependence", "dependence", "dependence_warnings"]
+__all__ = ["Dependence", "dependence", "dependence_warnings", "model_warnings"]
 
 #: What outputs depend on besides the image: nothing, the call, or the batch.
 Dependence = Literal["", "call", "batch"]
@@ -54,6 +56,17 @@ def dependence_warnings(model: Callable[[Tensor], Any], image: Tensor, *, batche
         if found
         else ()
     )
+
+
+def model_warnings(model: Callable[[Tensor], Any], images: Tensor) -> tuple[str, ...]:
+    """Return reasons why numbers may say little about a model: outputs that depend on more than the image, unsuitable images.
+
+    Args:
+        model: any callable.
+        images: [image, channel, height, width], the model's unshifted input; the first few are checked.
+    """
+    with evaluating(model):
+        return (*dependence_warnings(model, images[:1].to(device_of(model))), *image_warnings(model, images))
 
 
 def _of_first(raw: Any, count: int) -> list[Tensor]:

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shiftscope.engine.answers import answers_of, image_warnings, output_warnings
+from shiftscope.engine.answers import answers_of, output_warnings
 from shiftscope.engine.batches import Images, Labels, gather
 from shiftscope.engine.checks import check_classes, check_images, check_labels, device_of, evaluating, unwrapped
-from shiftscope.engine.dependence import dependence_warnings
+from shiftscope.engine.dependence import model_warnings
 from shiftscope.engine.framing import Border, Shifting
 from shiftscope.engine.task_trials import task_for
 from shiftscope.errors import InputError
@@ -294,10 +294,9 @@ def _explain_classes(
     fixes = try_fixes(
         model, trial, guarantee.geometry, measured, tokens=tokens, arguments=arguments, classes=classes, savable=savable
     )
-    dependent = dependence_warnings(model, trial.inputs[:1].to(device_of(model)))
-    doubts = image_warnings(model, trial.inputs), output_warnings(answers_of(measured.reference), classes=classes)
+    doubts = (*model_warnings(model, trial.inputs), *output_warnings(answers_of(measured.reference), classes=classes))
     similarity = mean(1 - measured.loss, bounds=(-1.0, 1.0))
-    return Explanation(name, similarity, guarantee, causes, layers, fixes, {}, warnings=(*dependent, *doubts[0], *doubts[1]))
+    return Explanation(name, similarity, guarantee, causes, layers, fixes, {}, warnings=doubts)
 
 
 def _check(model: object, images: Tensor, labels: Tensor | None, shifts: int, mode: str | None) -> None:

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from shiftscope.engine.answers import image_warnings
 from shiftscope.engine.checks import evaluating
+from shiftscope.engine.dependence import model_warnings
 from shiftscope.engine.framing import Shifting
 from shiftscope.engine.task_trials import TaskTrial, TaskValues, graded
 from shiftscope.errors import InputError, UntraceableError
@@ -256,7 +256,7 @@ def explain_task(
         unread=unread,
         settings={**framed.settings(shifts, under.seed), "task": task.name},
         notes=tuple(_notes(known, unread, why)),
-        warnings=(*image_warnings(model, trial.inputs), *task.doubts(found.answered), *_warnings(found)),
+        warnings=(*model_warnings(model, trial.inputs), *task.doubts(found.answered), *_warnings(found)),
     )
 
 

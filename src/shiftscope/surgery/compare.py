@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from shiftscope.engine.answers import image_warnings, output_warnings, watched
+from shiftscope.engine.answers import output_warnings, watched
 from shiftscope.engine.batches import Images, Labels, gather
 from shiftscope.engine.checks import check_classes, check_images, check_labels
+from shiftscope.engine.dependence import model_warnings
 from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border, Framed, Shifting
 from shiftscope.engine.outputs import stream_outputs, track
@@ -219,7 +220,7 @@ def compare(
     framed = framings(images, under)
     shifts = shifts_for(framed[0], under.seed)
     found = dict[tuple[str, str], Survey]()
-    rows, warnings = [], [*image_warnings(before, under.unshifted(images))]
+    rows, warnings = [], [*model_warnings(before, under.unshifted(images))]
     for name, model, price in (("before", before, surgery.before), ("after", surgery.model, surgery.after)):
         answers = dict[str, Tensor]()
         for each in framed:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from shiftscope.engine.answers import image_warnings
+from shiftscope.engine.dependence import model_warnings
 from shiftscope.engine.framing import Framed, Shifting
 from shiftscope.engine.task_trials import TaskTrial, TaskValues
 from shiftscope.errors import InputError
@@ -81,7 +81,7 @@ def compare_tasks(
         left_out |= {name: lost for name in one.values if (lost := _lost(name, one, other))}
     measured = described(len(shifts), first.max_shift)
     notes = (
-        *image_warnings(before, under.unshifted(images)),
+        *model_warnings(before, under.unshifted(images)),
         *doubts,
         f"Intervals: 95 %, over {len(images)} images, each under {measured}; differences are of the same images.",
         *_left_out(left_out, len(images)),
