@@ -57,7 +57,7 @@ EXCEPTIONS = {"crossvit_tiny_240": "two grids, of patches of 12 and 16 pixels on
 
 
 def make(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
-    """A model with random weights, and the shape of an image that it takes: about 64 pixels, a multiple of its patches."""
+    """Return a model with random weights, and the shape of an image that it takes: about 64 pixels, a multiple of its patches."""
     timm = import_module("zoo").timm()
     sizes = (SIZE, 70)
     for options, side in [*(({"img_size": side}, side) for side in sizes), *(({}, side) for side in sizes)]:
@@ -80,14 +80,14 @@ def make(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
 
 
 def reduction(model: nn.Module) -> int | None:
-    """The factor of the last feature map in the library's own table."""
+    """Return the factor of the last feature map in the library's own table."""
     info: Any = getattr(model, "feature_info", None)
     found = [each["reduction"] for each in info] if isinstance(info, list) else info.reduction() if info else []
     return found[-1] if found else None
 
 
 def observed_loss(model: nn.Module, image: tuple[int, int, int], step: int) -> float:
-    """The largest relative change of the outputs under circular shifts that are multiples of ``step``, in double precision."""
+    """Return the largest relative change of outputs under circular shifts by multiples of ``step``, in double precision."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, *image, generator=generator, dtype=torch.float64)
     copy = deepcopy(model).double().eval()
@@ -143,7 +143,7 @@ def trains_alike(model: nn.Module, copy: nn.Module, image: tuple[int, int, int])
 
 
 def strided_layers(model: nn.Module, image: tuple[int, int, int]) -> set[str]:
-    """The layers that make a map smaller: those whose operators subsample as they run, and those whose outputs are smaller.
+    """Return the layers that make a map smaller: whose operators subsample as they run, or whose outputs are smaller.
 
     The graph that fixes edit is not asked. A layer whose output has its input's shape (windows of attention) does not count.
     """
@@ -171,7 +171,7 @@ def strided_layers(model: nn.Module, image: tuple[int, int, int]) -> set[str]:
 
 
 def silent(model: nn.Module, surgery: Surgery, strided: set[str]) -> list[str]:
-    """The layers that subsample and that no line of a plan names, themselves or by an operator inside them."""
+    """Return the layers that subsample and that no line of a plan names, themselves or by an operator inside them."""
     named = {change.layer for change in surgery.changes}
     with suppress(InputError):
         for node in TracedModel(model).graph.nodes:
@@ -213,7 +213,7 @@ def examine(name: str) -> dict[str, Any]:
 
 
 def factors(model: nn.Module, geometry: object, images: Tensor) -> dict[str, Any]:
-    """The factor and where it comes from; without a graph that of the tokens."""
+    """Return the factor and where it comes from; without a graph that of the tokens."""
     if isinstance(geometry, Geometry):
         factor: Any = geometry.factor if geometry.basis != "unknown" else None
         return {"traced": True, "factor": factor, "basis": geometry.basis}
@@ -234,7 +234,7 @@ def identity(model: nn.Module, image: tuple[int, int, int], images: Tensor) -> d
 
 
 def fixed(model: nn.Module, image: tuple[int, int, int], strided: set[str], fix: str) -> dict[str, Any]:
-    """What a fix did."""
+    """Return what a fix did."""
     with quiet():
         surgery = FIXES[fix](model, image)
     row: dict[str, Any] = {"changed": surgery.changed, "lines": len(surgery.changes)}
@@ -260,7 +260,7 @@ def _attempt(test: Callable[[], Any]) -> Any:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The page ``results/zoo.md``: what was found, misses first, and a row for each architecture."""
+    """Return the page ``results/zoo.md``: what was found, misses first, and a row for each architecture."""
     done = [row for row in rows if "error" not in row]
     header = (
         "| architecture | px | graph | factor (timm's) | from | layers | outputs | verdict | blur | aps | gap | circular "
@@ -299,7 +299,7 @@ def right(row: dict[str, Any]) -> str:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """What was found, misses first."""
+    """Return what was found, misses first."""
     failed = [row for row in rows if "error" in row]
     done = [row for row in rows if "error" not in row]
     compared = [row for row in done if row["name"] not in EXCEPTIONS]

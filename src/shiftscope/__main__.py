@@ -9,7 +9,7 @@ def start() -> None:
     The order matters: first the import path, so that no file of the current folder runs; then the signals, so that Ctrl-C is one
     line while libraries load.
     """
-    from shiftscope.runtime.surroundings import leave_out_current_folder
+    from shiftscope.runtime.environment import leave_out_current_folder
 
     leave_out_current_folder()
     from shiftscope.runtime.stopping import exit_code, farewell, handle_signals, ignore_signals
@@ -26,7 +26,7 @@ def start() -> None:
 
 
 def _run() -> int:
-    from shiftscope.runtime.surroundings import set_environment
+    from shiftscope.runtime.environment import set_environment
 
     set_environment()
     try:

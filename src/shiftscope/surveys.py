@@ -23,12 +23,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from shiftscope.display import Shown
 from shiftscope.engine.checks import check_labels
 from shiftscope.engine.outputs import Outputs
 from shiftscope.errors import InputError, shortened
 from shiftscope.estimates import ALIKE, Estimate, interval_of_equals, student_t, wilson_interval
 from shiftscope.measures import MEASURES
-from shiftscope.shown import Shown
 from shiftscope.similarity import cosine
 from shiftscope.tables import Table
 

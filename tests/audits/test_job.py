@@ -353,11 +353,11 @@ def test_damaged_image_is_left_out_and_others_keep_their_shifts(pics: Path) -> N
         views = [image[:, 2 - dy : 18 - dy, 2 - dx : 18 - dx] for dy, dx in steps[number].tolist()]
         one, two = (int(loaded.model(view[None]).argmax()) for view in views)
         agree.append(float(one == two))
-    assert found.estimate("zhang2019", "all_agree").value == pytest.approx(sum(agree) / len(agree), abs=1e-6)
+    assert found.estimate("all_agree", "zhang2019").value == pytest.approx(sum(agree) / len(agree), abs=1e-6)
     notes = " ".join(found.notes)
     assert "1 image cannot be read and is left out: ant/05.png." in notes
     assert "holds 71 images, fewer than the 500 requested." in notes
-    assert 0 < found.estimate("unshifted", "accuracy").value < 1
+    assert 0 < found.estimate("accuracy", "unshifted").value < 1
 
 
 def test_folder_without_subfolders_has_no_labels(pics: Path) -> None:

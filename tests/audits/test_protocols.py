@@ -334,15 +334,15 @@ def test_segmentation_equals_its_reference(circular: bool) -> None:
                         same.append(float(before[y, x] == after[(y + dy) % SIZE, (x + dx) % SIZE]))
             shares.append(average(same))
         values.append(average(shares))
-    assert result.estimate(name, "mASSC").value == pytest.approx(average(values), abs=1e-6)
+    assert result.estimate("mASSC", name).value == pytest.approx(average(values), abs=1e-6)
     of_task = audit(model, images(), task="segmentation", protocols=[name], max_shift=4, size=SIZE, seed=SEED)
-    assert result.estimate(name, "mean_iou").value == pytest.approx(of_task.estimate(name, "mean_iou").value, abs=1e-6)
+    assert result.estimate("mean_iou", name).value == pytest.approx(of_task.estimate("mean_iou", name).value, abs=1e-6)
     assert 0 < average(values) < 1
 
 
 def test_zhang2019_with_several_passes_draws_a_pair_per_pass() -> None:
     protocol = protocols.zhang2019(4, seed=SEED, passes=3)
-    found = audit(MODEL, images(), protocols=[protocol], size=SIZE).estimate("zhang2019", "pairs_agree").value
+    found = audit(MODEL, images(), protocols=[protocol], size=SIZE).estimate("pairs_agree", "zhang2019").value
     shares = []
     for image, shifts in rows(6):
         tops = [top(crop(image, MARGIN - dy, MARGIN - dx)) for dy, dx in shifts]

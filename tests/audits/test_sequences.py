@@ -108,7 +108,7 @@ def test_frames_equal_a_loop_over_crops(protocol: str) -> None:
             assert estimate.count == 9
     every = curve(found, "top1_change", "previous")
     assert 0 < sum(every) < len(every)
-    assert sum(every) / len(every) == pytest.approx(found.estimate(protocol, "neighbour_change").value)
+    assert sum(every) / len(every) == pytest.approx(found.estimate("neighbour_change", protocol).value)
 
 
 def test_frames_of_a_task_are_means_over_images_with_a_value() -> None:
@@ -128,7 +128,7 @@ def test_frames_of_a_task_are_means_over_images_with_a_value() -> None:
     assert {each.estimate.count for each in found.frames} == {3}
     assert {each.measure for each in found.frames} == {"change"}
     flicker = curve(found, "change", "previous")
-    assert sum(flicker) / len(flicker) == pytest.approx(found.estimate("hendrycks2019", "flicker").value)
+    assert sum(flicker) / len(flicker) == pytest.approx(found.estimate("flicker", "hendrycks2019").value)
 
 
 def parts(count: int = 12) -> tuple[Session, list[Part]]:

@@ -357,7 +357,7 @@ def test_labels_add_accuracy_and_estimates_over_correct_images() -> None:
     tops = model(each).argmax(1)
     labels = torch.where(torch.arange(60) % 4 == 0, (tops + 1) % 3, tops)
     found = audit(model, each, labels, protocols=["chaman2021-circular"], max_shift=3)
-    assert found.estimate("unshifted", "accuracy").value == 0.75
+    assert found.estimate("accuracy", "unshifted").value == 0.75
     row = found.rows[1]
     right = audit(model, each, protocols=["chaman2021-circular"], max_shift=3)
     assert row.estimate == right.rows[0].estimate
@@ -434,11 +434,11 @@ def test_protocol_that_does_not_suit_the_output_is_refused(model: nn.Module, opt
 def test_equivariant_map_keeps_every_pixel() -> None:
     model = nn.Conv2d(1, 3, 3, padding=1, padding_mode="circular").eval()
     found = audit(model, images(70))
-    assert found.estimate("segmentation-circular", "mASSC").value == 1
-    assert 0.5 < found.estimate("segmentation-zero", "mASSC").value <= 1
+    assert found.estimate("mASSC", "segmentation-circular").value == 1
+    assert 0.5 < found.estimate("mASSC", "segmentation-zero").value <= 1
     assert found.cost.images == 70
     half = nn.Sequential(model, nn.AvgPool2d(2)).eval()
-    assert 0 < audit(half, images(5)).estimate("segmentation-circular", "mASSC").value < 1
+    assert 0 < audit(half, images(5)).estimate("mASSC", "segmentation-circular").value < 1
 
 
 def test_default_protocols_of_small_inputs_include_the_sensitivity_map() -> None:
@@ -464,7 +464,7 @@ def test_table_json_and_summary_agree() -> None:
     table = found.table()
     assert len(table.rows) == len(found.rows)
     assert table.notes[0] == found.words() == read["summary"]
-    change = percent(found.estimate("mouton2020", "top1_change"))
+    change = percent(found.estimate("top1_change", "mouton2020"))
     assert found.words().startswith(
         f"The answer changes for {change} of images after a random shift of up to 2 pixels. Without a shift,"
     )
@@ -475,13 +475,13 @@ def test_table_json_and_summary_agree() -> None:
 def test_estimate_that_was_not_measured_is_refused() -> None:
     found = audit(small(), images(), protocols=["zhang2019"])
     with pytest.raises(InputError, match=r"the audit holds no 'mcs' of 'zhang2019'. It holds all_agree of zhang2019"):
-        found.estimate("zhang2019", "mcs")
+        found.estimate("mcs", "zhang2019")
 
 
 def test_single_image_has_the_widest_intervals_and_valid_json() -> None:
     found = audit(small(), images(1), protocols=[name for name in CLASSIFIER_PROTOCOLS if name != "tmeasures"], max_shift=2)
-    assert found.estimate("mouton2020", "mcs").low == -1
-    assert found.estimate("gruver2023", "squared_derivative_x").high == float("inf")
+    assert found.estimate("mcs", "mouton2020").low == -1
+    assert found.estimate("squared_derivative_x", "gruver2023").high == float("inf")
     json.dumps(found.to_json(), allow_nan=False)
 
 

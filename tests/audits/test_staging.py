@@ -76,7 +76,7 @@ def test_stages_are_a_first_answer_a_forecast_and_better_and_better_audits() -> 
     last = rest[-1]
     assert isinstance(last, SoFar)
     assert last.audit().rows == found.rows
-    narrower = [each.estimate("mouton2020", "mcs").high - each.estimate("mouton2020", "mcs").low for each in (first.audit, found)]
+    narrower = [each.estimate("mcs", "mouton2020").high - each.estimate("mcs", "mouton2020").low for each in (first.audit, found)]
     assert narrower[0] > narrower[1]
 
 

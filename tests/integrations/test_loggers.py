@@ -29,7 +29,7 @@ def found() -> Audit:
 
 def test_numbers_of_an_audit_are_those_of_its_rows_and_of_callbacks(found: Audit) -> None:
     numbers = named_numbers(found)
-    estimate = found.estimate("mouton2020", "mcs")
+    estimate = found.estimate("mcs", "mouton2020")
     assert [numbers[f"shift/mouton2020/mcs{end}"] for end in ("", "_low", "_high")] == [
         estimate.value,
         estimate.low,

@@ -24,7 +24,7 @@ def images() -> Tensor:
 
 
 def audited(images: Tensor, protocol: str, measure: str, **options: object) -> float:
-    return audit(helpers.network(), images, protocols=[protocol], **options).estimate(protocol, measure).value
+    return audit(helpers.network(), images, protocols=[protocol], **options).estimate(measure, protocol).value
 
 
 @pytest.mark.parametrize("size", [1, 19])

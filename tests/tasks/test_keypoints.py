@@ -43,7 +43,7 @@ def test_exact_model_of_several_instances_has_no_error() -> None:
     assert {key: value for key, value in values.items() if value != pytest.approx(best[key[1]], abs=1e-5)} == {}
     assert {measure for _, measure in values} == set(best)  # without OKS: these are not COCO's 17 points
     given = audit(corners, images, protocols=["mouton2020"], max_shift=2, task="keypoints:sigma=0.05")
-    assert given.estimate("mouton2020", "keypoint_oks").value == pytest.approx(1)
+    assert given.estimate("keypoint_oks", "mouton2020").value == pytest.approx(1)
 
 
 def test_snapping_to_a_grid_of_eight_is_caught_with_period_eight() -> None:

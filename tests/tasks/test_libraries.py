@@ -34,7 +34,7 @@ def test_depth_model_of_transformers_is_loaded_and_recognised(tmp_path: Path) ->
     transformers.DPTForDepthEstimation(config).save_pretrained(tmp_path)
     found = ss.audit(load_model(f"hf:{tmp_path}").model, images(), protocols=["mouton2020"])
     assert found.task == "depth"
-    assert found.estimate("mouton2020", "depth_change").value > 0
+    assert found.estimate("depth_change", "mouton2020").value > 0
 
 
 def test_segmentation_model_of_transformers_is_loaded(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_segmentation_model_of_transformers_is_loaded(tmp_path: Path) -> None:
 def test_segmentation_model_of_torchvision_is_read() -> None:
     model = torchvision_models().segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5).eval()
     found = ss.audit(model, images(), task="segmentation", protocols=["chaman2021-circular"])
-    assert 0 < found.estimate("chaman2021-circular", "mASSC").value <= 1
+    assert 0 < found.estimate("mASSC", "chaman2021-circular").value <= 1
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])

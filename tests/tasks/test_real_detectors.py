@@ -49,4 +49,4 @@ def test_detector_is_recognised_and_audited(name: str) -> None:
     shown = audit(model, images, protocols=["mouton2020"], max_shift=4)
     assert shown.task == "boxes"
     found = audit(model, images, protocols=["mouton2020"], max_shift=4, task=Boxes(threshold=0.01))
-    assert 0 <= found.estimate("mouton2020", "boxes_cut").value <= 1
+    assert 0 <= found.estimate("boxes_cut", "mouton2020").value <= 1

@@ -85,15 +85,15 @@ def test_model_that_does_not_move_agrees_by_chance_only() -> None:
 
     protocol = ss.audits.protocols.Protocol("right", 3, "circular", 0, ("all_agree",), drawn=0, path=((0, 3),))
     found = ss.audit(halves, photos(), task="segmentation", protocols=[protocol])
-    assert found.estimate("right", "mASSC").value == 0.5
-    assert found.estimate("right", "mean_iou").value == pytest.approx(1 / 3)
+    assert found.estimate("mASSC", "right").value == 0.5
+    assert found.estimate("mean_iou", "right").value == pytest.approx(1 / 3)
     assert torch.allclose(found.units["right"], torch.tensor([1 / 3, 1 / 3]).double())
 
 
 def test_ground_truth_that_the_model_repeats_is_right_at_every_shift() -> None:
     truth = pixelwise(photos()).argmax(dim=1)
     found = ss.audit(pixelwise, photos(), task="segmentation", truth=truth, protocols=["chaman2021-circular"])
-    assert found.estimate("unshifted", "truth_iou").value == found.estimate("chaman2021-circular", "truth_pixels").value == 1
+    assert found.estimate("truth_iou", "unshifted").value == found.estimate("truth_pixels", "chaman2021-circular").value == 1
 
 
 def test_survey_and_single_views_give_the_same() -> None:

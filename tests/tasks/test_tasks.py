@@ -97,10 +97,10 @@ def test_probabilities_that_are_read_as_logits_are_a_warning(name: str, channels
         return logits(batch).sigmoid()
 
     found = ss.audit(noisy, photos(12), task=name, max_shift=2)
-    assert found.estimate("mouton2020", "label_flips").value == 0
+    assert found.estimate("label_flips", "mouton2020").value == 0
     assert found.warnings[0].endswith(f"if the model ends in a sigmoid, add --task {name}:given=probabilities.")
     right = ss.audit(noisy, photos(12), task=f"{name}:given=probabilities", max_shift=2)
-    assert right.estimate("mouton2020", "label_flips").value > 0.1
+    assert right.estimate("label_flips", "mouton2020").value > 0.1
     assert right.warnings == ()
     assert ss.audit(logits, photos(12), task=name, max_shift=2).warnings == ()
 
@@ -125,19 +125,19 @@ def ramp(batch: Tensor) -> Tensor:
 def test_depth_map_that_stays_in_place_has_the_error_of_its_own_movement() -> None:
     """A ramp of 1 to 12 that does not move: moved back by one column it differs by 1 in eleven columns, and by 11 in one."""
     found = ss.audit(ramp, photos(), task="depth", protocols=[along(((0, 1),))])
-    assert found.estimate("path", "depth_change").value == pytest.approx(22 / 12)
-    assert found.estimate("path", "depth_error").value == pytest.approx(22 / 12 / 6.5)
+    assert found.estimate("depth_change", "path").value == pytest.approx(22 / 12)
+    assert found.estimate("depth_error", "path").value == pytest.approx(22 / 12 / 6.5)
     ratios = [log((column % SIZE + 1) / column) for column in range(1, SIZE + 1)]
     mean = sum(ratios) / SIZE
     spread = (sum((each - mean) ** 2 for each in ratios) / SIZE) ** 0.5
-    assert found.estimate("path", "depth_shape_error").value == pytest.approx(spread, abs=1e-6)
+    assert found.estimate("depth_shape_error", "path").value == pytest.approx(spread, abs=1e-6)
 
 
 def test_depth_is_compared_where_both_views_see_the_image() -> None:
     """Zero fill, ramp in place, moved by three columns: each of nine columns differs by 3."""
     found = ss.audit(ramp, photos(), task="depth", protocols=[along(((0, 3),), circular=False)])
-    assert found.estimate("path", "depth_change").value == pytest.approx(3)
-    assert found.estimate("path", "depth_error").value == pytest.approx(3 / 5)
+    assert found.estimate("depth_change", "path").value == pytest.approx(3)
+    assert found.estimate("depth_error", "path").value == pytest.approx(3 / 5)
 
 
 def test_scale_of_a_depth_map_is_no_error_of_its_shape() -> None:
@@ -151,8 +151,8 @@ def test_depth_without_truth_at_some_pixels_is_right_at_the_others() -> None:
     truth = depth(photos())[:, 0].clone()
     truth[:, :3], truth[0] = torch.nan, torch.nan
     found = ss.audit(depth, photos(), task="depth", truth=truth, protocols=["chaman2021-circular"])
-    assert found.estimate("unshifted", "truth_depth_error").value == 0
-    assert found.estimate("chaman2021-circular", "truth_depth_error").count == 5
+    assert found.estimate("truth_depth_error", "unshifted").value == 0
+    assert found.estimate("truth_depth_error", "chaman2021-circular").count == 5
     assert any(
         note.startswith("1 of 6 images have no value, and means leave them out: depth error to the truth") for note in found.notes
     )
@@ -166,8 +166,8 @@ def test_flow_that_turns_by_a_constant_has_that_endpoint_error() -> None:
         return torch.stack([flows[not bool(each)][:, None, None].expand(2, SIZE, SIZE) for each in same])
 
     found = ss.audit(model, photos(1), task="flow", protocols=[along(((0, 2), (1, 0)))])
-    assert found.estimate("path", "endpoint_error").value == pytest.approx(5)
-    assert found.estimate("path", "flow_error").value == pytest.approx(1)
+    assert found.estimate("endpoint_error", "path").value == pytest.approx(5)
+    assert found.estimate("flow_error", "path").value == pytest.approx(1)
 
 
 def slow_ranks(references: Tensor, after: Tensor, image: int) -> tuple[float, float]:
@@ -193,9 +193,9 @@ def test_rank_of_the_true_neighbour_equals_a_loop(image: int) -> None:
 
 def test_constant_embedding_finds_no_image() -> None:
     found = ss.audit(lambda batch: torch.ones(len(batch), 4), photos(), task="embedding", protocols=["mouton2020"])
-    assert found.estimate("mouton2020", "mcs").value == 1
-    assert found.estimate("mouton2020", "retrieval").value == pytest.approx(1 / 6)
-    assert found.estimate("mouton2020", "neighbour_rank").value == 3.5
+    assert found.estimate("mcs", "mouton2020").value == 1
+    assert found.estimate("retrieval", "mouton2020").value == pytest.approx(1 / 6)
+    assert found.estimate("neighbour_rank", "mouton2020").value == 3.5
 
 
 def test_retrieval_among_one_image_is_not_defined() -> None:
@@ -210,18 +210,18 @@ def test_labels_flip_at_the_threshold() -> None:
     images[0, 0, 0, 0], images[0, 1, 0, 0] = 0.75, 0.25
     protocols = [along(((0, 1), (0, 0)))]
     found = ss.audit(probabilities, images, task="multilabel:given=probabilities", protocols=protocols)
-    assert found.estimate("path", "label_flips").value == 0.25  # one of two labels in one of two views
-    assert found.estimate("path", "label_set_change").value == 0.5
-    assert found.estimate("path", "label_probability_change").value == pytest.approx((0.75 + 0.25) / 4)
+    assert found.estimate("label_flips", "path").value == 0.25  # one of two labels in one of two views
+    assert found.estimate("label_set_change", "path").value == 0.5
+    assert found.estimate("label_probability_change", "path").value == pytest.approx((0.75 + 0.25) / 4)
     assert found.units["path"].tolist() == [0.5, 0.0]
     lower = ss.audit(probabilities, images, task="multilabel:given=probabilities,threshold=0.2", protocols=protocols)
-    assert lower.estimate("path", "label_flips").value == 0.5
+    assert lower.estimate("label_flips", "path").value == 0.5
 
 
 def test_labels_of_images_are_the_truth_of_a_binary_model() -> None:
     right = (EQUIVARIANT["binary"](photos()) >= 0).long()
     found = ss.audit(EQUIVARIANT["binary"], photos(), right, protocols=["chaman2021-circular"])
-    assert found.estimate("unshifted", "labels_right").value == found.estimate("chaman2021-circular", "labels_right").value == 1
+    assert found.estimate("labels_right", "unshifted").value == found.estimate("labels_right", "chaman2021-circular").value == 1
 
 
 def test_flicker_is_the_change_between_neighbours() -> None:
@@ -235,7 +235,7 @@ def test_flicker_is_the_change_between_neighbours() -> None:
     found = ss.audit(model, images, protocols=["hendrycks2019"], max_shift=4)
     positions = [str((6 + step) % 4 < 2) for step in range(-4, 5)]
     flips = sum(one != other for one, other in pairwise(positions))
-    assert found.estimate("hendrycks2019", "flicker").value == pytest.approx(flips / 8)
+    assert found.estimate("flicker", "hendrycks2019").value == pytest.approx(flips / 8)
 
 
 @pytest.mark.parametrize("name", ["segmentation", *EQUIVARIANT])

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import shiftscope as ss
-from shiftscope.audits.truths import truth_checksum
+from shiftscope.audits.ground_truth import truth_checksum
 from shiftscope.errors import InputError
 from shiftscope.tasks.boxes import Boxes
 from shiftscope.tasks.objects import Objects

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shiftscope.audits.results import Audit, Row
+from shiftscope.display import Shown
 from shiftscope.errors import InputError
 from shiftscope.estimates import ALIKE, Estimate, changed, difference, telling
 from shiftscope.measures import MEASURES
-from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Summary, Table
 from shiftscope.tasks import read_alike
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from shiftscope.audits.comparison import AuditComparison, MeasureComparison, direction, rounding
 from shiftscope.audits.protocols import GROUPS, PUBLISHED
 from shiftscope.audits.results import Audit, Row
+from shiftscope.display import Shown
 from shiftscope.errors import InputError
 from shiftscope.estimates import LEVEL, Estimate, joint_critical_value
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.text import printable
-from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Table, heading
 
 __all__ = [

@@ -29,6 +29,7 @@ from shiftscope.audits.folder import (
     tidy,
     write_part,
 )
+from shiftscope.audits.ground_truth import open_truth, truth_checksum
 from shiftscope.audits.model import model_checksum
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, find_protocols
@@ -45,7 +46,6 @@ from shiftscope.audits.staging import (
     views_of,
 )
 from shiftscope.audits.subject import Subject, open_subject
-from shiftscope.audits.truths import open_truth, truth_checksum
 from shiftscope.datasets.images import Block
 from shiftscope.errors import InputError, ModelFailsError
 from shiftscope.runtime.executors import Executor

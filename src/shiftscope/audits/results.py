@@ -27,12 +27,12 @@ from shiftscope.audits.task_results import (
 )
 from shiftscope.audits.wording import Row, changed_images, cost_sentence, shifts_of, verdict
 from shiftscope.datasets.images import left_out
+from shiftscope.display import Shown
 from shiftscope.engine.answers import output_warnings
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, proportion
 from shiftscope.measures import MEASURES
 from shiftscope.radii import RadiusCurve
-from shiftscope.shown import Shown
 from shiftscope.surveys import Survey
 from shiftscope.tables import Cell, Summary, Table
 from shiftscope.tasks import Task, text_of
@@ -85,21 +85,25 @@ class Audit(Shown):
     frames: tuple[Frame, ...] = ()
     certificates: Mapping[str, RadiusCurve] = field(default_factory=dict)
 
-    def estimate(self, protocol: str, measure: str) -> Estimate:
+    def estimate(self, measure: str, protocol: str | None = None) -> Estimate:
         """Return one number with its interval.
 
         Args:
-            protocol: its name.
             measure: its name.
+            protocol: its name; it may be left out if only one protocol has the measure.
 
         Raises:
-            InputError: the audit did not measure it.
+            InputError: the audit did not measure it, or several protocols did and none is named.
         """
-        for row in self.rows:
-            if (row.protocol, row.measure) == (protocol, measure):
-                return row.estimate
-        known = ", ".join(f"{row.measure} of {row.protocol}" for row in self.rows)
-        raise InputError(f"the audit holds no {measure!r} of {protocol!r}.", f"It holds {known}.")
+        found = [row for row in self.rows if row.measure == measure and protocol in (None, row.protocol)]
+        if not found:
+            known = ", ".join(f"{row.measure} of {row.protocol}" for row in self.rows)
+            wanted = repr(measure) if protocol is None else f"{measure!r} of {protocol!r}"
+            raise InputError(f"the audit holds no {wanted}.", f"It holds {known}.")
+        if len(found) > 1:
+            protocols = ", ".join(row.protocol for row in found)
+            raise InputError(f"{len(found)} protocols have {measure!r}: {protocols}.", "Name one of them, too.")
+        return found[0].estimate
 
     def table(self) -> Table:
         """Return a table with a row for each protocol and measure."""

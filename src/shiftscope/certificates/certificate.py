@@ -12,11 +12,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from shiftscope.datasets.images import left_out
+from shiftscope.display import Shown
 from shiftscope.engine.answers import add_answers
 from shiftscope.engine.framing import Border
 from shiftscope.estimates import Estimate
 from shiftscope.radii.curve import BORDERS, CLASSES, RadiusCounts
-from shiftscope.shown import Shown
 from shiftscope.tables import Summary, Table, percent
 
 __all__ = ["CERTIFICATE_VERSION", "Certificate", "Part", "merge"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app
-from shiftscope.cli.fixing import Fixing, Kind
+from shiftscope.cli.fix_options import Fixing, Kind
 from shiftscope.cli.measuring import opened, print_found, task_images, task_of_subject, under_shifts
 from shiftscope.cli.options import (
     COMPUTE_GROUP,

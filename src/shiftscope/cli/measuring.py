@@ -113,7 +113,7 @@ def task_images(subject: Subject, task: Task, truth: Path | None) -> tuple[Block
     Returns:
         the images; their ground truth, in their order, None without; and what a reader needs to know about both.
     """
-    from shiftscope.audits.truths import open_truth
+    from shiftscope.audits.ground_truth import open_truth
 
     block = subject.images.read_all()
     known: Truth | None = None

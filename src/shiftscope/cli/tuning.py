@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from shiftscope.cli.fixing import Fixing
+from shiftscope.cli.fix_options import Fixing
 from shiftscope.cli.measuring import under_shifts
 from shiftscope.cli.options import FixOptions, Flag, ModelOptions
 from shiftscope.errors import InputError

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from shiftscope import layers
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
+from shiftscope.explanations.decomposition import Decomposition, reason_of
 from shiftscope.explanations.heads import averaging_head, begins_with, head_change, tokens_go_on
-from shiftscope.explanations.ledger import Ledger, reason_of
 from shiftscope.explanations.token_causes import TokenSteps
 from shiftscope.explanations.trial import ROUNDING, Cause, Loss, Measured, Trial
 from shiftscope.explanations.wording import causes_verdict, head_phrase, number, shares_add_up
@@ -179,7 +179,7 @@ class _Circular:
         return trial.measure(self.model, "shifts by multiples of the factor").loss
 
 
-class _Steps(Ledger):
+class _Steps(Decomposition):
     """Removes the causes, one after the other.
 
     Attributes:

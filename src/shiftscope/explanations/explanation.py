@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from shiftscope.display import Shown
 from shiftscope.engine.answers import answers_of, output_warnings
 from shiftscope.engine.batches import Images, Labels, gather
 from shiftscope.engine.checks import check_classes, check_images, check_labels, device_of, evaluating, unwrapped
@@ -29,7 +30,6 @@ from shiftscope.explanations.wording import fix_sentence, short_verdict
 from shiftscope.graphs.geometry import read_geometry
 from shiftscope.graphs.tokens import read_tokens
 from shiftscope.runtime.progress import Report, silent
-from shiftscope.shown import Shown
 from shiftscope.tables import Summary, Table
 from shiftscope.tasks import Task, Truth
 

@@ -29,8 +29,8 @@ from shiftscope.engine.task_trials import TaskTrial, TaskValues, change_bounds, 
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.causes import pooled_head
+from shiftscope.explanations.decomposition import reason_of
 from shiftscope.explanations.heads import begins_with, head_change, tokens_go_on
-from shiftscope.explanations.ledger import reason_of
 from shiftscope.explanations.trial import share
 from shiftscope.explanations.wording import PHRASES, head_phrase
 from shiftscope.graphs.invariance import INVARIANT

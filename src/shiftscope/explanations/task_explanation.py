@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from shiftscope.display import Shown
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.dependence import model_warnings
 from shiftscope.engine.framing import Shifting
@@ -29,7 +30,6 @@ from shiftscope.explanations.wording import is_told, number, untold
 from shiftscope.graphs.geometry import Geometry, read_geometry
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, silent
-from shiftscope.shown import Shown
 from shiftscope.tables import Summary, Table, percent, plus_minus
 from shiftscope.tasks import Task, Truth
 

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
-from shiftscope.explanations.ledger import Ledger, reason_of
+from shiftscope.explanations.decomposition import Decomposition, reason_of
 from shiftscope.explanations.trial import ROUNDING, Cause, Measured, Trial
 from shiftscope.graphs.invariance import INVARIANT, output_change, random_steps
 from shiftscope.graphs.sites import Pair
@@ -38,7 +38,7 @@ __all__ = ["TokenSteps"]
 PROBES = 2
 
 
-class TokenSteps(Ledger):
+class TokenSteps(Decomposition):
     """Removes the causes of a token model's loss, one after the other.
 
     Args:

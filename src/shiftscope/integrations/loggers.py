@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from shiftscope.audits.results import Audit
+from shiftscope.display import Shown
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
-from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Table
 
 __all__ = ["log", "named_numbers"]

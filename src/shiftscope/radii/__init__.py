@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shiftscope.radii.curve import RadiusCounts, RadiusCurve
-from shiftscope.radii.of_tasks import find_task_radii, task_radii
 from shiftscope.radii.search import NO_ANSWER, NOTHING, Found, ShiftGrid, find_radii, radii_from
+from shiftscope.radii.tasks import find_task_radii, task_radii
 
 __all__ = [
     "NOTHING",

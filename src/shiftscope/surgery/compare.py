@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from shiftscope.display import Shown
 from shiftscope.engine.answers import output_warnings, watched
 from shiftscope.engine.batches import Images, Labels, gather
 from shiftscope.engine.checks import check_classes, check_images, check_labels
@@ -24,7 +25,6 @@ from shiftscope.estimates import Estimate, changed, difference, mean, telling
 from shiftscope.graphs.probing import check_initialised
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
-from shiftscope.shown import Shown
 from shiftscope.surgery import ON_BLACK, WRAPPERS, Average, Canonical, Change, Kind, Surgery, Wrapping, cost, operate
 from shiftscope.surgery.plan import merge_changes
 from shiftscope.surgery.sampled import SHIFTS, TRAIN_AGAIN, changes_layers, described, framings, shifts_for
@@ -78,7 +78,7 @@ def fix(
     images: Images,
     labels: Labels | None = None,
     *,
-    kinds: Sequence[Kind],
+    kinds: Kind | Sequence[Kind],
     filter_size: int = 3,
     size: int | tuple[int, int] | None = None,
     max_shift: int | None = None,
@@ -98,8 +98,8 @@ def fix(
         images: unshifted images; or a DataLoader, a list or another iterable of batches, each a tensor of images or a pair
             (images, labels).
         labels: class of each image, where the batches do not hold them.
-        kinds: fixes, applied in order: ``blur``, ``aps``, ``lps``, ``gap``, ``circular``, ``anchor``, ``canonical`` or
-            ``average``. The last two follow ``mode`` and ``fill``.
+        kinds: a fix, or several that are applied in order: ``blur``, ``aps``, ``lps``, ``gap``, ``circular``, ``anchor``,
+            ``canonical`` or ``average``. The last two follow ``mode`` and ``fill``.
         filter_size: of ``blur``, 1 to 7 positions.
         size: (height, width) of the model's input, where images are larger; by default that of the images.
         max_shift: the largest shift along an axis, pixels; by default as in :func:`shiftscope.explain`.
@@ -127,7 +127,8 @@ def fix(
     under = Shifting(size, max_shift, mode, torch.tensor(fill).expand(images.shape[1]), seed)
     framed = under.frame(images)
     found = task_for(model, under.unshifted(images[:1]), task, output=output)
-    chosen = [(kind, filter_size if kind == "blur" else 1) for kind in kinds]
+    named_fixes = [kinds] if isinstance(kinds, str) else kinds
+    chosen = [(kind, filter_size if kind == "blur" else 1) for kind in named_fixes]
     background = float(fill) if isinstance(fill, int | float) else tuple(map(float, fill))
     named = None if output is None else str(output)
     wrapping = Wrapping(framed.border, reach, background, found, named)

@@ -49,7 +49,7 @@ def operate(
         InputError: there is no such fix, or it does not apply to the model.
     """
     if kind not in get_args(Kind):
-        raise InputError(f"`kind` must be one of {', '.join(get_args(Kind))}, got {kind!r}.")
+        raise InputError(f"there is no fix {kind!r}.", f"Choose one of {', '.join(get_args(Kind))}.")
     if kind in WRAPPERS:
         return wrap(kind, model, wrapping=wrapping, image=image)
     if kind == "anchor":

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from shiftscope.tasks.matching import areas, match_together, overlaps
 from shiftscope.tasks.objects import SIZES, Objects, ObjectStack, inside, shifted_together, size_of
-from shiftscope.tasks.stacks import DetectionStack
+from shiftscope.tasks.padded_boxes import DetectionStack
 from shiftscope.tasks.task import Pair, View
 
 __all__ = ["CHANGES", "Frame", "batches", "changes", "confidence_left", "objects_of", "share_found"]

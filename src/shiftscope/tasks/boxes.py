@@ -24,10 +24,10 @@ from shiftscope.tasks.matching import areas
 from shiftscope.tasks.objects import Objects
 from shiftscope.tasks.outlines import outlined
 from shiftscope.tasks.packed import pack_rows
+from shiftscope.tasks.padded_boxes import DetectionStack
 from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.precision import judge_together
 from shiftscope.tasks.records import to_rows, total_differences, totals_of
-from shiftscope.tasks.stacks import DetectionStack
 from shiftscope.tasks.task import ROUNDING, Pair, Task, Totals, Truth, View
 from shiftscope.tasks.truth import open_objects
 from shiftscope.tasks.truth_files import Placement

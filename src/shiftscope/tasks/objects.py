@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from shiftscope.tasks.matching import areas
-from shiftscope.tasks.stacks import filled, stacked
+from shiftscope.tasks.padded_boxes import filled, stacked
 
 __all__ = ["EDGE", "SIZES", "ObjectStack", "Objects", "inside", "shifted_together", "size_of"]
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from shiftscope.tasks.detections import Detections
 from shiftscope.tasks.matching import areas, intersections
 from shiftscope.tasks.objects import SIZES, Objects, ObjectStack
-from shiftscope.tasks.stacks import DetectionStack
+from shiftscope.tasks.padded_boxes import DetectionStack
 
 __all__ = ["Judged", "Verdicts", "average_precision", "judge", "judge_together"]
 

@@ -54,7 +54,7 @@ class Placement:
         return tall, wide, max(0, round((tall - self.size) / 2)), max(0, round((wide - self.size) / 2))
 
     def check(self, name: str, height: int, width: int, where: object) -> None:
-        """Refuse ground truth of another shape than its image's, because it would lie elsewhere; another scale is none.
+        """Refuse ground truth of another aspect ratio than its image's, because it would lie elsewhere.
 
         Args:
             name: of the image.

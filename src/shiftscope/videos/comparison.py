@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shiftscope.display import Shown
 from shiftscope.errors import InputError
 from shiftscope.estimates import ALIKE, Estimate, mean
 from shiftscope.measures import MEASURES
-from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Summary, Table, plus_minus
 from shiftscope.tasks import read_alike
 from shiftscope.videos.flicker import Flicker, change_bounds, video_means

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from shiftscope.audits.model import CountedModel
 from shiftscope.audits.sequences import as_change
+from shiftscope.display import Shown
 from shiftscope.engine.checks import device_of, evaluating
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.measures import MEASURES
-from shiftscope.shown import Shown
 from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
 from shiftscope.tasks import Task, View, find_task, task_of, text_of
 

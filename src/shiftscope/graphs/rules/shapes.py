@@ -239,7 +239,7 @@ def flipped(call: Call) -> Symmetry:
 
 
 def rolled(call: Call) -> Symmetry:
-    """A roll by a constant commutes with shifts, but moves what lies at a border inside."""
+    """Return the symmetry of a roll by a constant: it commutes with shifts, but moves what lies at a border inside."""
     found = call.first
     if not call["dims"]:
         raise UnknownError

@@ -9,7 +9,7 @@ from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.trial import ROUNDING, Cause, Measured, share
 
-__all__ = ["STEPS", "Ledger", "reason_of"]
+__all__ = ["STEPS", "Decomposition", "reason_of"]
 
 #: Cause -> its step, and what the step can and cannot show.
 STEPS = {
@@ -53,7 +53,7 @@ STEPS = {
 }
 
 
-class Ledger:
+class Decomposition:
     """What is left of the loss after each step.
 
     Attributes:

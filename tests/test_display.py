@@ -14,7 +14,7 @@ from shiftscope import Estimate, InputError, Table
 from shiftscope.audits.comparison import compare_audits
 from shiftscope.audits.gate import judge_comparison
 from shiftscope.audits.reading import read_audit
-from shiftscope.shown import Shown
+from shiftscope.display import Shown
 
 
 @pytest.fixture(scope="module")
