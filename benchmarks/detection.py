@@ -62,7 +62,7 @@ def audited(model: Callable[[Tensor], Any], scenes: list[Scene], task: str | Box
 def row(name: str, found: Audit) -> dict[str, Cell]:
     """Return a network's row of the table."""
     cells: dict[str, Cell] = {"network": name}
-    cells |= {measure: found.estimate("every-shift", measure) for measure in (*MEASURES, *MORE)}
+    cells |= {measure: found.estimate(measure, "every-shift") for measure in (*MEASURES, *MORE)}
     named = periods(found.surveys[f"zero {REACH}"])
     for measure in PERIODS:
         period = named[measure]

@@ -223,6 +223,14 @@ DEFINITIONS = (
     Measure("labels_right", "labels right", "Share of labels that equal the ground truth."),
     Measure("same_answer", "same answer", "Share of shifts that do not change the answer."),
     Measure("answer_right", "answers right", "Share of answers that equal the ground truth."),
+    Measure("value_change", "change of value", "Mean absolute change of the outputs, in their unit.", LENGTH, better="less"),
+    Measure(
+        "truth_value_error",
+        "error to the truth",
+        "Mean absolute difference of the outputs from the true values, in their unit.",
+        LENGTH,
+        better="less",
+    ),
     # Object detection.
     Measure(
         "box_survival",

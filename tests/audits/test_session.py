@@ -218,6 +218,18 @@ for call in calls:
     assert done.stdout.splitlines() == [*whole, size, size, fill, tensor]
 
 
+def test_probabilities_that_are_read_as_logits_are_a_warning() -> None:
+    model, each = small(), images(8)
+    ended = nn.Sequential(model, nn.Softmax(dim=1)).eval()
+    told = "Outputs are probabilities: cosines compare them instead of logits"
+    options = {"protocols": ["mouton2020"], "max_shift": 2}
+    assert any(warning.startswith(told) for warning in audit(ended, each, **options).warnings)
+    assert any(warning.startswith(told) for warning in explain(ended, each, max_shift=2, shifts=4).warnings)
+    for other in (model, nn.Sequential(model, nn.ReLU()), nn.Sequential(model, nn.Sigmoid())):
+        assert not any(warning.startswith(told) for warning in audit(other, each, **options).warnings)
+    assert not any(warning.startswith(told) for warning in audit(ended, each, embedding=True, **options).warnings)
+
+
 def test_mean_colour_may_be_one_value() -> None:
     one, each = (audit(small(), images(), protocols=["gruver2023"], max_shift=2, mean=mean).rows for mean in (0.5, [0.5]))
     assert one == each

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from cli.conftest import Command
+from shiftscope.models import load_model
+from zoo import timm
 
 AUDIT = ("audit", "my_models:small", "--size", "20", "--data", "digits", "--images", "40", "--protocol", "mouton2020")
 OTHER = """
@@ -106,6 +112,50 @@ def test_check_says_that_images_are_normalised_otherwise_and_takes_how(shiftscop
     assert found[1].code == 0, found[1].err
     assert "Gate passes: all" in found[1].out
     assert found[2].code == 2
+
+
+def test_check_of_an_export_numbers_classes_as_the_named_baseline_did(shiftscope: Command, tmp_path: Path) -> None:
+    """The network names its classes in an order of its own; its ONNX file names none, and the folders' order is another one."""
+    for library in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(library, reason="needs the extra `onnx`")
+    names, draws = ("wasp", "ant", "bee"), np.random.default_rng(0)
+    for number in range(12):
+        picture = np.zeros((16, 16, 3), np.uint8)
+        picture[..., number % 3] = draws.integers(60, 255)
+        (tmp_path / "photos" / names[number % 3]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "photos" / names[number % 3] / f"{number}.png")
+    model = timm().create_model("test_vit", num_classes=3, global_pool="avg").eval()
+    timm().models.save_for_hf(model, tmp_path / "vit", model_config={"label_names": list(names)}, safe_serialization=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        loaded = load_model(f"timm:local-dir:{tmp_path / 'vit'}")
+        torch.onnx.export(loaded.model, (torch.rand(1, 3, 160, 160),), tmp_path / "vit.onnx", dynamo=True, verbose=False)
+    assert loaded.classes == names
+    options = ("--data", "photos", "--protocol", "mouton2020", "--max-shift", "1", "--json")
+    done = shiftscope("audit", "timm:local-dir:vit", *options)
+    assert done.code == 0, done.err
+    (tmp_path / "baseline.json").write_text(done.out)
+    assert json.loads(done.out)["classes"] == list(names)
+    assert json.loads(shiftscope("audit", "vit.onnx", *options).out)["classes"] == sorted(names)
+    check = shiftscope("check", "baseline.json", "vit.onnx", "--json")
+    assert check.code == 0, check.out + check.err
+    (accuracy,) = [each for each in json.loads(check.out)["comparison"]["measures"] if each["measure"] == "accuracy"]
+    assert accuracy["change"]["value"] == 0
+    assert accuracy["after"] == accuracy["before"]
+
+
+def test_labels_are_left_out_if_one_folder_is_misnamed_and_others_are_elsewhere(shiftscope: Command, tmp_path: Path) -> None:
+    for name in ("ant", "bees", "wasp"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "photos" / name / "0.png")
+    model = timm().create_model("test_vit", num_classes=3)
+    names = ["wasp", "ant", "bee"]
+    timm().models.save_for_hf(model, tmp_path / "vit", model_config={"label_names": names}, safe_serialization=True)
+    done = shiftscope("audit", "timm:local-dir:vit", "--data", "photos", "--protocol", "mouton2020", "--max-shift", "1", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert "Labels are ignored: the model's classes are 0 wasp, 1 ant, 2 bee, without bees." in found["notes"]
+    assert not [row for row in found["rows"] if row["measure"] == "accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -248,11 +248,12 @@ QUICK = ("audit", "my_models:small", "--size", "20", "--data", "digits", "--imag
 
 
 def test_quick_audit_prints_the_first_answer_and_the_complete_audit_as_next_command(shiftscope: Command) -> None:
-    done = shiftscope(*QUICK, "--protocol", "azulay2018", "--quick")
+    done = shiftscope(*QUICK, "--protocol", "azulay2018", "--quick", "--batch-size", "9")
     assert done.code == 0, done.err
     assert "Intervals: 95 %, over 32 images." in done.out
-    assert "azulay2018" not in done.out
-    assert done.out.splitlines()[-1] == "  shiftscope audit my_models:small --size 20 --data digits --images 150"
+    assert "azulay2018" not in done.out.rpartition("Next:")[0]
+    following = " --protocol mouton2020 --protocol azulay2018 --batch-size 9"
+    assert done.out.splitlines()[-1] == f"  shiftscope audit my_models:small --size 20 --data digits --images 150{following}"
     refused = shiftscope(*QUICK, "--quick", "--out", "out")
     assert (refused.code, "Leave out --out" in refused.err) == (2, True)
 

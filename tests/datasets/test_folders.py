@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from shiftscope.datasets import folders
 from shiftscope.datasets.folders import list_images
 from shiftscope.datasets.photos import Crop
 from shiftscope.errors import InputError
@@ -90,6 +92,46 @@ def test_16_bit_grey_keeps_its_brightness(tmp_path: Path) -> None:
     Image.fromarray(np.full((6, 6), 32896, np.uint16)).save(tmp_path / "a.png")
     images, _, _ = list_images(tmp_path).read(0, 1, Crop(6, 6, 1))
     assert torch.allclose(images, torch.full((1, 1, 6, 6), 128 / 255))
+
+
+def test_grey_of_fractional_numbers_is_read_within_0_and_1_only(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6)).save(tmp_path / "a.tif")
+    Image.fromarray(np.full((6, 6), 2.0, np.float32)).save(tmp_path / "b.tif")
+    photos = list_images(tmp_path)
+    (image,), _, damaged = photos.read(0, 2, Crop(6, 6, 1))
+    assert (float(image.min()), float(image.max())) == (0, 1)
+    assert [Path(name).name for name in damaged] == ["b.tif"]
+
+
+def test_checksum_is_of_names_and_contents_and_the_same_for_a_copy(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    one = list_images(folder).checksum
+    assert list_images(tmp_path / "copy").checksum == one
+    file = sorted((tmp_path / "copy").rglob("*.png"))[0]
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert list_images(tmp_path / "copy").checksum != one
+    file.write_bytes(content)
+    file.rename(file.with_name("renamed.png"))
+    assert list_images(tmp_path / "copy").checksum != one
+
+
+def test_checksum_of_large_files_reads_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "MOST_READ", 2 * folders.LEAST_READ)
+    files = [tmp_path / "a", tmp_path / "b"]
+    size = 3 * folders.LEAST_READ
+    files[0].write_bytes(bytes(10))
+
+    def checksum(place: int) -> str:
+        content = bytearray(size)
+        content[place] = 1
+        files[1].write_bytes(content)
+        return folders.files_checksum(tmp_path, files)
+
+    ends = {checksum(0), checksum(size - 1)}
+    assert len(ends) == 2
+    assert checksum(size // 2) not in ends
+    assert checksum(size // 2) == checksum(size // 2 + 1)  # not read
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

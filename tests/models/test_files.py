@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from models.conftest import Malicious, images
 from shiftscope import audit
+from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.errors import InputError
 from shiftscope.models import load_model
 from shiftscope.models.files import FixedBatches, read_onnx
@@ -82,6 +83,45 @@ def test_onnx_file_with_several_outputs_returns_them_by_name(factory: str, tmp_p
     assert sorted(found) == ["features", "logits"]
     assert torch.allclose(found["features"], 2 * found["logits"])
     assert len(found["logits"]) == 5
+
+
+def test_file_says_its_size_and_not_how_it_normalises(tmp_path: Path) -> None:
+    loaded = load_model(str(export_onnx(network(), tmp_path / "model.onnx", batch=None)))
+    assert loaded.preprocessing == Preprocessing(size=20, source="unknown: the file does not say")
+    assert loaded.known_channels == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 1, 20, 24), r"takes images of 20x24, and shiftscope prepares square ones only. Export it for a square input"),
+        ((2, 20, 24, 3), r"takes images \[image, height, width, channel\], with 3 channels last. Export it for"),
+    ],
+)
+def test_onnx_file_of_images_in_another_form_is_refused(shape: tuple[int, ...], message: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="needs onnx, onnxruntime and onnxscript (extra `onnx`)")
+    pytest.importorskip("onnxruntime", reason="needs onnx, onnxruntime and onnxscript (extra `onnx`)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        torch.onnx.export(nn.Flatten(), (torch.rand(shape),), tmp_path / "other.onnx", dynamo=True, verbose=False)
+    with pytest.raises(InputError, match=message):
+        load_model(str(tmp_path / "other.onnx"))
+
+
+def test_onnx_file_of_any_size_says_its_channels(tmp_path: Path) -> None:
+    class Means(nn.Module):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            return batch.mean(dim=(2, 3))
+
+    pytest.importorskip("onnxscript", reason="needs onnx, onnxruntime and onnxscript (extra `onnx`)")
+    pytest.importorskip("onnxruntime", reason="needs onnx, onnxruntime and onnxscript (extra `onnx`)")
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        example = torch.rand(2, 3, 20, 24)
+        torch.onnx.export(Means(), (example,), tmp_path / "any.onnx", dynamic_shapes=(sizes,), dynamo=True, verbose=False)
+    loaded = load_model(str(tmp_path / "any.onnx"))
+    assert (loaded.image, loaded.known_channels) == (None, 3)
 
 
 def test_mean_and_std_normalise_in_front_of_a_file(tmp_path: Path) -> None:

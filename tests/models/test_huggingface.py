@@ -16,9 +16,13 @@ from torch import nn
 import zoo
 from loopback_hub import COMMIT, serving
 from models.conftest import images
+from shiftscope import audit
 from shiftscope.audits.model import CountedModel
+from shiftscope.audits.protocols import Protocol
 from shiftscope.errors import InputError
 from shiftscope.models import load_model, save_model
+from shiftscope.models.spec import Fix
+from shiftscope.surgery.fixes import operate
 
 TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 VISION = {**TRANSFORMER, "image_size": 32, "patch_size": 8}
@@ -319,3 +323,58 @@ def test_names_of_classes_are_those_of_the_configuration(
         model.config.id2label = names
     model.save_pretrained(tmp_path / "model")
     assert load_model(f"hf:{tmp_path / 'model'}").classes == classes
+
+
+def test_model_that_takes_blue_first_equals_its_pipeline_and_so_does_a_fixed_copy(
+    transformers: ModuleType, tmp_path: Path
+) -> None:
+    """Its processor swaps red and blue and does not normalise, whatever mean and deviation its file holds."""
+    processor = transformers.MobileViTImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    model = saved(transformers, "ResNet", tmp_path / "model", kind="ForImageClassification")
+    processor.save_pretrained(tmp_path / "model")
+    loaded = load_model(f"hf:{tmp_path / 'model'}")
+    photo = (images(1, 3, 32) * 255).round()
+    with torch.no_grad():
+        expected = model(processor(images=photo[0].byte().permute(1, 2, 0).numpy(), return_tensors="pt")["pixel_values"]).logits
+        torch.testing.assert_close(loaded.model(photo / 255), expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(loaded.model(photo.flip(1) / 255), expected, atol=1e-3)
+        surgery = operate("circular", loaded.model, image=(3, 32, 32))
+        fixed = loaded.spec.model_copy(update={"fixes": (Fix(kind="circular"),)})
+        save_model(tmp_path / "fixed.safetensors", surgery.model, fixed)
+        again = load_model(str(tmp_path / "fixed.safetensors"))
+        torch.testing.assert_close(again.model(photo / 255), surgery.model(photo / 255))
+
+
+def test_file_of_a_fixed_copy_keeps_the_names_of_classes(transformers: ModuleType, tmp_path: Path) -> None:
+    model = saved(transformers, "ResNet", tmp_path / "model", kind="ForImageClassification", processor=PROCESSOR)
+    model.config.id2label = {0: "cat", 1: "ant", 2: "bee"}
+    model.save_pretrained(tmp_path / "model")
+    loaded = load_model(f"hf:{tmp_path / 'model'}")
+    save_model(tmp_path / "fixed.safetensors", loaded.model, loaded.spec)
+    assert load_model(str(tmp_path / "fixed.safetensors")).classes == ("cat", "ant", "bee")
+    (tmp_path / "model").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"fixed.safetensors needs the model hf:"):
+        load_model(str(tmp_path / "fixed.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("problem", "task"), [("multi_label_classification", "multilabel"), ("regression", "regression"), (None, "")]
+)
+def test_problem_type_of_a_classifier_chooses_the_task(
+    problem: str | None, task: str, transformers: ModuleType, tmp_path: Path
+) -> None:
+    model = saved(transformers, "ViT", tmp_path / "model", kind="ForImageClassification")
+    model.config.problem_type = problem
+    model.save_pretrained(tmp_path / "model")
+    loaded = load_model(f"hf:{tmp_path / 'model'}")
+    found = audit(loaded.model, images(6, 3, 32), protocols=["every-shift"], max_shift=1)
+    assert found.task == task
+    if task == "regression":
+        (step,) = path = ((1, 2),)
+        circular = Protocol("path", 4, "circular", 0, ("all_agree",), drawn=0, path=path)
+        with torch.no_grad():
+            one, other = (loaded.model(each) for each in (images(6, 3, 32), images(6, 3, 32).roll(step, (2, 3))))
+        change = audit(loaded.model, images(6, 3, 32), protocols=[circular]).estimate("value_change").value
+        assert change == pytest.approx(float((other - one).abs().mean()), rel=1e-4)

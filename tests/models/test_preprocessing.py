@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,15 @@ from torch import Tensor
 import zoo
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.errors import InputError
-from shiftscope.models.preprocessing import from_description, from_processor, from_timm, from_torchvision, overridden
+from shiftscope.models.image_processors import tried
+from shiftscope.models.preprocessing import (
+    from_description,
+    from_processor,
+    from_timm,
+    from_torchvision,
+    overridden,
+    swaps_red_and_blue,
+)
 
 GREYS = (0, 85, 255)
 
@@ -86,6 +95,10 @@ PROCESSORS = [
         64,
     ),
     ("ViTImageProcessor", {"size": {"height": 64, "width": 64}, "do_normalize": False}, 64, 64),
+    ("ViTImageProcessor", {"size": {"height": 64, "width": 64}, "do_normalize": False, "rescale_factor": 1.0}, 64, 64),
+    ("ViTImageProcessor", {"size": {"height": 64, "width": 64}, "do_normalize": False, "do_rescale": False}, 64, 64),
+    ("MobileViTImageProcessor", {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}}, 64, 72),
+    ("LevitImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}, 64, 73),
     ("BitImageProcessor", {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}}, 64, 72),
 ]
 
@@ -98,9 +111,35 @@ def test_processor_is_read_as_transformers_applies_it(name: str, options: dict[s
     found = from_processor(processor.to_dict())
     assert (found.size, found.shorter_side()) == (size, shorter)
     for grey in GREYS:
-        expected = processor(images=photo(grey), return_tensors="pt")["pixel_values"][0]
+        expected = processor(images=photo(grey), return_tensors="pt")["pixel_values"][0].float()  # whole numbers as they are
         assert expected.shape == (3, size, size)
         torch.testing.assert_close(normalised(found, grey), expected[:, 3, 3], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("ViTImageProcessor", {}, ""),
+        ("MobileViTImageProcessor", {"crop_size": {"height": 224, "width": 224}}, ""),
+        ("PerceiverImageProcessor", {}, ", but PerceiverImageProcessor scales or crops otherwise"),
+    ],
+)
+def test_what_a_processor_does_is_tried(name: str, options: dict[str, Any], said: str) -> None:
+    zoo.torchvision_models()
+    transformers = pytest.importorskip("transformers", reason="needs transformers (extra `transformers`)")
+    processor = getattr(transformers, f"{name}Pil")(**options)
+    config = processor.to_dict()
+    found = from_processor(config)
+    swapped = swaps_red_and_blue(config)
+    assert swapped == name.startswith("MobileViT")
+    assert tried(processor, found, swapped=swapped) == replace(found, source=found.source + said)
+    wrong = replace(found, mean=(0.1, 0.2, 0.3), std=(0.2, 0.3, 0.4))
+    corrected = tried(processor, wrong, swapped=swapped)
+    assert corrected.source == f"{found.source}, normalised as {name} does{said}"
+    for grey in GREYS:
+        torch.testing.assert_close(normalised(corrected, grey), normalised(found, grey), rtol=1e-3, atol=1e-3)
+    if not said:
+        assert "reorders the colours" in tried(processor, found, swapped=not swapped).source
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.engine.framing import Shifting
-from shiftscope.errors import InputError, ModelFailsError
+from shiftscope.errors import InputError, ModelFailsError, UntraceableError
 from shiftscope.runtime.progress import Event, Stage
-from shiftscope.surgery.compare import apply_fixes, compare, summarise
+from shiftscope.surgery.compare import apply_fixes, compare, fix, summarise
 from shiftscope.tables import percent
 
 LABELS = torch.arange(6) % 3
@@ -76,3 +76,20 @@ def test_model_that_fails_on_the_images_is_refused() -> None:
     surgery = apply_fixes(model(), [("blur", 3)], image=(1, 16, 16))
     with pytest.raises(InputError, match=r"fails on images of shape"):
         compare(model(), surgery, images(20), LABELS, Shifting(max_shift=1))
+
+
+def test_function_is_wrapped_by_fixes_that_change_no_layer() -> None:
+    dropout = nn.Dropout(0.9)
+
+    def sharp(batch: torch.Tensor) -> torch.Tensor:
+        return dropout(batch.flatten(1)[:, ::7])
+
+    images = torch.zeros(4, 1, 12, 12)
+    images[:, :, 4:8, 4:8] = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    fixed = fix(sharp, images, kinds="canonical", max_shift=2)
+    rows = {row["model"]: row["mcs"].value for row in fixed.before_and_after.rows if row["shifts"] == "zero"}
+    assert rows["before"] < 0.9
+    assert rows["after"] == pytest.approx(1)
+    assert dropout.training
+    with pytest.raises(UntraceableError, match="The graph of Function cannot be traced"):
+        fix(sharp, images, kinds="blur", max_shift=1)

@@ -44,6 +44,7 @@ EQUIVARIANT: dict[str, Callable[[Tensor], Any]] = {
     "embedding": lambda batch: batch.sort(dim=-1).values.flatten(2).sort(dim=-1).values.flatten(1),
     "binary": lambda batch: batch.amax(dim=(1, 2, 3)) - 0.99,
     "multilabel": lambda batch: batch.amax(dim=(2, 3)) - 0.98,
+    "regression": lambda batch: 40 * batch.amax(dim=(2, 3)),
     "answers": lambda batch: [f"{value:.3f} " for value in batch.amax(dim=(1, 2, 3)).tolist()],
 }
 BEST = {"neighbour_rank": 1.0, "mcs": 1.0, "retrieval": 1.0, "same_answer": 1.0}
@@ -103,6 +104,29 @@ def test_probabilities_that_are_read_as_logits_are_a_warning(name: str, channels
     assert right.estimate("label_flips", "mouton2020").value > 0.1
     assert right.warnings == ()
     assert ss.audit(logits, photos(12), task=name, max_shift=2).warnings == ()
+
+
+def ages(batch: Tensor) -> Tensor:
+    """A number that a shift by one column changes by 10 times the difference of two pixels."""
+    return 10 * batch[:, 0, 3, 3] + 20
+
+
+def test_regression_measures_the_absolute_change_and_error_in_the_unit_of_the_outputs() -> None:
+    images = photos()
+    before, after = ages(images), ages(images.roll(1, 3))
+    truth = torch.arange(6.0)
+    found = ss.audit(ages, images, task="regression", truth=truth, protocols=[along(((0, 1),))])
+    assert found.estimate("value_change").value == pytest.approx(float((after - before).abs().mean()), rel=1e-5)
+    assert found.estimate("truth_value_error", "path").value == pytest.approx(float((after - truth).abs().mean()), rel=1e-5)
+    assert found.estimate("truth_value_error", "unshifted").value == pytest.approx(float((before - truth).abs().mean()), rel=1e-5)
+    changes = torch.stack([(ages(images.roll(tuple(step), (2, 3))) - before).abs() for step in ss.grid(1).tolist()])
+    within = float(changes.max(dim=0).values.median()) + 1e-3
+    certificate = ss.certify(ages, images, radius=1, mode="circular", task=f"regression:within={within}")
+    assert certificate.radii.tolist() == [int((each <= within).all()) for each in changes.T]
+    with pytest.raises(
+        ss.InputError, match=r"does not define when an answer is kept\. Give a limit .* --task regression:within="
+    ):
+        ss.certify(ages, images, radius=1, mode="circular", task="regression")
 
 
 @pytest.mark.parametrize("name", ["segmentation", "multilabel", "answers", "embedding"])
@@ -294,6 +318,7 @@ NAN = torch.full((1,), torch.nan)
         ("multilabel", depth, r"task 'multilabel' needs \[image, label\] for 1 images"),
         ("multilabel:given=shares", probabilities, "`given` of task 'multilabel' must be logits or probabilities, got 'shares'"),
         ("multilabel:given=probabilities", lambda batch: probabilities(batch) + 2, "which are not probabilities"),
+        ("regression", depth, r"task 'regression' needs real numbers \[image, output\] for 1 images, got torch.float32 of shape"),
         ("answers", lambda batch: ["a", "b"], "task 'answers' needs a list of one value for each of 1 images, got 2"),
         ("answers", depth, "task 'answers' needs a whole number, a text or another value for each of 1 images"),
         ("segmentation", lambda batch: batch.flatten(1), r"task 'segmentation' needs scores \[image, class, height, width\]"),
@@ -312,6 +337,7 @@ def test_output_of_another_task_is_refused(name: str, model: Callable[[Tensor], 
         ("flow", torch.ones(6, SIZE, SIZE), r"`truth` of task 'flow' must be \[2, 12, 12\]"),
         ("binary", torch.tensor([0, 1, 2, 0, 1, 0]), "`truth` of task 'binary' must be 0 or 1"),
         ("multilabel", torch.ones(6, 2), "`truth` of task 'multilabel' must hold 3 labels for each image, got 2"),
+        ("regression", torch.ones(6, 2), "`truth` of task 'regression' must hold 3 numbers for each image, got 2"),
     ],
 )
 def test_truth_of_another_form_is_refused(name: str, truth: Tensor, message: str) -> None:

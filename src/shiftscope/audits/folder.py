@@ -105,6 +105,7 @@ class AuditPlan(Spec):
         data: where the images come from.
         data_sha256: checksum of the images.
         facts: what is measured, name -> value.
+        classes: names of the images' classes, by number; empty without labels or names.
         warnings: reasons why the numbers may say little about the model.
         count: number of images.
         block: images per part.
@@ -123,6 +124,7 @@ class AuditPlan(Spec):
     data: str
     data_sha256: str
     facts: dict[str, str]
+    classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     count: Count
     block: Count
@@ -229,7 +231,7 @@ def assemble_planned(plan: AuditPlan, merged: Part) -> Audit:
         settings=plan.spec.model_dump(mode="json", exclude_defaults=True),
         task=find_task(plan.task) if plan.task else None,
     )
-    return replace(found, task=plan.task)  # with its settings
+    return replace(found, task=plan.task, classes=plan.classes)  # the task with its settings
 
 
 def prepare_folder(out: Path, plan: AuditPlan) -> AuditPlan:

@@ -41,7 +41,7 @@ def open_truth(path: Path, images: ImageBlocks, task: Task) -> Truth:
 
 
 def truth_checksum(path: str | None) -> str:
-    """Return the SHA-256 of a file of ground truth, or of its files' names, sizes and times; empty without one."""
+    """Return the SHA-256 of a file of ground truth, or of its files' names and contents; empty without one."""
     if path is None:
         return ""
     if Path(path).is_dir():

@@ -91,12 +91,13 @@ class AuditJob:
         return f"shard {self.shard}/{self.shards}"
 
 
-def open_audited(spec: AuditSpec, report: Report = silent) -> Subject:
+def open_audited(spec: AuditSpec, report: Report = silent, *, classes: Sequence[str] = ()) -> Subject:
     """Open the model and the images of an audit, after checking its protocols.
 
     Args:
         spec: what to audit, and how.
         report: called with progress events.
+        classes: names by which to number the images' classes if the model has none.
 
     Raises:
         InputError: there is no such protocol, task, model or image.
@@ -106,7 +107,7 @@ def open_audited(spec: AuditSpec, report: Report = silent) -> Subject:
             find_protocols(each, max_shift=spec.max_shift)
     if spec.task is not None:
         find_task(spec.task)
-    return open_subject(spec, report)
+    return open_subject(spec, report, classes=classes)
 
 
 def run_first(spec: AuditSpec, *, subject: Subject | None = None, report: Report = silent) -> Audit:
@@ -287,6 +288,7 @@ class _Run:
             data=images.origin,
             data_sha256=images.checksum,
             facts=self.subject.facts,
+            classes=self.subject.class_names if self.session.takes_labels else (),
             warnings=(*self.session.dependence(images.example()), *self.subject.warnings()),
             count=images.count,
             block=block_size(self.session.framing.size),
@@ -395,7 +397,7 @@ def _start(spec: AuditSpec, subject: Subject, protocols: Sequence[str | Protocol
             classes=images.classes,
         )
     except ModelFailsError as error:
-        if loaded.image is not None:
+        if loaded.image is not None or spec.size is not None:
             raise
         remedy = f"{error.remedy} The model does not say how large its input is: give `size`.".lstrip()
         raise ModelFailsError(error.problem, remedy) from error

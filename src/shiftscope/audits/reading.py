@@ -169,6 +169,7 @@ class AuditFile(Spec):
         summary: the main result in words.
         settings: what was asked for; empty in files before version 2 and for audits of Python objects.
         task: what the outputs were read as; empty for classes, embeddings and maps, and in files before version 3.
+        classes: names of the images' classes, by number; empty without labels or names, and in files before version 3.
         rows: one per protocol and measure.
         changed: the images that change most.
         cost: what it took.
@@ -188,6 +189,7 @@ class AuditFile(Spec):
     summary: str
     settings: dict[str, Any] = {}
     task: str = ""
+    classes: tuple[str, ...] = ()
     rows: tuple[RowFile, ...]
     changed: tuple[ChangedFile, ...] = ()
     cost: CostFile
@@ -218,6 +220,7 @@ class AuditFile(Spec):
             values={_key(name): each for name, each in values.items()},
             settings=self.settings,
             task=self.task,
+            classes=self.classes,
             frames=tuple(each.frame() for each in self.frames),
             certificates={name: each.curve_of() for name, each in self.certificates.items()},
         )

@@ -63,6 +63,7 @@ class Audit(Shown):
             none of more than 262,144 images.
         settings: what was asked for, as :class:`shiftscope.audits.folder.AuditSpec` takes it; empty if it was no command.
         task: the name of the task that the outputs were read as; empty for classes, embeddings and maps without one.
+        classes: names of the images' classes, by number; empty without labels or names.
         frames: how much outputs change at each position along the paths of protocols that have one.
         certificates: by grid (``zero 8``), for every image the largest radius within which every shift keeps the answer, and the
             share of images that keep it, or are right, at every shift up to each radius.
@@ -82,6 +83,7 @@ class Audit(Shown):
     values: Mapping[tuple[str, str], Float[Tensor, " image"]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     task: str = ""
+    classes: tuple[str, ...] = ()
     frames: tuple[Frame, ...] = ()
     certificates: Mapping[str, RadiusCurve] = field(default_factory=dict)
 
@@ -145,6 +147,7 @@ class Audit(Shown):
             "summary": self.words(),
             "settings": dict(self.settings),
             "task": self.task,
+            "classes": list(self.classes),
             "rows": [_plain(asdict(row)) for row in self.rows],
             "changed": [_plain(asdict(each)) for each in self.changed],
             "cost": _plain({**asdict(self.cost), "images_per_second": self.cost.images_per_second}),

@@ -310,7 +310,7 @@ def chosen_task(
     """
     task = find_task(chosen) if isinstance(chosen, str) else chosen
     if task is None and model.output is None and recognise:
-        task = task_of(raw, 1, size)
+        task = task_of(raw, 1, size, model=model.model)
     if task is not None:
         task = task.knowing(model.model)
         model.answers(raw, task, 1, size)

@@ -23,7 +23,7 @@ __all__ = ["from_tensors", "to_tensors"]
 OF_IMAGES = ("each/score/", "each/survey/", "each/radius/", "each/right")
 OVER = re.compile(r"all|radius [0-9]{1,5}|(off )?lattice")
 #: Names of the sums over unshifted outputs, as :func:`shiftscope.engine.answers.answers_of` returns them.
-OF_ANSWERS, ANSWER_SUMS = "sum/spread/answers/", {"directions", "own", "tops"}
+OF_ANSWERS, ANSWER_SUMS = "sum/spread/answers/", {"directions", "own", "tops", "probabilities"}
 
 
 def to_tensors(part: Part) -> dict[str, Tensor]:

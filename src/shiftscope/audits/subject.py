@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shiftscope.audits.model import OneOutput
-from shiftscope.datasets.class_names import numbered
+from shiftscope.datasets.class_names import misplaced, numbered
 from shiftscope.datasets.images import Block, ImageBlocks, from_photos, left_out, open_images
 from shiftscope.datasets.photos import Photos
 from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
@@ -244,13 +244,16 @@ def describe(facts: Mapping[str, str]) -> str:
     )
 
 
-def open_subject(spec: SubjectSpec, report: Report = silent, *, photos: Photos | None = None) -> Subject:
+def open_subject(
+    spec: SubjectSpec, report: Report = silent, *, photos: Photos | None = None, classes: Sequence[str] = ()
+) -> Subject:
     """Load a model and open the images to measure it on.
 
     Args:
         spec: which model and images.
         report: called with progress events.
         photos: to take instead of the specified images, without room for shifts.
+        classes: names by which to number the images' classes if the model has none.
 
     Raises:
         InputError: there is no such model or no such images, or they do not fit.
@@ -263,7 +266,7 @@ def open_subject(spec: SubjectSpec, report: Report = silent, *, photos: Photos |
         std=spec.std,
         trust=spec.trust,
     )
-    channels = loaded.image[0] if loaded.image else None
+    channels = loaded.known_channels
     if photos is not None:
         images = from_photos(photos, None, loaded.preprocessing, channels, 0)
     else:
@@ -278,15 +281,25 @@ def open_subject(spec: SubjectSpec, report: Report = silent, *, photos: Photos |
             report=report,
         )
     loaded.model.to(spec.device)
-    return Subject(spec, loaded, _numbered_as_the_model(images, loaded.classes))
+    return Subject(spec, loaded, _numbered_as_the_model(images, loaded.classes or classes))
 
 
 def _numbered_as_the_model(images: ImageBlocks, names: Sequence[str]) -> ImageBlocks:
-    """Return images with their classes numbered as the model names them; as they are, with a note, where names differ."""
+    """Return images with their classes numbered as the model names them; with a note as they are where names differ.
+
+    Where some of the names are the model's, at other numbers, the labels of all images are unknown and left out.
+    """
     if not names or not images.class_names:
         return images
+    found = images.numbered_as(names)
+    if found is not None:
+        return found
+    unknown = misplaced(images.class_names, names)
     note = f"The model names its classes otherwise: {numbered(names)}."
-    return images.numbered_as(names) or replace(images, notes_on_labels=(*images.notes_on_labels, note))
+    if unknown and isinstance(images.source, Photos):
+        note = f"Labels are ignored: the model's classes are {numbered(names)}, without {', '.join(unknown)}."
+        images = replace(images, source=replace(images.source, labels=None), classes=None)
+    return replace(images, notes_on_labels=(*images.notes_on_labels, note))
 
 
 def absolute_paths(spec: SubjectSpec) -> dict[str, str]:

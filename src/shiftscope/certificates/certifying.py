@@ -181,7 +181,7 @@ class Certifier:
                 )
             return outputs.shape[1]
         if not self.task.rule(self.shifts.reach):
-            raise InputError(f"task {self.task.name!r} does not define when an answer is kept.", "Certify another task.")
+            raise InputError(f"task {self.task.name!r} does not define when an answer is kept.", self.task.no_rule())
         if self.shifts.parts != 1:
             raise InputError(
                 f"`parts` must be 1 for task {self.task.name!r}, got {self.shifts.parts}: answers move back by whole pixels.",

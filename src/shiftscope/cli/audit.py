@@ -75,8 +75,8 @@ def audit(
         chaman2021-circular, chaman2021-zero, rojas2022, michaeli2023, azulay2018, hendrycks2019, gruver2023, tmeasures or
         segmentation. Repeatable. By default those that suit the model's outputs.
     task
-        What the outputs are: boxes, keypoints, segmentation, depth, flow, embedding, binary, multilabel or answers, with settings
-        after a colon, as in `boxes:threshold=0.3`. By default detected from the outputs.
+        What the outputs are: boxes, keypoints, segmentation, depth, flow, embedding, binary, multilabel, regression or
+        answers, with settings after a colon, as in `boxes:threshold=0.3`. By default detected from the outputs.
     truth
         Ground truth for --task: a JSON file of COCO or the folder above `images` and `labels` of YOLO (boxes), a folder with a
         map for each image, named like it (segmentation, depth), or a JSON file that maps names of images to values.
@@ -164,6 +164,9 @@ def _next(found: Audit, options: AuditOptions, model: str, *, quick: bool, out: 
     command = "audit" if quick or found.task else "explain"
     task = f" --task {quote(found.task)}" if found.task else ""
     task += f" --truth {quote(str(found.settings['truth']))}" if found.settings.get("truth") else ""
+    if command == "audit":
+        task += "".join(f" --protocol {quote(name)}" for name in found.settings.get("protocols") or ())
+        task += f" --batch-size {found.settings['batch_size']}" if found.settings.get("batch_size") else ""
     page = " --out audit" if found.task and not quick else ""
     return () if page and out is not None else (f"shiftscope {command} {options.arguments(model)}{task}{page}",)
 

@@ -46,9 +46,9 @@ def certify(
         Grid points per pixel along each axis. 1 tries every whole-pixel shift; 2 also tries half pixels, and so on: a grid, no
         proof for the shifts between its points.
     task
-        What the model returns, if not classes: boxes, segmentation, depth, flow, embedding, binary, multilabel or answers, with
-        settings after a colon, as in boxes:threshold=0.3, segmentation:kept=0.95 or embedding:kept=0.9. By default detected
-        from the outputs.
+        What the model returns, if not classes: boxes, segmentation, depth, flow, embedding, binary, multilabel, regression or
+        answers, with settings after a colon, as in boxes:threshold=0.3, segmentation:kept=0.95 or embedding:kept=0.9. By
+        default detected from the outputs.
     batch_size
         Number of images per forward pass. By default as many as memory allows.
     out

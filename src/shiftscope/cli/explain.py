@@ -42,9 +42,9 @@ def explain(
     Parameters
     ----------
     task
-        What the outputs are: boxes, segmentation, depth, flow, embedding, binary, multilabel or answers, with settings after a
-        colon, as in `boxes:threshold=0.3`. By default detected from the outputs. Of a task, its own measure is explained,
-        also by how much answers change on and off the lattice of the stride.
+        What the outputs are: boxes, keypoints, segmentation, depth, flow, embedding, binary, multilabel, regression or
+        answers, with settings after a colon, as in `boxes:threshold=0.3`. By default detected from the outputs. Of a task,
+        its own measure is explained, also by how much answers change on and off the lattice of the stride.
     truth
         Ground truth for --task, as for `shiftscope audit`: what each fix costs or gains without a shift.
     out

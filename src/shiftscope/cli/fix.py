@@ -76,9 +76,9 @@ def fix(
     filter_size
         Size of the filter of `blur`, 1 to 7 positions.
     task
-        What the outputs are: boxes, segmentation, depth, flow, embedding, binary, multilabel or answers, with settings after a
-        colon, as in `boxes:threshold=0.3`. By default detected from the outputs. Of a task, its own measures are compared,
-        and `canonical` and `average` move maps and boxes back.
+        What the outputs are: boxes, keypoints, segmentation, depth, flow, embedding, binary, multilabel, regression or
+        answers, with settings after a colon, as in `boxes:threshold=0.3`. By default detected from the outputs. Of a task,
+        its own measures are compared, and `canonical` and `average` move maps and boxes back.
     truth
         Ground truth for --task, as for `shiftscope audit`: what a fix costs or gains without a shift, and under shifts.
     reach

@@ -111,7 +111,7 @@ def check(
     spec = _spec(baseline, before, model, {**changes, **{name: value for name, value in given.items() if value is not None}})
     keep_freed_memory()
     with reporting("loading the model") as report:
-        subject = open_audited(spec, report)
+        subject = open_audited(spec, report, classes=before.classes)
     _check_images(baseline, before, subject)
     print_first(subject.line, as_json=as_json)
     known, own = (facts.get("normalisation", "") for facts in (before.provenance, subject.facts))

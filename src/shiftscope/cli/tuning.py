@@ -256,7 +256,7 @@ def _training_images(subject: Subject, training: TrainOptions, report: Report) -
         subject.images,
         count=training.train_images,
         preprocessing=loaded.preprocessing,
-        channels=loaded.image[0] if loaded.image else None,
+        channels=loaded.known_channels,
         trained_on=loaded.spec.data,
         max_shift=spec.max_shift,
         data_dir=None if spec.data_dir is None else Path(spec.data_dir),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["numbered", "places_of"]
+__all__ = ["misplaced", "numbered", "places_of"]
 
 #: Most classes that a message names.
 NAMED = 5
@@ -25,6 +25,23 @@ def places_of(classes: Sequence[str], names: Sequence[str]) -> list[int] | None:
     """
     places = [place for own in classes if (place := _place(own, names)) is not None]
     return places if len(set(places)) == len(classes) else None
+
+
+def misplaced(classes: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes that a list of names lacks, if it holds others at other places, which disproves the classes' numbers.
+
+    Args:
+        classes: by number.
+        names: also by number.
+
+    >>> misplaced(["ant", "bees", "cat"], ["cat", "bee", "ant"])
+    ('bees',)
+    >>> misplaced(["ant", "bees", "cat"], ["ant", "bee", "cat"]), misplaced(["ant"], ["bee"])
+    ((), ())
+    """
+    places = {number: _place(own, names) for number, own in enumerate(classes)}
+    elsewhere = any(place not in (None, number) for number, place in places.items())
+    return tuple(classes[number] for number, place in places.items() if place is None) if elsewhere else ()
 
 
 def numbered(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -57,6 +57,8 @@ ROWS_AT_ONCE = 500
 EXIF_ORIENTATION = 0x0112
 #: The most pixels of an image that is decoded, largest parquet file in bytes, and the longest name of a class.
 MOST_PIXELS, LARGEST_FILE, LONGEST_NAME = 100_000_000, 1 << 40, 1000
+#: Bytes that a checksum of files reads: at most of all together, and at least of each.
+MOST_READ, LEAST_READ = 1 << 30, 1 << 12
 
 #: A labelled image: an upright image and its label.
 Rows = Iterator[tuple["Image", int]]
@@ -118,11 +120,20 @@ def list_images(path: Path, *, count: int | None = None) -> Photos:
 
 
 def files_checksum(root: Path, files: Sequence[Path]) -> str:
-    """Return the SHA-256 over the names, sizes and modification times of files below a folder."""
-    digest = sha256()
+    """Return the SHA-256 over the names, sizes and contents of files below a folder, the same for every copy of it.
+
+    Of many or large files only the first and the last bytes count, of all together at most :data:`MOST_READ` bytes and of each at
+    least :data:`LEAST_READ`, because every process of an audit reads them.
+    """
+    digest, each = sha256(), max(LEAST_READ, MOST_READ // max(1, len(files)))
     for file in files:
-        status = file.stat()
-        digest.update(os.fsencode(file.relative_to(root)) + f"/{status.st_size}/{status.st_mtime_ns}\n".encode())
+        size = file.stat().st_size
+        digest.update(os.fsencode(file.relative_to(root)) + f"/{size}\n".encode())
+        with suppress(OSError), file.open("rb") as opened:  # who reads the images names files that cannot be read
+            digest.update(opened.read(each if size <= each else each // 2))
+            if size > each:
+                opened.seek(-(each // 2), os.SEEK_END)
+                digest.update(opened.read())
     return digest.hexdigest()
 
 
@@ -157,7 +168,7 @@ def parquet_files(folder: Path) -> list[Path]:
 
 
 def open_image(source: Path | io.BytesIO) -> Image:
-    """Decode an image and turn it upright as its EXIF data says; 16-bit grey becomes 8-bit grey.
+    """Decode an image and turn it upright as its EXIF data says; grey of 16 bits or of numbers in [0, 1] becomes 8-bit grey.
 
     Args:
         source: a file or its bytes.
@@ -178,12 +189,21 @@ def open_image(source: Path | io.BytesIO) -> Image:
 
 
 def eight_bits(image: Image) -> Image:
-    """Return a 16-bit grey image as 8-bit grey of the same brightness, and any other image as it is."""
-    if not image.mode.startswith("I"):
+    """Return a grey image of 16 bits, or of numbers in [0, 1], as 8-bit grey of the same brightness, and any other as it is.
+
+    Raises:
+        ValueError: it holds fractional numbers beyond [0, 1], whose white is unknown.
+    """
+    if not image.mode.startswith(("I", "F")):
         return image
     import PIL.Image
 
-    return PIL.Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    values = np.asarray(image).astype(np.float64)
+    if image.mode.startswith("F"):
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(f"it holds fractional numbers from {values.min():.3g} to {values.max():.3g}, not within 0 to 1")
+        values *= 255 * 257
+    return PIL.Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
 
 
 def pixels(image: Image, size: int | None) -> np.ndarray:

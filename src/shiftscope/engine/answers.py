@@ -21,6 +21,8 @@ __all__ = ["LOOKED_AT", "add_answers", "answers_of", "image_warnings", "output_w
 
 #: Outputs of different images whose mean cosine is above this say little about the image.
 ALIKE = 0.99
+#: Rounding of the sum of an image's probabilities, in half precision too.
+SUM_ROUNDING = 1e-2
 #: With fewer images, equal answers mean nothing.
 FEW_IMAGES = 4
 #: The first batch norm's input differs from training if its variance is so many times less or more, in the median channel.
@@ -40,13 +42,15 @@ def answers_of(reference: Float[Tensor, "image class"]) -> dict[str, Tensor]:
 
     Returns:
         ``directions``, the sum of the outputs scaled to length 1; ``own``, the sum of these lengths' squares (1, or 0 for zero
-        outputs); ``tops``, how often each class is on top.
+        outputs); ``tops``, how often each class is on top; ``probabilities``, how many outputs are positive and sum to 1.
     """
     directions = functional.normalize(reference.double(), dim=1)
+    probable = (reference >= 0).all(dim=1) & ((reference.double().sum(dim=1) - 1).abs() < SUM_ROUNDING)
     return {
         "directions": directions.sum(dim=0),
         "own": directions.square().sum(),
         "tops": torch.bincount(reference.argmax(dim=1), minlength=reference.shape[1]).double(),
+        "probabilities": probable.double().sum(),
     }
 
 
@@ -63,7 +67,7 @@ def watched(blocks: Iterable[Outputs], answers: dict[str, Tensor]) -> Iterator[O
 
 
 def output_warnings(answers: Answers, *, classes: bool) -> tuple[str, ...]:
-    """Return a sentence on outputs that differ little between images; empty if they differ.
+    """Return a sentence on outputs that differ little between images, and one on probabilities that are read as logits.
 
     Args:
         answers: what :func:`answers_of` returned, added up over all images.
@@ -83,6 +87,11 @@ def output_warnings(answers: Answers, *, classes: bool) -> tuple[str, ...]:
         found.append(
             f"Outputs of different images are nearly the same (mean cosine {min(between, 1.0):.4f}), so that high similarity "
             "under shifts says little."
+        )
+    if classes and int(answers.get("probabilities", 0)) == count:
+        found.append(
+            "Outputs are probabilities: cosines compare them instead of logits, and a softmax is applied to them once more. Give "
+            "the model without its softmax."
         )
     return tuple(found)
 

@@ -351,7 +351,7 @@ def task_for(
     found = raw if output is None else select_output(raw, output)
     size = (example.shape[2], example.shape[3])
     if chosen is None:
-        chosen = task_of(found, 1, size) or (Segmentation() if _is_map(found) else None)
+        chosen = task_of(found, 1, size, model=model) or (Segmentation() if _is_map(found) else None)
     if chosen is not None:
         chosen = chosen.knowing(model)
         chosen.read(found, 1, size)

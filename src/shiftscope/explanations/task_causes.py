@@ -90,7 +90,12 @@ class TaskCauses:
     factor: tuple[int, int] | None
 
     @property
-    def main(self) -> TaskCause | None:
+    def main(self) -> str:
+        """The name of the cause with the largest part; empty where there is none, or its part is not sure to be the largest."""
+        return "" if self.main_cause is None else self.main_cause.name
+
+    @property
+    def main_cause(self) -> TaskCause | None:
         """The cause with the largest part above zero; None where the part of one beyond the head is unknown."""
         known = [each for each in self.causes if each.part is not None and each.part.value > 0]
         if any(each.part is None for each in self.causes):

@@ -126,13 +126,13 @@ class TaskExplanation(Shown):
     def to_json(self) -> dict[str, Any]:
         """Return verdict and tables as plain data."""
         tables = dict(zip(self.table_files, (table.to_json() for table in self.tables()), strict=True))
-        main, period = self.causes.main, self.lattice.period
+        period = self.lattice.period
         return {
             "model": self.name,
             "task": self.task.name,
             "measure": graded(self.task),
             "verdict": self.verdict,
-            "main_cause": main.name if main is not None else "",
+            "main_cause": self.causes.main,
             "value": None if self.lead is None else asdict(self.lead),
             "factor": None if self.causes.factor is None else list(self.causes.factor),
             "period": period.pixels,
@@ -162,7 +162,7 @@ class TaskExplanation(Shown):
         return sentence or f"{label[:1].upper()}{label[1:]} when images move {moved}: {plus_minus(self.lead)}."
 
     def _cause_sentence(self) -> str:
-        main = self.causes.main
+        main = self.causes.main_cause
         others = [each.part for each in self.causes.causes if each is not main]
         if main is not None and main.part is not None and not is_told(main.part, others):
             return untold(main.name, number(main.part), main.part.count)

@@ -32,7 +32,7 @@ class TaskFix:
     """One fix and its effect.
 
     Attributes:
-        kind: short name, as ``shiftscope fix --with`` takes it.
+        kinds: short names of its operations, in order, as ``shiftscope fix --with`` takes them.
         command: makes the fixed model.
         gain: change before less change after, of the same images; None where the fix is impossible.
         after: the change with the fix.
@@ -42,7 +42,7 @@ class TaskFix:
         reason: why the fix is impossible; empty otherwise.
     """
 
-    kind: Kind
+    kinds: tuple[Kind, ...]
     command: str
     gain: Estimate | None = None
     after: Estimate | None = None
@@ -67,7 +67,7 @@ class TaskFixes:
         """Return a row for each fix."""
         rows: list[dict[str, Cell]] = [
             {
-                "fix": each.kind,
+                "fix": " + ".join(each.kinds),
                 "gain": each.gain,
                 "left": each.after,
                 "without a shift": each.truth,
@@ -92,7 +92,7 @@ class TaskFixes:
         if first is None or first.gain is None:
             return ""
         promise = first.promise.partition(";")[0]
-        sentence = f"Try first: {first.kind}, which lowers the change by {first.gain.value:.3g} without training"
+        sentence = f"Try first: {' + '.join(first.kinds)}, which lowers the change by {first.gain.value:.3g} without training"
         return f"{sentence}. It promises {promise}." if promise else f"{sentence}."
 
 
@@ -140,20 +140,20 @@ def _try(
     try:
         surgery = operate(kind, model, filter_size=FILTER_SIZE if kind == "blur" else 1, wrapping=wrapping, image=trial.image)
         if not surgery.changed:
-            return TaskFix(kind, command, reason="there is nothing to change")
+            return TaskFix((kind,), command, reason="there is nothing to change")
         after = trial.measure(surgery.model, f"with {kind}")
     except InputError as error:
-        return TaskFix(kind, command, reason=error.problem.rstrip("."))
+        return TaskFix((kind,), command, reason=error.problem.rstrip("."))
     if after.collapsed(found):
-        return TaskFix(kind, command, reason=f"with it, {ALIKE}")
+        return TaskFix((kind,), command, reason=f"with it, {ALIKE}")
     gain = found.change(trial.task) - after.change(trial.task)
     known = gain.isfinite()
     if not known.any():
-        return TaskFix(kind, command, reason="no image has a value before and after")
+        return TaskFix((kind,), command, reason="no image has a value before and after")
     low, high = change_bounds(trial.task)
     held = kind == "canonical" and (surgery.promise is None or surgery.promise.exact)
     return TaskFix(
-        kind,
+        (kind,),
         command,
         gain=difference(gain[known], bounds=(low - high, high - low), same=telling(found.change(trial.task)[known])),
         after=the_change(trial.task, after.change(trial.task)[known]),

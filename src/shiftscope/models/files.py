@@ -24,7 +24,7 @@ from shiftscope.runtime.inputs import is_file, reading
 __all__ = ["FixedBatches", "read_exported", "read_onnx"]
 
 #: (channels, height, width).
-Shape = tuple[int, int, int]
+Shape = tuple[int | None, int | None, int | None]
 
 #: ONNX input types and the NumPy types of their arrays.
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -70,7 +70,7 @@ class FixedBatches(nn.Module):
         return tuple(value[:count] for value in raw) if isinstance(raw, list | tuple) else raw[:count]
 
 
-def read_exported(path: Path, *, trust: bool) -> tuple[nn.Module, Shape | None]:
+def read_exported(path: Path, *, trust: bool) -> tuple[nn.Module, Shape]:
     """Return the model in a ``.pt2`` archive that ``torch.export.save`` wrote, and the shape of its images.
 
     Args:
@@ -78,7 +78,7 @@ def read_exported(path: Path, *, trust: bool) -> tuple[nn.Module, Shape | None]:
         trust: whether to read it. An archive may hold pickles and Python expressions, which ``torch.export.load`` runs.
 
     Returns:
-        The model, and (channels, height, width) of its images; None if these are not fixed.
+        The model, and (channels, height, width) of its images, each None if it is not fixed.
 
     Raises:
         InputError: the archive is not trusted, does not exist, is damaged, takes anything but one tensor of images, or was
@@ -95,7 +95,7 @@ def read_exported(path: Path, *, trust: bool) -> tuple[nn.Module, Shape | None]:
         return _exported(path)
 
 
-def _exported(path: Path) -> tuple[nn.Module, Shape | None]:
+def _exported(path: Path) -> tuple[nn.Module, Shape]:
     """Return the model in an archive that the user trusts, and the shape of its images."""
     open_archive(path)
     with _without_logging():
@@ -108,7 +108,7 @@ def _exported(path: Path) -> tuple[nn.Module, Shape | None]:
     inputs = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 4:
         raise _wrong_inputs(path, f"{len(inputs)} inputs")
-    batch, image = _fixed(inputs[0].shape)
+    batch, image = _fixed(path, inputs[0].shape)
     module, device = program.module(), next((value.device for value in program.state_dict.values()), torch.device("cpu"))
     return FixedBatches(lambda images: module(images.to(device)), batch), image
 
@@ -124,7 +124,7 @@ def _without_logging() -> Iterator[None]:
         logging.disable(before)
 
 
-def read_onnx(path: Path) -> tuple[nn.Module, Shape | None]:
+def read_onnx(path: Path) -> tuple[nn.Module, Shape]:
     """Return the model in an ONNX file, run by onnxruntime on the CPU (extra ``onnx``), and the shape of its images.
 
     Args:
@@ -132,7 +132,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, Shape | None]:
 
     Returns:
         The model, which returns a tensor if the file has one output, else tensors by the outputs' names; and (channels, height,
-        width) of its images, None if these are not fixed.
+        width) of its images, each None if it is not fixed.
 
     Raises:
         InputError: onnxruntime is not installed or cannot read the file, or the model takes anything but one tensor of images.
@@ -142,7 +142,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, Shape | None]:
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in DTYPES:
         raise _wrong_inputs(path, ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs))
-    batch, image = _fixed(inputs[0].shape)
+    batch, image = _fixed(path, inputs[0].shape)
     names, dtype = [each.name for each in session.get_outputs()], DTYPES[inputs[0].type]
 
     def run(images: Tensor) -> Any:
@@ -185,11 +185,25 @@ def _check_exists(path: Path) -> None:
         raise InputError(f"{path} does not exist.", "Check the path.")
 
 
-def _fixed(shape: Any) -> tuple[int | None, Shape | None]:
-    """Return the batch size and the images' shape, each None if a size is symbolic."""
+def _fixed(path: Path, shape: Any) -> tuple[int | None, Shape]:
+    """Return the batch size, and the images' (channels, height, width), each None if it is symbolic.
+
+    Raises:
+        InputError: the channels come last, or the images are not square.
+    """
     batch, *image = (size if isinstance(size, int) and size > 0 else None for size in shape)
     channels, height, width = image
-    return batch, None if channels is None or height is None or width is None else (channels, height, width)
+    if width in (1, 3) and channels not in (1, 3):
+        raise InputError(
+            f"{path} takes images [image, height, width, channel], with {width} channels last.",
+            "Export it for [image, channel, height, width].",
+        )
+    if None not in (height, width) and height != width:
+        raise InputError(
+            f"{path} takes images of {height}x{width}, and shiftscope prepares square ones only.",
+            "Export it for a square input, or measure it from Python, where images may have any shape.",
+        )
+    return batch, (channels, height, width)
 
 
 def _wrong_inputs(path: Path, inputs: str) -> InputError:

@@ -12,7 +12,8 @@ import importlib
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
 from shiftscope.errors import InputError, first_line
 from shiftscope.models.hub import hub_folder, named
+from shiftscope.models.image_processors import image_processor, tried
 from shiftscope.models.libraries import LibraryModel
-from shiftscope.models.preprocessing import PROCESSOR, from_processor
+from shiftscope.models.preprocessing import PROCESSOR, from_processor, swaps_red_and_blue
 from shiftscope.runtime.inputs import read_json, reading
 from shiftscope.runtime.text import printable
 
@@ -39,60 +41,64 @@ OF_TASKS = ("ForDepthEstimation", "ForSemanticSegmentation", "ForObjectDetection
 BACKBONES = ("Model", "Backbone", "ForPreTraining", "ForMaskedImageModeling", "WithProjection", "WithTeacher")
 
 
-class Classifier(nn.Module):
-    """Return the logits of an image classifier.
+class Wrapped(nn.Module):
+    """A model of transformers as a function of images alone.
 
     Args:
         model: of transformers.
+        blue_first: whether it takes blue, green and red, in this order.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, blue_first: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.blue_first = model, blue_first
+
+    def ordered(self, images: Tensor) -> Tensor:
+        """Return images with their colours in the order that the model takes."""
+        return images.flip(1) if self.blue_first else images
+
+
+class Classifier(Wrapped):
+    """Return the logits of an image classifier; arguments as of :class:`Wrapped`."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Return [image, class]."""
-        logits: Tensor = self.model(pixel_values=images).logits
+        logits: Tensor = self.model(pixel_values=self.ordered(images)).logits
         return logits
 
 
-class OfTask(nn.Module):
-    """Return all outputs of a detector, or of a model of depth or segmentation.
+class OfTask(Wrapped):
+    """Return all outputs of a detector, or of a model of depth or segmentation; arguments as of :class:`Wrapped`."""
 
-    Args:
-        model: of transformers.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.config = model, getattr(model, "config", None)
+    def __init__(self, model: nn.Module, *, blue_first: bool = False) -> None:
+        super().__init__(model, blue_first=blue_first)
+        self.config = getattr(model, "config", None)
 
     def forward(self, images: Tensor) -> Any:
         """Return the library's own object."""
-        return self.model(pixel_values=images)
+        return self.model(pixel_values=self.ordered(images))
 
 
-class Embedder(nn.Module):
+class Embedder(Wrapped):
     """Return one vector per image from a backbone.
 
     Args:
-        model: of transformers.
+        model, blue_first: of :class:`Wrapped`.
         pooler: whether its pooled output may be used; not if the pooler's weights are random. A buffer, so that files of weights
             hold it.
     """
 
     pooler: Tensor
 
-    def __init__(self, model: nn.Module, *, pooler: bool) -> None:
-        super().__init__()
-        self.model = model
+    def __init__(self, model: nn.Module, *, pooler: bool, blue_first: bool = False) -> None:
+        super().__init__(model, blue_first=blue_first)
         self.register_buffer("pooler", torch.tensor(pooler))
         self.class_token = any(name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters())
 
     def forward(self, images: Tensor) -> Tensor:
         """Return [image, feature]."""
         described = getattr(self.model, "get_image_features", self.model)
-        return self._vector(described(pixel_values=images))
+        return self._vector(described(pixel_values=self.ordered(images)))
 
     def _vector(self, found: Any) -> Tensor:
         if isinstance(found, Tensor):
@@ -151,7 +157,10 @@ def huggingface_model(
             "Give the weights of the complete model.",
         )
     origin = reference if local.is_dir() else named(reference, folder)
-    return _described(inner, config, folder, origin=origin if pretrained else "", pooler=not poolerless)
+    found, blue_first = _prepared(transformers, config, folder)
+    known = _described(inner, folder, pooler=not poolerless, blue_first=blue_first)
+    image = None if found.size is None else (_channels(config), found.size, found.size)
+    return replace(known, image=image, preprocessing=found, origin=origin if pretrained else "")
 
 
 def _loaded(
@@ -194,21 +203,25 @@ def _check_fit(folder: Path, info: Mapping[str, Any], *, ignored: Collection[str
         )
 
 
-def _described(inner: Any, config: Mapping[str, Any], folder: Path, *, origin: str, pooler: bool) -> LibraryModel:
-    """Wrap a model so that it maps images to a tensor, and say what is known about its input."""
+def _channels(config: Mapping[str, Any]) -> int:
+    """Return the number of channels that a configuration says."""
+    return int({**config, **(config.get("vision_config") or {})}.get("num_channels") or 3)
+
+
+def _described(inner: Any, folder: Path, *, pooler: bool, blue_first: bool) -> LibraryModel:
+    """Wrap a model so that it maps images to a tensor, and say what is known about its output."""
     features = hasattr(inner, "get_image_features")
     if not features and getattr(inner, "main_input_name", "pixel_values") != "pixel_values":
         raise InputError(f"the model in {folder} takes `{inner.main_input_name}`, not images.", "Choose an image model.")
     classifier = CLASSIFIER in type(inner).__name__
     task = type(inner).__name__.endswith(OF_TASKS)
-    model: nn.Module = Classifier(inner) if classifier else OfTask(inner) if task else Embedder(inner, pooler=pooler)
-    found = _preprocessing(config, _processor(folder))
-    channels = int({**config, **(config.get("vision_config") or {})}.get("num_channels") or 3)
-    image = None if found.size is None else (channels, found.size, found.size)
+    model: nn.Module
+    if classifier or task:
+        model = (Classifier if classifier else OfTask)(inner, blue_first=blue_first)
+    else:
+        model = Embedder(inner, pooler=pooler, blue_first=blue_first)
     classes = _class_names(inner.config) if classifier else ()
-    return LibraryModel(
-        model.eval(), image, found, embedding=not classifier and not task, origin=origin, core=inner, classes=classes
-    )
+    return LibraryModel(model.eval(), None, Preprocessing(), embedding=not classifier and not task, core=inner, classes=classes)
 
 
 def _class_names(config: Any) -> tuple[str, ...]:
@@ -233,10 +246,22 @@ def of_pretrained(model: nn.Module) -> Preprocessing | None:
         return None
     config: dict[str, Any] = model.config.to_dict()
     origin = str(getattr(model.config, "name_or_path", "") or "")
-    processor: Mapping[str, Any] = {}
-    with suppress(InputError):  # not in the local cache, or made from a configuration
-        processor = _processor(Path(origin) if Path(origin).is_dir() else hub_folder(origin, weights=False, download=False))
-    return _preprocessing(config, processor)
+    try:
+        folder = Path(origin) if Path(origin).is_dir() else hub_folder(origin, weights=False, download=False)
+        found, blue_first = _prepared(_import(), config, folder)
+    except InputError:  # not in the local cache, or made from a configuration
+        return _preprocessing(config, {})
+    return replace(found, source=f"{found.source}, but for the order of colours") if blue_first else found
+
+
+def _prepared(transformers: ModuleType, config: Mapping[str, Any], folder: Path) -> tuple[Preprocessing, bool]:
+    """Return how images are prepared for the model in a folder, and whether it takes blue before red."""
+    processor = _processor(folder)
+    found, blue_first = _preprocessing(config, processor), swaps_red_and_blue(processor)
+    if processor and _channels(config) == 3:
+        with _quiet(transformers):
+            found = tried(image_processor(transformers, folder), found, swapped=blue_first)
+    return found, blue_first
 
 
 def _preprocessing(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Preprocessing:

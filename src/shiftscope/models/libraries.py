@@ -19,6 +19,7 @@ from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.errors import InputError, first_line
 from shiftscope.models.hub import hub_folder, named
 from shiftscope.models.preprocessing import from_torchvision, of_model
+from shiftscope.runtime.text import printable
 
 __all__ = ["FOLDER", "LIBRARIES", "PRETRAINED", "LibraryModel", "Variant", "find_library", "has_weights", "library_model"]
 
@@ -195,7 +196,15 @@ def _from_timm(timm: ModuleType, name: str, pretrained: bool, variant: Variant) 
     channels = variant.channels or (size[0] if size else None)
     image = (channels, size[1], size[2]) if channels and size else None
     origin = "" if not pretrained else name.removeprefix(FOLDER) if name.startswith(FOLDER) else "timm's own"
-    return LibraryModel(model, image, found, embedding=getattr(model, "num_classes", None) == 0, origin=origin)
+    embedding, classes = getattr(model, "num_classes", None) == 0, _class_names(model)
+    return LibraryModel(model, image, found, embedding=embedding, origin=origin, classes=classes)
+
+
+def _class_names(model: Any) -> tuple[str, ...]:
+    """Return the names of a timm model's classes, by output; empty if its configuration does not name each of them."""
+    named = getattr(model, "pretrained_cfg", {}).get("label_names") or ()
+    whole = len(named) == getattr(model, "num_classes", 0) and all(isinstance(name, str) for name in named)
+    return tuple(map(printable, named)) if whole else ()
 
 
 def _from_torchvision(models: ModuleType, name: str, pretrained: bool, variant: Variant) -> LibraryModel:

@@ -27,7 +27,7 @@ from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
 from shiftscope.errors import InputError
 from shiftscope.models.factories import call_factory, is_code
 from shiftscope.models.family import Normalise, build
-from shiftscope.models.files import read_exported, read_onnx
+from shiftscope.models.files import Shape, read_exported, read_onnx
 from shiftscope.models.huggingface import PREFIX, huggingface_model
 from shiftscope.models.libraries import (
     FOLDER,
@@ -70,6 +70,7 @@ class LoadedModel:
         weights: where its weights come from, in words; ``random`` if they are.
         code: the user's file whose code made it, in words; empty if there is none, or if the reference names it.
         classes: names of its classes, by output; empty if nothing names them.
+        channels: of its images, where these have no fixed size; None if unknown.
     """
 
     model: nn.Module
@@ -81,6 +82,12 @@ class LoadedModel:
     weights: str = RANDOM
     code: str = ""
     classes: tuple[str, ...] = ()
+    channels: int | None = None
+
+    @property
+    def known_channels(self) -> int | None:
+        """Channels of its images; None if unknown."""
+        return self.channels if self.image is None else self.image[0]
 
 
 def load_model(
@@ -250,14 +257,14 @@ def _from_factory(spec: ModelSpec, weights: Path | None) -> LoadedModel:
     return replace(_described(model, spec, found), weights=described, code=made.code)
 
 
-def _from_graph(
-    path: Path, model: nn.Module, image: tuple[int, int, int] | None, mean: Channels | None, std: Channels | None
-) -> LoadedModel:
-    size = image[1] if image is not None and image[1] == image[2] else None
-    own = Preprocessing(size=size, source=UNKNOWN if size is None else FILE)
+def _from_graph(path: Path, model: nn.Module, shape: Shape, mean: Channels | None, std: Channels | None) -> LoadedModel:
+    channels, height, width = shape
+    image = None if channels is None or height is None or width is None else (channels, height, width)
+    own = Preprocessing(size=None if image is None else height, source=f"{UNKNOWN}: the file does not say")
     found = overridden(own, size=None, mean=mean, std=std)
     spec = ModelSpec(mean=mean, deviation=std)
-    return LoadedModel(with_normalisation(model, mean, std).eval(), spec, image, mean, preprocessing=found, weights=str(path))
+    normalised = with_normalisation(model, mean, std).eval()
+    return LoadedModel(normalised, spec, image, mean, preprocessing=found, weights=str(path), channels=channels)
 
 
 def _from_run(folder: Path) -> LoadedModel:
@@ -306,6 +313,7 @@ def _spec_in_metadata(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
 def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> LoadedModel:
     """Build a model and load its weights."""
     embedding, code, image = False, "", None
+    classes: tuple[str, ...] = ()
     if spec.network is not None:
         model: nn.Module = build(spec.network, generator=stream(0, "weights"))
         found = Preprocessing(size=spec.network.input_size, source=STUDY)
@@ -313,8 +321,11 @@ def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> Loade
     elif spec.factory is None:
         raise InputError(f"{source} names neither a network nor a factory.", "Write the file again with `save_model`.")
     elif _is_library(spec.factory):
-        known = _library_model(spec, pretrained=False, download=False)
-        model, image, embedding, found = known.model, known.image, known.embedding, known.preprocessing
+        try:
+            known = _library_model(spec, pretrained=False, download=False)
+        except InputError as error:
+            raise InputError(f"{source} needs the model {spec.factory}: {error.problem}", error.remedy) from error
+        model, image, embedding, found, classes = known.model, known.image, known.embedding, known.preprocessing, known.classes
         image = image if image is None or spec.size is None else (image[0], spec.size, spec.size)
     else:
         made = call_factory(spec.factory)
@@ -330,7 +341,7 @@ def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> Loade
     load_weights(model, Checkpoint(weights, source))
     described = _described(model, spec, found if spec.source is None else replace(found, source=spec.source))
     origin = source if spec.weights is None else spec.weights
-    return replace(described, image=image or described.image, embedding=embedding, weights=origin, code=code)
+    return replace(described, image=image or described.image, embedding=embedding, weights=origin, code=code, classes=classes)
 
 
 def _load_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

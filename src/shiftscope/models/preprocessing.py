@@ -30,6 +30,10 @@ TIMM, TORCHVISION, PROCESSOR, FACTORY = (
 PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 #: A ConvNeXt processor crops photos below this size, and squashes larger ones.
 CONVNEXT_WARPS_FROM = 384
+#: A LeViT processor scales the shorter side to this times its ``size``.
+LEVIT_RESIZE = 256 / 224
+#: A factor of pixels that differs from 1 by less does not change them.
+ROUNDING = 1e-6
 
 
 def from_timm(config: Mapping[str, Any], *, source: str = TIMM) -> Preprocessing:
@@ -93,6 +97,8 @@ def from_processor(config: Mapping[str, Any], *, size: int | None = None, source
     target, resize = cropped or given or size, given
     if config.get("crop_pct") and given is not None and given < CONVNEXT_WARPS_FROM:
         target, resize = given, int(given / config["crop_pct"])
+    if _is_processor(config, "Levit") and given is not None:
+        resize = int(LEVIT_RESIZE * given)
     squashed = cropped is None and resize == target is not None
     return Preprocessing(
         size=target,
@@ -192,13 +198,26 @@ def _for_channels(found: Preprocessing, model: nn.Module) -> Preprocessing:
     return replace(found, mean=None, std=None, source=source)
 
 
+def swaps_red_and_blue(config: Mapping[str, Any]) -> bool:
+    """Return whether an image processor gives its model blue, green and red, in this order."""
+    return bool(config.get("do_flip_channel_order", _is_processor(config, "MobileViT")))
+
+
+def _is_processor(config: Mapping[str, Any], name: str) -> bool:
+    """Return whether a configuration is of an image processor whose name begins so."""
+    return str(config.get("image_processor_type", config.get("feature_extractor_type", ""))).startswith(name)
+
+
 def _folded(config: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Return mean and deviation for images in [0, 1]: (255 f x + o - mean) / std = (x - (mean - o) / 255 f) / (std / 255 f)."""
     mean, std = (_floats(config.get(name)) for name in ("image_mean", "image_std"))
-    if not config.get("do_normalize", True) or mean is None or std is None:
-        return None, None
     factor = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255
     offset = -1.0 if config.get("rescale_offset") and config.get("do_rescale", True) else 0.0
+    if not config.get("do_normalize", not _is_processor(config, "MobileViT")) or mean is None or std is None:
+        if abs(factor - 1) < ROUNDING and offset == 0:
+            return None, None
+        channels = 3 if mean is None else len(mean)
+        mean, std = (0.0,) * channels, (1.0,) * channels
     twice = std if config.get("include_top") else (1.0,) * len(std)  # EfficientNet's divides once more
     return (
         tuple((value - offset) / factor for value in mean),

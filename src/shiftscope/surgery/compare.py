@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -26,6 +26,7 @@ from shiftscope.graphs.probing import check_initialised
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.surgery import ON_BLACK, WRAPPERS, Average, Canonical, Change, Kind, Surgery, Wrapping, cost, operate
+from shiftscope.surgery.copying import Function
 from shiftscope.surgery.plan import merge_changes
 from shiftscope.surgery.sampled import SHIFTS, TRAIN_AGAIN, changes_layers, described, framings, shifts_for
 from shiftscope.surgery.task_compare import compare_tasks, task_verdict
@@ -74,7 +75,7 @@ class Fixed(Shown):
 
 
 def fix(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Any],
     images: Images,
     labels: Labels | None = None,
     *,
@@ -94,7 +95,8 @@ def fix(
     """Change a copy of a model so that shifts matter less, and measure whether it helped. The weights stay.
 
     Args:
-        model: images [image, channel, height, width] in [0, 1] -> outputs [image, class], or what a task reads.
+        model: images [image, channel, height, width] in [0, 1] -> outputs [image, class], or what a task reads. A function has
+            no layers, so only ``canonical`` and ``average`` change it.
         images: unshifted images; or a DataLoader, a list or another iterable of batches, each a tensor of images or a pair
             (images, labels).
         labels: class of each image, where the batches do not hold them.
@@ -124,6 +126,7 @@ def fix(
     """
     images, labels = gather(images, labels)
     check_images(images)
+    model = model if isinstance(model, nn.Module) else Function(model).eval()
     under = Shifting(size, max_shift, mode, torch.tensor(fill).expand(images.shape[1]), seed)
     framed = under.frame(images)
     found = task_for(model, under.unshifted(images[:1]), task, output=output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any
@@ -10,11 +11,29 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from shiftscope import layers
+from shiftscope.engine.checks import evaluating
 from shiftscope.errors import InputError, first_line
 from shiftscope.graphs.probing import check_initialised, difference
 from shiftscope.graphs.tracing import check_traced, trace, trace_both_modes
 
-__all__ = ["State", "copied", "graph_to_edit", "is_opaque", "keep_frozen"]
+__all__ = ["Function", "State", "copied", "graph_to_edit", "is_opaque", "keep_frozen"]
+
+
+class Function(nn.Module):
+    """A function as a module without layers, which a fix can wrap.
+
+    Args:
+        run: images -> outputs.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, images: Tensor) -> Any:
+        """Return what the function returns, with the networks that it reaches in evaluation mode."""
+        with evaluating(self.run):
+            return self.run(images)
 
 
 def copied(model: nn.Module) -> nn.Module:

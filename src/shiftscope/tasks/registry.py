@@ -6,6 +6,8 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
+from torch import nn
+
 from shiftscope.errors import InputError
 from shiftscope.tasks.answers import Answers
 from shiftscope.tasks.binary import Binary, MultiLabel
@@ -13,6 +15,7 @@ from shiftscope.tasks.boxes import Boxes
 from shiftscope.tasks.dense_values import Depth, Flow, is_one_value_map
 from shiftscope.tasks.embedding import Embedding
 from shiftscope.tasks.keypoints import Keypoints
+from shiftscope.tasks.regression import Regression
 from shiftscope.tasks.segmentation import Segmentation
 from shiftscope.tasks.task import Task
 
@@ -21,8 +24,21 @@ __all__ = ["TASKS", "find_task", "read_alike", "task_of", "text_of"]
 #: Every task by name. Of several that an output shows, the first one is chosen.
 TASKS: dict[str, Task] = {
     task.name: task
-    for task in (Segmentation(), Keypoints(), Boxes(), Depth(), Flow(), Embedding(), Binary(), MultiLabel(), Answers())
+    for task in (
+        Segmentation(),
+        Keypoints(),
+        Boxes(),
+        Depth(),
+        Flow(),
+        Embedding(),
+        Binary(),
+        MultiLabel(),
+        Regression(),
+        Answers(),
+    )
 }
+#: What a Hugging Face classifier's configuration says its outputs are -> the task that reads them.
+PROBLEM_TYPES = {"multi_label_classification": "multilabel", "regression": "regression"}
 #: Fields of a task that are no settings.
 FIXED = ("name", "measures", "truth_measures", "total_measures", "takes_labels")
 
@@ -90,17 +106,23 @@ def _setting(task: Task, text: str) -> tuple[str, Any]:
         raise InputError(f"{name!r} of task {task.name!r} must be a number, got {value!r}.", f"Like {known[name]}.") from None
 
 
-def task_of(output: Any, count: int, size: tuple[int, int]) -> Task | None:
-    """Return the task detected from a model's raw output; None if it is none in particular.
+def task_of(output: Any, count: int, size: tuple[int, int], *, model: Any = None) -> Task | None:
+    """Return the task that a model's configuration says, or that its raw output shows; None if it is none in particular.
 
     Args:
         output: what the model returned for a batch.
         count: images in the batch.
         size: (height, width) of the model's input, pixels.
+        model: the model; without it, only the output decides.
 
     Raises:
         InputError: it is one value per pixel, which may be several things.
     """
+    parts = model.modules() if isinstance(model, nn.Module) else [model]
+    problems = (getattr(getattr(part, "config", None), "problem_type", None) for part in parts)
+    stated = next((PROBLEM_TYPES[each] for each in problems if each in PROBLEM_TYPES), None)
+    if stated is not None:
+        return TASKS[stated]
     found = next((task for task in TASKS.values() if task.shows(output, count, size)), None)
     if found is None and is_one_value_map(output, count, size):
         raise InputError(

@@ -181,6 +181,10 @@ class Task(ABC):
         lead = MEASURES[self.measures[0]]
         return f"{lead.label} {'at least' if lead.better == 'more' else 'at most'} {self.kept:g}, the answer moved back"
 
+    def no_rule(self) -> str:
+        """Return what to do where the task has no rule, in a sentence."""
+        return "Certify another task."
+
     def leads(self, pairs: Sequence[Pair]) -> list[float]:
         """Return by how much each answer of the second view is kept: it is where this is 0 or more.
 
@@ -194,7 +198,7 @@ class Task(ABC):
             InputError: the task has no rule.
         """
         if self.kept is None:
-            raise InputError(f"task {self.name!r} does not define when an answer is kept.", "Certify another task.")
+            raise InputError(f"task {self.name!r} does not define when an answer is kept.", self.no_rule())
         name, limit = self.measures[0], self.kept
         sign = 1 if MEASURES[name].better == "more" else -1
         return [sign * (found[name] - limit) for found in self.compare_all(pairs)]

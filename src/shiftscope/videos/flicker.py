@@ -235,7 +235,7 @@ def reads_as(model: CountedModel, frame: Float[Tensor, "1 channel height width"]
     raw = model.raw(frame)
     chosen = find_task(task) if isinstance(task, str) else task
     if chosen is None and model.output is None:
-        chosen = task_of(raw, 1, size)
+        chosen = task_of(raw, 1, size, model=model.model)
     if chosen is None and model.checked(raw, 1).ndim == 4:
         chosen = find_task("segmentation")
     return None if chosen is None else chosen.knowing(model.model)
