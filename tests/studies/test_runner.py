@@ -173,6 +173,15 @@ def test_reuse_copies_the_finished_runs_of_another_study(trained: Finished, tmp_
         run_study(more, out=tmp_path / "three", reuse=tmp_path / "nowhere")
 
 
+def test_table_says_which_cells_have_other_settings(trained: Finished, tmp_path: Path) -> None:
+    overrides = "[[overrides]]\nof = { network.factor = 4 }\nsettings = { training.max_epochs = 2 }\n"  # as all have
+    study = small(tmp_path, SMALL + overrides)
+    run_study(study, out=tmp_path / "two", reuse=trained.out)
+    assert "At subsampling factor 4: max epochs 2." in (tmp_path / "two" / "table.md").read_text()
+    with pytest.raises(InputError, match=r"holds another study \(Small\): the settings of `overrides` differ"):
+        run_study(small(tmp_path), out=tmp_path / "two")
+
+
 def test_half_done_study_has_tables_of_its_finished_runs(
     trained: Finished, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:

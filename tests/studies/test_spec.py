@@ -9,7 +9,7 @@ import pytest
 from shiftscope.errors import InputError
 from shiftscope.studies.loading import load_study, shipped_studies
 from shiftscope.studies.sections import flatten
-from shiftscope.studies.spec import SCHEMA, Run
+from shiftscope.studies.spec import SCHEMA, Run, Study
 
 GOOD = """
 title = "Two factors"
@@ -147,6 +147,38 @@ mcs = 0.5
     assert load_study(write(tmp_path, text), changes={"variant": "large"}).cells() == cells[2:]
 
 
+OVERRIDES = """
+[[overrides]]
+of = { network.factor = 4 }
+settings = { training.learning_rate = 0.01, data.canvas = 34 }
+[[overrides]]
+of = { network.factor = [1, 4], network.pool = "max" }
+settings = { training.learning_rate = 0.02 }
+"""
+
+
+def test_override_sets_settings_of_its_cells_the_last_one_wins(tmp_path: Path) -> None:
+    plain, study = load_study(write(tmp_path, GOOD)), load_study(write(tmp_path, GOOD + OVERRIDES))
+    runs = {tuple(cell.settings.values()): cell.runs[0] for cell in study.cells()}
+    assert {cell: run.training.learning_rate for cell, run in runs.items()} == {
+        (1, "max"): 0.02,
+        (1, "average"): 0.001,
+        (4, "max"): 0.02,
+        (4, "average"): 0.01,
+    }
+    assert [(run.data.canvas, run.network.input_size) for run in runs.values()] == [(30, 30), (30, 30), (34, 34), (34, 34)]
+    assert runs[1, "average"] == plain.cells()[1].runs[0]
+    assert Study.model_validate_json(study.model_dump_json()).cells() == study.cells()
+
+
+def test_change_replaces_overrides_too(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, GOOD + OVERRIDES), changes={"training.learning_rate": 0.5})
+    assert {run.training.learning_rate for cell in study.cells() for run in cell.runs} == {0.5}
+    assert {run.data.canvas for cell in study.cells()[2:] for run in cell.runs} == {34}
+    chosen = load_study(write(tmp_path, GOOD + OVERRIDES), changes={"network.factor": 1})
+    assert chosen.cells() == load_study(write(tmp_path, GOOD + OVERRIDES)).cells()[:2]
+
+
 def test_load_study_changes_replace_settings_and_grid(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     changed = load_study(path, changes={"data.canvas": 34, "network.factor": 4, "network.pool": ["max"]})
@@ -278,6 +310,22 @@ network.factor = [1, 3]
             'title = "x"\n[variants.a]\nnetwork.factor = 4\n[grid]\nnetwork.factor = [1, 2]',
             "the variant 'a' sets 'network.factor', which the grid varies. Leave it out of one of them.",
         ),
+        (
+            'title = "x"\n[grid]\nnetwork.factor = [1]\n'
+            "[[overrides]]\nof = { network.factor = 1 }\nsettings = { network.factor = 2 }",
+            "an override sets 'network.factor', which the grid varies. Leave it out of one of them.",
+        ),
+        (
+            'title = "x"\n[[overrides]]\nof = { network.factor = 1 }\nsettings = { training.batch_size = 2 }',
+            "an override is of cells by 'network.factor', which the grid does not vary.",
+        ),
+        (
+            'title = "x"\n[grid]\nnetwork.factor = [1]\n'
+            "[[overrides]]\nof = { network.factor = 1 }\nsettings = { training.rate = 2 }",
+            "'training.rate' is not a setting that can vary",
+        ),
+        ('title = "x"\n[[overrides]]\nof = 3\nsettings = {}', "overrides.0.of: must be a table, got 3."),
+        ('title = "x"\noverrides = 3', "overrides: must be a list, got 3."),
     ],
 )
 def test_load_study_mistake_names_setting_and_rule(tmp_path: Path, text: str, message: str) -> None:

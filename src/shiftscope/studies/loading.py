@@ -122,7 +122,7 @@ def read_study(folder: Path) -> Study:
 
 
 def _change(document: dict[str, Any], path: str, value: Any) -> bool:
-    """Replace a setting in a study's document, in the section, grid or variants that set it.
+    """Replace a setting in a study's document, in the section, grid, variants or overrides that set it.
 
     Returns:
         whether runs differ from the file's; not if only some of them are chosen.
@@ -143,6 +143,8 @@ def _change(document: dict[str, Any], path: str, value: Any) -> bool:
     document["variants"] = {
         name: {other: each for other, each in bundle.items() if other != path} for name, bundle in variants.items()
     }
+    for override in document.get("overrides", ()):
+        override["settings"] = {other: each for other, each in flatten(override["settings"]).items() if other != path}
     section, _, setting = path.partition(".")
     document[section] = {**document.get(section, {}), setting: value}
     return True

@@ -34,7 +34,7 @@ from shiftscope.tables import Table
 __all__ = ["Job", "PlannedStudy", "RunEnded", "RunStarted", "copy_finished", "do_claimed", "plan_study", "prepare", "run_study"]
 
 #: The parts of a study that say how its networks are made and measured.
-RECIPE = ("data", "network", "training", "measure")
+RECIPE = ("data", "network", "training", "measure", "overrides")
 #: Largest file of a run, bytes.
 LARGEST_FILE = 1 << 30
 

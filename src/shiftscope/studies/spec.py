@@ -31,6 +31,7 @@ __all__ = [
     "SCHEMA",
     "Cell",
     "Claim",
+    "Override",
     "Run",
     "Source",
     "Study",
@@ -78,13 +79,38 @@ class Claim(Spec):
     @field_validator("of", "less", mode="before")
     @classmethod
     def _selection(cls, cells: Any) -> Any:
-        if not isinstance(cells, Mapping):
-            return cells
-        paths = flatten(cells)
-        for path in paths:
-            if path != VARIANT:
-                check_path(path)
-        return {path: values if isinstance(values, list | tuple) else (values,) for path, values in paths.items()}
+        return _selected(cells)
+
+
+class Override(Spec):
+    """Settings that some cells have instead of the shared ones, such as a lower learning rate.
+
+    Attributes:
+        of: which cells: setting of the grid -> the values that belong, as in ``{ "network.factor" = [1, 2] }``.
+        settings: path -> value.
+    """
+
+    of: dict[str, tuple[Any, ...]]
+    settings: dict[str, Any]
+
+    @field_validator("of", mode="before")
+    @classmethod
+    def _selection(cls, cells: Any) -> Any:
+        return _selected(cells)
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _flat(cls, settings: Any) -> Any:
+        if not isinstance(settings, Mapping):
+            return settings
+        flat = flatten(settings)
+        for path in flat:
+            check_path(path)
+        return flat
+
+    def holds(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether a cell with these settings is one of those."""
+        return all(settings.get(path) in values for path, values in self.of.items())
 
 
 class Source(Spec):
@@ -170,6 +196,7 @@ class Study(Spec):
         data, network, training, measure: settings that all runs share; a setting that is left out has its default.
         variants: name -> settings that belong together (``data.name`` with its ``data.canvas``); the grid runs in each variant.
         grid: path of a setting (``network.factor``) -> the values it takes.
+        overrides: settings of some cells, in order; they replace those that all runs share, and those of a variant.
         source: a publication's numbers and claims, to compare with.
     """
 
@@ -182,6 +209,7 @@ class Study(Spec):
     measure: dict[str, Any] = {}
     variants: dict[str, dict[str, Any]] = {}
     grid: dict[str, tuple[Any, ...]] = {}
+    overrides: tuple[Override, ...] = Field((), max_length=MOST_VALUES)
     source: Source | None = None
 
     @field_validator("seeds", mode="before")
@@ -248,6 +276,15 @@ class Study(Spec):
         return self
 
     @model_validator(mode="after")
+    def _overrides_of_cells(self) -> Study:
+        for each in self.overrides:
+            if both := [path for path in each.settings if path in self.grid]:
+                raise ValueError(f"an override sets {both[0]!r}, which the grid varies. Leave it out of one of them.")
+            if unknown := [path for path in each.of if path not in self.axes()]:
+                raise ValueError(f"an override is of cells by {described(unknown[0])}, which the grid does not vary.")
+        return self
+
+    @model_validator(mode="after")
     def _not_too_many(self) -> Study:
         runs = prod(map(len, self.axes().values())) * len(self.seeds)
         if runs > MOST_RUNS:
@@ -289,7 +326,8 @@ class Study(Spec):
         """
         merged = {section: dict(getattr(self, section)) for section in SECTIONS}
         varied = {path: value for path, value in settings.items() if path != VARIANT}
-        for path, value in {**self.variants.get(settings.get(VARIANT, ""), {}), **varied}.items():
+        own = {path: value for each in self.overrides if each.holds(settings) for path, value in each.settings.items()}
+        for path, value in {**self.variants.get(settings.get(VARIANT, ""), {}), **own, **varied}.items():
             section, _, setting = path.partition(".")
             merged[section][setting] = value
         merged["network"]["input_size"] = merged["data"].get("canvas", DataSpec().canvas)
@@ -322,6 +360,17 @@ class Study(Spec):
             if all(cell.get(path) == value for path, value in {**shared, **varied}.items()):
                 numbers |= {name: value for name, value in cell.items() if not _is_path(name)}
         return numbers
+
+
+def _selected(cells: Any) -> Any:
+    """Return a selection of cells with a list of values for each setting."""
+    if not isinstance(cells, Mapping):
+        return cells
+    paths = flatten(cells)
+    for path in paths:
+        if path != VARIANT:
+            check_path(path)
+    return {path: values if isinstance(values, list | tuple) else (values,) for path, values in paths.items()}
 
 
 def _is_path(name: str) -> bool:

@@ -295,6 +295,7 @@ def _notes(study: Study, records: Sequence[Record], labels: Mapping[str, str]) -
         yield f"source: as printed, {study.source.title}."
     if cut := max(record.cut for record in records):
         yield f"The largest shifts exceed the margin of the canvas: they cut content from {cut:.1%} of the test images."
+    yield from _notes_on_overrides(study)
     yield from _note_on_missing(study, len(records))
     yield from _notes_on_targets(records, labels)
 
@@ -307,6 +308,14 @@ def _tested(record: Record) -> int:
 def _at_every_shift(record: Record) -> int:
     """Return the number of test images that see every shift."""
     return record.results[EVERY_SHIFT[0]].count if EVERY_SHIFT[0] in record.results else _tested(record)
+
+
+def _notes_on_overrides(study: Study) -> Iterator[str]:
+    """Yield a sentence for each override with the settings of its cells."""
+    for each in study.overrides:
+        if each.settings and any(each.holds(settings) for settings in study.combinations()):
+            cells = ", ".join(f"{heading(short(path))} {' or '.join(map(str, values))}" for path, values in each.of.items())
+            yield f"At {cells}: {', '.join(f'{heading(short(path))} {value}' for path, value in each.settings.items())}."
 
 
 def _notes_on_targets(records: Sequence[Record], labels: Mapping[str, str]) -> Iterator[str]:
