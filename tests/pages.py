@@ -46,9 +46,8 @@ def page_of(*sections: Any, title: str = "A page") -> Page:
 
 
 def lesson() -> Lesson:
-    return Lesson(
-        "Lesson", "", (Signal("one", (0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0)),), (Signal("K", (1.0, 0.0, 1.0)),)
-    )
+    signal = Signal("one", (0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0))
+    return Lesson("Lesson", "", (signal,), (Signal("K", (1.0, 0.0, 1.0)), Signal("none", (1.0,))))
 
 
 @contextmanager

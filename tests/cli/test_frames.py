@@ -161,7 +161,7 @@ def test_bad_folder_is_one_sentence(command: Command, tmp_path: Path, name: str,
         (("--pan", "0,1", "--steps", "0"), "`--steps` must be 1 to 1,000, got 0"),
         (("--steps", "3"), "`--steps` is the number of steps of a pan"),
         (("--pan", "0,1", "--protocol", "mouton2020"), "`--pan` says how far images move, `--protocol` too"),
-        (("--pan", "0,90", "--data", "photos"), "`max_shift`"),
+        (("--pan", "0,90", "--data", "photos"), "`--pan` moves images by up to 2,880 pixels"),
     ],
 )
 def test_options_that_contradict_are_refused(command: Command, words: tuple[str, ...], message: str) -> None:

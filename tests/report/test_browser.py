@@ -352,6 +352,16 @@ def test_lesson_shows_the_worked_example(tmp_path: Path, show: Callable[..., Ope
     assert float(opened.text("dd.in-place")) == pytest.approx(expected["cosine in place"], abs=6e-4)
     opened.page.fill(".stride", "1")
     assert "equivariance" in opened.text(".demo .status")
+    assert opened.text("dd.homogeneity") == "\u2013"
+    opened.page.fill(".signal-values", "0 0 0 0 1 0 0 1 0 0 0 0")
+    opened.page.select_option(".kernel", label="none")
+    opened.page.fill(".stride", "2")
+    for shift in ("1", "3"):  # the outputs keep their shape, because another value of the signal takes the place of the one lost
+        opened.page.fill(".shift-size", shift)
+        assert float(opened.text("dd.similarity")) == 1
+        assert "subsampling has picked other values" in opened.text(".demo .status")
+    opened.page.fill(".shift-size", "2")
+    assert "scaled the shift down" in opened.text(".demo .status")
     opened.page.fill(".signal-values", "1 2 three")
     assert "8 to 32 numbers" in opened.text(".demo .status")
 

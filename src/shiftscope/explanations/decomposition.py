@@ -7,7 +7,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
-from shiftscope.explanations.trial import ROUNDING, Cause, Measured, share
+from shiftscope.explanations.trial import NOTHING, Cause, Measured, share
 
 __all__ = ["STEPS", "Decomposition", "reason_of"]
 
@@ -95,7 +95,7 @@ class Decomposition:
 
 def _part(values: Float[Tensor, " image"]) -> Estimate:
     """Return the mean over images. Where a step changes nothing, this is no sample of zeros: the part is zero."""
-    if float(values.abs().max()) < ROUNDING:
+    if float(values.abs().max()) < NOTHING:
         return Estimate(value := float(values.mean()), value, value, len(values))
     return mean(values, bounds=(-2.0, 2.0))
 

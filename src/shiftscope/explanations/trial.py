@@ -17,10 +17,12 @@ from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import Mode, sample
 from shiftscope.surveys import correct, per_shift_cosines
 
-__all__ = ["Cause", "ROUNDING", "Loss", "Measured", "Trial", "cosines_between_images", "draw_shifts", "share"]
+__all__ = ["Cause", "NOTHING", "ROUNDING", "Loss", "Measured", "Trial", "cosines_between_images", "draw_shifts", "share"]
 
 #: A mean loss below this is rounding: what cosines in single precision differ from 1.
 ROUNDING = 2e-7
+#: A step that changes no image's loss by more changes nothing: rounding differs between the model and its copy.
+NOTHING = 2e-6
 #: Images measured between two progress reports.
 BLOCK = 16
 

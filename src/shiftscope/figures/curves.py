@@ -17,7 +17,7 @@ __all__ = ["line_plot"]
 
 
 @with_fonts
-def line_plot(table: Table, *, x: str, measure: str, series: tuple[str, ...] = ()) -> Figure:
+def line_plot(table: Table, *, x: str, measure: str, series: tuple[str, ...] = (), source: str = "the source") -> Figure:
     """Draw a line with its 95 % band for each series; the source's numbers are hollow markers of the same colour.
 
     Args:
@@ -25,6 +25,7 @@ def line_plot(table: Table, *, x: str, measure: str, series: tuple[str, ...] = (
         x: the setting on the horizontal axis; its values are spaced evenly.
         measure: the column of estimates.
         series: the settings that distinguish the lines.
+        source: what the legend calls the source's numbers.
     """
     positions = {value: index for index, value in enumerate(distinct(table.rows, x))}
     lines: dict[str, list[Row]] = {}
@@ -39,7 +40,7 @@ def line_plot(table: Table, *, x: str, measure: str, series: tuple[str, ...] = (
         ours = _draw_ours(axes, at, [row.get(measure) for row in rows], name or "ours", look)
         _draw_source(axes, at, [number(row.get(f"source_{measure}")) for row in rows], None if ours else name, look)
     if any(number(row.get(f"source_{measure}")) is not None for row in table.rows):
-        axes.plot([], [], "o:", color="#555555", markerfacecolor="none", markersize=4, linewidth=0.8, label="the source")
+        axes.plot([], [], "o:", color="#555555", markerfacecolor="none", markersize=4, linewidth=0.8, label=source)
     add_legend(figure, axes)
     axes.set(xlabel=heading(x), ylabel=heading(measure))
     axes.set_xticks(list(positions.values()), [str(value) for value in positions])

@@ -71,12 +71,12 @@ def write_main_figure(results: StudyFolder) -> None:
     x, series = x_and_series(results.study)
     table = results.table()
     if x is not None and any("mcs" in row for row in table.rows):
-        figure = main_plot(table, x, series, ("mcs", "mcs_centred"))
+        figure = main_plot(table, x, series, ("mcs", "mcs_centred"), elsewhere=results.study.source_elsewhere)
         for suffix in ("png", "svg"):
             _write(figure, results.folder / f"figure.{suffix}")
 
 
-def main_plot(table: Table, x: str, series: tuple[str, ...], measures: tuple[str, ...]) -> Figure:
+def main_plot(table: Table, x: str, series: tuple[str, ...], measures: tuple[str, ...], *, elsewhere: str = "") -> Figure:
     """Draw the first measure against a setting of numbers; or all measures, row by row, if the setting's values are words.
 
     Args:
@@ -84,10 +84,12 @@ def main_plot(table: Table, x: str, series: tuple[str, ...], measures: tuple[str
         x: the setting.
         series: the settings that distinguish lines.
         measures: columns of estimates.
+        elsewhere: the data set of the source's numbers, if it is another one.
     """
     if any(isinstance(row.get(x), str) for row in table.rows):
         return figures.dot_plot(table, names=(*series, x), measures=measures)
-    return figures.line_plot(table, x=x, measure=measures[0], series=series)
+    source = f"the source ({elsewhere})" if elsewhere else "the source"
+    return figures.line_plot(table, x=x, measure=measures[0], series=series, source=source)
 
 
 def x_and_series(study: Study) -> tuple[str | None, tuple[str, ...]]:
@@ -137,7 +139,7 @@ class _Drawings:
         if x is None:
             raise _NoFigureError("no setting varies in this study.")
         self._require(measure)
-        return main_plot(self.table, x, series, (measure,))
+        return main_plot(self.table, x, series, (measure,), elsewhere=self.results.study.source_elsewhere)
 
     def grid(self, measure: str) -> Figure:
         if len(self.varied) != 2:
@@ -182,8 +184,9 @@ class _Drawings:
         gains = self.results.gains()
         if len(gains.rows) < 2:
             raise _NoFigureError("it needs two cells or more that subsample, and factor 1 beside them.")
-        series = tuple(name for name in self.varied if name != "factor")
-        return figures.scatter_plot(gains, x="homogeneity", y="gain", series=series)
+        if len({row.get("factor") for row in gains.rows}) == len(gains.rows):
+            raise _NoFigureError("it compares cells of one factor, and there is only one of each.")
+        return figures.scatter_plot(gains, x="homogeneity", y="gain", series=self.varied)
 
     @property
     def _series(self) -> tuple[str, ...]:

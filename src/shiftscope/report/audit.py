@@ -161,18 +161,12 @@ def _moved(picture: Picture) -> str:
 
 
 def _answer(audit: Audit) -> str:
-    """Return the result in one sentence; or the audit's summary, of a task or without either of the two main measures."""
-    if audit.task:
-        return audit.words()
-    first = {row.measure: row for row in reversed(audit.rows)}
-    change, cosine = first.get("top1_change"), first.get("mcs")
-    effects = []
-    if change is not None:
-        effects.append(f"the top class changes for {100 * change.estimate.value:.0f} % of the images")
-    if cosine is not None and (change is None or change.protocol == cosine.protocol):
-        effects.append(f"the {MEASURES['mcs'].label} of the outputs is {cosine.estimate.value:.2f}")
-    row = change or cosine
-    return f"After a random shift of up to {row.max_shift:g} pixels, {' and '.join(effects)}." if row else audit.words()
+    """Return the audit's summary, and the mean cosine similarity if it does not hold it."""
+    words = audit.words()
+    cosine = next((row for row in audit.rows if row.measure == "mcs"), None)
+    if audit.task or cosine is None or MEASURES["mcs"].label in words:
+        return words
+    return f"{words} The {MEASURES['mcs'].label} of the outputs is {cosine.estimate}."
 
 
 def _leading(audit: Audit) -> tuple[str, ...]:

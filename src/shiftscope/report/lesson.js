@@ -129,8 +129,10 @@ shiftscope.Lesson = class {
     write("similarity", response.similarity, 3);
     write("movement", response.movement, 0);
     write("in-place", response.inPlace, 3);
-    write("homogeneity", homogeneity(dense[0], stride), 3);
-    this.find("status").textContent = this.explanation(response, { shift, stride, before, after });
+    const alike = homogeneity(dense[0], stride);
+    if (stride === 1) this.find("homogeneity").textContent = "\u2013";
+    else write("homogeneity", alike, 3);
+    this.find("status").textContent = this.explanation(response, { shift, stride, alike, before, after });
   }
 
   strips(name, before, after, shift) {
@@ -149,7 +151,7 @@ shiftscope.Lesson = class {
   }
 
   /** What the outputs show, in a sentence or two. */
-  explanation(response, { shift, stride, before, after }) {
+  explanation(response, { shift, stride, alike, before, after }) {
     const { movement, similarity } = response;
     const changed = similarity < 1 - 1e-6;
     // A cosine does not change when an output is only scaled.
@@ -159,11 +161,15 @@ shiftscope.Lesson = class {
       return `${shift} is not a multiple of the stride ${stride}, so subsampling picks other positions and the output changes. `
         + "Pool over a larger window: neighbouring values become similar, and so do the outputs.";
     }
-    if (changed) return "Part of the signal has moved out of its range; the rest of the output has moved.";
+    if (changed) return "Part of the output has moved past its end; the rest has moved.";
+    if (shift % stride !== 0 && alike < 1 - 1e-6) {
+      return `${shift} is not a multiple of the stride ${stride}: subsampling has picked other values, and the cosine is 1 only `
+        + "because these have the same shape.";
+    }
     if (scaled) return "The output is scaled, which a cosine does not show: subsampling has picked other positions.";
     if (movement === 0) return "The output is unchanged: this shift does not show after the stride.";
     return `The output is preserved and has moved by ${movement}, the input by ${shift}: `
-      + (movement === shift ? "this is equivariance, and a fully connected layer sees the full shift." : "subsampling has scaled the shift down.");
+      + (stride === 1 ? "this is equivariance, and a fully connected layer sees the full shift." : "subsampling has scaled the shift down.");
   }
 };
 

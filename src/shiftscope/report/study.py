@@ -94,9 +94,10 @@ def _facts(results: StudyFolder, table: Table) -> tuple[str, ...]:
     reach = results.cells[0].planned[0].measure.max_shift
     measured = results.runs_finished + sum(len(cell.older) for cell in results.cells)
     facts = [f"{measured} of {results.runs_planned} networks trained and measured"]
+    sample = results.cells[0].planned[0].measure.every_shift_images
     if counts:
         facts.append(f"{max(counts):,} test images")
-    facts.append(f"{(2 * reach + 1) ** 2} shifts of each")
+    facts.append(f"{(2 * reach + 1) ** 2} shifts of {'each' if sample is None else f'a sample of {sample:,}'}")
     facts.append(", ".join(dict.fromkeys(cell.planned[0].data.name for cell in results.cells)))
     if results.study.source is not None and results.study.source.paper:
         facts.append(f"after {results.study.source.paper}")
@@ -164,9 +165,8 @@ def _over_shifts(results: StudyFolder) -> list[Section]:
     table = results.curves()
     if not table.rows:
         return []
-    caption = "Over all shifts up to the largest, of every test image, with 95 % intervals."
     panel, series = _panel_and_series(results)
-    return [Chart(_title("mcs", "against the largest shift"), caption, table, "max_shift", "mcs", series, panel)]
+    return [Chart(_title("mcs", "against the largest shift"), " ".join(table.notes), table, "max_shift", "mcs", series, panel)]
 
 
 def _panel_and_series(results: StudyFolder) -> tuple[str, tuple[str, ...]]:
@@ -182,12 +182,25 @@ def _certificates(results: StudyFolder) -> list[Section]:
         return []
     named = Table(curves.title, curves.columns, tuple({**row, RIGHT: row["right"]} for row in curves.rows))
     panel, series = _panel_and_series(results)
-    caption = "Share of test images that are answered right at every shift of up to r pixels, with 95 % intervals."
+    settings = curves.columns[: curves.columns.index("radius")]
+    rows = len({tuple(row[name] for name in settings) for row in curves.rows})
+    lacking = sum(bool(cell.records) for cell in results.cells) - rows
+    which = "without a row, because their runs store no radii"
+    caption = (
+        f"Share of {_at_every_shift(results)} that are classified correctly at every shift of up to r pixels, with 95 % "
+        "intervals." + (f" {lacking} measured {'cell is' if lacking == 1 else 'cells are'} {which}." if lacking > 0 else "")
+    )
     at_a_few = certified_at(curves)
     return [
         Chart("Right at every shift of up to r pixels", caption, named, "radius", RIGHT, series, panel),
         Rows("Certified share of test images", "Up to a few radii, in pixels, with 95 % intervals.", at_a_few),
     ]
+
+
+def _at_every_shift(results: StudyFolder) -> str:
+    """Return which images see every shift."""
+    sample = results.cells[0].planned[0].measure.every_shift_images
+    return "test images" if sample is None else f"a sample of {sample:,} test images"
 
 
 def _layers(results: StudyFolder) -> list[Section]:
