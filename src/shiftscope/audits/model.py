@@ -19,10 +19,10 @@ from shiftscope.engine.formats import as_channels_last
 from shiftscope.engine.outputs import Model
 from shiftscope.errors import InputError, ModelFailsError, first_line
 from shiftscope.models.family import Normalise
-from shiftscope.tasks import Task
+from shiftscope.tasks import Task, find_task, task_of
 from shiftscope.tasks.reading import finite_rows, select_output
 
-__all__ = ["CountedModel", "OneOutput", "model_checksum"]
+__all__ = ["CountedModel", "OneOutput", "chosen_task", "model_checksum"]
 
 
 class OneOutput(nn.Module):
@@ -165,6 +165,30 @@ class CountedModel:
 
 def _as_vectors(found: Tensor) -> Tensor:
     return found[:, :, 0, 0] if found.ndim == 4 and found.shape[2:] == (1, 1) else found
+
+
+def chosen_task(
+    model: CountedModel, raw: Any, chosen: str | Task | None, size: tuple[int, int], *, recognise: bool
+) -> Task | None:
+    """Return the task that the user chooses, else the one detected from an output; None for classes, vectors and maps.
+
+    Args:
+        model: the model.
+        raw: what it returned for one image.
+        chosen: by the user.
+        size: (height, width) of the model's input, pixels.
+        recognise: whether to look at the output, unless it is one of several.
+
+    Raises:
+        InputError: there is no such task, or the output is not the task's.
+    """
+    task = find_task(chosen) if isinstance(chosen, str) else chosen
+    if task is None and model.output is None and recognise:
+        task = task_of(raw, 1, size, model=model.model)
+    if task is not None:
+        task = task.knowing(model.model)
+        model.answers(raw, task, 1, size)
+    return task
 
 
 def model_checksum(model: object, name: str | None = None) -> str:

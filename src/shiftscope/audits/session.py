@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.audits.measuring import Kind, Measurer
-from shiftscope.audits.model import CountedModel, model_checksum
+from shiftscope.audits.model import CountedModel, chosen_task, model_checksum
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, find_protocols
 from shiftscope.audits.results import Audit, assemble
@@ -28,9 +28,9 @@ from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import checksum
 from shiftscope.runtime.provenance import provenance
-from shiftscope.tasks import Task, Truth, find_task, task_of
+from shiftscope.tasks import Task, Truth, find_task
 
-__all__ = ["AuditOptions", "Session", "audit", "block_size", "chosen_task"]
+__all__ = ["AuditOptions", "Session", "audit", "block_size"]
 
 #: The protocols by default, by the kind of output.
 DEFAULTS: dict[Kind, tuple[str, ...]] = {
@@ -291,30 +291,6 @@ class Session:
             warnings=warnings,
             task=self.task,
         )
-
-
-def chosen_task(
-    model: CountedModel, raw: Any, chosen: str | Task | None, size: tuple[int, int], *, recognise: bool
-) -> Task | None:
-    """Return the task that the user chooses, else the one detected from an output; None for classes, vectors and maps.
-
-    Args:
-        model: the model.
-        raw: what it returned for one image.
-        chosen: by the user.
-        size: (height, width) of the model's input, pixels.
-        recognise: whether to look at the output, unless it is one of several.
-
-    Raises:
-        InputError: there is no such task, or the output is not the task's.
-    """
-    task = find_task(chosen) if isinstance(chosen, str) else chosen
-    if task is None and model.output is None and recognise:
-        task = task_of(raw, 1, size, model=model.model)
-    if task is not None:
-        task = task.knowing(model.model)
-        model.answers(raw, task, 1, size)
-    return task
 
 
 def _task(model: CountedModel, raw: Any, options: AuditOptions, framing: Framing) -> Task | None:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shiftscope.audits.model import CountedModel, model_checksum
-from shiftscope.audits.session import chosen_task
+from shiftscope.audits.model import CountedModel, chosen_task, model_checksum
 from shiftscope.audits.task_measuring import views_at_once
 from shiftscope.certificates.certificate import Certificate, Part, merge
 from shiftscope.engine.answers import add_answers, same_class
