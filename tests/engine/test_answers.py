@@ -68,7 +68,8 @@ def test_mean_cosine_between_images_equals_a_loop_over_pairs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outputs", "count"), [(torch.eye(4), 0), (torch.ones(3, 4), 0), (torch.ones(4, 4), 2), (torch.zeros(8, 4), 1)]
+    ("outputs", "count"),
+    [(3 * torch.eye(4), 0), (torch.eye(4), 1), (torch.ones(3, 4), 0), (torch.ones(4, 4), 2), (torch.zeros(8, 4), 1)],
 )
 def test_only_outputs_that_say_little_are_reported(outputs: Tensor, count: int) -> None:
     assert len(output_warnings(answers_of(outputs), classes=True)) == count
