@@ -180,6 +180,9 @@ def test_comparison_of_audits_made_in_another_way_says_so() -> None:
     assert notes[0].startswith("change: after minus before, in pairs of the same 300 images")
     assert notes[1] == "The seed differs (0 and 1): where shifts are random, a part of the change is not the model's."
     assert len(compare_audits(audits[0], audits[0]).notes) == len(notes) - 1
+    named = [replace(audits[0], classes=classes) for classes in (("ant", "bee"), ("bee", "ant"), ())]
+    assert compare_audits(named[0], named[1]).notes[1].startswith("The audits number classes otherwise")
+    assert len(compare_audits(named[0], named[2]).notes) == len(notes) - 1
 
 
 def test_models_that_agree_on_few_images_may_differ_on_others() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from models.conftest import Malicious, images
 from shiftscope import audit
+from shiftscope.audits.subject import SubjectSpec, open_subject
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.errors import InputError
 from shiftscope.models import load_model
@@ -91,21 +92,28 @@ def test_file_says_its_size_and_not_how_it_normalises(tmp_path: Path) -> None:
     assert loaded.known_channels == 1
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((2, 1, 20, 24), r"takes images of 20x24, and shiftscope prepares square ones only. Export it for a square input"),
-        ((2, 20, 24, 3), r"takes images \[image, height, width, channel\], with 3 channels last. Export it for"),
-    ],
-)
-def test_onnx_file_of_images_in_another_form_is_refused(shape: tuple[int, ...], message: str, tmp_path: Path) -> None:
+def flattening(path: Path, *shape: int) -> str:
+    """Export a model that flattens images of a shape."""
     pytest.importorskip("onnxscript", reason="needs onnx, onnxruntime and onnxscript (extra `onnx`)")
     pytest.importorskip("onnxruntime", reason="needs onnx, onnxruntime and onnxscript (extra `onnx`)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        torch.onnx.export(nn.Flatten(), (torch.rand(shape),), tmp_path / "other.onnx", dynamo=True, verbose=False)
-    with pytest.raises(InputError, match=message):
-        load_model(str(tmp_path / "other.onnx"))
+        torch.onnx.export(nn.Flatten(), (torch.rand(2, *shape),), path, dynamo=True, verbose=False)
+    return str(path)
+
+
+def test_onnx_file_with_channels_last_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"takes images \[image, height, width, channel\], with 3 channels last. Export it for"):
+        load_model(flattening(tmp_path / "last.onnx", 20, 24, 3))
+
+
+def test_onnx_file_of_images_that_are_not_square_is_for_python_only(tmp_path: Path) -> None:
+    path = flattening(tmp_path / "wide.onnx", 1, 20, 24)
+    loaded = load_model(path)
+    assert (loaded.image, loaded.preprocessing.size) == ((1, 20, 24), None)
+    assert audit(loaded.model, torch.rand(4, 1, 20, 24), protocols=["mouton2020"], max_shift=1).cost.images == 4
+    with pytest.raises(InputError, match=r"takes images of 20x24, and commands prepare square ones only. Measure it from Python"):
+        open_subject(SubjectSpec(model=path, data="digits", images=4))
 
 
 def test_onnx_file_of_any_size_says_its_channels(tmp_path: Path) -> None:

@@ -241,6 +241,8 @@ def _notes(before: Audit, after: Audit, measures: tuple[MeasureComparison, ...],
         one, two = (each.provenance.get(name) for each in (before, after))
         if one != two and None not in (one, two):
             yield f"The {name} differs ({one} and {two}): {where}, a part of the change is not the model's."
+    if before.classes and after.classes and before.classes != after.classes:
+        yield "The audits number classes otherwise: compare accuracies only if each order is that of its model's outputs."
     if not paired:
         yield "The audits measured other images: intervals of changes are not paired, and wider than needed."
     elif any(each.pairs is None for each in measures):

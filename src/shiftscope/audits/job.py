@@ -373,6 +373,11 @@ class _Run:
 
 def _start(spec: AuditSpec, subject: Subject, protocols: Sequence[str | Protocol] | None = None) -> Session:
     loaded, images = subject.loaded, subject.images
+    if spec.pan is not None and (spec.max_shift or 0) > images.size // 2:
+        raise InputError(
+            f"`--pan` moves images by up to {spec.max_shift:,} pixels, more than half of {images.size}.",
+            "Give fewer --steps or a shorter step.",
+        )
     options = AuditOptions(
         protocols=protocols or spec.wanted,
         max_shift=spec.max_shift,

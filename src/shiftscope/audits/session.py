@@ -386,12 +386,6 @@ def _protocols(options: AuditOptions, kind: Kind, framing: Framing) -> tuple[Pro
     """Return the protocols to measure, each once."""
     size, margin = min(framing.size), min(framing.margin)
     if options.max_shift is not None and options.max_shift > 0:
-        panned = options.protocols is not None and any(getattr(each, "name", "") == "pan" for each in options.protocols)
-        if panned and options.max_shift > size // 2:
-            raise InputError(
-                f"`--pan` moves images by up to {options.max_shift:,} pixels, more than half of {size}.",
-                "Give fewer --steps or a shorter step.",
-            )
         check_max_shift(options.max_shift, framing.size)
     chosen = options.protocols
     if chosen is None:

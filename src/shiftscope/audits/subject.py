@@ -22,6 +22,7 @@ from shiftscope.datasets.sources import is_folder
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.framing import frame
+from shiftscope.errors import InputError
 from shiftscope.models import LoadedModel, ModelSpec, absolute_reference, load_model
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.settings import Spec, Text
@@ -266,6 +267,7 @@ def open_subject(
         std=spec.std,
         trust=spec.trust,
     )
+    _check_square(loaded, spec)
     channels = loaded.known_channels
     if photos is not None:
         images = from_photos(photos, None, loaded.preprocessing, channels, 0)
@@ -282,6 +284,15 @@ def open_subject(
         )
     loaded.model.to(spec.device)
     return Subject(spec, loaded, _numbered_as_the_model(images, loaded.classes or classes))
+
+
+def _check_square(loaded: LoadedModel, spec: SubjectSpec) -> None:
+    """Refuse a model that takes images that are not square, which commands do not prepare."""
+    if loaded.image is not None and loaded.image[1] != loaded.image[2] and spec.size is None:
+        raise InputError(
+            f"{spec.model} takes images of {loaded.image[1]}x{loaded.image[2]}, and commands prepare square ones only.",
+            "Measure it from Python: `load_model` loads it, and `audit` takes images of any shape.",
+        )
 
 
 def _numbered_as_the_model(images: ImageBlocks, names: Sequence[str]) -> ImageBlocks:

@@ -164,11 +164,12 @@ def _next(found: Audit, options: AuditOptions, model: str, *, quick: bool, out: 
     command = "audit" if quick or found.task else "explain"
     task = f" --task {quote(found.task)}" if found.task else ""
     task += f" --truth {quote(str(found.settings['truth']))}" if found.settings.get("truth") else ""
+    same = ""
     if command == "audit":
-        task += "".join(f" --protocol {quote(name)}" for name in found.settings.get("protocols") or ())
-        task += f" --batch-size {found.settings['batch_size']}" if found.settings.get("batch_size") else ""
+        same = "".join(f" --protocol {quote(name)}" for name in found.settings.get("protocols") or ())
+        same += f" --batch-size {found.settings['batch_size']}" if found.settings.get("batch_size") else ""
     page = " --out audit" if found.task and not quick else ""
-    return () if page and out is not None else (f"shiftscope {command} {options.arguments(model)}{task}{page}",)
+    return () if page and out is not None else (f"shiftscope {command} {options.arguments(model)}{task}{same}{page}",)
 
 
 def _audit_spec(model: str, options: AuditOptions, **others: Any) -> AuditSpec:

@@ -189,7 +189,7 @@ def _fixed(path: Path, shape: Any) -> tuple[int | None, Shape]:
     """Return the batch size, and the images' (channels, height, width), each None if it is symbolic.
 
     Raises:
-        InputError: the channels come last, or the images are not square.
+        InputError: the channels come last.
     """
     batch, *image = (size if isinstance(size, int) and size > 0 else None for size in shape)
     channels, height, width = image
@@ -197,11 +197,6 @@ def _fixed(path: Path, shape: Any) -> tuple[int | None, Shape]:
         raise InputError(
             f"{path} takes images [image, height, width, channel], with {width} channels last.",
             "Export it for [image, channel, height, width].",
-        )
-    if None not in (height, width) and height != width:
-        raise InputError(
-            f"{path} takes images of {height}x{width}, and shiftscope prepares square ones only.",
-            "Export it for a square input, or measure it from Python, where images may have any shape.",
         )
     return batch, (channels, height, width)
 

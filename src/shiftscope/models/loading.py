@@ -260,7 +260,9 @@ def _from_factory(spec: ModelSpec, weights: Path | None) -> LoadedModel:
 def _from_graph(path: Path, model: nn.Module, shape: Shape, mean: Channels | None, std: Channels | None) -> LoadedModel:
     channels, height, width = shape
     image = None if channels is None or height is None or width is None else (channels, height, width)
-    own = Preprocessing(size=None if image is None else height, source=f"{UNKNOWN}: the file does not say")
+    own = Preprocessing(
+        size=height if image is not None and height == width else None, source=f"{UNKNOWN}: the file does not say"
+    )
     found = overridden(own, size=None, mean=mean, std=std)
     spec = ModelSpec(mean=mean, deviation=std)
     normalised = with_normalisation(model, mean, std).eval()
