@@ -59,12 +59,12 @@ def test_without_subfolders_there_are_no_labels(tmp_path: Path) -> None:
 def test_damaged_files_are_left_out_and_named(folder: Path) -> None:
     half = (folder / "cat" / "5.png").read_bytes()
     (folder / "cat" / "5.png").write_bytes(half[: len(half) // 2])
-    images, places, damaged = list_images(folder).read(2, 99, Crop(10, 10, 3))
+    images, places, damaged = list_images(folder).read(2, 99, Crop((10, 10), (10, 10), 3))
     assert places == [2, 3, 4]
     assert damaged == ["cat/5.png", "cat/bad.jpg"]
     assert images.shape == (3, 3, 10, 10)
     assert [round(float(image.mean()) * 255) for image in images] == [40, 10, 30]
-    nothing, _, _ = list_images(folder).read(6, 7, Crop(10, 10, 3))
+    nothing, _, _ = list_images(folder).read(6, 7, Crop((10, 10), (10, 10), 3))
     assert nothing.shape == (0, 3, 10, 10)
 
 
@@ -72,7 +72,7 @@ def test_shorter_side_is_scaled_and_the_centre_cropped(tmp_path: Path) -> None:
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = 200  # the centre square
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    images, _, _ = list_images(tmp_path).read(0, 1, Crop(10, 10, 3))
+    images, _, _ = list_images(tmp_path).read(0, 1, Crop((10, 10), (10, 10), 3))
     assert float(images[..., 1:9].min()) == pytest.approx(200 / 255, abs=0.01)
     assert list_images(tmp_path).image_shape() == (3, 20, 40)
 
@@ -81,7 +81,7 @@ def test_shorter_side_is_scaled_and_the_centre_cropped(tmp_path: Path) -> None:
 def test_every_colour_mode_is_converted(mode: str, suffix: str, tmp_path: Path) -> None:
     picture(tmp_path / f"a.{suffix}", 255, mode=mode)
     for channels in (1, 3):
-        images, _, damaged = list_images(tmp_path).read(0, 1, Crop(8, 8, channels))
+        images, _, damaged = list_images(tmp_path).read(0, 1, Crop((8, 8), (8, 8), channels))
         assert not damaged
         assert images.shape == (1, channels, 8, 8)
         assert float(images.min()) > 0.95
@@ -90,7 +90,7 @@ def test_every_colour_mode_is_converted(mode: str, suffix: str, tmp_path: Path) 
 
 def test_16_bit_grey_keeps_its_brightness(tmp_path: Path) -> None:
     Image.fromarray(np.full((6, 6), 32896, np.uint16)).save(tmp_path / "a.png")
-    images, _, _ = list_images(tmp_path).read(0, 1, Crop(6, 6, 1))
+    images, _, _ = list_images(tmp_path).read(0, 1, Crop((6, 6), (6, 6), 1))
     assert torch.allclose(images, torch.full((1, 1, 6, 6), 128 / 255))
 
 
@@ -98,7 +98,7 @@ def test_grey_of_fractional_numbers_is_read_within_0_and_1_only(tmp_path: Path) 
     Image.fromarray(np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6)).save(tmp_path / "a.tif")
     Image.fromarray(np.full((6, 6), 2.0, np.float32)).save(tmp_path / "b.tif")
     photos = list_images(tmp_path)
-    (image,), _, damaged = photos.read(0, 2, Crop(6, 6, 1))
+    (image,), _, damaged = photos.read(0, 2, Crop((6, 6), (6, 6), 1))
     assert (float(image.min()), float(image.max())) == (0, 1)
     assert [Path(name).name for name in damaged] == ["b.tif"]
 

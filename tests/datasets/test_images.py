@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from pictures import pixels, write_parquet
 from shiftscope.datasets.dataset import DataSpec
 from shiftscope.datasets.images import open_images
-from shiftscope.datasets.photos import Crop
+from shiftscope.datasets.photos import Crop, plan_crop
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.errors import InputError
 from zoo import torchvision_models
@@ -43,11 +44,37 @@ def test_centre_of_a_crop_equals_torchvision(size: int, shorter: int, interpolat
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (shape[1], shape[0], 3), np.uint8))
     mode = functional.InterpolationMode(interpolation)
     expected = functional.to_tensor(functional.center_crop(functional.resize(image, shorter, mode), size))
-    crop = Crop(size, shorter, 3, interpolation)
+    crop = Crop((size, size), (shorter, shorter), 3, interpolation)
     found = crop.apply(image)
     edge = crop.margin
     assert found.shape == (3, size + 2 * edge, size + 2 * edge)
     assert torch.equal(found[:, edge : edge + size, edge : edge + size], expected)
+
+
+@pytest.mark.parametrize("size", [(48, 24), (24, 48), (31, 32)])
+@pytest.mark.parametrize("shape", SIZES)
+def test_crop_that_is_not_square_covers_it_and_keeps_the_aspect(size: tuple[int, int], shape: tuple[int, int]) -> None:
+    torchvision_models()
+    from torchvision.transforms import functional
+
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (*shape, 3), np.uint8))
+    crop = plan_crop(Preprocessing(size=size), own=(3, *shape), channels=3, max_shift=3)
+    scale = max(Fraction(there, here) for there, here in zip(crop.cover, shape, strict=True))
+    expected = functional.to_tensor(functional.center_crop(functional.resize(image, [int(side * scale) for side in shape]), size))
+    found, edge = crop.apply(image), crop.margin
+    assert edge >= 3
+    assert found.shape == (3, size[0] + 2 * edge, size[1] + 2 * edge)
+    assert torch.equal(found[:, edge : edge + size[0], edge : edge + size[1]], expected)
+
+
+def test_small_images_lie_in_the_centre_of_an_input_that_is_not_square() -> None:
+    images = open_images("digits", count=3, preprocessing=Preprocessing(size=(40, 24)))
+    alone = open_images("digits", count=3, preprocessing=Preprocessing(size=24)).read_all().images
+    found = images.read_all().images
+    assert (images.shape, images.size, images.margin) == ((1, 40, 24), (40, 24), 6)
+    assert torch.equal(found[:, :, 8:32], alone)
+    assert not found[:, :, :8].any() and not found[:, :, 32:].any()
+    assert images.preparation == "images of 12x12 on a canvas of 24x24, in the centre of 40x24"
 
 
 @pytest.mark.parametrize(

@@ -107,13 +107,15 @@ def test_onnx_file_with_channels_last_is_refused(tmp_path: Path) -> None:
         load_model(flattening(tmp_path / "last.onnx", 20, 24, 3))
 
 
-def test_onnx_file_of_images_that_are_not_square_is_for_python_only(tmp_path: Path) -> None:
+def test_onnx_file_of_images_that_are_not_square_is_measured(tmp_path: Path) -> None:
     path = flattening(tmp_path / "wide.onnx", 1, 20, 24)
     loaded = load_model(path)
-    assert (loaded.image, loaded.preprocessing.size) == ((1, 20, 24), None)
-    assert audit(loaded.model, torch.rand(4, 1, 20, 24), protocols=["mouton2020"], max_shift=1).cost.images == 4
-    with pytest.raises(InputError, match=r"takes images of 20x24, and commands prepare square ones only. Measure it from Python"):
-        open_subject(SubjectSpec(model=path, data="digits", images=4))
+    assert (loaded.image, loaded.preprocessing.size) == ((1, 20, 24), (20, 24))
+    subject = open_subject(SubjectSpec(model=path, data="digits", images=4))
+    assert subject.facts["input"] == "1x20x24"
+    assert audit(loaded.model, subject.read()[0].images, protocols=["mouton2020"], max_shift=1).cost.images == 4
+    with pytest.raises(InputError, match="`size` 24x20 does not fit: the model takes images of 1x20x24"):
+        load_model(path, size=(24, 20))
 
 
 def test_onnx_file_of_any_size_says_its_channels(tmp_path: Path) -> None:

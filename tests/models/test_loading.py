@@ -99,7 +99,7 @@ def test_run_whose_normalisation_has_another_shape_is_refused(name: str, run: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 30}, "`size` 30 does not fit: the model takes images of 1x20x20"),
+        ({"size": 30}, "`size` 30x30 does not fit: the model takes images of 1x20x20"),
         ({"weights": Path("x.pt")}, "`weights` are only for a model that code builds"),
         ({"mean": (0.5,), "std": (1.0,)}, "`mean` and `std` of .* are in its file"),
     ],
@@ -110,7 +110,7 @@ def test_options_that_contradict_a_run_are_refused(options: dict[str, object], m
 
 
 def test_size_below_one_is_refused(factory: str) -> None:
-    with pytest.raises(InputError, match="`size` must be 1 or more pixels, got 0"):
+    with pytest.raises(InputError, match="`size` must be 1 to 16,384 pixels, or a height and a width of so many, got 0"):
         load_model(factory, size=0)
 
 

@@ -23,6 +23,7 @@ from shiftscope.models.preprocessing import (
     overridden,
     swaps_red_and_blue,
 )
+from shiftscope.runtime.sizes import Size, both
 
 GREYS = (0, 85, 255)
 
@@ -100,11 +101,13 @@ PROCESSORS = [
     ("MobileViTImageProcessor", {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}}, 64, 72),
     ("LevitImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}, 64, 73),
     ("BitImageProcessor", {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}}, 64, 72),
+    ("ViTImageProcessor", {"size": {"height": 96, "width": 48}}, (96, 48), 48),
+    ("CLIPImageProcessor", {"size": {"shortest_edge": 112}, "crop_size": {"height": 64, "width": 96}}, (64, 96), 112),
 ]
 
 
 @pytest.mark.parametrize(("name", "options", "size", "shorter"), PROCESSORS)
-def test_processor_is_read_as_transformers_applies_it(name: str, options: dict[str, Any], size: int, shorter: int) -> None:
+def test_processor_is_read_as_transformers_applies_it(name: str, options: dict[str, Any], size: Size, shorter: int) -> None:
     zoo.torchvision_models()
     transformers = pytest.importorskip("transformers", reason="needs transformers (extra `transformers`)")
     processor = getattr(transformers, name)(**options)
@@ -112,7 +115,7 @@ def test_processor_is_read_as_transformers_applies_it(name: str, options: dict[s
     assert (found.size, found.shorter_side()) == (size, shorter)
     for grey in GREYS:
         expected = processor(images=photo(grey), return_tensors="pt")["pixel_values"][0].float()  # whole numbers as they are
-        assert expected.shape == (3, size, size)
+        assert expected.shape == (3, *both(size))
         torch.testing.assert_close(normalised(found, grey), expected[:, 3, 3], rtol=1e-4, atol=1e-4)
 
 
@@ -187,13 +190,15 @@ def test_options_are_named_as_a_source(source: str, options: dict[str, Any], exp
             {"size": [32, 32], "mean": [0, 1, 0.5], "std": torch.ones(3)},
             Preprocessing(size=32, mean=(0.0, 1.0, 0.5), std=(1.0, 1.0, 1.0), source="the factory"),
         ),
+        ({"size": [256, 128]}, Preprocessing(size=(256, 128), source="the factory")),
+        ({"input_size": (3, 96, 64)}, Preprocessing(size=(96, 64), source="the factory")),
     ],
 )
 def test_numbers_of_a_factory_are_read_in_any_form(given: dict[str, Any], expected: Preprocessing) -> None:
     assert from_description(given) == expected
 
 
-@pytest.mark.parametrize("given", [{"size": (32, 40)}, {"size": "big"}, {"size": 0}, {"mean": "grey"}, {"std": [None]}])
+@pytest.mark.parametrize("given", [{"size": (32, 0)}, {"size": "big"}, {"size": 0}, {"mean": "grey"}, {"std": [None]}])
 def test_what_is_no_number_of_a_factory_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"the factory's `{next(iter(given))}` must be one"):
         from_description(given)

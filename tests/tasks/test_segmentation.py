@@ -176,7 +176,7 @@ def test_truth_with_a_label_that_the_model_lacks_is_refused(label: int) -> None:
 def test_masks_of_0_and_255_are_refused(tmp_path: Path) -> None:
     for number in range(3):
         Image.fromarray(255 * np.eye(8, dtype=np.uint8)).save(tmp_path / f"{number}.png")
-    names, place = [f"{number}.png" for number in range(3)], Placement(8, None)
+    names, place = [f"{number}.png" for number in range(3)], Placement((8, 8), None)
     with pytest.raises(ss.InputError, match="hold only the labels 0 and 255, and 255 stands for no class"):
         find_task("segmentation").open_truth(tmp_path, names, place)
     Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "2.png")
@@ -185,7 +185,7 @@ def test_masks_of_0_and_255_are_refused(tmp_path: Path) -> None:
 
 def test_maps_of_nothing_but_the_ignored_background_are_read(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "0.png")
-    assert len(find_task("segmentation:ignored=0").open_truth(tmp_path, ["0.png"], Placement(8, None))) == 1
+    assert len(find_task("segmentation:ignored=0").open_truth(tmp_path, ["0.png"], Placement((8, 8), None))) == 1
 
 
 def test_maps_that_nothing_names_say_what_they_are_taken_for() -> None:

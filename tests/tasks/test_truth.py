@@ -15,13 +15,14 @@ from torch import Tensor
 
 import shiftscope as ss
 from shiftscope.audits.ground_truth import truth_checksum
+from shiftscope.datasets.photos import Crop
 from shiftscope.errors import InputError
 from shiftscope.tasks.boxes import Boxes
 from shiftscope.tasks.objects import Objects
 from shiftscope.tasks.truth import open_objects
 from shiftscope.tasks.truth_files import Placement, matched
 
-WHOLE = Placement(64, None)
+WHOLE = Placement((64, 64), None)
 NAMES = ["a.png", "b.png", "c.png"]
 COCO: dict[str, Any] = {
     "images": [
@@ -67,16 +68,37 @@ def test_labels_number_the_categories_where_asked_for(tmp_path: Path) -> None:
 def test_boxes_are_scaled_and_cropped_like_the_image(tmp_path: Path) -> None:
     content = json.loads(json.dumps(COCO))
     content["images"][0] |= {"height": 128, "width": 256}
-    (one, *_) = open_objects(written(tmp_path, content), NAMES, Placement(48, 64))
+    (one, *_) = open_objects(written(tmp_path, content), NAMES, Placement((48, 48), (64, 64)))
     assert one is not None  # scaled to 64x128; the input begins at (8, 40)
     assert one.boxes[0].tolist() == [5 - 40, 10 - 8, 20 - 40, 16 - 8]
     assert one.areas[0] == 50
 
 
+def test_boxes_lie_on_the_image_in_an_input_that_is_not_square(tmp_path: Path) -> None:
+    content = json.loads(json.dumps(COCO))
+    content["images"][0] |= {"height": 128, "width": 256}
+    crop = Crop((96, 64), (120, 80), 3)
+    (one, *_) = open_objects(written(tmp_path, content), NAMES, Placement(crop.size, crop.cover))
+    assert one is not None
+    photo = np.zeros((128, 256, 3), np.uint8)
+    left, top, right, bottom = 100, 40, 180, 90
+    photo[top:bottom, left:right] = 255
+    seen = crop.apply(Image.fromarray(photo))[0, crop.margin : crop.margin + 96, crop.margin : crop.margin + 64] > 0.5
+    rows, columns = (seen.any(axis).nonzero().flatten() for axis in (1, 0))
+    tall, wide, above, before = Placement(crop.size, crop.cover).of(128, 256)
+    assert (tall, wide) == (120, 240)
+    assert int(rows[0]) == pytest.approx(top * tall / 128 - above, abs=1)
+    assert int(rows[-1]) + 1 == pytest.approx(bottom * tall / 128 - above, abs=1)
+    assert int(columns[0]) == pytest.approx(max(left * wide / 256 - before, 0), abs=1)
+    assert one.boxes[0].tolist() == pytest.approx(
+        [each * 240 / 256 - start for each, start in zip((10, 20, 40, 32), (before, above, before, above), strict=True)]
+    )
+
+
 @pytest.mark.parametrize("below", ["", "labels"])
 def test_folders_of_yolo_are_read(tmp_path: Path, below: str) -> None:
     root = yolo(tmp_path, "2 0.5 0.25 0.5 0.25\n\n0 0.1 0.1 0.3 0.1 0.3 0.2 0.1 0.2\n", (64, 32))
-    one, two, three = open_objects(root / below, NAMES, Placement(32, 32))
+    one, two, three = open_objects(root / below, NAMES, Placement((32, 32), (32, 32)))
     assert one is not None and two is not None and three is None
     assert one.boxes == pytest.approx(np.array([[0, 4, 32, 12], [6.4 - 16, 3.2, 19.2 - 16, 6.4]]))
     assert (one.labels.tolist(), len(two)) == ([2, 0], 0)

@@ -34,10 +34,10 @@ def open_truth(path: Path, images: ImageBlocks, task: Task) -> Truth:
         raise InputError("`truth` is matched to images by file name, and these images are not files.", "Give a folder as --data.")
     if not path.exists():
         raise InputError(f"`truth` {path} does not exist.", "Check the path.")
-    shorter = None if images.crop is None else images.crop.shorter
+    cover = None if images.crop is None else images.crop.cover
     names = [images.name(number) for number in range(images.count)]
     step = max(1, -(-images.count // SIZES))
-    return task.open_truth(path, names, Placement(images.size, shorter, images.source.sizes(range(0, images.count, step))))
+    return task.open_truth(path, names, Placement(images.size, cover, images.source.sizes(range(0, images.count, step))))
 
 
 def truth_checksum(path: str | None) -> str:

@@ -373,9 +373,9 @@ class _Run:
 
 def _start(spec: AuditSpec, subject: Subject, protocols: Sequence[str | Protocol] | None = None) -> Session:
     loaded, images = subject.loaded, subject.images
-    if spec.pan is not None and (spec.max_shift or 0) > images.size // 2:
+    if spec.pan is not None and (spec.max_shift or 0) > min(images.size) // 2:
         raise InputError(
-            f"`--pan` moves images by up to {spec.max_shift:,} pixels, more than half of {images.size}.",
+            f"`--pan` moves images by up to {spec.max_shift:,} pixels, more than half of {min(images.size)}.",
             "Give fewer --steps or a shorter step.",
         )
     options = AuditOptions(

@@ -24,7 +24,7 @@ from shiftscope.audits.model import CountedModel
 from shiftscope.audits.parts import Changed
 from shiftscope.audits.protocols import Border
 from shiftscope.audits.subject import Subject
-from shiftscope.audits.views import Framing
+from shiftscope.audits.views import framing_of
 from shiftscope.engine.checks import evaluating
 from shiftscope.runtime.files import write_text, writing
 from shiftscope.runtime.inputs import read_bytes
@@ -150,8 +150,7 @@ class _Shown:
         block = subject.images.read(changed.image, changed.image + 1)
         if not len(block.images):
             return
-        size, margin = subject.images.size, (block.images.shape[2] - subject.images.size) // 2
-        framing = Framing((size, size), (margin, margin), subject.images.fill, subject.images.mean)
+        framing = framing_of(block.images, subject.images.size, subject.images.fill, subject.images.mean)
         border: Border = next((each for each in SHOWN if each == changed.border), "zero")
         shift = torch.tensor([changed.shift], dtype=torch.float64)
         views = torch.cat([framing.centre(block.images), framing.view(block.images, shift, border)])
@@ -163,7 +162,7 @@ class _Shown:
             answers = [self._answer(each.picture, row, named=fits) for each, row in zip(answers, likely, strict=True)]
             label = self._name(int(block.labels[0])) if fits and block.labels is not None else None
         if self.task is not None:
-            answers = self._of_task(self.task, views, answers, View(changed.shift, (size, size), border == "circular"))
+            answers = self._of_task(self.task, views, answers, View(changed.shift, framing.size, border == "circular"))
         before, after = answers
         yield Picture(
             file=subject.images.name(changed.image)[:500],

@@ -22,10 +22,10 @@ from shiftscope.datasets.sources import is_folder
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.framing import frame
-from shiftscope.errors import InputError
 from shiftscope.models import LoadedModel, ModelSpec, absolute_reference, load_model
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.settings import Spec, Text
+from shiftscope.runtime.sizes import SizeSetting, one_or_both, size_words
 
 __all__ = ["DESCRIBED", "Subject", "SubjectSpec", "absolute_paths", "describe", "open_subject"]
 
@@ -52,7 +52,7 @@ class SubjectSpec(Spec):
         model: a reference as :func:`shiftscope.models.load_model` takes it.
         title: what to call the model; by default as it is referred to.
         weights: file of weights for a model that code makes.
-        size: height and width of the model's input, pixels; None for the model's own.
+        size: of the model's input, one length for both sides or (height, width), pixels; None for the model's own.
         mean: mean per channel to subtract from images; None for the model's own.
         std: standard deviation per channel to divide by; None for the model's own.
         output: name or position of one of several outputs.
@@ -69,7 +69,7 @@ class SubjectSpec(Spec):
     model: Text
     title: Text | None = None
     weights: Text | None = None
-    size: int | None = Field(None, le=2**14)
+    size: SizeSetting | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     output: Text | None = None
@@ -110,7 +110,7 @@ class Subject:
     def fixable(self) -> ModelSpec:
         """How to build the model again, for the file of a fixed copy."""
         made, found = self.loaded.spec, self.loaded.preprocessing
-        size = self.images.size if made.factory and found.size is None else made.size
+        size = one_or_both(self.images.size) if made.factory and found.size is None else made.size
         return made.model_copy(
             update={"size": size, "weights": self.loaded.weights, "source": found.source, "output": self.output}
         )
@@ -118,13 +118,12 @@ class Subject:
     @property
     def facts(self) -> dict[str, str]:
         """What is measured, name -> value: for the first line of a command and for every file that it writes."""
-        channels = self.images.shape[0]
         return {
             "model": self.name,
             **({"code": self.loaded.code} if self.loaded.code else {}),
             "weights": self.loaded.weights,
             **({"trained on": _tuned(self.loaded.spec)} if self.loaded.spec.tuned else {}),
-            "input": f"{channels}x{self.images.size}x{self.images.size}",
+            "input": f"{self.images.shape[0]}x{size_words(self.images.size)}",
             **({"output": self.output} if self.output else {}),
             "normalisation": _normalisation(self.loaded.preprocessing),
             "preprocessing from": self.loaded.preprocessing.source,
@@ -267,7 +266,6 @@ def open_subject(
         std=spec.std,
         trust=spec.trust,
     )
-    _check_square(loaded, spec)
     channels = loaded.known_channels
     if photos is not None:
         images = from_photos(photos, None, loaded.preprocessing, channels, 0)
@@ -284,15 +282,6 @@ def open_subject(
         )
     loaded.model.to(spec.device)
     return Subject(spec, loaded, _numbered_as_the_model(images, loaded.classes or classes))
-
-
-def _check_square(loaded: LoadedModel, spec: SubjectSpec) -> None:
-    """Refuse a model that takes images that are not square, which commands do not prepare."""
-    if loaded.image is not None and loaded.image[1] != loaded.image[2] and spec.size is None:
-        raise InputError(
-            f"{spec.model} takes images of {loaded.image[1]}x{loaded.image[2]}, and commands prepare square ones only.",
-            "Measure it from Python: `load_model` loads it, and `audit` takes images of any shape.",
-        )
 
 
 def _numbered_as_the_model(images: ImageBlocks, names: Sequence[str]) -> ImageBlocks:

@@ -60,10 +60,9 @@ class Fixing:
         from shiftscope.surgery.compare import apply_fixes
 
         fixes, wrapping = self.fixes(subject)
-        size = subject.images.size
         return apply_fixes(
             subject.loaded.model,
             [(each.kind, each.filter_size) for each in fixes],
             wrapping=wrapping,
-            image=(subject.images.shape[0], size, size),
+            image=(subject.images.shape[0], *subject.images.size),
         )

@@ -214,7 +214,8 @@ class ModelOptions(DataOptions, DeviceOptions):
         Weights for a model that code makes: a safetensors file, a checkpoint of PyTorch or Lightning, or `pretrained` to download
         those of timm or torchvision. By default the factory's own.
     size
-        Height and width of the model's input, in pixels. By default the model's own.
+        Size of the model's input, in pixels: one length for both sides, or height and width, such as 256x128. By default the
+        model's own.
     mean
         Mean per channel, subtracted from the images before they reach the model; one number per channel. By default the model's
         own.
@@ -244,7 +245,7 @@ class ModelOptions(DataOptions, DeviceOptions):
 
     run: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None
     weights: Annotated[Path | None, Parameter(group=MODEL_GROUP)] = None
-    size: Annotated[int | None, Parameter(group=MODEL_GROUP)] = None
+    size: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None
     mean: Annotated[tuple[float, ...] | None, Numbers, Parameter(group=MODEL_GROUP)] = None
     std: Annotated[tuple[float, ...] | None, Numbers, Parameter(group=MODEL_GROUP)] = None
     output: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None
@@ -268,11 +269,14 @@ class ModelOptions(DataOptions, DeviceOptions):
         Raises:
             InputError: a run is chosen, but the model is not a study, or has no such run.
         """
+        from shiftscope.runtime.sizes import read_size
+
         own = asdict(self)
         paths = {name: None if own[name] is None else str(own[name]) for name in ("weights", "data_dir")}
         count = images if self.images is None else self.images
         given = {"images": count, "device": self.job_device()}
-        return {name: own[name] for name in SUBJECT} | paths | self._chosen(model) | given
+        size = None if self.size is None else read_size(self.size)
+        return {name: own[name] for name in SUBJECT} | {"size": size} | paths | self._chosen(model) | given
 
     def _chosen(self, model: str) -> dict[str, str]:
         """Return the model, which is a study's run if one is chosen, and what to call it."""

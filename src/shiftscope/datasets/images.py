@@ -28,7 +28,9 @@ from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.datasets.sources import HUB_NAMES, MOST_CLASSES, Labelled, find_folder, is_folder, looks_like_a_path, read
 from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, Stage, silent
+from shiftscope.runtime.sizes import Size, both, size_words
 from shiftscope.runtime.text import printable
+from shiftscope.shifts import translate
 
 __all__ = ["Block", "ImageBlocks", "from_photos", "left_out", "open_images"]
 
@@ -78,7 +80,7 @@ class ImageBlocks:
         count: number of images.
         found: number of images at the origin; these may be a sample of them.
         shape: (channels, height, width) of each, margin included.
-        size: height and width of the model's input, pixels.
+        size: (height, width) of the model's input, pixels.
         crop: how photos are scaled and cropped; None for images in memory.
         canvas: to place images in memory on; None for photos.
         fill: the canvas's colour, one value in [0, 1] per channel.
@@ -94,7 +96,7 @@ class ImageBlocks:
     count: int
     found: int
     shape: tuple[int, int, int]
-    size: int
+    size: tuple[int, int]
     crop: Crop | None
     canvas: Canvas | None
     fill: tuple[float, ...]
@@ -119,12 +121,12 @@ class ImageBlocks:
             return self.crop.margin
         assert self.canvas is not None  # images in memory always have one
         assert isinstance(self.source, Labelled)
-        return self.canvas.margin(self.source.images.shape[2:]) * self.size // self.canvas.size
+        return self.canvas.margin(self.source.images.shape[2:]) * min(self.size) // self.canvas.size
 
     @property
     def default_shift(self) -> int:
         """The default largest shift: 8 pixels, or the margin if that is less; without a margin an eighth of the size."""
-        return min(DEFAULT_SHIFT, self.margin or max(1, self.size // SIZE_PER_SHIFT))
+        return min(DEFAULT_SHIFT, self.margin or max(1, min(self.size) // SIZE_PER_SHIFT))
 
     @property
     def preparation(self) -> str:
@@ -136,7 +138,9 @@ class ImageBlocks:
         height, width = self.source.images.shape[2:]
         canvas, own = f"{self.canvas.size}x{self.canvas.size}", f"{height}x{width}"
         placed = f"images of {own}" if own == canvas else f"images of {own} on a canvas of {canvas}"
-        return placed if self.size == self.canvas.size else f"{placed}, scaled to {self.size}x{self.size} (bilinear)"
+        side = min(self.size)
+        scaled = placed if side == self.canvas.size else f"{placed}, scaled to {side}x{side} (bilinear)"
+        return scaled if max(self.size) == side else f"{scaled}, in the centre of {size_words(self.size)}"
 
     @property
     def choice(self) -> str:
@@ -173,8 +177,9 @@ class ImageBlocks:
 
     def centre(self, images: Tensor) -> Tensor:
         """Return images without their margin, as the model sees them unshifted."""
-        edge = (images.shape[2] - self.size) // 2
-        return images[:, :, edge : edge + self.size, edge : edge + self.size]
+        height, width = self.size
+        top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+        return images[:, :, top : top + height, left : left + width]
 
     def read(self, start: int, stop: int) -> Block:
         """Read the images from index ``start`` to before ``stop``."""
@@ -187,8 +192,12 @@ class ImageBlocks:
         assert self.canvas is not None  # images in memory always have one
         part = self.source[start:stop]
         images = self.canvas.place(part.images)
-        if images.shape[2] != self.size:
-            images = functional.interpolate(images, (self.size,) * 2, mode="bilinear", antialias=True).clamp_(0, 1)
+        side = min(self.size)
+        if images.shape[2] != side:
+            images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True).clamp_(0, 1)
+        if max(self.size) != side:
+            still = torch.zeros(len(images), 2, dtype=torch.long)
+            images = translate(images, still, size=self.size, fill=self.canvas.colour)
         return Block(images, part.labels, torch.arange(start, start + len(part)))
 
     def read_all(self) -> Block:
@@ -241,7 +250,7 @@ def open_images(
         return from_photos(photos, count, preprocessing, channels, max_shift)
     if name is None and trained_on is None and channels not in (None, 1):
         size = preprocessing.size
-        shape = f"{channels}x{size}x{size}" if size else f"{channels} channels"
+        shape = f"{channels}x{size_words(size)}" if size else f"{channels} channels"
         raise InputError(
             f"`data` must be given: the model takes images of {shape}, which the digits, taken by default, do not fit.",
             "Choose images with --data.",
@@ -267,7 +276,7 @@ class _Small:
     Attributes:
         images: all of them.
         canvas: to place them on.
-        size: height and width of the model's input, pixels.
+        size: (height, width) of the model's input, pixels.
         mean: of the training images, one value in [0, 1] per channel.
         classes: number of classes.
         name, origin, checksum: of the data set.
@@ -275,7 +284,7 @@ class _Small:
 
     images: Labelled
     canvas: Canvas
-    size: int
+    size: tuple[int, int]
     mean: Tensor
     classes: int
     name: str
@@ -283,16 +292,20 @@ class _Small:
     checksum: str
 
 
-def _at_home(spec: DataSpec, size: int | None, data_dir: Path | None, report: Report, *, training: bool) -> _Small:
+def _at_home(spec: DataSpec, size: Size | None, data_dir: Path | None, report: Report, *, training: bool) -> _Small:
     """Return the test images of the study that trained the model, on its canvas, or all others."""
-    data = load(spec.model_copy(update={"canvas": size or spec.canvas, "train_images": None}), data_dir=data_dir, report=report)
+    data = load(
+        spec.model_copy(update={"canvas": min(both(size)) if size else spec.canvas, "train_images": None}),
+        data_dir=data_dir,
+        report=report,
+    )
     origin = f"the {'training' if training else 'test'} split of {data.origin}"
     parts = [data.train, data.validation]
     others = Labelled(torch.cat([each.images for each in parts]), torch.cat([each.labels for each in parts]))
     return _Small(
         others if training else data.test,
         data.canvas,
-        data.canvas.size,
+        both(data.canvas.size),
         data.mean,
         len(data.classes),
         spec.name,
@@ -302,30 +315,30 @@ def _at_home(spec: DataSpec, size: int | None, data_dir: Path | None, report: Re
 
 
 def _small_images(
-    name: str, size: int | None, data_dir: Path | None, report: Report, *, on_canvas: bool, training: bool
+    name: str, size: Size | None, data_dir: Path | None, report: Report, *, on_canvas: bool, training: bool
 ) -> _Small:
     """Return the images of a set with a short name: its test or training split, or all of a set without them.
 
     Args:
         name: of the set.
-        size: height and width of the model's input, pixels; None if unknown.
+        size: of the model's input, pixels; None if unknown.
         data_dir: a local folder that holds it.
         report: called with each progress event.
         on_canvas: keep the images' size where it fits the input; otherwise they are scaled to the input.
         training: take the training split.
     """
-    shown = None
+    shown, room = None, None if size is None else min(both(size))
     if name == "digits":
-        shown = DIGITS_SIZE if size is None or (on_canvas and size >= DIGITS_SIZE) else max(1, size // 2)
+        shown = DIGITS_SIZE if room is None or (on_canvas and room >= DIGITS_SIZE) else max(1, room // 2)
     source = read(name, image_size=shown, data_dir=data_dir, report=report)
     images = source.splits["train"] if training else source.splits.get("test", source.splits["train"])
     own = max(images.images.shape[2:])
-    side = max(own, size or DIGITS_CANVAS) if name == "digits" else max(own, size or own) if on_canvas else own
+    side = max(own, room or DIGITS_CANVAS) if name == "digits" else max(own, room or own) if on_canvas else own
     train = source.splits["train"].images
     mean = torch.stack([train[:, channel].double().mean() / 255 for channel in range(train.shape[1])]).float()
     origin = f"the {'training' if training else 'test'} split of {source.origin}" if "test" in source.splits else source.origin
     canvas = Canvas(side, torch.zeros(train.shape[1]))
-    return _Small(images, canvas, size or side, mean, len(source.classes), name, origin, source.checksum)
+    return _Small(images, canvas, both(size or side), mean, len(source.classes), name, origin, source.checksum)
 
 
 def _sampled(found: _Small, count: int | None, preprocessing: Preprocessing, channels: int | None) -> ImageBlocks:
@@ -341,7 +354,7 @@ def _sampled(found: _Small, count: int | None, preprocessing: Preprocessing, cha
         source=found.images[torch.tensor(places)],
         count=len(places),
         found=total,
-        shape=(own, found.size, found.size),
+        shape=(own, *found.size),
         size=found.size,
         crop=None,
         canvas=found.canvas,
@@ -422,12 +435,14 @@ def from_photos(
     elif len(photos.classes) == 1:
         of_labels.append(f"{photos.origin} has one class only ({photos.classes[0]}): accuracy says little.")
     if preprocessing.size is None:
-        notes.append(f"The model does not say how large its input is: photos are scaled to the first one's {crop.size} pixels.")
+        notes.append(
+            f"The model does not say how large its input is: photos are scaled to the first one's {crop.size[0]} pixels."
+        )
     return ImageBlocks(
         source=photos,
         count=len(photos),
         found=photos.found,
-        shape=(crop.channels, crop.side, crop.side),
+        shape=(crop.channels, *crop.outer),
         size=crop.size,
         crop=crop,
         canvas=None,

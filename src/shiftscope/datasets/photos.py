@@ -1,7 +1,8 @@
-"""Photos of any size: how each becomes a square for a model, and a set of them that is decoded a few at a time.
+"""Photos of any size: how each becomes the input of a model, and a set of them that is decoded a few at a time.
 
-A photo is scaled so that its shorter side has a given length, and its centre is cut out, as torchvision and timm do it. What the
-scaled photo holds around that centre on every side is kept as a margin, from which shifted crops are taken.
+A photo is scaled so that its shorter side has a given length, and its centre is cut out, as torchvision and timm do it; for an
+input that is no square, so that it covers a rectangle of the same shape. What the scaled photo holds around that centre on every
+side is kept as a margin, from which shifted crops are taken.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.errors import InputError
 from shiftscope.runtime.seeds import stream
+from shiftscope.runtime.sizes import both, covering, size_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,41 +41,45 @@ Opener = Callable[[], "Image"]
 
 @dataclass(frozen=True)
 class Crop:
-    """How a photo becomes a square for a model.
+    """How a photo becomes the input of a model.
 
     Attributes:
-        size: height and width of the model's input, pixels.
-        shorter: the shorter side to which photos are scaled first, pixels.
+        size: (height, width) of the model's input, pixels.
+        cover: (height, width) that the scaled photo just covers, pixels; for a square input a square, so that its side is the
+            shorter side of the scaled photo.
         channels: 1 or 3.
         interpolation: how they are scaled: ``bilinear``, ``bicubic``, ``lanczos``, ``hamming``, ``box`` or ``nearest``.
-        own: the shorter side of the model's preprocessing, if ``shorter`` differs from it to leave room for shifts.
+        own: what the model's preprocessing covers, if ``cover`` differs from it to leave room for shifts.
     """
 
-    size: int
-    shorter: int
+    size: tuple[int, int]
+    cover: tuple[int, int]
     channels: int
     interpolation: str = INTERPOLATION
-    own: int | None = None
+    own: tuple[int, int] | None = None
 
     @property
     def margin(self) -> int:
         """Pixels around the model's input on every side, from which shifted crops are taken."""
-        return (self.shorter - self.size) // 2
+        return (min(self.cover) - min(self.size)) // 2
 
     @property
-    def side(self) -> int:
-        """Height and width of the square, margin included, pixels."""
-        return self.size + 2 * self.margin
+    def outer(self) -> tuple[int, int]:
+        """Height and width of what is cut out, margin included, pixels."""
+        return self.size[0] + 2 * self.margin, self.size[1] + 2 * self.margin
 
     @property
     def sentence(self) -> str:
         """What happens to a photo, for the first line of a command."""
-        room = f"; the model's {self.own} leaves too little room for shifts" if self.own else ""
-        scaled = f"shorter side to {self.shorter} pixels ({self.interpolation}{room})"
-        return f"{scaled}, centre of {self.size}x{self.size}" + (f", margin {self.margin}" if self.margin else "")
+        square = self.size[0] == self.size[1]
+        own = "" if self.own is None else str(self.own[0]) if square else size_words(self.own)
+        room = f"; the model's {own} leaves too little room for shifts" if own else ""
+        scaled = f"shorter side to {self.cover[0]} pixels" if square else f"scaled to cover {size_words(self.cover)}"
+        margin = f", margin {self.margin}" if self.margin else ""
+        return f"{scaled} ({self.interpolation}{room}), centre of {size_words(self.size)}{margin}"
 
-    def apply(self, image: Image) -> Float[Tensor, "channel side side"]:
-        """Return the square, in [0, 1].
+    def apply(self, image: Image) -> Float[Tensor, "channel tall wide"]:
+        """Return the input with its margin, in [0, 1].
 
         Args:
             image: upright, of at most 8 bits per channel.
@@ -81,14 +87,16 @@ class Crop:
         import PIL.Image
 
         image = image.convert("L" if self.channels == 1 else "RGB")
-        short = min(image.size)
-        if short != self.shorter:
-            width, height = (self.shorter if each == short else int(self.shorter * each / short) for each in image.size)
-            image = image.resize((width, height), PIL.Image.Resampling[self.interpolation.upper()])
+        tall, wide = covering((image.height, image.width), self.cover)
+        if (tall, wide) != (image.height, image.width):
+            image = image.resize((wide, tall), PIL.Image.Resampling[self.interpolation.upper()])
         # The corner of the model's input as torchvision rounds it, less the margin.
-        left, top = (max(0, round((length - self.size) / 2) - self.margin) for length in image.size)
-        square = np.asarray(image.crop((left, top, left + self.side, top + self.side)), dtype=np.float32) / 255
-        return torch.from_numpy(square.reshape(self.side, self.side, self.channels)).permute(2, 0, 1)
+        top, left = (
+            max(0, round((length - inner) / 2) - self.margin) for length, inner in zip((tall, wide), self.size, strict=True)
+        )
+        height, width = self.outer
+        cut = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255
+        return torch.from_numpy(cut.reshape(height, width, self.channels)).permute(2, 0, 1)
 
 
 def plan_crop(preprocessing: Preprocessing, *, own: tuple[int, int, int], channels: int | None, max_shift: int | None) -> Crop:
@@ -109,6 +117,8 @@ def plan_crop(preprocessing: Preprocessing, *, own: tuple[int, int, int], channe
 
     >>> plan_crop(Preprocessing(size=224, crop=0.875), own=(3, 480, 640), channels=3, max_shift=None).sentence
     'shorter side to 256 pixels (bilinear), centre of 224x224, margin 16'
+    >>> plan_crop(Preprocessing(size=(256, 128)), own=(3, 480, 640), channels=3, max_shift=None).sentence
+    'scaled to cover 296x148 (bilinear), centre of 256x128, margin 10'
     """
     channels = channels or own[0]
     if channels not in (1, 3):
@@ -119,16 +129,19 @@ def plan_crop(preprocessing: Preprocessing, *, own: tuple[int, int, int], channe
         raise InputError(
             f"`size` must be given: the model's input is unknown, and the images are {own[1]}x{own[2]}.", "Give it with --size."
         )
-    size = preprocessing.size or own[1]
+    size = both(preprocessing.size or own[1])
+    side = min(size)
     interpolation = preprocessing.interpolation
     if interpolation not in INTERPOLATIONS:
         interpolation = INTERPOLATION
     said = preprocessing.shorter_side()
-    if said is None and own[1:] == (size, size):
+    if said is None and own[1:] == size:
         return Crop(size, size, channels, interpolation)
-    room = min(DEFAULT_ROOM, size // SIZE_PER_ROOM) if max_shift is None else max_shift
-    shorter = max(size + 2 * room, said or size + 2 * -(-size // MARGIN_PART))
-    return Crop(size, shorter, channels, interpolation, own=None if said in (None, shorter) else said)
+    room = min(DEFAULT_ROOM, side // SIZE_PER_ROOM) if max_shift is None else max_shift
+    shorter = max(side + 2 * room, said or side + 2 * -(-side // MARGIN_PART))
+    height, width = size
+    cover, own_cover = ((round(height * each / side), round(width * each / side)) for each in (shorter, said or shorter))
+    return Crop(size, cover, channels, interpolation, own=None if own_cover == cover else own_cover)
 
 
 @dataclass(frozen=True)
@@ -177,13 +190,13 @@ class Photos:
         found = {self.names[place]: _decoded(opener) for place, opener in zip(places, self.load(places), strict=True)}
         return {name: (image.height, image.width) for name, image in found.items() if image is not None}
 
-    def read(self, start: int, stop: int, crop: Crop) -> tuple[Float[Tensor, "image channel side side"], list[int], list[str]]:
+    def read(self, start: int, stop: int, crop: Crop) -> tuple[Float[Tensor, "image channel tall wide"], list[int], list[str]]:
         """Decode some of the photos.
 
         Args:
             start: index of the first.
             stop: index after the last.
-            crop: how each becomes a square.
+            crop: how each becomes the input of a model.
 
         Returns:
             the images in [0, 1], their indices, and the names of those that cannot be read.
@@ -197,7 +210,7 @@ class Photos:
                 continue
             places.append(place)
             images.append(crop.apply(image))
-        empty = torch.zeros(0, crop.channels, crop.side, crop.side)
+        empty = torch.zeros(0, crop.channels, *crop.outer)
         return torch.stack(images) if images else empty, places, damaged
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from shiftscope.runtime.sizes import Size, both
+
 __all__ = ["OPTIONS", "UNKNOWN", "Preprocessing"]
 
 #: The source of an unknown preprocessing, and of one that the user gave.
@@ -15,17 +17,18 @@ class Preprocessing:
     """How images are prepared for a model.
 
     Attributes:
-        size: height and width of the model's input, pixels; None if unknown.
+        size: of the model's input: one length for both sides, or (height, width), pixels; None if unknown.
         mean: mean per channel, subtracted from images in [0, 1]; None if images are not normalised, or it is unknown.
         std: standard deviation per channel, by which images are then divided.
-        resize: the shorter side to which photos are scaled before the centre of ``size`` is cut out, pixels; None if unknown.
-        crop: ``size`` over that shorter side, in (0, 1]; given instead of ``resize``.
+        resize: the shorter side to which photos are scaled before the centre of ``size`` is cut out, pixels; None if unknown. If
+            ``size`` is not square, photos are scaled to cover a rectangle of its shape with this shorter side.
+        crop: the shorter side of ``size`` over that one, in (0, 1]; given instead of ``resize``.
         interpolation: how photos are scaled: ``bilinear``, ``bicubic``, ``lanczos``, ``nearest``; None if unknown.
         source: where these settings come from: "timm's pretrained_cfg", "torchvision's weights", "preprocessor_config.json", "the
             options", "the file", "the study", "unknown".
     """
 
-    size: int | None = None
+    size: Size | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     resize: int | None = None
@@ -41,18 +44,20 @@ class Preprocessing:
         """
         if self.size is None or self.resize is not None:
             return self.resize
-        return None if self.crop is None else max(self.size, int(self.size / self.crop))
+        side = min(both(self.size))
+        return None if self.crop is None else max(side, int(side / self.crop))
 
-    def at(self, size: int) -> Preprocessing:
+    def at(self, size: Size) -> Preprocessing:
         """Return the preprocessing for another input size; the shorter side before the crop scales along.
 
         Args:
-            size: height and width of the input, pixels.
+            size: of the input: one length for both sides, or (height, width), pixels.
 
         >>> Preprocessing(size=224, resize=256).at(112).shorter_side()
         128
         """
         before = self.shorter_side()
-        if self.size in (None, size) or before is None:
+        if self.size is None or self.size == size or before is None:
             return replace(self, size=size)
-        return replace(self, size=size, resize=max(size, round(before * size / self.size)), crop=None)
+        side = min(both(size))
+        return replace(self, size=size, resize=max(side, round(before * side / min(both(self.size)))), crop=None)

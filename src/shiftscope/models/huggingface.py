@@ -28,6 +28,7 @@ from shiftscope.models.image_processors import image_processor, tried
 from shiftscope.models.libraries import LibraryModel
 from shiftscope.models.preprocessing import PROCESSOR, from_processor, swaps_red_and_blue
 from shiftscope.runtime.inputs import read_json, reading
+from shiftscope.runtime.sizes import both, one_or_both
 from shiftscope.runtime.text import printable
 
 __all__ = ["PREFIX", "Classifier", "huggingface_model", "of_pretrained"]
@@ -159,7 +160,7 @@ def huggingface_model(
     origin = reference if local.is_dir() else named(reference, folder)
     found, blue_first = _prepared(transformers, config, folder)
     known = _described(inner, folder, pooler=not poolerless, blue_first=blue_first)
-    image = None if found.size is None else (_channels(config), found.size, found.size)
+    image = None if found.size is None else (_channels(config), *both(found.size))
     return replace(known, image=image, preprocessing=found, origin=origin if pretrained else "")
 
 
@@ -267,7 +268,7 @@ def _prepared(transformers: ModuleType, config: Mapping[str, Any], folder: Path)
 def _preprocessing(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Preprocessing:
     """Return what an image processor does, for the size that a model's configuration names unless the processor does."""
     side = {**config, **(config.get("vision_config") or {})}.get("image_size")
-    side = side if isinstance(side, int) or side is None else side[0] if len(set(side)) == 1 else None
+    side = side if isinstance(side, int) or side is None else one_or_both(side)
     if not processor:
         return Preprocessing(size=side, source=f"{UNKNOWN}: no {PROCESSOR}")
     return from_processor(processor, size=side)

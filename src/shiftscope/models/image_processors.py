@@ -11,6 +11,7 @@ import numpy as np
 
 from shiftscope.datasets.photos import INTERPOLATION
 from shiftscope.datasets.preprocessing import Preprocessing
+from shiftscope.runtime.sizes import both
 
 __all__ = ["image_processor", "tried"]
 
@@ -51,10 +52,10 @@ def tried(processor: Any, found: Preprocessing, *, swapped: bool = False) -> Pre
     """
     if processor is None:
         return found
-    side, name = found.size or SIDE, type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
-    slope = _slope(3 * side // 2)
+    size, name = both(found.size or SIDE), type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
+    slope = _slope(3 * size[0] // 2, 3 * size[1] // 2)
     try:
-        black, white, red = (_pixels(processor, np.full((side, side, 3), colour, np.uint8)) for colour in (BLACK, WHITE, RED))
+        black, white, red = (_pixels(processor, np.full((*size, 3), colour, np.uint8)) for colour in (BLACK, WHITE, RED))
         sloping = _pixels(processor, slope)
     except Exception:  # it takes other images, or returns anything but one tensor of each
         return found
@@ -87,20 +88,23 @@ def _pixels(processor: Any, image: np.ndarray) -> np.ndarray:
     return only
 
 
-def _slope(side: int) -> np.ndarray:
+def _slope(height: int, width: int) -> np.ndarray:
     """Return an image that is redder to the right, greener downwards, and evenly blue: [height, width, channel]."""
-    across = np.linspace(0, 255, side).round().astype(np.uint8)
-    return np.stack([np.tile(across, (side, 1)), np.tile(across[:, None], (1, side)), np.full((side, side), 128, np.uint8)], 2)
+    down, right = (np.linspace(0, 255, side).round().astype(np.uint8) for side in (height, width))
+    even = np.full((height, width), 128, np.uint8)
+    return np.stack([np.tile(right, (height, 1)), np.tile(down[:, None], (1, width)), even], 2)
 
 
 def _difference(theirs: np.ndarray, image: np.ndarray, found: Preprocessing) -> float:
     """Return the largest difference between a prepared image and our own preparation, in [0, 1]; 1 for another size."""
     import PIL.Image
 
-    size = found.size or 0
-    shorter = found.shorter_side() or size
+    height, width = both(found.size or 0)
+    side = min(height, width)
+    shorter = found.shorter_side() or side
     how = PIL.Image.Resampling[(found.interpolation or INTERPOLATION).upper()]
-    scaled = PIL.Image.fromarray(image).resize((shorter, shorter), how)
-    edge = (shorter - size) // 2
-    ours = np.asarray(scaled.crop((edge, edge, edge + size, edge + size)), np.float64).transpose(2, 0, 1) / 255
+    tall, wide = (round(length * shorter / max(side, 1)) for length in (height, width))
+    scaled = PIL.Image.fromarray(image).resize((wide, tall), how)
+    top, left = (tall - height) // 2, (wide - width) // 2
+    ours = np.asarray(scaled.crop((left, top, left + width, top + height)), np.float64).transpose(2, 0, 1) / 255
     return float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else 1.0

@@ -19,6 +19,7 @@ from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.errors import InputError, first_line
 from shiftscope.models.hub import hub_folder, named
 from shiftscope.models.preprocessing import from_torchvision, of_model
+from shiftscope.runtime.sizes import Size, both
 from shiftscope.runtime.text import printable
 
 __all__ = ["FOLDER", "LIBRARIES", "PRETRAINED", "LibraryModel", "Variant", "find_library", "has_weights", "library_model"]
@@ -39,12 +40,12 @@ class Variant:
     Attributes:
         classes: length of its output; 0 for embeddings; None for the default.
         channels: of its input; None for the default.
-        size: height and width of its input, pixels, for models that fix it; None for the default.
+        size: of its input, one length for both sides or (height, width), pixels, for models that fix it; None for the default.
     """
 
     classes: int | None = None
     channels: int | None = None
-    size: int | None = None
+    size: Size | None = None
 
     def describe(self) -> list[str]:
         """Return what differs, in words."""
@@ -216,7 +217,7 @@ def _from_torchvision(models: ModuleType, name: str, pretrained: bool, variant: 
         options["num_classes"] = variant.classes
     model = models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
     found = from_torchvision(models.get_model_weights(name).DEFAULT.transforms())
-    image = None if found.size is None else (3, found.size, found.size)
+    image = None if found.size is None else (3, *both(found.size))
     return LibraryModel(model, image, found, embedding=False, origin="torchvision's own" if pretrained else "")
 
 

@@ -45,6 +45,7 @@ from shiftscope.models.weights import Checkpoint, load_weights, read_checkpoint,
 from shiftscope.runtime.inputs import is_file, is_folder, read_json, reading
 from shiftscope.runtime.seeds import stream
 from shiftscope.runtime.settings import validation_messages
+from shiftscope.runtime.sizes import Size, both, checked_size, one_or_both, size_words
 
 __all__ = ["RANDOM", "LoadedModel", "absolute_reference", "load_model", "needs_trust"]
 
@@ -94,7 +95,7 @@ def load_model(
     name: str,
     *,
     weights: Path | str | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     mean: Channels | None = None,
     std: Channels | None = None,
     trust: bool = False,
@@ -106,7 +107,7 @@ def load_model(
         weights: weights for a model that code makes: a safetensors file, the index of several, a checkpoint that ``torch.save``
             wrote, of which only tensors are read, or ``pretrained`` to download those of timm or torchvision. A model of timm or
             torchvision gets the classes and channels of the checkpoint.
-        size: height and width of the model's input, pixels; by default the model's own, if known.
+        size: of the model's input, one length for both sides or (height, width), pixels; by default the model's own, if known.
         mean: mean per channel to subtract from the images; by default the model's own. Networks of a study normalise by
             themselves.
         std: standard deviation per channel, by which images are then divided; given together with ``mean``.
@@ -118,8 +119,7 @@ def load_model(
             or the weights do not fit.
     """
     _check_normalisation(mean, std)
-    if size is not None and size < 1:
-        raise InputError(f"`size` must be 1 or more pixels, got {size}.", "Leave it out to take the model's own.")
+    size = checked_size(size)
     path, weights = Path(name), None if weights is None else Path(weights)
     if not is_folder(path) and not is_file(path) and path.suffix not in (".onnx", ".pt2", ".safetensors"):
         return _resized(_from_code(ModelSpec(factory=name, size=size, mean=mean, deviation=std), weights), size)
@@ -260,9 +260,7 @@ def _from_factory(spec: ModelSpec, weights: Path | None) -> LoadedModel:
 def _from_graph(path: Path, model: nn.Module, shape: Shape, mean: Channels | None, std: Channels | None) -> LoadedModel:
     channels, height, width = shape
     image = None if channels is None or height is None or width is None else (channels, height, width)
-    own = Preprocessing(
-        size=height if image is not None and height == width else None, source=f"{UNKNOWN}: the file does not say"
-    )
+    own = Preprocessing(size=None if image is None else one_or_both(image[1:]), source=f"{UNKNOWN}: the file does not say")
     found = overridden(own, size=None, mean=mean, std=std)
     spec = ModelSpec(mean=mean, deviation=std)
     normalised = with_normalisation(model, mean, std).eval()
@@ -328,7 +326,7 @@ def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> Loade
         except InputError as error:
             raise InputError(f"{source} needs the model {spec.factory}: {error.problem}", error.remedy) from error
         model, image, embedding, found, classes = known.model, known.image, known.embedding, known.preprocessing, known.classes
-        image = image if image is None or spec.size is None else (image[0], spec.size, spec.size)
+        image = image if image is None or spec.size is None else (image[0], *both(spec.size))
     else:
         made = call_factory(spec.factory)
         model, found, code = made.model, made.preprocessing, made.code
@@ -376,7 +374,7 @@ def _described(model: nn.Module, spec: ModelSpec, found: Preprocessing) -> Loade
     if normalise is not None and found.mean is None:
         found = replace(found, mean=tuple(normalise.mean.tolist()), std=tuple(normalise.deviation.tolist()))
     channels = len(found.mean) if found.mean else _input_channels(model)
-    image = None if found.size is None or channels is None else (channels, found.size, found.size)
+    image = None if found.size is None or channels is None else (channels, *both(found.size))
     return LoadedModel(model.eval(), spec, image, found.mean, preprocessing=found)
 
 
@@ -395,24 +393,24 @@ def _agrees(model: nn.Module, mean: Channels | None, std: Channels | None) -> bo
     )
 
 
-def _resized(loaded: LoadedModel, size: int | None) -> LoadedModel:
+def _resized(loaded: LoadedModel, size: Size | None) -> LoadedModel:
     """Set the height and width of the model's input, unless the model fixes them."""
     if size is None:
         return loaded
     fixed = loaded.spec.network is not None or loaded.spec.factory is None
-    if fixed and loaded.image is not None and loaded.image[1:] != (size, size):
+    if fixed and loaded.image is not None and loaded.image[1:] != both(size):
         shape = "x".join(map(str, loaded.image))
-        raise InputError(f"`size` {size} does not fit: the model takes images of {shape}.", "Leave it out.")
-    if loaded.image is not None and loaded.image[1:] == (size, size) and loaded.preprocessing.size == size:
+        raise InputError(f"`size` {size_words(size)} does not fit: the model takes images of {shape}.", "Leave it out.")
+    if loaded.image is not None and loaded.image[1:] == both(size) and loaded.preprocessing.size == size:
         return loaded
     channels = loaded.image[0] if loaded.image else len(loaded.mean) if loaded.mean else _input_channels(loaded.model)
     found = overridden(loaded.preprocessing, size=size, mean=None, std=None)
-    return replace(loaded, image=None if channels is None else (channels, size, size), preprocessing=found)
+    return replace(loaded, image=None if channels is None else (channels, *both(size)), preprocessing=found)
 
 
 def _fixed_input(model: nn.Module, found: Preprocessing) -> tuple[int, int, int] | None:
     """Return (channels, height, width) of a model's input; None if that is not known."""
-    return None if found.size is None else (_input_channels(model) or 3, found.size, found.size)
+    return None if found.size is None else (_input_channels(model) or 3, *both(found.size))
 
 
 def _input_channels(model: nn.Module) -> int | None:

@@ -3,8 +3,8 @@
 A library states it in one of three forms: timm's ``pretrained_cfg``, the transforms of torchvision's weights, and the
 ``preprocessor_config.json`` of a Hugging Face image processor. Each becomes a :class:`Preprocessing` with its source.
 
-Where a library squashes photos to a square or adds borders, the shorter side is scaled and the centre cut out here instead,
-because shifts need the photo around the crop; the source says so.
+Where a library squashes photos to its size or adds borders, they keep their shape and the centre is cut out here instead, because
+shifts need the photo around the crop; the source says so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 
 from shiftscope.datasets.preprocessing import OPTIONS, UNKNOWN, Preprocessing
 from shiftscope.errors import InputError
+from shiftscope.runtime.sizes import Size, both, one_or_both
 
 __all__ = ["PROCESSOR", "from_description", "from_processor", "from_timm", "from_torchvision", "of_model", "overridden"]
 
@@ -49,7 +50,7 @@ def from_timm(config: Mapping[str, Any], *, source: str = TIMM) -> Preprocessing
     """
     mode = config.get("crop_mode") or "center"
     return Preprocessing(
-        size=_side(config.get("input_size")),
+        size=_size(config.get("input_size")),
         mean=_floats(config.get("mean")),
         std=_floats(config.get("std")),
         crop=config.get("crop_pct"),
@@ -66,40 +67,40 @@ def from_torchvision(transforms: Any, *, source: str = TORCHVISION) -> Preproces
             ``interpolation``.
         source: where it comes from, in words.
     """
-    interpolation = getattr(transforms, "interpolation", None)
+    interpolation, resized = getattr(transforms, "interpolation", None), _size(getattr(transforms, "resize_size", None))
     return Preprocessing(
-        size=_side(getattr(transforms, "crop_size", None)),
+        size=_size(getattr(transforms, "crop_size", None)),
         mean=_floats(getattr(transforms, "mean", None)),
         std=_floats(getattr(transforms, "std", None)),
-        resize=_side(getattr(transforms, "resize_size", None)),
+        resize=None if resized is None else min(both(resized)),
         interpolation=getattr(interpolation, "value", interpolation),
         source=source,
     )
 
 
-def from_processor(config: Mapping[str, Any], *, size: int | None = None, source: str = PROCESSOR) -> Preprocessing:
+def from_processor(config: Mapping[str, Any], *, size: Size | None = None, source: str = PROCESSOR) -> Preprocessing:
     """Read the configuration of a Hugging Face image processor.
 
     Its rescaling (``rescale_factor``, ``rescale_offset``) is folded into mean and deviation, because images here are in [0, 1].
 
     Args:
         config: the content of ``preprocessor_config.json``.
-        size: height and width of the model's input, where the processor does not fix both.
+        size: of the model's input, pixels, where the processor does not fix it.
         source: where it comes from, in words.
 
     >>> config = {"do_normalize": True, "image_mean": [0.5], "image_std": [0.5], "size": {"height": 224, "width": 224}}
     >>> from_processor(config).size
     224
     """
-    given = _processor_side(config.get("size")) if config.get("do_resize", True) else None
-    cropped = _side(config.get("crop_size")) if config.get("do_center_crop") else None
+    given = _processor_size(config.get("size")) if config.get("do_resize", True) else None
+    cropped = _size(config.get("crop_size")) if config.get("do_center_crop") else None
     mean, std = _folded(config)
-    target, resize = cropped or given or size, given
-    if config.get("crop_pct") and given is not None and given < CONVNEXT_WARPS_FROM:
-        target, resize = given, int(given / config["crop_pct"])
-    if _is_processor(config, "Levit") and given is not None:
-        resize = int(LEVIT_RESIZE * given)
-    squashed = cropped is None and resize == target is not None
+    target, resize = cropped or given or size, None if given is None else min(both(given))
+    if config.get("crop_pct") and resize is not None and resize < CONVNEXT_WARPS_FROM:
+        target, resize = given, int(resize / config["crop_pct"])
+    if _is_processor(config, "Levit") and resize is not None:
+        resize = int(LEVIT_RESIZE * resize)
+    squashed = cropped is None and target is not None and resize == min(both(target))
     return Preprocessing(
         size=target,
         mean=mean,
@@ -142,13 +143,13 @@ def _number_of(name: str, given: Any) -> Any:
     """Return a size in pixels, or one value per channel, that a factory gives in any form."""
     try:
         if name == "size":
-            side = _side(given)
-            if side is None or side < 1:
+            size = _size(given)
+            if size is None or min(both(size)) < 1:
                 raise ValueError
-            return side
+            return size
         return tuple(map(float, given)) if isinstance(given, Iterable) else (float(given),)
     except (TypeError, ValueError) as error:
-        rule = "one side in pixels, 1 or more" if name == "size" else "one number per channel"
+        rule = "one length, or a height and a width, of 1 pixel or more" if name == "size" else "one number per channel"
         raise InputError(f"the factory's `{name}` must be {rule}, got {given!r}.", "Correct what it returns.") from error
 
 
@@ -165,13 +166,13 @@ def of_model(model: nn.Module) -> Preprocessing:
 
 
 def overridden(
-    found: Preprocessing, *, size: int | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+    found: Preprocessing, *, size: Size | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> Preprocessing:
     """Return a preprocessing with the user's options in place of the model's; its source names them.
 
     Args:
         found: what the model says.
-        size: height and width of the model's input, pixels; None keeps it.
+        size: of the model's input, pixels; None keeps it.
         mean: mean per channel; None keeps it.
         std: standard deviation per channel; None keeps it.
     """
@@ -225,18 +226,20 @@ def _folded(config: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[
     )
 
 
-def _processor_side(size: Any) -> int | None:
-    """Return the side in a processor's ``size``: a number, a square, or the shorter side."""
-    return size.get("shortest_edge") or _side(size) if isinstance(size, Mapping) else _side(size)
+def _processor_size(size: Any) -> Size | None:
+    """Return what a processor's ``size`` says: a number, height and width, or the shorter side."""
+    return size.get("shortest_edge") or _size(size) if isinstance(size, Mapping) else _size(size)
 
 
-def _side(size: Any) -> int | None:
-    """Return the side of a square that is given as a number, as (..., height, width) or by name; None if it is not square."""
+def _size(size: Any) -> Size | None:
+    """Return a size that is given as a number, as (..., height, width) or by name; None if either side is not known."""
     if isinstance(size, Mapping):
         size = (size.get("height"), size.get("width"))
     if isinstance(size, list | tuple):
-        sides = {None if side is None else int(side) for side in size[-2:]}
-        return sides.pop() if len(sides) == 1 else None
+        sides = [None if side is None else int(side) for side in size[-2:]]
+        if None in sides or not sides:
+            return None
+        return one_or_both([side for side in (sides * 2)[:2] if side is not None])
     return None if size is None else int(size)
 
 

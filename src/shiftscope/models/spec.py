@@ -12,6 +12,7 @@ from shiftscope.engine.framing import Border
 from shiftscope.models.family import NetworkSpec
 from shiftscope.runtime.files import write_tensors
 from shiftscope.runtime.settings import Spec, Text
+from shiftscope.runtime.sizes import SizeSetting
 from shiftscope.surgery import Kind, Surgery, Wrapping, operate
 from shiftscope.tasks import find_task
 
@@ -101,7 +102,7 @@ class ModelSpec(Spec):
         network: a network of :mod:`shiftscope.models.family`.
         classes: length of a library model's output, where it is not the default; 0 for embeddings.
         channels: of a library model's input, where they are not the default.
-        size: height and width of its input in pixels, where they are not the default.
+        size: of its input in pixels, one length for both sides or (height, width), where it is not the default.
         mean: mean per channel of the normalisation in front of the model.
         deviation: standard deviation per channel of that normalisation.
         output: name or position of the output to measure, if there are several.
@@ -116,7 +117,7 @@ class ModelSpec(Spec):
     network: NetworkSpec | None = None
     classes: int | None = None
     channels: int | None = None
-    size: int | None = None
+    size: SizeSetting | None = None
     mean: Channels | None = None
     deviation: Channels | None = None
     output: str | None = None

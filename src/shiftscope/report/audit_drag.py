@@ -61,11 +61,10 @@ def drag_of(subject: Subject, audit: Audit, report: Report = silent) -> Drag | N
     if not any(each.before is not None for each in audit.changed):
         return None
     images = subject.images
-    height = width = images.size
-    framing = Framing((height, width), (0, 0), images.fill, images.mean)
+    framing = Framing(images.size, (0, 0), images.fill, images.mean)
     first = framing.centre(images.read(audit.changed[0].image, audit.changed[0].image + 1).images)
     fits = MAX_BYTES // max(first.numel(), 1)
-    reach, count = _affordable(subject, first, max(SECONDS, PART * audit.cost.seconds), min(images.size // 4, REACHES[0]))
+    reach, count = _affordable(subject, first, max(SECONDS, PART * audit.cost.seconds), min(min(images.size) // 4, REACHES[0]))
     count = min(count, fits, images.count, MANY)
     if count < min(FEW, images.count):
         return None

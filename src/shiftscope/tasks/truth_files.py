@@ -15,6 +15,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 from shiftscope.runtime.inputs import read_bytes, reading
+from shiftscope.runtime.sizes import covering
 
 __all__ = ["LARGEST_TRUTH", "MapFiles", "Placement", "matched", "named_values"]
 
@@ -28,30 +29,27 @@ SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".bmp")
 
 @dataclass(frozen=True)
 class Placement:
-    """How an image's pixels lie in the model's input: scaled so that the shorter side has a length, and the centre cut out.
+    """How an image's pixels lie in the model's input: scaled so that the image covers a rectangle, and the centre cut out.
 
     Attributes:
-        size: height and width of the model's input, pixels.
-        shorter: the shorter side after scaling, pixels; None where images are not scaled but placed as they are.
+        size: (height, width) of the model's input, pixels.
+        cover: (height, width) that the scaled image just covers, pixels; None where images are not scaled but placed as they are.
         known: (height, width) of some images, upright, by name: what ground truth says of them is compared with it.
     """
 
-    size: int
-    shorter: int | None
+    size: tuple[int, int]
+    cover: tuple[int, int] | None
     known: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def of(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return (scaled height, scaled width, top, left) of an image: its size after scaling, and the input's corner in it.
 
-        >>> Placement(224, 256).of(480, 640)
+        >>> Placement((224, 224), (256, 256)).of(480, 640)
         (256, 341, 16, 58)
         """
-        short = min(height, width)
-        if self.shorter in (None, short):
-            tall, wide = height, width
-        else:
-            tall, wide = (self.shorter if each == short else int(self.shorter * each / short) for each in (height, width))
-        return tall, wide, max(0, round((tall - self.size) / 2)), max(0, round((wide - self.size) / 2))
+        tall, wide = (height, width) if self.cover is None else covering((height, width), self.cover)
+        top, left = (max(0, round((length - inner) / 2)) for length, inner in zip((tall, wide), self.size, strict=True))
+        return tall, wide, top, left
 
     def check(self, name: str, height: int, width: int, where: object) -> None:
         """Refuse ground truth of another aspect ratio than its image's, because it would lie elsewhere.
@@ -67,7 +65,7 @@ class Placement:
         """
         tall, wide = self.known.get(name, (height, width))
         found, told = self.of(tall, wide), self.of(height, width)
-        slack = 0 if self.shorter is None else max(1, self.shorter / min(height, width))
+        slack = 0 if self.cover is None else max(1, told[0] / height, told[1] / width)
         if max(abs(found[0] - told[0]), abs(found[1] - told[1])) > slack:
             raise InputError(
                 f"`truth` {where} has {width}x{height} pixels for {name}, whose upright image has {wide}x{tall} "
@@ -133,8 +131,8 @@ class MapFiles(Sequence[Any]):
             return None
         values = _read_map(file)
         tall, wide, top, left = self.placement.of(*values.shape[:2])
-        rows = _nearest(values.shape[0], tall)[top : top + self.placement.size]
-        columns = _nearest(values.shape[1], wide)[left : left + self.placement.size]
+        rows = _nearest(values.shape[0], tall)[top : top + self.placement.size[0]]
+        columns = _nearest(values.shape[1], wide)[left : left + self.placement.size[1]]
         return self.convert(values[rows][:, columns])
 
 

@@ -21,7 +21,7 @@ from shiftscope.audits.model import CountedModel
 from shiftscope.audits.pictures import DataUrl, data_url
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.subject import Subject
-from shiftscope.audits.views import Framing
+from shiftscope.audits.views import framing_of
 from shiftscope.datasets.videos import Videos
 from shiftscope.engine.checks import evaluating
 from shiftscope.errors import InputError
@@ -163,13 +163,12 @@ def film_of_pan(subject: Subject, protocol: Protocol, images: Sequence[int], *, 
         InputError: the model fails on a view.
     """
     path = [protocol.path[place] for place in evenly_spread(len(protocol.path), FRAMES)]
-    size, camera, strips = (subject.images.size,) * 2, _Camera(subject, task), []
+    size, camera, strips = subject.images.size, _Camera(subject, task), []
     for number in images[:STRIPS]:
         block = subject.images.read(number, number + 1)
         if not len(block.images):
             continue
-        margin = (block.images.shape[2] - size[0]) // 2
-        framing = Framing(size, (margin, margin), subject.images.fill, subject.images.mean)
+        framing = framing_of(block.images, size, subject.images.fill, subject.images.mean)
         border = framing.border(protocol)
         frames = framing.view(block.images.expand(len(path), -1, -1, -1), torch.tensor(path, dtype=torch.float64), border)
         views = list(_views(path, size, circular=border == "circular"))
@@ -198,7 +197,7 @@ def film_of_videos(subject: Subject, videos: Videos, found: Flicker, *, task: Ta
     """
     means = [float(each.nanmean().nan_to_num(nan=-1.0)) for each in found.changes]
     order = sorted(range(len(means)), key=lambda number: -means[number])[:STRIPS]
-    size, camera, strips = (subject.images.size,) * 2, _Camera(subject, task), []
+    size, camera, strips = subject.images.size, _Camera(subject, task), []
     for number in order:
         places = _around_largest(videos.places()[number], found.changes[number])
         frames = subject.images.centre(subject.images.read(places.start, places.stop).images)
