@@ -75,6 +75,20 @@ def covered_change(share: float, images: int, repetitions: int) -> float:
     return float(np.mean([_holds(mean_over_seeds(torch.from_numpy(each), bounds=(0.0, 1.0)), share / 2) for each in draws]))
 
 
+def covered_cosine(failing: float, images: int, repetitions: int) -> float:
+    """Return the share of intervals that hold a stable model's mean similarity: 0.99 to 1, but -0.2 to 0.6 where it fails."""
+    generator = np.random.default_rng([images, 1])
+    truth = failing * 0.2 + (1 - failing) * 0.995
+
+    def draw() -> Tensor:
+        fails = generator.random((1, images)) < failing
+        return torch.from_numpy(
+            np.where(fails, generator.uniform(-0.2, 0.6, (1, images)), generator.uniform(0.99, 1, (1, images)))
+        )
+
+    return float(np.mean([_holds(mean_over_seeds(draw(), bounds=(-1.0, 1.0)), truth) for _ in range(repetitions)]))
+
+
 def _holds(estimate: Estimate, truth: float) -> bool:
     return estimate.low <= truth <= estimate.high
 
@@ -98,6 +112,11 @@ def main() -> None:
     print("\nchange of a few images, one network\n changed" + "".join(f"{f'{images} images':>12}" for images in MORE_IMAGES))
     for share in (0.3, 0.1, 0.03):
         print(f"{share:8}" + "".join(f"{covered_change(share, images, repetitions):12.3f}" for images in MORE_IMAGES), flush=True)
+    print(
+        "\nsimilarity of a stable model, one network\n failing" + "".join(f"{f'{images} images':>12}" for images in MORE_IMAGES)
+    )
+    for share in (0.15, 0.05):
+        print(f"{share:8}" + "".join(f"{covered_cosine(share, images, repetitions):12.3f}" for images in MORE_IMAGES), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from shiftscope.estimates import Estimate
+from shiftscope.explanations.decomposition import Decomposition
 from shiftscope.explanations.trial import Cause, Loss
-from shiftscope.explanations.wording import causes_verdict, shares_add_up
+from shiftscope.explanations.wording import causes_verdict, shares_add_up, which_is_larger
 
 
 def near(value: float) -> Estimate:
@@ -14,6 +16,24 @@ def near(value: float) -> Estimate:
 
 
 LOSS = Loss(near(0.1), near(0.5), near(0.2), None)
+
+
+@pytest.mark.parametrize(
+    ("head", "borders", "said"),
+    [
+        ([0.1, 0.2, 0.3, 0.1], [0.2, 0.1, 0.1, 0.2], True),  # 0.175 and 0.15
+        ([0.5, 0.6, 0.5, 0.6], [0.2, 0.3, 0.2, 0.3], False),
+        ([0.1, 0.9, 0.1, 0.9], [0.0, 0.8, 0.01, 0.79], False),  # the intervals overlap, the paired difference does not
+        ([0.5], [0.2], True),
+    ],
+)
+def test_verdict_says_which_images_cannot_tell_the_larger_part(head: list[float], borders: list[float], said: bool) -> None:
+    steps = Decomposition(torch.tensor(head) + torch.tensor(borders))
+    causes = [steps.cause("head", torch.tensor(head)), steps.cause("borders", torch.tensor(borders))]
+    (main, *rest) = causes
+    few = "One image" if len(head) == 1 else f"{len(head)} images"
+    expected = f"{few} cannot tell whether head or borders is the larger part." if said else ""
+    assert which_is_larger(main, rest) == expected
 
 
 def cause(name: str, part: float) -> Cause:

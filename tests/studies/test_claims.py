@@ -233,6 +233,57 @@ def test_range_of_equal_cells_seldom_holds() -> None:
     assert verdicts.count(Verdict.HOLDS) <= 6
 
 
+def test_lead_is_over_the_highest_other_cell() -> None:
+    cells = [cell(1, 0.3, **{"network.factor": 1}), cell(2, 0.7, **{"network.factor": 2}), cell(3, 0.5, **{"network.factor": 4})]
+    claim = Claim(text="x", kind="lead", of={"network.factor": (2,)})
+    number = judge(claim, cells).number
+    assert number is not None
+    assert number.value == pytest.approx(cells[1].mean("mcs") - cells[2].mean("mcs"))
+    assert 0 < number.low < number.value < number.high < 0.4
+    among = judge(claim.model_copy(update={"less": {"network.factor": (1, 2)}}), cells).number
+    assert among is not None
+    assert among.value == pytest.approx(cells[1].mean("mcs") - cells[0].mean("mcs"))
+
+
+def test_lead_of_equal_cells_seldom_holds() -> None:
+    """The highest of five equal cells is picked after the fact; against the other four it leads by chance alone."""
+    verdicts = []
+    for trial in range(40):
+        generator = torch.Generator().manual_seed(trial)
+        cells = [
+            MeasuredCell({"network.factor": number}, {"mcs": 0.5 + 0.1 * torch.randn(3, 60, generator=generator)}, number)
+            for number in range(1, 6)
+        ]
+        verdicts.append(judge(Claim(text="x", kind="lead", of={"network.factor": (1,)}), cells).verdict)
+    assert verdicts.count(Verdict.HOLDS) <= 3
+
+
+def test_cells_without_spread_leave_room_for_unseen_images() -> None:
+    """No image of 20 keeps its answer in two cells: their difference is not sure to be below 0.02."""
+    cells = [MeasuredCell({"network.factor": f}, {"worst_case": torch.zeros(1, 20)}, number=f) for f in (1, 4)]
+    claim = Claim(
+        text="x",
+        measure="worst_case",
+        of={"network.factor": (4,)},
+        less={"network.factor": (1,)},
+        expect="below",
+        bound=0.02,
+    )
+    found = judge(claim, cells)
+    assert found.verdict is Verdict.UNDECIDED
+    assert found.number is not None
+    assert found.number.high == pytest.approx(1.96**2 / (20 + 1.96**2), abs=1e-3)  # the upper end of Wilson's 0 of 20
+    assert found.number.low == pytest.approx(-found.number.high)
+
+
+def test_verdict_of_one_network_a_cell_says_so() -> None:
+    def found(seeds: int) -> str:
+        values = torch.rand(seeds, 50, generator=torch.Generator().manual_seed(0)) / 100
+        return str(judge(Claim(text="x", bound=0.5, expect="below"), [MeasuredCell({}, {"mcs": values}, 1)]))
+
+    assert (found(1), found(3)) == ("holds here", "holds")
+
+
 def test_judge_needs_every_cell_of_claim() -> None:
     cells = [cell(1, 0.3, **{"network.factor": 1}), cell(2, 0.5, **{"network.factor": 2})]
     found = judge(Claim(text="x", of={"network.factor": (2, 4)}), cells)

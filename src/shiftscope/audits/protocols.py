@@ -221,7 +221,8 @@ def michaeli2023(max_shift: int = 3, *, seed: int = 0) -> Protocol:
     every circular shift, and at every shift of each ring max(|dy|, |dx|) = r.
 
     The original draws one shift per batch from {1..m - 1}^2 and a second one for half pixels, and its worst case only shifts down
-    and right. Ours is symmetric; m = 3 instead of 32, because it runs every shift of a grid.
+    and right. Ours is symmetric, so that 1 of (2 m + 1)^2 shifts is none; m = 3 instead of 32, because it runs every shift of a
+    grid; of its borders (circular, crop, bilinear) ours is circular.
     """
     scores = tuple(f"{score}_{step}" for step in ("whole", "half") for score in ("consistency", "probability_change"))
     surveyed = (("worst_case", "all"), ("worst_case", "radius"))

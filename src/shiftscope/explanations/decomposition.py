@@ -90,6 +90,7 @@ class Decomposition:
             step=step,
             shows=shows,
             reason=reason,
+            by_image=part,
         )
 
 

@@ -18,10 +18,10 @@ with circular padding need no traced graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -65,6 +65,7 @@ class TaskCause:
         left: the change after the step; None where the step was not measured.
         reason: why the step is impossible or changes nothing; empty otherwise.
         phrase: what sentences call the cause; empty where it has no part.
+        by_image: ``part`` of each image; None where it is unknown or nothing.
     """
 
     name: str
@@ -73,6 +74,7 @@ class TaskCause:
     left: Estimate | None = None
     reason: str = ""
     phrase: str = ""
+    by_image: Float[Tensor, " image"] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -216,12 +218,13 @@ class _Steps:
                 continue
             part = before - after[known]
             left = the_change(self.trial.task, after[known])
-            causes.append(TaskCause(name, self._part(part), share(part, whole), left, phrase=self.phrases[name]))
+            found = TaskCause(name, self._part(part), share(part, whole), left, phrase=self.phrases[name], by_image=part)
+            causes.append(found)
             before = after[known]
         unknown = [each.name for each in causes if each.part is None]
         rest = f"contains {' and '.join(unknown)}" if unknown else ""
         left = self._part(before) if self.left else the_change(self.trial.task, before)  # without a step, all of the change
-        return [*causes, TaskCause("other", left, share(before, whole), reason=rest)]
+        return [*causes, TaskCause("other", left, share(before, whole), reason=rest, by_image=before)]
 
     def _part(self, values: Tensor) -> Estimate:
         """Return the mean part over images. Where a step changes nothing, this is no sample of zeros: the part is zero."""

@@ -26,7 +26,7 @@ from shiftscope.explanations.layers import BATCH, Layers, layer_responses
 from shiftscope.explanations.task_causes import TaskCauses, task_causes
 from shiftscope.explanations.task_ranking import TaskFixes, try_task_fixes
 from shiftscope.explanations.trial import draw_shifts
-from shiftscope.explanations.wording import is_told, number, untold
+from shiftscope.explanations.wording import is_told, number, untold, which_is_larger
 from shiftscope.graphs.geometry import Geometry, read_geometry
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, silent
@@ -163,8 +163,8 @@ class TaskExplanation(Shown):
 
     def _cause_sentence(self) -> str:
         main = self.causes.main_cause
-        others = [each.part for each in self.causes.causes if each is not main]
-        if main is not None and main.part is not None and not is_told(main.part, others):
+        others = [each for each in self.causes.causes if each is not main]
+        if main is not None and main.part is not None and not is_told(main.part, [each.part for each in others]):
             return untold(main.name, number(main.part), main.part.count)
         if main is not None and main.share is not None:
             about = "what no step removes" if main.name == "other" else main.phrase
@@ -174,7 +174,7 @@ class TaskExplanation(Shown):
             what = MEASURES[graded(self.task)]
             change = f"the {what.label}" if what.better == "less" else "the change"
             total = "" if self.causes.total is None else f" ({self.causes.total.value:.3g})"
-            return f"{value} of {change}{total} is due to {about}."
+            return f"{value} of {change}{total} is due to {about}. {which_is_larger(main, others)}".strip()
         unknown = next((each for each in self.causes.causes if each.part is None), None)
         return f"By cause: unknown, because {unknown.reason}." if unknown is not None else ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -59,6 +59,7 @@ class Cause:
         shows: what the step can and cannot show.
         reason: why the step is impossible or changes nothing; empty otherwise.
         phrase: what sentences call the cause where its usual phrase would mislead; empty otherwise.
+        by_image: ``part`` of each image; None where it is unknown.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Cause:
     shows: str
     reason: str
     phrase: str = ""
+    by_image: Float[Tensor, " image"] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from shiftscope.estimates import Estimate
+import torch
+from torch import Tensor
+
+from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.trial import ROUNDING, Cause, Loss
 from shiftscope.tables import percent, plus_minus
 
@@ -22,6 +25,7 @@ __all__ = [
     "shares_add_up",
     "short_verdict",
     "untold",
+    "which_is_larger",
 ]
 
 #: The verdict warns where 1 - cosine between different images has shrunk to less than this share.
@@ -48,6 +52,19 @@ PHRASES = {
     "aliasing": "aliasing, because after a shift every subsampling keeps other samples",
     "other": "what none of these steps removes",
 }
+
+
+class _Part(Protocol):
+    """A cause of classes or of a task."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def part(self) -> Estimate | None: ...
+
+    @property
+    def by_image(self) -> Tensor | None: ...
 
 
 def head_phrase(begins_with: tuple[str, tuple[int, int]] | None) -> str:
@@ -85,10 +102,12 @@ def causes_verdict(before: Loss, causes: Sequence[Cause]) -> tuple[str, str]:
     sentences = [f"Shifts lower the mean cosine of the outputs by {number(before.loss)}."]
     main = ranked[0]
     told = _told(main, causes)
+    larger = which_is_larger(main, ranked[1:])
     if all(each.name == "other" for each in known):  # the rest after steps that were all left out
         sentences.append("What causes that could not be measured.")
     else:
         sentences += (_shares(ranked) if shares_add_up(causes) else _parts(ranked)) if told else [_untold(main)]
+        sentences += [larger] if told and larger else []
     if told and main.after is not None and _alike(before, main.after):
         sentences.insert(2, _warning(before, main.after))
     unknown = [each for each in causes if each.part is None and not each.part_of]
@@ -118,6 +137,7 @@ def short_verdict(
         sentences.append(_untold(found))
     elif found is not None and found.share is not None:
         sentences += _shares([found], "the loss") if shares_add_up(causes) else _parts([found])
+        sentences.append(which_is_larger(found, [each for each in causes if each is not found and not each.part_of]))
         if found.after is not None and _alike(before, found.after):
             sentences.append(f"But without it outputs discriminate less: {_between(before, found.after)}.")
     sentences += [GUARANTEES[status], fix_sentence(fixes) if main else ""]
@@ -125,8 +145,20 @@ def short_verdict(
 
 
 def is_told(largest: Estimate, others: Iterable[Estimate | None]) -> bool:
-    """Return whether chance cannot have made a part the largest: its interval lies above 0, or every other part is 0 itself."""
+    """Return whether there is a largest part at all: its interval lies above 0, or every other part is 0 itself."""
     return largest.low > 0 or all(each is None or max(-each.low, each.high) < ROUNDING for each in others)
+
+
+def which_is_larger(largest: _Part, others: Sequence[_Part]) -> str:
+    """Return a sentence that names another part which may be as large as the largest, image by image; empty if none may be."""
+    for each in sorted(others, key=lambda part: -part.part.value if part.part else 0.0):
+        if largest.by_image is None or each.by_image is None or each.part is None or each.part.value <= 0:
+            continue
+        ahead = mean(largest.by_image - each.by_image, bounds=(-torch.inf, torch.inf))
+        if ahead.low <= 0:
+            names = " or ".join("what no step removes" if part.name == "other" else part.name for part in (largest, each))
+            return f"{_few(ahead.count)} cannot tell whether {names} is the larger part."
+    return ""
 
 
 def _told(main: Cause, causes: Sequence[Cause]) -> bool:
@@ -147,8 +179,11 @@ def untold(name: str, part: str, images: int) -> str:
         images: number of images that it was measured on.
     """
     called = "what no step removes" if name == "other" else name
-    few = f"{images} images" if images > 1 else "One image"
-    return f"{few} cannot tell the main cause: the largest part, {called}, is {part}, which includes 0."
+    return f"{_few(images)} cannot tell the main cause: the largest part, {called}, is {part}, which includes 0."
+
+
+def _few(images: int) -> str:
+    return f"{images} images" if images > 1 else "One image"
 
 
 def _shares(ranked: Sequence[Cause], whole: str = "that") -> list[str]:

@@ -199,7 +199,7 @@ def _cell(cell: Cell, *, badge: bool) -> dict[str, Any]:
         "text": text,
         "interval": interval,
         "order": text if value is None else repr(value),
-        "badge": BADGES.get(text, "none") if badge else "",
+        "badge": BADGES.get(text.removesuffix(" here"), "none") if badge else "",
         "long": len(text) > LONG,
     }
 

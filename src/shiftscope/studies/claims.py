@@ -3,7 +3,10 @@
 Every number has a 95 % interval from bootstrap draws (see :mod:`shiftscope.estimates`). The draws resample the networks of each
 cell separately, and the test images, which all cells of a data set share, together. A claim *holds* if the whole interval lies
 on the claimed side of its bound, *does not hold* if the whole interval lies on the other side, and is *undecided* otherwise:
-this number of networks and images cannot tell.
+this number of networks and images cannot tell. Of one network a cell the interval covers images only, and it holds *here*.
+
+A cell that gives all images the same value has no draws that differ. What unseen images may change there, by Wilson's rule, is
+added to the interval as an independent error (Newcombe 1998).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from math import hypot
 from typing import Any
 
 import numpy as np
@@ -18,10 +22,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shiftscope.estimates import (
+    ALIKE,
     Estimate,
     VarianceComponent,
     bootstrap,
     confidence_interval,
+    interval_of_equals,
     variance_component,
 )
 from shiftscope.measures import MEASURES
@@ -110,7 +116,15 @@ class Judgement:
         if self.verdict is Verdict.NOT_MEASURED:
             return f"{self.verdict}: {self.cells_missing} of {self.cells} cells are missing"
         absent = ", ".join(f"{short(path)} {value}" for path, value in self.absent.items())
+        if self.of_these_networks:
+            return f"{self.verdict} here"
         return f"{self.verdict}: {absent}" if absent else str(self.verdict)
+
+    @property
+    def of_these_networks(self) -> bool:
+        """Whether the claim is decided for the trained networks alone, because a cell has one and others may differ."""
+        decided = self.verdict in (Verdict.HOLDS, Verdict.DOES_NOT_HOLD)
+        return decided and self.number is not None and self.number.seeds == 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the judgement as plain data."""
@@ -136,9 +150,11 @@ def judge(claim: Claim, cells: Sequence[MeasuredCell]) -> Judgement:
     >>> cells = [MeasuredCell({"network.factor": f}, {"mcs": torch.full((1, 50), 0.1 * f)}, number=f) for f in (1, 4)]
     >>> claim = Claim(text="MCS rises", of={"network.factor": (4,)}, less={"network.factor": (1,)})
     >>> str(judge(claim, cells)), str(judge(claim, cells[:1]))
-    ('holds', 'not in this study: factor 4')
+    ('holds here', 'not in this study: factor 4')
     """
     of, less = _selected(cells, claim.of), _selected(cells, claim.less)
+    if claim.kind == "lead":
+        less = [cell for cell in (cells if claim.less is None else less) if cell not in of]
     absent = _absent(cells, claim.of) or _absent(cells, claim.less or {})
     if absent or not of or (claim.less is not None and not less):
         return Judgement(claim, Verdict.NOT_IN_STUDY, absent=absent)
@@ -169,10 +185,30 @@ def _absent(cells: Sequence[MeasuredCell], which: Mapping[str, tuple[Any, ...]])
 
 def _number(claim: Claim, of: Sequence[MeasuredCell], less: Sequence[MeasuredCell]) -> Estimate:
     """Return the claimed difference or range with its interval."""
-    value, draws, variances = _range(claim.measure, of) if claim.kind == "range" else _difference(claim.measure, of, less)
-    low, high = confidence_interval(value, draws, variances)
-    seeds, count = of[0].values[claim.measure].shape
-    return Estimate(value, min(float(low), value), max(float(high), value), count=count, seeds=seeds)
+    if claim.kind == "range":
+        value, draws, variances = _range(claim.measure, of)
+    elif claim.kind == "lead":
+        value, draws, variances = _lead(claim.measure, of, less)
+    else:
+        value, draws, variances = _difference(claim.measure, of, less)
+    seeds, count = min(len(cell.values[claim.measure]) for cell in (*of, *less)), of[0].values[claim.measure].shape[1]
+    low, high = confidence_interval(value, draws, variances, images=count)
+    unseen = _unseen(claim.measure, of, 1) + _unseen(claim.measure, less, -1)
+    down, up = hypot(value - low, *(each for each, _ in unseen)), hypot(high - value, *(each for _, each in unseen))
+    return Estimate(value, value - down, value + up, count=count, seeds=seeds)
+
+
+def _unseen(measure: str, cells: Sequence[MeasuredCell], sign: int) -> list[tuple[float, float]]:
+    """Return by how much unseen images may lower and raise a mean over cells, or its negative, for each cell of equal values."""
+    found = []
+    for cell in cells:
+        values = cell.values[measure]
+        if values.shape[1] > 1 and float(values.max() - values.min()) <= ALIKE:
+            value = cell.mean(measure)
+            low, high = interval_of_equals(value, values.shape[1], MEASURES[measure].bounds)
+            down, up = (value - low) / len(cells), (high - value) / len(cells)
+            found.append((down, up) if sign > 0 else (up, down))
+    return found
 
 
 #: A number, its bootstrap draws, and the variance that each mean contributes because its networks differ.
@@ -203,6 +239,16 @@ def _range(measure: str, cells: Sequence[MeasuredCell]) -> Statistic:
     value = float(np.ptp(values))
     ends = {cell.number: cell for cell in (cells[int(values.argmax())], cells[int(values.argmin())])}
     return value, np.maximum(2 * value - np.ptp(draws, axis=0), 0.0), [cell.variance(measure) for cell in ends.values()]
+
+
+def _lead(measure: str, of: Sequence[MeasuredCell], others: Sequence[MeasuredCell]) -> Statistic:
+    """Return the mean of some cells minus the highest of others; the highest of draws is too high, which reflecting corrects."""
+    value, draws = _mean(measure, of)
+    highest = max(others, key=lambda cell: cell.mean(measure))
+    lead = value - highest.mean(measure)
+    behind = np.stack([cell.draws(measure) for cell in others]).max(axis=0)
+    variances = [*(cell.variance(measure, 1 / len(of)) for cell in of), highest.variance(measure)]
+    return lead, 2 * lead - (draws - behind), variances
 
 
 def _verdict(claim: Claim, number: Estimate) -> Verdict:

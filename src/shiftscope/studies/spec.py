@@ -54,7 +54,8 @@ class Claim(Spec):
         text: the claim in words.
         measure: a name in :data:`shiftscope.measures.MEASURES`.
         kind: ``difference``: the mean of the measure over the cells ``of`` minus its mean over the cells ``less``, or minus 0
-            if ``less`` is left out; ``range``: the largest minus the smallest value among the cells ``of``.
+            if ``less`` is left out; ``range``: the largest minus the smallest value among the cells ``of``; ``lead``: the mean
+            over the cells ``of`` minus the highest of the others among ``less``, which are all others if it is left out.
         of, less: which cells: setting -> the values that belong, as in ``{ "network.factor" = [2, 4] }``; settings that are not
             named may have any value.
         expect: the side of ``bound`` on which the number must lie.
@@ -63,7 +64,7 @@ class Claim(Spec):
 
     text: Text
     measure: str = "mcs"
-    kind: Literal["difference", "range"] = "difference"
+    kind: Literal["difference", "range", "lead"] = "difference"
     of: dict[str, tuple[Any, ...]] = {}
     less: dict[str, tuple[Any, ...]] | None = None
     expect: Literal["above", "below"] = "above"

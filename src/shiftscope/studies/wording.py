@@ -45,11 +45,16 @@ def claims_verdict(claims: Sequence[Judgement], source: str) -> str:
         return ""
     counts = Counter(each.verdict for each in claims)
     known = [f"{counts[each]} {_plural(each, counts[each])}" for each in Verdict if counts[each]]
+    few = (
+        " Cells have one network each, and another training may decide otherwise."
+        if any(each.of_these_networks for each in claims)
+        else ""
+    )
     if len(claims) == 1:
         verdict = claims[0].verdict
         verb = "" if verdict in (Verdict.HOLDS, Verdict.DOES_NOT_HOLD) else "is "
-        return f"The source's claim ({source}) {verb}{verdict}."
-    return f"Of {len(claims)} claims of the source ({source}), {', '.join(known)}."
+        return f"The source's claim ({source}) {verb}{verdict}.{few}"
+    return f"Of {len(claims)} claims of the source ({source}), {', '.join(known)}.{few}"
 
 
 def _plural(verdict: Verdict, count: int) -> str:
