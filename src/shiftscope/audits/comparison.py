@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shiftscope.audits.results import Audit, Row
+from shiftscope.audits.session import block_size
 from shiftscope.display import Shown
 from shiftscope.errors import InputError
 from shiftscope.estimates import ALIKE, Estimate, changed, difference, telling
@@ -21,6 +22,8 @@ __all__ = ["AuditComparison", "MeasureComparison", "compare_audits", "direction"
 
 #: Measures that a model should have more of, although shifts alone do not decide them.
 ACCURACIES = ("accuracy", "true_probability", "test_accuracy")
+#: Measures of how an image is found among others, which depend on how many there are.
+OF_GALLERIES = ("retrieval", "neighbour_rank")
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ def compare_audits(before: Audit, after: Audit, *, names: tuple[str, str] = ("th
         raise InputError(f"the audits read outputs as {before.task} and as {after.task}.", "Audit both with the same --task.")
     known = {(row.protocol, row.measure): row for row in before.rows}
     rows = [(known[row.protocol, row.measure], row) for row in after.rows if (row.protocol, row.measure) in known]
-    alike = [(old, new) for old, new in rows if _way(old) == _way(new)]
+    alike = [(old, new) for old, new in rows if _way(old, before) == _way(new, after)]
     if not alike:
         raise InputError(
             "the audits have no measure in common that was measured in the same way.", "Audit both with the same protocols."
@@ -192,8 +195,13 @@ def compare_audits(before: Audit, after: Audit, *, names: tuple[str, str] = ("th
     return AuditComparison(measures, names, tuple(_notes(before, after, measures, paired, len(rows) - len(alike))))
 
 
-def _way(row: Row) -> tuple[object, ...]:
-    return row.border, row.max_shift, row.views
+def _way(row: Row, audit: Audit) -> tuple[object, ...]:
+    """Return how a measure was measured; retrieval also by what was searched, which it falls with."""
+    gallery: tuple[object, ...] = ()
+    if row.measure in OF_GALLERIES:
+        size = [int(side) for side in audit.provenance.get("input", "").split("x")[1:]]
+        gallery = audit.cost.images, block_size(size) if size else None
+    return (row.border, row.max_shift, row.views, *gallery)
 
 
 def _pairs(before: Audit, after: Audit, row: Row) -> Tensor | None:

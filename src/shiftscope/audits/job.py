@@ -390,7 +390,7 @@ def _start(spec: AuditSpec, subject: Subject, protocols: Sequence[str | Protocol
         seed=spec.seed,
         batch_size=spec.batch_size,
         device=spec.device,
-        task=spec.task,
+        task=spec.task or loaded.spec.task,
         truth=None if spec.truth is None else partial(open_truth, Path(spec.truth), images),
     )
     try:

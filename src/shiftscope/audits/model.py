@@ -150,10 +150,15 @@ class CountedModel:
         reason = first_line(error).rstrip(".")
         kind = type(error).__name__
         named = reason if reason == kind else f"{kind}: {reason}"
-        return ModelFailsError(f"the model fails on images of {shape} ({named}).", self._channel_remedy(images))
+        return ModelFailsError(f"the model fails on images of {shape} ({named}).", self._remedy(images))
 
-    def _channel_remedy(self, images: Tensor) -> str:
-        """Return how many channels the first convolution takes, if the images have another number."""
+    def _remedy(self, images: Tensor) -> str:
+        """Return what may help: the precision of its weights, or the channels that its first convolution takes."""
+        weights = self.model.parameters() if isinstance(self.model, nn.Module) else ()
+        half = next((each.dtype for each in weights if each.dtype in (torch.float16, torch.bfloat16)), None)
+        if half is not None:
+            name = str(half).removeprefix("torch.")
+            return f"Its weights are {name}, and images float32: convert it with `.float()`, or cast images inside it."
         modules = list(self.model.modules()) if isinstance(self.model, nn.Module) else []
         first = next((module for module in modules if isinstance(module, nn.Conv2d)), None)
         if first is None or first.in_channels == images.shape[1]:

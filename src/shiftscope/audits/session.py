@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import chain, repeat
 from typing import Any
@@ -25,6 +25,7 @@ from shiftscope.engine.batches import Images, Labels, batches_of, images_in
 from shiftscope.engine.checks import check_classes, device_of, evaluating
 from shiftscope.engine.dependence import dependence_warnings
 from shiftscope.engine.framing import Border, check_max_shift
+from shiftscope.engine.task_trials import returns_embeddings
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import checksum
 from shiftscope.runtime.provenance import provenance
@@ -43,6 +44,8 @@ DEFAULTS: dict[Kind, tuple[str, ...]] = {
 SENSITIVITY_MAP, SMALL = "myburgh2021", 64
 #: Images per block, of inputs up to ``LARGE`` pixels and of larger ones. Only the last bits of outputs depend on it.
 BLOCK, BLOCK_OF_LARGE, LARGE = 64, 16, 96
+#: Rounding of a length of 1.
+UNIT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,8 @@ class Session:
                 f"`batch_size` must be 1 or more images, got {options.batch_size}.", "Leave it out to choose automatically."
             )
         _check(example, tuple(example.shape[1:]))
+        if options.task is None and returns_embeddings(model, options.output):
+            options = replace(options, embedding=True)
         framing = framing_of(example, options.size, options.fill, options.mean)
         device = device_of(model, options.device)
         counted = CountedModel(model, output=options.output, device=device)
@@ -212,7 +217,8 @@ class Session:
         measurer = Measurer(
             counted, protocols, framing, kind=kind, labelled=labelled and not mismatch, batch_size=options.batch_size
         )
-        notes = (mismatch, map_words(*output.shape[1:]) if kind == "maps" else "", *_notes(protocols, framing, kind))
+        doubt = _unit_length(output) if kind == "classes" else map_words(*output.shape[1:]) if kind == "maps" else ""
+        notes = (mismatch, doubt, *_notes(protocols, framing, kind))
         return cls(measurer, framing, kind, output.shape[1], tuple(example.shape[1:]), tuple(note for note in notes if note))
 
     @classmethod
@@ -234,7 +240,10 @@ class Session:
         notes = [ignored] if ignored else []
         if "retrieval" in task.measures:
             block = block_size(framing.size)
-            notes.append(f"Retrieval and ranks search the unshifted images of a block of {block}, not all images.")
+            notes.append(
+                f"Retrieval and ranks search the unshifted images of a block of up to {block}, not all images: with "
+                "more or fewer to search they differ."
+            )
         return cls(measurer, framing, "task", 0, shape, (*notes, *_notes(protocols, framing, "task")), task)
 
     @property
@@ -315,8 +324,17 @@ def _label_mismatch(kind: Kind, outputs: int, classes: int | None) -> str:
     if kind != "classes":
         return "Labels are ignored: the model returns no classes."
     if classes is not None and outputs != classes:
-        return f"Labels are ignored: the model has {outputs} classes, the data {classes}."
+        return f"Labels are ignored: the model has {outputs} classes, the data {classes}. Of features, pass `embedding`."
     return ""
+
+
+def _unit_length(output: Tensor) -> str:
+    """Return a note on outputs [image, class] that have length 1, as normalised features do; empty for others."""
+    values = output.double()
+    alike = ((values.norm(dim=1) - 1).abs() < UNIT).all() and values.shape[1] > 1
+    if not alike or ((values >= 0).all() and ((values.sum(dim=1) - 1).abs() < UNIT).all()):
+        return ""
+    return "Outputs have length 1, as embeddings do, and are taken as class scores: if they are none, pass `embedding`."
 
 
 def _notes(protocols: Sequence[Protocol], framing: Framing, kind: Kind) -> Iterator[str]:
@@ -326,7 +344,7 @@ def _notes(protocols: Sequence[Protocol], framing: Framing, kind: Kind) -> Itera
     if any(each.border == "mean" and framing.mean is None for each in protocols):
         yield "The mean colour is unknown; the canvas's colour replaces it."
     if kind == "vectors":
-        yield "Outputs are embeddings: the audit measures cosines only, nothing that needs a top class."
+        yield "Outputs are embeddings: the audit measures cosines; task `embedding` also finds whether each is still nearest."
 
 
 def _pan_words(protocol: Protocol, border: str, kind: Kind) -> str:

@@ -112,7 +112,13 @@ class Subject:
         made, found = self.loaded.spec, self.loaded.preprocessing
         size = one_or_both(self.images.size) if made.factory and found.size is None else made.size
         return made.model_copy(
-            update={"size": size, "weights": self.loaded.weights, "source": found.source, "output": self.output}
+            update={
+                "size": size,
+                "weights": self.loaded.weights,
+                "source": found.source,
+                "output": self.output,
+                "embedding": self.embedding or None,
+            }
         )
 
     @property

@@ -20,7 +20,7 @@ from shiftscope.engine.dependence import dependence
 from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border, check_max_shift, frame, inner_size
 from shiftscope.engine.outputs import Runner, open_runner
-from shiftscope.engine.task_trials import reference_doubts
+from shiftscope.engine.task_trials import reference_doubts, returns_embeddings
 from shiftscope.errors import InputError
 from shiftscope.radii import Found, ShiftGrid, find_radii, find_task_radii
 from shiftscope.runtime.progress import Report, Stage, silent
@@ -149,6 +149,7 @@ class Certifier:
             raise InputError(f"`parts` must be 1 or more points per pixel, got {parts}.", "1 tries whole-pixel shifts only.")
         if radius is not None:
             check_max_shift(radius, inner_size(size, (example.shape[2], example.shape[3])), "radius")
+        embedding = embedding or (task is None and returns_embeddings(model, output))
         framed = frame(example, size, mode, radius)
         self.border, self.size, self.shape = framed.border, framed.size, tuple(example.shape[1:])
         self.shifts = ShiftGrid(framed.max_shift, parts)

@@ -112,8 +112,9 @@ class _Run:
 
     def __init__(self, spec: CertificateSpec, subject: Subject) -> None:
         self.subject, images = subject, subject.images
+        task = spec.task or subject.loaded.spec.task
         self.certifier = Certifier(
-            subject.model if spec.task is None else subject.loaded.model,
+            subject.model if task is None else subject.loaded.model,
             images.example(),
             radius=images.default_shift if spec.max_shift is None else spec.max_shift,
             mode=spec.mode,
@@ -122,8 +123,8 @@ class _Run:
             fill=images.fill,
             batch_size=spec.batch_size,
             device=spec.device,
-            output=None if spec.task is None else subject.output,
-            task=spec.task,
+            output=None if task is None else subject.output,
+            task=task,
             embedding=subject.embedding,
         )
         self.plan = CertificatePlan(

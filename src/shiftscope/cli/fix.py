@@ -130,7 +130,7 @@ def fix(
         made = subject.loaded.spec
         fixes = (*made.fixes, *fixing.fixes(subject)[0])
         tuned = (*made.tuned, *([trained.tuned] if trained else []))
-        _save(saved, surgery, subject.fixable.model_copy(update={"fixes": fixes, "tuned": tuned}))
+        _save(saved, surgery, subject.fixable.model_copy(update={"fixes": fixes, "tuned": tuned, "task": task or made.task}))
         forget(out if trained else None)
     chosen = [*_arguments(kinds, filter_size, reach), *training.arguments()]
     of_task = f"--task {quote(task or found.name)}" if found is not None else ""

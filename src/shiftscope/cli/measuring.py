@@ -92,6 +92,7 @@ def task_of_subject(subject: Subject, task: str | None, truth: Path | None) -> T
     from shiftscope.engine.task_trials import task_for
     from shiftscope.tasks import find_task
 
+    task = task or subject.loaded.spec.task
     chosen = None if task is None else find_task(task)
     if truth is not None and not truth.exists():
         raise InputError(f"`truth` {truth} does not exist.", "Check the path.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from shiftscope.engine.answers import FEW_IMAGES
 from shiftscope.engine.checks import device_of, evaluating
@@ -21,6 +21,7 @@ from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.shifts import Mode
 from shiftscope.tasks import Pair, Task, Truth, View, find_task, task_of
+from shiftscope.tasks.embedding import NAMES as EMBEDDINGS
 from shiftscope.tasks.reading import select_output
 from shiftscope.tasks.segmentation import NAMES, Segmentation
 
@@ -32,6 +33,7 @@ __all__ = [
     "graded",
     "reference_doubts",
     "reference_sums",
+    "returns_embeddings",
     "run_model",
     "task_for",
     "the_change",
@@ -344,7 +346,7 @@ def task_for(
         InputError: there is no such task, the model fails, or its output is not the task's.
     """
     chosen = find_task(task) if isinstance(task, str) else task
-    if chosen is None and embedding:
+    if chosen is None and (embedding or returns_embeddings(model, output)):
         return None
     with evaluating(model), torch.no_grad():
         raw = run_model(model, example, None)
@@ -356,6 +358,22 @@ def task_for(
         chosen = chosen.knowing(model)
         chosen.read(found, 1, size)
     return chosen
+
+
+def returns_embeddings(model: Any, output: str | int | None = None) -> bool:
+    """Return whether a model says that it returns features instead of class scores.
+
+    A backbone of transformers as ``load_model`` returns it says so, a timm model without a head, and an output with the name of
+    an embedding. A model that contains one of these says nothing: what comes behind it may be a classifier.
+
+    Args:
+        model: the model, or a sequence whose last part it is, as behind a normalisation.
+        output: the chosen one of several outputs.
+    """
+    while type(model) is nn.Sequential and len(model):
+        model = model[-1]
+    headless = getattr(model, "num_classes", None) == 0 and isinstance(getattr(model, "pretrained_cfg", None), Mapping)
+    return headless or getattr(model, "returns_embeddings", False) is True or output in EMBEDDINGS
 
 
 def _is_map(found: Any) -> bool:

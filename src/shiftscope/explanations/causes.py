@@ -79,11 +79,12 @@ class Causes:
 
     def table(self) -> Table:
         """Return a row for each cause, and one for the total."""
+        unknown = any(each.part is None for each in self.causes if not each.part_of)
         rows: list[dict[str, Cell]] = [
             {
                 "cause": f"of {each.part_of}: {each.name}" if each.part_of else each.name,
                 "lost": each.part,
-                "share": each.share if shares_add_up(self.causes) else None,
+                "share": each.share if shares_add_up(self.causes) and not (each.name == "other" and unknown) else None,
                 **_cells(each.after),
                 "step": each.step,
                 "reason": each.reason or None,

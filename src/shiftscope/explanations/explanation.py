@@ -17,7 +17,7 @@ from shiftscope.engine.batches import Images, Labels, gather
 from shiftscope.engine.checks import check_classes, check_images, check_labels, device_of, evaluating, unwrapped
 from shiftscope.engine.dependence import model_warnings
 from shiftscope.engine.framing import Border, Shifting
-from shiftscope.engine.task_trials import task_for
+from shiftscope.engine.task_trials import returns_embeddings, task_for
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.causes import Causes, causes_of
@@ -237,6 +237,7 @@ def explain(
     """
     model = unwrapped(model)
     images, labels = gather(images, labels)
+    embedding = embedding or (task is None and returns_embeddings(model, output))
     labels = None if embedding else labels
     _check(model, images, labels, shifts, mode)
     under = Shifting(size, max_shift, mode, fill, seed)

@@ -123,6 +123,8 @@ def _invariance(found: Observed, geometry: Geometry | None) -> tuple[Status, str
             "a weight for every position, and a shift of the map changes the output unless all these weights are alike."
         )
     conditions = _conditions(found)
+    if found.problem and geometry is None:
+        return "unknown", f"Nothing is known about invariance: {conditions[0]}."
     if conditions:
         return "possible", f"Invariance is possible, not guaranteed: {'; '.join(conditions)}."
     steps = {name for name, what in found.run.notes if what == "polyphase"}

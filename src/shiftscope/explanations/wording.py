@@ -37,7 +37,7 @@ NAMED_SHARE = 0.05
 
 GUARANTEES = {
     "guaranteed": "The model's graph guarantees the same outputs after every circular shift by whole pixels.",
-    "possible": "The model's graph allows invariance, but does not guarantee it.",
+    "possible": "The model's graph neither guarantees nor excludes invariance.",
     "impossible": "With this head invariance is impossible, whatever the weights.",
     "unknown": "The model's graph cannot be read.",
 }

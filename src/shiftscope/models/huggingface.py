@@ -89,6 +89,7 @@ class Embedder(Wrapped):
             hold it.
     """
 
+    returns_embeddings = True
     pooler: Tensor
 
     def __init__(self, model: nn.Module, *, pooler: bool, blue_first: bool = False) -> None:

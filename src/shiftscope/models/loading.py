@@ -312,7 +312,7 @@ def _spec_in_metadata(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
 
 def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> LoadedModel:
     """Build a model and load its weights."""
-    embedding, code, image = False, "", None
+    embedding, code, image = bool(spec.embedding), "", None
     classes: tuple[str, ...] = ()
     if spec.network is not None:
         model: nn.Module = build(spec.network, generator=stream(0, "weights"))
@@ -325,7 +325,8 @@ def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> Loade
             known = _library_model(spec, pretrained=False, download=False)
         except InputError as error:
             raise InputError(f"{source} needs the model {spec.factory}: {error.problem}", error.remedy) from error
-        model, image, embedding, found, classes = known.model, known.image, known.embedding, known.preprocessing, known.classes
+        model, image, found, classes = known.model, known.image, known.preprocessing, known.classes
+        embedding = embedding or known.embedding
         image = image if image is None or spec.size is None else (image[0], *both(spec.size))
     else:
         made = call_factory(spec.factory)

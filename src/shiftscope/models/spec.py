@@ -106,6 +106,8 @@ class ModelSpec(Spec):
         mean: mean per channel of the normalisation in front of the model.
         deviation: standard deviation per channel of that normalisation.
         output: name or position of the output to measure, if there are several.
+        embedding: whether outputs were measured as features; None where nobody said so.
+        task: what outputs were measured as, where the user chose it.
         fixes: applied in this order.
         tuned: trainings after them, in order.
         data: the data set that a study trained the network on.
@@ -121,6 +123,8 @@ class ModelSpec(Spec):
     mean: Channels | None = None
     deviation: Channels | None = None
     output: str | None = None
+    embedding: bool | None = None
+    task: Text | None = None
     fixes: tuple[Fix, ...] = ()
     tuned: tuple[Tuned, ...] = ()
     data: DataSpec | None = None

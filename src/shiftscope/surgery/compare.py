@@ -19,7 +19,7 @@ from shiftscope.engine.dependence import model_warnings
 from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border, Framed, Shifting
 from shiftscope.engine.outputs import stream_outputs, track
-from shiftscope.engine.task_trials import task_for
+from shiftscope.engine.task_trials import returns_embeddings, task_for
 from shiftscope.errors import InputError, ModelFailsError, first_line
 from shiftscope.estimates import Estimate, changed, difference, mean, telling
 from shiftscope.graphs.probing import check_initialised
@@ -89,6 +89,7 @@ def fix(
     task: Task | str | None = None,
     truth: Truth | None = None,
     output: str | int | None = None,
+    embedding: bool = False,
     seed: int = 0,
     report: Report = silent,
 ) -> Fixed:
@@ -113,6 +114,7 @@ def fix(
             task. By default detected from them: classes, maps of classes, or the task that recognises them.
         truth: ground truth of each image, as the task takes it.
         output: name or position of the output that the task reads, of a model with several.
+        embedding: whether outputs are features, as with ``task="embedding"``.
         seed: draws the shifts of large inputs.
         report: called with progress events.
 
@@ -129,6 +131,8 @@ def fix(
     model = model if isinstance(model, nn.Module) else Function(model).eval()
     under = Shifting(size, max_shift, mode, torch.tensor(fill).expand(images.shape[1]), seed)
     framed = under.frame(images)
+    if task is None and (embedding or returns_embeddings(model, output)):
+        task = "embedding"
     found = task_for(model, under.unshifted(images[:1]), task, output=output)
     named_fixes = [kinds] if isinstance(kinds, str) else kinds
     chosen = [(kind, filter_size if kind == "blur" else 1) for kind in named_fixes]

@@ -69,7 +69,18 @@ def is_one_value_map(output: Any, count: int, size: tuple[int, int]) -> bool:
         return False
     height, width = output.shape[-2:]
     alike = abs(height / width - size[0] / size[1]) <= ASPECT * size[0] / size[1]
+    if output.ndim == 3:  # or tokens [image, token, channel], whose number and length have nothing to do with each other
+        alike = alike and _is_multiple((height, width), size)
     return (output.ndim == 3 or output.shape[1] == 1) and min(height, width) >= LEAST_SIDE and alike
+
+
+def _is_multiple(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether one size is the other, rounded up or down, times or over the same whole number along both axes."""
+    small, large = (one, other) if one[0] <= other[0] else (other, one)
+    for factor in {large[0] // small[0], -(-large[0] // small[0])}:
+        if all(own in (there // factor, -(-there // factor)) for own, there in zip(small, large, strict=True)):
+            return True
+    return False
 
 
 @dataclass(frozen=True)

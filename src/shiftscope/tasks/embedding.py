@@ -20,7 +20,7 @@ from shiftscope.tasks.task import ROUNDING, Pair, Task, View
 __all__ = ["Embedding"]
 
 #: Names of an embedding among several outputs.
-NAMES = ("image_embeds", "pooler_output", "embeddings", "features")
+NAMES = ("image_embeds", "pooler_output", "embeddings", "embedding", "features")
 #: Neighbours whose cosines differ by no more than this are equally near.
 EQUAL = 1e-6
 
