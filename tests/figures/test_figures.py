@@ -167,17 +167,18 @@ def test_sensitivity_maps_share_a_scale_and_place_shifts() -> None:
 
 
 def test_pareto_plot_names_the_front_only() -> None:
-    assert sorted(text.get_text() for text in DRAWN["pareto"]().axes[0].texts) == [
-        "subsampling factor 1, kernel 3",
-        "subsampling factor 4, kernel 3",
-    ]
+    figure = DRAWN["pareto"]()
+    assert legend(figure) == ["subsampling factor 1, kernel 3", "subsampling factor 4, kernel 3"]
+    points = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    expected = {(row["factor"], row["kernel"]): row["mcs"].value for row in GRID.rows}
+    assert {digit: x for digit, (x, _) in points.items()} == {"1": expected[1, 3], "2": expected[4, 3]}
 
 
 def test_pareto_plot_draws_printed_points_apart_from_the_front() -> None:
     figure = pareto_plot(GRID, x="mcs", y="accuracy", names=("factor", "kernel"), printed=[(0.99, 0.99), (0.2, 0.3)])
     assert figure.axes[0].collections[-1].get_offsets().tolist() == [[0.99, 0.99], [0.2, 0.3]]
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["printed by the source"]
-    assert len(figure.axes[0].texts) == 2
+    assert legend(figure)[-1] == "printed by the source"
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2"]
 
 
 def test_scatter_plot_has_a_point_for_each_row_and_a_legend_for_series() -> None:

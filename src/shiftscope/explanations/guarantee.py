@@ -61,7 +61,7 @@ class Guarantee:
     Attributes:
         status: of invariance to circular shifts by whole pixels: ``guaranteed`` for all of them, whatever the weights;
             ``possible`` where it holds for some shifts or some weights only, or cannot be shown; ``impossible`` where the head
-            has a weight for every position; ``unknown`` where the model cannot be tried.
+            has a weight for every position; ``unknown`` where the model cannot be tried, or a run shows nothing.
         sentence: the reason.
         exact_at: at which shifts the layers before the head are exactly equivariant, in a sentence.
         geometry: strides, receptive fields, borders and head; None where the graph cannot be read.

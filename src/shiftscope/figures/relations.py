@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["dot_plot", "layer_plot", "paired_plot", "pareto_plot", "scatter_plot"]
 
 GREY = "#777777"
+#: Height of a name above a figure, inches.
+NAME_HEIGHT = 0.16
 
 
 @with_fonts
@@ -37,29 +39,29 @@ def pareto_plot(table: Table, *, x: str, y: str, names: tuple[str, ...], printed
         table: rows with two columns of estimates.
         x: the column along the horizontal axis.
         y: the column along the vertical axis.
-        names: the columns whose settings name a row of the front.
+        names: the columns whose settings name a row of the front, above the axes.
         printed: a publication's points (x, y), drawn as crosses; they are not part of the front.
 
     Raises:
         InputError: no row holds both numbers.
     """
     rows = _rows_with(table, x, y)
-    figure, (axes,) = new_figure(COLUMN, 2.6)
     points = [(_value(row, x), _value(row, y)) for row in rows]
     front = pareto_front(points)
+    figure, (axes,) = new_figure(COLUMN, 2.6 + NAME_HEIGHT * len(front))
     for index, row in enumerate(rows):
         _draw_point(axes, row, (x, y), COLOURS[0] if index in front else GREY)
     axes.plot(*zip(*(points[index] for index in front), strict=True), linestyle="--", linewidth=0.9, color=COLOURS[0], zorder=1)
+    for digit, index in enumerate(front, start=1):
+        # Names do not fit between points: a number stands at the point, and the names above the axes.
+        axes.annotate(str(digit), points[index], (4, 4), textcoords="offset points", color=COLOURS[0])
+        label = row_name(rows[index], names)
+        axes.plot([], [], linestyle="none", marker=f"${digit}$", color=COLOURS[0], label=label, markersize=5)
     if printed:
         across, up = zip(*printed, strict=True)
         axes.scatter(across, up, marker="x", s=14, linewidths=0.8, color=GREY, label="printed by the source")
-        axes.legend(frameon=False, fontsize=6.5)
-    middle = sum(axes.get_xlim()) / 2
-    for index in front:
-        # Names extend towards the middle, where there is room.
-        offset, side = ((-4, 5), "right") if points[index][0] > middle else ((4, 5), "left")
-        name = row_name(rows[index], names)
-        axes.annotate(name, points[index], offset, textcoords="offset points", fontsize=6.5, ha=side)
+    if names or printed:
+        add_legend(figure, axes)
     _finish(axes, heading(x), heading(y))
     return figure
 
