@@ -166,6 +166,25 @@ def test_sensitivity_maps_share_a_scale_and_place_shifts() -> None:
     assert images[0].get_extent() == [-1.5, 1.5, 1.5, -1.5]
 
 
+def test_names_of_maps_break_at_commas() -> None:
+    names = [f"subsampling factor {factor}, pooling kernel {kernel}" for factor in (1, 2, 4) for kernel in (2, 3)]
+    figure = sensitivity_maps({name: torch.arange(9.0) for name in names})
+    titles = [axes.get_title(loc="left") for axes in figure.axes[:6]]
+    assert titles == [name.replace(", ", ",\n") for name in names]
+
+
+def test_numbers_of_a_heat_map_have_the_same_digits_and_no_negative_zero() -> None:
+    rows = tuple(
+        {"factor": factor, "kernel": kernel, "mcs": 0.7 + 0.01 * factor, "source_mcs": 0.7 + 0.2 * factor + 0.0001}
+        for factor in (0, 1)
+        for kernel in (2, 3)
+    )
+    figure = heat_maps(Table("grid", ("factor", "kernel", "mcs", "source_mcs"), rows), x="factor", y="kernel", measure="mcs")
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert {len(text.lstrip("-")) for text in texts} == {5}
+    assert "0.000" in texts and "-0.000" not in texts
+
+
 def test_pareto_plot_names_the_front_only() -> None:
     figure = DRAWN["pareto"]()
     assert legend(figure) == ["subsampling factor 1, kernel 3", "subsampling factor 4, kernel 3"]

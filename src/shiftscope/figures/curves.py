@@ -42,7 +42,7 @@ def line_plot(table: Table, *, x: str, measure: str, series: tuple[str, ...] = (
     if any(number(row.get(f"source_{measure}")) is not None for row in table.rows):
         axes.plot([], [], "o:", color="#555555", markerfacecolor="none", markersize=4, linewidth=0.8, label=source)
     add_legend(figure, axes)
-    axes.set(xlabel=heading(x), ylabel=heading(measure))
+    axes.set(xlabel=f"{heading(x)}, pixels" if x == "max_shift" else heading(x), ylabel=heading(measure))
     axes.set_xticks(list(positions.values()), [str(value) for value in positions])
     remove_frame(axes)
     return figure

@@ -24,8 +24,10 @@ __all__ = ["heat_maps", "sensitivity_maps"]
 MAPS_A_ROW = 4
 #: From this number of settings on, numbers no longer fit into the cells.
 TOO_MANY_FOR_NUMBERS = 9
-#: Two decimals would hide differences within this range.
+#: Two decimals would hide differences within this range, of our numbers or of the source's.
 NARROW_RANGE = 0.05
+#: Height of a further line of a title, inches.
+TITLE_LINE = 0.14
 
 
 @with_fonts
@@ -54,6 +56,8 @@ def heat_maps(table: Table, *, x: str, y: str, measure: str) -> Figure:
     ]
     if not panels:
         raise InputError(f"No row of the table {table.title!r} holds a number in {measure}.", "Measure it first.")
+    ranges = [np.nanmax(grid) - np.nanmin(grid) for _, grid in panels[:2]]
+    digits = 2 if min((each for each in ranges if each > 0), default=0) > NARROW_RANGE else 3
     figure, axes = new_figure(PAGE if len(panels) > 1 else COLUMN, 0.95 + 0.32 * len(rows), columns=len(panels))
     figure.suptitle(heading(measure), x=0.01, ha="left", fontsize=9, fontweight="bold")
     for panel, (name, grid) in zip(axes, panels, strict=True):
@@ -62,7 +66,7 @@ def heat_maps(table: Table, *, x: str, y: str, measure: str) -> Figure:
         else:
             most = float(np.nanmax(np.abs(grid)))
             image = panel.imshow(grid, cmap=DIVERGING, vmin=-most, vmax=most, aspect="auto")
-        _write_numbers(panel, grid, image)
+        _write_numbers(panel, grid, image, digits)
         panel.set_title(name, loc="left")
         panel.set_xlabel(heading(x))
         panel.set_xticks(range(len(columns)), [str(value) for value in columns])
@@ -84,11 +88,13 @@ def sensitivity_maps(maps: Mapping[str, Float[Tensor, " shift"]], *, measure: st
     low, high = min(float(grid.min()) for grid in grids.values()), max(float(grid.max()) for grid in grids.values())
     columns = min(len(grids), MAPS_A_ROW)
     rows = -(-len(grids) // columns)
-    figure, axes = new_figure(PAGE, 0.6 + (PAGE - 1.1) / columns * rows * 1.12, columns=columns, rows=rows, share=True)
+    lines = max(name.count(", ") for name in grids)  # beside the first, in a title
+    height = 0.6 + rows * ((PAGE - 1.1) / columns * 1.12 + TITLE_LINE * lines)
+    figure, axes = new_figure(PAGE, height, columns=columns, rows=rows, share=True)
     for panel, (name, grid) in zip(axes, grids.items(), strict=False):
         edge = grid.shape[0] // 2 + 0.5
         image = panel.imshow(grid, cmap=SEQUENTIAL, vmin=low, vmax=high, extent=(-edge, edge, edge, -edge))
-        panel.set_title(name, loc="left")
+        panel.set_title(name.replace(", ", ",\n"), loc="left")
     for panel in axes[len(grids) :]:
         panel.set_visible(False)
     figure.supxlabel("shift right, pixels", fontsize=8)
@@ -110,14 +116,13 @@ def _grid(
     return grid
 
 
-def _write_numbers(panel: Axes, grid: Float[np.ndarray, "row column"], image: Any) -> None:
+def _write_numbers(panel: Axes, grid: Float[np.ndarray, "row column"], image: Any, digits: int) -> None:
     """Write the numbers into the cells, black or white, whichever contrasts more."""
     if max(grid.shape) >= TOO_MANY_FOR_NUMBERS:
         return
-    digits = 2 if np.nanmax(grid) - np.nanmin(grid) > NARROW_RANGE else 3
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5
             colour = "white" if dark else "black"
-            panel.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color=colour)
+            panel.text(column, row, f"{value:z.{digits}f}", ha="center", va="center", fontsize=7, color=colour)

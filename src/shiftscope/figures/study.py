@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shiftscope import figures
 from shiftscope.errors import InputError
+from shiftscope.figures.cells import row_name
 from shiftscope.runtime.files import write_atomically, writing
 from shiftscope.studies.folder import StudyFolder, read_folder
 from shiftscope.studies.sections import flatten
@@ -171,14 +172,14 @@ class _Drawings:
         table = _alike(self.results.curves(), self.x)
         if not table.rows:
             raise _NoFigureError("no record holds a curve.")
-        return figures.line_plot(table, x="max_shift", measure=measure, series=self._series)
+        return self._titled(figures.line_plot(table, x="max_shift", measure=measure, series=self._series), table)
 
     def layers(self) -> Figure:
         table = _alike(self.results.layers(), self.x)
         rows = tuple(row for row in table.rows if row.get("pixels"))
         if not rows:
             raise _NoFigureError("no record holds the responses of layers.")
-        return figures.layer_plot(Table(table.title, table.columns, rows), series=self._series)
+        return self._titled(figures.layer_plot(Table(table.title, table.columns, rows), series=self._series), table)
 
     def homogeneity(self) -> Figure:
         gains = self.results.gains()
@@ -187,6 +188,13 @@ class _Drawings:
         if len({row.get("factor") for row in gains.rows}) == len(gains.rows):
             raise _NoFigureError("it compares cells of one factor, and there is only one of each.")
         return figures.scatter_plot(gains, x="homogeneity", y="gain", series=self.varied)
+
+    def _titled(self, figure: Figure, table: Table) -> Figure:
+        """Say in a figure which cells it shows, where some settings that vary in the study are the same in its rows."""
+        same = [name for name in self.varied if name not in (self.x, "max_shift")]
+        if same and table.rows:
+            figure.axes[0].set_title(row_name(table.rows[0], same), loc="left", fontsize=8)
+        return figure
 
     @property
     def _series(self) -> tuple[str, ...]:
