@@ -81,7 +81,7 @@ def page() -> str:
     images = torch.randint(0, 256, (IMAGES, 1, 28, 28), generator=generator, dtype=torch.uint8)
     labels = torch.arange(IMAGES) % CLASSES
     names = tuple(str(label) for label in range(CLASSES))
-    return render(Page("Benchmark", "Drag.", (Drag("Drag", "", images, labels, names, 40, (0,), REACH, tuple(networks)),)))
+    return render(Page("Benchmark", "Drag.", (Drag("Drag", "", images, labels, names, (40, 40), (0,), REACH, tuple(networks)),)))
 
 
 def measure(chromium: Any, path: Path) -> tuple[float, list[float], list[float]]:

@@ -38,7 +38,7 @@ def drag(classes: tuple[str, ...], *, images: int = 2, networks: int = 2, reach:
         shown.append(Network(names.format(number), 2 * number + 1, Outputs(values, values[:, len(shifts) // 2], shifts)))
     noise = torch.randint(0, 256, (images, 1, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.arange(images) % len(classes)
-    return Drag("Drag", "", noise, labels, classes, 8 + 2 * reach, (0,), reach, tuple(shown))
+    return Drag("Drag", "", noise, labels, classes, (8 + 2 * reach, 8 + 2 * reach), (0,), reach, tuple(shown))
 
 
 def page_of(*sections: Any, title: str = "A page") -> Page:

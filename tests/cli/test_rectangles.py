@@ -107,6 +107,7 @@ def test_other_commands_take_it(models: Command, command: str) -> None:
 def test_report_and_film_show_it(models: Command, tmp_path: Path) -> None:
     assert models("audit", "models.py:wide", "--data", "photos", "--max-shift", "2", "--out", "audit").code == 0
     assert models("report", "audit").code == 0
+    assert '"canvas":[24,40]' in (tmp_path / "audit" / "report.html").read_text()  # dragged images leave it where the model's do
     assert models("audit", "models.py:wide", "--data", "photos", "--pan", "0.5,0.5", "--steps", "4", "--out", "pan").code == 0
     film = json.loads((tmp_path / "pan" / "film.json").read_text())
     assert film["strips"]

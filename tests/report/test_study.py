@@ -168,7 +168,7 @@ def test_variants_have_a_section_each(tmp_path: Path) -> None:
     run_study(load_study(str(tmp_path / "variants.toml")), out=tmp_path / "study")
     page = study_page(read_folder(tmp_path / "study"))
     canvases = {section.title: section.canvas for section in page.sections if hasattr(section, "canvas")}
-    assert canvases == {"Drag the image: <small>": 22, "Drag the image: large": 26}
+    assert canvases == {"Drag the image: <small>": (22, 22), "Drag the image: large": (26, 26)}
     assert not any(isinstance(section, Missing) for section in page.sections), "a study without a source lacks nothing"
     assert "Drag the image: &lt;small&gt;" in render(page)
 

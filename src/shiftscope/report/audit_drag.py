@@ -143,8 +143,8 @@ def _section(
         f"beforehand, at all {len(shifts):,} shifts of {len(images)} of the {audited} images; the canvas's colour fills what a "
         "shift uncovers."
     )
-    reach = int(shifts.abs().max())
-    return Drag("Drag the image", caption, images, labels, classes, images.shape[2], colour, reach, (network,))
+    reach, canvas = int(shifts.abs().max()), (images.shape[2], images.shape[3])
+    return Drag("Drag the image", caption, images, labels, classes, canvas, colour, reach, (network,))
 
 
 def write_drag(folder: Path, drag: Drag | None, audited: int) -> None:

@@ -163,7 +163,7 @@ class Drag(Section):
         images: without canvas.
         labels: the index of each image's class; -1 if it is unknown or not among ``classes``.
         classes: the classes' names.
-        canvas: height and width of the canvas, pixels.
+        canvas: (height, width) of the canvas, pixels.
         colour: the canvas's colour, 0 to 255 for each channel of the images.
         reach: the largest shift along an axis, pixels.
         networks: at least one.
@@ -172,7 +172,7 @@ class Drag(Section):
     images: UInt8[Tensor, "image channel height width"]
     labels: Int[Tensor, " image"]
     classes: tuple[str, ...]
-    canvas: int
+    canvas: tuple[int, int]
     colour: tuple[int, ...]
     reach: int
     networks: tuple[Network, ...]

@@ -16,7 +16,9 @@ shiftscope.Player = class {
     this.dx = 0;
     this.stage = section.querySelector(".stage");
     this.picture = section.querySelector(".picture");
-    this.picture.width = this.picture.height = this.data.canvas;
+    [this.picture.height, this.picture.width] = this.data.canvas;
+    this.picture.style.aspectRatio = `${this.picture.width} / ${this.picture.height}`;
+    this.stage.style.width = `${100 * Math.min(1, this.picture.width / this.picture.height)}%`;
     this.status = section.querySelector(".status");
     this.decoded = new Map();
     const shown = this.data.networks.length > 1 ? [0, this.data.networks.length - 1] : [0];
@@ -117,7 +119,7 @@ shiftscope.Player = class {
 
   /** Screen pixels for each pixel of the canvas. */
   scale() {
-    return this.stage.clientWidth / this.data.canvas;
+    return this.stage.clientWidth / this.picture.width;
   }
 
   choose(image) {
@@ -143,11 +145,12 @@ shiftscope.Player = class {
   }
 
   draw() {
-    const { canvas, height, width, colour } = this.data;
+    const { height, width, colour } = this.data;
+    const { height: tall, width: wide } = this.picture;
     const context = this.picture.getContext("2d");
     context.fillStyle = `rgb(${[0, 1, 2].map((part) => colour[Math.min(part, colour.length - 1)]).join(" ")})`;
-    context.fillRect(0, 0, canvas, canvas);
-    context.putImageData(this.drawn, Math.floor((canvas - width) / 2) + this.dx, Math.floor((canvas - height) / 2) + this.dy);
+    context.fillRect(0, 0, wide, tall);
+    context.putImageData(this.drawn, Math.floor((wide - width) / 2) + this.dx, Math.floor((tall - height) / 2) + this.dy);
   }
 
   /** The least cosine of the shown networks and 0, so that their maps share a scale. */

@@ -135,7 +135,7 @@ def _section(group: _Group, groups: int, data_dir: Path | None, device: torch.de
         images=data.test.images[picked],
         labels=data.test.labels[picked],
         classes=data.classes,
-        canvas=data.canvas.size,
+        canvas=(data.canvas.size, data.canvas.size),
         colour=tuple(int(part) for part in data.canvas.colour.mul(255).round()),
         reach=group.reach,
         networks=tuple(networks),

@@ -45,7 +45,7 @@ def drag_data(drag: Drag) -> dict[str, Any]:
         "width": width,
         "labels": drag.labels.tolist(),
         "classes": list(drag.classes),
-        "canvas": drag.canvas,
+        "canvas": list(drag.canvas),
         "colour": list(drag.colour),
         "reach": drag.reach,
         "networks": [_network(drag, network) for network in drag.networks],
