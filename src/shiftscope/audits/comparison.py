@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -199,7 +200,7 @@ def _way(row: Row, audit: Audit) -> tuple[object, ...]:
     """Return how a measure was measured; retrieval also by what was searched, which it falls with."""
     gallery: tuple[object, ...] = ()
     if row.measure in OF_GALLERIES:
-        size = [int(side) for side in audit.provenance.get("input", "").split("x")[1:]]
+        size = list(map(int, re.findall(r"x(\d{1,9})", audit.provenance.get("input", ""))))
         gallery = audit.cost.images, block_size(size) if size else None
     return (row.border, row.max_shift, row.views, *gallery)
 

@@ -1,7 +1,7 @@
 """Photos of any size: how each becomes the input of a model, and a set of them that is decoded a few at a time.
 
 A photo is scaled so that its shorter side has a given length, and its centre is cut out, as torchvision and timm do it; for an
-input that is no square, so that it covers a rectangle of the same shape. What the scaled photo holds around that centre on every
+input that is not square, so that it covers a rectangle of the same shape. What the scaled photo holds around that centre on every
 side is kept as a margin, from which shifted crops are taken.
 """
 
