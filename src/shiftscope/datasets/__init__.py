@@ -6,5 +6,6 @@
 - ``dataset``: split it into training, validation and test images, on a canvas.
 - ``preprocessing``: how images are prepared for a model, and where these settings come from.
 - ``photos``: photos of any size, scaled and cropped, a few at a time.
+- ``photo_origins``: open photos of a folder, of its parquet files or of the hub.
 - ``images``: choose images that suit a model, and read them a block at a time.
 """

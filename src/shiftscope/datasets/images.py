@@ -10,9 +10,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -21,15 +20,13 @@ from torch.nn import functional
 
 from shiftscope.datasets.class_names import numbered, places_of
 from shiftscope.datasets.dataset import Canvas, DataSpec, load
-from shiftscope.datasets.folders import HELD_OUT, Split, files_checksum, list_images, open_splits, parquet_files
-from shiftscope.datasets.hub import download
+from shiftscope.datasets.photo_origins import open_photos
 from shiftscope.datasets.photos import Crop, Photos, pick, plan_crop
 from shiftscope.datasets.preprocessing import Preprocessing
-from shiftscope.datasets.sources import HUB_NAMES, MOST_CLASSES, Labelled, find_folder, is_folder, looks_like_a_path, read
+from shiftscope.datasets.sources import HUB_NAMES, Labelled, is_folder, looks_like_a_path, read
 from shiftscope.errors import InputError
-from shiftscope.runtime.progress import Report, Stage, silent
+from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.sizes import Size, both, size_words
-from shiftscope.runtime.text import printable
 from shiftscope.shifts import translate
 
 __all__ = ["Block", "ImageBlocks", "from_photos", "left_out", "open_images"]
@@ -246,7 +243,7 @@ def open_images(
     preprocessing = preprocessing or Preprocessing()
     at_home = trained_on is not None and (name is None or _same(name, trained_on.name))
     if name is not None and not at_home and name not in SHORT_NAMES:
-        photos = _open_photos(name, count, _local(name, data_dir), report, training=training)
+        photos = open_photos(name, count, _local(name, data_dir), report, training=training)
         return from_photos(photos, count, preprocessing, channels, max_shift)
     if name is None and trained_on is None and channels not in (None, 1):
         size = preprocessing.size
@@ -364,58 +361,6 @@ def _sampled(found: _Small, count: int | None, preprocessing: Preprocessing, cha
         origin=found.origin,
         checksum=found.checksum,
         notes=(few,) if count is not None and count > total else (),
-    )
-
-
-def _open_photos(name: str, count: int | None, data_dir: Path | None, report: Report, *, training: bool) -> Photos:
-    """Open photos of a folder, of its parquet files, or of the hub."""
-    folder = find_folder(name, data_dir)
-    if folder is None:
-        return _from_hub(name, count, report, training=training)
-    files = parquet_files(folder)
-    if not files and not training:
-        return list_images(folder, count=count)
-    origin = f"{'parquet files of' if files else 'image folder'} {printable(folder.name)}"
-    found = _of_split(open_splits(folder), origin, files_checksum(folder, files), count, training=training)
-    return replace(found, alphabetical=not files)
-
-
-def _from_hub(name: str, count: int | None, report: Report, *, training: bool) -> Photos:
-    """Open photos of the hub; if that fails, the error also says that there is no such folder."""
-    report(Stage(f"opening Hugging Face hub {name}", 0, 0))
-    try:
-        with download(name) as splits:
-            checksum = sha256(name.encode()).hexdigest()
-            return _of_split(splits, f"Hugging Face hub {name}", checksum, count, training=training)
-    except InputError as error:
-        raise InputError(f"there is no folder {name}, and {error.problem}", error.remedy) from error
-
-
-def _of_split(splits: Mapping[str, Split], origin: str, checksum: str, count: int | None, *, training: bool) -> Photos:
-    """Return photos of the first held-out split that has labels, else of the training split; or of the training split first."""
-    preferred = ("train",) if training else HELD_OUT
-    names = [*(name for name in preferred if name in splits), *splits]
-    labels = {name: splits[name].labels() for name in dict.fromkeys(names)}
-    name = next((name for name, known in labels.items() if known and min(known) >= 0), names[0])
-    split, known = splits[name], labels[name]
-    if len(known) != split.count:
-        raise InputError(f"{origin} holds {split.count} images and {len(known)} labels.", "Check its files.")
-    highest = max(known, default=-1)
-    if highest >= (len(split.classes) or MOST_CLASSES):
-        raise InputError(
-            f"{origin} has the label {highest}, and the classes are 0 to {(len(split.classes) or MOST_CLASSES) - 1}.",
-            "Correct the labels, or the names of the classes.",
-        )
-    places = pick(split.count, count)
-    classes = split.classes or tuple(map(str, range(highest + 1)))
-    return Photos(
-        origin=f"the {name} split of {origin}" if len(splits) > 1 or name in HELD_OUT else origin,
-        names=tuple(f"image {place}" for place in places),
-        labels=tuple(known[place] for place in places) if min(known, default=-1) >= 0 else None,
-        classes=classes,
-        found=split.count,
-        checksum=checksum,
-        load=lambda wanted: split.load([places[place] for place in wanted]),
     )
 
 

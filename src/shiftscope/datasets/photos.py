@@ -21,7 +21,7 @@ from torch import Tensor
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.errors import InputError
 from shiftscope.runtime.seeds import stream
-from shiftscope.runtime.sizes import both, covering, size_words
+from shiftscope.runtime.sizes import both, corner, covering, size_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,10 +90,7 @@ class Crop:
         tall, wide = covering((image.height, image.width), self.cover)
         if (tall, wide) != (image.height, image.width):
             image = image.resize((wide, tall), PIL.Image.Resampling[self.interpolation.upper()])
-        # The corner of the model's input as torchvision rounds it, less the margin.
-        top, left = (
-            max(0, round((length - inner) / 2) - self.margin) for length, inner in zip((tall, wide), self.size, strict=True)
-        )
+        top, left = (max(0, start - self.margin) for start in corner((tall, wide), self.size))
         height, width = self.outer
         cut = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255
         return torch.from_numpy(cut.reshape(height, width, self.channels)).permute(2, 0, 1)

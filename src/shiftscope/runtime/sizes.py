@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 from shiftscope.errors import InputError
 from shiftscope.runtime.settings import described
 
-__all__ = ["LARGEST", "Size", "SizeSetting", "both", "checked_size", "covering", "one_or_both", "read_size", "size_words"]
+__all__ = ["Size", "SizeSetting", "both", "checked_size", "corner", "covering", "one_or_both", "read_size", "size_words"]
 
 #: One length for both sides, or (height, width), pixels.
 Size = int | tuple[int, int]
@@ -106,3 +106,17 @@ def covering(size: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:
     if height * wide >= width * tall:  # the height is what a smaller photo would lack
         return height, height * wide // tall
     return width * tall // wide, width
+
+
+def corner(size: tuple[int, int], inner: tuple[int, int]) -> tuple[int, int]:
+    """Return (top, left) of a model's input in the centre of an image, as torchvision rounds it; 0 along a shorter side.
+
+    Args:
+        size: (height, width) of the image, pixels.
+        inner: (height, width) of the input, pixels.
+
+    >>> corner((256, 341), (224, 224))
+    (16, 58)
+    """
+    (tall, wide), (height, width) = size, inner
+    return max(0, round((tall - height) / 2)), max(0, round((wide - width) / 2))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 from shiftscope.runtime.inputs import read_bytes, reading
-from shiftscope.runtime.sizes import covering
+from shiftscope.runtime.sizes import corner, covering
 
 __all__ = ["LARGEST_TRUTH", "MapFiles", "Placement", "matched", "named_values"]
 
@@ -48,8 +48,7 @@ class Placement:
         (256, 341, 16, 58)
         """
         tall, wide = (height, width) if self.cover is None else covering((height, width), self.cover)
-        top, left = (max(0, round((length - inner) / 2)) for length, inner in zip((tall, wide), self.size, strict=True))
-        return tall, wide, top, left
+        return tall, wide, *corner((tall, wide), self.size)
 
     def check(self, name: str, height: int, width: int, where: object) -> None:
         """Refuse ground truth of another aspect ratio than its image's, because it would lie elsewhere.
