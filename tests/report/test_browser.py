@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -364,6 +364,33 @@ def test_lesson_shows_the_worked_example(tmp_path: Path, show: Callable[..., Ope
     assert "scaled the shift down" in opened.text(".demo .status")
     opened.page.fill(".signal-values", "1 2 three")
     assert "8 to 32 numbers" in opened.text(".demo .status")
+
+
+def test_lesson_draws_negative_values_downwards(tmp_path: Path, show: Callable[..., Opened]) -> None:
+    opened = show(write(tmp_path, pages.lesson()))
+
+    def ends(value: int) -> tuple[float, float]:
+        bar = opened.page.locator(".strip").first.locator(".cells div").nth(value)
+        cell, inner = bar.bounding_box(), bar.locator("i").bounding_box()
+        return tuple((inner["y"] + offset - cell["y"]) / cell["height"] for offset in (0, inner["height"]))
+
+    opened.page.emulate_media(reduced_motion="reduce")
+    opened.page.fill(".signal-values", "2 -2 0 0 0 0 0 0")
+    (top, middle), (same, bottom) = ends(0), ends(1)
+    assert middle == pytest.approx(same) == pytest.approx(0.5, abs=0.01)
+    assert middle - top == pytest.approx(bottom - same, abs=0.01)
+    assert bottom > same
+    opened.page.fill(".signal-values", "2 2 0 0 0 0 0 0")
+    assert ends(0)[1] == ends(1)[1] == pytest.approx(1, abs=0.01)
+
+
+def test_the_label_of_the_dragged_image_is_shown_where_it_is_known(tmp_path: Path, show: Callable[..., Opened]) -> None:
+    drag = pages.drag(("<b>cat</b>", "dog"))
+    opened = show(write(tmp_path, replace(drag, labels=torch.tensor([0, -1]))))
+    thumbs = opened.page.locator(".thumbs input")
+    assert opened.text(".truth") == "Labelled <b>cat</b>"
+    thumbs.nth(1).check()
+    assert opened.text(".truth") == ""
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])

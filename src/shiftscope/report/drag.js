@@ -51,6 +51,11 @@ shiftscope.Player = class {
     return (image * this.side + dy + this.data.reach) * this.side + dx + this.data.reach;
   }
 
+  /** The class that an image is labelled with; undefined if it is not known. */
+  label(image) {
+    return this.data.classes[this.data.labels[image]];
+  }
+
   addThumbs() {
     const group = `${this.section.id}-image`;
     const thumbs = Array.from({ length: this.data.count }, (_, image) => {
@@ -59,7 +64,7 @@ shiftscope.Player = class {
       input.name = group;
       input.value = image;
       input.checked = image === 0;
-      const label = this.data.classes[this.data.labels[image]];
+      const label = this.label(image);
       input.setAttribute("aria-label", `image ${image + 1}${label === undefined ? "" : `: ${label}`}`);
       input.addEventListener("change", () => this.choose(image));
       const canvas = shiftscope.make("canvas");
@@ -124,6 +129,8 @@ shiftscope.Player = class {
 
   choose(image) {
     this.image = image;
+    const label = this.label(image);
+    this.section.querySelector(".truth").textContent = label === undefined ? "" : `Labelled ${label}`;
     this.drawn = this.imageData(image);
     for (const panel of this.panels) panel.chooseImage();
     this.move(this.dy, this.dx, true);

@@ -122,7 +122,7 @@ shiftscope.Lesson = class {
     const dense = [this.values, moved].map((signal) => pool(correlate(signal, kernel), kind, size));
     const [before, after] = dense.map((signal) => subsample(signal, stride));
     const response = respond(before, after);
-        this.find("controls").querySelector("output").textContent = shift;
+    this.find("controls").querySelector("output").textContent = shift;
     this.find("strips").replaceChildren(
       ...this.strips("input", this.values, moved, shift), ...this.strips(`output at stride ${stride}`, before, after, shift));
     const write = (name, value, digits) => { this.find(name).textContent = value.toFixed(digits); };
@@ -136,10 +136,13 @@ shiftscope.Lesson = class {
   }
 
   strips(name, before, after, shift) {
-    const most = Math.max(...before.map(Math.abs), ...after.map(Math.abs), 1e-9);
-    return [this.strip(name, before, most, ""), this.strip(`${name}, shifted by ${shift}`, after, most, "shifted")];
+    const both = [...before, ...after];
+    const most = Math.max(...both.map(Math.abs), 1e-9);
+    const signed = both.some((value) => value < 0) ? "signed" : "";
+    return [this.strip(name, before, most, signed), this.strip(`${name}, shifted by ${shift}`, after, most, `shifted ${signed}`)];
   }
 
+  /** Values as bars of up to most; of a signed strip from its middle, negative ones downwards. */
   strip(name, values, most, className) {
     const make = shiftscope.make;
     const cells = values.map((value) => {
