@@ -37,7 +37,7 @@ def layers(kind: str, channels: int) -> dict[str, nn.Module]:
     blur = BlurPool(channels, filt_size=FILTER, stride=2)
     if kind == "BlurPool":
         return {"ours": BlurPool2d(FILTER, 2), "theirs": blur}
-    return {"ours": MaxBlurPool2d(2, FILTER, 2), "theirs": nn.Sequential(nn.MaxPool2d(2, 1), blur)}
+    return {"ours": MaxBlurPool2d(2, filter_size=FILTER, stride=2), "theirs": nn.Sequential(nn.MaxPool2d(2, 1), blur)}
 
 
 def timed(rounds: int, runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,21 @@ from PIL import Image
 
 from shiftscope.datasets import folders
 from shiftscope.datasets.folders import list_images
+from shiftscope.datasets.images import ImageBlocks, from_photos
 from shiftscope.datasets.photos import Crop
+from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.errors import InputError
 
 
 def picture(path: Path, value: int, *, size: tuple[int, int] = (10, 10), mode: str = "RGB") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((size[1], size[0], 3), value, np.uint8)).convert(mode).save(path)
+
+
+def opened(folder: Path, channels: int | None = None) -> ImageBlocks:
+    """Return the images of a folder for a model that says nothing of its input."""
+    size = list_images(folder).first().height
+    return from_photos(list_images(folder), None, Preprocessing(size=size), channels, 0)
 
 
 @pytest.fixture
@@ -74,7 +84,7 @@ def test_shorter_side_is_scaled_and_the_centre_cropped(tmp_path: Path) -> None:
     Image.fromarray(wide).save(tmp_path / "wide.png")
     images, _, _ = list_images(tmp_path).read(0, 1, Crop((10, 10), (10, 10), 3))
     assert float(images[..., 1:9].min()) == pytest.approx(200 / 255, abs=0.01)
-    assert list_images(tmp_path).image_shape() == (3, 20, 40)
+    assert list_images(tmp_path).first().size == (40, 20)
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("L", "png"), ("P", "png"), ("RGBA", "png"), ("1", "png"), ("CMYK", "jpg")])
@@ -85,22 +95,70 @@ def test_every_colour_mode_is_converted(mode: str, suffix: str, tmp_path: Path) 
         assert not damaged
         assert images.shape == (1, channels, 8, 8)
         assert float(images.min()) > 0.95
-    assert list_images(tmp_path).image_shape()[0] == (1 if mode in ("L", "1") else 3)
+    assert opened(tmp_path).shape[0] == (1 if mode in ("L", "1") else 3)
+    left_out = "Photos have an alpha channel, which is left out."
+    assert (left_out in opened(tmp_path).notes) == (mode == "RGBA")
 
 
-def test_16_bit_grey_keeps_its_brightness(tmp_path: Path) -> None:
-    Image.fromarray(np.full((6, 6), 32896, np.uint16)).save(tmp_path / "a.png")
-    images, _, _ = list_images(tmp_path).read(0, 1, Crop((6, 6), (6, 6), 1))
-    assert torch.allclose(images, torch.full((1, 1, 6, 6), 128 / 255))
+@pytest.mark.parametrize(("kind", "suffix"), [(np.uint16, "png"), (np.uint16, "tif"), (np.int32, "tif")])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_grey_keeps_every_level(kind: type, suffix: str, channels: int, tmp_path: Path) -> None:
+    levels = np.arange(1000, 1036).reshape(6, 6)
+    Image.fromarray(levels.astype(kind)).save(tmp_path / f"a.{suffix}")
+    photos = opened(tmp_path, channels=channels)
+    images = photos.read_all().images
+    assert images.shape == (1, channels, 6, 6)
+    assert torch.allclose(images, torch.from_numpy(levels / 65535).float().expand(1, channels, 6, 6), rtol=1e-6)
+    assert photos.preparation.startswith("grey of 16 bits divided by 65535, shorter side to 6 pixels")
 
 
-def test_grey_of_fractional_numbers_is_read_within_0_and_1_only(tmp_path: Path) -> None:
-    Image.fromarray(np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6)).save(tmp_path / "a.tif")
-    Image.fromarray(np.full((6, 6), 2.0, np.float32)).save(tmp_path / "b.tif")
-    photos = list_images(tmp_path)
-    (image,), _, damaged = photos.read(0, 2, Crop((6, 6), (6, 6), 1))
-    assert (float(image.min()), float(image.max())) == (0, 1)
-    assert [Path(name).name for name in damaged] == ["b.tif"]
+def test_16_bit_grey_is_scaled_like_8_bit_grey(tmp_path: Path) -> None:
+    small = np.random.default_rng(0).integers(0, 256, (30, 40)).astype(np.uint8)
+    for depth, values in ((8, small), (16, small.astype(np.uint16) * 257)):
+        (tmp_path / str(depth)).mkdir()
+        Image.fromarray(values).save(tmp_path / str(depth) / "a.png")
+    for interpolation in ("bilinear", "bicubic", "lanczos", "nearest"):
+        crop = Crop((12, 12), (16, 16), 1, interpolation)
+        rounded, deep = (list_images(tmp_path / each).read(0, 1, crop)[0] for each in ("8", "16"))
+        assert (rounded - deep).abs().max() <= 1.01 / 255  # two passes are each rounded to 8 bits
+        assert 0 <= float(deep.min()) <= float(deep.max()) <= 1
+
+
+def test_colour_of_16_bits_is_read_in_8_with_a_note(tmp_path: Path) -> None:
+    # Pillow reads such files and writes none: a PNG of one pixel by hand.
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    pixel = struct.pack(">B3H", 0, 0x80FF, 0, 0xFFFF)
+    header = struct.pack(">2I5B", 1, 1, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(pixel)), chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    photos = opened(tmp_path)
+    assert photos.read_all().images.flatten().mul(255).tolist() == pytest.approx([0x80, 0, 0xFF], abs=1)
+    assert photos.notes == ("Colour of 16 bits is read in 8 bits.",)
+
+
+def test_grey_of_fractional_numbers_from_0_to_1_is_read_exactly(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    (image,) = opened(tmp_path).read_all().images
+    assert image[0].numpy() == pytest.approx(values, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (np.full((6, 6), 2.0, np.float32), "fractional numbers from 2 to 2, and black and white are known for 0 to 1 only"),
+        (np.full((6, 6), -935, np.int32), "integers from -935 to -935, and black and white are known for 0 to 65535 only"),
+        (np.full((6, 6), 70000, np.int32), "integers from 70000 to 70000, and black and white are known for 0 to 65535 only"),
+        (np.full((6, 6), np.nan, np.float32), "fractional numbers from nan to nan"),
+    ],
+)
+def test_numbers_beyond_what_white_is_known_for_are_refused_by_name(values: np.ndarray, problem: str, tmp_path: Path) -> None:
+    Image.fromarray(np.ones((6, 6), np.float32)).save(tmp_path / "a.tif")
+    Image.fromarray(values).save(tmp_path / "b.tif")
+    with pytest.raises(InputError, match=rf"b\.tif: its pixels are {problem}"):
+        opened(tmp_path).read_all()
 
 
 def test_checksum_is_of_names_and_contents_and_the_same_for_a_copy(folder: Path, tmp_path: Path) -> None:
@@ -139,7 +197,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = tall.getexif()
     exif[0x0112] = 6  # to be turned by a quarter
     tall.save(tmp_path / "a.jpg", exif=exif)
-    assert list_images(tmp_path).image_shape() == (3, 10, 30)
+    assert list_images(tmp_path).first().size == (30, 10)
 
 
 def test_sample_has_a_fixed_seed_and_keeps_the_order(folder: Path) -> None:
@@ -159,4 +217,4 @@ def test_folder_without_images_is_refused(tmp_path: Path) -> None:
         list_images(tmp_path / "none")
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"holds no image that can be read"):
-        list_images(tmp_path).image_shape()
+        list_images(tmp_path).first()

@@ -82,6 +82,22 @@ def test_values_outside_the_range_are_reported() -> None:
     assert image_warnings(network(), IMAGES) == ()
 
 
+def test_range_that_the_fill_was_chosen_for_is_not_reported() -> None:
+    images = 4000 * IMAGES
+    assert image_warnings(network(), images, fill=2000.0) == ()
+    warned = "outside [0, 1], and shifts fill with 0"
+    for measured in (ss.audit, ss.certify):
+        options = {"max_shift": 1, "protocols": ["every-shift"]} if measured is ss.audit else {"radius": 1}
+        assert warned in " ".join(measured(network(), images, **options).warnings)
+        assert warned not in " ".join(measured(network(), images, fill=2000.0, **options).warnings)
+
+
+def test_images_of_few_bits_are_reported() -> None:
+    (found,) = image_warnings(network(), IMAGES / 16)
+    assert found.startswith("No value of the images is above 0.06")
+    assert image_warnings(network(), IMAGES / 4) == ()
+
+
 def test_images_unlike_those_of_training_are_reported() -> None:
     (found,) = image_warnings(trained(), IMAGES)
     assert "the variance before the first batch norm is 0.05" in found

@@ -62,7 +62,7 @@ def ours(draw: st.DrawFn, stride: int, pad: list[nn.Module], kernel: int, *, cir
     border, size = "circular" if circular else "valid", draw(st.integers(1, 4))
     if draw(st.booleans()):
         return [BlurPool2d(size, stride, border=border)]
-    return [*pad, MaxBlurPool2d(kernel, size, stride, border=border)]
+    return [*pad, MaxBlurPool2d(kernel, filter_size=size, stride=stride, border=border)]
 
 
 def block(draw: st.DrawFn, channels: int, *, circular: bool) -> tuple[list[nn.Module], int, int]:  # noqa: C901 - one case a kind

@@ -91,7 +91,12 @@ def test_homogeneity_is_that_of_the_input_of_each_layer_that_subsamples() -> Non
     assert [layer.name for layer in found.layers if layer.homogeneity is not None] == ["2", "3"]
 
 
-POOLS = (nn.AvgPool2d(3, 2, padding=1), nn.MaxPool2d(2, 2, dilation=2), layers.BlurPool2d(3, 2), layers.MaxBlurPool2d(2, 3, 2))
+POOLS = (
+    nn.AvgPool2d(3, 2, padding=1),
+    nn.MaxPool2d(2, 2, dilation=2),
+    layers.BlurPool2d(3, 2),
+    layers.MaxBlurPool2d(2, filter_size=3, stride=2),
+)
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=lambda pool: type(pool).__name__)

@@ -130,9 +130,9 @@ def test_blur_equals_antialiased_cnns(size: int, border: str) -> None:
 def test_load_state_dict_accepts_same_filter_only() -> None:
     adobe = pytest.importorskip("antialiased_cnns.blurpool", reason="needs antialiased-cnns")
     theirs = nn.Sequential(nn.MaxPool2d(2, 1), adobe.BlurPool(4, filt_size=4, stride=2))
-    MaxBlurPool2d(2, 4, 2, compat="adobe").load_state_dict(theirs.state_dict())
+    MaxBlurPool2d(2, filter_size=4, stride=2, compat="adobe").load_state_dict(theirs.state_dict())
     with pytest.raises(RuntimeError, match=r"1\.filt holds another filter"):
-        MaxBlurPool2d(2, 3, 2, compat="adobe").load_state_dict(theirs.state_dict())
+        MaxBlurPool2d(2, filter_size=3, stride=2, compat="adobe").load_state_dict(theirs.state_dict())
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7])
@@ -143,7 +143,9 @@ def test_layers_equal_kornia(size: int) -> None:
         ours = BlurPool2d(size, stride, compat="kornia")
         torch.testing.assert_close(ours(maps), kornia.filters.BlurPool2D(size, stride)(maps), atol=1e-5, rtol=0)
         pooled = kornia.filters.MaxBlurPool2D(size, stride, max_pool_size=2)(maps)
-        torch.testing.assert_close(MaxBlurPool2d(2, size, stride, compat="kornia")(maps), pooled, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            MaxBlurPool2d(2, filter_size=size, stride=stride, compat="kornia")(maps), pooled, atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize("size", [3, 5, 7])
@@ -163,7 +165,7 @@ def test_blur_gradients_equal_finite_differences(border: str) -> None:
 
 
 def test_max_blur_gradient_equals_finite_differences() -> None:
-    assert torch.autograd.gradcheck(MaxBlurPool2d(3, 4, 2, padding=1), (randoms(2, 2, 5, 6).requires_grad_(),))
+    assert torch.autograd.gradcheck(MaxBlurPool2d(3, filter_size=4, stride=2, padding=1), (randoms(2, 2, 5, 6).requires_grad_(),))
 
 
 def test_max_blur_second_gradient_raises_error() -> None:
@@ -176,8 +178,8 @@ def test_max_blur_second_gradient_raises_error() -> None:
 LAYERS = [
     BlurPool2d(3, 2),
     BlurPool2d(4, 1, border="zero"),
-    MaxBlurPool2d(2, 3, 2),
-    MaxBlurPool2d(3, 5, 2, padding=1, border="circular"),
+    MaxBlurPool2d(2, filter_size=3, stride=2),
+    MaxBlurPool2d(3, filter_size=5, stride=2, padding=1, border="circular"),
 ]
 
 
@@ -263,7 +265,7 @@ def test_alias_free_activation_is_exported_for_any_number_of_images() -> None:
 
 
 def test_layer_has_no_weights_and_can_be_copied_and_printed() -> None:
-    layer = MaxBlurPool2d(3, 4, (2, 1), padding=1, border="zero")
+    layer = MaxBlurPool2d(3, filter_size=4, stride=(2, 1), padding=1, border="zero")
     assert not layer.state_dict()
     maps = randoms(2, 3, 8, 8)
     twin = copy.deepcopy(layer)
@@ -337,7 +339,7 @@ def test_layer_after_inference_mode_can_train(layer: nn.Module) -> None:
     assert layer(torch.rand(1, 1, 29, 17)).isfinite().all()
 
 
-@pytest.mark.parametrize("layer", [BlurPool2d(3, 2), MaxBlurPool2d(2, 3, 2)], ids=str)
+@pytest.mark.parametrize("layer", [BlurPool2d(3, 2), MaxBlurPool2d(2, filter_size=3, stride=2)], ids=str)
 def test_layer_under_functional_transforms_equals_eager(layer: nn.Module) -> None:
     maps = randoms(3, 2, 1, 8, 9)
     torch.testing.assert_close(torch.func.vmap(layer)(maps), torch.stack([layer(each) for each in maps]))
@@ -353,3 +355,9 @@ def test_filter_of_one_tap_shares_no_memory_with_its_input(stride: int) -> None:
     before = maps.clone()
     BlurPool2d(1, stride)(maps).zero_()
     assert torch.equal(maps, before)
+
+
+def test_settings_of_a_max_blur_pool_are_given_by_name() -> None:
+    """Their order is not that of the pool which it replaces."""
+    with pytest.raises(TypeError, match="positional"):
+        MaxBlurPool2d(3, 2, 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import product
 from typing import Any
 
@@ -21,7 +23,7 @@ SHIFTS = [(1, 0), (0, 5), (3, -7), (8, 16), (11, 30)]
 
 
 def anchored(kind: str, **settings: Any) -> tuple[nn.Module, Surgery]:
-    model = small(kind, **settings).double()
+    model = small(kind, **settings).double().eval()
     return model, anchor(model, image=(3, 32, 32))
 
 
@@ -53,6 +55,31 @@ def test_no_circular_shift_changes_an_anchored_model_without_position_embedding(
     assert surgery.after.multiply_adds <= 1.1 * surgery.before.multiply_adds
     assert list(surgery.model.state_dict()) == list(model.state_dict())
     assert isinstance(surgery.model, type(model))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_anchored_copy_is_pickled_compiled_and_exported_for_any_batch(kind: str) -> None:
+    model = small(kind).eval()
+    copy = anchor(model, image=(3, 32, 32)).model
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = copy(images)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(copy))(images), expected)  # a pickle of our own
+    torch.testing.assert_close(deepcopy(copy)(images), expected)
+    torch.testing.assert_close(torch.compile(copy, backend="eager", fullgraph=True)(images), expected)
+    batch = {0: torch.export.Dim("batch", min=1, max=8)}
+    exported = torch.export.export(copy, (images[:2],), dynamic_shapes=(batch,)).module()
+    torch.testing.assert_close(exported(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_anchored_copy_keeps_the_mode_of_the_model() -> None:
+    model = small("vit").train()
+    copy = anchor(model, image=(3, 32, 32)).model
+    assert [part.training for part in copy.modules() if type(part) is nn.Dropout] == [
+        part.training for part in model.modules() if type(part) is nn.Dropout
+    ]
+    assert model.training
+    assert copy.training
 
 
 @torch.no_grad()

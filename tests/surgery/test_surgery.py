@@ -217,7 +217,7 @@ def test_cost_equals_a_count_by_hand() -> None:
     found = cost(model, (2, 6, 6))
     assert found.multiply_adds == 6 * 6 * 4 * 2 * 9 + 4 * 36 * 5
     assert found.parameters == 4 * 2 * 9 + 4 + 4 * 36 * 5 + 5
-    blurred = nn.Sequential(MaxBlurPool2d(2, 3, 2))
+    blurred = nn.Sequential(MaxBlurPool2d(2, filter_size=3, stride=2))
     assert cost(blurred, (1, 9, 9)).multiply_adds == 4 * 4 * 9
 
 

@@ -66,7 +66,7 @@ def test_swapped_copy_computes_what_a_rewritten_network_does() -> None:
     one, two = (functional.conv2d(x, layer.weight, layer.bias, padding=1) for x, layer in [(images(), model.block.one)] * 2)
     maps = blur(one.relu())
     two = functional.conv2d(maps, model.block.two.weight, model.block.two.bias, padding=1)
-    maps = MaxBlurPool2d(2, 3, 2)(functional.relu(blur(two.relu()) - 0.1))
+    maps = MaxBlurPool2d(2, filter_size=3, stride=2)(functional.relu(blur(two.relu()) - 0.1))
     torch.testing.assert_close(surgery.model(images()), model.head(maps.mean((2, 3))))
     assert type(surgery.model) is Blocks
     assert surgery.table().notes[1].startswith("Layers are swapped inside a copy of the model")
@@ -116,15 +116,18 @@ def test_layer_that_is_called_twice_is_swapped_where_both_calls_change_alike() -
     assert reasons == {"pool": "", "max_pool2d": "it is called as a function"}
 
 
+class Residual(nn.Module):
+    """Two branches that subsample and are added, so that they need the same phase."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.long, self.short = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(3, 4, 1, 2)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return (self.long(maps) + self.short(maps)).relu().mean((2, 3))
+
+
 def test_branches_that_share_a_phase_are_changed_in_the_graph() -> None:
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.long, self.short = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(3, 4, 1, 2)
-
-        def forward(self, maps: Tensor) -> Tensor:
-            return (self.long(maps) + self.short(maps)).relu().mean((2, 3))
-
     surgery = make_equivariant(Residual(), image=SHAPE)
     assert isinstance(surgery.model, fx.GraphModule)
     assert [change.why.endswith("because it shares its phase with another layer") for change in surgery.changes] == [True, True]
@@ -272,6 +275,38 @@ def test_copy_can_be_pickled_compiled_and_exported() -> None:
     torch.testing.assert_close(deepcopy(copy)(images()), expected)
     torch.testing.assert_close(torch.export.export(copy, (images(),)).module()(images()), expected)
     torch.testing.assert_close(torch.compile(copy, backend="eager", fullgraph=True)(images()), expected)
+
+
+def test_traced_copy_can_be_pickled() -> None:
+    copy = make_equivariant(Residual().eval(), image=SHAPE).model
+    assert isinstance(copy, fx.GraphModule)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(copy))(images()), copy(images()))  # a pickle of our own
+
+
+class FrozenNorm(nn.Module):
+    """What libraries put in place of a batch norm: its children are kept, and its class is not."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        self.offset = norm.bias - norm.running_mean * self.scale
+        for name, part in norm.named_children():
+            self.add_module(name, part)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps * self.scale[:, None, None] + self.offset[:, None, None]
+
+
+def test_filter_stays_where_a_norm_is_exchanged_after_the_fix() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)
+    ).eval()
+    copy = antialias(model, image=SHAPE).model
+    before = copy(images())
+    assert not torch.allclose(before, model(images()))
+    for place in (1, 3):
+        copy[place] = FrozenNorm(copy[place])
+    torch.testing.assert_close(copy(images()), before)
 
 
 class DecidesByValue(nn.Module):

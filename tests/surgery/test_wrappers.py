@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -299,3 +301,113 @@ def test_wrapped_model_is_saved_and_loaded(kind: Any, run: Path, tmp_path: Path)
     with torch.no_grad():
         assert torch.equal(again.model(images), surgery.model(images))
     assert again.image == (1, 20, 20)
+
+
+def placed_digits(count: int, seed: int) -> Tensor:
+    """Return content at places of its own on a black canvas of 16x16."""
+    generator = torch.Generator().manual_seed(seed)
+    shifts = torch.randint(-4, 5, (count, 2), generator=generator)
+    return translate(torch.rand(count, 1, 6, 6, generator=generator), shifts, size=(16, 16))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("border", ["zero", "crop", "circular"])
+def test_exported_canonical_places_other_images_than_its_example(border: Any, count: int) -> None:
+    model = Canonical(flat(), border=border)
+    example, *others = (placed_digits(count, seed) for seed in range(3))
+    exported = torch.export.export(model, (example,)).module()
+    for images in (example, *others, torch.zeros_like(example), (others[0] > 0.5).float()):
+        torch.testing.assert_close(exported(images), model(images), rtol=1e-5, atol=1e-6)
+
+
+#: Runs in a process of its own, because tests check the types of arguments, and a trace passes sizes as tensors.
+TRACED = """
+import warnings
+import torch
+from torch import nn
+from shiftscope.surgery import Canonical
+warnings.simplefilter("ignore")
+net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 7, 3)).requires_grad_(False).eval()
+for border in ("zero", "crop"):
+    for count in (1, 4):
+        model = Canonical(net, border=border).eval()
+        images = torch.zeros(3, count, 1, 16, 16)
+        for each in images.flatten(0, 1):
+            top, left = torch.randint(0, 9, (2,)).tolist()
+            each[:, top : top + 6, left : left + 6] = torch.rand(6, 6)
+        for run in (torch.jit.trace(model, images[0]), torch.compile(model, fullgraph=True, backend="eager")):
+            for each in (*images, torch.zeros_like(images[0])):
+                torch.testing.assert_close(run(each), model(each), rtol=1e-5, atol=1e-6)
+print("equal")
+"""
+
+
+def test_traced_and_compiled_canonical_places_other_images_than_its_example() -> None:
+    done = subprocess.run([sys.executable, "-c", TRACED], capture_output=True, text=True, check=False)
+    assert done.stdout == "equal\n", done.stderr
+
+
+def test_exported_average_averages_other_images_than_its_example() -> None:
+    model = Average(flat(), reach=1)
+    example, images = placed_digits(2, 0), placed_digits(2, 1)
+    torch.testing.assert_close(torch.export.export(model, (example,)).module()(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_circular_canonical_is_not_traced() -> None:
+    with pytest.raises(InputError, match=r"cannot be traced: the bits of pixels decide between equal seams\. Use torch\.export"):
+        torch.jit.trace(Canonical(flat(), border="circular"), placed_digits(1, 0))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("images", [noise(), periodic(), binary()], ids=["noise", "periodic", "ties"])
+def test_circular_canonical_in_half_precision_gives_the_same_bits(images: Tensor, kind: torch.dtype) -> None:
+    place = Canonical(nn.Identity(), border="circular")
+    images = images.to(kind)
+    for shift in ((0, 1), (3, 0), (5, 2)):
+        assert torch.equal(place(images.roll(shift, (2, 3))), place(images))
+
+
+@pytest.mark.parametrize("given", ["logits", "probabilities"])
+@pytest.mark.parametrize("kinds", ["canonical", "average"])
+def test_wrapped_maps_of_one_channel_have_one_channel_of_the_same_kind(kinds: Any, given: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1)).eval()
+    model.append(nn.Sigmoid() if given == "probabilities" else nn.Identity()).requires_grad_(False)
+    images = placed_digits(8, 0)
+    copy = fix(model, images, kinds=kinds, task=f"segmentation:given={given}", max_shift=2).model
+    found = copy(images)
+    assert (found.shape, found.dtype) == (model(images).shape, torch.float32)
+    if kinds == "average":
+        views = []
+        for shift in grid(1):
+            moved = model(translate(images, shift.expand(8, 2)))
+            views.append(translate(moved, -shift.expand(8, 2)))
+        inside = slice(1, -1)  # of every view
+        mean = torch.stack(views).double().sigmoid() if given == "logits" else torch.stack(views).double()
+        expected = mean.mean(0).logit() if given == "logits" else mean.mean(0)
+        torch.testing.assert_close(found[..., inside, inside].double(), expected[..., inside, inside], rtol=1e-4, atol=1e-5)
+    else:
+        still = Canonical(model)
+        back = translate(still(images), torch.zeros(8, 2, dtype=torch.long))
+        assert found.min() >= back.min() - 1e-6
+        assert found.max() <= back.max() + 1e-6
+
+
+def test_average_of_probabilities_has_the_type_of_the_model() -> None:
+    model = nn.Sequential(flat(1), nn.Sigmoid())
+    copy = fix(model, placed_digits(8, 0), kinds="average", task="binary:given=probabilities", max_shift=2).model
+    assert copy(placed_digits(2, 0)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kinds", ["blur", "anchor"])
+def test_fix_that_changes_nothing_is_refused(kinds: Any) -> None:
+    with pytest.raises(InputError, match=rf"`{kinds}` has nothing to change in the model"):
+        fix(flat(), placed_digits(8, 0), kinds=kinds, max_shift=1)
+
+
+def test_answers_that_are_all_the_same_before_the_fix_are_not_blamed_on_it() -> None:
+    model = flat()
+    nn.init.zeros_(model[3].weight)
+    verdict = fix(model, placed_digits(8, 0), kinds="canonical", max_shift=1).verdict
+    assert verdict.startswith("Before and after the fix: All 8 images get the same answer")

@@ -138,6 +138,20 @@ def test_one_channel_is_read_as_two_classes(given: str) -> None:
     assert all(torch.equal(mine.tops, theirs.tops) and mine.classes == 2 for mine, theirs in zip(found, expected, strict=True))
 
 
+def test_probabilities_of_one_channel_that_are_read_as_logits_are_doubted() -> None:
+    def sigmoid(batch: Tensor) -> Tensor:
+        return (8 * (batch[:, :1] - 0.5)).sigmoid()
+
+    remedy = "add --task segmentation:given=probabilities"
+    found = ss.audit(sigmoid, photos(), task="segmentation", protocols=["every-shift"], max_shift=1)
+    assert remedy in " ".join(found.warnings)
+    assert remedy in " ".join(ss.certify(sigmoid, photos(), task="segmentation", radius=1).warnings)
+    read = ss.audit(sigmoid, photos(), task="segmentation:given=probabilities", protocols=["every-shift"], max_shift=1)
+    logits = ss.audit(lambda batch: batch[:, :1] - 0.5, photos(), task="segmentation", protocols=["every-shift"], max_shift=1)
+    for each in (read, logits):
+        assert remedy not in " ".join(each.warnings)
+
+
 def test_logits_of_one_channel_are_no_probabilities() -> None:
     with pytest.raises(ss.InputError, match="which are not probabilities"):
         find_task("segmentation:given=probabilities").read(photos(2)[:, :1] - 0.5, 2, (SIZE, SIZE))

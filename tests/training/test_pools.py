@@ -148,7 +148,7 @@ def test_model_and_weight_names_are_restored() -> None:
         nn.ReLU(),
         nn.MaxPool2d(3, 2, padding=1),
         nn.ReLU(),
-        MaxBlurPool2d(2, 3),
+        MaxBlurPool2d(2, filter_size=3),
     )
     before, names = [*model.modules()], [*model.state_dict()]
     images = torch.randn(2, 1, 40, 40, generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from shiftscope.audits.views import Framing, framing_of
 from shiftscope.audits.wording import map_words
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.batches import Images, Labels, batches_of, images_in
-from shiftscope.engine.checks import check_classes, device_of, evaluating
+from shiftscope.engine.checks import check_classes, device_of, evaluating, scaled
 from shiftscope.engine.dependence import dependence_warnings
 from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.engine.task_trials import returns_embeddings
@@ -137,7 +137,7 @@ def audit(
         )
     session = Session.start(model, first[0][:1], options, labelled=first[1] is not None)
     some = first[0][:LOOKED_AT]
-    found = (*session.dependence(some[:1]), *image_warnings(model, session.framing.centre(some)))
+    found = (*session.dependence(some[:1]), *image_warnings(model, session.framing.centre(some), fill=fill))
     seen: list[str] = []
     merged = merge_parts(_parts(session, chain([first], batches), seen, images_in(images, labels), progress))
     facts = {**session.facts, "data_sha256": sha256("".join(seen).encode()).hexdigest(), "seed": str(seed)}
@@ -442,7 +442,7 @@ def _check(images: Tensor, shape: tuple[int, ...]) -> None:
             "Resize them to one size.",
         )
     if not images.is_floating_point():
-        raise InputError(f"`images` must be floating point in [0, 1], got {images.dtype}.", "Divide by 255 first.")
+        raise InputError(f"`images` must be floating point in [0, 1], got {images.dtype}.", scaled(images.dtype))
     bad = int((~images.flatten(1).isfinite().all(dim=1)).sum())
     if bad:
         raise InputError(f"`images` must be finite, got NaN or infinity in {bad} of {len(images)}.", "Leave these images out.")

@@ -12,7 +12,7 @@ from torch import Tensor
 from shiftscope.audits.model import CountedModel, chosen_task, model_checksum
 from shiftscope.audits.task_measuring import views_at_once
 from shiftscope.certificates.certificate import Certificate, Part, merge
-from shiftscope.engine.answers import add_answers, same_class
+from shiftscope.engine.answers import LOOKED_AT, add_answers, image_warnings, same_class
 from shiftscope.engine.batches import Images, Labels, batches_of, images_in
 from shiftscope.engine.checks import check_classes, check_fill, device_of, evaluating
 from shiftscope.engine.dense import Method
@@ -106,12 +106,13 @@ def certify(
         batch_size=batch_size,
         device=device,
     )
+    warnings = image_warnings(model, certifier.unshifted(first[0][:LOOKED_AT]), fill=fill)
     found, done, total = [], 0, images_in(images, labels) or 0
     while first is not None:
         count = len(first[0])
         found.append(certifier.part(*first, numbers=torch.arange(done, done + count), report=report, total=total))
         done, first = done + count, next(batches, None)
-    return certifier.certificate(merge(found), provenance={"model_sha256": model_checksum(model)})
+    return certifier.certificate(merge(found), warnings=warnings, provenance={"model_sha256": model_checksum(model)})
 
 
 class Certifier:
@@ -225,6 +226,10 @@ class Certifier:
             sums=reduce(add_answers, [each.sums for each in found], {}),
         )
 
+    def unshifted(self, images: Tensor) -> Tensor:
+        """Return images with their margin as the model sees them unshifted."""
+        return self._canvas.centre(frame(images, self.size, self.border, self.shifts.reach).images)
+
     def _check_alone(self, image: Tensor) -> None:
         """Try whether an image's outputs depend on anything else.
 
@@ -249,19 +254,20 @@ class Certifier:
 
         Args:
             part: of all images.
-            others: names, notes and provenance of :class:`Certificate`.
+            others: names, notes, warnings and provenance of :class:`Certificate`; further warnings are added.
         """
         rule = "" if self.task is None else self.task.rule(self.shifts.reach)
         own = {"border": self.border, "largest radius": f"{self.shifts.reach} pixels", **provenance(self.model.device)}
         own |= {} if self.task is None else {"task": self.task.name, "kept": rule}
         found = {**own, **others.pop("provenance", {})}
+        warnings = (*others.pop("warnings", ()), *self._doubts(part))
         return Certificate(
             part,
             self.shifts.reach,
             self.border,
             self.shifts.parts,
             rule=rule,
-            warnings=self._doubts(part),
+            warnings=warnings,
             provenance=found,
             **others,
         )

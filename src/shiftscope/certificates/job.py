@@ -172,7 +172,8 @@ class _Run:
             "images": f"{len(merged.radii)} of {images.count}",
             "date": datetime.now(UTC).date().isoformat(),
         }
-        return self.certifier.certificate(merged, names=names, notes=self.notes, provenance=facts)
+        warnings = self.subject.warnings()
+        return self.certifier.certificate(merged, names=names, notes=self.notes, warnings=warnings, provenance=facts)
 
     def _starts(self) -> range:
         return range(0, self.plan.count, block_size(self.certifier.size))

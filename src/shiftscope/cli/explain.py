@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app
-from shiftscope.cli.measuring import opened, print_found, task_images, task_of_subject, under_shifts
+from shiftscope.cli.measuring import opened, print_found, task_images, task_of_subject, task_words, under_shifts
 from shiftscope.cli.options import IMAGE_GROUP, MODEL_GROUP, OUTPUT_GROUP, ModelName, ModelOptions, check_place
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
@@ -83,7 +83,8 @@ def _explain_task(
     subject: Subject, options: ModelOptions, model: str, chosen: Task, *, task: str | None, truth: Path | None, out: Path | None
 ) -> None:
     """Explain why a task's answers change."""
-    of_task = f"--task {quote(task or chosen.name)}" + (f" --truth {quote(str(truth))}" if truth is not None else "")
+    of_task = f"--task {quote(task_words(subject, task, chosen))}"
+    of_task += f" --truth {quote(str(truth))}" if truth is not None else ""
     with reporting("reading images") as report:
         from shiftscope.explanations.task_explanation import explain_task
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -12,7 +11,7 @@ from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app
 from shiftscope.cli.fix_options import Fixing, Kind
-from shiftscope.cli.measuring import opened, print_found, task_images, task_of_subject, under_shifts
+from shiftscope.cli.measuring import opened, print_found, task_images, task_of_subject, task_words, under_shifts
 from shiftscope.cli.options import (
     COMPUTE_GROUP,
     IMAGE_GROUP,
@@ -109,11 +108,13 @@ def fix(
         from shiftscope.surgery.task_compare import summarise_tasks
 
         _check_applies(subject, kinds, saved=out is not None)
-        named = (task or found.name) if found is not None else "embedding" if subject.embedding else ""
+        named = "embedding" if subject.embedding else ""
+        if found is not None:
+            named = task_words(subject, task, found)
         fixing = Fixing(kinds, filter_size, reach, options.mode, named)
         surgery = fixing.apply(subject)
         if not plan:
-            _check_changed(surgery, kinds, model)
+            surgery.check_changed(kinds, model)
         trained = None
         if training.train is not None and not plan:
             trained = train_after(subject, surgery, fixing, options, training, workers=workers, out=out, report=report)
@@ -133,7 +134,7 @@ def fix(
         _save(saved, surgery, subject.fixable.model_copy(update={"fixes": fixes, "tuned": tuned, "task": task or made.task}))
         forget(out if trained else None)
     chosen = [*_arguments(kinds, filter_size, reach), *training.arguments()]
-    of_task = f"--task {quote(task or found.name)}" if found is not None else ""
+    of_task = f"--task {quote(named)}" if found is not None else ""
     of_task += f" --truth {quote(str(truth))}" if truth is not None else ""
     command = _next_command(model, subject, options, chosen=" ".join(chosen), of_task=of_task, saved=saved, out=out)
     commands = (command,) if surgery.changed else ()
@@ -143,17 +144,6 @@ def fix(
     else:
         summary = trained.summary(command) if trained else summarise(surgery, compared, commands=commands)
     print_found(content, tables, options, summary, "" if saved is None else f"Saved in {saved}.")
-
-
-def _check_changed(surgery: Surgery, kinds: tuple[Kind, ...], model: str) -> None:
-    """Raise InputError where no fix found anything to change, with the reason that most layers have."""
-    if not surgery.changed:
-        reasons = Counter(each.why for each in surgery.changes)
-        most = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
-        raise InputError(
-            f"`{' '.join(kinds)}` has nothing to change in {model}{most}.",
-            "Choose another fix --with; `shiftscope explain` ranks those that apply.",
-        )
 
 
 def _where_trainings_are(out: Path | None) -> str:

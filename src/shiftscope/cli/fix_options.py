@@ -42,7 +42,8 @@ class Fixing:
         from shiftscope.tasks import find_task
 
         whole: Border = "circular" if self.mode == "circular" else "zero"
-        border: Border = "crop" if self.mode in (None, "crop") and subject.images.crop is not None else whole
+        cut_out = subject.images.crop is not None and subject.images.margin > 0
+        border: Border = "crop" if self.mode in (None, "crop") and cut_out else whole
         around: dict[str, Any] = {"fill": subject.images.fill, "reach": self.reach}
         output = subject.output if self.task else None
         around |= {"task": self.task or None, "output": output}

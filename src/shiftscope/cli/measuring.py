@@ -28,6 +28,7 @@ __all__ = [
     "print_found",
     "task_images",
     "task_of_subject",
+    "task_words",
     "under_shifts",
     "valid_settings",
 ]
@@ -81,6 +82,11 @@ def under_shifts(subject: Subject, options: ModelOptions) -> Shifting:
         fill=subject.fill,
         seed=options.seed,
     )
+
+
+def task_words(subject: Subject, task: str | None, found: Task) -> str:
+    """Return how to write a subject's task after ``--task``: as the user chose it, or the model's file, with its settings."""
+    return task or subject.loaded.spec.task or found.name
 
 
 def task_of_subject(subject: Subject, task: str | None, truth: Path | None) -> Task | None:

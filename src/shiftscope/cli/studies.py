@@ -228,8 +228,11 @@ def _check_written(folder: Path) -> None:
     from shiftscope.videos.reading import is_flicker
 
     if folder.is_dir() and not is_audit(folder) and not is_flicker(folder) and not (folder / "study.json").exists():
+        saved = (folder / "audit.json").is_file()
         raise InputError(
-            f"{folder} holds no study, audit, certificate or flicker of videos.",
+            f"{folder} holds an audit that `save` wrote from Python, without pictures for a page."
+            if saved
+            else f"{folder} holds no study, audit, certificate or flicker of videos.",
             "Give a folder that `shiftscope study`, `shiftscope audit --out` or `shiftscope certify --out` wrote.",
         )
 

@@ -31,9 +31,9 @@ __all__ = [
     "HELD_OUT",
     "Rows",
     "Split",
-    "eight_bits",
     "files_checksum",
     "list_images",
+    "in_8_bit_units",
     "open_image",
     "open_splits",
     "parquet_files",
@@ -168,12 +168,15 @@ def parquet_files(folder: Path) -> list[Path]:
 
 
 def open_image(source: Path | io.BytesIO) -> Image:
-    """Decode an image and turn it upright as its EXIF data says; grey of 16 bits or of numbers in [0, 1] becomes 8-bit grey.
+    """Decode an image and turn it upright as its EXIF data says; grey of more than 8 bits as :func:`in_8_bit_units` returns it.
+
+    Its ``info`` says what is left out: ``rounded`` colour of 16 bits, of which Pillow keeps 8.
 
     Args:
         source: a file or its bytes.
 
     Raises:
+        InputError: its numbers lie beyond what their white is known for.
         Exception: whatever a decoder raises on a damaged image.
     """
     import PIL.Image
@@ -182,37 +185,52 @@ def open_image(source: Path | io.BytesIO) -> Image:
     with PIL.Image.open(source) as opened:
         if opened.width * opened.height > MOST_PIXELS:
             raise ValueError(f"it has {opened.width}x{opened.height} pixels")
+        rounded = opened.mode.startswith("RGB") and ";16" in str(opened.tile)
         opened.load()
+        opened.info["rounded"] = rounded
         # Without a rotation, a copy would only cost time.
         image: Image = ImageOps.exif_transpose(opened) if opened.getexif().get(EXIF_ORIENTATION) else opened
-        return eight_bits(image)
+        return in_8_bit_units(image)
 
 
-def eight_bits(image: Image) -> Image:
-    """Return a grey image of 16 bits, or of numbers in [0, 1], as 8-bit grey of the same brightness, and any other as it is.
+def in_8_bit_units(image: Image) -> Image:
+    """Return grey of 16 bits, or of fractional numbers in [0, 1], as numbers from 0 to 255 in mode F, not rounded to 8 bits.
+
+    Its ``info`` has the number that was ``white``. Any other image is returned as it is.
 
     Raises:
-        ValueError: it holds fractional numbers beyond [0, 1], whose white is unknown.
+        InputError: it holds integers beyond 0 to 65535, or fractional numbers beyond [0, 1], whose white is unknown.
     """
     if not image.mode.startswith(("I", "F")):
         return image
     import PIL.Image
 
     values = np.asarray(image).astype(np.float64)
-    if image.mode.startswith("F"):
-        if not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError(f"it holds fractional numbers from {values.min():.3g} to {values.max():.3g}, not within 0 to 1")
-        values *= 255 * 257
-    return PIL.Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+    fractional = image.mode.startswith("F")
+    white = 1 if fractional else 65535
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= white):
+        kind = "fractional numbers" if fractional else "integers"
+        raise InputError(
+            f"its pixels are {kind} from {low:.6g} to {high:.6g}, and black and white are known for 0 to {white} only.",
+            "Rescale the files to that range.",
+        )
+    found: Image = PIL.Image.fromarray((values * (255 / white)).astype(np.float32))
+    found.info["white"] = white
+    return found
 
 
 def pixels(image: Image, size: int | None) -> np.ndarray:
     """Return the uint8 values [height, width, channel] of an image: 1 channel if it is grey, 3 otherwise.
 
     Args:
-        image: of at most 8 bits per channel.
+        image: as :func:`open_image` returns it.
         size: height and width to scale (bicubic) and crop it to; None keeps its own.
     """
+    if image.mode == "F":
+        import PIL.Image
+
+        image = PIL.Image.fromarray(np.asarray(image).round().astype(np.uint8))
     if image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     if size and image.size != (size, size):

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from shiftscope.datasets.folders import Rows, Split, eight_bits, read_columns
+from shiftscope.datasets.folders import Rows, Split, in_8_bit_units, read_columns
 from shiftscope.datasets.photos import Opener
 from shiftscope.errors import InputError, first_line
 
@@ -78,13 +78,13 @@ def _split(rows: Any, classes: tuple[str, ...], image: str, label: str) -> Split
 
 
 def _image(rows: Any, place: int, image: str) -> Image:
-    found: Image = eight_bits(rows[place][image])
+    found: Image = in_8_bit_units(rows[place][image])
     return found
 
 
 def _rows(rows: Any, image: str, label: str) -> Rows:
     for row in rows.select_columns([image, label]):
-        yield eight_bits(row[image]), row[label]
+        yield in_8_bit_units(row[image]), row[label]
 
 
 def hub_answers() -> bool:

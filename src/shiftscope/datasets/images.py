@@ -39,6 +39,8 @@ DEFAULT_SHIFT, SIZE_PER_SHIFT = 8, 8
 SHORT_NAMES = ("digits", *HUB_NAMES)
 #: Most damaged files that a message lists.
 DAMAGED = 10
+#: Modes of photos of one channel: of 1, 8 and more bits.
+GREY = ("1", "L", "F")
 
 
 @dataclass(frozen=True)
@@ -368,8 +370,14 @@ def from_photos(
     photos: Photos, count: int | None, preprocessing: Preprocessing, channels: int | None, max_shift: int | None
 ) -> ImageBlocks:
     """Return photos as a model's images; arguments and errors as of :func:`open_images`."""
-    crop = plan_crop(preprocessing, own=photos.image_shape(), channels=channels, max_shift=max_shift)
+    first = photos.first()
+    own = (1 if first.mode in GREY else 3, first.height, first.width)
+    crop = replace(plan_crop(preprocessing, own=own, channels=channels, max_shift=max_shift), white=first.info.get("white", 255))
     notes, of_labels = [], []
+    if first.info.get("rounded"):
+        notes.append("Colour of 16 bits is read in 8 bits.")
+    if crop.channels != 1 and first.has_transparency_data:
+        notes.append("Photos have an alpha channel, which is left out.")
     if count is not None and photos.found < count:
         notes.append(f"{photos.origin} holds {photos.found} images, fewer than the {count} requested.")
     if photos.beside:

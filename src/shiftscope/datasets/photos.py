@@ -35,7 +35,7 @@ MARGIN_PART = 14
 #: Room for shifts on each side where no shift is asked for, pixels; at most the input divided by the second number.
 DEFAULT_ROOM, SIZE_PER_ROOM = 8, 8
 
-#: Decodes one photo, upright and of at most 8 bits per channel; raises whatever a decoder raises on a damaged one.
+#: Decodes one photo, upright, in numbers from 0 to 255; raises whatever a decoder raises on a damaged one.
 Opener = Callable[[], "Image"]
 
 
@@ -50,6 +50,7 @@ class Crop:
         channels: 1 or 3.
         interpolation: how they are scaled: ``bilinear``, ``bicubic``, ``lanczos``, ``hamming``, ``box`` or ``nearest``.
         own: what the model's preprocessing covers, if ``cover`` differs from it to leave room for shifts.
+        white: the number that becomes 1.0; more than 255 in grey of 16 bits.
     """
 
     size: tuple[int, int]
@@ -57,6 +58,7 @@ class Crop:
     channels: int
     interpolation: str = INTERPOLATION
     own: tuple[int, int] | None = None
+    white: int = 255
 
     @property
     def margin(self) -> int:
@@ -76,24 +78,28 @@ class Crop:
         room = f"; the model's {own} leaves too little room for shifts" if own else ""
         scaled = f"shorter side to {self.cover[0]} pixels" if square else f"scaled to cover {size_words(self.cover)}"
         margin = f", margin {self.margin}" if self.margin else ""
-        return f"{scaled} ({self.interpolation}{room}), centre of {size_words(self.size)}{margin}"
+        divided = f"grey of 16 bits divided by {self.white}, " if self.white > 255 else ""
+        return f"{divided}{scaled} ({self.interpolation}{room}), centre of {size_words(self.size)}{margin}"
 
     def apply(self, image: Image) -> Float[Tensor, "channel tall wide"]:
         """Return the input with its margin, in [0, 1].
 
         Args:
-            image: upright, of at most 8 bits per channel.
+            image: upright, in numbers from 0 to 255.
         """
         import PIL.Image
 
-        image = image.convert("L" if self.channels == 1 else "RGB")
+        if image.mode != "F":  # which colour cannot have
+            image = image.convert("L" if self.channels == 1 else "RGB")
         tall, wide = covering((image.height, image.width), self.cover)
         if (tall, wide) != (image.height, image.width):
             image = image.resize((wide, tall), PIL.Image.Resampling[self.interpolation.upper()])
         top, left = (max(0, start - self.margin) for start in corner((tall, wide), self.size))
         height, width = self.outer
         cut = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255
-        return torch.from_numpy(cut.reshape(height, width, self.channels)).permute(2, 0, 1)
+        found = torch.from_numpy(cut.reshape(height, width, -1)).permute(2, 0, 1)
+        # Bicubic and Lanczos kernels overshoot, which 8 bits cut off and numbers of mode F do not.
+        return found.clamp(0, 1).expand(self.channels, -1, -1) if image.mode == "F" else found
 
 
 def plan_crop(preprocessing: Preprocessing, *, own: tuple[int, int, int], channels: int | None, max_shift: int | None) -> Crop:
@@ -120,7 +126,8 @@ def plan_crop(preprocessing: Preprocessing, *, own: tuple[int, int, int], channe
     channels = channels or own[0]
     if channels not in (1, 3):
         raise InputError(
-            f"the model takes images of {channels} channels, and those of a folder have 1 or 3.", "Choose others with --data."
+            f"the model takes images of {channels} channels, and those of a folder have 1 or 3.",
+            "Measure it from Python: `shiftscope.audit(model, images)` takes tensors of any number of channels.",
         )
     if preprocessing.size is None and own[1] != own[2]:
         raise InputError(
@@ -170,21 +177,22 @@ class Photos:
     def __len__(self) -> int:
         return len(self.names)
 
-    def image_shape(self) -> tuple[int, int, int]:
-        """Return (channels, height, width) of the first readable photo: 1 channel if it is grey, 3 otherwise.
+    def first(self) -> Image:
+        """Return the first readable photo, upright.
 
         Raises:
             InputError: no photo is readable.
         """
-        for opener in self.load(range(len(self))):
-            image = _decoded(opener)
+        for place, opener in enumerate(self.load(range(len(self)))):
+            image = _decoded(opener, self.names[place])
             if image is not None:
-                return (1 if image.mode in ("1", "L") else 3, image.height, image.width)
+                return image
         raise InputError(f"{self.origin} holds no image that can be read.", "Check its files.")
 
     def sizes(self, places: Sequence[int]) -> dict[str, tuple[int, int]]:
         """Return (height, width) of some photos, upright, by name, without those that cannot be read."""
-        found = {self.names[place]: _decoded(opener) for place, opener in zip(places, self.load(places), strict=True)}
+        names = [self.names[place] for place in places]
+        found = {name: _decoded(opener, name) for name, opener in zip(names, self.load(places), strict=True)}
         return {name: (image.height, image.width) for name, image in found.items() if image is not None}
 
     def read(self, start: int, stop: int, crop: Crop) -> tuple[Float[Tensor, "image channel tall wide"], list[int], list[str]]:
@@ -197,11 +205,14 @@ class Photos:
 
         Returns:
             the images in [0, 1], their indices, and the names of those that cannot be read.
+
+        Raises:
+            InputError: the numbers of a photo cannot be brought to [0, 1].
         """
         images, places, damaged = list[Tensor](), list[int](), list[str]()
         wanted = range(start, min(stop, len(self)))
         for place, opener in zip(wanted, self.load(wanted), strict=True):
-            image = _decoded(opener)
+            image = _decoded(opener, self.names[place])
             if image is None:
                 damaged.append(self.names[place])
                 continue
@@ -224,8 +235,12 @@ def pick(found: int, count: int | None) -> list[int]:
     return torch.randperm(found, generator=stream(0, "images"))[:count].sort().values.tolist()
 
 
-def _decoded(opener: Opener) -> Image | None:
-    """Return a photo; None if it is damaged."""
+def _decoded(opener: Opener, name: str) -> Image | None:
+    """Return a photo; None if it is damaged.
+
+    Raises:
+        InputError: it can be read, but its numbers cannot be brought to [0, 1].
+    """
     try:
         if current_thread() is not main_thread():
             # Warning filters belong to the process: a thread that reads ahead would restore them while others use them.
@@ -234,5 +249,7 @@ def _decoded(opener: Opener) -> Image | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata
             return opener()
+    except InputError as error:
+        raise InputError(f"{name}: {error.problem}", error.remedy) from error
     except Exception:  # a damaged image can raise anything that a decoder raises
         return None

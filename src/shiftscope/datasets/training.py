@@ -179,7 +179,7 @@ def _checksum(images: Tensor, labels: Tensor) -> str:
 
 
 def _bytes(image: Tensor) -> bytes:
-    found: bytes = image.mul(255).round().byte().contiguous().numpy().tobytes()
+    found: bytes = image.mul(65535).round().int().contiguous().numpy().tobytes()  # tells greys of 16 bits apart
     return found
 
 

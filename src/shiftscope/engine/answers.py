@@ -6,7 +6,7 @@ A model that answers the same for every image is perfectly stable, which means n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ SUM_ROUNDING = 1e-2
 FEW_IMAGES = 4
 #: The first batch norm's input differs from training if its variance is so many times less or more, in the median channel.
 VARIANCE_RATIO = 8.0
+#: Images whose largest value is below this are probably scaled by too much: 12 bits in 16 reach 0.06, 10,000 of 65,535 0.15.
+DARK = 0.2
 #: Number of images checked.
 LOOKED_AT = 16
 
@@ -108,20 +110,30 @@ def same_class(tops: Shaped[Tensor, " class"]) -> tuple[str, ...]:
     return (f"All {count} images get the same answer (class {top}), so their stability says nothing about the model.",)
 
 
-def image_warnings(model: Any, images: Float[Tensor, "image channel height width"]) -> tuple[str, ...]:
+def image_warnings(
+    model: Any, images: Float[Tensor, "image channel height width"], *, fill: float | Sequence[float] | Tensor = 0.0
+) -> tuple[str, ...]:
     """Return a sentence for each way in which images are not as the model expects them; empty if there is none.
 
     Args:
         model: any callable. If it is a module, its own description and its first batch norm are compared with the images.
         images: the model's unshifted input; the first few are checked.
+        fill: the canvas's colour; one that is not black was chosen for these images, whatever their range.
     """
     some = images[:LOOKED_AT]
     low, high = float(some.min()), float(some.max())
     found = []
     if low < 0 or high > 1:
+        if bool(torch.as_tensor(fill).any()):
+            return ()
         found.append(
             f"Images hold values from {low:.3g} to {high:.3g}, outside [0, 1], and shifts fill with 0: give images in [0, 1] "
             "and put their normalisation into the model."
+        )
+    elif high < DARK:
+        found.append(
+            f"No value of the images is above {high:.3g}, where white is 1: if they hold fewer bits than their files (12 of 16), "
+            "scale them to the whole range first."
         )
     elif isinstance(model, nn.Module):
         found.append(_described_otherwise(model) or _unlike_training(model, some))

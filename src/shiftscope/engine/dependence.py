@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -58,15 +58,18 @@ def dependence_warnings(model: Callable[[Tensor], Any], image: Tensor, *, batche
     )
 
 
-def model_warnings(model: Callable[[Tensor], Any], images: Tensor) -> tuple[str, ...]:
+def model_warnings(
+    model: Callable[[Tensor], Any], images: Tensor, *, fill: float | Sequence[float] | Tensor = 0.0
+) -> tuple[str, ...]:
     """Return reasons why numbers may say little about a model: outputs that depend on more than the image, unsuitable images.
 
     Args:
         model: any callable.
         images: [image, channel, height, width], the model's unshifted input; the first few are checked.
+        fill: the canvas's colour.
     """
     with evaluating(model):
-        return (*dependence_warnings(model, images[:1].to(device_of(model))), *image_warnings(model, images))
+        return (*dependence_warnings(model, images[:1].to(device_of(model))), *image_warnings(model, images, fill=fill))
 
 
 def _of_first(raw: Any, count: int) -> list[Tensor]:

@@ -295,7 +295,8 @@ def _explain_classes(
     fixes = try_fixes(
         model, trial, guarantee.geometry, measured, tokens=tokens, arguments=arguments, classes=classes, savable=savable
     )
-    doubts = (*model_warnings(model, trial.inputs), *output_warnings(answers_of(measured.reference), classes=classes))
+    of_outputs = output_warnings(answers_of(measured.reference), classes=classes)
+    doubts = (*model_warnings(model, trial.inputs, fill=trial.fill), *of_outputs)
     similarity = mean(1 - measured.loss, bounds=(-1.0, 1.0))
     return Explanation(name, similarity, guarantee, causes, layers, fixes, {}, warnings=doubts)
 

@@ -256,7 +256,7 @@ def explain_task(
         unread=unread,
         settings={**framed.settings(shifts, under.seed), "task": task.name},
         notes=tuple(_notes(known, unread, why)),
-        warnings=(*model_warnings(model, trial.inputs), *task.doubts(found.answered), *_warnings(found)),
+        warnings=(*model_warnings(model, trial.inputs, fill=trial.fill), *task.doubts(found.answered), *_warnings(found)),
     )
 
 

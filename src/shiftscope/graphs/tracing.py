@@ -176,7 +176,10 @@ def _traced(model: nn.Module, *, training: bool, opaque: Collection[type[nn.Modu
     try:
         with restoring(model):
             set_mode(model, training)
-            traced = fx.GraphModule(model, tracer.trace(model), type(model).__name__)
+            graph = tracer.trace(model)
+            for node in graph.nodes:
+                node.type = None  # annotations that are text, as with `from __future__ import annotations`, cannot be pickled
+            traced = fx.GraphModule(model, graph, type(model).__name__)
             traced.meta["calls"] = tuple(tracer.calls)
             show_cores(traced)
             _name_no_inputs(traced)
@@ -281,7 +284,7 @@ def _innermost(model: nn.Module, nodes: list[fx.Node]) -> nn.Module:
 class _Tracer(fx.Tracer):
     """Keeps layers of :mod:`shiftscope.layers` as single nodes, and parts of a model that cannot be traced."""
 
-    def __init__(self, opaque: Collection[type[nn.Module]]) -> None:
+    def __init__(self, opaque: Collection[type[nn.Module]] = ()) -> None:  # pickle makes one of a graph without arguments
         super().__init__()
         self.opaque = opaque
         self.calls: list[ModuleCall] = []

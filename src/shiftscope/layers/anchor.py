@@ -23,6 +23,7 @@ from shiftscope.layers.polyphase import NormChoice
 __all__ = ["Anchoring", "anchor_steps", "make_anchored", "roll_each"]
 
 Maps = Float[Tensor, "image channel height width"]
+CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def roll_each(maps: Maps, steps: Int[Tensor, "image 2"]) -> Maps:
@@ -34,8 +35,8 @@ def roll_each(maps: Maps, steps: Int[Tensor, "image 2"]) -> Maps:
     height, width = maps.shape[2:]
     rows = (torch.arange(height, device=maps.device) - steps[:, :1]) % height
     columns = (torch.arange(width, device=maps.device) - steps[:, 1:]) % width
-    maps = maps.take_along_dim(rows[:, None, :, None], 2)
-    return maps.take_along_dim(columns[:, None, None, :], 3)
+    maps = maps.gather(2, rows[:, None, :, None].expand_as(maps))
+    return maps.gather(3, columns[:, None, None, :].expand_as(maps))
 
 
 def anchor_steps(maps: Maps, period: tuple[int, int]) -> Int[Tensor, "image 2"]:
@@ -49,7 +50,11 @@ def anchor_steps(maps: Maps, period: tuple[int, int]) -> Int[Tensor, "image 2"]:
     >>> anchor_steps(maps, (1, 2)), anchor_steps(maps.roll(1, 3), (1, 2))
     (tensor([[ 0, -1]]), tensor([[0, 0]]))
     """
-    choice = NormChoice(period)(maps).long()
+    return _steps(NormChoice(period)(maps), period)
+
+
+def _steps(choice: Tensor, period: tuple[int, int]) -> Int[Tensor, "image 2"]:
+    choice = choice.long()
     phase = torch.stack([choice // period[1], choice % period[1]], dim=1)
     half = torch.tensor(period, device=phase.device)
     return torch.where(2 * phase > half, half - phase, -phase)
@@ -62,8 +67,8 @@ class Anchoring(nn.Module):
         period: positions from one patch or window to the next.
         offset: positions by which windows are shifted.
         returns: whether the output is rolled back.
-        as_maps: module's input -> map [image, channel, height, width].
-        replaced: (module's input or output, function of its map) -> the same with that map changed.
+        as_maps: module's input -> map [image, channel, height, width]; None where it is one.
+        replaced: (module's input or output, function of its map) -> the same with that map changed; None where it is a map.
     """
 
     def __init__(
@@ -72,20 +77,27 @@ class Anchoring(nn.Module):
         *,
         offset: tuple[int, int] = (0, 0),
         returns: bool,
-        as_maps: Callable[[Tensor], Tensor] = lambda value: value,
-        replaced: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] = lambda value, change: change(value),
+        as_maps: Callable[[Tensor], Tensor] | None = None,
+        replaced: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.period, self.offset, self.returns = period, offset, returns
-        self.as_maps, self.replaced = as_maps, replaced
+        self.offset, self.returns = offset, returns
+        self.as_maps, self.replaced = as_maps or _as_it_is, replaced or _changed
+        self.set_period(period)
+
+    def set_period(self, period: tuple[int, int]) -> None:
+        """Change the period."""
+        self.period = period
+        self._choice = (NormChoice(period),)  # in a tuple, as it is no part of the model that others would read or change
 
     def forward(self, value: Tensor) -> tuple[Tensor, Int[Tensor, "image 2"]]:
         """Return the rolled input, and by how much each image was rolled."""
         maps = self.as_maps(value)
         period = (min(self.period[0], maps.shape[2]), min(self.period[1], maps.shape[3]))
-        steps = torch.zeros(len(maps), 2, dtype=torch.long, device=maps.device)
+        steps = torch.zeros(maps.shape[0], 2, dtype=torch.long, device=maps.device)
         if max(period) > 1 and maps.shape[2] % period[0] == 0 and maps.shape[3] % period[1] == 0:
-            steps = anchor_steps(maps, period)
+            choose = self._choice[0] if period == self.period else NormChoice(period)
+            steps = _steps(choose(maps), period)
         if max(self.offset) > 0:
             steps = steps - torch.tensor(self.offset, device=steps.device)
         return self.replaced(value, lambda found: roll_each(found, steps)), steps
@@ -125,6 +137,33 @@ def make_anchored(module: nn.Module, anchoring: Anchoring) -> None:
     >>> torch.allclose(before, after), isinstance(patches, nn.Conv2d), list(patches.state_dict())
     (True, True, ['weight', 'bias'])
     """
-    kind = type(module)
-    module.__class__ = type(f"Anchored{kind.__name__}", (_Anchored, kind), {"__module__": __name__})
+    module.__class__ = _anchored_class(type(module))
     module.add_module("anchoring", anchoring)
+
+
+def _anchored_class(kind: Any) -> type[nn.Module]:
+    """Return the subclass of a class whose first input is anchored, always the same one."""
+    if kind not in CLASSES:
+
+        def reduce(self: nn.Module, protocol: Any) -> Any:
+            """Let pickle name the class below, because this one is in no module."""
+            reduced: Any = kind.__reduce_ex__(self, protocol)
+            return (_blank, (kind,), *reduced[2:]) if reduced[0].__name__ == "__newobj__" else reduced
+
+        body = {"__module__": __name__, "__reduce_ex__": reduce}
+        CLASSES[kind] = type(f"Anchored{kind.__name__}", (_Anchored, kind), body)
+    return CLASSES[kind]
+
+
+def _blank(kind: type[nn.Module]) -> nn.Module:
+    """Return an empty instance of the subclass of a class, to be filled with attributes."""
+    made: nn.Module = object.__new__(_anchored_class(kind))
+    return made
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
+
+
+def _changed(value: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    return change(value)

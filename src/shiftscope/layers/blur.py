@@ -197,9 +197,9 @@ class _MaxBlurPool(BlurPool):
     def __init__(
         self,
         kernel_size: int | Sequence[int] = 2,
+        *,
         filter_size: int | Sequence[int] = 3,
         stride: int | Sequence[int] = 2,
-        *,
         padding: int | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
         border: Border | None = None,
@@ -257,8 +257,10 @@ class MaxBlurPool2d(_MaxBlurPool):
     Raises:
         InputError: a setting is out of range; in ``forward``, a map is too small for the maximum or the border.
 
-    The gradient goes to the first of equal values, as in ``nn.MaxPool2d``. It is computed from the input alone, so that no maxima
-    are saved, and has no gradient of its own.
+    The settings after ``kernel_size`` are given by name, because their order and defaults are not those of ``nn.MaxPool2d``. The
+    gradient goes to the first of equal values, as there. It is computed from the input alone, so that no maxima are saved, and
+    has no gradient of its own: a penalty on gradients raises an error, and a Hessian reads as 0. Values must be finite, because
+    the filter multiplies each by 0, too.
 
     Source: Zhang 2019, as ``nn.Sequential(nn.MaxPool2d(kernel, stride=1), BlurPool(...))``: the same values.
 

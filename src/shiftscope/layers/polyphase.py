@@ -130,7 +130,7 @@ class AlignPhase(nn.Module):
         for axis, phase in ((2, index // self.stride[1]), (3, index % self.stride[1])):
             steps = phase * self.scale[axis - 2] * (-1 if self.back else 1)
             places = (torch.arange(maps.shape[axis], device=maps.device) + steps[:, None]) % maps.shape[axis]
-            shape = [len(maps), 1, 1, 1]
+            shape = [maps.shape[0], 1, 1, 1]
             shape[axis] = maps.shape[axis]
             maps = maps.gather(axis, places.reshape(shape).expand_as(maps))
         return maps

@@ -246,7 +246,7 @@ def _pool(spec: NetworkSpec, channels: int, stride: int) -> list[nn.Module]:
     kernel, border = spec.pool_kernel, BORDERS[spec.padding]
     around: list[nn.Module] = [nn.CircularPad2d(_margins(kernel))] if spec.padding == "circular" else []
     if spec.pool == "max" and spec.antialias > 1 and spec.sampling == "stride":
-        return [nn.ReLU(), *around, layers.MaxBlurPool2d(kernel, spec.antialias, stride, border=border)]
+        return [nn.ReLU(), *around, layers.MaxBlurPool2d(kernel, filter_size=spec.antialias, stride=stride, border=border)]
     step = stride if spec.antialias == 1 and spec.sampling == "stride" else 1
     kind = nn.MaxPool2d if spec.pool == "max" else nn.AvgPool2d
     pool = [*around, kind(kernel, step, spec.pool_margin)]

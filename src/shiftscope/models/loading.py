@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
-from shiftscope.errors import InputError
+from shiftscope.errors import InputError, UntraceableError
 from shiftscope.models.factories import call_factory, is_code
 from shiftscope.models.family import Normalise, build
 from shiftscope.models.files import Shape, read_exported, read_onnx
@@ -40,7 +40,7 @@ from shiftscope.models.libraries import (
     library_model,
 )
 from shiftscope.models.preprocessing import overridden
-from shiftscope.models.spec import METADATA_KEY, Channels, ModelSpec
+from shiftscope.models.spec import METADATA_KEY, Channels, Fix, ModelSpec
 from shiftscope.models.weights import Checkpoint, load_weights, read_checkpoint, read_safetensors, with_normalisation
 from shiftscope.runtime.inputs import is_file, is_folder, read_json, reading
 from shiftscope.runtime.seeds import stream
@@ -338,11 +338,21 @@ def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> Loade
     for fix in spec.fixes:
         if fix.kind == "anchor":
             _load_fitting(model, weights)  # how tokens lie, and what follows shifts, is tried on the trained model
-        model = fix.apply(model, image=(image or _fixed_input(model, found)) if fix.kind == "anchor" else None).model
+        model = _fixed(model, fix, image or _fixed_input(model, found))
     load_weights(model, Checkpoint(weights, source))
     described = _described(model, spec, found if spec.source is None else replace(found, source=spec.source))
     origin = source if spec.weights is None else spec.weights
     return replace(described, image=image or described.image, embedding=embedding, weights=origin, code=code, classes=classes)
+
+
+def _fixed(model: nn.Module, fix: Fix, image: tuple[int, int, int] | None) -> nn.Module:
+    """Return a model with a fix; only what reads no graph runs on an image, whose time the file does not need."""
+    if fix.kind != "anchor":
+        try:
+            return fix.apply(model, image=None).model
+        except UntraceableError:
+            pass  # its layers are found by running it
+    return fix.apply(model, image=image).model
 
 
 def _load_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError, first_line, shortened
 from shiftscope.models.archives import check_checkpoint
 from shiftscope.models.family import Normalise
+from shiftscope.models.spec import METADATA_KEY, ModelSpec
 from shiftscope.runtime.inputs import is_file, is_folder, read_json, read_tensors, reading
 
 __all__ = ["Checkpoint", "load_weights", "read_checkpoint", "read_safetensors", "with_normalisation"]
@@ -122,8 +124,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     ``model_ema``, ``ema`` or ``state_dict_ema``; the first of these keys that exists is used.
 
     Raises:
-        InputError: the file does not exist, is damaged, or holds no tensors by name, or more than ``torch.load`` reads without
-            running code.
+        InputError: the file does not exist, is damaged, holds a fixed copy, or no tensors by name, or more than ``torch.load``
+            reads without running code.
     """
     if is_folder(path):
         raise InputError(f"`weights` must be a file, and {path} is a folder.", "Give the file in it, such as model.safetensors.")
@@ -132,7 +134,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if path.name.endswith(INDEX):
         return Checkpoint(_read_index(path), str(path))
     if path.suffix == ".safetensors":
-        return Checkpoint(read_safetensors(path)[0], str(path))
+        tensors, metadata = read_safetensors(path)
+        _check_unfixed(path, metadata)
+        return Checkpoint(tensors, str(path))
     found, part = _unwrapped(_load_tensors(path))
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)} if found else {}
     if not tensors:
@@ -141,6 +145,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"`weights` {path} is not a state dict, which holds tensors by name; it {held}.", "Save model.state_dict()."
         )
     return Checkpoint(tensors, str(path), part)
+
+
+def _check_unfixed(path: Path, metadata: Mapping[str, str]) -> None:
+    """Refuse the file of a fixed copy, whose weights fit the model without the fix, too."""
+    with suppress(ValidationError):
+        fixes = ModelSpec.model_validate_json(metadata.get(METADATA_KEY, "{}")).fixes
+        if fixes:
+            raise InputError(
+                f"`weights` {path} is a fixed copy ({', '.join(each.kind for each in fixes)}), and its weights alone give the "
+                "model without the fix.",
+                f"Give {path} as the model itself.",
+            )
 
 
 def load_weights(model: nn.Module, weights: Checkpoint) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from shiftscope.engine.checks import evaluating
 from shiftscope.errors import InputError, first_line
 from shiftscope.graphs.invariance import INVARIANT, output_change, outputs_in_double, random_steps
 from shiftscope.graphs.sites import Pair, check_layer, pair
@@ -305,7 +306,12 @@ def _tried(copy: nn.Module, plan: AnchorPlan) -> Change:
     """Return what circular shifts change in the copy, as random ones in double precision find it."""
     images = torch.rand(2, *plan.image, generator=torch.Generator().manual_seed(0))
     steps = random_steps(3, (plan.image[1], plan.image[2]), (1, 1))
-    change = output_change(copy.eval(), images, steps)
+    with evaluating(copy):
+        return _tried_in_evaluation(copy, plan, images, steps)
+
+
+def _tried_in_evaluation(copy: nn.Module, plan: AnchorPlan, images: Tensor, steps: list[tuple[int, int]]) -> Change:
+    change = output_change(copy, images, steps)
     title = "circular shifts by whole pixels"
     if change is not None and change < INVARIANT:
         return Change("-", title, "", "they change no output (tried in double precision)")
@@ -409,7 +415,7 @@ def _anchored(anchoring: Anchoring) -> Callable[[nn.Module], None]:
     def apply(part: nn.Module) -> None:
         already = getattr(part, "anchoring", None)
         if isinstance(already, Anchoring):
-            already.period = anchoring.period
+            already.set_period(anchoring.period)
         else:
             make_anchored(part, deepcopy(anchoring))
 

@@ -33,10 +33,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, fx, nn
+from torch.jit._trace import is_tracing
 from torch.nn import functional
 
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
+from shiftscope.layers.resampling import is_rewritten
 from shiftscope.shifts import Mode, translate
 from shiftscope.tasks import Placing, Task
 from shiftscope.tasks.reading import select_output
@@ -47,6 +49,8 @@ __all__ = ["Canonical", "moved", "moved_back"]
 STEPS = 255
 #: Odd numbers that a hash multiplies by (of the generator SplitMix64), and by how many bits it mixes.
 FACTORS, BITS = (-7046029254386353131, -4658895280553007687), 29
+#: The whole numbers that have as many bytes as a pixel.
+BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: Content that covers at least nine tenths of its bounding box is centred by the box.
 FILLED, OF = 9, 10
 #: A crop of a photo lies up to a fourteenth of the input's side from the middle by default: 16 of 224 pixels.
@@ -160,6 +164,14 @@ def _details(images: Float[Tensor, "image channel height width"], reach: int) ->
 def _scaled_crops(images: Tensor, corners: Int[Tensor, "image 2"], reach: int) -> Tensor:
     """Return each image's crop, which is smaller by ``reach`` on every side, scaled to the image's size."""
     height, width = (side - 2 * reach for side in images.shape[2:])
+    if is_rewritten():  # where numbers of corners would be those of the example
+        rows, columns = (
+            start[:, None] + torch.arange(side, device=start.device)
+            for start, side in zip(corners.T, (height, width), strict=True)
+        )
+        which = torch.arange(images.shape[0], device=images.device)[:, None, None]
+        crops = images[which, :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
+        return functional.interpolate(crops, images.shape[2:], mode="bilinear", align_corners=False)
     cut = [image[:, top : top + height, left : left + width] for image, (top, left) in zip(images, corners.tolist(), strict=True)]
     crops = torch.stack(cut) if cut else images[:, :, :height, :width]
     return functional.interpolate(crops, images.shape[2:], mode="bilinear", align_corners=False)
@@ -172,7 +184,15 @@ def _to_seam(images: Float[Tensor, "image channel height width"]) -> Int[Tensor,
     candidates = best[0][:, :, None] & best[1][:, None, :]
     tied = candidates.flatten(1).sum(dim=1) > 1
     places = candidates.flatten(1).byte().argmax(dim=1)
-    if tied.any():
+    if is_tracing() and not torch.compiler.is_compiling():
+        raise InputError(
+            "`canonical` of circular images cannot be traced: the bits of pixels decide between equal seams.",
+            "Use torch.export.",
+        )
+    if is_rewritten():
+        seen = _hashes(images).masked_fill(~candidates, torch.iinfo(torch.int64).min)
+        places = torch.where(tied, seen.flatten(1).argmax(dim=1), places)
+    elif tied.any():
         seen = _hashes(images[tied]).masked_fill(~candidates[tied], torch.iinfo(torch.int64).min)
         places[tied] = seen.flatten(1).argmax(dim=1)
     width = images.shape[3]
@@ -187,7 +207,7 @@ def _seams(images: Tensor, axis: int) -> Int[Tensor, "image position"]:
 
 def _hashes(images: Float[Tensor, "image channel height width"]) -> Int[Tensor, "image height width"]:
     """Return for each position a hash of the whole image as seen from there: of spans of 1, 2, 4 ... pixels along each axis."""
-    bits = images.contiguous().view(torch.int64 if images.dtype == torch.float64 else torch.int32).long()
+    bits = images.contiguous().view(BITS_OF[images.element_size()]).long()
     found = torch.zeros_like(bits[:, 0])
     for channel in bits.unbind(1):
         found = _mixed(found, channel)
@@ -259,11 +279,14 @@ def moved(images: Tensor, shifts: Int[Tensor, "image 2"], border: Mode, backgrou
         border: what comes in at the border.
         background: the colour with border ``zero``, [channel, 1, 1] or [1, 1, 1].
     """
+    fill = background.flatten().expand(images.shape[1])
+    if is_rewritten():  # where the shifts' numbers would be those of the example
+        return translate(images, shifts, mode=border, fill=fill)
     each, which = shifts.unique(dim=0, return_inverse=True)
     if border == "circular" and len(each) == 1:
         return images.roll(each[0].tolist(), (2, 3))
     if border == "circular" or len(each) > len(images) // 2:
-        return translate(images, shifts, mode=border, fill=background.flatten().expand(images.shape[1]))
+        return translate(images, shifts, mode=border, fill=fill)
     moved = background.expand_as(images).clone()
     for number, (down, right) in enumerate(each.tolist()):
         (top, bottom), (left, end) = (_kept(step, side) for step, side in zip((down, right), images.shape[2:], strict=True))

@@ -39,8 +39,8 @@ __all__ = ["Fixed", "apply_fixes", "compare", "fix", "summarise"]
 #: Images measured between two progress reports.
 BLOCK = 64
 COMPARED = ("mcs", "pair_consistency", "all_agree", "worst_case")
-#: How a note begins that says that a fix makes answers all the same; it comes before what shifts do to them.
-SAME_AFTER = "After the fix: All "
+#: How a note begins that says that answers are all the same after a fix; it comes before what shifts do to them.
+SAME_AFTER = "After the fix: All ", "Before and after the fix: All "
 DEFINITIONS = tuple(f"{MEASURES[measure].label.capitalize()}: {MEASURES[measure].sentence}" for measure in COMPARED)
 #: The columns that a narrow terminal shows.
 NARROW = ("model", "shifts", "test_accuracy", "mcs", "all_agree", "worst_case", "pair_consistency")
@@ -119,7 +119,7 @@ def fix(
         report: called with progress events.
 
     Raises:
-        InputError: a fix does not apply, or the model does not take such images.
+        InputError: a fix does not apply, none finds anything to change, or the model does not take such images.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 3)).eval()
     >>> found = fix(model, torch.rand(4, 1, 16, 16), kinds=["blur"], max_shift=1)
@@ -140,6 +140,7 @@ def fix(
     named = None if output is None else str(output)
     wrapping = Wrapping(framed.border, reach, background, found, named)
     surgery = apply_fixes(model, chosen, wrapping=wrapping, image=(images.shape[1], *framed.size))
+    surgery.check_changed(named_fixes, "the model")
     if found is None:
         check_labels(labels)
         if truth is not None:
@@ -228,7 +229,8 @@ def compare(
     framed = framings(images, under)
     shifts = shifts_for(framed[0], under.seed)
     found = dict[tuple[str, str], Survey]()
-    rows, warnings = [], [*model_warnings(before, under.unshifted(images))]
+    rows, doubts = [], dict[str, list[str]]()
+    warnings = [*model_warnings(before, under.unshifted(images), fill=under.fill)]
     for name, model, price in (("before", before, surgery.before), ("after", surgery.model, surgery.after)):
         answers = dict[str, Tensor]()
         for each in framed:
@@ -247,11 +249,12 @@ def compare(
                 }
             )
             check_classes(labels, len(answers["tops"]))
-        # Those of the fixed model come first in what is printed, see SAME_AFTER.
-        warnings += [f"{name.capitalize()} the fix: {text}" for text in output_warnings(answers, classes=not embedding)]
+        for text in output_warnings(answers, classes=not embedding):
+            doubts.setdefault(text, []).append(name)
     measured = described(len(shifts), framed[0].max_shift)
     notes = (
         *warnings,
+        *(f"{' and '.join(names).capitalize()} the fix: {text}" for text, names in doubts.items()),
         f"Intervals: 95 %, over {len(images)} images, each under {measured}.",
         *(_paired(found["before", each.border], found["after", each.border], each.border, embedding) for each in framed),
         *(_other_crops(surgery.model, each, shifts, under.fill) for each in framed if _chooses_crops(surgery.model)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.engine.checks import evaluating
+from shiftscope.errors import InputError
 from shiftscope.graphs.tracing import restoring
 from shiftscope.layers.blur import BlurPool
 from shiftscope.layers.polyphase import TakePhase
@@ -115,6 +117,25 @@ class Surgery:
     def changed(self) -> int:
         """Number of changed layers."""
         return sum(bool(change.becomes) for change in self.changes)
+
+    def check_changed(self, kinds: Iterable[str], name: str) -> None:
+        """Check that a fix found something to change.
+
+        Args:
+            kinds: of the fixes.
+            name: of the model.
+
+        Raises:
+            InputError: none did; it says the reason that most layers have.
+        """
+        if self.changed:
+            return
+        reasons = Counter(each.why for each in self.changes)
+        most = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
+        raise InputError(
+            f"`{' '.join(kinds)}` has nothing to change in {name}{most}.",
+            "Choose another fix; `explain` ranks those that apply.",
+        )
 
     def table(self) -> Table:
         """Return a row for each layer, with the number of changes and the costs in the notes."""

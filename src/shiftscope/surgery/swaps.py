@@ -24,6 +24,7 @@ __all__ = ["Original", "Swap", "Translation", "apply_swaps", "keep_edits"]
 
 FUNCTION = "it is called as a function"
 SHARED = "it shares its phase with another layer"
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 BETWEEN = "its place is between functions in the code of `forward`"
 UNEQUAL = "the layer is called several times, and not every call changes alike"
 
@@ -227,7 +228,10 @@ class Translation:
     def _place(self, node: fx.Node, edges: list[Edge]) -> None:
         """Find layers that can call what edits insert behind a node."""
         common, users = self.common[node], {edge.user for edge in edges}
+        befores = [self.original.before(edge.user, edge.place) for edge in edges]
         host = self._host(node, users) if common else None
+        if host is not None and isinstance(host.part, NORMS) and self._takes_alone(befores):
+            host = None  # norms are exchanged after a fix, when they are frozen or synchronised, and their filters with them
         if host is not None:
             self.treatments[host].after = common
         elif common and len(users) > 1:
@@ -235,13 +239,17 @@ class Translation:
             return
         else:
             common = ()
-        befores = [self.original.before(edge.user, edge.place) for edge in edges]
         for edge, call in zip(edges, befores, strict=True):
             rest = edge.chain[len(common) :]
             if rest and call is None:
                 self._refuse(rest, BETWEEN)
             elif rest and call is not None:
                 self.treatments[call].before = rest
+
+    def _takes_alone(self, calls: list[ModuleCall | None]) -> bool:
+        """Return whether a single call, the only one of its layer, takes a value."""
+        first, *others = calls
+        return not others and first is not None and self.original.number[first.name] == 1
 
     def _host(self, node: fx.Node, users: set[fx.Node]) -> ModuleCall | None:
         """Return a call after which to call what edits insert behind a node: of a layer whose calls all change alike."""

@@ -81,7 +81,7 @@ def compare_tasks(
         left_out |= {name: lost for name in one.values if (lost := _lost(name, one, other))}
     measured = described(len(shifts), first.max_shift)
     notes = (
-        *model_warnings(before, under.unshifted(images)),
+        *model_warnings(before, under.unshifted(images), fill=under.fill),
         *doubts,
         f"Intervals: 95 %, over {len(images)} images, each under {measured}; differences are of the same images.",
         *_left_out(left_out, len(images)),

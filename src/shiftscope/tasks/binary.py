@@ -59,11 +59,13 @@ class MultiLabel(Task):
 
     def average(self, outputs: Iterable[tuple[Any, Placing]]) -> Tensor:
         """Return the mean probabilities, [image, label], as logits if the model returns these."""
-        found = torch.stack([self._chosen(raw, len(place.corners)).double() for raw, place in outputs])
+        own = [self._chosen(raw, len(place.corners)) for raw, place in outputs]
+        found = torch.stack(own).double()
         if self.given == "probabilities":
-            return found.mean(dim=0)
+            return found.mean(dim=0).to(own[0].dtype)
         # The logarithm of mean p over mean 1 - p; the numbers of views cancel, and no probability is rounded to 1.
-        return functional.logsigmoid(found).logsumexp(dim=0) - functional.logsigmoid(-found).logsumexp(dim=0)
+        mean = functional.logsigmoid(found).logsumexp(dim=0) - functional.logsigmoid(-found).logsumexp(dim=0)
+        return mean.to(own[0].dtype)
 
     def no_mean(self) -> str:
         """Return nothing: there is a mean."""

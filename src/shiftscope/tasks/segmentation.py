@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import nan
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -37,6 +38,8 @@ class ClassMap(NamedTuple):
 
     tops: Integer[Tensor, "height width"]
     classes: int
+    #: Whether a single channel that is read as a logit holds a value that is no probability; True of other maps.
+    outside: bool = True
 
 
 def intersections(one: Tensor, other: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -87,13 +90,15 @@ class Segmentation(Task):
         found = select_output(output, None, NAMES)
         if not found.is_floating_point():
             return _as_class_maps(found, count, size)
+        single = found.ndim == 4 and found.shape[1] == 1
+        outside = ((found < 0) | (found > 1)).flatten(1).any(dim=1).tolist() if single else [True] * len(found)
         found = self._scores(output, count)
         maps, classes = of_size(finite_rows(found), size), found.shape[1]
         kind = torch.uint8 if classes <= 256 else torch.int32
-        return [ClassMap(each, classes) for each in maps.argmax(dim=1).to(kind)]
+        return [ClassMap(each, classes, beyond) for each, beyond in zip(maps.argmax(dim=1).to(kind), outside, strict=True)]
 
-    def _scores(self, output: Any, count: int) -> Tensor:
-        """Return the scores in an output, [image, class, height, width], of two classes where the model returns one channel."""
+    def _channels(self, output: Any, count: int) -> Tensor:
+        """Return the channels in an output, [image, channel, height, width]."""
         found = select_output(output, None, NAMES)
         if found.ndim != 4 or len(found) != count or not found.is_floating_point():
             raise InputError(
@@ -101,6 +106,11 @@ class Segmentation(Task):
                 f"width], for {count} images, got {found.dtype} of shape {tuple(found.shape)}.",
                 "Choose another --task or `output`.",
             )
+        return found
+
+    def _scores(self, output: Any, count: int) -> Tensor:
+        """Return the scores in an output, [image, class, height, width], of two classes where the model returns one channel."""
+        found = self._channels(output, count)
         return self._of_two(found) if found.shape[1] == 1 else found
 
     def _of_two(self, found: Tensor) -> Tensor:
@@ -113,14 +123,24 @@ class Segmentation(Task):
         return torch.cat([torch.zeros_like(found), found], dim=1)
 
     def place_back(self, output: Any, placing: Placing) -> Tensor:
-        """Return the classes' scores, moved along, [image, class, height, width]."""
-        return placing.maps_back(of_size(self._scores(output, len(placing.corners)), placing.size))
+        """Return the model's channels, moved along, [image, channel, height, width]."""
+        return placing.maps_back(of_size(self._channels(output, len(placing.corners)), placing.size))
 
     def average(self, outputs: Iterable[tuple[Any, Placing]]) -> Tensor:
-        """Return the logarithm of the mean probabilities of each pixel, moved back, [image, class, height, width]."""
-        scores = ((of_size(self._scores(raw, len(place.corners)), place.size), place) for raw, place in outputs)
+        """Return the logarithm of the mean probabilities of each pixel, moved back, [image, class, height, width].
+
+        Of a model with a single channel: one channel of mean probabilities, as a logit if the model returns these.
+        """
+        views = ((self._channels(raw, len(place.corners)), place) for raw, place in outputs)
+        first = next(views)
+        single = first[0].shape[1] == 1
+        both = ((self._of_two(each) if single else each, place) for each, place in chain([first], views))
+        scores = ((of_size(each, place.size), place) for each, place in both)
         found = mean_map((each.softmax(dim=1), place) for each, place in scores)
-        return found.clamp_min(torch.finfo(found.dtype).tiny).log()
+        if single and self.given == "probabilities":
+            return found[:, 1:]
+        logs = found.clamp_min(torch.finfo(found.dtype).tiny).log()
+        return logs[:, 1:] - logs[:, :1] if single else logs
 
     def no_mean(self) -> str:
         """Return nothing: there is a mean."""
@@ -195,6 +215,20 @@ class Segmentation(Task):
         """Return pixels of each class in both maps and in either."""
         both, either = intersections(*aligned(before.tops, after.tops, view), before.classes)
         return {"both": both.double(), "either": either.double()}
+
+    def tally_answers(self, answers: Sequence[ClassMap]) -> dict[str, Tensor]:
+        """Return how many images there are, and for how many an output that is read as a logit is no probability."""
+        outside = sum(each.outside for each in answers)
+        return {name: torch.tensor(float(each)) for name, each in (("images", len(answers)), ("outside", outside))}
+
+    def doubts(self, sums: Mapping[str, Tensor]) -> list[str]:
+        """Return that maps of a single channel look like probabilities, where they are read as logits."""
+        if self.given != "logits" or not sums or float(sums["outside"]):
+            return []
+        return [
+            "All values of the maps lie between 0 and 1, and are read as logits, of which none is below 0: if the model ends in "
+            f"a sigmoid, add --task {self.name}:given=probabilities."
+        ]
 
     def units(self, sums: Mapping[str, Tensor]) -> Tensor:
         """Return the intersection over union of each class, over all images and shifts; NaN for a class that never appears."""
