@@ -49,7 +49,7 @@ def masks():
 @pytest.fixture
 def scans(shiftscope: Command, tmp_path: Path) -> Command:
     """Models, and grey images of 16 bits that use 300 of their levels."""
-    (tmp_path / "models.py").write_text(MODELS)
+    (tmp_path / "scan_models.py").write_text(MODELS)
     generator = np.random.default_rng(0)
     (tmp_path / "scans").mkdir()
     for number in range(12):
@@ -64,19 +64,19 @@ def flat(done: Finished) -> str:
 
 
 def test_radii_of_16_bit_images_are_those_of_their_own_levels(scans: Command, tmp_path: Path) -> None:
-    done = scans("certify", "models:standardised", "--data", "scans", "--radius", "2", "--mode", "circular", "--json")
+    done = scans("certify", "scan_models:standardised", "--data", "scans", "--radius", "2", "--mode", "circular", "--json")
     assert done.code == 0, done.err
     values = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "scans").iterdir())]
     images = torch.from_numpy(np.stack(values).astype(np.float32))[:, None] / 65535
-    expected = certify(load_model("models:standardised").model, images, radius=2, mode="circular")
+    expected = certify(load_model("scan_models:standardised").model, images, radius=2, mode="circular")
     assert [row["radius"] for row in json.loads(done.out)["images"]] == expected.radii.tolist()
-    said = flat(scans("certify", "models:standardised", "--data", "scans", "--radius", "2"))
+    said = flat(scans("certify", "scan_models:standardised", "--data", "scans", "--radius", "2"))
     assert "grey of 16 bits divided by 65535" in said
     assert "No value of the images is above 0.0198" in said
 
 
 def test_canonical_that_explain_ranks_is_the_one_that_fix_applies(scans: Command) -> None:
-    same = ("models:standardised", "--data", "scans", "--max-shift", "2")
+    same = ("scan_models:standardised", "--data", "scans", "--max-shift", "2")
     rows = json.loads(scans("explain", *same, "--json").out)["fixes"]["rows"]
     (tried,) = (row for row in rows if row["fix"] == "canonical")
     changes, compared = json.loads(scans("fix", *same, "--with", "canonical", "--json").out)["tables"]
@@ -89,7 +89,9 @@ def test_canonical_that_explain_ranks_is_the_one_that_fix_applies(scans: Command
 
 def test_command_after_a_saved_model_of_masks_reads_them_as_before(scans: Command) -> None:
     task = "segmentation:given=probabilities"
-    done = scans("fix", "models:masks", "--data", "scans", "--task", task, "--with", "circular", "--out", "fixed.safetensors")
+    done = scans(
+        "fix", "scan_models:masks", "--data", "scans", "--task", task, "--with", "circular", "--out", "fixed.safetensors"
+    )
     assert done.code == 0, done.err
     again = scans("audit", "fixed.safetensors", "--trust", "--data", "scans", "--max-shift", "1", "--protocol", "every-shift")
     assert f"--task {task}" in flat(again)
@@ -100,15 +102,17 @@ def test_command_after_a_saved_model_of_masks_reads_them_as_before(scans: Comman
 
 def test_fixed_copy_of_a_model_without_a_graph_is_loaded_again(scans: Command) -> None:
     same = ("--data", "scans", "--max-shift", "1")
-    done = scans("fix", "models:by_value", *same, "--with", "blur", "--out", "fixed.safetensors")
+    done = scans("fix", "scan_models:by_value", *same, "--with", "blur", "--out", "fixed.safetensors")
     assert done.code == 0, done.err
     again = scans("audit", "fixed.safetensors", "--trust", *same, "--quick")
     assert again.code == 0, again.err
 
 
 def test_weights_of_a_fixed_copy_are_not_loaded_into_the_model_without_the_fix(scans: Command) -> None:
-    scans("fix", "models:standardised", "--data", "scans", "--max-shift", "1", "--with", "blur", "--out", "fixed.safetensors")
-    done = scans("audit", "models:standardised", "--weights", "fixed.safetensors", "--data", "scans", "--quick")
+    scans(
+        "fix", "scan_models:standardised", "--data", "scans", "--max-shift", "1", "--with", "blur", "--out", "fixed.safetensors"
+    )
+    done = scans("audit", "scan_models:standardised", "--weights", "fixed.safetensors", "--data", "scans", "--quick")
     assert done.code == 2
     assert "`weights` fixed.safetensors is a fixed copy (blur), and its weights alone give the model without the fix" in flat(
         done

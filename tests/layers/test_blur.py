@@ -79,7 +79,7 @@ def test_max_blur_and_gradient_equal_torch_pool_then_blur(data: st.DataObject) -
     maps = randoms(2, 3, *sides, seed=data.draw(st.integers(0, 99))).mul(2).round()
     if data.draw(st.booleans()):
         maps = maps.movedim(1, -1).contiguous().movedim(-1, 1)
-    ours = MAXIMA[axes - 1](kernel, size, stride, padding=padding, dilation=dilation)
+    ours = MAXIMA[axes - 1](kernel, filter_size=size, stride=stride, padding=padding, dilation=dilation)
     pool = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[axes - 1](kernel, 1, padding, dilation)
     theirs = nn.Sequential(pool, BLURS[axes - 1](size, stride))
     gradients = []
@@ -100,7 +100,7 @@ def test_max_blur_and_gradient_equal_torch_pool_then_blur(data: st.DataObject) -
 def test_max_blur_has_output_size_of_strided_pool(axes: int, side: int, kernel: int, stride: int, padding: int) -> None:
     maps = torch.zeros(1, 1, *[side] * axes)
     pool = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[axes - 1](kernel, stride, padding)
-    ours = MAXIMA[axes - 1](kernel, 3, stride, padding=padding, border="replicate")
+    ours = MAXIMA[axes - 1](kernel, filter_size=3, stride=stride, padding=padding, border="replicate")
     assert ours(maps).shape == pool(maps).shape
 
 

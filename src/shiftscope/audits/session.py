@@ -22,7 +22,7 @@ from shiftscope.audits.views import Framing, framing_of
 from shiftscope.audits.wording import map_words
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.batches import Images, Labels, batches_of, images_in
-from shiftscope.engine.checks import check_classes, device_of, evaluating, scaled
+from shiftscope.engine.checks import check_classes, device_of, evaluating, how_to_scale
 from shiftscope.engine.dependence import dependence_warnings
 from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.engine.task_trials import returns_embeddings
@@ -442,7 +442,7 @@ def _check(images: Tensor, shape: tuple[int, ...]) -> None:
             "Resize them to one size.",
         )
     if not images.is_floating_point():
-        raise InputError(f"`images` must be floating point in [0, 1], got {images.dtype}.", scaled(images.dtype))
+        raise InputError(f"`images` must be floating point in [0, 1], got {images.dtype}.", how_to_scale(images.dtype))
     bad = int((~images.flatten(1).isfinite().all(dim=1)).sum())
     if bad:
         raise InputError(f"`images` must be finite, got NaN or infinity in {bad} of {len(images)}.", "Leave these images out.")

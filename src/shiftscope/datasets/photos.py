@@ -89,7 +89,7 @@ class Crop:
         """
         import PIL.Image
 
-        if image.mode != "F":  # which colour cannot have
+        if image.mode != "F":  # which is grey, of more than 8 bits
             image = image.convert("L" if self.channels == 1 else "RGB")
         tall, wide = covering((image.height, image.width), self.cover)
         if (tall, wide) != (image.height, image.width):

@@ -36,7 +36,7 @@ DEPTH, MOST, MOST_SEEN = 4, 100, 2000
 Model = Callable[[Tensor], Tensor]
 
 
-def scaled(kind: torch.dtype) -> str:
+def how_to_scale(kind: torch.dtype) -> str:
     """Return how to bring images of a type of whole numbers to [0, 1]."""
     white = "255" if kind == torch.uint8 else "the largest value that they can have"
     return f"Divide by {white} first."
@@ -49,7 +49,7 @@ def check_images(images: Tensor, size: tuple[int, ...] | None = None) -> None:
     if images.ndim != 4 or (size is not None and tuple(images.shape[2:]) != size):
         raise InputError(f"`images` must be [image, channel, height, width], all of one size, got shape {tuple(images.shape)}.")
     if not images.is_floating_point():
-        raise InputError(f"`images` must be floating point in [0, 1], got {images.dtype}.", scaled(images.dtype))
+        raise InputError(f"`images` must be floating point in [0, 1], got {images.dtype}.", how_to_scale(images.dtype))
     if not images.isfinite().all():
         raise InputError("`images` must be finite, got NaN or infinity.")
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shiftscope.layers.polyphase import NormChoice
+from shiftscope.layers.surrounded import reduced_as
 
 __all__ = ["Anchoring", "anchor_steps", "make_anchored", "roll_each"]
 
@@ -144,13 +145,7 @@ def make_anchored(module: nn.Module, anchoring: Anchoring) -> None:
 def _anchored_class(kind: Any) -> type[nn.Module]:
     """Return the subclass of a class whose first input is anchored, always the same one."""
     if kind not in CLASSES:
-
-        def reduce(self: nn.Module, protocol: Any) -> Any:
-            """Let pickle name the class below, because this one is in no module."""
-            reduced: Any = kind.__reduce_ex__(self, protocol)
-            return (_blank, (kind,), *reduced[2:]) if reduced[0].__name__ == "__newobj__" else reduced
-
-        body = {"__module__": __name__, "__reduce_ex__": reduce}
+        body = {"__module__": __name__, "__reduce_ex__": reduced_as(kind, _blank)}
         CLASSES[kind] = type(f"Anchored{kind.__name__}", (_Anchored, kind), body)
     return CLASSES[kind]
 

@@ -13,11 +13,12 @@ inputs and outputs; the layers before and after it are submodules with hooks of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-__all__ = ["INSERTED", "INSERTED_AFTER", "INSERTED_BEFORE", "become", "core", "surround", "view"]
+__all__ = ["INSERTED", "INSERTED_AFTER", "INSERTED_BEFORE", "become", "core", "reduced_as", "surround", "view"]
 
 #: Names of the submodules that hold the layers before and after.
 INSERTED = INSERTED_BEFORE, INSERTED_AFTER = "inserted_before", "inserted_after"
@@ -106,13 +107,24 @@ def _new_class(kind: Any) -> type[nn.Module]:
         output = kind.__call__(self, *arguments, **options)
         return output if after is None else after(output)
 
-    def reduce(self: nn.Module, protocol: Any) -> Any:
-        """Let pickle name the class below, because this one is in no module."""
-        reduced: Any = kind.__reduce_ex__(self, protocol)
-        return (_blank, (kind,), *reduced[2:]) if reduced[0].__name__ == "__newobj__" else reduced
-
+    reduce = reduced_as(kind, _blank)
     body = {"__call__": call, "__reduce_ex__": reduce, "__module__": __name__, "__doc__": kind.__doc__, SURROUNDS: kind}
     return type(f"Surrounded{kind.__name__}", (kind,), body)
+
+
+def reduced_as(kind: Any, blank: Callable[[Any], nn.Module]) -> Callable[[nn.Module, Any], Any]:
+    """Return ``__reduce_ex__`` of a subclass of a class: pickle names the class below, because the subclass is in no module.
+
+    Args:
+        kind: the class below.
+        blank: class below -> an empty instance of its subclass.
+    """
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        reduced: Any = kind.__reduce_ex__(self, protocol)
+        return (blank, (kind,), *reduced[2:]) if reduced[0].__name__ == "__newobj__" else reduced
+
+    return reduce
 
 
 def _blank(kind: type[nn.Module]) -> nn.Module:

@@ -217,13 +217,12 @@ class Segmentation(Task):
         return {"both": both.double(), "either": either.double()}
 
     def tally_answers(self, answers: Sequence[ClassMap]) -> dict[str, Tensor]:
-        """Return how many images there are, and for how many an output that is read as a logit is no probability."""
-        outside = sum(each.outside for each in answers)
-        return {name: torch.tensor(float(each)) for name, each in (("images", len(answers)), ("outside", outside))}
+        """Return for how many images an output that is read as a logit is no probability."""
+        return {"outside": torch.tensor(float(sum(each.outside for each in answers)))}
 
     def doubts(self, sums: Mapping[str, Tensor]) -> list[str]:
         """Return that maps of a single channel look like probabilities, where they are read as logits."""
-        if self.given != "logits" or not sums or float(sums["outside"]):
+        if self.given != "logits" or "outside" not in sums or float(sums["outside"]):
             return []
         return [
             "All values of the maps lie between 0 and 1, and are read as logits, of which none is below 0: if the model ends in "
