@@ -148,13 +148,13 @@ def test_grey_of_fractional_numbers_from_0_to_1_is_read_exactly(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        (np.full((6, 6), 2.0, np.float32), "fractional numbers from 2 to 2, and black and white are known for 0 to 1 only"),
-        (np.full((6, 6), -935, np.int32), "integers from -935 to -935, and black and white are known for 0 to 65535 only"),
-        (np.full((6, 6), 70000, np.int32), "integers from 70000 to 70000, and black and white are known for 0 to 65535 only"),
+        (np.full((6, 6), 2.0, np.float32), "fractional numbers from 2 to 2, and must lie within 0 to 1"),
+        (np.full((6, 6), -935, np.int32), "integers from -935 to -935, and must lie within 0 to 65535"),
+        (np.full((6, 6), 70000, np.int32), "integers from 70000 to 70000, and must lie within 0 to 65535"),
         (np.full((6, 6), np.nan, np.float32), "fractional numbers from nan to nan"),
     ],
 )
-def test_numbers_beyond_what_white_is_known_for_are_refused_by_name(values: np.ndarray, problem: str, tmp_path: Path) -> None:
+def test_pixels_beyond_the_range_of_their_type_are_refused_by_name(values: np.ndarray, problem: str, tmp_path: Path) -> None:
     Image.fromarray(np.ones((6, 6), np.float32)).save(tmp_path / "a.tif")
     Image.fromarray(values).save(tmp_path / "b.tif")
     with pytest.raises(InputError, match=rf"b\.tif: its pixels are {problem}"):

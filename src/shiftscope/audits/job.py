@@ -294,7 +294,7 @@ class _Run:
             block=block_size(self.session.framing.size),
             protocols=protocols,
             kind=self.session.kind,
-            task=spec.task or self.subject.loaded.spec.task or getattr(self.session.task, "name", ""),
+            task=spec.task or self.subject.loaded.spec.task or (self.session.task.name if self.session.task else ""),
             truth_sha256=truth_checksum(spec.truth),
             borders={each.name: self.session.framing.border(each) for each in protocols},
             notes=(*(images.all_notes if self.session.takes_labels else images.notes), *self.session.notes),

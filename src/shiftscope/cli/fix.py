@@ -108,9 +108,7 @@ def fix(
         from shiftscope.surgery.task_compare import summarise_tasks
 
         _check_applies(subject, kinds, saved=out is not None)
-        named = "embedding" if subject.embedding else ""
-        if found is not None:
-            named = task_words(subject, task, found)
+        named = task_words(subject, task, found)
         fixing = Fixing(kinds, filter_size, reach, options.mode, named)
         surgery = fixing.apply(subject)
         if not plan:

@@ -84,8 +84,10 @@ def under_shifts(subject: Subject, options: ModelOptions) -> Shifting:
     )
 
 
-def task_words(subject: Subject, task: str | None, found: Task) -> str:
-    """Return how to write a subject's task after ``--task``: as the user chose it, or the model's file, with its settings."""
+def task_words(subject: Subject, task: str | None, found: Task | None) -> str:
+    """Return a subject's task as ``--task`` takes it, with the settings of the user or of the model's file; empty for classes."""
+    if found is None:
+        return "embedding" if subject.embedding else ""
     return task or subject.loaded.spec.task or found.name
 
 

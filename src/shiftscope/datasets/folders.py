@@ -176,7 +176,7 @@ def open_image(source: Path | io.BytesIO) -> Image:
         source: a file or its bytes.
 
     Raises:
-        InputError: its numbers lie beyond what their white is known for.
+        InputError: its numbers lie beyond 0 to 65535, or to 1 if they are fractional.
         Exception: whatever a decoder raises on a damaged image.
     """
     import PIL.Image
@@ -212,7 +212,7 @@ def in_8_bit_units(image: Image) -> Image:
     if not (low >= 0 and high <= white):
         kind = "fractional numbers" if fractional else "integers"
         raise InputError(
-            f"its pixels are {kind} from {low:.6g} to {high:.6g}, and black and white are known for 0 to {white} only.",
+            f"its pixels are {kind} from {low:.6g} to {high:.6g}, and must lie within 0 to {white}.",
             "Rescale the files to that range.",
         )
     found: Image = PIL.Image.fromarray((values * (255 / white)).astype(np.float32))

@@ -257,10 +257,10 @@ class MaxBlurPool2d(_MaxBlurPool):
     Raises:
         InputError: a setting is out of range; in ``forward``, a map is too small for the maximum or the border.
 
-    The settings after ``kernel_size`` are given by name, because their order and defaults are not those of ``nn.MaxPool2d``. The
-    gradient goes to the first of equal values, as there. It is computed from the input alone, so that no maxima are saved, and
-    has no gradient of its own: a penalty on gradients raises an error, and a Hessian reads as 0. Values must be finite, because
-    the filter multiplies each by 0, too.
+    All settings but ``kernel_size`` are keyword-only: their order and defaults differ from those of ``nn.MaxPool2d``. The
+    backward pass gives the gradient to the first of equal values, as ``nn.MaxPool2d`` does. It recomputes maxima instead of
+    saving them, and cannot be differentiated again: a gradient penalty raises an error, and a Hessian is 0. Maps must be
+    finite, because the filter multiplies every value, by zeros too.
 
     Source: Zhang 2019, as ``nn.Sequential(nn.MaxPool2d(kernel, stride=1), BlurPool(...))``: the same values.
 

@@ -346,7 +346,7 @@ def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> Loade
 
 
 def _fixed(model: nn.Module, fix: Fix, image: tuple[int, int, int] | None) -> nn.Module:
-    """Return a model with a fix; only what reads no graph runs on an image, whose time the file does not need."""
+    """Return a model with a fix. The model runs on an image only where no graph says what its layers are."""
     if fix.kind != "anchor":
         try:
             return fix.apply(model, image=None).model
