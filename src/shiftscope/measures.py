@@ -53,6 +53,16 @@ class Measure:
             return proportion_over_seeds(values.bool())
         return mean_over_seeds(values.float(), bounds=self.bounds)
 
+    def as_change(self, values: Tensor) -> Tensor:
+        """Return by how much answers change, from values of this measure: 1 less an agreement, or an error itself."""
+        return 1 - values if self.better == "more" else values
+
+    @property
+    def change_bounds(self) -> tuple[float, float]:
+        """The smallest and largest possible change."""
+        low, high = self.bounds
+        return (1 - high, 1 - low) if self.better == "more" else (low, high)
+
 
 COSINE = (-1.0, 1.0)
 LENGTH = (0.0, inf)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError, check_whole
 
-__all__ = ["Mode", "grid", "sample", "translate", "translate_by_parts"]
+__all__ = ["Mode", "centre", "grid", "sample", "translate", "translate_by_parts"]
 
 #: What comes in at the border: a fill (``zero``), or what left on the opposite side (``circular``).
 Mode = Literal["zero", "circular"]
@@ -45,6 +45,16 @@ def sample(count: int, max_shift: int, generator: torch.Generator) -> Int[Tensor
     """
     _check_max_shift(max_shift)
     return torch.randint(-max_shift, max_shift + 1, (count, 2), generator=generator, device=generator.device)
+
+
+def centre(images: Shaped[Tensor, "*each tall wide"], size: tuple[int, int]) -> Shaped[Tensor, "*each height width"]:
+    """Return the centre of images, of a size (height, width) in pixels.
+
+    >>> centre(torch.arange(9).reshape(1, 1, 3, 3), (1, 1)).item()
+    4
+    """
+    top, left = ((outer - inner) // 2 for outer, inner in zip(images.shape[-2:], size, strict=True))
+    return images[..., top : top + size[0], left : left + size[1]]
 
 
 def translate(

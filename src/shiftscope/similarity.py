@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, Shaped
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-__all__ = ["TIE", "Responses", "cosine", "homogeneities", "responses"]
+__all__ = ["TIE", "Responses", "cosine", "homogeneities", "largest_difference", "responses"]
 
 #: Peaks of the cross-similarity that differ by less than this count as equal: the Fourier transform rounds to about 1e-15.
 TIE = 1e-9
@@ -66,6 +66,17 @@ def cosine(one: Shaped[Tensor, "*each class"], other: Shaped[Tensor, "*others cl
     similar = ((one * other).sum(-1) / norms).clamp(-1, 1)
     both_zero = (one == 0).all(-1) & (other == 0).all(-1)
     return torch.where(norms > 0, similar, both_zero.double())
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference relative to the largest value; infinite where one is not finite."""
+    if not (one.isfinite().all() and other.isfinite().all()):
+        return float("inf")
+    if not one.numel():
+        return 0.0
+    if not (one.is_floating_point() or one.is_complex()):
+        return float(bool((one != other).any()))
+    return float((one.double() - other.double()).abs().max() / other.double().abs().max().clamp_min(1e-300))
 
 
 def responses(before: Maps, after: Float[Tensor, "shift image channel height width"]) -> Responses:

@@ -19,7 +19,7 @@ from shiftscope.estimates import Estimate
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.text import printable
 
-__all__ = ["Cell", "Summary", "Table", "heading", "percent", "plus_minus"]
+__all__ = ["FRACTIONS", "Cell", "Summary", "Table", "heading", "number_text", "percent", "plus_minus"]
 
 Cell = str | int | float | Estimate | None
 
@@ -40,6 +40,8 @@ HEADINGS = {
 
 #: An interval whose shorter side is at least this part of its longer side is printed as ±, with the longer side.
 SYMMETRIC = 0.75
+#: Settings that are fractions: all of their digits count.
+FRACTIONS = frozenset({"learning_rate", "learning_rate_decay", "target_train_accuracy"})
 #: Numbers below this have more than three digits after the point.
 SMALL = 0.0095
 
@@ -77,6 +79,15 @@ def plus_minus(estimate: Estimate) -> str:
     if shorter >= SYMMETRIC * longer:
         return f"{estimate.value:z.{digits}f} ± {longer:z.{digits}f}"
     return f"{estimate.value:z.{digits}f} [{estimate.low:z.{digits}f}, {estimate.high:z.{digits}f}]"
+
+
+def number_text(column: str, value: float) -> str:
+    """Return a fraction as it is printed: of a measurement three digits after the point, of a setting all.
+
+    >>> number_text("mcs", 0.0005), number_text("learning_rate", 0.0005), number_text("training.learning_rate", 1e-6)
+    ('0.001', '0.0005', '1e-06')
+    """
+    return f"{value:g}" if column.rpartition(".")[2] in FRACTIONS else f"{value:z.3f}"
 
 
 def percent(estimate: Estimate) -> str:
@@ -211,7 +222,7 @@ def _text(column: str, cell: Cell, narrow: bool = False) -> str:
     if column == "measure":
         name, comma, shifts = str(cell).partition(", ")  # "worst_case, radius 3"
         return heading(name) + comma + shifts
-    return f"{cell:z.3f}" if isinstance(cell, float) else printable(str(cell))
+    return number_text(column, cell) if isinstance(cell, float) else printable(str(cell))
 
 
 def _plain(cell: Cell) -> Any:

@@ -125,4 +125,4 @@ def test_page_of_an_audit_saved_from_python_is_refused_with_the_reason(shiftscop
     (tmp_path / "saved" / "audit.json").write_text("{}")
     done = shiftscope("report", "saved")
     assert done.code == 2
-    assert "saved holds an audit that `save` wrote from Python, without pictures for a page" in flat(done)
+    assert "saved holds an audit that `save` wrote from Python, without what a page shows" in flat(done)

@@ -93,6 +93,15 @@ def test_check_measures_with_the_settings_of_the_baseline(
     assert ElementTree.parse(tmp_path / "gate.xml").getroot()[0].get("failures") != "0"
     assert (tmp_path / "step.md").read_text().count("### Stability under shifts") == 2
     assert shiftscope("check", "baseline.json", "theirs.py:other", "--tolerance", "2").code == 0
+    negative = shiftscope("check", "baseline.json", "nothing", "--tolerance", "-1")
+    assert negative.code == 2
+    assert "`tolerance` must be 0 or more, got -1" in negative.err
+
+
+def test_condition_on_a_measure_of_studies_lists_those_of_the_audit(shiftscope: Command) -> None:
+    done = shiftscope(*AUDIT, "--fail-if", "test accuracy < 5 %")
+    assert done.code == 2
+    assert "is not part of this audit. Choose one of accuracy, " in " ".join(done.err.split())
 
 
 def test_check_says_that_images_are_normalised_otherwise_and_takes_how(shiftscope: Command, tmp_path: Path) -> None:
@@ -193,7 +202,7 @@ def test_baseline_that_never_ends_is_refused(shiftscope: Command, place: str, tm
 
 def test_compare_of_one_audit_asks_for_another(shiftscope: Command, baseline: Path) -> None:
     done = shiftscope("compare", str(baseline))
-    assert (done.code, "give another audit to compare it with" in done.err) == (2, True)
+    assert (done.code, "Give another audit to compare an audit with" in done.err) == (2, True)
 
 
 def test_compare_sets_two_audits_side_by_side(shiftscope: Command, baseline: Path, tmp_path: Path) -> None:

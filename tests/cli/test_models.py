@@ -87,6 +87,9 @@ def test_numbers_may_be_separated_by_commas(shiftscope: Command, mean: tuple[str
         (("nothing", "--with", "glue"), "glue"),
         (("nothing", "--with", "blur", "--out", "f.pt"), "`out` must be a .safetensors file, got f.pt"),
         (("nothing", "--with", "blur", "--filter-size", "8"), "`filter_size` must be 1 to 7, got 8"),
+        (("nothing", "--with", "gap", "--filter-size", "5"), "`filter_size` is of the filters that `--with blur` adds"),
+        (("nothing", "--with", "gap", "--reach", "2"), "`reach` is of `--with average` and `--with canonical`"),
+        (("my_models.py", "--with", "blur"), "which function of it makes the model is not said. Give my_models.py:FUNCTION."),
     ],
 )
 def test_impossible_fix_exits_with_2(shiftscope: Command, arguments: tuple[str, ...], problem: str) -> None:

@@ -25,6 +25,14 @@ def test_study_prints_its_table_and_finds_its_runs_finished_afterwards(shiftscop
     assert -1 <= row["mcs"]["low"] <= row["mcs"]["value"] <= row["mcs"]["high"] <= 1
 
 
+def test_folder_of_a_changed_study_has_the_whole_change_in_its_name(shiftscope: Command, tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "tiny,learning_rate=0.05").write_text("")
+    done = shiftscope("study", "tiny.toml", "--set", "training.learning_rate=0.05")
+    assert done.code == 2
+    assert "studies/tiny,learning_rate=0.05" in done.err
+
+
 def test_report_writes_only_the_file_it_is_asked_for(shiftscope: Command, run: Path, tmp_path: Path) -> None:
     done = shiftscope("report", str(run.parent.parent), "--out", "page.html")
     assert (done.code, done.out) == (0, "Saved in page.html.\n")

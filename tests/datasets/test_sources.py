@@ -141,6 +141,32 @@ def test_image_folders_are_decoded_as_by_the_datasets_library(layout: str, tmp_p
         assert np.array_equal(ours.splits[name].images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("bus/1.png", "freight-train/1.png", "passenger-train/1.png"),
+        ("bus/1.png", "car/1.png", "train/1.png"),
+        ("bar/test-000.png", "bar/1.png", "foo/1.png"),
+    ],
+    ids=["words of a split in names of classes", "a class that is a word of a split", "a file's name"],
+)
+def test_words_of_splits_in_some_names_leave_no_image_out(layout: tuple[str, ...], tmp_path: Path) -> None:
+    for name in layout:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(pixels(1, 6, 3)[0]))
+    source = get(str(tmp_path), image_size=6)
+    assert source.classes == tuple(sorted({name.partition("/")[0] for name in layout}))
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": len(layout)}
+
+
+def test_folder_beside_those_of_splits_is_refused(tmp_path: Path) -> None:
+    for name in ("train_images/a/1.png", "train_images/b/1.png", "holdout/a/1.png", "holdout/b/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(pixels(1, 6, 3)[0]))
+    with pytest.raises(InputError, match="beside one that names none, 'holdout'"):
+        get(str(tmp_path))
+
+
 def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
     for name in ("a/1.png", "b/1.png", "c.png"):
         (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -175,14 +201,14 @@ def test_parquet_file_damaged_in_the_middle_is_refused(local: Path) -> None:
         get("pets", local)
 
 
-def test_damaged_image_is_refused(tmp_path: Path) -> None:
+def test_damaged_image_is_named(tmp_path: Path) -> None:
     for label in ("a", "b"):
         folder = tmp_path / "pets" / "train" / label
         folder.mkdir(parents=True)
         content = bytearray(png(pixels(1, 30, 1)[0]))
         content[50:90] = bytes(40)
         (folder / "x.png").write_bytes(content)
-    with pytest.raises(InputError, match="cannot be read as labelled images"):
+    with pytest.raises(InputError, match=r"a/x\.png is damaged, or is not an image"):
         get(str(tmp_path / "pets"))
 
 

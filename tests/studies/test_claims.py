@@ -133,7 +133,7 @@ def test_compare_missing_runs_are_not_judged(folder: Path, tmp_path: Path) -> No
             shutil.rmtree(path)
     found = compare(read_folder(part))
     assert [row.networks for row in found.cells] == [0, 2]
-    assert "Cells not measured yet: 1." in found.tables()[0].notes[0]
+    assert "Cells without a measured network: 1." in found.tables()[0].notes[0]
     first = found.claims[0]
     assert (first.verdict, first.cells_missing, first.cells) == (Verdict.NOT_MEASURED, 1, 2)
     assert str(first) == "not measured: 1 of 2 cells are missing"
@@ -312,3 +312,17 @@ def test_verdict_needs_whole_interval_on_one_side(expect: str, bound: float | No
     found: Judgement = judge(claim, [measured])
     assert found.verdict is verdict
     assert isinstance(found.number, Estimate)
+
+
+def test_claims_may_name_settings_that_all_cells_share(folder: Path, tmp_path: Path) -> None:
+    document = json.loads((folder / "study.json").read_text())
+    shared = shutil.copytree(folder, tmp_path / "shared")
+    kernel = read_folder(folder).cells[0].planned[0].network.pool_kernel
+    claims = [{"text": "all", "of": {"network.pool_kernel": [number]}, "expect": "below", "bound": 2} for number in (kernel, 5)]
+    (shared / "study.json").write_text(json.dumps(document | {"source": document["source"] | {"claims": claims}}))
+    assert [each.verdict for each in compare(read_folder(shared)).claims] == [Verdict.HOLDS, Verdict.NOT_IN_STUDY]
+
+
+def test_lead_over_no_other_cell_is_not_in_the_study() -> None:
+    claim = Claim(text="the best", kind="lead", of={"network.factor": (1,)})
+    assert judge(claim, [cell(1, 0.5, **{"network.factor": 1})]).verdict is Verdict.NOT_IN_STUDY

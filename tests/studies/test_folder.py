@@ -11,7 +11,8 @@ import pytest
 
 from shiftscope.errors import InputError
 from shiftscope.studies.comparison import compare
-from shiftscope.studies.folder import read_folder
+from shiftscope.studies.folder import StudyFolder, read_folder
+from shiftscope.studies.loading import load_study
 from small import Finished
 
 
@@ -101,3 +102,16 @@ def test_read_folder_with_wrong_study_raises(folder: Path, change: dict[str, obj
     with pytest.raises(InputError) as caught:
         read_folder(folder)
     assert message in str(caught.value)
+
+
+def test_run_is_found_by_its_own_label_only() -> None:
+    first, second, third = (Path(name) for name in ("0123456789ab", "123456789abc", "23456789abcd"))
+    folder = StudyFolder(Path("out"), load_study("digits"), ())
+    known = {"measure.seed=0,seed=1": first, "measure.seed=1,seed=0": second, "channels=[4, 4],seed=0": third}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StudyFolder, "labels", lambda _: known)
+        assert [folder.run(label) for label in known] == list(known.values())
+        assert folder.run("seed=0, measure.seed=1") == folder.run("123456789abc") == second
+        assert folder.run("seed=0,channels=[4,4]") == third
+        with pytest.raises(InputError, match="holds no run"):
+            folder.run("seed=0,seed=1")

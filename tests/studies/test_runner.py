@@ -377,7 +377,7 @@ def test_folder_with_runs_on_other_images_is_refused(finished: Finished) -> None
     record = json.loads(path.read_text())
     record["provenance"]["data_sha256"] = "of other images"
     path.write_text(json.dumps(record))
-    with pytest.raises(InputError, match="has runs on other 'digits' images than this machine's"):
+    with pytest.raises(InputError, match="has runs on other images of 'digits' than those that are there now"):
         run_study(finished.study, out=finished.out)
 
 

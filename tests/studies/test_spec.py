@@ -168,6 +168,7 @@ def test_override_sets_settings_of_its_cells_the_last_one_wins(tmp_path: Path) -
     }
     assert [(run.data.canvas, run.network.input_size) for run in runs.values()] == [(30, 30), (30, 30), (34, 34), (34, 34)]
     assert runs[1, "average"] == plain.cells()[1].runs[0]
+    assert [study.overridden(cell.settings).get("training.learning_rate") for cell in study.cells()] == [0.02, None, 0.02, 0.01]
     assert Study.model_validate_json(study.model_dump_json()).cells() == study.cells()
 
 
@@ -323,6 +324,14 @@ network.factor = [1, 3]
             'title = "x"\n[grid]\nnetwork.factor = [1]\n'
             "[[overrides]]\nof = { network.factor = 1 }\nsettings = { training.rate = 2 }",
             "'training.rate' is not a setting that can vary",
+        ),
+        (
+            'title = "x"\n[grid]\nnetwork.factor = [1, 4]\n[[overrides]]\nof = { network.factor = 3 }\nsettings = {}',
+            "has an override of network.factor = [3], and the grid has no such cell. Correct its `of`.",
+        ),
+        (
+            'title = "x"\n[source]\ntitle = "y"\n[[source.cells]]\nnetwork.factor = 1\nmcs = 38.3',
+            "source.cells: 'mcs' must be -1 to 1, got 38.3.",
         ),
         ('title = "x"\n[[overrides]]\nof = 3\nsettings = {}', "overrides.0.of: must be a table, got 3."),
         ('title = "x"\noverrides = 3', "overrides: must be a list, got 3."),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftscope.errors import InputError
-from shiftscope.layers.anchor import Anchoring, anchor_steps, make_anchored, roll_each
+from shiftscope.layers.anchor import Anchoring, make_anchored, roll_each
 from shiftscope.surgery import Surgery, anchor, operate
 from small_transformers import small
 from zoo import torchvision_models
@@ -216,7 +216,7 @@ def test_rolls_equal_those_of_torch_image_by_image() -> None:
 
 def test_anchored_phase_is_that_of_the_largest_norm_and_rolls_are_short() -> None:
     maps = torch.rand(5, 2, 6, 8, dtype=torch.float64)
-    steps = anchor_steps(maps, (3, 4))
+    steps = Anchoring((3, 4), returns=False)(maps)[1]
     assert steps[:, 0].abs().max() <= 1.5
     assert steps[:, 1].abs().max() <= 2
     norms = roll_each(maps, steps).unflatten(3, (2, 4)).unflatten(2, (2, 3)).square().sum((1, 2, 4))

@@ -85,6 +85,26 @@ def test_same_seed_repeats_bit_for_bit_and_an_interrupted_training_resumes_so(tm
     assert same(whole.model, resumed.model)
 
 
+def test_checkpoint_of_another_seed_or_other_images_or_weights_is_ignored(tmp_path: Path) -> None:
+    images, labels = digits()
+    settings, file = FineTuning(max_epochs=2, translate=1), tmp_path / "training.safetensors"
+
+    def resumed(model: nn.Module, data: Tensor, seed: int) -> int:
+        checkpoint = Checkpoint(file, seconds=0.0)
+        return fine_tune(model, data, labels, settings, seed=seed, checkpoint=checkpoint).training.resumed_after
+
+    other = network()
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    assert resumed(network(), images, 0) == 0
+    for model, data, seed in ((network(), images, 1), (network(), 1 - images, 0), (other, images, 0)):
+        before = file.read_bytes()
+        with pytest.warns(UserWarning, match="its seed, images or first weights are others"):
+            assert resumed(model, data, seed) == 0
+        file.write_bytes(before)
+    assert resumed(network(), images, 0) == 1
+
+
 def test_interrupted_training_keeps_its_best_epoch() -> None:
     def interrupt(_: Event) -> None:
         raise KeyboardInterrupt
@@ -147,6 +167,7 @@ def test_inconsistency_of_equal_outputs_is_zero_and_kl_is_that_of_its_definition
         (digits()[0][:20], torch.arange(20), "0 to 9, the model's classes, got 0 to 19"),
         (digits()[0][:3], torch.arange(3), "5 images or more, got 3"),
         (digits()[0][:20], torch.rand(20), "whole numbers"),
+        (digits()[0][:20], torch.arange(10), "one class for each of 20 images, got 10"),
     ],
 )
 def test_unusable_data_is_refused(images: Tensor, labels: Tensor | None, words: str) -> None:
@@ -155,8 +176,9 @@ def test_unusable_data_is_refused(images: Tensor, labels: Tensor | None, words: 
 
 
 def test_unusable_models_and_settings_are_refused() -> None:
-    with pytest.raises(ValidationError, match="max_epochs"):
-        FineTuning(max_epochs=0)
+    for name, value in (("max_epochs", 0), ("patience", 0), ("target_train_accuracy", 0.5)):
+        with pytest.raises(ValidationError, match=name):
+            FineTuning.model_validate({name: value})
     with pytest.raises(InputError, match="no weights that can be trained"):
         tuned(network().requires_grad_(requires_grad=False))
     with pytest.raises(InputError, match="not exact here"):

@@ -229,6 +229,12 @@ class Verdict(Shown):
         return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
+def check_tolerance(tolerance: float) -> None:
+    """Raise InputError unless a tolerance is 0 or more."""
+    if not tolerance >= 0:
+        raise InputError(f"`tolerance` must be 0 or more, got {tolerance:g}.", "Give how much worse a measure may be.")
+
+
 def read_condition(text: str, *, of_videos: bool = False) -> Condition:
     """Read ``MEASURE > NUMBER``, or ``MEASURE of PROTOCOL > NUMBER``, with any of >, >=, <, <=.
 
@@ -352,8 +358,7 @@ def judge_comparison(found: AuditComparison, *, tolerance: float = 0.0, subject:
     Raises:
         InputError: ``tolerance`` is negative, or no measure has a better and a worse.
     """
-    if tolerance < 0:
-        raise InputError(f"`tolerance` must be 0 or more, got {tolerance:g}.", "Give how much worse a measure may be.")
+    check_tolerance(tolerance)
     judged = [each for each in found.measures if direction(each.row.measure)]
     if not judged:
         raise InputError("the audits share no measure that can get better or worse.", "Audit both with other protocols.")

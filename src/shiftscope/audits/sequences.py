@@ -28,7 +28,6 @@ __all__ = [
     "Against",
     "Frame",
     "FrameKey",
-    "as_change",
     "checked_frames",
     "frame_sums",
     "frame_table",
@@ -167,11 +166,6 @@ def _change(measure: str, found: Estimate) -> Estimate:
     if MEASURES[measure].better != "more":
         return found
     return Estimate(1 - found.value, 1 - found.high, 1 - found.low, found.count)
-
-
-def as_change(measure: str, values: Tensor) -> Tensor:
-    """Return by how much answers change, from values of a measure: 1 less an agreement, or an error itself."""
-    return 1 - values if MEASURES[measure].better == "more" else values
 
 
 def frame_table(frames: tuple[Frame, ...]) -> Table:

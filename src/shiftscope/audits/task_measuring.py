@@ -22,7 +22,7 @@ from shiftscope.audits.model import CountedModel
 from shiftscope.audits.parts import Changed, Cost, Part, most_changed
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import Sums
-from shiftscope.audits.sequences import NEIGHBOURS, FrameKey, as_change, frame_sums, is_sequence
+from shiftscope.audits.sequences import NEIGHBOURS, FrameKey, frame_sums, is_sequence
 from shiftscope.audits.views import BORDERS, Framing, ViewPlan, plan_views, views_of
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.formats import module_is_quicker
@@ -345,7 +345,7 @@ class _Block:
             for measure in self.measurer.measures[protocol.name][0]:
                 if measure == FLICKER:
                     lead = self.values[:, 0][self.pairs.neighbours[protocol.name]]
-                    found[protocol.name, measure] = as_change(self.task.measures[0], lead).nanmean(dim=1).float()
+                    found[protocol.name, measure] = MEASURES[self.task.measures[0]].as_change(lead).nanmean(dim=1).float()
                 else:
                     found[protocol.name, measure] = self._table(protocol.name, measure).nanmean(dim=1).float()
         return found

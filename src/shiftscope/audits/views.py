@@ -15,7 +15,7 @@ from torch.nn import functional
 from shiftscope.audits.protocols import Border, Protocol
 from shiftscope.engine.framing import inner_size
 from shiftscope.errors import InputError
-from shiftscope.shifts import Mode, translate, translate_by_parts
+from shiftscope.shifts import Mode, centre, translate, translate_by_parts
 
 __all__ = ["BORDERS", "Framing", "ViewPlan", "plan_views", "views_of"]
 
@@ -63,8 +63,7 @@ class Framing:
 
     def centre(self, images: Float[Tensor, "image channel tall wide"]) -> Float[Tensor, "image channel height width"]:
         """Return the images as the model sees them unshifted."""
-        top, left = ((outer - inner) // 2 for outer, inner in zip(images.shape[2:], self.size, strict=True))
-        return images[:, :, top : top + self.size[0], left : left + self.size[1]]
+        return centre(images, self.size)
 
     def view(
         self,

@@ -92,7 +92,7 @@ def fix(
         File for the changed model (.safetensors). A stopped training resumes from the folder beside it. By default nothing is
         written.
     """
-    _check_options(out, filter_size, reach)
+    _check_options(out, kinds, filter_size, reach)
     subject = opened(model, options)
     found = task_of_subject(subject, task, truth)
     if found is not None and training.train is not None:
@@ -166,7 +166,7 @@ def _save(file: Path, surgery: Surgery, spec: ModelSpec) -> None:
         save_model(file, surgery.model, spec)
 
 
-def _check_options(out: Path | None, filter_size: int, reach: int | None) -> None:
+def _check_options(out: Path | None, kinds: tuple[Kind, ...], filter_size: int, reach: int | None) -> None:
     """Raise InputError unless the options of `fix` are within their bounds."""
     if out is not None and out.suffix != ".safetensors":
         raise InputError(f"`out` must be a .safetensors file, got {out}.", f"Write to {out.with_suffix('.safetensors')}.")
@@ -175,6 +175,10 @@ def _check_options(out: Path | None, filter_size: int, reach: int | None) -> Non
         raise InputError(f"`filter_size` must be 1 to 7, got {filter_size}.", "Leave it out to take 3.")
     if reach is not None and reach < 1:
         raise InputError(f"`reach` must be 1 or more pixels, got {reach}.", "Leave it out to take the default.")
+    if filter_size != 3 and "blur" not in kinds:
+        raise InputError("`filter_size` is of the filters that `--with blur` adds.", "Leave it out.")
+    if reach is not None and not {"average", "canonical"} & set(kinds):
+        raise InputError("`reach` is of `--with average` and `--with canonical`.", "Leave it out.")
 
 
 def _next_command(

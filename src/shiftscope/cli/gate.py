@@ -93,7 +93,7 @@ def check(
         Number of images per forward pass. By default as many as memory allows.
     """
     from shiftscope.audits.comparison import compare_audits
-    from shiftscope.audits.gate import judge_comparison
+    from shiftscope.audits.gate import check_tolerance, judge_comparison
     from shiftscope.audits.job import open_audited, run_audit
     from shiftscope.audits.reading import read_audit
     from shiftscope.runtime.executors import keep_freed_memory
@@ -105,6 +105,7 @@ def check(
             'Judge videos with `audit MODEL --frames FOLDER --fail-if "flicker > 0.05"`, or compare two of them.',
         )
     _check_places(gate)
+    check_tolerance(tolerance)
     before = read_audit(baseline)
     changes = {"device": device.torch_device(), "batch_size": batch_size, "trust": trust}
     given = {"weights": None if weights is None else str(weights), "mean": mean, "std": std}
@@ -217,11 +218,12 @@ def conditions_of(texts: tuple[str, ...], protocols: tuple[str, ...], gate: Gate
         base = condition.measure.partition(",")[0]
         if base in of_tasks and (condition.protocol in (None, "unshifted") or measured & _group(condition.protocol)):
             continue  # the audit's rows decide
-        able = [name for name, make in PUBLISHED.items() if base in {*make().scores, *(each for each, _ in make().surveyed)}]
+        able = [name for name in PUBLISHED if base in _measures_of(name)]
         named = GROUPS.get(condition.protocol, (condition.protocol,)) if condition.protocol else able
         if (condition.protocol or base) not in ("unshifted", "accuracy") and not measured & set(named) & set(able):
             options = [name for name in named if name in able] or able
-            remedy = f"Add --protocol {' or '.join(options)}." if options else "Choose another measure."
+            known = dict.fromkeys(["accuracy", *(each for name in sorted(measured) for each in _measures_of(name))])
+            remedy = f"Add --protocol {' or '.join(options)}." if options else f"Choose one of {', '.join(known)}."
             raise InputError(f"`fail_if` {condition.text!r} names a measure that is not part of this audit.", remedy)
     return conditions
 
@@ -248,6 +250,13 @@ def _check_places(gate: GateOptions) -> None:
     """Raise InputError where the verdict could not be written, before anything is measured."""
     check_place(gate.summary, "summary", folder=False)
     check_place(gate.junit, "junit", folder=False)
+
+
+def _measures_of(protocol: str) -> list[str]:
+    from shiftscope.audits.protocols import PUBLISHED
+
+    made = PUBLISHED[protocol]()
+    return [*made.scores, *(name for name, _ in made.surveyed)]
 
 
 def _group(protocol: str | None) -> set[str]:

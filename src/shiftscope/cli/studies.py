@@ -147,8 +147,9 @@ def _table(
 
 def _folder_name(name: str, changes: tuple[str, ...]) -> str:
     """Return the name of a study's folder; each set of changes has its own, so that it overwrites no other table."""
-    parts = [re.sub(r"[^\w.=-]+", "-", change.rpartition(".")[2]).strip("-") for change in changes]
-    return ",".join([name, *parts])[:120]
+    split = (change.partition("=") for change in changes)
+    parts = [path.strip().rpartition(".")[2] + equals + value for path, equals, value in split]
+    return ",".join([name, *(re.sub(r"[^\w.=-]+", "-", part).strip("-") for part in parts)])[:120]
 
 
 def _write_report(folder: Path, options: PageOptions, out: Path | None = None) -> Path:
@@ -211,7 +212,7 @@ def report(
     if out is None and not is_audit(folder) and not is_flicker(folder):
         read_folder(folder).write_tables()
     path = _write_report(folder, options, out)
-    say(f"Saved in {path}." + ("" if out else f" `shiftscope open {folder}` shows it."))
+    say(f"Saved in {path}." + ("" if out else f" `shiftscope open {quote(str(folder))}` shows it."))
 
 
 def _check_exists(folder: Path) -> None:
@@ -227,14 +228,19 @@ def _check_written(folder: Path) -> None:
     from shiftscope.audits.folder import is_audit
     from shiftscope.videos.reading import is_flicker
 
-    if folder.is_dir() and not is_audit(folder) and not is_flicker(folder) and not (folder / "study.json").exists():
-        saved = (folder / "audit.json").is_file()
+    if not folder.is_dir() or is_audit(folder) or is_flicker(folder) or (folder / "study.json").exists():
+        return
+    if (folder / "audit.json").is_file():
         raise InputError(
-            f"{folder} holds an audit that `save` wrote from Python, without pictures for a page."
-            if saved
-            else f"{folder} holds no study, audit, certificate or flicker of videos.",
-            "Give a folder that `shiftscope study`, `shiftscope audit --out` or `shiftscope certify --out` wrote.",
+            f"{folder} holds an audit that `save` wrote from Python, without what a page shows.",
+            "Make the page in Python: write_page(audit_page(found), path), both of shiftscope.report.write.",
         )
+    if (folder / "explanation.json").is_file():
+        raise InputError(f"{folder} holds an explanation, whose page is written with it.", "Run `shiftscope explain` again.")
+    raise InputError(
+        f"{folder} holds no study, audit, certificate or flicker of videos.",
+        "Give a folder that `shiftscope study`, `shiftscope audit --out` or `shiftscope certify --out` wrote.",
+    )
 
 
 @app.command(group=STUDIES, sort_key=5)
@@ -285,7 +291,7 @@ def open_report(folder: Path) -> None:
     if not path.is_file():
         _check_exists(folder)
         _check_written(folder)
-        raise InputError(f"{folder} holds no report.html.", f"Write it with `shiftscope report {folder}`.")
+        raise InputError(f"{folder} holds no report.html.", f"Write it with `shiftscope report {quote(str(folder))}`.")
     if not webbrowser.open(path.resolve().as_uri()):
         raise InputError("no browser could be started here.", f"Open {path} in one yourself.")
 
@@ -322,7 +328,8 @@ def _beside_the_source(folder: Path) -> Comparison:
     if is_flicker(folder):
         raise InputError(f"{folder} holds the flicker of videos, and no study.", "Give another such folder to compare it with.")
     if is_audit(folder) or folder.is_file():
-        raise InputError(f"{folder} holds no study.", "If it holds an audit, give another audit to compare it with.")
+        what = "an audit, and no study" if is_audit(folder) else "no study"
+        raise InputError(f"{folder} holds {what}.", "Give another audit to compare an audit with.")
     return compare_with_source(read_folder(folder))
 
 
@@ -335,7 +342,7 @@ def _beside(first: Path, second: Path) -> AuditComparison | FlickerComparison:
         if (path / "study.json").exists():
             raise InputError(
                 f"{path} holds a study, which is compared with the paper it repeats.",
-                f"Give it alone: `shiftscope compare {path}`.",
+                f"Give it alone: `shiftscope compare {quote(str(path))}`.",
             )
     one, two, names = _measured(first), _measured(second), (str(first), str(second))
     if isinstance(one, Audit) and isinstance(two, Audit):

@@ -149,14 +149,16 @@ def _split_folder(path: Path) -> str:
 def open_splits(folder: Path) -> dict[str, Split]:
     """Open the labelled splits of a data set in a folder: of its parquet files if it has any, else of its image files.
 
-    The name of a parquet file says its split: ``test...``, ``validation...`` or ``valid...``, else ``train``. Image files belong
-    to the split that a folder above them names, else their own name, else to ``train``; the folder they lie in is their class.
+    The name of a parquet file says its split: ``test...``, ``validation...`` or ``valid...``, else ``train``. The folder in which
+    image files lie is their class. They belong to the split that a folder above that names, else, where the names of all files
+    say a split, to that, else to ``train``.
 
     Args:
         folder: an existing one.
 
     Raises:
-        InputError: a parquet file is damaged or lacks an image or label column; image files are not in subfolders of one level.
+        InputError: a parquet file is damaged or lacks an image or label column; image files are not in subfolders of one level;
+            or some of several folders above the classes name a split and others do not.
     """
     parquet = parquet_files(folder)
     return _parquet_splits(parquet, folder) if parquet else _image_splits(folder)
@@ -250,10 +252,7 @@ def _image_files(folder: Path) -> list[Path]:
 def _image_splits(folder: Path) -> dict[str, Split]:
     """Open the splits of image files."""
     files = _image_files(folder)
-    by_folder = {file: _split_of(file.relative_to(folder).parts[:-1]) for file in files}
-    by_name = {file: _split_of([file.name]) for file in files}
-    named = next((each for each in (by_folder, by_name) if any(each.values())), dict.fromkeys(files, "train"))
-    files = [file for file in files if named[file]]
+    named = _named_splits(folder, files)
     classes = tuple(sorted({file.parent.name for file in files}))
     if len(classes) < 2 or len({len(file.parts) for file in files}) > 1:
         raise InputError(
@@ -268,7 +267,7 @@ def _image_splits(folder: Path) -> dict[str, Split]:
         return Split(
             count=len(ours),
             classes=tuple(map(printable, classes)),
-            rows=lambda: ((open_image(file), labels[file.parent.name]) for file in ours),
+            rows=lambda: ((_open_named(file), labels[file.parent.name]) for file in ours),
             labels=lambda: [labels[file.parent.name] for file in ours],
             load=lambda places: (partial(open_image, ours[place]) for place in places),
         )
@@ -276,10 +275,36 @@ def _image_splits(folder: Path) -> dict[str, Split]:
     return {name: split(name) for name in SPLIT_WORDS if name in named.values()}
 
 
-def _split_of(names: tuple[str, ...] | list[str]) -> str | None:
-    """Return the split that the first of several names means, outermost folder first; None if none does."""
-    found = (split for name in names for split, pattern in SPLIT_PATTERNS.items() if pattern.search(name))
-    return next(found, None)
+def _named_splits(folder: Path, files: list[Path]) -> dict[Path, str]:
+    """Return the split of each image file.
+
+    Raises:
+        InputError: some folders name a split, and others beside them do not.
+    """
+    above = [file.relative_to(folder).parts[:-2] for file in files]
+    for names in zip(*above, strict=False):
+        found = {name: _split_of(name) for name in names}
+        unnamed = [name for name, split in found.items() if not split]
+        if len(unnamed) < len(found):
+            if unnamed:
+                raise InputError(
+                    f"the image folder {folder} has folders that name a split beside one that names none, {unnamed[0]!r}.",
+                    "Rename that one, or move it elsewhere.",
+                )
+            return dict(zip(files, (found[name] for name in names), strict=True))
+    by_name = {file: _split_of(file.name) for file in files}
+    return by_name if all(by_name.values()) else dict.fromkeys(files, "train")
+
+
+def _split_of(name: str) -> str:
+    """Return the split that a name means; empty if none."""
+    return next((split for split, pattern in SPLIT_PATTERNS.items() if pattern.search(name)), "")
+
+
+def _open_named(file: Path) -> Image:
+    """Decode an image file; the error of a damaged one names it."""
+    with reading(file, "an image", "Copy it again, or remove it."):
+        return open_image(file)
 
 
 def _parquet_splits(files: list[Path], folder: Path) -> dict[str, Split]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from shiftscope.engine.checks import Model
 from shiftscope.engine.formats import as_channels_last
 from shiftscope.errors import InputError, ModelFailsError, NotFiniteError, first_line
-from shiftscope.shifts import Mode, translate, translate_by_parts
+from shiftscope.shifts import Mode, centre, translate, translate_by_parts
 
 __all__ = ["DIRECT_BATCH", "Canvas", "Direct", "finite", "ran_out_of_memory"]
 
@@ -37,8 +37,7 @@ class Canvas:
 
     def centre(self, images: Tensor) -> Tensor:
         """Return the model's input: the images, or the centre of larger ones."""
-        top, left = ((outer - inner) // 2 for outer, inner in zip(images.shape[2:], self.size, strict=True))
-        return images[:, :, top : top + self.size[0], left : left + self.size[1]]
+        return centre(images, self.size)
 
     def move(self, images: Tensor, steps: Tensor) -> Tensor:
         """Return the model's input with each image moved by its own shift, in whole pixels or fractions of them."""

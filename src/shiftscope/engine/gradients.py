@@ -11,8 +11,6 @@ value of exactly 0 before a ReLU at which the background is not 0: biases of exa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -101,16 +99,6 @@ class DifferentiableShifts:
             ) from None
         self._check(images, outputs.detach())
         return outputs
-
-    def one_by_one(self, images: Float[Tensor, "image channel height width"]) -> Iterator[Float[Tensor, "image class"]]:
-        """Yield the outputs at one shift after the other, from the model run on shifted copies: slow, for every model.
-
-        Args:
-            images: unshifted, in [0, 1].
-        """
-        images = images.detach().to(self.dense.device)
-        for step in self.shifts.to(images.device):
-            yield self.model(self.canvas.move(images, step.expand(len(images), 2)))
 
     def _check(self, images: Tensor, outputs: Tensor) -> None:
         """Compare a few outputs, others in every call, with those of shifted copies; leave infinite ones to the caller."""

@@ -29,7 +29,6 @@ __all__ = [
     "TaskTrial",
     "TaskValues",
     "apart",
-    "change_bounds",
     "graded",
     "reference_doubts",
     "reference_sums",
@@ -78,7 +77,7 @@ class TaskValues:
 
     def changes(self, task: Task) -> Float[Tensor, "image shift"]:
         """Return the same at each shift."""
-        return _as_change(graded(task), self.values[graded(task)])
+        return MEASURES[graded(task)].as_change(self.values[graded(task)])
 
     def collapsed(self, before: TaskValues) -> bool:
         """Return whether a changed model gives all images much the same answer, and the model before the change does not."""
@@ -101,17 +100,7 @@ def graded(task: Task) -> str:
 
 def the_change(task: Task, values: Float[Tensor, " image"]) -> Estimate:
     """Return the mean change of images, within the bounds of its measure."""
-    return mean(values, bounds=change_bounds(task))
-
-
-def change_bounds(task: Task) -> tuple[float, float]:
-    """Return the smallest and largest change."""
-    low, high = MEASURES[graded(task)].bounds
-    return (1 - high, 1 - low) if MEASURES[graded(task)].better == "more" else (low, high)
-
-
-def _as_change(measure: str, values: Tensor) -> Tensor:
-    return 1 - values if MEASURES[measure].better == "more" else values
+    return mean(values, bounds=MEASURES[graded(task)].change_bounds)
 
 
 def apart(task: Task, answers: Sequence[Any], view: View, measure: str) -> Float[Tensor, " pair"]:
@@ -125,7 +114,7 @@ def apart(task: Task, answers: Sequence[Any], view: View, measure: str) -> Float
     """
     pairs = [Pair(one, other, replace(view, image=place), None) for place, (one, other) in enumerate(pairwise(answers))]
     values = [each.get(measure, nan) for each in task.compare_all(pairs)]
-    return _as_change(measure, torch.tensor(values, dtype=torch.float64))
+    return MEASURES[measure].as_change(torch.tensor(values, dtype=torch.float64))
 
 
 def reference_sums(task: Task, answers: Sequence[Any], view: View) -> dict[str, Tensor]:

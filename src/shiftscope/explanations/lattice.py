@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shiftscope.engine.task_trials import TaskTrial, change_bounds, the_change
+from shiftscope.engine.task_trials import TaskTrial, graded, the_change
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.task_causes import circular_trial
+from shiftscope.measures import MEASURES
 from shiftscope.tables import Cell, Table
 from shiftscope.tasks.period import Period, find_period
 
@@ -115,7 +116,7 @@ def lattice_of(model: Any, trial: TaskTrial, factor: int | None, source: str, *,
     if pairs is None:
         return Lattice(None, "", None, None, None, period, reach, int(known.sum()), curve)
     on, off = pairs
-    low, high = change_bounds(trial.task)
+    low, high = MEASURES[graded(trial.task)].change_bounds
     gain = mean(off - on, bounds=(low - high, high - low))
     means = [the_change(trial.task, each) for each in (on, off)]
     return Lattice(step, words, means[0], means[1], gain, period, reach, len(on), curve)

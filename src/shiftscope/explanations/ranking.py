@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from shiftscope.engine.framing import Border
+from shiftscope.engine.task_trials import TaskTrial
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, difference, telling
 from shiftscope.explanations.trial import ROUNDING, Loss, Measured, Trial, share
@@ -28,7 +29,7 @@ from shiftscope.surgery import WRAPPERS, Average, Kind, Surgery, Wrapping, ancho
 from shiftscope.surgery.wrappers import Wrapper
 from shiftscope.tables import Cell, Table
 
-__all__ = ["Fixes", "TriedFix", "try_fixes"]
+__all__ = ["Fixes", "TriedFix", "border_of", "try_fixes"]
 
 #: Filter size of ``blur``: the default of ``shiftscope fix``.
 FILTER_SIZE = 3
@@ -247,7 +248,7 @@ def _try_around(kind: Wrapper, model: nn.Module, trial: Trial, measured: Measure
     """Put a wrapper around the model and measure it; ``average`` on fewer images."""
     mode = " --mode circular" if trial.mode == "circular" else ""
     command = f"shiftscope fix {arguments} --with {kind}{mode}{' --out fixed.safetensors' if savable else ''}"
-    wrapping = Wrapping(_border(trial, kind), REACH if kind == "average" else None, _fill(trial))
+    wrapping = Wrapping(border_of(trial, kind), REACH if kind == "average" else None, _fill(trial))
     count = IMAGES_OF_AVERAGE if kind == "average" else len(trial.images)
     try:
         surgery = operate(kind, model, wrapping=wrapping, image=trial.image)
@@ -264,7 +265,7 @@ def _try_around(kind: Wrapper, model: nn.Module, trial: Trial, measured: Measure
     return _gained(tried, measured.first(count), after, surgery.after.multiply_adds, surgery.before.multiply_adds)
 
 
-def _border(trial: Trial, kind: Wrapper) -> Border:
+def border_of(trial: Trial | TaskTrial, kind: Kind) -> Border:
     """Return what a wrapper takes for the border: of crops from larger images the photo, which an average does not see."""
     if trial.mode == "circular":
         return "circular"

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shiftscope.engine.task_trials import TaskTrial, TaskValues, change_bounds, the_change
+from shiftscope.engine.task_trials import TaskTrial, TaskValues, graded, the_change
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.explanations.causes import pooled_head
@@ -34,6 +34,7 @@ from shiftscope.explanations.heads import begins_with, head_change, tokens_go_on
 from shiftscope.explanations.trial import share
 from shiftscope.explanations.wording import PHRASES, head_phrase
 from shiftscope.graphs.invariance import INVARIANT
+from shiftscope.measures import MEASURES
 from shiftscope.surgery import circular
 from shiftscope.tables import Cell, Table
 
@@ -230,7 +231,7 @@ class _Steps:
         """Return the mean part over images. Where a step changes nothing, this is no sample of zeros: the part is zero."""
         if float(values.abs().max()) < FOLLOWS * 1e-3:
             return Estimate(0.0, 0.0, 0.0, count=len(values))
-        low, high = change_bounds(self.trial.task)
+        low, high = MEASURES[graded(self.trial.task)].change_bounds
         return mean(values, bounds=(low - high, high - low))
 
     def _head(self) -> None:

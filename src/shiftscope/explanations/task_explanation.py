@@ -26,7 +26,7 @@ from shiftscope.explanations.layers import BATCH, Layers, layer_responses
 from shiftscope.explanations.task_causes import TaskCauses, task_causes
 from shiftscope.explanations.task_ranking import TaskFixes, try_task_fixes
 from shiftscope.explanations.trial import draw_shifts
-from shiftscope.explanations.wording import is_told, number, untold, which_is_larger
+from shiftscope.explanations.wording import has_largest_part, no_largest_part, number, which_is_larger
 from shiftscope.graphs.geometry import Geometry, read_geometry
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, silent
@@ -164,8 +164,8 @@ class TaskExplanation(Shown):
     def _cause_sentence(self) -> str:
         main = self.causes.main_cause
         others = [each for each in self.causes.causes if each is not main]
-        if main is not None and main.part is not None and not is_told(main.part, [each.part for each in others]):
-            return untold(main.name, number(main.part), main.part.count)
+        if main is not None and main.part is not None and not has_largest_part(main.part, [each.part for each in others]):
+            return no_largest_part(main.name, number(main.part), main.part.count)
         if main is not None and main.share is not None:
             about = "what no step removes" if main.name == "other" else main.phrase
             if main.name == "aliasing" and self.causes.factor is not None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from shiftscope.engine.framing import Border
-from shiftscope.engine.task_trials import TaskTrial, TaskValues, change_bounds, the_change
+from shiftscope.engine.task_trials import TaskTrial, TaskValues, graded, the_change
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, difference, telling
+from shiftscope.explanations.ranking import border_of
 from shiftscope.explanations.task_causes import ALIKE
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.measures import MEASURES
@@ -136,7 +136,7 @@ def _try(
     command = f"shiftscope fix {arguments} --with {kind}{mode}{' --out fixed.safetensors' if savable else ''}"
     fill = tuple(trial.fill.tolist()) if isinstance(trial.fill, Tensor) else trial.fill
     output = None if trial.output is None else str(trial.output)
-    wrapping = Wrapping(_border(trial, kind), REACH if kind == "average" else None, fill, trial.task, output)
+    wrapping = Wrapping(border_of(trial, kind), REACH if kind == "average" else None, fill, trial.task, output)
     try:
         surgery = operate(kind, model, filter_size=FILTER_SIZE if kind == "blur" else 1, wrapping=wrapping, image=trial.image)
         if not surgery.changed:
@@ -150,7 +150,7 @@ def _try(
     known = gain.isfinite()
     if not known.any():
         return TaskFix((kind,), command, reason="no image has a value before and after")
-    low, high = change_bounds(trial.task)
+    low, high = MEASURES[graded(trial.task)].change_bounds
     held = kind == "canonical" and (surgery.promise is None or surgery.promise.exact)
     return TaskFix(
         (kind,),
@@ -175,11 +175,3 @@ def _truth(trial: TaskTrial, before: TaskValues, after: TaskValues) -> Estimate 
     low, high = MEASURES[name].bounds
     same = telling(before.unshifted[name][known])
     return difference(apart[known], bounds=(low - high, high - low), same=same) if known.any() else None
-
-
-def _border(trial: TaskTrial, kind: Kind) -> Border:
-    """Return what a wrapper takes for the border: of crops from larger images the photo, which an average does not see."""
-    if trial.mode == "circular":
-        return "circular"
-    larger = tuple(trial.images.shape[2:]) != trial.size
-    return "crop" if larger and kind == "canonical" else "zero"

@@ -25,6 +25,7 @@ from shiftscope.graphs.execution import Run, follow
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.probing import restoring_random_numbers
 from shiftscope.graphs.symmetry import Symmetry, length, moves
+from shiftscope.similarity import largest_difference
 
 __all__ = ["COUNTEREXAMPLE", "Observed", "observe", "probe_shape"]
 
@@ -164,7 +165,7 @@ class _Trial:
             self.problem = self.problem or "its outputs are not finite on random images"
         elif _difference(again, before) > 0:
             self.problem = self.problem or "its outputs differ from call to call"
-        if all(_distance(each[:1], each[1:]) <= 1e-9 for each in before if each.ndim):
+        if all(largest_difference(each[:1], each[1:]) <= 1e-9 for each in before if each.ndim):
             return None  # outputs that are the same for any image say nothing about shifts
         # Each image by shifts of its own, so that nothing that images share can hide a change.
         return max(_difference(self._outputs(_moved(self.images, shift, -shift[0])), before) for shift in self.shifts)
@@ -218,7 +219,7 @@ def _strayed(before: Tensor, after: Tensor | None, found: Symmetry, steps: Seque
         return float("inf")
     rolled = [_candidates(before, found, step) for step in steps]
     return max(
-        min(_distance(after[[place]], each[[place]]) for each in rolled[place if len(after) == len(steps) else 0])
+        min(largest_difference(after[[place]], each[[place]]) for each in rolled[place if len(after) == len(steps) else 0])
         for place in range(len(after))
     )
 
@@ -282,15 +283,4 @@ def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """Return the largest difference of outputs; infinite where their number or shapes differ."""
     if len(ours) != len(theirs) or any(one.shape != other.shape for one, other in zip(ours, theirs, strict=True)):
         return float("inf")
-    return max((_distance(one, other) for one, other in zip(ours, theirs, strict=True)), default=float("inf"))
-
-
-def _distance(one: Tensor, other: Tensor) -> float:
-    """Return the largest difference relative to the largest value; infinite where one is not finite."""
-    if not (one.isfinite().all() and other.isfinite().all()):
-        return float("inf")
-    if not one.numel():
-        return 0.0
-    if not (one.is_floating_point() or one.is_complex()):
-        return float(bool((one != other).any()))
-    return float((one.double() - other.double()).abs().max() / other.double().abs().max().clamp_min(1e-300))
+    return max((largest_difference(one, other) for one, other in zip(ours, theirs, strict=True)), default=float("inf"))

@@ -20,11 +20,11 @@ __all__ = [
     "causes_verdict",
     "fix_sentence",
     "head_phrase",
-    "is_told",
+    "has_largest_part",
     "number",
     "shares_add_up",
     "short_verdict",
-    "untold",
+    "no_largest_part",
     "which_is_larger",
 ]
 
@@ -101,14 +101,14 @@ def causes_verdict(before: Loss, causes: Sequence[Cause]) -> tuple[str, str]:
     ranked = sorted(known, key=lambda each: -each.part.value if each.part else 0.0)
     sentences = [f"Shifts lower the mean cosine of the outputs by {number(before.loss)}."]
     main = ranked[0]
-    told = _told(main, causes)
+    decided = _has_main_part(main, causes)
     larger = which_is_larger(main, ranked[1:])
     if all(each.name == "other" for each in known):  # the rest after steps that were all left out
         sentences.append("What causes that could not be measured.")
     else:
-        sentences += (_shares(ranked) if shares_add_up(causes) else _parts(ranked)) if told else [_untold(main)]
-        sentences += [larger] if told and larger else []
-    if told and main.after is not None and _alike(before, main.after):
+        sentences += (_shares(ranked) if shares_add_up(causes) else _parts(ranked)) if decided else [_no_main_part(main)]
+        sentences += [larger] if decided and larger else []
+    if decided and main.after is not None and _alike(before, main.after):
         sentences.insert(2, _warning(before, main.after))
     unknown = [each for each in causes if each.part is None and not each.part_of]
     for reason in dict.fromkeys(each.reason for each in unknown):
@@ -133,8 +133,8 @@ def short_verdict(
     """
     sentences = [f"After shifts of up to {max_shift} the outputs keep a mean cosine similarity of {plus_minus(similarity)}."]
     found = next((each for each in causes if each.name == main and main != "other"), None)
-    if found is not None and not _told(found, causes):
-        sentences.append(_untold(found))
+    if found is not None and not _has_main_part(found, causes):
+        sentences.append(_no_main_part(found))
     elif found is not None and found.share is not None:
         sentences += _shares([found], "the loss") if shares_add_up(causes) else _parts([found])
         sentences.append(which_is_larger(found, [each for each in causes if each is not found and not each.part_of]))
@@ -144,7 +144,7 @@ def short_verdict(
     return " ".join(filter(None, sentences))
 
 
-def is_told(largest: Estimate, others: Iterable[Estimate | None]) -> bool:
+def has_largest_part(largest: Estimate, others: Iterable[Estimate | None]) -> bool:
     """Return whether there is a largest part at all: its interval lies above 0, or every other part is 0 itself."""
     return largest.low > 0 or all(each is None or max(-each.low, each.high) < ROUNDING for each in others)
 
@@ -161,16 +161,16 @@ def which_is_larger(largest: _Part, others: Sequence[_Part]) -> str:
     return ""
 
 
-def _told(main: Cause, causes: Sequence[Cause]) -> bool:
+def _has_main_part(main: Cause, causes: Sequence[Cause]) -> bool:
     others = [each.part for each in causes if each is not main and not each.part_of]
-    return main.part is not None and is_told(main.part, others)
+    return main.part is not None and has_largest_part(main.part, others)
 
 
-def _untold(main: Cause) -> str:
-    return untold(main.name, number(main.part), main.part.count) if main.part is not None else ""
+def _no_main_part(main: Cause) -> str:
+    return no_largest_part(main.name, number(main.part), main.part.count) if main.part is not None else ""
 
 
-def untold(name: str, part: str, images: int) -> str:
+def no_largest_part(name: str, part: str, images: int) -> str:
     """Return a sentence on a largest part whose interval includes 0.
 
     Args:

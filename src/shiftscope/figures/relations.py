@@ -45,6 +45,8 @@ def pareto_plot(table: Table, *, x: str, y: str, names: tuple[str, ...], printed
     Raises:
         InputError: no row holds both numbers.
     """
+    from matplotlib import rc_context
+
     rows = _rows_with(table, x, y)
     points = [(_value(row, x), _value(row, y)) for row in rows]
     front = pareto_front(points)
@@ -56,7 +58,8 @@ def pareto_plot(table: Table, *, x: str, y: str, names: tuple[str, ...], printed
         # Names do not fit between points: a number stands at the point, and the names above the axes.
         axes.annotate(str(digit), points[index], (4, 4), textcoords="offset points", color=COLOURS[0])
         label = row_name(rows[index], names)
-        axes.plot([], [], linestyle="none", marker=f"${digit}$", color=COLOURS[0], label=label, markersize=5)
+        with rc_context({"text.parse_math": True}):
+            axes.plot([], [], linestyle="none", marker=f"${digit}$", color=COLOURS[0], label=label, markersize=5)
     if printed:
         across, up = zip(*printed, strict=True)
         axes.scatter(across, up, marker="x", s=14, linewidths=0.8, color=GREY, label="printed by the source")

@@ -48,6 +48,8 @@ FONTS = {
     "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5,
 }
+#: Names from a study or a data set are shown as they are: a pair of $ encloses no formula.
+NO_FORMULAS = {"text.parse_math": False}
 
 
 def new_figure(width: float, height: float, *, columns: int = 1, rows: int = 1, share: bool = False) -> tuple[Figure, list[Axes]]:
@@ -70,13 +72,13 @@ def new_figure(width: float, height: float, *, columns: int = 1, rows: int = 1, 
 
 
 def with_fonts(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
-    """Decorate a drawing function to use this module's font sizes, and matplotlib's defaults for the rest."""
+    """Decorate a drawing function to use this module's settings of texts, and matplotlib's defaults for the rest."""
 
     @wraps(draw)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
         import matplotlib
 
-        with matplotlib.rc_context(_own_settings(FONTS)):
+        with matplotlib.rc_context(_own_settings(FONTS | NO_FORMULAS)):
             return draw(*args, **kwargs)
 
     return wrapper

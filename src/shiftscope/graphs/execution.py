@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from shiftscope.graphs.probing import restoring_random_numbers
-from shiftscope.graphs.rules.call import Call, UnknownError
+from shiftscope.graphs.rules.call import Call, Rule, UnknownError
 from shiftscope.graphs.rules.own_layers import OwnLayers, is_own
 from shiftscope.graphs.rules.table import READS, RULES
 from shiftscope.graphs.rules.values import pointwise
@@ -213,7 +213,6 @@ class _Following(TorchDispatchMode):
         known = [each for each in sources if isinstance(each, Symmetry)]
         lost = [each for each in sources if isinstance(each, Lost)]
         image = any(each.image for each in known)
-        random_ = torch.Tag.nondeterministic_seeded in func.tags and name not in RULES
         if (image or lost) and _shows_values(func, name, given):
             self.run.problem = READING
         if lost and not (written and name in ("copy", "fill", "zero") and lost == [self.tracked(written[0])]):
@@ -221,11 +220,17 @@ class _Following(TorchDispatchMode):
             weighs = all(each.weighs for each in lost) and not any(each.image and each.factors for each in known)
             inherited = replace(lost[0], weighs=weighs) if lost[0].reason != PLACES else self._unknown()
             return [_seen(inherited, each) for each in results]
-        if random_ and not image and not written:
+        rule, is_random = RULES.get(name), torch.Tag.nondeterministic_seeded in func.tags
+        if rule is None and is_random and not image and not written:
             return [self._unknown() for _ in results]
+        if rule is None and torch.Tag.pointwise in func.tags and not is_random:
+            rule = pointwise
+        return self._by_rule(rule, given, results, image=image)
+
+    def _by_rule(self, rule: Rule | None, given: dict[str, Any], results: list[Tensor], *, image: bool) -> list[Tracked]:
+        """Return the symmetry of each result by the operator's rule; where it has none or fails, what is known without it."""
         try:
-            rule = RULES.get(name) or (pointwise if torch.Tag.pointwise in func.tags else None)
-            if rule is None or random_:
+            if rule is None:
                 raise UnknownError
             outputs = rule(Call(given, results, self._symmetry, self._note))
             found = outputs if isinstance(outputs, list) else [outputs] * len(results)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from shiftscope.layers.polyphase import NormChoice
 from shiftscope.layers.surrounded import reduced_as
 
-__all__ = ["Anchoring", "anchor_steps", "make_anchored", "roll_each"]
+__all__ = ["Anchoring", "make_anchored", "roll_each"]
 
 Maps = Float[Tensor, "image channel height width"]
 CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
@@ -40,21 +40,8 @@ def roll_each(maps: Maps, steps: Int[Tensor, "image 2"]) -> Maps:
     return maps.gather(3, columns[:, None, None, :].expand_as(maps))
 
 
-def anchor_steps(maps: Maps, period: tuple[int, int]) -> Int[Tensor, "image 2"]:
-    """Return how far to roll each map so that its phase of largest norm starts at the first position.
-
-    Args:
-        maps: [image, channel, height, width]; both sides are multiples of the period.
-        period: positions from one patch or window to the next.
-
-    >>> maps = torch.tensor([[[[0.0, 5.0, 0.0, 1.0]]]])
-    >>> anchor_steps(maps, (1, 2)), anchor_steps(maps.roll(1, 3), (1, 2))
-    (tensor([[ 0, -1]]), tensor([[0, 0]]))
-    """
-    return _steps(NormChoice(period)(maps), period)
-
-
 def _steps(choice: Tensor, period: tuple[int, int]) -> Int[Tensor, "image 2"]:
+    """Return how far to roll each map so that its chosen phase starts at the first position, the shorter way round."""
     choice = choice.long()
     phase = torch.stack([choice // period[1], choice % period[1]], dim=1)
     half = torch.tensor(period, device=phase.device)

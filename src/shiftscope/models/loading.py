@@ -123,6 +123,8 @@ def load_model(
     path, weights = Path(name), None if weights is None else Path(weights)
     if not is_folder(path) and not is_file(path) and path.suffix not in (".onnx", ".pt2", ".safetensors"):
         return _resized(_from_code(ModelSpec(factory=name, size=size, mean=mean, deviation=std), weights), size)
+    if path.suffix == ".py" and is_file(path):
+        raise InputError(f"{name} holds code, and which function of it makes the model is not said.", f"Give {name}:FUNCTION.")
     if is_folder(path):
         loaded = _from_run(path)
     elif path.suffix == ".onnx":

@@ -19,7 +19,7 @@ from shiftscope.report.charts import NARROW, WIDE, Drawing, draw_chart, draw_gri
 from shiftscope.report.colours import SEQUENTIAL
 from shiftscope.report.content import Chart, Drag, Film, Grid, Lesson, Maps, Missing, Page, Pairs, Rows, Scatter, Section, Signal
 from shiftscope.report.packing import colour_range, drag_data, map_picture
-from shiftscope.tables import Cell, heading
+from shiftscope.tables import Cell, heading, number_text
 
 __all__ = ["json_text", "render"]
 
@@ -148,7 +148,9 @@ def _rows_data(section: Rows) -> dict[str, Any]:
     ]
     return {
         "columns": columns,
-        "rows": [[_cell(row.get(column), badge=column in section.verdicts) for column in table.columns] for row in table.rows],
+        "rows": [
+            [_cell(column, row.get(column), badge=column in section.verdicts) for column in table.columns] for row in table.rows
+        ],
         "notes": table.notes,
         "csv": json_text(table.to_csv()),
         "file": _file_name(table.title),
@@ -187,14 +189,14 @@ _DATA: dict[type[Section], Callable[[Any], dict[str, Any] | None]] = {
 }
 
 
-def _cell(cell: Cell, *, badge: bool) -> dict[str, Any]:
+def _cell(column: str, cell: Cell, *, badge: bool) -> dict[str, Any]:
     """Return a cell's text, its interval, and the key it is sorted by."""
     value = number(cell)
     interval, text = "", "" if cell is None else str(cell)
     if isinstance(cell, Estimate):
         text, interval = f"{cell.value:z.3f}", f"{cell.low:z.3f} to {cell.high:z.3f}"
     elif isinstance(cell, float):
-        text = f"{cell:z.3f}"
+        text = number_text(column, cell)
     return {
         "text": text,
         "interval": interval,

@@ -17,6 +17,7 @@ from shiftscope.report import Page, render
 from shiftscope.report.audit import audit_page
 from shiftscope.report.audit_drag import drag_of, read_drag, write_drag
 from shiftscope.report.certificate import certificate_page
+from shiftscope.report.explanation import explanation_page
 from shiftscope.report.frames import flicker_page
 from shiftscope.report.study import study_page
 from shiftscope.runtime.files import write_bytes, writing
@@ -31,6 +32,9 @@ __all__ = [
     "REPORT",
     "add_pictures",
     "audit_page",
+    "certificate_page",
+    "explanation_page",
+    "flicker_page",
     "study_page",
     "write_audit_page",
     "write_flicker_page",

@@ -156,7 +156,7 @@ def judge(claim: Claim, cells: Sequence[MeasuredCell]) -> Judgement:
     if claim.kind == "lead":
         less = [cell for cell in (cells if claim.less is None else less) if cell not in of]
     absent = _absent(cells, claim.of) or _absent(cells, claim.less or {})
-    if absent or not of or (claim.less is not None and not less):
+    if absent or not of or (not less and (claim.less is not None or claim.kind == "lead")):
         return Judgement(claim, Verdict.NOT_IN_STUDY, absent=absent)
     count, missing = len(of) + len(less), sum(claim.measure not in cell.values for cell in (*of, *less))
     if missing:

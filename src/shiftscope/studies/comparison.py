@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from shiftscope.estimates import Estimate, percentile_interval
 from shiftscope.studies.claims import CENTRED, Judgement, MeasuredCell, judge
 from shiftscope.studies.closeness import Closeness, closeness, closeness_table
 from shiftscope.studies.folder import StudyFolder
-from shiftscope.studies.spec import short
+from shiftscope.studies.sections import VARIANT
+from shiftscope.studies.spec import Claim, short
 from shiftscope.studies.wording import claims_verdict
 from shiftscope.tables import Summary, Table, heading
 
@@ -193,7 +194,7 @@ class Comparison:
             text += (
                 " The interval of a single network covers images only; it does not say how much another training would differ."
             )
-        return text + (f" Cells not measured yet: {missing}." if missing else "")
+        return text + (f" Cells without a measured network: {missing}." if missing else "")
 
 
 def compare(results: StudyFolder) -> Comparison:
@@ -209,7 +210,8 @@ def compare(results: StudyFolder) -> Comparison:
     if source is None:
         raise InputError(
             f"the study in {results.folder} has no source to compare with.",
-            "Add a [source] table with a title and cells or claims to the study's file.",
+            "Add a [source] table with a title and cells or claims to its TOML file, and run `shiftscope study` again: it keeps "
+            "finished runs.",
         )
     cells = [MeasuredCell(cell.settings, cell.values(), number) for number, cell in enumerate(results.cells, start=1)]
     if not any(cell.values for cell in cells):
@@ -231,11 +233,23 @@ def compare(results: StudyFolder) -> Comparison:
             for cell, numbers in zip(cells, printed, strict=True)
         ),
         correlations=tuple(each for each in correlations if each is not None),
-        claims=tuple(judge(claim, cells) for claim in source.claims),
+        claims=_judged(source.claims, cells, results),
         damaged=results.damaged,
         source_data=study.source_elsewhere,
         closeness=closeness(cells, printed) if study.compares_variants else (),
     )
+
+
+def _judged(claims: Sequence[Claim], cells: Sequence[MeasuredCell], results: StudyFolder) -> tuple[Judgement, ...]:
+    """Judge claims, which may name settings that all cells share."""
+    selections = [each for claim in claims for each in (claim.of, claim.less or {})]
+    shared = {path for each in selections for path in each} - set(results.study.axes()) - {VARIANT}
+    runs = [cell.planned[0] for cell in results.cells]
+    known = [
+        replace(cell, settings={**{path: run.value(path) for path in shared}, **cell.settings})
+        for cell, run in zip(cells, runs, strict=True)
+    ]
+    return tuple(judge(claim, known) for claim in claims)
 
 
 def rank_correlation(

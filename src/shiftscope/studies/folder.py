@@ -132,9 +132,9 @@ class StudyFolder:
             InputError: there is no such run.
         """
         labels = self.labels()
-        wanted = set(re.split(r"\s*,\s*", label.strip()))
-        found = next(
-            (folder for name, folder in labels.items() if set(name.split(",")) == wanted or wanted == {folder.name}), None
+        wanted = _parts(label)
+        found = labels.get(label) or next(
+            (folder for name, folder in labels.items() if _parts(name) == wanted or wanted == [folder.name]), None
         )
         if found is None:
             listed = ", ".join(list(labels)[:LISTED]) + (", ..." if len(labels) > LISTED else "") if labels else "no run yet"
@@ -209,6 +209,11 @@ class _OnDisk:
     path: Path
     record: Record
     finished: Finished | None
+
+
+def _parts(label: str) -> list[str]:
+    """Return the settings in a run's label, whatever their order and the spaces between them."""
+    return sorted(re.split(r"\s*,\s*", label.strip()))
 
 
 def read_folder(folder: Path) -> StudyFolder:

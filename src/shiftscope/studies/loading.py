@@ -69,11 +69,20 @@ def load_study(name: str, *, seeds: int | None = None, changes: Mapping[str, Any
     document.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-") or "study")
     if seeds is not None:
         document["seeds"] = seeds
-    if changes:
-        _validated(document, str(path))  # what is changed must be a study
+    study = _validated(document, str(path))  # what is changed must be a study
+    _check_overrides(study, path)
     changed = {setting: value for setting, value in (changes or {}).items() if _change(document, setting, value)}
-    study = _validated(document, str(path))
+    study = _validated(document, str(path)) if changes else study
     return _with_changes(study, changed) if changed else study
+
+
+def _check_overrides(study: Study, path: Path) -> None:
+    """Refuse an override of no cell. Of a changed study, one may be of cells that the changes leave out."""
+    combinations = study.combinations()
+    for each in study.overrides:
+        if not any(map(each.holds, combinations)):
+            cells = ", ".join(f"{setting} = {described(list(values))}" for setting, values in each.of.items())
+            raise InputError(f"{path} has an override of {cells}, and the grid has no such cell.", "Correct its `of`.")
 
 
 def _document(path: Path) -> dict[str, Any]:

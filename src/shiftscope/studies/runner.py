@@ -226,7 +226,7 @@ def _refuse_other_images(out: Path, data: Mapping[DataSpec, Dataset]) -> None:
         now = data.get(record.spec.data)
         if now is not None and record.provenance.get("data_sha256") != now.checksum:
             raise InputError(
-                f"`out` {out} has runs on other {record.spec.data.name!r} images than this machine's.",
+                f"`out` {out} has runs on other images of {record.spec.data.name!r} than those that are there now.",
                 "Choose another folder with --out, or remove the runs.",
             )
 

@@ -11,6 +11,7 @@ A study may carry the numbers that a publication printed (``[[source.cells]]``) 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from difflib import get_close_matches
 from hashlib import sha256
@@ -145,6 +146,9 @@ class Source(Spec):
                     raise ValueError(_unknown_measure(name))
                 elif isinstance(value, bool) or not isinstance(value, int | float) or not -(2**63) < value < 2**63:
                     raise ValueError(f"{described(name)} must be a number, got {described(value)}.")
+                elif not MEASURES[name].bounds[0] <= value <= MEASURES[name].bounds[1]:
+                    low, high = MEASURES[name].bounds
+                    raise ValueError(f"{described(name)} must be {low:g} to {high:g}, got {described(value)}.")
         return cells
 
 
@@ -327,12 +331,15 @@ class Study(Spec):
         """
         merged = {section: dict(getattr(self, section)) for section in SECTIONS}
         varied = {path: value for path, value in settings.items() if path != VARIANT}
-        own = {path: value for each in self.overrides if each.holds(settings) for path, value in each.settings.items()}
-        for path, value in {**self.variants.get(settings.get(VARIANT, ""), {}), **own, **varied}.items():
+        for path, value in {**self.variants.get(settings.get(VARIANT, ""), {}), **self.overridden(settings), **varied}.items():
             section, _, setting = path.partition(".")
             merged[section][setting] = value
         merged["network"]["input_size"] = merged["data"].get("canvas", DataSpec().canvas)
         return Run.model_validate({**merged, "seed": seed})
+
+    def overridden(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what overrides set in a combination, by path; of several the last one's value."""
+        return {path: value for each in self.overrides if each.holds(settings) for path, value in each.settings.items()}
 
     @property
     def compares_variants(self) -> bool:
@@ -395,7 +402,7 @@ def short(path: str) -> str:
 
 
 def run_label(settings: Mapping[str, Any], seed: int) -> str:
-    """Return a readable label of a run.
+    """Return a readable label of a run. A setting whose short name another has, or the seed, keeps its path.
 
     Args:
         settings: those that vary in its study, by path.
@@ -404,4 +411,6 @@ def run_label(settings: Mapping[str, Any], seed: int) -> str:
     >>> run_label({"network.factor": 8}, 0)
     'factor=8,seed=0'
     """
-    return ",".join([*(f"{short(path)}={value}" for path, value in settings.items()), f"seed={seed}"])
+    names = Counter([*map(short, settings), "seed"])
+    parts = [f"{short(path) if names[short(path)] == 1 else path}={value}" for path, value in settings.items()]
+    return ",".join([*parts, f"seed={seed}"])

@@ -111,9 +111,8 @@ def table_of(study: Study, cells: Cells) -> Table:
     columns = (*map(short, study.axes()), "seeds", "train_accuracy", *OUTPUT_MEASURES, *printed)
     records = [run.record for runs in cells for run in runs]
     brief = (*map(short, study.axes()), "seeds", "mcs", *printed[:1], "test_accuracy", "top1_change", "worst_case")
-    return Table(
-        study.title, columns, tuple(rows), tuple(_notes(study, records, _labels(study, cells))), _provenance(records), brief
-    )
+    notes = tuple(_notes(study, records, _labels(study, cells), printed))
+    return Table(study.title, columns, tuple(rows), notes, _provenance(records), brief)
 
 
 def curves(study: Study, cells: Cells) -> Table:
@@ -272,11 +271,19 @@ def _over_seeds(runs: Sequence[Finished]) -> dict[str, Estimate]:
     }
 
 
-def _notes(study: Study, records: Sequence[Record], labels: Mapping[str, str]) -> Iterator[str]:
-    """Yield the sentences that a reader of a study's main table needs; ``labels`` of runs, by their ids."""
+def _notes(study: Study, records: Sequence[Record], labels: Mapping[str, str], printed: Sequence[str]) -> Iterator[str]:
+    """Yield the sentences that a reader of a study's main table needs.
+
+    Args:
+        study: the study.
+        records: of its finished runs.
+        labels: of runs, by their ids.
+        printed: columns of the source's numbers.
+    """
     if not records:
         return
-    images, shown = max(map(_tested, records)), min(map(_at_every_shift, records))
+    measured = [record for record in records if record.training.status != "diverged"] or records
+    images, shown = max(map(_tested, measured)), min(map(_at_every_shift, measured))
     fewest, most = _networks_per_row(records)
     networks = f"{fewest} to {most}" if fewest < most else str(most)
     over = f"{images} test images, one network in each row"
@@ -291,7 +298,7 @@ def _notes(study: Study, records: Sequence[Record], labels: Mapping[str, str]) -
     if fewest == 1:
         where = "One seed" if most == 1 else "One seed in some rows"
         yield f"{where}: the intervals do not say how much another training would differ."
-    if study.source and study.source.cells:
+    if study.source and printed:
         yield f"source: as printed, {study.source.title}."
     if cut := max(record.cut for record in records):
         yield f"The largest shifts exceed the margin of the canvas: they cut content from {cut:.1%} of the test images."
@@ -311,11 +318,13 @@ def _at_every_shift(record: Record) -> int:
 
 
 def _notes_on_overrides(study: Study) -> Iterator[str]:
-    """Yield a sentence for each override with the settings of its cells."""
+    """Yield a sentence for each override with the settings of its cells, without those that a later one replaces."""
     for each in study.overrides:
-        if each.settings and any(each.holds(settings) for settings in study.combinations()):
+        ours = [study.overridden(settings) for settings in study.combinations() if each.holds(settings)]
+        kept = {path: value for path, value in each.settings.items() if all(own[path] == value for own in ours)}
+        if ours and kept:
             cells = ", ".join(f"{heading(short(path))} {' or '.join(map(str, values))}" for path, values in each.of.items())
-            yield f"At {cells}: {', '.join(f'{heading(short(path))} {value}' for path, value in each.settings.items())}."
+            yield f"At {cells}: {', '.join(f'{heading(short(path))} {value}' for path, value in kept.items())}."
 
 
 def _notes_on_targets(records: Sequence[Record], labels: Mapping[str, str]) -> Iterator[str]:

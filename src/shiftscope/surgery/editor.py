@@ -281,7 +281,7 @@ class Editor(TracedModel):
         except (RuntimeError, InputError) as error:
             raise InputError(
                 f"The changed model does not run on an image of {self.image}: {first_line(error).rstrip('.')}.",
-                "Leave layers out with `skip`, give the head one position with `global_pool`, or use another image size.",
+                "Average over positions before the head (`gap`, in front of the others), or use another image size.",
             ) from error
 
     def _has_effects(self, node: fx.Node) -> bool:

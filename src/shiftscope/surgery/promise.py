@@ -14,6 +14,7 @@ from shiftscope.graphs.geometry import Geometry, read_geometry
 from shiftscope.graphs.invariance import random_steps
 from shiftscope.graphs.naming import subject
 from shiftscope.graphs.positions import Head, head_kind
+from shiftscope.similarity import largest_difference
 from shiftscope.surgery.editor import Editor
 from shiftscope.surgery.plan import TOLERANCE, Promise
 
@@ -53,9 +54,9 @@ def _shifted(image: tuple[int, int, int]) -> Tensor:
 def _output_error(model: nn.Module, images: Tensor) -> float | None:
     """Return how far shifts change the output that they change most; None where no image changes any."""
     outputs = [each for each in tree_leaves(_double(model)(images)) if isinstance(each, Tensor)]
-    if all(_difference(each[-1:], each[:1]) <= TOLERANCE for each in outputs):
+    if all(largest_difference(each[-1:], each[:1]) <= TOLERANCE for each in outputs):
         return None
-    return max(_difference(each[1:-1], each[:1].expand_as(each[1:-1])) for each in outputs)
+    return max(largest_difference(each[1:-1], each[:1].expand_as(each[1:-1])) for each in outputs)
 
 
 def _map_error(editor: Editor, images: Tensor) -> float:
@@ -66,9 +67,9 @@ def _map_error(editor: Editor, images: Tensor) -> float:
     copy.recompile()
     maps = copy(images[:-1])
     if maps.ndim != 4:
-        return _difference(maps[1:], maps[:1].expand_as(maps[1:]))
+        return largest_difference(maps[1:], maps[:1].expand_as(maps[1:]))
     places = [(down, right) for down in range(maps.shape[2]) for right in range(maps.shape[3])]
-    return max(min(_difference(each[None].roll(place, (2, 3)), maps[:1]) for place in places) for each in maps[1:])
+    return max(min(largest_difference(each[None].roll(place, (2, 3)), maps[:1]) for place in places) for each in maps[1:])
 
 
 def _double(model: Any) -> Any:
@@ -78,14 +79,6 @@ def _double(model: Any) -> Any:
         if not value.any():
             value.copy_(0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
     return copy
-
-
-def _difference(one: Tensor, other: Tensor) -> float:
-    if not (one.isfinite().all() and other.isfinite().all()):
-        return float("inf")
-    if not one.is_floating_point():
-        return float(bool((one != other).any()))
-    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-300))
 
 
 def _reasons(model: nn.Module, image: tuple[int, int, int], head: Head) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.errors import first_line
-from shiftscope.runtime.files import write_tensors
+from shiftscope.runtime.files import checksum, write_tensors
 from shiftscope.runtime.inputs import parse_json, read_tensors
 from shiftscope.training.loop import Epoch, TrainingState
 
@@ -47,6 +47,7 @@ class Checkpoint:
         self.path, self.made_by, self.seconds = path, dict(made_by or {}), seconds
         self.sessions: list[dict[str, str]] = []
         self._saved = monotonic()
+        self._origins = ""
 
     def save(self, state: TrainingState) -> None:
         """Write a training's state, unless that was done a moment ago.
@@ -63,6 +64,7 @@ class Checkpoint:
             "version": VERSION,
             "recipe": state.recipe.model_dump_json(),
             "device": _device(state),
+            "origins": self._origins,
             SESSIONS: [*self.sessions, self.made_by],
             "epochs": [asdict(epoch) for epoch in state.epochs],
             "kept": state.best_epoch,
@@ -77,6 +79,7 @@ class Checkpoint:
         Args:
             state: of the training; changed in place.
         """
+        self._origins = checksum(state.origins())
         if not self.path.exists():
             return
         try:
@@ -87,6 +90,8 @@ class Checkpoint:
                 raise ValueError("it is of another training")
             if metadata["device"] != _device(state):
                 raise ValueError(f"it was trained on {metadata['device']}, and this is {_device(state)}")
+            if metadata.get("origins", self._origins) != self._origins:  # older checkpoints have none
+                raise ValueError("its seed, images or first weights are others")
             if not _matches(state, tensors):
                 raise ValueError("it is of another network")
             reached, accuracy, loss = metadata["best"]

@@ -42,7 +42,8 @@ class FineTuning(Recipe):
     Attributes:
         learning_rate: of the last layer, in the first epoch.
         max_epochs: the most epochs; training stops earlier as :attr:`patience` says.
-        target_train_accuracy: not used.
+        target_train_accuracy: must stay 0, as there is no accuracy to reach.
+        patience: epochs without a better one after which to stop, at least 1.
         translate: the largest shift along each axis, pixels.
         mode: what comes in at the border.
         shifts: random shifts of each image in a step.
@@ -55,7 +56,8 @@ class FineTuning(Recipe):
 
     learning_rate: float = Field(3e-4, gt=0)
     max_epochs: int = Field(10, ge=1)
-    target_train_accuracy: float = Field(0.0, ge=0, le=1)
+    target_train_accuracy: float = Field(0.0, ge=0, le=0)
+    patience: int = Field(3, ge=1, le=10**6)
     translate: int = Field(8, ge=0)
     mode: Mode = "zero"
     shifts: int = Field(1, ge=1)
@@ -135,7 +137,7 @@ def fine_tune(
     moved = [Labelled(each.images.to(place), each.labels.to(place)) for each in both]
     with deterministic(place), seeded_layers(seed, place) as layers:
         streams = {"order": stream(seed, "order"), "shifts": stream(seed, "shifts", place), "layers": layers}
-        state = _state(model, (moved[0], moved[1]), settings, canvas, streams)
+        state = _state(model, (moved[0], moved[1]), settings, canvas, streams, seed)
         stopped = False
         try:
             resumed = run_epochs(state, report, checkpoint)
@@ -207,6 +209,10 @@ class _FineTuningState(TrainingState):
         accuracy, loss = evaluate(self.model, self.data[1], place=self.place)
         self.best_rank, self.start = (True, accuracy, -loss), accuracy
 
+    def origins(self) -> dict[str, Tensor]:
+        """Return, before the first epoch, what tells this training apart from others with its settings."""
+        return {**super().origins(), **{f"weights.{name}": each for name, each in self.model.state_dict().items()}}
+
     def begin_epoch(self) -> None:
         """Switch the model to training mode, unless gradients are taken in evaluation mode."""
         self.model.train(not self.frozen)
@@ -245,6 +251,7 @@ def _state(
     settings: FineTuning,
     canvas: Canvas,
     streams: dict[str, torch.Generator],
+    seed: int,
 ) -> _FineTuningState:
     """Return a fine-tuning that is ready to begin."""
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # known to torch, not to its types
@@ -254,7 +261,7 @@ def _state(
     groups = [{"params": [parameter], "scale": rate} for parameter, rate in rates]
     shifted = _shifted(data[1], canvas, settings.translate, streams["shifts"])
     optimizer = make_optimizer(groups, settings)
-    state = _FineTuningState(model, (data[0], shifted), settings, _unchanged, optimizer, streams)
+    state = _FineTuningState(model, (data[0], shifted), settings, _unchanged, optimizer, streams, seed)
     state.frozen = settings.every_shift
     state.objective = _objective(model, settings, canvas, tuple(data[0].images.shape[2:]))
     state.begin()
@@ -295,6 +302,8 @@ def _labelled(images: Tensor, labels: Tensor | None) -> Labelled:
             "`data` must have labels to train on, got none.", "Give `labels`, or a folder with one folder per class."
         )
     check_labels(labels)
+    if len(labels) != len(images):
+        raise InputError(f"`labels` must hold one class for each of {len(images)} images, got {len(labels)}.")
     return Labelled(images, labels.long())
 
 

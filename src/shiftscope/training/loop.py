@@ -180,7 +180,7 @@ def train(
     pools = fast_max_pools(model) if worth_compiling(recipe, len(training), device) else nullcontext()
     with deterministic(device), seeded_layers(seed, device) as layers, pools:
         streams = {"order": order, "shifts": shifts, "layers": layers}
-        state = TrainingState(model, (training, validation), recipe, place, optimizer, streams)
+        state = TrainingState(model, (training, validation), recipe, place, optimizer, streams, seed)
         resumed_after = run_epochs(state, report, checkpoint)
     return replace(state.end(), resumed_after=resumed_after)
 
@@ -229,6 +229,7 @@ class TrainingState:
         place: places images on their canvas.
         optimizer: of the model's parameters.
         streams: random generators of batch order, augmentation and layers, by purpose.
+        seed: of the streams.
     """
 
     model: nn.Module
@@ -237,6 +238,7 @@ class TrainingState:
     place: Place
     optimizer: torch.optim.Optimizer
     streams: Mapping[str, torch.Generator]
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self.epochs: list[Epoch] = []
@@ -271,6 +273,17 @@ class TrainingState:
         rank = (target == 0 or exact is not None, accuracy, -validation_loss)
         if rank > self.best_rank:
             self.best_rank, self.best_epoch, self.best_weights = rank, number, deepcopy(self.model.state_dict())
+
+    def origins(self) -> dict[str, Tensor]:
+        """Return, before the first epoch, what tells this training apart from others with its recipe."""
+        training, validation = self.data
+        return {
+            "seed": torch.tensor(self.seed),
+            "training images": training.images,
+            "training labels": training.labels,
+            "validation images": validation.images,
+            "validation labels": validation.labels,
+        }
 
     def begin_epoch(self) -> None:
         """Switch the model to training mode."""

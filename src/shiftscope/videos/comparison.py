@@ -16,7 +16,7 @@ from shiftscope.estimates import ALIKE, Estimate, mean
 from shiftscope.measures import MEASURES
 from shiftscope.tables import Cell, Summary, Table, plus_minus
 from shiftscope.tasks import read_alike
-from shiftscope.videos.flicker import Flicker, change_bounds, video_means
+from shiftscope.videos.flicker import Flicker, video_means
 
 __all__ = ["FlickerComparison", "compare_flickers"]
 
@@ -177,7 +177,7 @@ def compare_flickers(
     if not len(known):
         raise InputError(f"{names[0]} and {names[1]} have no video with a value in both.", "Measure both on other videos.")
     alike = all(_alike(*each) for each in zip(before.changes, after.changes, strict=True))
-    low, high = change_bounds(before.measure)
+    low, high = MEASURES[before.measure].change_bounds
     return FlickerComparison(before, after, names, mean(known, bounds=(low - high, high - low)), pairs, alike)
 
 

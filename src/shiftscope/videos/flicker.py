@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shiftscope.audits.model import CountedModel
-from shiftscope.audits.sequences import as_change
 from shiftscope.display import Shown
 from shiftscope.engine.checks import device_of, evaluating
 from shiftscope.errors import InputError
@@ -26,7 +25,6 @@ from shiftscope.tasks import Task, View, find_task, task_of, text_of
 __all__ = [
     "FLICKER_VERSION",
     "Flicker",
-    "change_bounds",
     "frames_flicker",
     "leading_measure",
     "mean_change",
@@ -251,7 +249,7 @@ def step_change(task: Task, before: Any, after: Any, view: View) -> float:
         view: how the second lies relative to the first.
     """
     found = task.compare(before, after, view, None).get(task.measures[0], float("nan"))
-    return float(as_change(task.measures[0], torch.tensor(found, dtype=torch.float64)))
+    return float(MEASURES[task.measures[0]].as_change(torch.tensor(found, dtype=torch.float64)))
 
 
 def _changes(model: CountedModel, batches: Iterable[Tensor], task: Task | None) -> Float[Tensor, " step"]:
@@ -296,12 +294,6 @@ def as_estimate_of(lead: str, change: Estimate) -> Estimate:
     return replace(change, value=1 - change.value, low=1 - change.high, high=1 - change.low)
 
 
-def change_bounds(lead: str) -> tuple[float, float]:
-    """Return the smallest and largest possible change of a measure."""
-    low, high = sorted(as_change(lead, torch.tensor(MEASURES[lead].bounds)).tolist())
-    return low, high
-
-
 def video_means(changes: Sequence[Tensor]) -> Float[Tensor, " video"]:
     """Return the mean change of each video over its steps; NaN where no step has a value."""
     return torch.stack([each.nanmean() for each in changes])
@@ -316,4 +308,4 @@ def mean_change(lead: str, changes: Sequence[Tensor]) -> Estimate | None:
     """
     means = video_means(changes)
     known = means[~means.isnan()]
-    return mean(known, bounds=change_bounds(lead)) if len(known) else None
+    return mean(known, bounds=MEASURES[lead].change_bounds) if len(known) else None

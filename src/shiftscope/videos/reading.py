@@ -17,7 +17,7 @@ from shiftscope.estimates import ALIKE
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.inputs import parse_json, read_bytes
 from shiftscope.runtime.settings import Spec, validation_messages
-from shiftscope.videos.flicker import FLICKER_VERSION, Flicker, change_bounds, mean_change
+from shiftscope.videos.flicker import FLICKER_VERSION, Flicker, mean_change
 
 __all__ = ["FlickerFile", "SequenceFile", "is_flicker", "read_flicker"]
 
@@ -68,7 +68,7 @@ class FlickerFile(Spec):
         if len({each.name for each in self.sequences}) < len(self.sequences):
             raise ValueError("two videos have one name")
         changes = self.changes()
-        low, high = change_bounds(self.measure)
+        low, high = MEASURES[self.measure].change_bounds
         known = torch.cat(changes).nan_to_num(nan=low)
         if bool(((known < low - ALIKE) | (known > high + ALIKE)).any()):
             raise ValueError(f"changes lie within {low:g} and {high:g}")
