@@ -24,7 +24,7 @@ from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate
 from shiftscope.runtime.provenance import provenance
 from shiftscope.shifts import Mode
-from shiftscope.surgery import Kind, Surgery, Wrapping
+from shiftscope.surgery import FixKind, Surgery, Wrapping
 from shiftscope.surgery.compare import apply_fixes
 from shiftscope.surgery.task_compare import UNSHIFTED, compare_tasks
 from shiftscope.tables import Cell, Table
@@ -32,7 +32,7 @@ from shiftscope.tasks import find_task
 
 MEASURES = ("ap", "ap_worst", "box_survival", "confidence_change", "box_jitter")
 #: Fixes, and what comes in at the border of the shifts that they are measured under.
-FIXES: tuple[tuple[Kind, Mode], ...] = (
+FIXES: tuple[tuple[FixKind, Mode], ...] = (
     ("canonical", "zero"),
     ("canonical", "circular"),
     ("blur", "zero"),

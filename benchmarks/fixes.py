@@ -38,7 +38,7 @@ from shiftscope.runtime.progress import Event
 from shiftscope.runtime.seeds import stream
 from shiftscope.shifts import grid, sample, translate
 from shiftscope.similarity import cosine
-from shiftscope.surgery import Average, Canonical, Kind, operate
+from shiftscope.surgery import Average, Canonical, FixKind, operate
 from shiftscope.tables import Cell, Table
 from shiftscope.training import FineTuning, fine_tune
 from shiftscope.training.checkpoint import Checkpoint
@@ -64,7 +64,7 @@ class Row:
         certified: share of the images to certify, of a model that runs each shift by itself.
     """
 
-    kinds: tuple[Kind, ...] = ()
+    kinds: tuple[FixKind, ...] = ()
     around: Callable[[nn.Module], nn.Module] | None = None
     reach: int = 0
     training: dict[str, Any] | None = None

@@ -11,6 +11,7 @@ import argparse
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
+
 from shiftscope.tasks.period import find_period
 
 #: Standard deviation of the smoothing, pixels; 0 for none.
@@ -33,7 +34,6 @@ def main() -> None:
     square, line = np.arange(-GRID, GRID + 1), np.arange(-PATH, PATH + 1)
     grids = np.stack(np.meshgrid(square, square, indexing="ij"), axis=-1).reshape(-1, 2)
     paths = np.stack([0 * line, line], axis=1)
-    print(f"Periods found in random maps over shifts, which have none: python benchmarks/period.py --count {count}\n")
     print("smoothed over, pixels  in maps of up to 16 pixels  along paths of up to 48")
     totals = np.zeros(2, dtype=int)
     for smooth in SMOOTH:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shiftscope import audit
 from shiftscope.audits import protocols
-from shiftscope.audits.protocols import GROUPS, PUBLISHED, Protocol, find_protocols
+from shiftscope.audits.protocols import GROUPS, PROTOCOLS, Protocol, find_protocols
 from shiftscope.audits.scores import SCORES
 from shiftscope.errors import InputError
 from shiftscope.measures import MEASURES
@@ -266,7 +266,7 @@ REFERENCES: dict[tuple[str, str], Callable[[], float]] = {
 @pytest.fixture(scope="module")
 def found() -> dict[tuple[str, str], float]:
     """All protocols in one pass: (protocol, measure) -> value."""
-    every = [name for name in PUBLISHED if not name.startswith("segmentation")]
+    every = [name for name in PROTOCOLS if not name.startswith("segmentation")]
     result = audit(MODEL, images(), LABELS, protocols=every, max_shift=4, size=SIZE, mean=MEAN, seed=SEED)
     return {(row.protocol, row.measure): row.estimate.value for row in result.rows}
 
@@ -350,7 +350,7 @@ def test_zhang2019_with_several_passes_draws_a_pair_per_pass() -> None:
     assert found == pytest.approx(average(shares), abs=1e-6)
 
 
-@given(name=st.sampled_from(sorted(PUBLISHED)), first=st.integers(0, 50), count=st.integers(1, 20), seed=st.integers(0, 5))
+@given(name=st.sampled_from(sorted(PROTOCOLS)), first=st.integers(0, 50), count=st.integers(1, 20), seed=st.integers(0, 5))
 @settings(deadline=None, max_examples=30)
 def test_shifts_of_an_image_do_not_depend_on_its_block(name: str, first: int, count: int, seed: int) -> None:
     (protocol,) = find_protocols(name, seed=seed)
@@ -363,7 +363,7 @@ def test_mouton2020_draws_the_shifts_of_earlier_results() -> None:
     assert torch.equal(protocols.mouton2020(seed=7).draw(50)[:, 0], expected)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_random_shifts_are_symmetric_and_reach_the_largest(name: str) -> None:
     (protocol,) = find_protocols(name, max_shift=2)
     if protocol.drawn and protocol.scores:
@@ -389,7 +389,7 @@ def test_find_protocols_resolves_groups() -> None:
     assert [each.name for each in find_protocols("rojas2022")] == list(GROUPS["rojas2022"])
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_protocol_has_its_name_and_registered_measures(name: str) -> None:
     (protocol,) = find_protocols(name)
     assert protocol.name == name

@@ -19,13 +19,14 @@ from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook
 
 from shiftscope import audit, certify, explain, fix, grid, shift_outputs, survey
-from shiftscope.audits.protocols import PUBLISHED, mouton2020, rojas2022_circular
+from shiftscope.audits.protocols import PROTOCOLS, mouton2020, rojas2022_circular
 from shiftscope.engine.checks import Model
 from shiftscope.errors import InputError, ModelFailsError, NotFiniteError
+from shiftscope.runtime.progress import Event, Stage
 from shiftscope.tables import percent
 
 SIZE = 12
-CLASSIFIER_PROTOCOLS = [name for name in PUBLISHED if not name.startswith("segmentation")]
+CLASSIFIER_PROTOCOLS = [name for name in PROTOCOLS if not name.startswith("segmentation")]
 
 
 def small(channels: int = 1, classes: int = 3, size: int = SIZE) -> nn.Module:
@@ -497,10 +498,10 @@ def test_single_image_has_the_widest_intervals_and_valid_json() -> None:
     json.dumps(found.to_json(), allow_nan=False)
 
 
-def test_progress_is_called_after_each_block() -> None:
-    calls: list[tuple[int, int | None]] = []
-    audit(small(), images(70), protocols=["mouton2020"], progress=lambda *at: calls.append(at))
-    assert calls == [(64, 70), (70, 70)]
+def test_each_block_is_reported() -> None:
+    events: list[Event] = []
+    audit(small(), images(70), protocols=["mouton2020"], report=events.append)
+    assert events == [Stage("measuring images", done, 70) for done in (64, 70)]
 
 
 class Broken(nn.Module):

@@ -17,7 +17,7 @@ from shiftscope.errors import UntraceableError
 from shiftscope.explanations import guarantee_of
 from shiftscope.graphs.geometry import geometry_of
 from shiftscope.graphs.tracing import trace_both_modes
-from shiftscope.surgery import Kind, antialias, make_equivariant, operate
+from shiftscope.surgery import FixKind, antialias, make_equivariant, operate
 from zoo import timm
 
 
@@ -182,8 +182,8 @@ class KeywordNet(nn.Module):
         return self.head(functional.avg_pool2d(input=maps, kernel_size=maps.size()[2:]).flatten(1))
 
 
-@pytest.mark.parametrize("fix", get_args(Kind))
-def test_maps_by_keyword_and_pools_of_the_complete_map_can_be_fixed(fix: Kind) -> None:
+@pytest.mark.parametrize("fix", get_args(FixKind))
+def test_maps_by_keyword_and_pools_of_the_complete_map_can_be_fixed(fix: FixKind) -> None:
     torch.manual_seed(0)
     surgery = operate(fix, KeywordNet().eval(), image=(3, 16, 16))
     assert surgery.model(torch.rand(2, 3, 16, 16)).shape == (2, 3)

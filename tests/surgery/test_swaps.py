@@ -20,7 +20,7 @@ from shiftscope.explanations import explain, guarantee_of
 from shiftscope.graphs.geometry import geometry_of
 from shiftscope.graphs.probing import restoring_random_numbers
 from shiftscope.layers import BlurPool2d, MaxBlurPool2d
-from shiftscope.surgery import Kind, Surgery, antialias, circular, global_pool, make_equivariant, operate
+from shiftscope.surgery import FixKind, Surgery, antialias, circular, global_pool, make_equivariant, operate
 from shiftscope.surgery.compare import apply_fixes
 from zoo import timm
 
@@ -73,7 +73,7 @@ def test_swapped_copy_computes_what_a_rewritten_network_does() -> None:
 
 
 @pytest.mark.parametrize("kind", ["blur", "circular", "aps", "gap"])
-def test_copy_keeps_class_names_and_weights_of_its_own(kind: Kind) -> None:
+def test_copy_keeps_class_names_and_weights_of_its_own(kind: FixKind) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 16, 2))
     copy = operate(kind, model, filter_size=3 if kind == "blur" else 1, image=SHAPE).model
     assert type(copy) is nn.Sequential
@@ -85,7 +85,7 @@ def test_copy_keeps_class_names_and_weights_of_its_own(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["circular", "aps", "blur"])
-def test_fix_of_a_swapped_copy_sees_the_layers_that_the_first_fix_inserted(kind: Kind) -> None:
+def test_fix_of_a_swapped_copy_sees_the_layers_that_the_first_fix_inserted(kind: FixKind) -> None:
     first = antialias(plain()).model
     second = operate(kind, first, image=SHAPE)
     assert type(second.model) is nn.Sequential
@@ -261,7 +261,7 @@ def test_lazy_layer_without_weights_is_refused_and_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("kind", ["blur", "gap"])
-def test_frozen_weights_stay_frozen(kind: Kind) -> None:
+def test_frozen_weights_stay_frozen(kind: FixKind) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 2))
     model.requires_grad_(False)[0].bias.requires_grad_(True)
     copy = operate(kind, model, image=SHAPE).model
@@ -353,7 +353,7 @@ def test_fix_that_needs_the_graph_refuses_an_untraceable_model(apply: Callable[.
         apply(DecidesByValue(), image=SHAPE)
 
 
-PUBLISHED = {
+PROTOCOLS = {
     "legacy_seresnet18": 32,
     "mobilenetv3_small_050": 32,
     "ghostnet_050": 32,
@@ -365,9 +365,9 @@ PUBLISHED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_filter_of_one_tap_keeps_a_published_model_and_its_training(name: str) -> None:
-    side = PUBLISHED[name]
+    side = PROTOCOLS[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)

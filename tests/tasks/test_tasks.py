@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import shiftscope as ss
 from shiftscope.audits import AuditOptions, Part, Session, merge_parts
-from shiftscope.audits.protocols import PUBLISHED, Protocol
+from shiftscope.audits.protocols import PROTOCOLS, Protocol
 from shiftscope.audits.stored import from_tensors, to_tensors
 from shiftscope.tasks import TASKS, View, find_task
 
@@ -285,7 +285,7 @@ def test_shards_equal_one_run_bit_for_bit(name: str) -> None:
     assert all(torch.equal(values, merged.units[key]) for key, values in one.units.items())
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in ("gruver2023", "tmeasures", "michaeli2023")])
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name not in ("gruver2023", "tmeasures", "michaeli2023")])
 def test_protocol_of_whole_pixels_is_measured(name: str) -> None:
     found = ss.audit(depth, photos(2), protocols=[name], max_shift=2)
     assert {row.protocol for row in found.rows} == {name}

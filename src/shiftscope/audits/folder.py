@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from shiftscope.audits.measuring import Kind
+from shiftscope.audits.measuring import OutputKind
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, pan
 from shiftscope.audits.results import MOST_VALUES, Audit, assemble
@@ -129,7 +129,7 @@ class AuditPlan(Spec):
     count: Count
     block: Count
     protocols: tuple[Protocol, ...]
-    kind: Kind
+    kind: OutputKind
     task: str = ""
     truth_sha256: str = ""
     borders: dict[str, str]

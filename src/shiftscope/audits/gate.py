@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.audits.comparison import AuditComparison, MeasureComparison, direction, rounding
-from shiftscope.audits.protocols import GROUPS, PUBLISHED
+from shiftscope.audits.protocols import GROUPS, PROTOCOLS
 from shiftscope.audits.results import Audit, Row
 from shiftscope.display import Shown
 from shiftscope.errors import InputError
@@ -262,9 +262,9 @@ def read_condition(text: str, *, of_videos: bool = False) -> Condition:
     if protocol is not None and of_videos:
         problem = f"`fail_if` {text!r} names a protocol, and videos have none: frames are compared as they are."
         raise InputError(problem, f"Leave out 'of {protocol}'.")
-    if protocol is not None and protocol not in PUBLISHED and protocol not in GROUPS and protocol != "unshifted":
+    if protocol is not None and protocol not in PROTOCOLS and protocol not in GROUPS and protocol != "unshifted":
         raise InputError(
-            f"`fail_if` names an unknown protocol: {protocol!r}.", f"Choose from {', '.join([*PUBLISHED, *GROUPS])}."
+            f"`fail_if` names an unknown protocol: {protocol!r}.", f"Choose from {', '.join([*PROTOCOLS, *GROUPS])}."
         )
     condition = Condition(text, _measure(measure.strip()), protocol, sign, bound)  # type: ignore[arg-type]  # by the pattern
     _check_reach(condition)
@@ -305,7 +305,7 @@ def _letters(text: str) -> str:
 
 def _of_classes() -> list[str]:
     """Return the labels of the measures that the protocols for classes have."""
-    names = [name for each in PUBLISHED.values() for name in (*each().scores, *(measure for measure, _ in each().surveyed))]
+    names = [name for each in PROTOCOLS.values() for name in (*each().scores, *(measure for measure, _ in each().surveyed))]
     return [MEASURES[name].label for name in dict.fromkeys(names) if name in MEASURES]
 
 

@@ -29,10 +29,10 @@ from shiftscope.shifts import Mode, grid
 from shiftscope.similarity import cosine
 from shiftscope.surveys import Survey, from_sums, survey
 
-__all__ = ["ANSWERS", "Grid", "Kind", "Measurer", "grid_name", "supported_measures"]
+__all__ = ["ANSWERS", "Grid", "OutputKind", "Measurer", "grid_name", "supported_measures"]
 
 #: What a model returns: scores of ``classes``, embeddings (``vectors``) or segmentation ``maps``; or what a ``task`` reads.
-Kind = Literal["classes", "vectors", "maps", "task"]
+OutputKind = Literal["classes", "vectors", "maps", "task"]
 #: An exhaustive grid of shifts: what fills the border, and the largest shift, pixels.
 Grid = tuple[Mode, int]
 #: The measures of a survey that make sense for embeddings.
@@ -50,7 +50,9 @@ def grid_name(at: Grid) -> str:
     return f"{at[0]} {at[1]}"
 
 
-def supported_measures(protocol: Protocol, *, kind: Kind, labels: bool) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+def supported_measures(
+    protocol: Protocol, *, kind: OutputKind, labels: bool
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """Return the scores and the surveyed measures of a protocol that a kind of output allows.
 
     Args:
@@ -106,7 +108,7 @@ class Measurer:
         protocols: Sequence[Protocol],
         framing: Framing,
         *,
-        kind: Kind,
+        kind: OutputKind,
         labelled: bool,
         batch_size: int | None = None,
     ) -> None:

@@ -27,7 +27,7 @@ from shiftscope.shifts import Mode, sample
 
 __all__ = [
     "GROUPS",
-    "PUBLISHED",
+    "PROTOCOLS",
     "Border",
     "Protocol",
     "azulay2018",
@@ -320,7 +320,7 @@ def segmentation_zero(max_shift: int = 32, *, seed: int = 0, samples: int = 5) -
 
 
 #: The functions that make protocols, by the protocols' names.
-PUBLISHED: dict[str, Callable[..., Protocol]] = {
+PROTOCOLS: dict[str, Callable[..., Protocol]] = {
     make.__name__.replace("_", "-"): make
     for make in (
         mouton2020,
@@ -372,15 +372,15 @@ def find_protocols(
         check_whole(max_shift, "max_shift")
     if max_shift is not None and max_shift < 1:
         raise InputError(f"`max_shift` must be 1 or more pixels, got {max_shift}.", "Leave it out for each protocol's own.")
-    if name not in PUBLISHED and name not in GROUPS:
+    if name not in PROTOCOLS and name not in GROUPS:
         grouped = {each for group in GROUPS.values() for each in group}
-        known = [*(each for each in PUBLISHED if each not in grouped), *GROUPS]
+        known = [*(each for each in PROTOCOLS if each not in grouped), *GROUPS]
         raise InputError(f"there is no protocol {shortened(name, 40)!r}.", f"Choose from {', '.join(known)}.")
     found = []
     for each in GROUPS.get(name, (name,)):
-        protocol = _fitted(PUBLISHED[each], max_shift, size, seed)
+        protocol = _fitted(PROTOCOLS[each], max_shift, size, seed)
         if protocol.border == "crop" and max_shift is None and 0 < margin < protocol.max_shift:
-            protocol = _fitted(PUBLISHED[each], margin, size, seed)
+            protocol = _fitted(PROTOCOLS[each], margin, size, seed)
         found.append(protocol)
     return tuple(found)
 

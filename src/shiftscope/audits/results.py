@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shiftscope.audits.certified import curve_table, curves_of, without_radii
-from shiftscope.audits.measuring import ANSWERS, Kind, grid_name, supported_measures
+from shiftscope.audits.measuring import ANSWERS, OutputKind, grid_name, supported_measures
 from shiftscope.audits.parts import ACCURACY, Changed, Cost, Part
 from shiftscope.audits.protocols import Protocol
 from shiftscope.audits.scores import SCORES, estimate, normalised_variance
@@ -198,7 +198,7 @@ def assemble(
     merged: Part,
     protocols: Sequence[Protocol],
     *,
-    kind: Kind,
+    kind: OutputKind,
     borders: Mapping[str, str],
     notes: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shiftscope.audits.measuring import Kind, Measurer
+from shiftscope.audits.measuring import Measurer, OutputKind
 from shiftscope.audits.model import CountedModel, chosen_task, model_checksum
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.protocols import Protocol, find_protocols
@@ -28,13 +28,14 @@ from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.engine.task_trials import returns_embeddings
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import checksum
+from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.provenance import provenance
 from shiftscope.tasks import Task, Truth, find_task
 
 __all__ = ["AuditOptions", "Session", "audit", "block_size"]
 
 #: The protocols by default, by the kind of output.
-DEFAULTS: dict[Kind, tuple[str, ...]] = {
+DEFAULTS: dict[OutputKind, tuple[str, ...]] = {
     "classes": ("mouton2020", "zhang2019", "chaman2021-circular", "azulay2018"),
     "vectors": ("mouton2020",),
     "maps": ("segmentation",),
@@ -85,7 +86,7 @@ def audit(
     device: torch.device | str | None = None,
     task: str | Task | None = None,
     truth: Truth | None = None,
-    progress: Callable[[int, int | None], None] = lambda *_: None,
+    report: Report = silent,
 ) -> Audit:
     """Measure how stable a model is under shifts, by several protocols in one pass.
 
@@ -98,7 +99,7 @@ def audit(
         images: a tensor; or a DataLoader, a list or another iterable of batches, each a tensor of images or a pair (images,
             labels), of which one block at a time is in memory.
         labels: classes of all images, in order, where the batches do not hold them.
-        protocols: names of :data:`shiftscope.audits.protocols.PUBLISHED`, or protocols; by default those that suit the output.
+        protocols: names of :data:`shiftscope.audits.protocols.PROTOCOLS`, or protocols; by default those that suit the output.
         max_shift: the largest shift of all protocols, pixels; by default each one's own.
         mode: what comes in at the border, ``zero``, ``crop`` or ``circular``: measure only protocols that say so. By default all.
         size: (height, width) of the model's input; crops are cut from larger images. By default that of the images.
@@ -112,7 +113,7 @@ def audit(
         task: what the outputs are: a name of :data:`shiftscope.tasks.TASKS`, with settings as in ``segmentation:ignored=0``, or a
             task. By default detected: classes, maps of classes, or the task that recognises them.
         truth: ground truth of each image, by its index, as the task takes it.
-        progress: called with (done, total), numbers of images; total is None if unknown.
+        report: called with each :class:`shiftscope.runtime.progress.Stage`.
 
     Raises:
         InputError: there is no image, or images are integers or not finite; the model fails on them, or returns NaN or what
@@ -139,7 +140,7 @@ def audit(
     some = first[0][:LOOKED_AT]
     found = (*session.dependence(some[:1]), *image_warnings(model, session.framing.centre(some), fill=fill))
     seen: list[str] = []
-    merged = merge_parts(_parts(session, chain([first], batches), seen, images_in(images, labels), progress))
+    merged = merge_parts(_parts(session, chain([first], batches), seen, images_in(images, labels), report))
     facts = {**session.facts, "data_sha256": sha256("".join(seen).encode()).hexdigest(), "seed": str(seed)}
     return session.result(merged, provenance={**facts, **provenance(session.measurer.model.device)}, warnings=found)
 
@@ -165,7 +166,7 @@ class Session:
 
     measurer: Measurer | TaskMeasurer
     framing: Framing
-    kind: Kind
+    kind: OutputKind
     classes: int
     shape: tuple[int, ...]
     notes: tuple[str, ...]
@@ -211,7 +212,7 @@ class Session:
             ignored = task.ignores_labels(classes) if labelled and options.truth is None else ""
             return cls._of_task(counted, task, framing, options, tuple(example.shape[1:]), labelled=labelled, ignored=ignored)
         output = counted.checked(raw, 1)
-        kind: Kind = "maps" if output.ndim == 4 else "vectors" if options.embedding else "classes"
+        kind: OutputKind = "maps" if output.ndim == 4 else "vectors" if options.embedding else "classes"
         mismatch = _label_mismatch(kind, output.shape[1], classes) if labelled else ""
         protocols = _protocols(options, kind, framing)
         measurer = Measurer(
@@ -319,7 +320,7 @@ def _task_of_pan(model: CountedModel, raw: Any, options: AuditOptions) -> Task |
     return find_task(name) if name else None
 
 
-def _label_mismatch(kind: Kind, outputs: int, classes: int | None) -> str:
+def _label_mismatch(kind: OutputKind, outputs: int, classes: int | None) -> str:
     """Return why labels do not fit the model; empty if they do."""
     if kind != "classes":
         return "Labels are ignored: the model returns no classes."
@@ -337,7 +338,7 @@ def _unit_length(output: Tensor) -> str:
     return "Outputs have length 1, as embeddings do, and are taken as class scores: if they are none, pass `embedding`."
 
 
-def _notes(protocols: Sequence[Protocol], framing: Framing, kind: Kind) -> Iterator[str]:
+def _notes(protocols: Sequence[Protocol], framing: Framing, kind: OutputKind) -> Iterator[str]:
     yield from (_pan_words(each, framing.border(each), kind) for each in protocols if each.name == "pan")
     if any(each.border == "crop" and each.name != "pan" and framing.border(each) == "zero" for each in protocols):
         yield "Images have no margin around the model's input, so crops are padded with the canvas's colour."
@@ -347,7 +348,7 @@ def _notes(protocols: Sequence[Protocol], framing: Framing, kind: Kind) -> Itera
         yield "Outputs are embeddings: the audit measures cosines; task `embedding` also finds whether each is still nearest."
 
 
-def _pan_words(protocol: Protocol, border: str, kind: Kind) -> str:
+def _pan_words(protocol: Protocol, border: str, kind: OutputKind) -> str:
     """Return how frames of a pan are made, and how answers to them are moved back."""
     (dy, dx), frames = protocol.path[1], len(protocol.path)
     whole = all(float(part).is_integer() for part in (dy, dx))
@@ -362,7 +363,7 @@ def _parts(
     batches: Iterable[tuple[Tensor, Tensor | None]],
     seen: list[str],
     total: int | None,
-    progress: Callable[[int, int | None], None],
+    report: Report,
 ) -> Iterator[Part]:
     """Measure all images, block by block, and append each image's checksum to those seen."""
     first = 0
@@ -372,7 +373,7 @@ def _parts(
         seen += [checksum({"image": image, **label}) for image, label in zip(images, known, strict=False)]
         yield session.part(images, labels, indices=torch.arange(first, stop))
         first = stop
-        progress(first, total)
+        report(Stage("measuring images", first, total or 0))
 
 
 def _blocks(
@@ -400,7 +401,7 @@ def _joined(parts: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tens
     return torch.cat([images for images, _ in parts]), torch.cat(labels) if labels else None
 
 
-def _protocols(options: AuditOptions, kind: Kind, framing: Framing) -> tuple[Protocol, ...]:
+def _protocols(options: AuditOptions, kind: OutputKind, framing: Framing) -> tuple[Protocol, ...]:
     """Return the protocols to measure, each once."""
     size, margin = min(framing.size), min(framing.margin)
     if options.max_shift is not None and options.max_shift > 0:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app
-from shiftscope.cli.fix_options import Fixing, Kind
+from shiftscope.cli.fix_options import Fixing, FixKind
 from shiftscope.cli.measuring import opened, print_found, task_images, task_of_subject, task_words, under_shifts
 from shiftscope.cli.options import (
     COMPUTE_GROUP,
@@ -48,7 +48,7 @@ FIXED = "fixed.safetensors"
 def fix(
     model: ModelName,
     *,
-    kinds: Annotated[tuple[Kind, ...], Several, Parameter(name="--with")],
+    kinds: Annotated[tuple[FixKind, ...], Several, Parameter(name="--with")],
     filter_size: int = 3,
     reach: int | None = None,
     task: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None,
@@ -151,7 +151,7 @@ def _where_trainings_are(out: Path | None) -> str:
     return f"Trainings are in {training_folder(out)}; run the same command again to resume."
 
 
-def _arguments(kinds: tuple[Kind, ...], filter_size: int, reach: int | None) -> list[str]:
+def _arguments(kinds: tuple[FixKind, ...], filter_size: int, reach: int | None) -> list[str]:
     """Return the options that choose the fixes, without those left at their defaults."""
     chosen = [f"--with {kind}" for kind in kinds] + [f"--filter-size {filter_size}"] * (filter_size != 3)
     return chosen + [f"--reach {reach}"] * (reach is not None)
@@ -166,7 +166,7 @@ def _save(file: Path, surgery: Surgery, spec: ModelSpec) -> None:
         save_model(file, surgery.model, spec)
 
 
-def _check_options(out: Path | None, kinds: tuple[Kind, ...], filter_size: int, reach: int | None) -> None:
+def _check_options(out: Path | None, kinds: tuple[FixKind, ...], filter_size: int, reach: int | None) -> None:
     """Raise InputError unless the options of `fix` are within their bounds."""
     if out is not None and out.suffix != ".safetensors":
         raise InputError(f"`out` must be a .safetensors file, got {out}.", f"Write to {out.with_suffix('.safetensors')}.")
@@ -195,7 +195,7 @@ def _next_command(
     return f"shiftscope audit {audited} {of_task}".rstrip()
 
 
-def _check_applies(subject: Subject, kinds: tuple[Kind, ...], *, saved: bool) -> None:
+def _check_applies(subject: Subject, kinds: tuple[FixKind, ...], *, saved: bool) -> None:
     """Raise InputError where fixes need layers, or a copy, that a file does not give."""
     made, model = subject.loaded.spec, subject.spec.model
     wrapped = all(kind in ("canonical", "average") for kind in kinds)

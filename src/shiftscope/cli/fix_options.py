@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from shiftscope.models import Fix
     from shiftscope.surgery import Surgery, Wrapping
 
-__all__ = ["Fixing", "Kind"]
+__all__ = ["Fixing", "FixKind"]
 
 #: Short names of fixes, as in :mod:`shiftscope.surgery`, whose import would take long.
-Kind = Literal["blur", "aps", "lps", "gap", "circular", "anchor", "canonical", "average"]
+FixKind = Literal["blur", "aps", "lps", "gap", "circular", "anchor", "canonical", "average"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Fixing:
         task: what the outputs are, as :func:`shiftscope.tasks.find_task` takes it; empty for classes.
     """
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[FixKind, ...]
     filter_size: int = 3
     reach: int | None = None
     mode: Literal["zero", "crop", "circular"] | None = None

@@ -202,7 +202,7 @@ def conditions_of(texts: tuple[str, ...], protocols: tuple[str, ...], gate: Gate
     if not texts:
         return []
     from shiftscope.audits.gate import read_condition
-    from shiftscope.audits.protocols import GROUPS, PUBLISHED
+    from shiftscope.audits.protocols import GROUPS, PROTOCOLS
     from shiftscope.audits.session import DEFAULTS, SENSITIVITY_MAP
     from shiftscope.audits.task_measuring import FLICKER
     from shiftscope.tasks import TASKS
@@ -218,7 +218,7 @@ def conditions_of(texts: tuple[str, ...], protocols: tuple[str, ...], gate: Gate
         base = condition.measure.partition(",")[0]
         if base in of_tasks and (condition.protocol in (None, "unshifted") or measured & _group(condition.protocol)):
             continue  # the audit's rows decide
-        able = [name for name in PUBLISHED if base in _measures_of(name)]
+        able = [name for name in PROTOCOLS if base in _measures_of(name)]
         named = GROUPS.get(condition.protocol, (condition.protocol,)) if condition.protocol else able
         if (condition.protocol or base) not in ("unshifted", "accuracy") and not measured & set(named) & set(able):
             options = [name for name in named if name in able] or able
@@ -253,9 +253,9 @@ def _check_places(gate: GateOptions) -> None:
 
 
 def _measures_of(protocol: str) -> list[str]:
-    from shiftscope.audits.protocols import PUBLISHED
+    from shiftscope.audits.protocols import PROTOCOLS
 
-    made = PUBLISHED[protocol]()
+    made = PROTOCOLS[protocol]()
     return [*made.scores, *(name for name, _ in made.surveyed)]
 
 

@@ -18,9 +18,9 @@ from shiftscope.layers.blur import max_filtered
 from shiftscope.layers.polyphase import PhaseLogits, PolyphaseSampling, TakePhase
 from shiftscope.layers.resampling import Filter, filtered
 
-__all__ = ["HEADS", "Kind", "at_stride_one", "hooked", "stride_of", "watched"]
+__all__ = ["HEADS", "LayerKind", "at_stride_one", "hooked", "stride_of", "watched"]
 
-Kind = Literal[
+LayerKind = Literal[
     "canvas",
     "convolution",
     "pool",
@@ -35,7 +35,7 @@ Kind = Literal[
     "output",
 ]
 
-KINDS: tuple[tuple[tuple[type[nn.Module], ...], Kind], ...] = (
+KINDS: tuple[tuple[tuple[type[nn.Module], ...], LayerKind], ...] = (
     ((nn.Conv2d, nn.ConvTranspose2d), "convolution"),
     ((nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d), "pool"),
     ((ours.BlurPool2d, ours.MaxBlurPool2d), "filter"),
@@ -91,14 +91,14 @@ def hooked(model: nn.Module, names: Sequence[str], see: Callable[[str, int, nn.M
         yield
 
 
-def watched(model: nn.Module, layers: Sequence[str] | None, tokens: TokenReading | None) -> dict[str, Kind | None]:
+def watched(model: nn.Module, layers: Sequence[str] | None, tokens: TokenReading | None) -> dict[str, LayerKind | None]:
     """Return the modules to watch and their kinds; the kind is None of those that only lead to the head's input."""
     modules = {name: part for name, part in model.named_modules() if name}
     # Layers inside polyphase sampling work on phases, not on the map.
     inside = tuple(f"{name}." for name, part in modules.items() if isinstance(part, (PolyphaseSampling, PhaseLogits)))
     known = {name: kind for name, part in modules.items() if (kind := _kind(part)) and not name.startswith(inside)}
     if tokens is not None and tokens.blocks:
-        blocks: dict[str, Kind] = {name.split(", call ")[0]: kind for name, kind in tokens.blocks}
+        blocks: dict[str, LayerKind] = {name.split(", call ")[0]: kind for name, kind in tokens.blocks}
         known = blocks if layers is None else known | blocks
     if layers is not None:
         for name in layers:
@@ -108,7 +108,7 @@ def watched(model: nn.Module, layers: Sequence[str] | None, tokens: TokenReading
     return {name: known.get(name, heads.get(name)) for name in modules if name in known or name in heads}
 
 
-def _kind(part: nn.Module) -> Kind | None:
+def _kind(part: nn.Module) -> LayerKind | None:
     """Return a module's kind by its type; an activation of another library is known by its name."""
     if type(part).__name__ in ACTIVATIONS:
         return "activation"

@@ -26,7 +26,7 @@ from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
-from shiftscope.explanations.hooks import Kind
+from shiftscope.explanations.hooks import LayerKind
 from shiftscope.explanations.probes import Probe, Probes
 from shiftscope.graphs.geometry import Geometry, Reading, read_geometry
 from shiftscope.measures import COSINE, MEASURES
@@ -64,7 +64,7 @@ class Layer:
     """
 
     name: str
-    kind: Kind
+    kind: LayerKind
     size: tuple[int, int]
     channels: int
     factor: tuple[int, int] | None

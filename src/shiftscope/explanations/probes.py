@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shiftscope.engine.direct import Canvas, Direct, ran_out_of_memory
 from shiftscope.errors import InputError
-from shiftscope.explanations.hooks import HEADS, Kind, at_stride_one, hooked, stride_of, watched
+from shiftscope.explanations.hooks import HEADS, LayerKind, at_stride_one, hooked, stride_of, watched
 from shiftscope.graphs.geometry import Geometry, MapGeometry, call_name
 from shiftscope.graphs.sites import Pair
 from shiftscope.graphs.tokens import TokenMap, TokenReading, has_attention, read_tokens
@@ -46,7 +46,7 @@ class Probe:
     """
 
     name: str
-    kind: Kind
+    kind: LayerKind
     call: tuple[str, int]
     side: Literal["in", "out"]
     geometry: MapGeometry
@@ -68,7 +68,7 @@ class _Call:
     layer: str
     number: int
     module: nn.Module
-    kind: Kind | None
+    kind: LayerKind | None
     into: Tensor
     out: Tensor
     tokens: TokenMap | None
@@ -207,7 +207,7 @@ class Probes:
                 raise
             raise InputError(f"Memory ran out in a pass of {len(batch)} images.", "Choose a smaller `batch_size`.") from error
 
-    def _first_pass(self, chosen: dict[str, Kind | None], example: Tensor) -> tuple[list[_Call], Tensor]:
+    def _first_pass(self, chosen: dict[str, LayerKind | None], example: Tensor) -> tuple[list[_Call], Tensor]:
         """Return every call of a chosen module, and the output."""
         calls: list[_Call] = []
         known = self.tokens.maps if self.tokens else {}
@@ -260,7 +260,7 @@ class Probes:
             stride, sizes = stride_of(call.module), _sizes(shape, geometry)
             yield Probe(call.name, call.kind, (call.layer, call.number), "out", geometry, sizes, stride)
 
-    def _token_probe(self, call: _Call, kind: Kind, tokens: TokenMap) -> Probe:
+    def _token_probe(self, call: _Call, kind: LayerKind, tokens: TokenMap) -> Probe:
         """Return the probe of a module whose output was laid on the image."""
         tall, wide = (round(side / count) for side, count in zip(self.canvas.size, tokens.grid, strict=True))
         sizes = (tokens.maps(call.out).shape[1], *tokens.grid)

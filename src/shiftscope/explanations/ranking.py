@@ -25,7 +25,7 @@ from shiftscope.explanations.trial import ROUNDING, Loss, Measured, Trial, share
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.graphs.tokens import TokenReading
 from shiftscope.shifts import grid
-from shiftscope.surgery import WRAPPERS, Average, Kind, Surgery, Wrapping, anchor, cost, operate
+from shiftscope.surgery import WRAPPERS, Average, FixKind, Surgery, Wrapping, anchor, cost, operate
 from shiftscope.surgery.wrappers import Wrapper
 from shiftscope.tables import Cell, Table
 
@@ -41,7 +41,7 @@ COLLAPSED = 0.01
 DIGITS = 3
 #: The columns that a narrow terminal shows, as far as they have values.
 NARROW = ("fix", "gain", "test_accuracy", "ratio")
-DESCRIPTIONS: dict[Kind, str] = {
+DESCRIPTIONS: dict[FixKind, str] = {
     "gap": "a head that sees the mean over positions",
     "blur": "a filter before every subsampling",
     "aps": "polyphase sampling on circular maps",
@@ -69,7 +69,7 @@ class TriedFix:
         collapsed: whether outputs of different images become nearly the same, which no shift could change.
     """
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[FixKind, ...]
     command: str
     gain: Estimate | None = None
     share: Estimate | None = None
@@ -184,8 +184,8 @@ def try_fixes(
     """
     before = measured.estimates()
     multiply_adds = cost(model, trial.image).multiply_adds
-    anchored: list[tuple[Kind, ...]] = [("anchor",)] if tokens else []
-    found_by_running: list[tuple[Kind, ...]] = [] if geometry or tokens else [("blur",), ("circular",)]
+    anchored: list[tuple[FixKind, ...]] = [("anchor",)] if tokens else []
+    found_by_running: list[tuple[FixKind, ...]] = [] if geometry or tokens else [("blur",), ("circular",)]
     candidates = [*anchored, *(_candidates(geometry, tokens) if geometry else found_by_running)]
     tried = [_try(kinds, model, trial, measured, multiply_adds, arguments, tokens) for kinds in candidates]
     if before.loss.value >= ROUNDING:
@@ -195,14 +195,14 @@ def try_fixes(
     return Fixes(tuple(ranked), before, multiply_adds, "" if ranked else "No fix of this package applies to the model.")
 
 
-def _candidates(geometry: Geometry, tokens: TokenReading | None) -> Iterator[tuple[Kind, ...]]:
+def _candidates(geometry: Geometry, tokens: TokenReading | None) -> Iterator[tuple[FixKind, ...]]:
     """Yield the fixes that have something to change, alone and after a head that averages.
 
     Token models are anchored instead of sampled or filtered: at stride 1 a patch embedding costs many times as much.
     """
     strided = any(not each.polyphase for each in geometry.subsamplings)
     leaking = (not geometry.borders and not tokens) or any(border != "circular" for border in geometry.borders.values())
-    applies: dict[Kind, bool] = {"blur": strided and not tokens, "circular": leaking, "aps": strided and not tokens}
+    applies: dict[FixKind, bool] = {"blur": strided and not tokens, "circular": leaking, "aps": strided and not tokens}
     singles = [kind for kind, useful in applies.items() if useful]
     yield from ((kind,) for kind in singles)
     if geometry.head == "flatten":
@@ -211,7 +211,7 @@ def _candidates(geometry: Geometry, tokens: TokenReading | None) -> Iterator[tup
 
 
 def _try(
-    kinds: tuple[Kind, ...],
+    kinds: tuple[FixKind, ...],
     model: nn.Module,
     trial: Trial,
     measured: Measured,
@@ -265,7 +265,7 @@ def _try_around(kind: Wrapper, model: nn.Module, trial: Trial, measured: Measure
     return _gained(tried, measured.first(count), after, surgery.after.multiply_adds, surgery.before.multiply_adds)
 
 
-def border_of(trial: Trial | TaskTrial, kind: Kind) -> Border:
+def border_of(trial: Trial | TaskTrial, kind: FixKind) -> Border:
     """Return what a wrapper takes for the border: of crops from larger images the photo, which an average does not see."""
     if trial.mode == "circular":
         return "circular"
@@ -277,7 +277,7 @@ def _fill(trial: Trial) -> float | tuple[float, ...]:
     return tuple(trial.fill.tolist()) if isinstance(trial.fill, Tensor) else trial.fill
 
 
-def _apply(kinds: tuple[Kind, ...], model: nn.Module, image: tuple[int, int, int], tokens: TokenReading | None) -> Surgery:
+def _apply(kinds: tuple[FixKind, ...], model: nn.Module, image: tuple[int, int, int], tokens: TokenReading | None) -> Surgery:
     """Return a copy with several operations, one after the other.
 
     Raises:

@@ -18,7 +18,7 @@ from shiftscope.explanations.ranking import border_of
 from shiftscope.explanations.task_causes import ALIKE
 from shiftscope.graphs.geometry import Geometry
 from shiftscope.measures import MEASURES
-from shiftscope.surgery import WRAPPERS, Kind, Wrapping, cost, operate
+from shiftscope.surgery import WRAPPERS, FixKind, Wrapping, cost, operate
 from shiftscope.tables import Cell, Table
 
 __all__ = ["TaskFix", "TaskFixes", "try_task_fixes"]
@@ -42,7 +42,7 @@ class TaskFix:
         reason: why the fix is impossible; empty otherwise.
     """
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[FixKind, ...]
     command: str
     gain: Estimate | None = None
     after: Estimate | None = None
@@ -118,7 +118,7 @@ def _efficiency(each: TaskFix) -> float:
     return each.gain.value / each.ratio if each.gain is not None and each.ratio else float("-inf")
 
 
-def _candidates(trial: TaskTrial, geometry: Geometry | None) -> Iterator[Kind]:
+def _candidates(trial: TaskTrial, geometry: Geometry | None) -> Iterator[FixKind]:
     yield from ("blur", "circular")
     if geometry is not None and any(not each.polyphase for each in geometry.subsamplings):
         yield "aps"
@@ -129,7 +129,7 @@ def _candidates(trial: TaskTrial, geometry: Geometry | None) -> Iterator[Kind]:
 
 
 def _try(
-    kind: Kind, model: nn.Module, trial: TaskTrial, found: TaskValues, before: int, arguments: str, savable: bool
+    kind: FixKind, model: nn.Module, trial: TaskTrial, found: TaskValues, before: int, arguments: str, savable: bool
 ) -> TaskFix:
     """Apply a fix to a copy and measure it."""
     mode = " --mode circular" if trial.mode == "circular" else ""

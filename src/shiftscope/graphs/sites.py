@@ -21,18 +21,18 @@ from shiftscope.graphs.tracing import check_traced, trace
 __all__ = ["Pair", "Site", "TracedModel", "arguments_of", "check_layer", "is_shape", "pair"]
 
 Pair = tuple[int, int]
-Kind = Literal["convolution", "max", "average", "power", "slice"]
-KINDS: dict[Kind, str] = {
+SiteKind = Literal["convolution", "max", "average", "power", "slice"]
+KINDS: dict[SiteKind, str] = {
     "convolution": "convolution",
     "max": "max pooling",
     "average": "average pooling",
     "power": "power-average pooling",
     "slice": "slicing",
 }
-POOLS: dict[Any, Kind] = {functional.max_pool2d: "max", torch.max_pool2d: "max", functional.avg_pool2d: "average"}
+POOLS: dict[Any, SiteKind] = {functional.max_pool2d: "max", torch.max_pool2d: "max", functional.avg_pool2d: "average"}
 CONVOLUTIONS = (functional.conv2d, torch.conv2d)
 #: Names of arguments after the map, in their order.
-ARGUMENTS: dict[Kind, tuple[str, ...]] = {
+ARGUMENTS: dict[SiteKind, tuple[str, ...]] = {
     "convolution": ("weight", "bias", "stride", "padding", "dilation", "groups"),
     "max": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     "average": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
@@ -56,7 +56,7 @@ class Site:
 
     node: fx.Node
     name: str
-    kind: Kind
+    kind: SiteKind
     kernel: Pair
     stride: Pair
     padding: Pair
@@ -153,7 +153,9 @@ class TracedModel:
             refusal = "" if before else f"{type(module).__name__} may do more"
             return Site(node, name, "convolution", *form[:2], before or form[2], form[3], module, refusal, bool(before))
         if isinstance(module, nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d):
-            kind: Kind = "max" if isinstance(module, nn.MaxPool2d) else "average" if isinstance(module, nn.AvgPool2d) else "power"
+            kind: SiteKind = (
+                "max" if isinstance(module, nn.MaxPool2d) else "average" if isinstance(module, nn.AvgPool2d) else "power"
+            )
             return Site(node, name, kind, *_pool_form(vars(module)), module, _pool_refusal(vars(module)))
         return None
 

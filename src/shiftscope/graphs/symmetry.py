@@ -26,7 +26,7 @@ from shiftscope.graphs.sites import Pair
 __all__ = [
     "Axis",
     "Factor",
-    "Kind",
+    "AxisKind",
     "Lost",
     "Symmetry",
     "Tracked",
@@ -41,7 +41,7 @@ __all__ = [
     "unified",
 ]
 
-Kind = Literal["same", "fixed", "down", "right"]
+AxisKind = Literal["same", "fixed", "down", "right"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Factor:
     """
 
     size: int
-    kind: Kind
+    kind: AxisKind
     step: Fraction = Fraction(1)
 
     @property
@@ -119,7 +119,7 @@ class Symmetry:
         """Return whether a factor holds every position of the torus equally often."""
         return factor.size % self.period(factor) == 0
 
-    def at_multiples(self, kind: Kind, step: Fraction) -> Symmetry:
+    def at_multiples(self, kind: AxisKind, step: Fraction) -> Symmetry:
         """Return the symmetry for shifts by multiples of a step, at which the shift alone decides how far the tensor moves."""
         found = self.in_image_frame()
         down, right = found.lattice
@@ -139,7 +139,7 @@ class Symmetry:
         """Return the symmetry after an operator that is not circular: one that pads with zeros, or counts positions twice."""
         return replace(self, circular=False, local=self.local and not self.frame)
 
-    def widened(self, kind: Kind, positions: int, step: Fraction) -> Symmetry:
+    def widened(self, kind: AxisKind, positions: int, step: Fraction) -> Symmetry:
         """Return the symmetry with a larger receptive field."""
         down, right = self.reach
         extra = positions * abs(step)

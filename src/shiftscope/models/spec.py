@@ -13,7 +13,7 @@ from shiftscope.models.family import NetworkSpec
 from shiftscope.runtime.files import write_tensors
 from shiftscope.runtime.settings import Spec, Text
 from shiftscope.runtime.sizes import SizeSetting
-from shiftscope.surgery import Kind, Surgery, Wrapping, operate
+from shiftscope.surgery import FixKind, Surgery, Wrapping, operate
 from shiftscope.tasks import find_task
 
 __all__ = ["METADATA_KEY", "Channels", "Fix", "ModelSpec", "Tuned", "save_model"]
@@ -42,7 +42,7 @@ class Fix(Spec):
         output: which of several outputs the task reads, by name or position.
     """
 
-    kind: Kind
+    kind: FixKind
     filter_size: int = Field(1, ge=1, le=7)
     border: Border | None = None
     reach: int | None = Field(None, ge=1)

@@ -19,7 +19,7 @@ from shiftscope.surgery.anchor import anchor
 from shiftscope.surgery.antialias import antialias
 from shiftscope.surgery.canonical import Canonical
 from shiftscope.surgery.equivariance import circular, make_equivariant
-from shiftscope.surgery.fixes import Kind, operate
+from shiftscope.surgery.fixes import FixKind, operate
 from shiftscope.surgery.head import global_pool
 from shiftscope.surgery.plan import Change, Cost, Surgery, cost
 from shiftscope.surgery.wrappers import AROUND, ON_BLACK, WRAPPERS, Average, Wrapping
@@ -32,7 +32,7 @@ __all__ = [
     "Canonical",
     "Change",
     "Cost",
-    "Kind",
+    "FixKind",
     "Surgery",
     "Wrapping",
     "anchor",

@@ -25,7 +25,7 @@ from shiftscope.estimates import Estimate, changed, difference, mean, telling
 from shiftscope.graphs.probing import check_initialised
 from shiftscope.measures import MEASURES
 from shiftscope.runtime.progress import Report, Stage, silent
-from shiftscope.surgery import ON_BLACK, WRAPPERS, Average, Canonical, Change, Kind, Surgery, Wrapping, cost, operate
+from shiftscope.surgery import ON_BLACK, WRAPPERS, Average, Canonical, Change, FixKind, Surgery, Wrapping, cost, operate
 from shiftscope.surgery.copying import Function
 from shiftscope.surgery.plan import merge_changes
 from shiftscope.surgery.sampled import SHIFTS, TRAIN_AGAIN, changes_layers, described, framings, shifts_for
@@ -79,7 +79,7 @@ def fix(
     images: Images,
     labels: Labels | None = None,
     *,
-    kinds: Kind | Sequence[Kind],
+    kinds: FixKind | Sequence[FixKind],
     filter_size: int = 3,
     size: int | tuple[int, int] | None = None,
     max_shift: int | None = None,
@@ -156,7 +156,7 @@ def fix(
 
 def apply_fixes(
     model: nn.Module,
-    fixes: Sequence[tuple[Kind, int]],
+    fixes: Sequence[tuple[FixKind, int]],
     *,
     wrapping: Wrapping = ON_BLACK,
     image: tuple[int, int, int],

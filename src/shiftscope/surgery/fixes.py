@@ -16,7 +16,7 @@ from shiftscope.surgery.head import global_pool
 from shiftscope.surgery.plan import Change, Surgery
 from shiftscope.surgery.wrappers import ON_BLACK, WRAPPERS, Wrapping, wrap
 
-__all__ = ["Kind", "operate"]
+__all__ = ["FixKind", "operate"]
 
 #: A transformer's plan with polyphase sampling recommends ``anchor`` from this ratio of multiply-adds on.
 ANCHOR_INSTEAD = 1.1
@@ -24,11 +24,11 @@ ANCHOR_INSTEAD = 1.1
 #: Short names of fixes in commands and model files: a filter before each subsampling, adaptive or learned polyphase sampling on
 #: circular maps, a head that sees the mean over positions, circular padding, patches and windows that follow shifts; and around
 #: the model, an input that chooses its own position, and an average of the answers at several shifts.
-Kind = Literal["blur", "aps", "lps", "gap", "circular", "anchor", "canonical", "average"]
+FixKind = Literal["blur", "aps", "lps", "gap", "circular", "anchor", "canonical", "average"]
 
 
 def operate(
-    kind: Kind,
+    kind: FixKind,
     model: nn.Module,
     *,
     filter_size: int = 1,
@@ -48,8 +48,8 @@ def operate(
         UntraceableError: ``torch.fx`` cannot trace the model.
         InputError: there is no such fix, or it does not apply to the model.
     """
-    if kind not in get_args(Kind):
-        raise InputError(f"there is no fix {kind!r}.", f"Choose one of {', '.join(get_args(Kind))}.")
+    if kind not in get_args(FixKind):
+        raise InputError(f"there is no fix {kind!r}.", f"Choose one of {', '.join(get_args(FixKind))}.")
     if kind in WRAPPERS:
         return wrap(kind, model, wrapping=wrapping, image=image)
     if kind == "anchor":
