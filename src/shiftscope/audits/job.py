@@ -46,7 +46,7 @@ from shiftscope.audits.staging import (
     views_of,
 )
 from shiftscope.audits.subject import Subject, open_subject
-from shiftscope.datasets.images import Block
+from shiftscope.datasets.images import Block, ImageBlocks
 from shiftscope.errors import InputError, ModelFailsError
 from shiftscope.runtime.executors import Executor
 from shiftscope.runtime.files import write_bytes
@@ -270,6 +270,12 @@ def _run_away(job: AuditJob, _: Callable[[object], None]) -> dict[str, bytes | N
         return {file.name: file.read_bytes() for file in run_shard(replace(job, out=Path(folder))) if file.exists()}
 
 
+def _on_cut(images: ImageBlocks, reach: float) -> Iterator[str]:
+    """Yield a sentence if shifts of up to ``reach`` pixels push parts of images off their canvas."""
+    if images.crop is None and 0 < images.margin < reach:
+        yield f"The canvas leaves {images.margin} pixels around these images: larger shifts, of up to {reach:g}, cut content."
+
+
 class _Run:
     """A loaded model, its images, the audit of both, and its plan."""
 
@@ -282,6 +288,8 @@ class _Run:
             channels_last = self.session.measurer.choose_format(self.subject.images.example(), self.subject.images.count)
         self.set_format(channels_last)
         protocols, images = self.session.measurer.protocols, self.subject.images
+        borders = {each.name: self.session.framing.border(each) for each in protocols}
+        reach = max((each.max_shift for each in protocols if borders[each.name] == "zero"), default=0)
         self.plan = AuditPlan(
             spec=spec,
             model_sha256=model_checksum(self.subject.loaded.model, spec.model),
@@ -296,8 +304,12 @@ class _Run:
             kind=self.session.kind,
             task=spec.task or self.subject.loaded.spec.task or (self.session.task.name if self.session.task else ""),
             truth_sha256=truth_checksum(spec.truth),
-            borders={each.name: self.session.framing.border(each) for each in protocols},
-            notes=(*(images.all_notes if self.session.takes_labels else images.notes), *self.session.notes),
+            borders=borders,
+            notes=(
+                *(images.all_notes if self.session.takes_labels else images.notes),
+                *_on_cut(images, reach),
+                *self.session.notes,
+            ),
             provenance=provenance(spec.device),
             channels_last=channels_last,
         )
