@@ -10,8 +10,8 @@ draws. An image's shifts depend only on the seed and on its index in the data, s
 Crops are cut from images larger than the model's input. Where images are no larger, the canvas's colour surrounds them.
 
 Arguments mean the same in every function: ``max_shift`` is the largest shift along each axis, pixels, called m in the docstrings;
-``seed`` draws the shifts; ``samples`` is the number of shifts drawn for each image, and ``passes`` that of pairs of shifts, both at
-least 1, otherwise :class:`InputError` is raised.
+``seed`` draws the shifts; ``samples`` is the number of shifts drawn for each image, and ``passes`` that of pairs of shifts. Both
+must be 1 or more; otherwise InputError is raised.
 """
 
 from __future__ import annotations
