@@ -309,12 +309,15 @@ def bootstrap(values: Float[Tensor, "seed image"], *, group: int = 0) -> Float[n
     table = values.double().numpy()
     seeds, count = table.shape
     if seeds > 1 or count < FEW_IMAGES:
-        images = _normal_weights(count, "images") if count < FEW_IMAGES else _image_weights(_tallies(count))
-        draws: np.ndarray = ((_normal_weights(seeds, "networks", group) @ table) * images).sum(axis=1)
+        table = _normal_weights(seeds, "networks", group) @ table
+    if count < FEW_IMAGES:
+        draws: np.ndarray = (table * _normal_weights(count, "images")).sum(axis=1)
         return draws
-    # In chunks, so that memory hardly grows with the number of images.
-    tallies = _tallies(count)
-    parts = [(table * _image_weights(tallies[start : start + CHUNK])).sum(axis=1) for start in range(0, RESAMPLES, CHUNK)]
+    # In chunks, because weights of all images in all draws would take much memory.
+    tallies, parts = _tallies(count), list[np.ndarray]()
+    for start in range(0, RESAMPLES, CHUNK):
+        rows = table if len(table) == 1 else table[start : start + CHUNK]
+        parts.append((rows * _image_weights(tallies[start : start + CHUNK])).sum(axis=1))
     return np.concatenate(parts)
 
 
@@ -425,5 +428,6 @@ def _image_weights(tallies: UInt8[np.ndarray, "draw count"]) -> Float[np.ndarray
     """Return weights of images, each row summing to 1, with deviations scaled by sqrt(n / (n - 1))."""
     count = tallies.shape[1]
     scale = (count / (count - 1)) ** 0.5
-    weights: np.ndarray = ((1 + scale * (tallies.astype(np.float64) - 1)) / count).astype(np.float32)
+    of_tally: np.ndarray = ((1 + scale * (np.arange(256.0) - 1)) / count).astype(np.float32)
+    weights: np.ndarray = of_tally[tallies]
     return weights

@@ -22,9 +22,12 @@ def areas(boxes: Float[np.ndarray, "*box 4"]) -> Float[np.ndarray, "*box"]:
 
 def intersections(one: Float[np.ndarray, "*set one 4"], other: Float[np.ndarray, "*set other 4"]) -> np.ndarray:
     """Return the areas that each box of one set shares with each of another, [..., one, other], square pixels."""
-    low = np.maximum(one[..., :, None, :2], other[..., None, :, :2])
-    high = np.minimum(one[..., :, None, 2:], other[..., None, :, 2:])
-    shared: np.ndarray = (high - low).clip(0).prod(axis=-1)
+    ours, theirs = one[..., :, None, :], other[..., None, :, :]
+    # Axis by axis: reductions over an axis of two or four numbers take several times as long.
+    width, height = (
+        np.minimum(ours[..., 2 + axis], theirs[..., 2 + axis]) - np.maximum(ours[..., axis], theirs[..., axis]) for axis in (0, 1)
+    )
+    shared: np.ndarray = width.clip(0) * height.clip(0)
     return shared
 
 
@@ -38,7 +41,10 @@ def overlaps(one: Float[np.ndarray, "*set one 4"], other: Float[np.ndarray, "*se
     """
     shared = intersections(one, other)
     union = areas(one)[..., :, None] + areas(other)[..., None, :] - shared
-    same = (one[..., :, None, :] == other[..., None, :, :]).all(axis=-1)
+    ours, theirs = one[..., :, None, :], other[..., None, :, :]
+    same = ours[..., 0] == theirs[..., 0]
+    for side in (1, 2, 3):
+        same &= ours[..., side] == theirs[..., side]
     found: np.ndarray = np.where(same, 1.0, shared / np.where(union > 0, union, 1.0))
     return found
 

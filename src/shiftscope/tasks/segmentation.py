@@ -95,7 +95,7 @@ class Segmentation(Task):
         found = self._scores(output, count)
         maps, classes = of_size(finite_rows(found), size), found.shape[1]
         kind = torch.uint8 if classes <= 256 else torch.int32
-        return [ClassMap(each, classes, beyond) for each, beyond in zip(maps.argmax(dim=1).to(kind), outside, strict=True)]
+        return [ClassMap(each, classes, beyond) for each, beyond in zip(maps.max(dim=1).indices.to(kind), outside, strict=True)]
 
     def _channels(self, output: Any, count: int) -> Tensor:
         """Return the channels in an output, [image, channel, height, width]."""
