@@ -259,7 +259,9 @@ def test_quick_audit_prints_the_first_answer_and_the_complete_audit_as_next_comm
     assert done.out.splitlines()[-1] == f"  shiftscope audit my_models:small --size 20 --data digits --images 150{following}"
     assert "cut content" not in done.out
     further = shiftscope(*QUICK, "--quick", "--max-shift", "7")
-    assert "The canvas leaves 5 pixels around these images: larger shifts, of up to 7, cut content." in further.out
+    assert "The canvas leaves 5 pixels around these images: larger shifts, of up to 7, cut content." in " ".join(
+        further.out.split()
+    )
     refused = shiftscope(*QUICK, "--quick", "--out", "out")
     assert (refused.code, "Leave out --out" in refused.err) == (2, True)
 
