@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -205,6 +206,7 @@ def test_lattice_of_part_that_samples_is_recognized(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["drawn by Python", "counting", "buffer along one axis", "mixed tokens", "ramp by sums"])
 def test_part_that_sees_positions_is_not_guaranteed(name: str) -> None:
+    random.seed(0)  # where a part draws to weigh positions in the first run, its verdict is "unknown"
     found = verdict(generated.SEEING[name])
     assert (found.status, found.exact) == ("possible", None)
 
