@@ -82,12 +82,12 @@ def plus_minus(estimate: Estimate) -> str:
 
 
 def number_text(column: str, value: float) -> str:
-    """Return a fraction as it is printed: of a measurement three digits after the point, of a setting all.
+    """Return a fraction as it is printed: of a measurement three digits after the point, of a setting all that a user writes.
 
-    >>> number_text("mcs", 0.0005), number_text("learning_rate", 0.0005), number_text("training.learning_rate", 1e-6)
-    ('0.001', '0.0005', '1e-06')
+    >>> number_text("mcs", 0.0005), number_text("learning_rate", 0.0005), number_text("training.learning_rate", 0.12345678)
+    ('0.001', '0.0005', '0.12345678')
     """
-    return f"{value:g}" if column.rpartition(".")[2] in FRACTIONS else f"{value:z.3f}"
+    return f"{value:.12g}" if column.rpartition(".")[2] in FRACTIONS else f"{value:z.3f}"
 
 
 def percent(estimate: Estimate) -> str:

@@ -8,8 +8,9 @@ import pytest
 
 from shiftscope.errors import InputError
 from shiftscope.studies.loading import load_study, shipped_studies
-from shiftscope.studies.sections import flatten
+from shiftscope.studies.sections import SECTIONS, flatten
 from shiftscope.studies.spec import SCHEMA, Run, Study
+from shiftscope.tables import FRACTIONS
 
 GOOD = """
 title = "Two factors"
@@ -371,3 +372,8 @@ def test_typo_in_a_section_has_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('title = "Mine"\n[training]\nmax_epoch = 3\n')
     with pytest.raises(InputError, match=r"training.max_epoch: is not a known setting. Did you mean 'max_epochs'"):
         load_study(str(tmp_path / "mine.toml"))
+
+
+def test_every_setting_that_is_a_fraction_is_printed_with_all_its_digits() -> None:
+    fields = {name: field.annotation for section in SECTIONS.values() for name, field in section.model_fields.items()}
+    assert {name for name, annotation in fields.items() if "float" in str(annotation)} == FRACTIONS

@@ -29,7 +29,7 @@ from shiftscope.shifts import Mode, grid
 from shiftscope.similarity import cosine
 from shiftscope.surveys import Survey, from_sums, survey
 
-__all__ = ["ANSWERS", "Grid", "OutputKind", "Measurer", "grid_name", "supported_measures"]
+__all__ = ["ANSWERS", "Grid", "Measurer", "OutputKind", "grid_name", "supported_measures"]
 
 #: What a model returns: scores of ``classes``, embeddings (``vectors``) or segmentation ``maps``; or what a ``task`` reads.
 OutputKind = Literal["classes", "vectors", "maps", "task"]

@@ -21,10 +21,10 @@ __all__ = [
     "fix_sentence",
     "head_phrase",
     "has_largest_part",
+    "no_largest_part",
     "number",
     "shares_add_up",
     "short_verdict",
-    "no_largest_part",
     "which_is_larger",
 ]
 
