@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shiftscope.audits import Audit, audit
+    from shiftscope.audits.subject import load_images
     from shiftscope.certificates import Certificate, certify
     from shiftscope.engine.outputs import Outputs, shift_outputs, stream_outputs
     from shiftscope.errors import InputError
     from shiftscope.estimates import Estimate
     from shiftscope.explanations.explanation import Explanation, explain
+    from shiftscope.models import load_model
+    from shiftscope.runtime.progress import show_progress
     from shiftscope.shifts import grid
     from shiftscope.surgery.compare import Fixed, fix
     from shiftscope.surveys import Survey, survey
@@ -36,7 +39,10 @@ __all__ = [
     "explain",
     "fix",
     "grid",
+    "load_images",
+    "load_model",
     "shift_outputs",
+    "show_progress",
     "stream_outputs",
     "survey",
 ]
@@ -57,7 +63,10 @@ _HOMES = {
     "explain": "explanations.explanation",
     "fix": "surgery.compare",
     "grid": "shifts",
+    "load_images": "audits.subject",
+    "load_model": "models",
     "shift_outputs": "engine.outputs",
+    "show_progress": "runtime.progress",
     "stream_outputs": "engine.outputs",
     "survey": "surveys",
 }

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from shiftscope.audits.blocks import count_views, measure_block
 from shiftscope.audits.folder import (
     AuditPlan,
     AuditSpec,
@@ -43,7 +44,6 @@ from shiftscope.audits.staging import (
     first_answer,
     forecast,
     so_far,
-    views_of,
 )
 from shiftscope.audits.subject import Subject, open_subject
 from shiftscope.datasets.images import Block, ImageBlocks
@@ -331,7 +331,7 @@ class _Run:
         """Measure and report a first answer, and how long the missing blocks will take; nothing if that is hardly more work."""
         left = sum(min(self.plan.block, self.plan.count - number * self.plan.block) for number in missing)
         first = self.fresh(first=True)
-        if not left or sum(views_of(self.session, left)) <= LITTLE * sum(views_of(first, min(left, FIRST_IMAGES))):
+        if not left or sum(count_views(self.session, left)) <= LITTLE * sum(count_views(first, min(left, FIRST_IMAGES))):
             return
         report(Stage("measuring a first answer", 0, 0))
         found, speed = first_answer(first, self.plan, self.subject.images)
@@ -375,8 +375,15 @@ class _Run:
                 ahead += [(each, reader.submit(self._read, each)) for each in islice(following, 1)]
                 part = Part()
                 if len(block.images):
-                    part = self.session.part(block.images, block.labels, indices=block.numbers)
-                report(Stage("measuring images", min((number + 1) * self.plan.block, self.plan.count), self.plan.count))
+                    part = measure_block(
+                        self.session,
+                        block.images,
+                        block.labels,
+                        indices=block.numbers,
+                        done=(number * self.plan.block, min((number + 1) * self.plan.block, self.plan.count)),
+                        total=self.plan.count,
+                        report=report,
+                    )
                 yield number, replace(part, damaged=tuple(block.damaged))
 
     def _read(self, number: int) -> Block:

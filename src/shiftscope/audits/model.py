@@ -58,11 +58,13 @@ class CountedModel:
     Attributes:
         channels_last: whether the model receives images in that memory format.
         images_seen: how many images went through the model; those of a module only within :meth:`counting`.
+        seen: called with the number of images that are about to go through the model, where they are counted.
     """
 
     def __init__(self, model: Callable[[Tensor], Any], *, output: str | int | None, device: torch.device) -> None:
         self.model, self.output, self.device = unwrapped(model), output, device
         self.images_seen, self.channels_last = 0, False
+        self.seen: Callable[[int], None] | None = None
         self._returns_vectors = False  # whether the last output was one plain tensor [image, class]
 
     @contextmanager
@@ -73,7 +75,8 @@ class CountedModel:
         """
 
         def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self.images_seen += len(inputs[0]) if module is self.model else 0
+            if module is self.model:
+                self._count(len(inputs[0]))
 
         handle = register_module_forward_pre_hook(count)
         try:
@@ -132,7 +135,7 @@ class CountedModel:
             InputError: the model fails.
         """
         if not isinstance(self.model, nn.Module):
-            self.images_seen += len(images)
+            self._count(len(images))
         copy = images.to(self.device, copy=True)
         try:
             raw = self.model(as_channels_last(copy) if self.channels_last else copy)
@@ -142,6 +145,11 @@ class CountedModel:
             raise self._failure(images, error) from error
         self._returns_vectors = isinstance(raw, Tensor) and raw.ndim == 2
         return raw
+
+    def _count(self, images: int) -> None:
+        self.images_seen += images
+        if self.seen is not None:
+            self.seen(images)
 
     def _failure(self, images: Tensor, error: Exception) -> InputError:
         shape = "x".join(str(size) for size in images.shape[1:])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shiftscope.audits.blocks import check_block, in_blocks, measure_block
 from shiftscope.audits.measuring import Measurer, OutputKind
 from shiftscope.audits.model import CountedModel, chosen_task, model_checksum
 from shiftscope.audits.parts import Part, merge_parts
@@ -21,14 +22,14 @@ from shiftscope.audits.task_measuring import TaskMeasurer
 from shiftscope.audits.views import Framing, framing_of
 from shiftscope.audits.wording import map_words
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
-from shiftscope.engine.batches import Images, Labels, batches_of, images_in
-from shiftscope.engine.checks import check_classes, device_of, evaluating, how_to_scale
+from shiftscope.engine.batches import Images, Labels, batches_of, images_in, input_size
+from shiftscope.engine.checks import check_classes, device_of, evaluating
 from shiftscope.engine.dependence import dependence_warnings
 from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.engine.task_trials import returns_embeddings
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import checksum
-from shiftscope.runtime.progress import Report, Stage, silent
+from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.provenance import provenance
 from shiftscope.tasks import Task, Truth, find_task
 
@@ -102,7 +103,7 @@ def audit(
         protocols: names of :data:`shiftscope.audits.protocols.PROTOCOLS`, or protocols; by default those that suit the output.
         max_shift: the largest shift of all protocols, pixels; by default each one's own.
         mode: what comes in at the border, ``zero``, ``crop`` or ``circular``: measure only protocols that say so. By default all.
-        size: (height, width) of the model's input; crops are cut from larger images. By default that of the images.
+        size: (height, width) of the model's input; crops are cut from larger images. By default as opened, or that of the images.
         fill: the canvas's colour in [0, 1], one value or one per channel.
         mean: the mean colour in [0, 1], one value per channel, for protocols that fill with it.
         output: name or position of the output to measure, if the model returns several.
@@ -131,6 +132,7 @@ def audit(
     first = next(batches, None)
     if first is None or len(first[0]) == 0:
         raise InputError("`images` must hold at least one image, got none.", "Give some.")
+    size = input_size(images, size)
     options = AuditOptions(protocols, max_shift, mode, size, fill, mean, output, embedding, seed, batch_size, device, task, truth)
     if truth is not None and isinstance(images, Tensor) and len(truth) != len(images):
         raise InputError(
@@ -199,7 +201,7 @@ class Session:
             raise InputError(
                 f"`batch_size` must be 1 or more images, got {options.batch_size}.", "Leave it out to choose automatically."
             )
-        _check(example, tuple(example.shape[1:]))
+        check_block(example, tuple(example.shape[1:]))
         if options.task is None and returns_embeddings(model, options.output):
             options = replace(options, embedding=True)
         framing = framing_of(example, options.size, options.fill, options.mean)
@@ -276,7 +278,7 @@ class Session:
         Raises:
             InputError: the images have another shape than the example, labels are not classes of the model, or the model fails.
         """
-        _check(images, self.shape)
+        check_block(images, self.shape)
         if self.measurer.labelled and self.task is None:
             check_classes(labels, self.classes)
         return self.measurer.part(images, labels, indices=indices)
@@ -367,38 +369,13 @@ def _parts(
 ) -> Iterator[Part]:
     """Measure all images, block by block, and append each image's checksum to those seen."""
     first = 0
-    for images, labels in _blocks(batches, block_size(session.framing.size), session.shape):
+    for images, labels in in_blocks(batches, block_size(session.framing.size), session.shape):
         stop = first + len(images)
         known = repeat({}) if labels is None else ({"label": each.long()} for each in labels)
         seen += [checksum({"image": image, **label}) for image, label in zip(images, known, strict=False)]
-        yield session.part(images, labels, indices=torch.arange(first, stop))
+        indices = torch.arange(first, stop)
+        yield measure_block(session, images, labels, indices=indices, done=(first, stop), total=total or 0, report=report)
         first = stop
-        report(Stage("measuring images", first, total or 0))
-
-
-def _blocks(
-    batches: Iterable[tuple[Tensor, Tensor | None]], size: int, shape: tuple[int, ...]
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Regroup the images into blocks of one size, so that results do not depend on the size of the batches."""
-    pending: list[tuple[Tensor, Tensor | None]] = []
-    for images, labels in batches:
-        _check(images, shape)
-        while len(images):
-            missing = size - sum(len(part) for part, _ in pending)
-            pending.append((images[:missing], None if labels is None else labels[:missing]))
-            images, labels = images[missing:], None if labels is None else labels[missing:]
-            if sum(len(part) for part, _ in pending) == size:
-                yield _joined(pending)
-                pending = []
-    if pending:
-        yield _joined(pending)
-
-
-def _joined(parts: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-    if len(parts) == 1:
-        return parts[0]
-    labels = [known for _, known in parts if known is not None]
-    return torch.cat([images for images, _ in parts]), torch.cat(labels) if labels else None
 
 
 def _protocols(options: AuditOptions, kind: OutputKind, framing: Framing) -> tuple[Protocol, ...]:
@@ -434,17 +411,3 @@ def _with_border(protocols: tuple[Protocol, ...], options: AuditOptions) -> tupl
             "Choose other protocols or no mode.",
         )
     return kept
-
-
-def _check(images: Tensor, shape: tuple[int, ...]) -> None:
-    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
-        raise InputError(
-            f"`images` must be [image, channel, height, width], all of one size, got shape {tuple(images.shape)}.",
-            "Resize them to one size.",
-        )
-    if not images.is_floating_point():
-        raise InputError(f"`images` must be floating point in [0, 1], got {images.dtype}.", how_to_scale(images.dtype))
-    # A finite sum needs no copy of the images.
-    bad = 0 if images.sum().isfinite() else int((~images.flatten(1).isfinite().all(dim=1)).sum())
-    if bad:
-        raise InputError(f"`images` must be finite, got NaN or infinity in {bad} of {len(images)}.", "Leave these images out.")

@@ -13,16 +13,16 @@ from time import perf_counter
 
 import torch
 
+from shiftscope.audits.blocks import count_views
 from shiftscope.audits.folder import AuditPlan, assemble_planned
 from shiftscope.audits.parts import Part, merge_parts
 from shiftscope.audits.results import Audit
 from shiftscope.audits.session import Session
-from shiftscope.audits.views import BORDERS
 from shiftscope.datasets.images import Block, ImageBlocks
 from shiftscope.runtime.progress import Event
 from shiftscope.runtime.seeds import evenly_spread
 
-__all__ = ["FIRST_IMAGES", "AuditStopped", "FirstAnswer", "Forecast", "SoFar", "first_answer", "forecast", "so_far", "views_of"]
+__all__ = ["FIRST_IMAGES", "AuditStopped", "FirstAnswer", "Forecast", "SoFar", "first_answer", "forecast", "so_far"]
 
 #: Images of the first answer, and those of them that are measured before the clock starts.
 FIRST_IMAGES, WARM_UP = 32, 8
@@ -30,8 +30,6 @@ FIRST_IMAGES, WARM_UP = 32, 8
 SECONDS_OF_GRIDS, SHARE_OF_AUDIT, MOST_SECONDS_OF_GRIDS = 2.5, 0.03, 20.0
 #: Each measurement is of so many times the images of the one before.
 MORE_IMAGES = 4
-#: Views are counted on so many images, and those of all follow in proportion.
-COUNTED = 256
 
 
 class AuditStopped(KeyboardInterrupt):
@@ -131,18 +129,6 @@ def _part(session: Session, blocks: list[Block]) -> Part:
     return replace(part, damaged=damaged)
 
 
-def views_of(session: Session, images: int) -> tuple[int, int]:
-    """Return how many views an audit forms one by one, and how many shifts its exhaustive grids hold, all images together."""
-    counted, grids = min(images, COUNTED), session.measurer.grids
-    plan = session.measurer.plan(torch.arange(counted))
-    alone = torch.ones(len(plan.rows), dtype=torch.bool)
-    for mode, reach in grids:
-        border = (plan.rows[:, 0] == 0) | (plan.rows[:, 0] == BORDERS.index(mode))
-        alone &= ~(border & (plan.steps.abs().amax(dim=1) <= reach) & plan.whole_pixels)
-    shifts = sum(len(each.shifts) for each in grids.values()) - max(len(grids) - 1, 0)  # they share the unshifted image
-    return round(int(alone.sum()) * images / counted), images * shifts
-
-
 def forecast(session: Session, images: ImageBlocks, left: int, speed: Speed, *, block: int) -> Forecast:
     """Return how long the rest of an audit will take.
 
@@ -153,7 +139,7 @@ def forecast(session: Session, images: ImageBlocks, left: int, speed: Speed, *, 
         speed: what the first answer says about time.
         block: images that are measured together.
     """
-    single, gridded = views_of(session, left)
+    single, gridded = count_views(session, left)
     seconds = speed.view * single
     if session.measurer.grids:
         of_a_block, of_an_image = _seconds_of_grids(session, images, left, block)

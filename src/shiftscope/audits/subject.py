@@ -5,6 +5,7 @@ Every command on models opens both here, so that they are prepared in the same w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +23,13 @@ from shiftscope.datasets.sources import is_folder
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.checks import evaluating
 from shiftscope.engine.framing import frame
+from shiftscope.errors import InputError
 from shiftscope.models import LoadedModel, ModelSpec, absolute_reference, load_model
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.settings import Spec, Text
 from shiftscope.runtime.sizes import SizeSetting, one_or_both, size_words
 
-__all__ = ["DESCRIBED", "Subject", "SubjectSpec", "absolute_paths", "describe", "open_subject"]
+__all__ = ["DESCRIBED", "Subject", "SubjectSpec", "absolute_paths", "describe", "load_images", "open_subject"]
 
 #: The facts of every subject that :func:`describe` names.
 DESCRIBED = frozenset(
@@ -288,6 +290,67 @@ def open_subject(
         )
     loaded.model.to(spec.device)
     return Subject(spec, loaded, _numbered_as_the_model(images, loaded.classes or classes))
+
+
+def load_images(
+    data: str | Path,
+    model: LoadedModel | None = None,
+    *,
+    size: int | tuple[int, int] | None = None,
+    classes: Sequence[str] = (),
+    count: int | None = 256,
+    max_shift: int | None = None,
+    data_dir: Path | str | None = None,
+    report: Report = silent,
+) -> ImageBlocks:
+    """Open images as the commands prepare them: scaled and cropped for a model, with a margin to shift in, in [0, 1].
+
+    ``audit``, ``certify``, ``explain`` and ``fix`` take them as they take a DataLoader, and know from them how large the model's
+    input is. Printed, they say what was prepared and how.
+
+    Args:
+        data: a folder of images (with a subfolder per class) or of parquet files, a Hugging Face id, ``digits``, ``mnist`` or
+            ``cifar10``.
+        model: of :func:`shiftscope.models.load_model`, whose preprocessing and class names apply.
+        size: of another model's input, pixels: one length for both sides, or (height, width); by default that of the images.
+        classes: names of another model's classes, by output; by default classes are numbered by sorted name.
+        count: number of images, picked with a fixed seed; None for all.
+        max_shift: the largest shift to leave room for, pixels; None for the default.
+        data_dir: a local folder that holds the data set.
+        report: called with progress events.
+
+    Raises:
+        InputError: there are no such images; the model does not take them; or both a loaded model and its size are given.
+
+    >>> digits = load_images("digits", size=32, count=20)
+    >>> digits
+    <20 of 1,797 images of digits; images of 20x20 on a canvas of 40x40, scaled to 32x32 (bilinear)>
+    >>> images, labels = next(iter(digits))
+    >>> images.shape, labels.shape
+    (torch.Size([16, 1, 32, 32]), torch.Size([16]))
+    """
+    if model is not None and size is not None:
+        raise InputError("`size` is for models that `load_model` did not load.", "Give it to `load_model` instead.")
+    images = open_images(
+        str(data),
+        count=count,
+        preprocessing=Preprocessing(size=size) if model is None else model.preprocessing,
+        channels=None if model is None else model.known_channels,
+        trained_on=None if model is None else model.spec.data,
+        max_shift=max_shift,
+        data_dir=None if data_dir is None else Path(data_dir),
+        report=report,
+    )
+    images = _numbered_as_the_model(images, classes or (model.classes if model else ()))
+    if model is None or images.classes is None:
+        return images
+    parameter = next(model.model.parameters(), None)
+    spec = SubjectSpec(model="MODEL", device="cpu" if parameter is None else str(parameter.device))
+    why = Subject(spec, model, images).label_mismatch(images.example())
+    if why:
+        warnings.warn(why, stacklevel=2)
+        images = replace(images, classes=None)
+    return images
 
 
 def _numbered_as_the_model(images: ImageBlocks, names: Sequence[str]) -> ImageBlocks:

@@ -13,7 +13,7 @@ from shiftscope.audits.model import CountedModel, chosen_task, model_checksum
 from shiftscope.audits.task_measuring import views_at_once
 from shiftscope.certificates.certificate import Certificate, Part, merge
 from shiftscope.engine.answers import LOOKED_AT, add_answers, image_warnings, same_class
-from shiftscope.engine.batches import Images, Labels, batches_of, images_in
+from shiftscope.engine.batches import Images, Labels, batches_of, images_in, input_size
 from shiftscope.engine.checks import check_classes, check_fill, device_of, evaluating
 from shiftscope.engine.dense import Method
 from shiftscope.engine.dependence import dependence
@@ -98,7 +98,7 @@ def certify(
         radius=radius,
         mode=mode,
         parts=parts,
-        size=size,
+        size=input_size(images, size),
         fill=fill,
         output=output,
         task=task,

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column
 from rich.text import Text
 
-from shiftscope.runtime.progress import Event, JobEvent, Report, Stage
+from shiftscope.runtime.progress import Event, JobEvent, Report, Stage, duration
 from shiftscope.runtime.text import printable
 
 if TYPE_CHECKING:
@@ -104,13 +104,6 @@ def time_left(task: Task) -> str:
         return ""
     how = "at most" if task.fields.get("may_end_early") else "about"
     return f"{how} {duration(task.elapsed / done * task.remaining)} left"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words, "14 minutes"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 @dataclass

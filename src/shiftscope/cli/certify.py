@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app, resumable
 from shiftscope.cli.measuring import IMAGES, open_spec, print_found, valid_settings
-from shiftscope.cli.options import COMPUTE_GROUP, IMAGE_GROUP, MODEL_GROUP, OUTPUT_GROUP, ModelName, ModelOptions
+from shiftscope.cli.options import COMPUTE_GROUP, IMAGE_GROUP, MODEL_GROUP, OUTPUT_GROUP, CertifyOptions, ModelName
 from shiftscope.cli.progress import reporting
 from shiftscope.errors import InputError
 from shiftscope.runtime.stopping import keep
@@ -26,7 +26,7 @@ def certify(
     *,
     radius: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None,
     parts: Annotated[int, Parameter(group=IMAGE_GROUP)] = 1,
-    options: ModelOptions = ModelOptions(),
+    options: CertifyOptions = CertifyOptions(),
     task: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None,
     batch_size: Annotated[int | None, Parameter(group=COMPUTE_GROUP)] = None,
     out: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
@@ -87,6 +87,6 @@ def certify(
     _print(found, options, saved=saved, commands=commands)
 
 
-def _print(found: Certificate, options: ModelOptions, *, saved: str = "", commands: tuple[str, ...] = ()) -> None:
+def _print(found: Certificate, options: CertifyOptions, *, saved: str = "", commands: tuple[str, ...] = ()) -> None:
     tables = (found.table(), found.image_table())
     print_found(found.to_json(), tables, options, found.summary(commands=commands), saved)

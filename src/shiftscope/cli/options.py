@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsJson",
     "AuditOptions",
+    "CertifyOptions",
     "ExecutorOptions",
     "FixOptions",
     "Flag",
@@ -65,6 +66,9 @@ Wide = Annotated[
     Flag,
     Parameter(name="--wide", group=OUTPUT_GROUP, help="Print every column and every row, with complete intervals, however wide."),
 ]
+#: Options on images whose help differs between commands, because their defaults do.
+Count = Annotated[int | None, Parameter(group=IMAGE_GROUP)]
+OneBorder = Annotated[Literal["zero", "crop", "circular"] | None, Parameter(group=IMAGE_GROUP)]
 ModelName = Annotated[
     str,
     Parameter(
@@ -231,14 +235,13 @@ class ModelOptions(DataOptions, DeviceOptions):
         Images to measure: `digits`, `mnist`, `cifar10`, a Hugging Face id, or a folder of images (with a subfolder per class) or
         parquet files. By default the images that a study trained the model on, else the digits.
     images
-        Number of images to measure, picked with a fixed seed. By default 256, and 64 for `explain` and `fix`.
+        Number of images to measure, picked with a fixed seed. By default 64.
     mode
         What comes in at the border that a shift uncovers: the background (`zero`), the photo around the model's input (`crop`),
         or the content that left on the other side (`circular`). By default `crop` for photos that are larger than the input, else
-        `zero`, and for `fix` also `circular`; `audit` measures protocols of every border, or with this option of this one only.
+        `zero`.
     max_shift
-        Largest shift, in pixels. By default 8, or less if the canvas or the photo leaves less room around the input; for `audit`
-        each protocol's own.
+        Largest shift, in pixels. By default 8, or less if the canvas or the photo leaves less room around the input.
     seed
         Seed of the random shifts.
     """
@@ -252,9 +255,9 @@ class ModelOptions(DataOptions, DeviceOptions):
     embedding: Annotated[bool, Flag, Parameter(group=MODEL_GROUP)] = False
     trust: Annotated[bool, Flag, Parameter(group=MODEL_GROUP)] = False
     data: Annotated[str | None, Parameter(group=IMAGE_GROUP)] = None
-    images: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None
-    mode: Annotated[Literal["zero", "crop", "circular"] | None, Parameter(group=IMAGE_GROUP)] = None
-    max_shift: Annotated[int | None, Parameter(group=IMAGE_GROUP)] = None
+    images: Count = None
+    mode: OneBorder = None
+    max_shift: Count = None
     seed: Annotated[int, Parameter(group=IMAGE_GROUP)] = 0
     as_json: AsJson = False
     wide: Wide = False
@@ -321,7 +324,23 @@ OF_THE_MODEL = ("run", "weights", "size", "mean", "std", "output")
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class AuditOptions(ModelOptions, ExecutorOptions):
-    """Options of `audit`, which may run in parts."""
+    """Options of `audit`, which may run in parts.
+
+    Parameters
+    ----------
+    images
+        Number of images to measure, picked with a fixed seed. By default 256.
+    mode
+        What comes in at the border that a shift uncovers: the background (`zero`), the photo around the model's input (`crop`),
+        or the content that left on the other side (`circular`). By default protocols of every border are measured, else those of
+        this one only.
+    max_shift
+        Largest shift, in pixels. By default each protocol's own.
+    """
+
+    images: Count = None
+    mode: OneBorder = None
+    max_shift: Count = None
 
     def job_device(self) -> str:
         """Return the device that computes; a share of a GPU asks for one."""
@@ -330,8 +349,33 @@ class AuditOptions(ModelOptions, ExecutorOptions):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class CertifyOptions(ModelOptions):
+    """Options of `certify`, which tries every shift: there is no seed to choose.
+
+    Parameters
+    ----------
+    images
+        Number of images to measure, picked with a fixed seed. By default 256.
+    """
+
+    images: Count = None
+    seed: Annotated[int, Parameter(parse=False)] = 0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class FixOptions(ModelOptions, ExecutorOptions):
-    """Options of `fix`, whose trainings may run elsewhere; it measures on this machine."""
+    """Options of `fix`, whose trainings may run elsewhere; it measures on this machine.
+
+    Parameters
+    ----------
+    mode
+        What comes in at the border that a shift uncovers: the background (`zero`), the photo around the model's input (`crop`),
+        or the content that left on the other side (`circular`). By default `circular`, and beside it `crop` for photos that are
+        larger than the input, else `zero`.
+    """
+
+    mode: OneBorder = None
 
     def training_device(self) -> str:
         """Return the device that trains; a share of a GPU asks for one."""

@@ -10,7 +10,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from shiftscope.datasets.photo_origins import open_photos
 from shiftscope.datasets.photos import Crop, Photos, pick, plan_crop
 from shiftscope.datasets.preprocessing import Preprocessing
 from shiftscope.datasets.sources import HUB_NAMES, Labelled, is_folder, looks_like_a_path, read
+from shiftscope.engine.batches import OpenedImages
 from shiftscope.errors import InputError
 from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.sizes import Size, both, size_words
@@ -37,6 +39,8 @@ DIGITS_CANVAS, DIGITS_SIZE = 40, 20
 DEFAULT_SHIFT, SIZE_PER_SHIFT = 8, 8
 #: Sets of small images, which are decoded as a whole.
 SHORT_NAMES = ("digits", *HUB_NAMES)
+#: Images of a batch.
+BATCH = 16
 #: Most damaged files that a message lists.
 DAMAGED = 10
 #: Modes of photos of one channel: of 1, 8 and more bits.
@@ -71,8 +75,11 @@ def left_out(damaged: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class ImageBlocks:
+class ImageBlocks(OpenedImages):
     """The images that a model is measured on, read a block at a time.
+
+    Iterating yields batches as functions take them: images with their margin, [image, channel, height, width], or pairs of these
+    and their labels, [image]. Files that cannot be read are left out, and a warning names them.
 
     Attributes:
         source: photos, or images in memory.
@@ -105,6 +112,19 @@ class ImageBlocks:
     checksum: str
     notes: tuple[str, ...]
     notes_on_labels: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<{'. '.join([f'{self.choice}; {self.preparation}', *self.all_notes])}>"
+
+    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+        damaged: list[str] = []
+        for start in range(0, self.count, BATCH):
+            block = self.read(start, min(start + BATCH, self.count))
+            damaged += block.damaged
+            if len(block.images):
+                yield block.images if block.labels is None else (block.images, block.labels)
+        if damaged:
+            warnings.warn(left_out(damaged), stacklevel=2)
 
     @property
     def all_notes(self) -> tuple[str, ...]:
@@ -185,7 +205,7 @@ class ImageBlocks:
         if isinstance(self.source, Photos):
             assert self.crop is not None  # photos always have one
             images, places, damaged = self.source.read(start, stop, self.crop)
-            known = self.source.labels
+            known = None if self.classes is None else self.source.labels
             labels = None if known is None else torch.tensor([known[place] for place in places], dtype=torch.long)
             return Block(images, labels, torch.tensor(places, dtype=torch.long), damaged)
         assert self.canvas is not None  # images in memory always have one
@@ -197,7 +217,7 @@ class ImageBlocks:
         if max(self.size) != side:
             still = torch.zeros(len(images), 2, dtype=torch.long)
             images = translate(images, still, size=self.size, fill=self.canvas.colour)
-        return Block(images, part.labels, torch.arange(start, start + len(part)))
+        return Block(images, None if self.classes is None else part.labels, torch.arange(start, start + len(part)))
 
     def read_all(self) -> Block:
         """Read all images."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 
-__all__ = ["Images", "Labels", "batches_of", "gather", "images_in"]
+__all__ = ["Images", "Labels", "OpenedImages", "batches_of", "gather", "images_in", "input_size"]
 
 
 @runtime_checkable
@@ -21,6 +21,22 @@ class Indexed(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int, /) -> Any: ...
+
+
+class OpenedImages:
+    """Base of images that are opened for a model, and yield batches.
+
+    Attributes:
+        size: (height, width) of the model's input, pixels; images may be larger.
+        count: number of images.
+    """
+
+    size: tuple[int, int]
+    count: int
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield batches: images, or pairs (images, labels)."""
+        raise NotImplementedError
 
 
 #: A tensor [image, channel, height, width], or a DataLoader, a list or another iterable of batches: of such tensors, of pairs
@@ -101,8 +117,15 @@ def images_in(images: Images, labels: Labels | None = None) -> int | None:
         return len(images)
     if labels is not None:
         return len(labels)
+    if isinstance(images, OpenedImages):
+        return images.count
     data: Any = getattr(images, "dataset", None)  # of a DataLoader, which may drop the last batch
     return len(data) if hasattr(data, "__len__") and not getattr(images, "drop_last", False) else None
+
+
+def input_size(images: Images, size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+    """Return the size of the model's input, pixels: as given, or as opened images know it; None for that of the images."""
+    return images.size if size is None and isinstance(images, OpenedImages) else size
 
 
 def _each(images: Images) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,7 @@ class Direct:
         device: where to compute.
         batch_size: images per forward pass; halved when memory runs out.
         channels_last: whether the model receives images in that memory format.
+        seen: called with the number of images of each forward pass; None to call nothing.
     """
 
     model: Model
@@ -66,6 +67,7 @@ class Direct:
     device: torch.device
     batch_size: int = DIRECT_BATCH
     channels_last: bool = False
+    seen: Callable[[int], None] | None = None
 
     def reference(self, images: Tensor) -> Tensor:
         """Return the outputs [image, class] of the unshifted images."""
@@ -101,6 +103,8 @@ class Direct:
             InputError: the model does not return one finite vector per image, or raises an exception other than running out of
                 memory, which passes through unchanged.
         """
+        if self.seen is not None:
+            self.seen(len(batch))
         try:
             output = self.model(as_channels_last(batch) if self.channels_last else batch)
         except Exception as error:  # a model's code may raise anything

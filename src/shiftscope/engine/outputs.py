@@ -43,7 +43,7 @@ __all__ = ["Method", "Model", "Outputs", "Runner", "open_runner", "shift_outputs
 
 
 class RunOptions(TypedDict, total=False):
-    """Options of :func:`shift_outputs`, which describes them."""
+    """Options of :func:`shift_outputs`, which describes them, and of :func:`stream_outputs`."""
 
     mode: Mode
     method: Method
@@ -51,6 +51,7 @@ class RunOptions(TypedDict, total=False):
     device: torch.device | str | None
     fill: Float[Tensor, " channel"] | float
     size: tuple[int, int] | None
+    seen: Callable[[int], None]
 
 
 def shift_outputs(
@@ -117,7 +118,7 @@ def stream_outputs(
         images: a batch, or an iterable of batches that are held one at a time; one batch if each image has its own shifts.
         shifts: (dy, dx) in pixels, [shift, 2] or [image, shift, 2].
         options: ``mode``, ``method``, ``batch_size`` (which is also the size of a block), ``device``, ``fill`` and ``size`` of
-            :func:`shift_outputs`.
+            :func:`shift_outputs`; and ``seen``, called with the number of images of each forward pass of the direct method.
 
     Yields:
         outputs of successive images.
@@ -174,7 +175,7 @@ def open_runner(
     outer = (images.shape[2], images.shape[3])
     canvas = Canvas(mode, fill, check_size(outer, options.get("size"), mode))
     method = "direct" if canvas.size != outer else method
-    direct = Direct(model, canvas, device_of(model, device), batch_size or DIRECT_BATCH)
+    direct = Direct(model, canvas, device_of(model, device), batch_size or DIRECT_BATCH, seen=options.get("seen"))
     return Runner(direct, images, shifts, method=method, batch_size=batch_size)
 
 

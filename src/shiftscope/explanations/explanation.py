@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shiftscope.display import Shown
 from shiftscope.engine.answers import answers_of, output_warnings
-from shiftscope.engine.batches import Images, Labels, gather
+from shiftscope.engine.batches import Images, Labels, gather, input_size
 from shiftscope.engine.checks import check_classes, check_images, check_labels, device_of, evaluating, unwrapped
 from shiftscope.engine.dependence import model_warnings
 from shiftscope.engine.framing import Border, Shifting
@@ -236,6 +236,7 @@ def explain(
     'head'
     """
     model = unwrapped(model)
+    size = input_size(images, size)
     images, labels = gather(images, labels)
     embedding = embedding or (task is None and returns_embeddings(model, output))
     labels = None if embedding else labels

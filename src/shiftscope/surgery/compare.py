@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,18 +12,19 @@ from torch import Tensor, nn
 
 from shiftscope.display import Shown
 from shiftscope.engine.answers import output_warnings, watched
-from shiftscope.engine.batches import Images, Labels, gather
+from shiftscope.engine.batches import Images, Labels, gather, input_size
 from shiftscope.engine.checks import check_classes, check_images, check_labels
 from shiftscope.engine.dependence import model_warnings
 from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border, Framed, Shifting
-from shiftscope.engine.outputs import stream_outputs, track
+from shiftscope.engine.outputs import stream_outputs
+from shiftscope.engine.passes import Pace
 from shiftscope.engine.task_trials import returns_embeddings, task_for
 from shiftscope.errors import InputError, ModelFailsError, first_line
 from shiftscope.estimates import Estimate, changed, difference, mean, telling
 from shiftscope.graphs.probing import check_initialised
 from shiftscope.measures import MEASURES
-from shiftscope.runtime.progress import Report, Stage, silent
+from shiftscope.runtime.progress import Report, silent
 from shiftscope.surgery import ON_BLACK, WRAPPERS, Average, Canonical, Change, FixKind, Surgery, Wrapping, cost, operate
 from shiftscope.surgery.copying import Function
 from shiftscope.surgery.plan import merge_changes
@@ -126,6 +126,7 @@ def fix(
     >>> [(row["model"], row["shifts"]) for row in found.before_and_after.rows]
     [('before', 'zero'), ('before', 'circular'), ('after', 'zero'), ('after', 'circular')]
     """
+    size = input_size(images, size)
     images, labels = gather(images, labels)
     check_images(images)
     model = model if isinstance(model, nn.Module) else Function(model).eval()
@@ -234,11 +235,13 @@ def compare(
     for name, model, price in (("before", before, surgery.before), ("after", surgery.model, surgery.after)):
         answers = dict[str, Tensor]()
         for each in framed:
-            stage = partial(_report_stage, report, f"measuring {name}, {each.border} shifts", len(images))
+            stage = f"measuring {name}, {each.border} shifts"
+            pace = Pace(report, stage, views=len(images) * len(shifts), done=(0, len(images)), total=len(images))
             blocks = each.images.split(BLOCK)
-            outputs = stream_outputs(model, blocks, shifts, mode=each.mode, fill=under.fill, size=each.size)
+            outputs = stream_outputs(model, blocks, shifts, mode=each.mode, fill=under.fill, size=each.size, seen=pace.add)
             answers.clear()
-            found[name, each.border] = survey(watched(track(outputs, stage), answers), labels=labels)
+            found[name, each.border] = survey(watched(outputs, answers), labels=labels)
+            pace.end()
             rows.append(
                 {
                     "model": name,
@@ -341,7 +344,3 @@ def _measured(found: Survey, *, embedding: bool) -> dict[str, Cell]:
     names = [name for name in COMPARED if (name, "all") in found.values and (name == "mcs" or not embedding)]
     accuracy = None if found.right is None else MEASURES["test_accuracy"].estimate(found.right)
     return {"test_accuracy": accuracy, **{name: found.estimate(name) for name in names}}
-
-
-def _report_stage(report: Report, sentence: str, images: int, done: int) -> None:
-    report(Stage(sentence, done, images))

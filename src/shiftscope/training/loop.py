@@ -114,6 +114,14 @@ class Step(Event):
     loss: float
     images_per_second: float
 
+    def words(self) -> str:
+        """Return the epoch, the images done in it, and the loss."""
+        return f"epoch {self.epoch} of at most {self.max_epochs}: {self.done:,}/{self.of:,} images, loss {self.loss:.3f}"
+
+    def share(self) -> float:
+        """Return the share of the epoch's images."""
+        return self.done / self.of
+
 
 @dataclass(frozen=True)
 class Training:
