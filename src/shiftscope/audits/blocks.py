@@ -1,4 +1,4 @@
-"""Take images in blocks of one size, measure a block, and report meanwhile how far it is."""
+"""Take images in blocks of one size, and count the views that an audit needs of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from torch import Tensor
 
 from shiftscope.audits.views import BORDERS
 from shiftscope.engine.checks import how_to_scale
-from shiftscope.engine.passes import Pace
 from shiftscope.errors import InputError
-from shiftscope.runtime.progress import Report
 
 if TYPE_CHECKING:
-    from shiftscope.audits.parts import Part
-    from shiftscope.audits.session import Session
+    from shiftscope.audits.measuring import Measurer
+    from shiftscope.audits.task_measuring import TaskMeasurer
 
-__all__ = ["check_block", "count_views", "in_blocks", "measure_block"]
+__all__ = ["check_block", "count_views", "in_blocks"]
 
 #: Views are counted on so many images, and those of all follow in proportion.
 COUNTED = 256
@@ -73,42 +71,10 @@ def check_block(images: Tensor, shape: tuple[int, ...]) -> None:
         raise InputError(f"`images` must be finite, got NaN or infinity in {bad} of {len(images)}.", "Leave these images out.")
 
 
-def measure_block(
-    session: Session,
-    images: Tensor,
-    labels: Tensor | None,
-    *,
-    indices: Tensor,
-    done: tuple[int, int],
-    total: int,
-    report: Report,
-) -> Part:
-    """Measure a block, and report as many of its images as done as the share of its views that went through the model.
-
-    Args:
-        session: of the audit.
-        images: of the block, as :meth:`Session.part` takes them.
-        labels: of the images.
-        indices: of the images in the data.
-        done: number of images before and after the block.
-        total: number of all images; 0 where it is unknown.
-        report: called with a stage twice a second, and after the block.
-    """
-    views = sum(count_views(session, len(images)))
-    pace = Pace(report, "measuring images", views=views, done=done, total=total)
-    session.measurer.model.seen = pace.add
-    try:
-        part = session.part(images, labels, indices=indices)
-    finally:
-        session.measurer.model.seen = None
-    pace.end()
-    return part
-
-
-def count_views(session: Session, images: int) -> tuple[int, int]:
+def count_views(measurer: Measurer | TaskMeasurer, images: int) -> tuple[int, int]:
     """Return how many views an audit forms one by one, and how many shifts its exhaustive grids hold, all images together."""
-    counted, grids = min(images, COUNTED), session.measurer.grids
-    plan = session.measurer.plan(torch.arange(counted))
+    counted, grids = min(images, COUNTED), measurer.grids
+    plan = measurer.plan(torch.arange(counted))
     alone = torch.ones(len(plan.rows), dtype=torch.bool)
     for mode, reach in grids:
         border = (plan.rows[:, 0] == 0) | (plan.rows[:, 0] == BORDERS.index(mode))

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from shiftscope.audits.blocks import count_views, measure_block
+from shiftscope.audits.blocks import count_views
 from shiftscope.audits.folder import (
     AuditPlan,
     AuditSpec,
@@ -331,7 +331,9 @@ class _Run:
         """Measure and report a first answer, and how long the missing blocks will take; nothing if that is hardly more work."""
         left = sum(min(self.plan.block, self.plan.count - number * self.plan.block) for number in missing)
         first = self.fresh(first=True)
-        if not left or sum(count_views(self.session, left)) <= LITTLE * sum(count_views(first, min(left, FIRST_IMAGES))):
+        if not left or sum(count_views(self.session.measurer, left)) <= LITTLE * sum(
+            count_views(first.measurer, min(left, FIRST_IMAGES))
+        ):
             return
         report(Stage("measuring a first answer", 0, 0))
         found, speed = first_answer(first, self.plan, self.subject.images)
@@ -375,8 +377,7 @@ class _Run:
                 ahead += [(each, reader.submit(self._read, each)) for each in islice(following, 1)]
                 part = Part()
                 if len(block.images):
-                    part = measure_block(
-                        self.session,
+                    part = self.session.reported_part(
                         block.images,
                         block.labels,
                         indices=block.numbers,

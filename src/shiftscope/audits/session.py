@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shiftscope.audits.blocks import check_block, in_blocks, measure_block
+from shiftscope.audits.blocks import check_block, count_views, in_blocks
 from shiftscope.audits.measuring import Measurer, OutputKind
 from shiftscope.audits.model import CountedModel, chosen_task, model_checksum
 from shiftscope.audits.parts import Part, merge_parts
@@ -26,6 +26,7 @@ from shiftscope.engine.batches import Images, Labels, batches_of, images_in, inp
 from shiftscope.engine.checks import check_classes, device_of, evaluating
 from shiftscope.engine.dependence import dependence_warnings
 from shiftscope.engine.framing import Border, check_max_shift
+from shiftscope.engine.passes import Pace
 from shiftscope.engine.task_trials import returns_embeddings
 from shiftscope.errors import InputError
 from shiftscope.runtime.files import checksum
@@ -283,6 +284,29 @@ class Session:
             check_classes(labels, self.classes)
         return self.measurer.part(images, labels, indices=indices)
 
+    def reported_part(
+        self, images: Tensor, labels: Tensor | None, *, indices: Tensor, done: tuple[int, int], total: int, report: Report
+    ) -> Part:
+        """Measure a block as :meth:`part` does, and report as many of its images as done as the share of its views that ran.
+
+        Args:
+            images: of the block.
+            labels: of the images.
+            indices: of the images.
+            done: number of images before and after the block.
+            total: number of all images; 0 where it is unknown.
+            report: called with a stage twice a second, and after the block.
+        """
+        views, model = sum(count_views(self.measurer, len(images))), self.measurer.model
+        pace = Pace(report, "measuring images", views=views, done=done, total=total)
+        model.seen = pace.add
+        try:
+            part = self.part(images, labels, indices=indices)
+        finally:
+            model.seen = None
+        pace.end()
+        return part
+
     def result(self, merged: Part, *, provenance: dict[str, str] | None = None, warnings: Sequence[str] = ()) -> Audit:
         """Return the audit.
 
@@ -374,7 +398,7 @@ def _parts(
         known = repeat({}) if labels is None else ({"label": each.long()} for each in labels)
         seen += [checksum({"image": image, **label}) for image, label in zip(images, known, strict=False)]
         indices = torch.arange(first, stop)
-        yield measure_block(session, images, labels, indices=indices, done=(first, stop), total=total or 0, report=report)
+        yield session.reported_part(images, labels, indices=indices, done=(first, stop), total=total or 0, report=report)
         first = stop
 
 

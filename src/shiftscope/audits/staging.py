@@ -139,7 +139,7 @@ def forecast(session: Session, images: ImageBlocks, left: int, speed: Speed, *, 
         speed: what the first answer says about time.
         block: images that are measured together.
     """
-    single, gridded = count_views(session, left)
+    single, gridded = count_views(session.measurer, left)
     seconds = speed.view * single
     if session.measurer.grids:
         of_a_block, of_an_image = _seconds_of_grids(session, images, left, block)

@@ -2,7 +2,7 @@
 
 Every event derives from :class:`Event`. Work takes a ``report``, calls it with each event as it happens, and ignores what it
 returns. :class:`Stage` and :class:`JobEvent` serve any work; a module with more to say defines its own subclass
-(:class:`shiftscope.training.loop.Epoch`). The command line draws bars; :data:`show_progress` writes a
+(:class:`shiftscope.training.loop.Epoch`). The command line draws bars; :func:`show_progress` writes a
 line, for notebooks and scripts.
 """
 
@@ -145,8 +145,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-#: A ``report`` that shows progress: ``audit(model, images, report=show_progress)``.
-show_progress = ProgressLine()
+_line = ProgressLine()
+
+
+def show_progress(event: Event) -> None:
+    """Show an event as :class:`ProgressLine` does: ``audit(model, images, report=show_progress)``."""
+    _line(event)
 
 
 def silent(event: Event) -> None:
