@@ -62,3 +62,29 @@ def test_heading_of_measure_is_its_label(name: str) -> None:
         f"source: {label}",
         f"difference: {label}",
     )
+
+
+def test_cells_of_csv_are_no_formulas_and_move_no_cursor() -> None:
+    rows = tuple({"name": name, "value": -1.5} for name in ("=1+1", "@SUM(A1)", "-2+3", "+1", "a\x1b[31m", "cat"))
+    assert Table("names", ("name", "value"), rows).to_csv().splitlines()[1:] == [
+        "'=1+1,-1.5",
+        "'@SUM(A1),-1.5",
+        "'-2+3,-1.5",
+        "'+1,-1.5",
+        "a\\x1b[31m,-1.5",
+        "cat,-1.5",
+    ]
+
+
+def test_markdown_shows_html_links_and_pipes_as_they_are_written() -> None:
+    hostile = "<script>alert(1)</script> ![x](http://a.b/c.png) [x][y] a\\|b"
+    found = Table(hostile, ("name",), ({"name": hostile},), (hostile,), {"where": hostile}).to_markdown()
+    assert "<" not in found
+    assert "](" not in found
+    assert "][" not in found
+    markdown = pytest.importorskip("markdown_it", reason="needs markdown-it-py")
+    page = markdown.MarkdownIt("gfm-like", {"linkify": False}).render(found)
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "<a " not in page
+    assert "a\\|b</td>" in page

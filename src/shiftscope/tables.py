@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import floor, log10
@@ -17,7 +18,7 @@ from typing import Any
 
 from shiftscope.estimates import Estimate
 from shiftscope.measures import MEASURES
-from shiftscope.runtime.text import printable
+from shiftscope.runtime.text import markdown_text, plain_cell, printable
 
 __all__ = ["FRACTIONS", "Cell", "Summary", "Table", "heading", "number_text", "percent", "plus_minus"]
 
@@ -176,9 +177,9 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return a Markdown page: title, table, notes, provenance."""
-        lines = [f"# {printable(self.title)}", "", _line(self.headings()), _line(["---"] * len(self.columns))]
+        lines = [f"# {markdown_text(self.title)}", "", _line(self.headings()), _line(["---"] * len(self.columns))]
         lines += [_line(row) for row in self.texts()]
-        lines += [line for note in self.notes for line in ("", printable(note))]
+        lines += [line for note in self.notes for line in ("", markdown_text(note))]
         if self.provenance:
             lines += ["", "## Provenance", "", "| what | value |", "|---|---|"]
             lines += [_line([name, value]) for name, value in self.provenance.items()]
@@ -236,8 +237,9 @@ def _names(column: str, wide: bool) -> list[str]:
 def _values(cell: Cell, wide: bool) -> list[str | int | float | None]:
     if isinstance(cell, Estimate):
         return [cell.value, cell.low, cell.high]
-    return [cell, None, None] if wide else [cell]
+    plain = plain_cell(cell) if isinstance(cell, str) else cell
+    return [plain, None, None] if wide else [plain]
 
 
 def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(re.sub(r"(\\*)\|", r"\1\1\\|", markdown_text(cell)) for cell in cells) + " |"

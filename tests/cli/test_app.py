@@ -143,7 +143,7 @@ def test_help_describes_every_option_within_80_columns(
     lines = shiftscope(command, "--help").out.splitlines()
     assert max(map(len, lines)) <= 80
     collected = app[command].assemble_argument_collection(parse_docstring=True)
-    arguments = [argument for argument in collected if argument.name != "*"]
+    arguments = [argument for argument in collected if argument.name != "*" and argument.parse]
     assert [argument.name for argument in arguments if not (argument.parameter.help or "").strip().endswith(".")] == []
     assert [argument.name for argument in arguments if not any(argument.name in line for line in lines)] == []
 
@@ -159,3 +159,16 @@ def test_commands_on_models_share_their_options(command: str) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shell_completion_can_be_generated(shell: str) -> None:
     assert "explain" in app.generate_completion(shell=shell)
+
+
+@pytest.mark.parametrize("error", [MemoryError("too large"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_exhausted_memory_is_one_sentence(shiftscope: Command, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("shiftscope.studies.loading.load_study", fail)
+    done = shiftscope("list")
+    assert done.code == 1
+    assert done.err.startswith("shiftscope: there is not enough memory (")
+    assert done.err.rstrip().endswith("Take smaller or fewer images.")
+    assert done.err.count("\n") == 1

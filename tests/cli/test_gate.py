@@ -81,7 +81,7 @@ def test_check_measures_with_the_settings_of_the_baseline(
 ) -> None:
     (tmp_path / "theirs.py").write_text(OTHER)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
-    same = shiftscope("check", "baseline.json", "--json")
+    same = shiftscope("check", "baseline.json", "--trust", "--json")
     assert same.code == 0, same.err
     content, known = json.loads(same.out), json.loads(baseline.read_text())
     assert content["gate"]["outcome"] == "passes"
@@ -186,7 +186,7 @@ def test_baseline_that_says_too_little_exits_with_2(shiftscope: Command, baselin
     known = json.loads(baseline.read_text())
     change(known)
     baseline.write_text(json.dumps(known))
-    done = shiftscope("check", "baseline.json")
+    done = shiftscope("check", "baseline.json", "--trust")
     assert done.code == 2
     assert problem in " ".join(done.err.split())
     assert shiftscope("check", "nothing.json").code == 2

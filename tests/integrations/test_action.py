@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -43,15 +42,11 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(command: str, monkeypatch: pytest.MonkeyPatch, **environment: str) -> object:
-    """Run a step that is one call of Python in this process, and return its exit code."""
-    python, option, code = shlex.split(command)
-    assert (python, option) == ("python", "-c")
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit) as ended:
-        exec(code, {})
-    return ended.value.code
+def run(command: str, **environment: str) -> int:
+    """Run a step as a workflow does, and return its exit code."""
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    ours = {"PATH": paths, "PYTHONPATH": str(Path(shiftscope.__file__).parent.parent)}
+    return subprocess.run(["bash", "-ec", command], env={**os.environ, **ours, **environment}, check=False).returncode
 
 
 def gate_step() -> str:
@@ -76,7 +71,7 @@ def test_workflow_of_the_documentation_gates_a_model(repository: Path, monkeypat
     audit, check = workflow_arguments()
     assert main(["audit", "mine:model", "--data", "photos", "--size", "32", "--protocol", "mouton2020", "--out", "baseline"]) == 0
     for arguments in (audit, check):
-        code = run(gate_step(), monkeypatch, ARGUMENTS=arguments, JUNIT="gate.xml", GITHUB_STEP_SUMMARY="summary.md")
+        code = run(gate_step(), ARGUMENTS=arguments, JUNIT="gate.xml", GITHUB_STEP_SUMMARY="summary.md")
         assert code == 0
         assert ElementTree.parse("gate.xml").getroot()[0].get("failures") == "0"
     assert Path("summary.md").read_text().count("### Stability under shifts") == 2
@@ -84,14 +79,21 @@ def test_workflow_of_the_documentation_gates_a_model(repository: Path, monkeypat
 
 def test_step_fails_as_the_command_does(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = 'audit mine:model --data photos --size 32 --protocol mouton2020 --fail-if "mcs < 1" --strict'
-    assert run(gate_step(), monkeypatch, ARGUMENTS=arguments, JUNIT="gate.xml") == 1
-    assert run(gate_step(), monkeypatch, ARGUMENTS=f"{arguments} --fail-if mcs", JUNIT="gate.xml") == 2
+    assert run(gate_step(), ARGUMENTS=arguments, JUNIT="gate.xml") == 1
+    assert run(gate_step(), ARGUMENTS=f"{arguments} --fail-if mcs", JUNIT="gate.xml") == 2
 
 
 def test_shell_runs_nothing_that_is_in_the_arguments(repository: Path) -> None:
-    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": paths, "PYTHONPATH": str(Path(shiftscope.__file__).parent.parent), "JUNIT": "gate.xml"}
-    environment["ARGUMENTS"] = "list $(touch harm) `touch harm` ; touch harm"
-    done = subprocess.run(["bash", "-ec", gate_step()], env=environment, capture_output=True, check=False)
-    assert done.returncode == 2
+    assert run(gate_step(), ARGUMENTS="list $(touch harm) `touch harm` ; touch harm", JUNIT="gate.xml") == 2
+    assert not Path("harm").exists()
+
+
+def test_files_of_the_repository_stand_in_for_no_module(repository: Path) -> None:
+    harm = "open('harm', 'w').close()"
+    for name in ("shlex.py", "torch.py", "pip/__init__.py", "pip/__main__.py"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(harm)
+    assert run(gate_step(), ARGUMENTS="audit mine.py:model --data photos --size 32 --protocol nothing", JUNIT="gate.xml") == 2
+    install = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"][0]["run"]
+    run(install.partition(" install")[0] + " --version")
     assert not Path("harm").exists()

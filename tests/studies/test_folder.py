@@ -84,6 +84,15 @@ def test_missing_names_damaged_unfinished_and_absent_runs(folder: Path) -> None:
     assert compare(results).damaged == results.damaged
 
 
+def test_numbers_beyond_a_measures_bounds_are_damage(folder: Path) -> None:
+    file = read_folder(folder).labels()["factor=1,seed=0"] / "record.json"
+    record = json.loads(file.read_text())
+    record["results"]["mcs"].update(value=1e308, low=-1e308)
+    file.write_text(json.dumps(record))
+    (sentence,) = read_folder(folder).damaged
+    assert sentence.endswith("is damaged (its 'mcs' lies beyond -1 to 1); the run is left out.")
+
+
 def test_read_folder_without_study_raises(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no study\. Give the folder that `shiftscope study` wrote"):
         read_folder(tmp_path)

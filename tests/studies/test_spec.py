@@ -270,6 +270,7 @@ network.factor = [1, 3]
             "the map shrinks below the kernel",
         ),
         ('title = "x', "is not a TOML file"),
+        ("a" + ".a" * 50_000 + " = 1", "has a key of over 100 parts"),
         ('title = "x"\ngrid = 3', "grid: `grid` must be a table"),
         ('title = "x"\nname = ".."', "name: "),
         ('title = "x"\n[measure]\nseed = 99999999999999999999999', "measure.seed: "),

@@ -94,6 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
             _give_up_output()
             say(f"shiftscope: the disk is full ({error}). Make room and run the same command again.", error=True)
             return 1
+        if _needs_memory(error):
+            say(f"shiftscope: there is not enough memory ({first_line(error)}). Take smaller or fewer images.", error=True)
+            return 1
         if isinstance(error, OSError) and error.filename is not None:  # a path that is too long, or that the user may not read
             place, reason = shortened(str(error.filename), LONGEST_LINE // 2), error.strerror or first_line(error)
             say(f"shiftscope: {place} cannot be used ({reason}). Check the path and the disk.", error=True)
@@ -133,6 +136,15 @@ def _say_stopped() -> None:
 def _is_full(error: Exception) -> bool:
     """Return whether an error says that a disk is full, such as the one that standard output goes to."""
     return isinstance(error, OSError) and error.errno in FULL
+
+
+def _needs_memory(error: Exception) -> bool:
+    """Return whether an error says that memory ran out."""
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from shiftscope.engine.direct import ran_out_of_memory
+
+    return ran_out_of_memory(error)
 
 
 def _give_up_output() -> None:

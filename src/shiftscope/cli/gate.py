@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,7 +78,7 @@ def check(
     baseline
         File that `shiftscope audit --json` printed, or audit.json or the folder of `shiftscope audit --out`.
     model
-        As for `audit`. By default the baseline's own, as it is now.
+        As for `audit`. By default the baseline's own, as it is now, which needs --trust if code of your own makes it.
     tolerance
         How much worse a measure may be, in its own unit.
     weights
@@ -88,7 +89,7 @@ def check(
     std
         Standard deviation per channel to divide by; given together with --mean.
     trust
-        Run code that a model's file names or holds, as for `audit`.
+        Run code that the baseline or a model's file names or holds, as for `audit`.
     batch_size
         Number of images per forward pass. By default as many as memory allows.
     """
@@ -149,6 +150,8 @@ def _spec(baseline: Path, before: Audit, model: str | None, changes: dict[str, A
         **before.settings,
         "protocols": list(dict.fromkeys(row.protocol for row in before.rows if row.protocol != "unshifted")),
     }
+    if not changes["trust"]:
+        _check_trust(baseline, settings, own=model is None)
     if model is not None and model != settings.get("model"):
         settings = {name: value for name, value in settings.items() if name != "weights"}
         if model.endswith(".safetensors"):
@@ -158,6 +161,40 @@ def _spec(baseline: Path, before: Audit, model: str | None, changes: dict[str, A
         return AuditSpec.model_validate({**settings, **changes})
     except ValidationError as error:
         raise InputError(f"{baseline} holds unknown settings: {validation_messages(error)[0]}") from error
+
+
+def _check_trust(baseline: Path, settings: Mapping[str, Any], *, own: bool) -> None:
+    """Refuse a baseline that names code to run, or something on the Hugging Face hub to download.
+
+    Args:
+        baseline: its file.
+        settings: of the baseline.
+        own: whether its model is the one to check.
+    """
+    from shiftscope.datasets.images import SHORT_NAMES, local_data_dir
+    from shiftscope.datasets.sources import find_folder
+    from shiftscope.models.trust import on_hub, runs_code
+
+    model, data, folder = (None if settings.get(each) is None else str(settings[each]) for each in ("model", "data", "data_dir"))
+    trusting = "or pass --trust if you trust the file."
+    if own and model is not None and runs_code(model):
+        raise InputError(
+            f"{baseline} names {model}, and loading that runs code that whoever wrote the file chose.",
+            f"Give the model after {baseline}, {trusting}",
+        )
+    if own and model is not None and on_hub(model):
+        raise InputError(
+            f"{baseline} names {model}, and the Hugging Face hub is not contacted for what a file names.",
+            f"Give the model after {baseline}, {trusting}",
+        )
+    if data is None or data in SHORT_NAMES:
+        return
+    if find_folder(data, local_data_dir(data, None if folder is None else Path(folder))) is not None:
+        return
+    raise InputError(
+        f"{baseline} names the images {data}, and the Hugging Face hub is not contacted for what a file names.",
+        "Give a local copy with SHIFTSCOPE_DATA, " + trusting,
+    )
 
 
 def _check_images(baseline: Path, before: Audit, subject: Subject) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from shiftscope.datasets.photos import Opener, Photos, pick
 from shiftscope.errors import InputError
 from shiftscope.runtime.inputs import check_file, parse_json, reading
+from shiftscope.runtime.pictures import SUFFIXES, open_picture
 from shiftscope.runtime.text import printable
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ __all__ = [
     "read_columns",
 ]
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 #: Splits that are not trained on, in order of preference as the test split.
 HELD_OUT = ("test", "validation", "valid")
 #: The words in a folder's or file's name that put images into a split; a word is delimited by one of the characters before it.
@@ -55,8 +55,8 @@ SPLIT_PATTERNS = {name: re.compile(rf"(?:^|[-._ 0-9])(?:{words})(?:$|[-._ 0-9])"
 PLAIN_LABELS = ("label", "labels", "fine_label")
 ROWS_AT_ONCE = 500
 EXIF_ORIENTATION = 0x0112
-#: The most pixels of an image that is decoded, largest parquet file in bytes, and the longest name of a class.
-MOST_PIXELS, LARGEST_FILE, LONGEST_NAME = 100_000_000, 1 << 40, 1000
+#: Largest parquet file in bytes, and the longest name of a class.
+LARGEST_FILE, LONGEST_NAME = 1 << 40, 1000
 #: Bytes that a checksum of files reads: at most of all together, and at least of each.
 MOST_READ, LEAST_READ = 1 << 30, 1 << 12
 
@@ -179,14 +179,11 @@ def open_image(source: Path | io.BytesIO) -> Image:
 
     Raises:
         InputError: its numbers lie beyond 0 to 65535, or to 1 if they are fractional.
-        Exception: whatever a decoder raises on a damaged image.
+        Exception: whatever :func:`shiftscope.runtime.pictures.open_picture` and a decoder raise on a damaged image.
     """
-    import PIL.Image
     from PIL import ImageOps
 
-    with PIL.Image.open(source) as opened:
-        if opened.width * opened.height > MOST_PIXELS:
-            raise ValueError(f"it has {opened.width}x{opened.height} pixels")
+    with open_picture(source) as opened:
         rounded = opened.mode.startswith("RGB") and ";16" in str(opened.tile)
         opened.load()
         opened.info["rounded"] = rounded

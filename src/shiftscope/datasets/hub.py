@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from shiftscope.datasets.folders import Rows, Split, in_8_bit_units, read_columns
+from shiftscope.datasets.folders import Rows, Split, open_image, read_columns
 from shiftscope.datasets.photos import Opener
 from shiftscope.errors import InputError, first_line
+from shiftscope.runtime.network import hub_answers, hub_offline
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["download", "hub_answers"]
-
-HUB_WAIT_SECONDS = 1.5
+__all__ = ["download"]
 
 
 @contextmanager
@@ -44,8 +41,8 @@ def download(name: str, *, online: bool = True) -> Iterator[dict[str, Split]]:
         ) from error
 
     datasets.disable_progress_bars()
-    online = online and hub_answers()
-    with _offline_unless(online):
+    asked, online = online, online and hub_answers()
+    with nullcontext() if online else hub_offline():
         try:
             opened = datasets.load_dataset(name)
         except Exception as error:
@@ -58,10 +55,16 @@ def download(name: str, *, online: bool = True) -> Iterator[dict[str, Split]]:
                     f"the data set {name!r} is not cached and the Hugging Face hub cannot be reached.",
                     "Give a local copy with --data-dir (or SHIFTSCOPE_DATA), or use digits, which needs no network.",
                 )
+                if asked
+                else InputError(
+                    f"the data set {name!r} is not cached, and the Hugging Face hub is not contacted for what a file names.",
+                    "Name it with --data, or give a local copy with --data-dir (or SHIFTSCOPE_DATA).",
+                )
             ) from error
         features: Any = next(iter(opened.values())).features
         image, label, classes = read_columns(features.to_dict() if features else {}, f"Hugging Face hub {name}")
-        yield {split: _split(rows, classes, image, label) for split, rows in opened.items()}
+        encoded = datasets.Image(decode=False)  # its own decoder opens more formats than photos have
+        yield {split: _split(rows.cast_column(image, encoded), classes, image, label) for split, rows in opened.items()}
 
 
 def _split(rows: Any, classes: tuple[str, ...], image: str, label: str) -> Split:
@@ -78,51 +81,14 @@ def _split(rows: Any, classes: tuple[str, ...], image: str, label: str) -> Split
 
 
 def _image(rows: Any, place: int, image: str) -> Image:
-    found: Image = in_8_bit_units(rows[place][image])
-    return found
+    return _opened(rows[place][image])
 
 
 def _rows(rows: Any, image: str, label: str) -> Rows:
     for row in rows.select_columns([image, label]):
-        yield in_8_bit_units(row[image]), row[label]
+        yield _opened(row[image]), row[label]
 
 
-def hub_answers() -> bool:
-    """Return whether the hub, or the proxy before it, accepts a connection within a second or two."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    address = urlsplit(os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or constants.ENDPOINT)
-    answers: list[bool] = []
-
-    def connect() -> None:
-        try:
-            socket.create_connection((address.hostname, address.port or 443), timeout=HUB_WAIT_SECONDS).close()
-            answers.append(True)
-        except OSError:
-            pass
-
-    # In a thread, because a name lookup has no time limit of its own.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(HUB_WAIT_SECONDS)
-    return bool(answers)
-
-
-@contextmanager
-def _offline_unless(online: bool) -> Iterator[None]:
-    """Keep the libraries offline unless ``online``: otherwise they retry for half a minute what is known to fail."""
-    from huggingface_hub import constants
-
-    import datasets
-
-    if online:
-        yield
-        return
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+def _opened(cell: Mapping[str, Any]) -> Image:
+    """Decode an image that the library holds as bytes, or as a file in its cache."""
+    return open_image(Path(cell["path"]) if cell["bytes"] is None else io.BytesIO(cell["bytes"]))

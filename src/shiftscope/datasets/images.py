@@ -31,7 +31,7 @@ from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.sizes import Size, both, size_words
 from shiftscope.shifts import translate
 
-__all__ = ["Block", "ImageBlocks", "from_photos", "left_out", "open_images"]
+__all__ = ["SHORT_NAMES", "Block", "ImageBlocks", "from_photos", "left_out", "local_data_dir", "open_images"]
 
 #: Height and width of the canvas for the digits, and of the digits on it, where nothing else says.
 DIGITS_CANVAS, DIGITS_SIZE = 40, 20
@@ -265,7 +265,7 @@ def open_images(
     preprocessing = preprocessing or Preprocessing()
     at_home = trained_on is not None and (name is None or _same(name, trained_on.name))
     if name is not None and not at_home and name not in SHORT_NAMES:
-        photos = open_photos(name, count, _local(name, data_dir), report, training=training)
+        photos = open_photos(name, count, local_data_dir(name, data_dir), report, training=training)
         return from_photos(photos, count, preprocessing, channels, max_shift)
     if name is None and trained_on is None and channels not in (None, 1):
         size = preprocessing.size
@@ -275,14 +275,17 @@ def open_images(
             "Choose images with --data.",
         )
     if trained_on is not None and at_home:
-        found = _at_home(trained_on, preprocessing.size, data_dir, report, training=training)
+        asked = name is not None or trained_on.name in SHORT_NAMES
+        found = _at_home(trained_on, preprocessing.size, data_dir, report, training=training, online=asked)
     else:
         name, on_canvas = name or "digits", trained_on is not None
-        found = _small_images(name, preprocessing.size, _local(name, data_dir), report, on_canvas=on_canvas, training=training)
+        found = _small_images(
+            name, preprocessing.size, local_data_dir(name, data_dir), report, on_canvas=on_canvas, training=training
+        )
     return _sampled(found, count, preprocessing, channels)
 
 
-def _local(name: str | None, data_dir: Path | None) -> Path | None:
+def local_data_dir(name: str | None, data_dir: Path | None) -> Path | None:
     """Return the local folder that holds data sets: the given one, else the environment's, which paths do not need."""
     known = os.environ.get("SHIFTSCOPE_DATA")
     return Path(known) if data_dir is None and known and not (name and looks_like_a_path(name)) else data_dir
@@ -311,11 +314,12 @@ class _Small:
     checksum: str
 
 
-def _at_home(spec: DataSpec, size: Size | None, data_dir: Path | None, report: Report, *, training: bool) -> _Small:
+def _at_home(spec: DataSpec, size: Size | None, data_dir: Path | None, report: Report, *, training: bool, online: bool) -> _Small:
     """Return the test images of the study that trained the model, on its canvas, or all others."""
     data = load(
         spec.model_copy(update={"canvas": min(both(size)) if size else spec.canvas, "train_images": None}),
         data_dir=data_dir,
+        online=online,
         report=report,
     )
     origin = f"the {'training' if training else 'test'} split of {data.origin}"

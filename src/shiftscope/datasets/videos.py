@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shiftscope.datasets.folders import SUFFIXES, files_checksum, open_image
+from shiftscope.datasets.folders import files_checksum, open_image
 from shiftscope.datasets.photos import Photos
 from shiftscope.errors import InputError
+from shiftscope.runtime.pictures import SUFFIXES, open_picture
 from shiftscope.runtime.text import printable
 
 __all__ = ["Videos", "natural_order", "open_videos"]
@@ -122,10 +123,8 @@ def _check(folder: Path, files: Sequence[Path]) -> None:
 
 def _size(file: Path) -> tuple[int, int]:
     """Return (width, height) by an image's header."""
-    import PIL.Image
-
     try:
-        with PIL.Image.open(file) as opened:
+        with open_picture(file) as opened:
             return opened.size
     except Exception as error:  # a damaged image raises whatever its decoder raises
         raise InputError(f"the frame {file} cannot be read as an image.", "Replace it, or remove it.") from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shiftscope.datasets.hub import hub_answers
 from shiftscope.errors import InputError, first_line
+from shiftscope.runtime.network import hub_answers
 
 __all__ = ["hub_folder", "named"]
 

@@ -12,7 +12,7 @@ import importlib
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +28,7 @@ from shiftscope.models.image_processors import image_processor, tried
 from shiftscope.models.libraries import LibraryModel
 from shiftscope.models.preprocessing import PROCESSOR, from_processor, swaps_red_and_blue
 from shiftscope.runtime.inputs import read_json, reading
+from shiftscope.runtime.network import hub_offline
 from shiftscope.runtime.sizes import both, one_or_both
 from shiftscope.runtime.text import printable
 
@@ -138,7 +139,9 @@ def huggingface_model(
     architecture = _architecture(config, folder)
     transformers = _import()
     try:
-        with _quiet(transformers), torch.random.fork_rng(devices=[]):
+        # Its files are there. A folder's config may name a backbone on the hub, which the user did not ask for.
+        asked = download and not local.is_dir()
+        with _quiet(transformers), nullcontext() if asked else hub_offline(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             inner, missing = _loaded(transformers, architecture, folder, pretrained=pretrained, weights=weights)
     except InputError:

@@ -22,7 +22,7 @@ from shiftscope.models.preprocessing import from_torchvision, of_model
 from shiftscope.runtime.sizes import Size, both
 from shiftscope.runtime.text import printable
 
-__all__ = ["FOLDER", "LIBRARIES", "PRETRAINED", "LibraryModel", "Variant", "find_library", "has_weights", "library_model"]
+__all__ = ["FOLDER", "HUB", "LIBRARIES", "PRETRAINED", "LibraryModel", "Variant", "find_library", "has_weights", "library_model"]
 
 LIBRARIES = ("timm", "torchvision")
 #: Value of ``weights`` that downloads the library's own.

@@ -31,7 +31,6 @@ from shiftscope.models.files import Shape, read_exported, read_onnx
 from shiftscope.models.huggingface import PREFIX, huggingface_model
 from shiftscope.models.libraries import (
     FOLDER,
-    LIBRARIES,
     PRETRAINED,
     LibraryModel,
     Variant,
@@ -41,13 +40,14 @@ from shiftscope.models.libraries import (
 )
 from shiftscope.models.preprocessing import overridden
 from shiftscope.models.spec import METADATA_KEY, Channels, Fix, ModelSpec
+from shiftscope.models.trust import is_of_library, needs_trust
 from shiftscope.models.weights import Checkpoint, load_weights, read_checkpoint, read_safetensors, with_normalisation
 from shiftscope.runtime.inputs import is_file, is_folder, read_json, reading
 from shiftscope.runtime.seeds import stream
 from shiftscope.runtime.settings import validation_messages
 from shiftscope.runtime.sizes import Size, both, checked_size, one_or_both, size_words
 
-__all__ = ["RANDOM", "LoadedModel", "absolute_reference", "load_model", "needs_trust"]
+__all__ = ["RANDOM", "LoadedModel", "absolute_reference", "load_model"]
 
 #: Description of untrained weights.
 RANDOM = "random"
@@ -126,7 +126,7 @@ def load_model(
     if path.suffix == ".py" and is_file(path):
         raise InputError(f"{name} holds code, and which function of it makes the model is not said.", f"Give {name}:FUNCTION.")
     if is_folder(path):
-        loaded = _from_run(path)
+        loaded = _from_run(path, trust=trust)
     elif path.suffix == ".onnx":
         loaded = _from_graph(path, *read_onnx(path), mean, std)
     elif path.suffix == ".pt2":
@@ -183,7 +183,7 @@ def _from_code(spec: ModelSpec, weights: Path | None) -> LoadedModel:
                 "study's run (studies/NAME/runs/...), a file that `shiftscope fix` wrote, a .pt2 or an .onnx file.",
             )
         library, rest = found, name
-    if not _is_library(f"{library}:"):
+    if not is_of_library(f"{library}:"):
         return _from_factory(spec, weights)
     return _from_library(spec.model_copy(update={"factory": f"{library}:{rest}"}), weights)
 
@@ -203,16 +203,6 @@ def _from_library(spec: ModelSpec, weights: Path | None) -> LoadedModel:
     spec = spec.model_copy(update={"mean": found.mean, "deviation": found.std})
     model = with_normalisation(known.model, found.mean, found.std).eval()
     return LoadedModel(model, spec, known.image, found.mean, known.embedding, found, described, classes=known.classes)
-
-
-def _is_library(reference: str) -> bool:
-    """Return whether a reference names a model of a library, so that no code of the user's runs."""
-    return not is_code(reference) and reference.partition(":")[0] in (*LIBRARIES, PREFIX)
-
-
-def needs_trust(spec: ModelSpec) -> bool:
-    """Return whether loading a file with this specification would run the user's own code."""
-    return spec.factory is not None and not _is_library(spec.factory)
 
 
 def _library_model(spec: ModelSpec, *, pretrained: bool, download: bool = True) -> LibraryModel:
@@ -269,7 +259,7 @@ def _from_graph(path: Path, model: nn.Module, shape: Shape, mean: Channels | Non
     return LoadedModel(normalised, spec, image, mean, preprocessing=found, weights=str(path), channels=channels)
 
 
-def _from_run(folder: Path) -> LoadedModel:
+def _from_run(folder: Path, *, trust: bool) -> LoadedModel:
     if (folder / "runs").is_dir():
         raise InputError(f"{folder} is a study, not a model.", f"Choose a run with --run; `shiftscope list {folder}` names them.")
     file, record = folder / MODEL, folder / RECORD
@@ -277,7 +267,7 @@ def _from_run(folder: Path) -> LoadedModel:
         raise InputError(f"{folder} holds no run: it has neither {MODEL} nor {RECORD}.", "Choose the folder of a run.")
     weights, metadata = read_safetensors(file)
     spec = _spec_in_metadata(file, metadata) if METADATA_KEY in metadata else _spec_in_record(record)
-    return _built(spec, weights, str(file))
+    return _built(spec, weights, str(file), trust=trust)
 
 
 def _spec_in_record(file: Path) -> ModelSpec:
@@ -294,13 +284,7 @@ def _from_file(path: Path, *, trust: bool) -> LoadedModel:
             f"{path} holds weights, but does not name their model.",
             "Give the model as `module:factory` or `timm:name`, and this file as its `weights`.",
         )
-    spec = _spec_in_metadata(path, metadata)
-    if needs_trust(spec) and not trust:
-        raise InputError(
-            f"{path} is not trusted, and loading it would call `{spec.factory}`, which whoever wrote the file chose.",
-            "If you trust both, pass --trust (`trust=True`).",
-        )
-    return _built(spec, weights, str(path))
+    return _built(_spec_in_metadata(path, metadata), weights, str(path), trust=trust)
 
 
 def _spec_in_metadata(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
@@ -312,8 +296,13 @@ def _spec_in_metadata(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
         ) from error
 
 
-def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> LoadedModel:
-    """Build a model and load its weights."""
+def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str, *, trust: bool) -> LoadedModel:
+    """Build a model that a file describes, and load its weights; code that the file names runs only if it is trusted."""
+    if needs_trust(spec) and not trust:
+        raise InputError(
+            f"{source} is not trusted, and loading it would call `{spec.factory}`, which whoever wrote the file chose.",
+            "If you trust both, pass --trust (`trust=True`).",
+        )
     embedding, code, image = bool(spec.embedding), "", None
     classes: tuple[str, ...] = ()
     if spec.network is not None:
@@ -322,7 +311,7 @@ def _built(spec: ModelSpec, weights: Mapping[str, Tensor], source: str) -> Loade
         image = (spec.network.input_channels, spec.network.input_size, spec.network.input_size)
     elif spec.factory is None:
         raise InputError(f"{source} names neither a network nor a factory.", "Write the file again with `save_model`.")
-    elif _is_library(spec.factory):
+    elif is_of_library(spec.factory):
         try:
             known = _library_model(spec, pretrained=False, download=False)
         except InputError as error:

@@ -6,11 +6,14 @@ import json
 import re
 from math import isfinite
 
-__all__ = ["json_text", "printable"]
+__all__ = ["json_text", "markdown_text", "plain_cell", "printable"]
 
 #: Control characters, line separators, marks that reverse the direction of writing, and halves of surrogate pairs, which stand
 #: for bytes of a file name that are no text.
 UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+#: What may begin HTML.
+TAG = re.compile(r"<(?=[A-Za-z/!?])")
 
 
 def printable(text: str) -> str:
@@ -20,6 +23,25 @@ def printable(text: str) -> str:
     'a\\x1b[31mred\\nnew line'
     """
     return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def markdown_text(text: str) -> str:
+    r"""Return a text whose HTML, links and images Markdown shows as they are written, in one line.
+
+    >>> markdown_text("<img src=x> ![a](http://b) where r <= 8")
+    '&lt;img src=x> ![a]\\(http://b) where r <= 8'
+    """
+    return TAG.sub("&lt;", printable(text)).replace("](", "]\\(").replace("][", "]\\[")
+
+
+def plain_cell(text: str) -> str:
+    """Return a text that spreadsheets take as text, not as a formula: one that begins like a formula gets an apostrophe.
+
+    >>> plain_cell("=1+1"), plain_cell("-1 px"), plain_cell("cat")
+    ("'=1+1", "'-1 px", 'cat')
+    """
+    safe = printable(text)
+    return f"'{safe}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else safe
 
 
 def json_text(content: object) -> str:

@@ -25,6 +25,8 @@ __all__ = ["load_study", "read_study", "shipped_studies"]
 KINDS: dict[str, type[Spec]] = {**SECTIONS, "source": Source}
 #: Largest study file, bytes, and the most mistakes that an error lists.
 LARGEST, LISTED = 1 << 20, 20
+#: The most parts of a dotted key: the time to read one grows with their square. What cannot be in a key separates keys.
+DEEPEST, NO_KEY = 100, re.compile(r"[^\w.\-\"' \t]")
 #: The most characters of changed settings in a study's title.
 LONGEST_CHANGES = 1000
 #: Settings, beside those of training, that may differ from a publication's: how many images, not which; and what it
@@ -89,7 +91,10 @@ def _document(path: Path) -> dict[str, Any]:
     """Return the content of a TOML file."""
     with reading(path, "a TOML file", "See https://toml.io for the format."):
         try:
-            return tomllib.loads(read_bytes(path, limit=LARGEST).decode())
+            text = read_bytes(path, limit=LARGEST).decode()
+            if any(key.count(".") > DEEPEST for key in NO_KEY.split(text)):
+                raise InputError(f"{path} has a key of over {DEEPEST} parts.", "See `shiftscope study --help` for its settings.")
+            return tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{path} is not a TOML file: {first_line(error)}.", "See https://toml.io for the format.") from error
 

@@ -335,6 +335,9 @@ def _parts(tensors: Mapping[str, Tensor], record: Record) -> dict[str, Any]:
     for name, estimate in record.results.items():
         if name not in values or len(values[name]) != estimate.count:
             raise ValueError(f"its {shortened(name, LONGEST_NAME)!r} are not {estimate.count} values")
+        low, high = MEASURES[name].bounds
+        if not low <= estimate.low <= estimate.high <= high or not low <= estimate.value <= high:
+            raise ValueError(f"its {shortened(name, LONGEST_NAME)!r} lies beyond {low:g} to {high:g}")
     return {"values": values, "maps": maps, "curves": curves, "responses": responses}
 
 

@@ -14,12 +14,12 @@ import numpy as np
 
 from shiftscope.errors import InputError
 from shiftscope.runtime.inputs import parse_json, read_bytes, reading
+from shiftscope.runtime.pictures import SUFFIXES, open_picture
 from shiftscope.tasks.objects import Objects
 from shiftscope.tasks.truth_files import LARGEST_TRUTH, Placement, matched
 
 __all__ = ["coco_objects", "open_objects", "yolo_objects"]
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 #: EXIF's tag of an image's orientation, and the orientations that lie on their side.
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 FORM = "It needs `images` (id, file_name, width, height), `annotations` (image_id, category_id, bbox) and `categories` (id)."
@@ -140,9 +140,7 @@ def _by_name(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
 
 def _size(file: Path) -> tuple[int, int]:
     """Return (height, width) of an image, turned upright."""
-    import PIL.Image
-
-    with reading(file, "an image", "Replace the file."), PIL.Image.open(file) as opened:
+    with reading(file, "an image", "Replace the file."), open_picture(file) as opened:
         width, height = opened.size
         return (width, height) if opened.getexif().get(ORIENTATION) in SIDEWAYS else (height, width)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from shiftscope.errors import InputError
 from shiftscope.runtime.inputs import read_bytes, reading
+from shiftscope.runtime.pictures import open_picture
 from shiftscope.runtime.sizes import corner, covering
 
 __all__ = ["LARGEST_TRUTH", "MapFiles", "Placement", "matched", "named_values"]
@@ -175,14 +176,12 @@ def _nearest(size: int, scaled: int) -> np.ndarray:
 
 
 def _read_map(file: Path) -> np.ndarray:
-    import PIL.Image
-
     with reading(file, "a map of values", "Give a PNG with one channel, or an array of NumPy."):
         values: np.ndarray
         if file.suffix == ".npy":
             values = np.load(file, allow_pickle=False)
         else:
-            with PIL.Image.open(file) as opened:
+            with open_picture(file) as opened:
                 values = np.asarray(opened)
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
         values = values[0] if values.shape[0] == 1 else values[:, :, 0]
