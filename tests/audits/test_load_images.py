@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,5 +104,25 @@ def test_bad_input_is_one_sentence(photos: Path) -> None:
         load_images(photos, loaded, size=16)
     with pytest.raises(InputError, match="nowhere"):
         load_images(photos / "nowhere", size=16)
+    with pytest.raises(InputError, match=r"`data` must be the name of a data set or a folder, got list"):
+        load_images(["a.jpg"], size=16)
     with pytest.raises(InputError, match="`images` must be 1 or more, got 0"):
         load_images(photos, size=16, count=0)
+
+
+@pytest.mark.parametrize("function", [ss.audit, ss.certify])  # the others' annotations are checked in tests
+def test_name_in_the_place_of_a_model_says_what_to_do(photos: Path, function: Callable[..., object]) -> None:
+    loaded, opened = load_model("models_of_opened_images:colour", size=16), load_images(photos, size=16, count=4)
+    with pytest.raises(InputError, match=r"got the name 'timm:resnet18'\. Load it: load_model\(name\)\.model\."):
+        function("timm:resnet18", opened)
+    with pytest.raises(InputError, match=r"got LoadedModel\. Give its `\.model`\."):
+        function(loaded, opened)
+
+
+@pytest.mark.parametrize("function", [ss.audit, ss.certify, ss.explain, ss.fix])
+def test_name_in_the_place_of_images_says_what_to_do(photos: Path, function: Callable[..., object]) -> None:
+    options, model = {"kinds": "blur"} if function is ss.fix else {}, load_model("models_of_opened_images:colour").model
+    with pytest.raises(InputError, match=r"got the name 'photos'\. Open it with `load_images`\."):
+        function(model, "photos", **options)
+    with pytest.raises(InputError, match=r"got ndarray\. Convert it: torch\.from_numpy\(images\)"):
+        function(model, np.zeros((2, 3, 16, 16)), **options)

@@ -23,7 +23,7 @@ from shiftscope.audits.views import Framing, framing_of
 from shiftscope.audits.wording import map_words
 from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.batches import Images, Labels, batches_of, images_in, input_size
-from shiftscope.engine.checks import check_classes, device_of, evaluating
+from shiftscope.engine.checks import check_classes, check_model, device_of, evaluating
 from shiftscope.engine.dependence import dependence_warnings
 from shiftscope.engine.framing import Border, check_max_shift
 from shiftscope.engine.passes import Pace
@@ -206,6 +206,7 @@ class Session:
         if options.task is None and returns_embeddings(model, options.output):
             options = replace(options, embedding=True)
         framing = framing_of(example, options.size, options.fill, options.mean)
+        check_model(model)
         device = device_of(model, options.device)
         counted = CountedModel(model, output=options.output, device=device)
         with counted.counting(), evaluating(model), torch.no_grad():

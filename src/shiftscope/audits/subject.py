@@ -329,6 +329,8 @@ def load_images(
     >>> images.shape, labels.shape
     (torch.Size([16, 1, 32, 32]), torch.Size([16]))
     """
+    if not isinstance(data, str | Path):
+        raise InputError(f"`data` must be the name of a data set or a folder, got {type(data).__name__}.", "Give one of them.")
     if model is not None and size is not None:
         raise InputError("`size` is for models that `load_model` did not load.", "Give it to `load_model` instead.")
     images = open_images(

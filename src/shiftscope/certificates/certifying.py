@@ -14,7 +14,7 @@ from shiftscope.audits.task_measuring import views_at_once
 from shiftscope.certificates.certificate import Certificate, Part, merge
 from shiftscope.engine.answers import LOOKED_AT, add_answers, image_warnings, same_class
 from shiftscope.engine.batches import Images, Labels, batches_of, images_in, input_size
-from shiftscope.engine.checks import check_classes, check_fill, device_of, evaluating
+from shiftscope.engine.checks import check_classes, check_fill, check_model, device_of, evaluating
 from shiftscope.engine.dense import Method
 from shiftscope.engine.dependence import dependence
 from shiftscope.engine.direct import Canvas
@@ -156,6 +156,7 @@ class Certifier:
         self.shifts = ShiftGrid(framed.max_shift, parts)
         check_fill(example, torch.as_tensor(fill))
         self.fill = torch.as_tensor(fill, dtype=torch.float32).reshape(-1).expand(example.shape[1])
+        check_model(model)
         self.model = CountedModel(model, output=output, device=device_of(model, device))
         self.method, self.batch_size = method, batch_size
         with evaluating(model), torch.no_grad():

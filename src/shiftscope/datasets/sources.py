@@ -144,6 +144,8 @@ def find_folder(name: str, data_dir: Path | None) -> Path | None:
             raise InputError(f"`data_dir` must be an existing folder, got {data_dir}.", "Check the path.")
         folder = data_dir / Path(name).name
         if not folder.is_dir():
+            if name not in HUB_NAMES and "/" not in name:
+                raise InputError(f"there is no folder {name!r}, neither here nor in `data_dir` {data_dir}.", "Check the path.")
             raise InputError(
                 f"`data_dir` {data_dir} holds no folder {Path(name).name!r}.", "Put train.parquet and test.parquet there."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -130,6 +131,8 @@ def input_size(images: Images, size: int | tuple[int, int] | None) -> int | tupl
 
 def _each(images: Images) -> Iterator[Any]:
     """Yield the batches; random numbers that a loader draws, to shuffle or to augment, are not taken from torch's generator."""
+    if isinstance(images, str | PathLike):
+        raise InputError(f"`images` must be images, got the name {str(images)!r}.", "Open it with `load_images`.")
     if isinstance(images, Tensor):
         yield images
         return
@@ -160,10 +163,10 @@ def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
     elif isinstance(batch, list | tuple):
         images, labels = (*batch, None, None)[:2]
     if not isinstance(images, Tensor):
-        raise InputError(
-            f"a batch of `images` must be a tensor or a pair (images, labels), got {type(batch).__name__}.",
-            "Give a DataLoader or a list of such batches.",
-        )
+        problem = f"a batch of `images` must be a tensor or a pair (images, labels), got {type(batch).__name__}."
+        if isinstance(images, np.ndarray):
+            raise InputError(problem, "Convert it: torch.from_numpy(images), as [image, channel, height, width] in [0, 1].")
+        raise InputError(problem, "Give a DataLoader or a list of such batches, or photos of `load_images`.")
     if images.ndim == 3:
         images = images[None]
         labels = None if labels is None else torch.as_tensor(labels).reshape(1)

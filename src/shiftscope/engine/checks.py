@@ -21,6 +21,7 @@ __all__ = [
     "check_fill",
     "check_images",
     "check_labels",
+    "check_model",
     "check_options",
     "check_shifts",
     "check_size",
@@ -178,6 +179,15 @@ def unwrapped(model: Any) -> Any:
         else:
             break
     return model
+
+
+def check_model(model: object) -> None:
+    """Raise InputError unless a model can be called with images."""
+    if isinstance(model, str):
+        raise InputError(f"`model` must be a module or a function, got the name {model!r}.", "Load it: load_model(name).model.")
+    if not callable(model):
+        remedy = "Give its `.model`." if callable(getattr(model, "model", None)) else "Give what returns outputs for images."
+        raise InputError(f"`model` must be a module or a function, got {type(model).__name__}.", remedy)
 
 
 def device_of(model: object, chosen: torch.device | str | None = None) -> torch.device:

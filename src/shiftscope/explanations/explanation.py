@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from shiftscope.display import Shown
 from shiftscope.engine.answers import answers_of, output_warnings
 from shiftscope.engine.batches import Images, Labels, gather, input_size
-from shiftscope.engine.checks import check_classes, check_images, check_labels, device_of, evaluating, unwrapped
+from shiftscope.engine.checks import check_classes, check_images, check_labels, check_model, device_of, evaluating, unwrapped
 from shiftscope.engine.dependence import model_warnings
 from shiftscope.engine.framing import Border, Shifting
 from shiftscope.engine.task_trials import returns_embeddings, task_for
@@ -304,6 +304,7 @@ def _explain_classes(
 
 def _check(model: object, images: Tensor, labels: Tensor | None, shifts: int, mode: str | None) -> None:
     """Raise InputError unless all of them can be used."""
+    check_model(model)
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.", "Wrap it in one.")
     if len(images) < 2:

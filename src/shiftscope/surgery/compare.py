@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shiftscope.display import Shown
 from shiftscope.engine.answers import output_warnings, watched
 from shiftscope.engine.batches import Images, Labels, gather, input_size
-from shiftscope.engine.checks import check_classes, check_images, check_labels
+from shiftscope.engine.checks import check_classes, check_images, check_labels, check_model
 from shiftscope.engine.dependence import model_warnings
 from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border, Framed, Shifting
@@ -128,6 +128,7 @@ def fix(
     """
     size = input_size(images, size)
     images, labels = gather(images, labels)
+    check_model(model)
     check_images(images)
     model = model if isinstance(model, nn.Module) else Function(model).eval()
     under = Shifting(size, max_shift, mode, torch.tensor(fill).expand(images.shape[1]), seed)
