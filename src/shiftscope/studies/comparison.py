@@ -175,7 +175,7 @@ class Comparison:
             rows.append(row)
         columns: tuple[str, ...] = ("claim", "number", "expected", "verdict")
         note = "holds: the whole 95 % interval lies on the claimed side; does not hold: on the other side; undecided: on both. "
-        note += "here: of these networks, one a cell. " * any(each.of_these_networks for each in self.claims)
+        note += "here: of these networks; some cells have one only. " * any(each.of_these_networks for each in self.claims)
         if any(each.centred for each in self.claims):
             columns += ("number_centred", "verdict_centred")
             note += (
