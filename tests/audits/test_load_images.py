@@ -25,6 +25,9 @@ def colour():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 7, 2))
 
+def maps():
+    return nn.Conv2d(3, 4, 3, padding=1)
+
 def three():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
 """
@@ -74,6 +77,11 @@ def test_labels_of_another_number_of_classes_are_left_out_with_a_warning(photos:
     with pytest.warns(UserWarning, match="the model has 3 classes, the data 2"):
         opened = load_images(photos, loaded)
     assert all(isinstance(batch, torch.Tensor) for batch in opened)
+
+
+def test_labels_stay_where_the_model_returns_no_classes(photos: Path) -> None:
+    loaded = load_model("models_of_opened_images:maps", size=16)
+    assert all(len(batch) == 2 for batch in load_images(photos, loaded))
 
 
 def test_classes_are_numbered_by_names_that_the_user_gives(photos: Path) -> None:

@@ -324,7 +324,7 @@ def load_images(
 
     >>> digits = load_images("digits", size=32, count=20)
     >>> digits
-    <20 of 1,797 images of digits; images of 20x20 on a canvas of 40x40, scaled to 32x32 (bilinear)>
+    <20 of 1,797 images of scikit-learn load_digits; images of 16x16 on a canvas of 32x32>
     >>> images, labels = next(iter(digits))
     >>> images.shape, labels.shape
     (torch.Size([16, 1, 32, 32]), torch.Size([16]))
@@ -348,11 +348,11 @@ def load_images(
         return images
     parameter = next(model.model.parameters(), None)
     spec = SubjectSpec(model="MODEL", device="cpu" if parameter is None else str(parameter.device))
-    why = Subject(spec, model, images).label_mismatch(images.example())
-    if why:
-        warnings.warn(why, stacklevel=2)
-        images = replace(images, classes=None)
-    return images
+    subject, example = Subject(spec, model, images), images.example()
+    if subject.embedding or subject.outputs(example) in (None, images.classes):  # retrieval and tasks may take labels, too
+        return images
+    warnings.warn(subject.label_mismatch(example), stacklevel=2)
+    return replace(images, classes=None)
 
 
 def _numbered_as_the_model(images: ImageBlocks, names: Sequence[str]) -> ImageBlocks:
