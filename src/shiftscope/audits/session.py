@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from itertools import chain, repeat
 from typing import Any
@@ -285,6 +286,10 @@ class Session:
             check_classes(labels, self.classes)
         return self.measurer.part(images, labels, indices=indices)
 
+    @cached_property
+    def _views_of_an_image(self) -> int:
+        return sum(count_views(self.measurer, 1))
+
     def reported_part(
         self, images: Tensor, labels: Tensor | None, *, indices: Tensor, done: tuple[int, int], total: int, report: Report
     ) -> Part:
@@ -298,7 +303,7 @@ class Session:
             total: number of all images; 0 where it is unknown.
             report: called with a stage twice a second, and after the block.
         """
-        views, model = sum(count_views(self.measurer, len(images))), self.measurer.model
+        model, views = self.measurer.model, self._views_of_an_image * len(images)
         pace = Pace(report, "measuring images", views=views, done=done, total=total)
         model.seen = pace.add
         try:
