@@ -21,7 +21,7 @@ import pytest
 
 import pages
 from shiftscope.cli import app, main
-from shiftscope.cli.options import read_settings
+from shiftscope.cli.values import read_settings
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.sections import DERIVED, SECTIONS
 

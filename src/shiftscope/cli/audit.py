@@ -13,18 +13,9 @@ from shiftscope.cli.app import MODELS, app, print_first, resumable, say
 from shiftscope.cli.frames import FramesOptions, audit_frames, pan_of
 from shiftscope.cli.gate import GATE_GROUP, GateOptions, conditions_of, conditions_of_videos, judged
 from shiftscope.cli.measuring import IMAGES, print_found, valid_settings
-from shiftscope.cli.options import (
-    COMPUTE_GROUP,
-    IMAGE_GROUP,
-    MODEL_GROUP,
-    OUTPUT_GROUP,
-    AuditOptions,
-    Flag,
-    ModelName,
-    Several,
-    read_shard,
-)
+from shiftscope.cli.options import COMPUTE_GROUP, IMAGE_GROUP, MODEL_GROUP, OUTPUT_GROUP, AuditOptions, Flag, ModelName, Several
 from shiftscope.cli.progress import reporting
+from shiftscope.cli.values import read_shard
 from shiftscope.errors import InputError
 from shiftscope.runtime.stopping import keep
 

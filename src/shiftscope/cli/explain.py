@@ -12,8 +12,9 @@ from cyclopts import Parameter
 
 from shiftscope.cli.app import MODELS, app
 from shiftscope.cli.measuring import opened, print_found, task_images, task_of_subject, task_words, under_shifts
-from shiftscope.cli.options import IMAGE_GROUP, MODEL_GROUP, OUTPUT_GROUP, ModelName, ModelOptions, check_place
+from shiftscope.cli.options import IMAGE_GROUP, MODEL_GROUP, OUTPUT_GROUP, ModelName, ModelOptions
 from shiftscope.cli.progress import reporting
+from shiftscope.cli.values import check_place
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from shiftscope.cli.options import (
     ModelName,
     ModelOptions,
     Several,
-    check_place,
 )
 from shiftscope.cli.progress import reporting
 from shiftscope.cli.tuning import TrainOptions, check_training, forget, train_after, training_folder
+from shiftscope.cli.values import check_place
 from shiftscope.errors import InputError
 from shiftscope.runtime.stopping import keep
 

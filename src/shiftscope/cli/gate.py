@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from shiftscope.cli.app import MODELS, app, print_first, print_json, say
-from shiftscope.cli.options import COMPUTE_GROUP, MODEL_GROUP, AsJson, DeviceOptions, Flag, ModelName, Numbers, Wide, check_place
+from shiftscope.cli.options import COMPUTE_GROUP, MODEL_GROUP, AsJson, DeviceOptions, Flag, ModelName, Numbers, Wide
 from shiftscope.cli.printing import print_summary
 from shiftscope.cli.progress import reporting
+from shiftscope.cli.values import check_place
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:

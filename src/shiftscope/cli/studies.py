@@ -11,20 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from shiftscope.cli.app import STUDIES, THEORY, app, print_json, resumable, say
-from shiftscope.cli.options import (
-    COMPUTE_GROUP,
-    OUTPUT_GROUP,
-    AsJson,
-    PageOptions,
-    Several,
-    StudyOptions,
-    Wide,
-    check_place,
-    read_settings,
-    read_shard,
-)
+from shiftscope.cli.options import COMPUTE_GROUP, OUTPUT_GROUP, AsJson, PageOptions, Several, StudyOptions, Wide
 from shiftscope.cli.printing import print_summary, print_table, print_worked
 from shiftscope.cli.progress import reporting
+from shiftscope.cli.values import check_place, read_settings, read_shard
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
