@@ -67,6 +67,7 @@ def test_a_line_fits_the_terminal_and_cannot_move_its_cursor(clock: list[float],
 
 def test_words_of_events() -> None:
     assert Stage("loading the model", 0, 0).words() == "loading the model"
+    assert Stage("measuring images", 1280, 0).words() == "measuring images 1,280"
     assert JobEvent("seed 1", 0, 2, Step(2, 10, 1280, 2560, 0.25, 900.0)).words() == (
         "seed 1: epoch 2 of at most 10: 1,280/2,560 images, loss 0.250"
     )

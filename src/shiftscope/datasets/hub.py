@@ -46,25 +46,28 @@ def download(name: str, *, online: bool = True) -> Iterator[dict[str, Split]]:
         try:
             opened = datasets.load_dataset(name)
         except Exception as error:
-            raise (
-                InputError(
-                    f"Hugging Face hub {name} cannot be read as labelled images ({first_line(error)}).", "Choose other `data`."
-                )
-                if online
-                else InputError(
-                    f"the data set {name!r} is not cached and the Hugging Face hub cannot be reached.",
-                    "Give a local copy with --data-dir (or SHIFTSCOPE_DATA), or use digits, which needs no network.",
-                )
-                if asked
-                else InputError(
-                    f"the data set {name!r} is not cached, and the Hugging Face hub is not contacted for what a file names.",
-                    "Name it with --data, or give a local copy with --data-dir (or SHIFTSCOPE_DATA).",
-                )
+            if not online:
+                raise _not_cached(name, asked=asked) from error
+            raise InputError(
+                f"Hugging Face hub {name} cannot be read as labelled images ({first_line(error)}).", "Choose other `data`."
             ) from error
         features: Any = next(iter(opened.values())).features
         image, label, classes = read_columns(features.to_dict() if features else {}, f"Hugging Face hub {name}")
         encoded = datasets.Image(decode=False)  # its own decoder opens more formats than photos have
         yield {split: _split(rows.cast_column(image, encoded), classes, image, label) for split, rows in opened.items()}
+
+
+def _not_cached(name: str, *, asked: bool) -> InputError:
+    """Return the error of a data set that is not on this machine, which the user asked for or only a file names."""
+    if asked:
+        return InputError(
+            f"the data set {name!r} is not cached and the Hugging Face hub cannot be reached.",
+            "Give a local copy with --data-dir (or SHIFTSCOPE_DATA), or use digits, which needs no network.",
+        )
+    return InputError(
+        f"the data set {name!r} is not cached, and the Hugging Face hub is not contacted for what a file names.",
+        "Name it with --data, or give a local copy with --data-dir (or SHIFTSCOPE_DATA).",
+    )
 
 
 def _split(rows: Any, classes: tuple[str, ...], image: str, label: str) -> Split:

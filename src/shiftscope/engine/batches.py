@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, Protocol, runtime_checkable
@@ -24,7 +25,7 @@ class Indexed(Protocol):
     def __getitem__(self, number: int, /) -> Any: ...
 
 
-class OpenedImages:
+class OpenedImages(ABC):
     """Base of images that are opened for a model, and yield batches.
 
     Attributes:
@@ -35,9 +36,9 @@ class OpenedImages:
     size: tuple[int, int]
     count: int
 
+    @abstractmethod
     def __iter__(self) -> Iterator[Any]:
         """Yield batches: images, or pairs (images, labels)."""
-        raise NotImplementedError
 
 
 #: A tensor [image, channel, height, width], or a DataLoader, a list or another iterable of batches: of such tensors, of pairs

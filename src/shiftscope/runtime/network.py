@@ -32,7 +32,7 @@ def hub_answers() -> bool:
         return False
     name = next((each for each in ("HTTPS_PROXY", "https_proxy") if os.environ.get(each)), "HF_ENDPOINT")
     try:
-        address = urlsplit(os.environ.get(name) or constants.ENDPOINT)
+        address = urlsplit(constants.ENDPOINT if name == "HF_ENDPOINT" else os.environ[name])
         place = (address.hostname, address.port or 443)
     except ValueError as error:
         raise InputError(f"the environment variable {name} is no address ({error}).", "Correct or unset it.") from error

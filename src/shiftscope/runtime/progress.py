@@ -56,7 +56,8 @@ class Stage(Event):
 
     def words(self) -> str:
         """Return what is going on, and how many items are done."""
-        return f"{self.sentence} {self.done:,}/{self.of:,}" if self.of else self.sentence
+        counted = f"{self.done:,}/{self.of:,}" if self.of else f"{self.done:,}" if self.done else ""
+        return f"{self.sentence} {counted}".rstrip()
 
     def share(self) -> float:
         """Return the share of items that are done."""

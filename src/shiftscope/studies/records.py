@@ -66,6 +66,8 @@ RECORD, MODEL, HISTORY, MEASURES_FILE = "record.json", "model.safetensors", "his
 OLDER_MEASURES_FILE = "measures.safetensors"
 #: The most layers of a network in a record, the longest name of a measure, and how much of one a message shows.
 MOST_LAYERS, LONGEST_NAME = 1000, 60
+#: How far a mean in single precision may lie beyond a measure's bounds.
+ROUNDING = 1e-5
 Name = Annotated[str, Field(max_length=100)]
 #: The prefix of the name of a map over shifts in the file, and the end of the name of a curve's intervals. A tensor without a
 #: prefix has one value per image.
@@ -336,7 +338,8 @@ def _parts(tensors: Mapping[str, Tensor], record: Record) -> dict[str, Any]:
         if name not in values or len(values[name]) != estimate.count:
             raise ValueError(f"its {shortened(name, LONGEST_NAME)!r} are not {estimate.count} values")
         low, high = MEASURES[name].bounds
-        if not low <= estimate.low <= estimate.high <= high or not low <= estimate.value <= high:
+        lowest, highest = min(estimate.low, estimate.value), max(estimate.high, estimate.value)
+        if not low - ROUNDING <= lowest <= highest <= high + ROUNDING:
             raise ValueError(f"its {shortened(name, LONGEST_NAME)!r} lies beyond {low:g} to {high:g}")
     return {"values": values, "maps": maps, "curves": curves, "responses": responses}
 
