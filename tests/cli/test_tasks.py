@@ -230,7 +230,7 @@ def test_measure_without_a_value_for_some_images_is_compared_on_the_others() -> 
     [
         ("volumes", (), "name its task (`audit --task NAME`)"),
         ("exact", ("--task", "dept"), "there is no task 'dept'. Did you mean 'depth'?"),
-        ("exact", ("--task", "binary"), "task 'binary' needs [image, 1] for 1 images, got shape (1, 1, 16, 16)"),
+        ("exact", ("--task", "binary"), "task 'binary' needs [image, 1] for 1 image, got shape (1, 1, 16, 16)"),
         ("exact", ("--truth", "nowhere"), "`truth` nowhere does not exist"),
         ("exact", ("--truth", "photos"), "must be a map [height, width], got shape (16, 16, 3)"),
         ("exact", ("--truth", "sides.json"), "`truth` must be a folder with a map for each image"),

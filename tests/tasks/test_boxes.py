@@ -275,7 +275,7 @@ def broken(**changes: Any) -> list[dict[str, Any]]:
         (broken(labels=LABELS + 0.5), "`labels` must be whole numbers, got 3.5"),
         (broken(boxes=BOXES[:, :3]), r"`boxes` must be \[box, 4\]"),
         (broken(boxes="many"), "got str in place of numbers"),
-        ([TORCHVISION, TORCHVISION], "the model returned 2 for 1 images"),
+        ([TORCHVISION, TORCHVISION], "the model returned 2 for 1 image"),
         ([{"boxes": BOXES}], "got dict of 'boxes' for an image"),
         (torch.zeros(1, 5), r"got a tensor of shape \(1, 5\)"),
         ({"logits": torch.zeros(1, 3, 4), "pred_boxes": QUERIES}, "do not belong together"),

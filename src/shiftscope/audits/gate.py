@@ -202,7 +202,7 @@ class Verdict(Shown):
             "",
             f"{mark} {_escaped(self.words())}",
             "",
-            _escaped_cells(table),
+            table,
             "",
         ]
         lines += [line for note in (self.subject, *self.notes) if note for line in (_escaped(note), "")]
@@ -420,7 +420,3 @@ def _plain(judgement: Judgement) -> str:
 def _escaped(text: str) -> str:
     """Return text that Markdown shows as it is."""
     return re.sub(r"([\\`*_{}\[\]<>#|@])", r"\\\1", printable(text))
-
-
-def _escaped_cells(table: str) -> str:
-    return table.replace("<", "&lt;")

@@ -11,6 +11,7 @@ from shiftscope.estimates import mean
 from shiftscope.measures import MEASURES
 from shiftscope.report import Chart, Page, Rows, content
 from shiftscope.report.content import Section
+from shiftscope.runtime.text import number_of
 from shiftscope.tables import Cell, Table
 from shiftscope.videos.film import Film
 from shiftscope.videos.flicker import Flicker
@@ -37,7 +38,7 @@ def flicker_page(found: Flicker, film: Film | None = None) -> Page:
     sections += [*_charts(found)]
     caption = "Mean and largest change from the frame before. Click a heading to sort."
     sections.append(Rows("Every video", caption, found.sequence_table()))
-    videos = f"{len(found.changes):,} {'video' if len(found.changes) == 1 else 'videos'}"
+    videos = number_of(len(found.changes), "video")
     facts = (model, videos, f"{frames:,} frames")
     return Page(f"How much does {model} flicker?", found.words(), tuple(sections), facts, provenance=provenance)
 

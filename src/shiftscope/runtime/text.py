@@ -6,7 +6,7 @@ import json
 import re
 from math import isfinite
 
-__all__ = ["json_text", "markdown_text", "plain_cell", "printable"]
+__all__ = ["json_text", "markdown_text", "number_of", "plain_cell", "printable"]
 
 #: Control characters, line separators, marks that reverse the direction of writing, and halves of surrogate pairs, which stand
 #: for bytes of a file name that are no text.
@@ -32,6 +32,15 @@ def markdown_text(text: str) -> str:
     '&lt;img src=x> ![a]\\(http://b) where r <= 8'
     """
     return TAG.sub("&lt;", printable(text)).replace("](", "]\\(").replace("][", "]\\[")
+
+
+def number_of(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural if it is not one.
+
+    >>> number_of(1, "image"), number_of(2000, "image"), number_of(0, "box")
+    ('1 image', '2,000 images', '0 boxes')
+    """
+    return f"{count:,} {noun if count == 1 else noun + ('es' if noun.endswith('x') else 's')}"
 
 
 def plain_cell(text: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shiftscope.errors import InputError
+from shiftscope.runtime.text import number_of
 from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.reading import finite_rows, select_output
 from shiftscope.tasks.task import ROUNDING, Pair, Task, View
@@ -76,8 +77,8 @@ class MultiLabel(Task):
         found = select_output(output, None)
         if found.ndim != 2 or len(found) != count:
             raise InputError(
-                f"task {self.name!r} needs [image, {'1' if self.name == 'binary' else 'label'}] for {count} images, got shape "
-                f"{tuple(found.shape)}.",
+                f"task {self.name!r} needs [image, {'1' if self.name == 'binary' else 'label'}] for "
+                f"{number_of(count, 'image')}, got shape {tuple(found.shape)}.",
                 "Choose another --task or `output`.",
             )
         if self.given not in ("logits", "probabilities"):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.errors import InputError
+from shiftscope.runtime.text import number_of
 from shiftscope.tasks.dense import aligned, mean_map, of_size
 from shiftscope.tasks.drawing import blended, heat
 from shiftscope.tasks.placing import Placing
@@ -241,7 +242,8 @@ def _maps(found: Tensor, count: int, size: tuple[int, int], *, channels: int, ta
     """Return each image's map, of the input's size, [image, channel, height, width]."""
     if found.ndim != 4 or len(found) != count or found.shape[1] != channels:
         raise InputError(
-            f"task {task!r} needs [image, {channels}, height, width] for {count} images, got shape {tuple(found.shape)}.",
+            f"task {task!r} needs [image, {channels}, height, width] for {number_of(count, 'image')}, "
+            f"got shape {tuple(found.shape)}.",
             "Choose another --task or `output`.",
         )
     return of_size(found.float(), size)

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shiftscope.errors import InputError, NotFiniteError
+from shiftscope.runtime.text import number_of
 from shiftscope.tasks.placing import Placing
 
 __all__ = ["Detections", "NoObject", "boxes_back", "looks_like_detections", "read_detections"]
@@ -93,7 +94,7 @@ def read_detections(
     else:
         found = [_parts(each) for each in _each_image(output)]
     if len(found) != count:
-        raise InputError(f"{WHAT}: the model returned {len(found)} for {count} images.", FORMS)
+        raise InputError(f"{WHAT}: the model returned {len(found)} for {number_of(count, 'image')}.", FORMS)
     return _checked_together(found) or [_checked(*each) for each in found]
 
 
@@ -119,7 +120,7 @@ def boxes_back(output: Any, placing: Placing) -> Any:
         return {"logits": _named(output, "logits"), "pred_boxes": torch.cat([(low + high) / 2, high - low], dim=-1)}
     found = [tuple(torch.as_tensor(part) for part in _parts(each)) for each in _each_image(output)]
     if len(found) != count:
-        raise InputError(f"{WHAT}: the model returned {len(found)} for {count} images.", FORMS)
+        raise InputError(f"{WHAT}: the model returned {len(found)} for {number_of(count, 'image')}.", FORMS)
     moved_each = [placing.boxes_back(each.reshape(-1, 4), image) for image, (each, _, _) in enumerate(found)]
     if isinstance(output, Tensor):
         return torch.cat([torch.stack(moved_each), output[:, :, 4:]], dim=-1)

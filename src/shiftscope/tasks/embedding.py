@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shiftscope.errors import InputError
+from shiftscope.runtime.text import number_of
 from shiftscope.similarity import cosine
 from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.reading import finite_rows, select_output
@@ -47,7 +48,7 @@ class Embedding(Task):
         found = found[:, :, 0, 0] if found.ndim == 4 and found.shape[2:] == (1, 1) else found
         if found.ndim != 2 or len(found) != count:
             raise InputError(
-                f"task 'embedding' needs [image, feature] for {count} images, got shape {tuple(found.shape)}.",
+                f"task 'embedding' needs [image, feature] for {number_of(count, 'image')}, got shape {tuple(found.shape)}.",
                 "Choose another --task or `output`.",
             )
         return found

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shiftscope.errors import InputError, NotFiniteError
+from shiftscope.runtime.text import number_of
 from shiftscope.tasks.box_changes import Frame
 from shiftscope.tasks.matching import areas, match, overlaps
 from shiftscope.tasks.outlines import outlined
@@ -190,7 +191,7 @@ class Keypoints(Task):
         counted = answer.at(answer.scores >= self.threshold)
         visible = int((counted.confidence >= self.visible).sum())
         points = "" if np.isnan(counted.confidence).all() else f", {visible} visible points"
-        return f"{len(counted.scores)} {'instance' if len(counted.scores) == 1 else 'instances'}{points}"
+        return f"{number_of(len(counted.scores), 'instance')}{points}"
 
     def words(self, share: str, value: str, moved: str) -> str:
         """Return the share of points that are kept in a sentence."""

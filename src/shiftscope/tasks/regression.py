@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shiftscope.errors import InputError
+from shiftscope.runtime.text import number_of
 from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.reading import finite_rows, select_output
 from shiftscope.tasks.task import ROUNDING, Pair, Task, View
@@ -42,8 +43,8 @@ class Regression(Task):
         found = found[:, None] if found.ndim == 1 else found
         if found.ndim != 2 or len(found) != count or not found.is_floating_point():
             raise InputError(
-                f"task 'regression' needs real numbers [image, output] for {count} images, got {found.dtype} of shape "
-                f"{tuple(found.shape)}.",
+                f"task 'regression' needs real numbers [image, output] for {number_of(count, 'image')}, got {found.dtype} of "
+                f"shape {tuple(found.shape)}.",
                 "Choose another --task or `output`.",
             )
         return found

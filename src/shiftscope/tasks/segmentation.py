@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shiftscope.errors import InputError
+from shiftscope.runtime.text import number_of
 from shiftscope.tasks.dense import aligned, mean_map, of_size
 from shiftscope.tasks.drawing import blended, class_colours
 from shiftscope.tasks.placing import Placing
@@ -103,7 +104,7 @@ class Segmentation(Task):
         if found.ndim != 4 or len(found) != count or not found.is_floating_point():
             raise InputError(
                 f"task 'segmentation' needs scores [image, class, height, width], or classes as whole numbers [image, height, "
-                f"width], for {count} images, got {found.dtype} of shape {tuple(found.shape)}.",
+                f"width], for {number_of(count, 'image')}, got {found.dtype} of shape {tuple(found.shape)}.",
                 "Choose another --task or `output`.",
             )
         return found
@@ -247,7 +248,8 @@ def _as_class_maps(found: Tensor, count: int, size: tuple[int, int]) -> list[Cla
     maps = found[:, 0] if found.ndim == 4 and found.shape[1] == 1 else found
     if maps.ndim != 3 or len(maps) != count:
         raise InputError(
-            f"task 'segmentation' needs whole numbers [image, height, width] for {count} images, got shape {tuple(found.shape)}.",
+            f"task 'segmentation' needs whole numbers [image, height, width] for {number_of(count, 'image')}, "
+            f"got shape {tuple(found.shape)}.",
             "Choose another --task or `output`.",
         )
     low, high = (int(each) for each in maps.long().aminmax())

@@ -14,6 +14,7 @@ from shiftscope.display import Shown
 from shiftscope.errors import InputError
 from shiftscope.estimates import ALIKE, Estimate, mean
 from shiftscope.measures import MEASURES
+from shiftscope.runtime.text import number_of
 from shiftscope.tables import Cell, Summary, Table, plus_minus
 from shiftscope.tasks import read_alike
 from shiftscope.videos.flicker import Flicker, video_means
@@ -68,10 +69,9 @@ class FlickerComparison(Shown):
         return f"{second} flickers {word} than {first}: change {plus_minus(self.difference)} over {self._videos()}."
 
     def _videos(self) -> str:
-        count = self.difference.count
         if self.pairs is None and self.before.estimate is not None and self.after.estimate is not None:
             return f"{self.before.estimate.count:,} and {self.after.estimate.count:,} videos"
-        return f"{count:,} {'video' if count == 1 else 'videos'}"
+        return number_of(self.difference.count, "video")
 
     def table(self) -> Table:
         """Return a table with a row: the two means, and the change."""

@@ -19,6 +19,7 @@ from shiftscope.engine.checks import device_of, evaluating
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
 from shiftscope.measures import MEASURES
+from shiftscope.runtime.text import number_of
 from shiftscope.tables import Cell, Summary, Table, percent, plus_minus
 from shiftscope.tasks import Task, View, find_task, task_of, text_of
 
@@ -87,7 +88,7 @@ class Flicker(Shown):
         steps = sum(map(len, self.changes))
         if len(self.changes) > 1:
             return f", a mean over {len(self.changes)} videos"
-        return f", over {steps:,} {'step' if steps == 1 else 'steps'} of one video, which says nothing about others"
+        return f", over {number_of(steps, 'step')} of one video, which says nothing about others"
 
     def numbers(self) -> dict[str, Estimate]:
         """Return the estimate by the names of the measures that it is a number of; empty without a value.
