@@ -211,3 +211,16 @@ def test_classes_of_a_folder_take_the_numbers_of_the_same_names(names: tuple[str
 @pytest.mark.parametrize("names", [("bee", "wasp"), ("ant", "bee", "Bee"), ("ant, bee", "cat"), ()])
 def test_classes_that_a_list_does_not_name_once_keep_their_numbers(names: tuple[str, ...], photos: Path) -> None:
     assert open_images("photos", count=10, preprocessing=Preprocessing(size=16)).numbered_as(names) is None
+
+
+def test_first_photos_are_decoded_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_images(str(photos), count=None, preprocessing=Preprocessing(size=24))
+    fresh = open_images(str(photos), count=None, preprocessing=Preprocessing(size=24)).read_all().images
+    opened = list[str]()
+    decode = Image.open
+    monkeypatch.setattr(Image, "open", lambda file, *given, **named: (opened.append(str(file)), decode(file, *given, **named))[1])
+    images.example().zero_()
+    images.read(2, 5).images.zero_()
+    assert torch.equal(images.read_all().images, fresh)
+    assert torch.equal(images.read_all().images, fresh)
+    assert len(opened) == len(fresh) == 10

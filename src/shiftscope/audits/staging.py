@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import ceil
+from statistics import median
 from time import perf_counter
 
 import torch
@@ -102,9 +103,9 @@ def first_answer(session: Session, plan: AuditPlan, images: ImageBlocks) -> tupl
         plan: of the complete audit.
         images: all images.
     """
-    started = perf_counter()
-    blocks = [images.read(place, place + 1) for place in evenly_spread(plan.count, FIRST_IMAGES)]
-    read = (perf_counter() - started) / len(blocks)
+    timed_blocks = [_timed_read(images, place) for place in evenly_spread(plan.count, FIRST_IMAGES)]
+    blocks = [block for block, _ in timed_blocks]
+    read = median(seconds for _, seconds in timed_blocks)  # the first images may be in memory already
     parts = [_part(session, blocks[:WARM_UP]), _part(session, blocks[WARM_UP:])]
     timed = parts[-1] if parts[-1].cost.distinct else parts[0]
     protocols = session.measurer.protocols
@@ -112,6 +113,12 @@ def first_answer(session: Session, plan: AuditPlan, images: ImageBlocks) -> tupl
     few = plan.model_copy(update={"protocols": protocols, "borders": borders})
     speed = Speed(timed.cost.seconds / max(timed.cost.distinct, 1), read)
     return assemble_planned(few, merge_parts(parts)), speed
+
+
+def _timed_read(images: ImageBlocks, place: int) -> tuple[Block, float]:
+    """Return an image and how long it took to read it, seconds."""
+    started = perf_counter()
+    return images.read(place, place + 1), perf_counter() - started
 
 
 def _part(session: Session, blocks: list[Block]) -> Part:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,10 @@ INTERPOLATION, INTERPOLATIONS = "bilinear", ("bilinear", "bicubic", "lanczos", "
 MARGIN_PART = 14
 #: Room for shifts on each side where no shift is asked for, pixels; at most the input divided by the second number.
 DEFAULT_ROOM, SIZE_PER_ROOM = 8, 8
+
+#: Inputs of the first photos are kept in memory, this many and this many pixels at most: an example, a first answer and a
+#: forecast need them before they are measured.
+KEPT, KEPT_PIXELS = 16, 2**22
 
 #: Decodes one photo, upright, in numbers from 0 to 255; raises whatever a decoder raises on a damaged one.
 Opener = Callable[[], "Image"]
@@ -162,6 +167,7 @@ class Photos:
         load: places in ``names``, increasing -> what decodes each.
         beside: number of photos that are left out because they lie beside the folders of the classes.
         alphabetical: whether nothing numbers the classes but the order of their names.
+        kept: inputs of the first photos that were read.
     """
 
     origin: str
@@ -173,6 +179,7 @@ class Photos:
     load: Callable[[Sequence[int]], Iterator[Opener]]
     beside: int = 0
     alphabetical: bool = False
+    kept: dict[tuple[int, Crop], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -212,14 +219,26 @@ class Photos:
         images, places, damaged = list[Tensor](), list[int](), list[str]()
         wanted = range(start, min(stop, len(self)))
         for place, opener in zip(wanted, self.load(wanted), strict=True):
-            image = _decoded(opener, self.names[place])
-            if image is None:
+            found = self._input(place, opener, crop)
+            if found is None:
                 damaged.append(self.names[place])
                 continue
             places.append(place)
-            images.append(crop.apply(image))
+            images.append(found)
         empty = torch.zeros(0, crop.channels, *crop.outer)
         return torch.stack(images) if images else empty, places, damaged
+
+    def _input(self, place: int, opener: Opener, crop: Crop) -> Tensor | None:
+        """Return the input of a model for a photo; None if the photo is damaged."""
+        if (found := self.kept.get((place, crop))) is not None:
+            return found
+        image = _decoded(opener, self.names[place])
+        if image is None:
+            return None
+        found = crop.apply(image)
+        if place < KEPT and KEPT * prod(crop.outer) <= KEPT_PIXELS:
+            self.kept[place, crop] = found
+        return found
 
 
 def pick(found: int, count: int | None) -> list[int]:
