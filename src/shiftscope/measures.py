@@ -245,7 +245,8 @@ DEFINITIONS = (
     Measure(
         "box_survival",
         "detections that survive",
-        "Share of detections found again after a shift, with their class, at an IoU of 0.5 or more after moving back.",
+        "Share of detections found again after a shift, with their class, moved back, at an IoU of `overlap` or more, by default "
+        "0.5.",
     ),
     Measure(
         "confidence_change",
@@ -282,7 +283,11 @@ DEFINITIONS = (
     ),
     Measure("box_births", "new detections", "Detections per image that appear where there were none.", LENGTH, better="less"),
     Measure("boxes_cut", "detections at the border", "Share of detections left out, because a border cuts them.", better=None),
-    Measure("objects_found", "objects found", "Share of the true objects that are found, at an IoU of 0.5 or more."),
+    Measure(
+        "objects_found",
+        "objects found",
+        "Share of the true objects that are found, at an IoU of `overlap` or more, by default 0.5.",
+    ),
     Measure("ap", "average precision", "Average precision by COCO's definition, IoU 0.5 to 0.95, a mean over shifts."),
     Measure("ap_worst", "average precision, worst shift", "Smallest average precision over the shifts."),
     Measure("ap_range", "range of average precision", "Largest minus smallest average precision over the shifts.", better="less"),
@@ -296,12 +301,13 @@ DEFINITIONS = (
     Measure(
         "keypoints_kept",
         "keypoints kept",
-        "Share of points within a tenth of the longer side of their object's box of where they were, moved back (PCK at 0.1).",
+        "Share of visible points that are visible again, and within `near` of the longer side of their object's box, by default "
+        "0.1, of where they were, moved back (PCK). No point of an object is kept that is not found again.",
     ),
     Measure(
         "keypoint_distance",
         "keypoint distance, pixels",
-        "Mean distance of points from where they were before a shift, moved back, in pixels.",
+        "Mean distance of points, visible before and after a shift, from where they were, moved back, in pixels.",
         LENGTH,
         better="less",
     ),
@@ -314,7 +320,24 @@ DEFINITIONS = (
     Measure(
         "pose_survival",
         "instances that survive",
-        "Share of instances found again after a shift, with a box at an IoU of 0.5 or more.",
+        "Share of instances found again after a shift, with a box at an IoU of `overlap` or more, by default 0.5.",
+    ),
+    Measure(
+        "truth_keypoints",
+        "true keypoints found",
+        "Share of the true points that are found within `near` of the longer side of their object's box, by default 0.1 (PCK).",
+    ),
+    Measure(
+        "truth_keypoint_distance",
+        "keypoint distance to the truth, pixels",
+        "Mean distance of points from the true ones, in pixels.",
+        LENGTH,
+        better="less",
+    ),
+    Measure(
+        "truth_keypoint_oks",
+        "keypoint similarity to the truth (OKS)",
+        "COCO's object keypoint similarity of points and the true ones, with the area of the box.",
     ),
     # Of any task.
     Measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -323,6 +324,15 @@ def test_pan_moves_boxes_back_by_parts_of_a_pixel(command: Command, name: str, c
     assert [each.change for each in film.strips[0].frames] == [None, *found]
     assert film.strips[0].frames[2].at == "1 pixel right"
     assert len({each.picture for each in film.strips[0].frames}) > 1
+
+
+def test_command_that_a_pan_recommends_measures_the_same_pan(command: Command) -> None:
+    done = command(*panned("exact"))
+    words = shlex.split(next(line for line in done.out.splitlines() if "shiftscope audit" in line).partition("shiftscope ")[2])
+    again = command(*words)
+    assert again.code == 0, again.err
+    content = json.loads((Path(words[-1]) / "audit.json").read_text())
+    assert (content["settings"]["pan"], content["settings"]["steps"]) == ([0, 0.5], 8)
 
 
 @pytest.mark.parametrize(("name", "measure"), [("bright", "neighbour_change"), ("masks", "flicker"), ("deep", "flicker")])

@@ -172,3 +172,19 @@ def test_reference_for_another_working_directory_names_the_same(folder: Path, tm
     assert absolute_reference("project") == str(folder)
     assert absolute_reference("hf:owner/name") == "hf:owner/name"
     assert absolute_reference("mine:network") == "mine:network"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "dict(mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))",
+            r"must be of images in \[0, 1\], got 123.7, 116.3, 103.5. Divide",
+        ),
+        ("dict(interpolation='bicubicc')", "`interpolation` must be one of bilinear, .*, got 'bicubicc'"),
+    ],
+)
+def test_preprocessing_of_other_images_is_refused(given: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(f"from torch import nn\n\ndef make():\n    return nn.Conv2d(3, 1, 1), {given}\n")
+    with pytest.raises(InputError, match=message):
+        load_model(f"{tmp_path / 'own.py'}:make")

@@ -194,3 +194,8 @@ def test_anchored_copy_with_a_further_fix_is_anchored_by_its_saved_weights(tmp_p
         assert torch.equal(again(images(2, 3, 32)), surgery.model.eval()(images(2, 3, 32)))
         moved = again(images(2, 3, 32).roll((3, 5), (2, 3)))
         assert torch.allclose(moved, again(images(2, 3, 32)), atol=1e-5)
+
+
+def test_mean_of_images_from_0_to_255_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"`mean` must be of images in \[0, 1\], got 123.7. Divide the mean and the"):
+        load_model("timm:resnet18", mean=(123.7,), std=(58.4,))

@@ -357,3 +357,46 @@ def test_measures_of_every_task_are_registered_and_named() -> None:
         assert MEASURES[task.measures[0]].better
         assert all(MEASURES[name].sentence for name in (*task.measures, *task.truth_measures))
     assert not isnan(MEASURES["flicker"].bounds[0])
+
+
+def test_truth_is_refused_by_tasks_that_take_none() -> None:
+    with pytest.raises(ss.InputError, match="task 'embedding' takes no ground truth"):
+        ss.audit(lambda batch: batch.mean((2, 3)), photos(), task="embedding", truth=["x"] * 6, protocols=["mouton2020"])
+
+
+@pytest.mark.parametrize("wrap", [lambda maps: {"head": {"depths": maps}}, lambda maps: {"head": [maps[:, :, ::2], maps]}])
+def test_output_in_a_container_within_is_chosen_by_its_path(wrap: Callable[[Tensor], Any]) -> None:
+    name = "head.depths" if isinstance(wrap(depth(photos()))["head"], dict) else "head.1"
+    found = ss.audit(lambda batch: wrap(depth(batch)), photos(), task="depth", output=name, protocols=["chaman2021-circular"])
+    assert found.estimate("depth_error").value == 0
+    with pytest.raises(ss.InputError, match=f"the model returns .*'{name}'; `output` is not given"):
+        ss.audit(lambda batch: wrap(depth(batch)), photos(), task="depth", protocols=["chaman2021-circular"])
+
+
+def test_flow_beside_another_output_is_not_taken_for_a_refinement() -> None:
+    flow = EQUIVARIANT["flow"]
+    options: dict[str, Any] = {"task": "flow", "protocols": ["chaman2021-circular"]}
+    for several in (lambda batch: [0 * flow(batch), flow(batch)], lambda batch: {"flows": [0 * flow(batch), flow(batch)]}):
+        assert ss.audit(several, photos(), **options).rows == ss.audit(flow, photos(), **options).rows
+    with pytest.raises(ss.InputError, match="the model returns '0', '1'; `output` is not given"):
+        ss.audit(lambda batch: (flow(batch), batch[:, :1]), photos(), **options)
+
+
+def test_headline_states_the_settings_of_the_task() -> None:
+    """Points that are off by a third of their object are kept where half of it is near enough."""
+    images = torch.zeros(3, 1, 24, 24)
+    images[:, 0, 8:14, 8:14] = 1
+
+    def corners(batch: Tensor) -> Tensor:
+        top, left = (batch[:, 0].amax(axis).argmax(1) for axis in (2, 1))
+        places = torch.stack([left + 2 * (left % 2), top], dim=1).float()[:, None]
+        return torch.cat([places, places + 6], dim=1)
+
+    found = {
+        near: ss.audit(corners, images, task=f"keypoints:near={near}", protocols=["every-shift"], max_shift=2)
+        for near in (0.1, 0.5)
+    }
+    assert found[0.5].estimate("keypoints_kept").value == 1
+    assert found[0.1].estimate("keypoints_kept").value < 1
+    for near, each in found.items():
+        assert f"stay within {near} of the size" in each.words()

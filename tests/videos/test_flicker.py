@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import as_users_import_it
 from shiftscope import InputError
-from shiftscope.videos import frames_flicker
+from shiftscope.videos import flicker, frames_flicker
 
 
 def video(count: int = 7, size: int = 6) -> Tensor:
@@ -120,3 +121,18 @@ def test_other_frames_are_refused(frames: Any, problem: str) -> None:
 def test_batch_without_frames_is_refused() -> None:
     with pytest.raises(InputError, match="`batch_size` must be 1 or more"):
         frames_flicker(lambda batch: scores(number(batch) % 2), video(), batch_size=0)
+
+
+def test_frames_of_other_forms_say_what_to_do() -> None:
+    def model(batch: Tensor) -> Tensor:
+        return batch.mean((2, 3))
+
+    for frames, message in (
+        (torch.rand(2, 3, 3, 8, 8), "Of several videos, give a list"),
+        (["video"], "`frames` must be tensors, got str"),
+        (torch.rand(3, 3, 8, 8).numpy(), "`frames` must be tensors, got ndarray"),
+    ):
+        with pytest.raises(InputError, match=message):
+            as_users_import_it(flicker).frames_flicker(model, frames)
+    bright = frames_flicker(model, 255 * torch.rand(3, 3, 8, 8))
+    assert any("255" in note for note in bright.notes)

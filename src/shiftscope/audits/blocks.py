@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.audits.views import BORDERS
-from shiftscope.engine.checks import how_to_scale
+from shiftscope.engine.checks import how_to_scale, refuse_clips
 from shiftscope.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def _joined(parts: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tens
 
 def check_block(images: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse images of another shape than [channel, height, width], or that are integers or not finite."""
+    refuse_clips(images)
     if images.ndim != 4 or tuple(images.shape[1:]) != shape:
         raise InputError(
             f"`images` must be [image, channel, height, width], all of one size, got shape {tuple(images.shape)}.",

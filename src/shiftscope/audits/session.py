@@ -241,6 +241,8 @@ class Session:
     ) -> Session:
         truth = options.truth(task) if callable(options.truth) else options.truth
         protocols = _protocols(options, "task", framing)
+        if truth is not None and not (task.truth_measures or task.total_measures):
+            raise InputError(f"task {task.name!r} takes no ground truth.", "Leave it out.")
         labelled = labelled and not ignored
         measurer = TaskMeasurer(model, task, protocols, framing, truth=truth, labelled=labelled, batch_size=options.batch_size)
         notes = [ignored] if ignored else []
@@ -386,7 +388,9 @@ def _pan_words(protocol: Protocol, border: str, kind: OutputKind) -> str:
     whole = all(float(part).is_integer() for part in (dy, dx))
     how = "" if whole else ", interpolated bilinearly" if border != "circular" else ", interpolated by the Fourier transform"
     filled = {"zero": "the canvas's colour comes in", "crop": "the photo around the input comes in"}.get(border, "circular")
-    back = "" if kind != "task" else " Boxes and points are moved back exactly, maps by the nearest whole pixel."
+    back = "" if kind != "task" else " Boxes and points are moved back exactly, maps by the nearest whole pixel"
+    back += "" if whole or not back else ": of maps, the change also holds how much they differ from pixel to pixel"
+    back += "." if back else ""
     return f"Pan: {frames} frames, each moved by ({dy:g}, {dx:g}) pixels (down, right) from the one before{how}; {filled}.{back}"
 
 

@@ -150,11 +150,15 @@ class TaskMeasurer:
         truths = self._truths(indices, labels)
         plan = self.plan(indices)
         pairs = self._pairs(plan)
-        block = _Block(self, plan, pairs, truths, indices)
+        block, wrapping = _Block(self, plan, pairs, truths, indices), self.task.wrapping()
+        twice = wrapping is not self.task and bool((plan.rows[:, 0] == BORDERS.index("circular")).any())
         with self.model.counting(), evaluating(self.model.model), torch.no_grad():
             for rows in torch.arange(len(plan.rows)).split(self.batch_size):
                 batch = views_of(plan, rows, images, self.framing)
-                block.add(rows.tolist(), self.model.read(batch, self.task, self.framing.size))
+                raw = self.model.raw(batch)
+                answers = self._answers(raw, self.task, len(rows))
+                wrapped = self._answers(raw, wrapping, len(rows)) if twice else answers
+                block.add(rows.tolist(), answers, wrapped)
         return Part(
             scores=block.scores(),
             surveys=block.surveys(),
@@ -165,6 +169,9 @@ class TaskMeasurer:
             frames=block.frames(),
             radii=block.radii(),
         )
+
+    def _answers(self, raw: Any, task: Task, count: int) -> list[Any]:
+        return self.model.answers(raw, task, count, self.framing.size)
 
     def _truths(self, indices: Tensor, labels: Tensor | None) -> list[Any]:
         if self.truth is None and not self.labelled:
@@ -230,6 +237,7 @@ class _Block:
         }
         self._leads = {name: [nan] * len(self._rows) for name in measurer.certified}
         self._answers: dict[int, Any] = {}
+        self._wrapped: dict[int, Any] = {}
         self._gathered: Any = ()
         self._referenced = False
         self._ready: dict[int, list[int]] = {}
@@ -250,10 +258,17 @@ class _Block:
         self._tallies = type(self.task).tally is not Task.tally
         self._steps, self._borders, self._images = plan.steps.tolist(), plan.rows[:, 0].long().tolist(), plan.images.tolist()
 
-    def add(self, rows: list[int], answers: list[Any]) -> None:
-        """Add the answers to some rows of the plan, in order, and compare those that are complete."""
+    def add(self, rows: list[int], answers: list[Any], wrapped: list[Any]) -> None:
+        """Add the answers to some rows of the plan, in order, and compare those that are complete.
+
+        Args:
+            rows: of the plan.
+            answers: to these views.
+            wrapped: the same as the task reads them for circular images.
+        """
         # Unshifted images come first in a plan: all are known before the first comparison that needs another image's.
         self._answers |= dict(zip(rows, answers, strict=True))
+        self._wrapped |= dict(zip(rows, wrapped, strict=True))
         count = len(self.plan.reference)
         complete = [row for row in rows if row >= count]
         if not self._referenced and rows[-1] + 1 >= count:
@@ -266,7 +281,7 @@ class _Block:
             self._compare([number for row in complete for number in self._ready.get(row, ())])
             for row in complete:
                 for each in self._stale.get(row, ()):
-                    del self._answers[each]
+                    del self._answers[each], self._wrapped[each]
 
     def _references(self, answers: Sequence[Any]) -> Sums:
         """Return sums over unshifted images: by how much answers of neighbours differ, and what the task needs of them."""
@@ -303,7 +318,8 @@ class _Block:
     def _pair(self, number: int) -> Pair:
         first, second = self._rows[number]
         view = self._view(first, second)
-        return Pair(self._answers[first], self._answers[second], view, self.truths[view.image])
+        known = self._wrapped if view.circular else self._answers
+        return Pair(known[first], known[second], view, self.truths[view.image])
 
     def _tally(self, name: str, pair: Pair) -> None:
         known = self.sums.setdefault(name, {})

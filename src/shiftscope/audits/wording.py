@@ -9,7 +9,7 @@ from shiftscope.audits.parts import Changed, Cost
 from shiftscope.estimates import Estimate
 from shiftscope.measures import MEASURES
 from shiftscope.tables import percent, plus_minus
-from shiftscope.tasks import TASKS, Task
+from shiftscope.tasks import Task, known_task
 
 __all__ = ["Row", "changed_images", "cost_sentence", "map_words", "shifts_of", "verdict"]
 
@@ -47,10 +47,10 @@ def verdict(rows: Sequence[Row], task: str = "") -> str:
 
     Args:
         rows: of the audit.
-        task: the name of the task that the outputs were read as; empty without one.
+        task: the task that the outputs were read as, with its settings; empty without one.
     """
     if task:
-        return _of_task(rows, TASKS.get(task.partition(":")[0]))
+        return _of_task(rows, known_task(task))
     first = {row.measure: row for row in reversed(rows) if row.protocol != "unshifted"}
     leading = next((first[name] for name in LEADING if name in first), next(iter(reversed(first.values())), None))
     sentences = [_leading(leading)] if leading else []

@@ -158,6 +158,8 @@ def _next(found: Audit, options: AuditOptions, model: str, *, quick: bool, out: 
     same = ""
     if command == "audit":
         same = "".join(f" --protocol {quote(name)}" for name in found.settings.get("protocols") or ())
+        if pan := found.settings.get("pan"):
+            same += f" --pan {','.join(f'{each:g}' for each in pan)} --steps {found.settings['steps']}"
         same += f" --batch-size {found.settings['batch_size']}" if found.settings.get("batch_size") else ""
     page = " --out audit" if found.task and not quick else ""
     return () if page and out is not None else (f"shiftscope {command} {options.arguments(model)}{task}{same}{page}",)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shiftscope.datasets.preprocessing import Preprocessing
+from shiftscope.datasets.preprocessing import INTERPOLATION, INTERPOLATIONS, Preprocessing
 from shiftscope.errors import InputError
 from shiftscope.runtime.seeds import stream
 from shiftscope.runtime.sizes import both, corner, covering, size_words
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Crop", "Opener", "Photos", "pick", "plan_crop"]
 
-#: Default interpolation of photos.
-INTERPOLATION, INTERPOLATIONS = "bilinear", ("bilinear", "bicubic", "lanczos", "hamming", "box", "nearest")
 #: The default margin on each side is the model's input divided by this: 256 pixels for an input of 224.
 MARGIN_PART = 14
 #: Room for shifts on each side where no shift is asked for, pixels; at most the input divided by the second number.

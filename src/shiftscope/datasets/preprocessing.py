@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from shiftscope.errors import InputError
 from shiftscope.runtime.sizes import Size, both
 
-__all__ = ["OPTIONS", "UNKNOWN", "Preprocessing"]
+__all__ = ["INTERPOLATION", "INTERPOLATIONS", "OPTIONS", "UNKNOWN", "Preprocessing", "check_mean"]
 
+#: Default interpolation of photos, and all of them.
+INTERPOLATION, INTERPOLATIONS = "bilinear", ("bilinear", "bicubic", "lanczos", "hamming", "box", "nearest")
 #: The source of an unknown preprocessing, and of one that the user gave.
 UNKNOWN, OPTIONS = "unknown", "the options"
+
+
+def check_mean(mean: tuple[float, ...] | None) -> None:
+    """Raise InputError for a mean that images in [0, 1] cannot have: one of images from 0 to 255."""
+    if mean is not None and max(mean) > 1:
+        raise InputError(
+            f"`mean` must be of images in [0, 1], got {', '.join(f'{each:g}' for each in mean)}.",
+            "Divide the mean and the standard deviation of images from 0 to 255 by 255.",
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -28,11 +28,14 @@ __all__ = [
     "device_of",
     "evaluating",
     "modules_in",
+    "refuse_clips",
     "unwrapped",
 ]
 
 #: How far modules are looked for in what a function reaches, in how many values of each object, and in how many in all.
 DEPTH, MOST, MOST_SEEN = 4, 100, 2000
+#: Packages whose classes and modules hold no model of a user.
+LIBRARIES = frozenset(("builtins", "numpy", "torch"))
 #: Any callable from images [image, channel, height, width] to outputs [image, class].
 Model = Callable[[Tensor], Tensor]
 
@@ -43,10 +46,20 @@ def how_to_scale(kind: torch.dtype) -> str:
     return f"Divide by {white} first."
 
 
+def refuse_clips(images: Tensor) -> None:
+    """Raise InputError for clips, which have an axis more than images."""
+    if images.ndim == 5:
+        raise InputError(
+            f"`images` must be [image, channel, height, width], and not clips, got shape {tuple(images.shape)}.",
+            "Join frames and channels into channels, and let the model take them apart: images.unflatten(1, (frames, -1)).",
+        )
+
+
 def check_images(images: Tensor, size: tuple[int, ...] | None = None) -> None:
     """Raise InputError unless the images are finite floating point, [image, channel, height, width], of the given size."""
     if not isinstance(images, Tensor):
         raise InputError(f"`images` must be tensors, got {type(images).__name__}.", "Give images without labels.")
+    refuse_clips(images)
     if images.ndim != 4 or (size is not None and tuple(images.shape[2:]) != size):
         raise InputError(f"`images` must be [image, channel, height, width], all of one size, got shape {tuple(images.shape)}.")
     if not images.is_floating_point():
@@ -124,7 +137,7 @@ def evaluating(model: Model) -> Iterator[None]:
 
 
 def modules_in(model: object) -> list[nn.Module]:
-    """Return the modules that a callable reaches: itself, or those in its closure, globals, arguments and attributes.
+    """Return the modules that a callable reaches: itself, or those in its closure, globals, arguments, attributes and class.
 
     >>> network = nn.Linear(2, 2)
     >>> modules_in(lambda images: network(images / 2)) == [network]
@@ -150,15 +163,31 @@ def _held(value: object) -> Iterable[object]:
     if isinstance(value, MethodType):
         return (value.__self__, value.__func__)
     if isinstance(value, FunctionType):
-        names = (name for code in _codes(value.__code__) for name in code.co_names)
+        names = {name for code in _codes(value.__code__) for name in code.co_names}
         cells = (each.cell_contents for each in value.__closure__ or () if each != CellType())
         defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
-        return (*cells, *(value.__globals__[name] for name in names if name in value.__globals__), *defaults)
-    if isinstance(value, Mapping | list | tuple):
+        known = [*cells, *(value.__globals__[name] for name in names if name in value.__globals__), *defaults]
+        return (*known, *(vars(each)[name] for each in known if _is_users(each) for name in names if name in vars(each)))
+    if isinstance(value, Mapping | list | tuple | set | frozenset):
         return list(value.values() if isinstance(value, Mapping) else value)[:MOST]
     if isinstance(value, type | ModuleType | Tensor):
         return ()
-    return list(getattr(value, "__dict__", {}).values())[:MOST]
+    kinds = [kind for kind in type(value).__mro__ if kind.__module__.partition(".")[0] not in LIBRARIES]
+    own = list(getattr(value, "__dict__", {}).values())[:MOST]
+    return (*own, *(each for kind in kinds for each in (*_slots(value, kind), *vars(kind).values())))
+
+
+def _is_users(value: object) -> bool:
+    """Return whether a value is a module of Python's that belongs to no library of tensors."""
+    return isinstance(value, ModuleType) and value.__name__.partition(".")[0] not in LIBRARIES
+
+
+def _slots(value: object, kind: type) -> Iterator[object]:
+    """Yield what an object keeps in the slots of one of its classes."""
+    names = vars(kind).get("__slots__", ())
+    for name in [names] if isinstance(names, str) else names:
+        with suppress(AttributeError):  # an empty one, or one with a private name
+            yield getattr(value, name)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

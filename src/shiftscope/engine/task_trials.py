@@ -258,11 +258,12 @@ class TaskTrial:
 
     def _answers(self, model: Callable[[Tensor], Any], images: Tensor) -> list[Any]:
         batch = BATCH if max(self.size) <= LARGE else BATCH_OF_LARGE
+        task = self.task.wrapping() if self.mode == "circular" else self.task
         found = []
         for part in images.split(batch):
             raw = run_model(model, part, self.device)
             chosen = raw if self.output is None else select_output(raw, self.output)
-            found += self.task.read(chosen, len(part), self.size)
+            found += task.read(chosen, len(part), self.size)
         return found
 
     def first(self, count: int) -> TaskTrial:

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shiftscope.datasets.photos import INTERPOLATION
-from shiftscope.datasets.preprocessing import Preprocessing
+from shiftscope.datasets.preprocessing import INTERPOLATION, Preprocessing
 from shiftscope.runtime.sizes import both
 
 __all__ = ["image_processor", "tried"]

@@ -23,7 +23,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing
+from shiftscope.datasets.preprocessing import UNKNOWN, Preprocessing, check_mean
 from shiftscope.errors import InputError, UntraceableError
 from shiftscope.models.factories import call_factory, is_code
 from shiftscope.models.family import Normalise, build
@@ -146,6 +146,7 @@ def _check_normalisation(mean: Channels | None, std: Channels | None) -> None:
             raise InputError(f"`mean` and `std` must be finite numbers, got {values}.", "Give one value per channel.")
     if mean is None and std is not None:
         raise InputError(f"`mean` and `std` must be given together, got `std` {std} alone.", "Give both, or neither.")
+    check_mean(mean)
 
 
 def absolute_reference(name: str) -> str:

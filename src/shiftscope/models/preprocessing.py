@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from shiftscope.datasets.preprocessing import OPTIONS, UNKNOWN, Preprocessing
+from shiftscope.datasets.preprocessing import INTERPOLATIONS, OPTIONS, UNKNOWN, Preprocessing, check_mean
 from shiftscope.errors import InputError
 from shiftscope.runtime.sizes import Size, both, one_or_both
 
@@ -119,7 +119,7 @@ def from_description(given: Any) -> Preprocessing | None:
             (``image_mean``) or of :class:`Preprocessing`; the transforms of torchvision's weights; or an image processor.
 
     Raises:
-        InputError: the mean, the deviation or the size are no numbers.
+        InputError: mean, deviation or size are no such numbers, or there is no such interpolation.
     """
     if isinstance(given, Preprocessing):
         return given if given.source != UNKNOWN else replace(given, source=FACTORY)
@@ -136,6 +136,12 @@ def from_description(given: Any) -> Preprocessing | None:
     if not set(given) <= set(names):
         return None
     numbers = {name: _number_of(name, given[name]) for name in ("size", "mean", "std") if given.get(name) is not None}
+    check_mean(numbers.get("mean"))
+    if given.get("interpolation") not in (None, *INTERPOLATIONS):
+        raise InputError(
+            f"the factory's `interpolation` must be one of {', '.join(INTERPOLATIONS)}, got {given['interpolation']!r}.",
+            "Correct what it returns.",
+        )
     return Preprocessing(**{**{name: given[name] for name in names if name in given}, **numbers}, source=FACTORY)
 
 

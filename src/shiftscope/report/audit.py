@@ -18,7 +18,7 @@ from shiftscope.report.content import BeforeAfter, Pairs, Section
 from shiftscope.report.frames import film_section
 from shiftscope.surveys import Survey
 from shiftscope.tables import Cell, Table
-from shiftscope.tasks import TASKS
+from shiftscope.tasks import known_task
 from shiftscope.videos.film import Film, shift_words
 
 __all__ = ["audit_page"]
@@ -177,7 +177,7 @@ def _leading(audit: Audit) -> tuple[str, ...]:
 
 def _of_all_images(audit: Audit) -> tuple[str, ...]:
     """Return the first measure of a task that all images have together, such as average precision; none without one."""
-    task = TASKS.get(audit.task.partition(":")[0])
+    task = known_task(audit.task) if audit.task else None
     return () if task is None else task.total_measures[:1]
 
 
@@ -273,7 +273,7 @@ def _path_words(frames: Sequence[Frame]) -> str:
 
 def _change_words(audit: Audit) -> str:
     """Return what the change of a task is, in a sentence; empty for classes and for a task of the user's own."""
-    task = TASKS.get(audit.task.partition(":")[0])
+    task = known_task(audit.task) if audit.task else None
     if task is None:
         return ""
     measure = MEASURES[task.measures[0]]

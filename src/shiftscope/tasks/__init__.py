@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from shiftscope.tasks.placing import Placing
-from shiftscope.tasks.registry import TASKS, find_task, read_alike, task_of, text_of
+from shiftscope.tasks.registry import TASKS, find_task, known_task, read_alike, task_of, text_of
 from shiftscope.tasks.task import Pair, Task, Totals, Truth, View
 
-__all__ = ["TASKS", "Pair", "Placing", "Task", "Totals", "Truth", "View", "find_task", "read_alike", "task_of", "text_of"]
+__all__ = [
+    "TASKS",
+    "Pair",
+    "Placing",
+    "Task",
+    "Totals",
+    "Truth",
+    "View",
+    "find_task",
+    "known_task",
+    "read_alike",
+    "task_of",
+    "text_of",
+]

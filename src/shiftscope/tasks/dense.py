@@ -46,11 +46,35 @@ def aligned(before: Tensor, after: Tensor, view: View) -> tuple[Tensor, Tensor]:
     return before[..., rows, columns], after[..., moved_rows, moved_columns]
 
 
-def of_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return maps [image, channel, height, width] of the size of the model's input, enlarged bilinearly where they are not."""
+def of_size(maps: Tensor, size: tuple[int, int], *, wraps: bool = False) -> Tensor:
+    """Return maps of the size of the model's input, enlarged bilinearly where they are not.
+
+    Args:
+        maps: [image, channel, height, width].
+        size: (height, width) of the input.
+        wraps: whether maps are circular; a circular shift by whole positions is then one of the enlarged map, bit for bit.
+
+    >>> coarse = torch.rand(1, 1, 4, 4)
+    >>> large = of_size(coarse, (8, 8), wraps=True)
+    >>> torch.equal(of_size(coarse.roll(1, 3), (8, 8), wraps=True), large.roll(2, 3))
+    True
+    """
     if tuple(maps.shape[2:]) == size:
         return maps
+    if wraps:
+        return _enlarged_along(_enlarged_along(maps, size[0], 2), size[1], 3)
     return nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def _enlarged_along(maps: Tensor, size: int, axis: int) -> Tensor:
+    """Return circular maps with another number of positions along an axis, linearly between the two nearest ones."""
+    own = maps.shape[axis]
+    # Position i lies at (2 i + 1) own / (2 size) - 1/2 of the maps: in whole numbers, so that fractions repeat exactly.
+    doubled = (2 * torch.arange(size, device=maps.device) + 1) * own - size
+    low, share = doubled.div(2 * size, rounding_mode="floor"), doubled.remainder(2 * size) / (2 * size)
+    share = share.to(maps).reshape([-1 if place == axis else 1 for place in range(maps.ndim)])
+    one, other = maps.index_select(axis, low % own), maps.index_select(axis, (low + 1) % own)
+    return one * (1 - share) + other * share
 
 
 def mean_map(views: Iterable[tuple[Tensor, Placing]]) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from shiftscope.tasks.dense import aligned, mean_map, of_size
 from shiftscope.tasks.drawing import blended, heat
 from shiftscope.tasks.placing import Placing
 from shiftscope.tasks.reading import finite_rows, select_output
-from shiftscope.tasks.task import Task, View
+from shiftscope.tasks.task import Task, Truth, View
 from shiftscope.tasks.truth_files import MapFiles, Placement
 
 __all__ = ["Depth", "Flow", "is_one_value_map", "relative_error", "scale_invariant_error"]
@@ -86,7 +86,17 @@ def _is_multiple(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 @dataclass(frozen=True)
 class DenseValues(Task):
-    """Values for each pixel, whose maps move along with the image."""
+    """Values for each pixel, whose maps move along with the image.
+
+    Attributes:
+        wraps: whether images are circular.
+    """
+
+    wraps: bool = False
+
+    def wrapping(self) -> Self:
+        """Return the task for circular images: coarse maps are enlarged circularly."""
+        return replace(self, wraps=True)
 
     @abstractmethod
     def _values(self, output: Any, count: int, size: tuple[int, int]) -> Tensor:
@@ -138,7 +148,7 @@ class Depth(DenseValues):
 
     def _values(self, output: Any, count: int, size: tuple[int, int]) -> Tensor:
         found = select_output(output, None, DEPTH)
-        return _maps(found[:, None] if found.ndim == 3 else found, count, size, channels=1, task=self.name)
+        return _maps(found[:, None] if found.ndim == 3 else found, count, size, channels=1, task=self)
 
     def compare(self, before: Tensor, after: Tensor, view: View, truth: Tensor | None) -> dict[str, float]:
         """Return relative, absolute and scale-invariant errors of the map that is moved back."""
@@ -197,8 +207,7 @@ class Flow(DenseValues):
         return list(finite_rows(self._values(output, count, size)))
 
     def _values(self, output: Any, count: int, size: tuple[int, int]) -> Tensor:
-        found = output[-1] if isinstance(output, list | tuple) and output else output  # RAFT returns every refinement
-        return _maps(select_output(found, None, FLOW), count, size, channels=2, task=self.name)
+        return _maps(select_output(_refined(output), None, FLOW), count, size, channels=2, task=self)
 
     def compare(self, before: Tensor, after: Tensor, view: View, truth: Tensor | None) -> dict[str, float]:
         """Return the mean distance of vectors, and the same relative to their mean length."""
@@ -220,6 +229,10 @@ class Flow(DenseValues):
             )
         return found.float()
 
+    def open_truth(self, path: Path, names: Sequence[str], placement: Placement) -> Truth:
+        """Raise InputError: vectors of files are not placed."""
+        raise InputError("Ground truth of task 'flow' is not read from files.", "Give it from Python: `audit(..., truth=flows)`.")
+
     def draw(self, picture: Tensor, answer: Tensor, view: View) -> Tensor:
         """Draw the length of the vectors over the picture."""
         return blended(picture, heat(_length(answer), _length(view.references[0])), view)
@@ -227,6 +240,15 @@ class Flow(DenseValues):
     def words(self, share: str, value: str, moved: str) -> str:
         """Return the endpoint error in a sentence."""
         return f"The flow changes by {value} pixels when images move {moved}."
+
+
+def _refined(output: Any) -> Any:
+    """Return the last of several refinements of a flow, as RAFT returns them; other outputs as they are."""
+    if isinstance(output, Mapping):
+        output = next((output[name] for name in FLOW if isinstance(output.get(name), list | tuple)), output)
+    several = isinstance(output, list | tuple) and len(output) > 0
+    flows = several and all(isinstance(each, Tensor) and each.ndim == 4 and each.shape[1] == 2 for each in output)
+    return output[-1] if flows else output
 
 
 def _length(vectors: Tensor) -> Tensor:
@@ -238,12 +260,12 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return float(_length(one - other).mean()) if one.numel() else nan
 
 
-def _maps(found: Tensor, count: int, size: tuple[int, int], *, channels: int, task: str) -> Tensor:
+def _maps(found: Tensor, count: int, size: tuple[int, int], *, channels: int, task: DenseValues) -> Tensor:
     """Return each image's map, of the input's size, [image, channel, height, width]."""
     if found.ndim != 4 or len(found) != count or found.shape[1] != channels:
         raise InputError(
-            f"task {task!r} needs [image, {channels}, height, width] for {number_of(count, 'image')}, "
+            f"task {task.name!r} needs [image, {channels}, height, width] for {number_of(count, 'image')}, "
             f"got shape {tuple(found.shape)}.",
             "Choose another --task or `output`.",
         )
-    return of_size(found.float(), size)
+    return of_size(found.float(), size, wraps=task.wraps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 from shiftscope.errors import InputError, NotFiniteError
 
 __all__ = ["finite_rows", "select_output"]
+
+#: How deep containers in what a model returned are searched.
+DEPTH = 3
 
 
 def select_output(raw: Any, output: str | int | None, prefer: Sequence[str] = ()) -> Tensor:
@@ -36,6 +39,9 @@ def select_output(raw: Any, output: str | int | None, prefer: Sequence[str] = ()
     if str(output) not in tensors:
         if isinstance(raw, Tensor):
             raise InputError(f"the model returns a single tensor; `output` is {output!r}.", "Leave `output` out.")
+        tensors = dict(_within(raw))
+        if str(output) in tensors:
+            return tensors[str(output)]
         if not tensors:
             raise InputError(f"the model returns no tensor, but {type(raw).__name__}.", "Return tensors of torch.")
         reason = "`output` is not given" if output is None else f"`output` is {output!r}"
@@ -47,9 +53,26 @@ def select_output(raw: Any, output: str | int | None, prefer: Sequence[str] = ()
 
 
 def _named_tensors(raw: Any) -> dict[str, Tensor]:
-    """Return the tensors in what a model returned, by name or position."""
+    """Return the tensors in what a model returned, by name or position, without those in containers within."""
+    return {name: value for name, value in _items(raw) if isinstance(value, Tensor)}
+
+
+def _within(raw: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in what a model returned, also those in containers within: ``head.logits``, ``flows.0``.
+
+    A list of containers holds one for each image, which are no outputs.
+    """
+    for name, value in _items(raw):
+        if isinstance(value, Tensor):
+            yield path + name, value
+        elif isinstance(raw, Mapping) and isinstance(value, Mapping | list | tuple) and depth < DEPTH:
+            yield from _within(value, f"{path}{name}.", depth + 1)
+
+
+def _items(raw: Any) -> list[tuple[str, Any]]:
+    """Return what a model returned, by name or position."""
     if isinstance(raw, Tensor):
-        return {}
+        return []
     if isinstance(raw, Mapping):
         items = [(str(name), value) for name, value in raw.items()]
     elif isinstance(raw, list | tuple):
@@ -57,7 +80,7 @@ def _named_tensors(raw: Any) -> dict[str, Tensor]:
         items += [(name, getattr(raw, name)) for name in getattr(raw, "_fields", ())]
     else:
         items = list(vars(raw).items()) if hasattr(raw, "__dict__") else []
-    return {name: value for name, value in items if isinstance(value, Tensor)}
+    return items
 
 
 def finite_rows(found: Tensor, what: str = "the model") -> Tensor:

@@ -19,7 +19,7 @@ from shiftscope.tasks.regression import Regression
 from shiftscope.tasks.segmentation import Segmentation
 from shiftscope.tasks.task import Task
 
-__all__ = ["TASKS", "find_task", "read_alike", "task_of", "text_of"]
+__all__ = ["TASKS", "find_task", "known_task", "read_alike", "task_of", "text_of"]
 
 #: Every task by name. Of several that an output shows, the first one is chosen.
 TASKS: dict[str, Task] = {
@@ -40,7 +40,7 @@ TASKS: dict[str, Task] = {
 #: What a Hugging Face classifier's configuration says its outputs are -> the task that reads them.
 PROBLEM_TYPES = {"multi_label_classification": "multilabel", "regression": "regression"}
 #: Fields of a task that are no settings.
-FIXED = ("name", "measures", "truth_measures", "total_measures", "takes_labels")
+FIXED = ("name", "measures", "truth_measures", "total_measures", "takes_labels", "wraps")
 
 
 def find_task(text: str) -> Task:
@@ -60,6 +60,18 @@ def find_task(text: str) -> Task:
         )
     task = TASKS[name]
     return replace(task, **dict(_setting(task, each) for each in settings.split(",") if each))
+
+
+def known_task(text: str) -> Task | None:
+    """Return the task of a result, with its settings; None if it is the user's own, or of a later version.
+
+    >>> known_task("keypoints:near=0.5").near, known_task("mine") is None
+    (0.5, True)
+    """
+    try:
+        return find_task(text)
+    except InputError:
+        return None
 
 
 def text_of(task: Task) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import nan
 from pathlib import Path
@@ -65,6 +65,7 @@ class Segmentation(Task):
         ignored: the label of ground truth that stands for no class.
         kept: least share of pixels with the same class at which a map counts as kept.
         given: what a single channel holds, ``logits`` or ``probabilities``.
+        wraps: whether images are circular.
     """
 
     moves: ClassVar[bool | None] = True
@@ -74,6 +75,7 @@ class Segmentation(Task):
     ignored: int = 255
     kept: float = 0.99
     given: str = "logits"
+    wraps: bool = False
 
     def __post_init__(self) -> None:
         if self.given not in ("logits", "probabilities"):
@@ -86,6 +88,10 @@ class Segmentation(Task):
         one_channel = output.ndim == 3 or (output.ndim == 4 and output.shape[1] == 1)
         return one_channel and min(output.shape[-2:]) > 1
 
+    def wrapping(self) -> Segmentation:
+        """Return the task for circular images: coarse maps are enlarged circularly."""
+        return replace(self, wraps=True)
+
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[ClassMap]:
         """Return each image's top classes."""
         found = select_output(output, None, NAMES)
@@ -94,7 +100,7 @@ class Segmentation(Task):
         single = found.ndim == 4 and found.shape[1] == 1
         outside = ((found < 0) | (found > 1)).flatten(1).any(dim=1).tolist() if single else [True] * len(found)
         found = self._scores(output, count)
-        maps, classes = of_size(finite_rows(found), size), found.shape[1]
+        maps, classes = of_size(finite_rows(found), size, wraps=self.wraps), found.shape[1]
         kind = torch.uint8 if classes <= 256 else torch.int32
         return [ClassMap(each, classes, beyond) for each, beyond in zip(maps.max(dim=1).indices.to(kind), outside, strict=True)]
 

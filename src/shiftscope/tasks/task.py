@@ -135,6 +135,10 @@ class Task(ABC):
         """Return the task with what the model itself says of its output, such as its configuration."""
         return self
 
+    def wrapping(self) -> Task:
+        """Return the task as it reads outputs for circular images, whose left border continues at the right one."""
+        return self
+
     @abstractmethod
     def read(self, output: Any, count: int, size: tuple[int, int]) -> list[Any]:
         """Return an answer for each image, on the CPU.
@@ -295,7 +299,9 @@ class Task(ABC):
         Raises:
             InputError: answers of this task have no mean.
         """
-        raise InputError(self.no_mean(), "Use `canonical`, which takes one pass, or change layers with `blur` or `aps`.")
+        moved = type(self).place_back is not Task.place_back
+        instead = "Use `canonical`, which takes one pass, or change" if moved else "Change"
+        raise InputError(self.no_mean(), f"{instead} layers with `blur` or `aps`.")
 
     def no_mean(self) -> str:
         """Return why answers at several shifts have no mean, in a sentence; empty if they have one."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from shiftscope.audits.model import CountedModel
 from shiftscope.display import Shown
+from shiftscope.engine.answers import LOOKED_AT, image_warnings
 from shiftscope.engine.checks import device_of, evaluating
 from shiftscope.errors import InputError
 from shiftscope.estimates import Estimate, mean
@@ -189,7 +190,8 @@ def frames_flicker(
     counted = CountedModel(model, output=output, device=device_of(model, device))
     with evaluating(model), torch.no_grad():
         known = reads_as(counted, sequences[0][:1], task)
-        return measure_flicker(counted, (each.split(batch_size) for each in sequences), known)
+        found = measure_flicker(counted, (each.split(batch_size) for each in sequences), known)
+    return replace(found, notes=image_warnings(model, sequences[0][:LOOKED_AT]))
 
 
 def measure_flicker(model: CountedModel, sequences: Iterable[Iterable[Tensor]], task: Task | None) -> Flicker:
@@ -214,6 +216,15 @@ def _check(sequences: Sequence[Tensor], batch_size: int) -> None:
     if batch_size < 1:
         raise InputError(f"`batch_size` must be 1 or more frames, got {batch_size}.", "Leave it out.")
     for each in sequences:
+        if not isinstance(each, Tensor):
+            raise InputError(
+                f"`frames` must be tensors, got {type(each).__name__}.", "Convert each video: torch.from_numpy(frames)."
+            )
+        if each.ndim == 5:
+            raise InputError(
+                f"a sequence of `frames` must be [frame, channel, height, width], got shape {tuple(each.shape)}.",
+                "Of several videos, give a list: list(videos).",
+            )
         if each.ndim != 4 or len(each) < 2:
             raise InputError(
                 f"`frames` must be [frame, channel, height, width] of two frames or more, got shape {tuple(each.shape)}.",
