@@ -10,7 +10,7 @@ from torch import Tensor
 
 from helpers import as_users_import_it
 from shiftscope import shifts
-from shiftscope.shifts import grid, sample, translate
+from shiftscope.shifts import grid, sample, translate, translate_by_parts
 
 DTYPES = [torch.uint8, torch.bool, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -109,3 +109,12 @@ def test_sample_is_uniform_and_repeatable() -> None:
 def test_invalid_input_raises_error(call, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         call(as_users_import_it(shifts), torch.zeros(2, 1, 3, 3))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_circular_shifts_by_parts_take_half_precision(kind: torch.dtype) -> None:
+    images = torch.rand(2, 1, 8, 7, generator=torch.Generator().manual_seed(0)).to(kind)
+    moved = translate_by_parts(images, torch.tensor([[0.5, 0.25], [1.0, 0.0]]), mode="circular")
+    expected = translate_by_parts(images.float(), torch.tensor([[0.5, 0.25], [1.0, 0.0]]), mode="circular")
+    assert moved.dtype == kind
+    assert torch.equal(moved, expected.to(kind))

@@ -151,3 +151,16 @@ def test_responses_however_far_the_peak_equal_theory(
         assert found.similarity[shift, image].item() == pytest.approx(expected.similarity, abs=1e-9)
         assert tuple(found.displacement[shift, image].tolist()) == expected.displacement
         assert found.in_place[shift, image].item() == pytest.approx(expected.in_place, abs=1e-9)
+
+
+def test_cosine_of_a_vector_that_is_not_finite_is_nan() -> None:
+    vectors = torch.tensor([[1.0, float("nan")], [1.0, float("inf")]])
+    assert cosine(vectors, torch.ones(2)).isnan().all()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_responses_of_large_maps_in_half_precision_are_those_of_the_same_values(kind: torch.dtype) -> None:
+    before = torch.rand(2, 8, 96, 96, generator=torch.Generator().manual_seed(0)).to(kind)
+    after = before.roll((2, 3), (2, 3))[None]
+    found, expected = responses(before, after), responses(before.float(), after.float())
+    assert torch.equal(found.similarity, expected.similarity)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shiftscope.engine.outputs import Outputs
 from shiftscope.errors import InputError
+from shiftscope.estimates import interval_of_equals, proportion
 from shiftscope.measures import MEASURES
 from shiftscope.shifts import grid
 from shiftscope.surveys import centred, correct, cosines, survey, survey_of_values, top1_changes
@@ -198,3 +199,14 @@ def test_table_has_row_for_each_measure_and_part() -> None:
 def test_invalid_input_raises_error(call, text: str) -> None:
     with pytest.raises(InputError, match=text):
         call()
+
+
+def test_maps_where_all_values_are_a_bound_have_the_interval_of_equals() -> None:
+    """Each shift for itself: a cosine of 1 is no share of images."""
+    ones = torch.ones(10, len(SHIFTS))
+    mixed = torch.cat([torch.ones(10, 12), torch.rand(10, len(SHIFTS) - 12, generator=torch.Generator().manual_seed(0))], dim=1)
+    for values in (ones, mixed):
+        found = survey_of_values({"mcs": values, "top1_change": values}, SHIFTS).intervals
+        low, high = interval_of_equals(1.0, 10, (-1.0, 1.0))
+        assert found["mcs"][0].tolist() == pytest.approx([low, high])
+        assert found["top1_change"][0].tolist() == pytest.approx([proportion(torch.ones(10).bool()).low, 1])

@@ -313,12 +313,15 @@ def bootstrap(values: Float[Tensor, "seed image"], *, group: int = 0) -> Float[n
     if count < FEW_IMAGES:
         draws: np.ndarray = (table * _normal_weights(count, "images")).sum(axis=1)
         return draws
-    # In chunks, because weights of all images in all draws would take much memory.
-    tallies, parts = _tallies(count), list[np.ndarray]()
+    # In chunks, because weights of all images in all draws would take much memory; without the mean, so that weights of single
+    # precision do, however little the values differ.
+    middle = table.mean(axis=1, keepdims=True)
+    table, tallies, parts = table - middle, _tallies(count), list[np.ndarray]()
     for start in range(0, RESAMPLES, CHUNK):
         rows = table if len(table) == 1 else table[start : start + CHUNK]
         parts.append((rows * _image_weights(tallies[start : start + CHUNK])).sum(axis=1))
-    return np.concatenate(parts)
+    found: np.ndarray = np.concatenate(parts) + middle[:, 0]
+    return found
 
 
 def combine_draws(draws: Float[Tensor, "seed draw"]) -> Float[np.ndarray, " draw"]:

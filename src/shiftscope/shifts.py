@@ -132,6 +132,8 @@ def translate_by_parts(
     >>> translate_by_parts(torch.tensor([[[[0.0, 1.0, 0.0]]]]), torch.tensor([[0.0, 0.5]])).tolist()
     [[[[0.0, 0.5, 0.5]]]]
     """
+    if mode == "circular" and images.element_size() < 4:  # transforms need single precision
+        return translate_by_parts(images.float(), shifts, mode=mode).to(images.dtype)
     if mode == "circular":
         height, width = images.shape[2:]
         down, right = shifts.to(images).unbind(1)

@@ -52,7 +52,7 @@ class Responses:
 def cosine(one: Shaped[Tensor, "*each class"], other: Shaped[Tensor, "*others class"]) -> Float[Tensor, "*both"]:
     """Return <a, b> / (|a| |b|) along the last axis, in double precision.
 
-    Two zero vectors have cosine 1; a zero vector and any other have cosine 0.
+    Two zero vectors have cosine 1; a zero vector and any other have cosine 0. It is NaN where a vector is not finite.
 
     Args:
         one: vectors along the last axis, of any dtype.
@@ -65,7 +65,7 @@ def cosine(one: Shaped[Tensor, "*each class"], other: Shaped[Tensor, "*others cl
     norms = (one.square().sum(-1) * other.square().sum(-1)).sqrt()
     similar = ((one * other).sum(-1) / norms).clamp(-1, 1)
     both_zero = (one == 0).all(-1) & (other == 0).all(-1)
-    return torch.where(norms > 0, similar, both_zero.double())
+    return torch.where(norms == 0, both_zero.double(), similar)
 
 
 def largest_difference(one: Tensor, other: Tensor) -> float:
@@ -98,6 +98,8 @@ def responses(before: Maps, after: Float[Tensor, "shift image channel height wid
     >>> round(found.similarity.item(), 9), found.displacement.tolist()
     (1.0, [[[0, 2]]])
     """
+    if before.element_size() < 4:  # transforms need single precision
+        before, after = before.float(), after.float()
     _, images, channels, height, width = after.shape
     at_once = max(1, VALUES // (4 * channels * height * width))
     parts = [slice(start, start + at_once) for start in range(0, images, at_once)]

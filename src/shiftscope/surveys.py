@@ -318,13 +318,15 @@ def _interval(name: str, sums: Tensor, squares: Tensor, count: int) -> Float[Ten
     bounds, middle = MEASURES[name].bounds, sums / count
     if count == 1:
         return torch.tensor(bounds).expand(len(sums), 2)
-    if torch.equal(sums, squares):  # every value is 0 or 1
-        return torch.stack(wilson_interval(middle, count), dim=1).clamp(0, 1).float()
     deviation = ((squares / count - middle.square()).clamp_min(0) / (count - 1)).sqrt()[:, None]
     ends = middle[:, None] + student_t(count) * deviation * torch.tensor([-1.0, 1.0])
     alike = torch.stack(interval_of_equals(middle, count, bounds), dim=1)
     size = middle.abs()[:, None] if bounds[1] == inf else bounds[1] - bounds[0]
-    return torch.where(deviation * count**0.5 <= ALIKE * size, alike, ends).clamp(*bounds).float()
+    found = torch.where(deviation * count**0.5 <= ALIKE * size, alike, ends)
+    if bounds == (0.0, 1.0):
+        shares = torch.stack(wilson_interval(middle, count), dim=1)
+        found = torch.where((sums == squares)[:, None], shares, found)  # every value is 0 or 1
+    return found.clamp(*bounds).float()
 
 
 def _parts(shifts: Tensor, factor: int | None) -> dict[str, Bool[Tensor, " shift"]]:

@@ -180,3 +180,14 @@ def test_shifts_beyond_half_of_the_image_are_refused(max_shift: int) -> None:
     ):
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_single_image_counts_as_a_batch_of_one_with_its_label() -> None:
+    image = IMAGES[0]
+    alone, batched = (ss.certify(model(), images, [1], radius=1) for images in (image, image[None]))
+    assert alone.radii.tolist() == batched.radii.tolist()
+    assert [(tuple(each.shape), None if known is None else known.tolist()) for each, known in batches_of(image, [1])] == [
+        ((1, 1, 16, 16), [1])
+    ]
+    with pytest.raises(InputError, match="`labels` must hold one label per image, got 2 for 1 image"):
+        ss.certify(model(), image, [1, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -213,7 +214,7 @@ def test_untraceable_model_gets_measured_results_and_fixes_that_need_no_graph() 
     assert found.guarantee.geometry is None
     assert found.guarantee.sentence.startswith("The graph of Untraceable cannot be traced")
     assert [each.part is None for each in found.causes.causes] == [True, True, True, True, False]
-    assert "The part of head, borders, aliasing is unknown: the model's graph cannot be traced." in found.verdict
+    assert "The part of head, borders, aliasing is unknown: the model's graph cannot be read." in found.verdict
     tried = {each.kinds: each.gain is not None for each in found.fixes.ranked}
     assert tried == {("blur",): True, ("circular",): False, ("canonical",): True, ("average",): True}
     assert found.fixes.before.accuracy is not None
@@ -225,11 +226,11 @@ class CountsTraces(Freely):
 
     def __init__(self, *, traceable: bool) -> None:
         super().__init__()
-        self.traceable, self.traces = traceable, [0]
+        self.traceable, self.seen = traceable, SimpleNamespace(traces=0)
 
     def forward(self, images: Tensor) -> Tensor:
         if isinstance(images, fx.Proxy):
-            self.traces[0] += 1
+            self.seen.traces += 1
             if not self.traceable:
                 raise TypeError("it refuses")
         return super().forward(images)
@@ -240,7 +241,7 @@ def test_graph_of_the_model_is_read_once(traceable: bool) -> None:
     torch.manual_seed(0)
     model = CountsTraces(traceable=traceable).eval()
     assert (explained(model).guarantee.geometry is not None) == traceable
-    assert model.traces == [1]
+    assert model.seen.traces == 1
 
 
 def test_step_that_makes_outputs_of_different_images_alike_adds_a_warning() -> None:

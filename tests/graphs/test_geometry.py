@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
 
+import shiftscope as ss
 from shiftscope import layers
 from shiftscope.errors import UntraceableError
 from shiftscope.explanations.guarantee import guarantee_of
 from shiftscope.graphs.geometry import geometry_of
-from shiftscope.surgery import make_equivariant
+from shiftscope.shifts import translate
+from shiftscope.surgery import circular, make_equivariant
 from zoo import timm, torchvision_models
 
 
@@ -226,3 +232,94 @@ def test_network_that_overwrites_its_input_has_a_geometry() -> None:
 
     layers_ = nn.Conv2d(3, 4, 3, 2, padding=1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     assert geometry_of(Halving(*layers_).eval(), (3, 16, 16)).last.factor == (2, 2)
+
+
+def test_maps_with_a_third_axis_are_not_read_as_if_nothing_were_subsampled() -> None:
+    class Clip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Sequential(nn.Conv3d(3, 4, (1, 3, 3), (1, 2, 2), (0, 1, 1)), nn.ReLU(), nn.AdaptiveAvgPool3d(1))
+            self.f = nn.Linear(4, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            found: Tensor = self.f(self.c(images[:, :, None]).flatten(1))
+            return found
+
+    with pytest.raises(UntraceableError, match=r"Maps have a third axis, as of time or depth \(`c.0`\)"):
+        geometry_of(Clip().eval(), (3, 16, 16))
+    found = ss.explain(Clip().eval(), torch.rand(4, 3, 16, 16), max_shift=2)
+    assert {each.name: each.part is None for each in found.causes.causes}["aliasing"]
+    assert found.causes.main == ""
+    assert "`c.0` samples other positions" in found.guarantee.sentence
+
+
+class SelfPadding(nn.Conv2d):
+    """Pads itself."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return functional.conv2d(functional.pad(images, (1, 1, 1, 1)), self.weight, self.bias, self.stride)
+
+
+class Gained(nn.Module):
+    """A block with a gain of its own, which may be parametrized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gain = nn.Conv2d(3, 4, 3, 2, 1), nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.conv(images) * self.gain
+        return found
+
+
+class Exponential(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return values.exp()
+
+
+def gained() -> nn.Module:
+    block = Gained()
+    parametrize.register_parametrization(block, "gain", Exponential())
+    return block
+
+
+@pytest.mark.parametrize(
+    ("plain", "changed"), [(lambda: SelfPadding(3, 4, 3), lambda: weight_norm(SelfPadding(3, 4, 3))), (Gained, gained)]
+)
+def test_parametrized_part_is_read_as_the_same_part_without(
+    plain: Callable[[], nn.Module], changed: Callable[[], nn.Module]
+) -> None:
+    models = [nn.Sequential(part(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval() for part in (plain, changed)]
+    one, other = (geometry_of(model, (3, 16, 16)) for model in models)
+    assert (one.borders, one.factor, one.last, one.unknown) == (other.borders, other.factor, other.last, other.unknown)
+    assert one.borders
+    copy, images = circular(models[1]).model, torch.rand(2, 3, 16, 16)
+    assert torch.allclose(copy(images), copy(images.roll((2, 4), (2, 3))), atol=1e-6)
+
+
+def test_padding_of_channels_or_by_nothing_is_no_border() -> None:
+    class OptionA(nn.Module):
+        def forward(self, maps: Tensor) -> Tensor:
+            return functional.pad(maps, (0, 0, 0, 0, 1, 1))
+
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(2)
+    around = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
+    assert geometry_of(nn.Sequential(around, OptionA(), *head), (3, 16, 16)).borders == {"0": "circular"}
+    assert geometry_of(nn.Sequential(nn.ZeroPad2d(0), nn.Conv2d(3, 4, 3), *head), (3, 16, 16)).borders == {}
+    assert geometry_of(nn.Sequential(nn.ZeroPad2d((0, 1, 0, 0)), nn.Conv2d(3, 4, 3), *head), (3, 16, 16)).borders == {
+        "0": "zeros"
+    }
+
+
+@pytest.mark.parametrize(("width", "known"), [(1, True), (8, False)])
+def test_border_that_mirrors_more_than_windows_read_takes_the_promise_away(width: int, known: bool) -> None:
+    """Content 5 pixels from the edge is mirrored into a border of 8."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.ReflectionPad2d(width), nn.Conv2d(1, 4, 3), nn.ReLU())
+    found = guarantee_of(nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval(), image=(1, 32, 32))
+    assert (found.exact is not None) == known
+    image = torch.zeros(1, 1, 32, 32)
+    image[:, :, 5:9, 5:9] = torch.rand(4, 4)
+    moved = body(translate(image, torch.tensor([[3, 3]]))) - body(torch.zeros_like(image))
+    back = translate(body(image) - body(torch.zeros_like(image)), torch.tensor([[3, 3]]))
+    assert torch.allclose(moved, back, atol=1e-6) == known

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections import OrderedDict, deque
+from io import BytesIO
+from typing import Any
 
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import shiftscope as ss
 from shiftscope.graphs.probing import restoring
 from shiftscope.models.spec import Fix
 from zoo import importable
@@ -61,3 +67,35 @@ def test_fix_of_a_transformer_that_never_ran_equals_that_of_one_that_ran() -> No
                 torch.testing.assert_close(model(images).logits, plain)
                 assert not torch.allclose(outputs[0], plain, atol=1e-3)
     torch.testing.assert_close(*outputs)
+
+
+class Caching(nn.Module):
+    """Keeps what it computes in containers of its own, one within another."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 4, 3)
+        self.head = nn.Linear(4, 3)
+        self._kept: Any = kind()
+        self.nested = {"maps": [torch.ones(1)]}
+
+    def forward(self, batch: Tensor) -> Tensor:
+        maps = self.layer(batch).relu()
+        if isinstance(self._kept, dict):
+            self._kept["maps"] = maps
+        else:
+            (self._kept.add if isinstance(self._kept, set) else self._kept.append)(maps)
+        self.nested["maps"].append(maps)
+        found: Tensor = self.head(maps.mean((2, 3)))
+        return found
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, list, set, deque])
+def test_tracing_leaves_containers_of_a_model_as_they_were(kind: type) -> None:
+    model = Caching(kind).eval()
+    ss.shift_outputs(model, torch.rand(2, 1, 16, 16), ss.grid(1))
+    ss.certify(model, torch.rand(2, 1, 16, 16), radius=1)
+    kept = [*(model._kept.values() if isinstance(model._kept, dict) else model._kept), *model.nested["maps"]]
+    assert all(isinstance(each, Tensor) and not isinstance(each, fx.Proxy) for each in kept)
+    torch.save(model, BytesIO())
+    assert model(torch.rand(2, 1, 16, 16)).shape == (2, 3)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shiftscope.errors import InputError
+from shiftscope.runtime.text import number_of
 
 __all__ = ["Images", "Labels", "OpenedImages", "batches_of", "gather", "images_in", "input_size"]
 
@@ -68,9 +69,9 @@ def batches_of(images: Images, labels: Labels | None = None) -> Iterator[tuple[T
     >>> [(len(each), known.tolist()) for each, known in batches_of(batches)]
     [(2, [0, 1]), (1, [1])]
     """
-    labels = _as_labels(labels)
+    labels, images = _as_labels(labels), _as_batch(images)
     if isinstance(images, Tensor) and labels is not None and len(labels) != len(images):
-        raise _wrong_count(len(labels), f"{len(images)} images")
+        raise _wrong_count(len(labels), number_of(len(images), "image"))
     start, labelled = 0, labels is not None
     for number, batch in enumerate(_each(images)):
         each, known = _parts(batch)
@@ -85,10 +86,10 @@ def batches_of(images: Images, labels: Labels | None = None) -> Iterator[tuple[T
             raise InputError("some batches of `images` hold labels and others do not.", "Give labels with all or with none.")
         labelled, start = known is not None, stop
         if known is not None and known.ndim == 1 and len(known) != len(each):
-            raise _wrong_count(len(known), f"{len(each)} images of a batch")
+            raise _wrong_count(len(known), f"{number_of(len(each), 'image')} of a batch")
         yield each, None if known is None else known.cpu()
     if labels is not None and start != len(labels):
-        raise _wrong_count(len(labels), f"{start} images")
+        raise _wrong_count(len(labels), number_of(start, "image"))
 
 
 def gather(images: Images, labels: Labels | None = None) -> tuple[Tensor, Tensor | None]:
@@ -115,6 +116,7 @@ def gather(images: Images, labels: Labels | None = None) -> tuple[Tensor, Tensor
 
 def images_in(images: Images, labels: Labels | None = None) -> int | None:
     """Return the number of images, if that is known before they are read."""
+    images = _as_batch(images)
     if isinstance(images, Tensor):
         return len(images)
     if labels is not None:
@@ -128,6 +130,11 @@ def images_in(images: Images, labels: Labels | None = None) -> int | None:
 def input_size(images: Images, size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
     """Return the size of the model's input, pixels: as given, or as opened images know it; None for that of the images."""
     return images.size if size is None and isinstance(images, OpenedImages) else size
+
+
+def _as_batch(images: Images) -> Images:
+    """Return a single image as a batch of one, and others as they are."""
+    return images[None] if isinstance(images, Tensor) and images.ndim == 3 else images
 
 
 def _each(images: Images) -> Iterator[Any]:

@@ -44,6 +44,9 @@ Pair = tuple[int, int]
 #: Weights and their transform, by the weights' id, the transform's lengths, and the sheet's factor and size.
 Spectra = dict[tuple[int, Pair, Pair, Pair], tuple[Tensor, Tensor]]
 
+#: The most transforms that are kept.
+MOST_SPECTRA = 8
+
 #: Multiply-adds that a Fourier transform costs for each point and level, measured relative to a convolution's.
 FOURIER_COST = 6.0
 
@@ -276,13 +279,16 @@ def _by_fourier(sheet: Sheet, layout: Layout, kernel: Tensor, weights: Tensor) -
 def _spectrum(weight: Tensor, kernel: Tensor, sheet: Sheet, layout: Layout, spectra: Spectra) -> Tensor:
     """Return the transformed weights, cached from block to block with the weights themselves, so that their id stays theirs.
 
-    They are not cached while gradients are recorded, because weights that are trained change from one block to the next.
+    Parametrized weights are new in each block: the oldest entries are dropped. They are not cached while gradients are recorded,
+    because weights that are trained change from one block to the next.
     """
     lengths = (_length(sheet, layout, 0), _length(sheet, layout, 1))
     if torch.is_grad_enabled():
         return _transformed(kernel, sheet, layout, lengths)
     key = (id(weight), lengths, sheet.factor, sheet.size)
     if key not in spectra:
+        if len(spectra) >= MOST_SPECTRA:
+            del spectra[next(iter(spectra))]
         spectra[key] = weight, _transformed(kernel, sheet, layout, lengths)
     return spectra[key][1]
 

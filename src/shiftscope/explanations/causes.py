@@ -194,7 +194,7 @@ class _Steps(Decomposition):
         self.circular: _Circular | None = None
 
     def without_graph(self) -> list[Cause]:
-        reason = "the model's graph cannot be traced"
+        reason = "the model's graph cannot be read"
         unknown = [self.unknown(name, reason) for name in ("head", "borders", "aliasing", "activations")]
         return [*unknown, self.cause("other", self.total)]
 

@@ -175,7 +175,10 @@ def _exactness(found: Observed) -> Exactness | None:
     """Return at which shifts every map before the head moves along; None where that is not known."""
     maps = found.run.maps
     doubtful = found.problem or any(not each.weighs for each in found.run.lost)
-    circular, local = all(each.circular for each in maps) and _ends_whole(found, maps), all(each.local for each in maps)
+    reach = [max((each.reach[axis] for each in maps), default=0) for axis in (0, 1)]
+    beyond = any(each.mirrored[axis] > reach[axis] for each in maps for axis in (0, 1))
+    circular = all(each.circular for each in maps) and _ends_whole(found, maps)
+    local = all(each.local for each in maps) and not beyond
     if doubtful or not (circular or local):
         return None
     if circular and maps and (found.stray is None or found.stray > found.tolerance):
@@ -183,7 +186,6 @@ def _exactness(found: Observed) -> Exactness | None:
     if all(map(_is_invariant, found.run.outputs)) and found.change is not None and found.change > found.tolerance:
         return None  # a map that was not compared does not do what its layer's type says
     lattice = (lcm(*(each.lattice[0] for each in maps)), lcm(*(each.lattice[1] for each in maps)))
-    reach = [max((each.reach[axis] for each in maps), default=0) for axis in (0, 1)]
     return Exactness(lattice, circular, (-(-reach[0] // 1) + 1, -(-reach[1] // 1) + 1))
 
 

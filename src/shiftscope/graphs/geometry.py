@@ -20,6 +20,7 @@ from shiftscope import layers
 from shiftscope.errors import UntraceableError
 from shiftscope.graphs.maps import Basis, MapGeometry, Sizes, Value, merged
 from shiftscope.graphs.observed import extent_seen, observe
+from shiftscope.graphs.operators import VOLUMES
 from shiftscope.graphs.positions import (
     BORDERS,
     Head,
@@ -123,14 +124,18 @@ def geometry_of(model: nn.Module, image: tuple[int, int, int] | None = None) -> 
         image: (channels, height, width) of its input, to compare the graph's outputs with the model's.
 
     Raises:
-        UntraceableError: ``torch.fx`` cannot trace the model, or its graph gives other outputs.
+        UntraceableError: ``torch.fx`` cannot trace the model, its graph gives other outputs, or its maps have a third axis.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(36, 2))
     >>> found = geometry_of(model)
     >>> found.factor, found.last.receptive_field, found.head
     ((2, 2), (8, 8), 'flatten')
     """
-    return read_graph(TracedModel(model, image), model, image)[0]
+    traced = TracedModel(model, image)
+    volumes = [str(node.target) for node in traced.graph.nodes if VOLUMES.match(node, traced.part(node))]
+    if volumes:
+        raise UntraceableError(f"Maps have a third axis, as of time or depth (`{volumes[0]}`), and such graphs are not read.")
+    return read_graph(traced, model, image)[0]
 
 
 def read_graph(
@@ -254,8 +259,8 @@ class _Reader:
             return self._slice(node, name, source)
         if (order := axis_order(node)) is not None:
             return replace(source, layout="channels last" if order == (0, 2, 3, 1) else "channels first")
-        if (border := border_of(node, part)) is not None:
-            self.borders[name] = border
+        if (border := border_of(node, part, source.layout)) is not None:
+            self.borders |= {name: border} if border else {}
         elif not is_stationary(self.traced, node, source.layout):
             self.unknown.append(f"`{name}` ({type(part).__name__ if part is not None else 'function'})")
         return source

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-__all__ = ["ADDITIONS", "IDLE", "POINTWISE", "PRODUCTS", "QUOTIENTS", "SUBTRACTIONS", "Operators"]
+__all__ = ["ADDITIONS", "IDLE", "POINTWISE", "PRODUCTS", "QUOTIENTS", "SUBTRACTIONS", "VOLUMES", "Operators"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,20 @@ IDLE = Operators(
     modules=(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout),
     functions=frozenset({functional.dropout, functional.dropout2d, functional.alpha_dropout}),
     methods=frozenset({"contiguous", "clone", "float"}),
+)
+#: Layers of maps with a third axis of positions, as of time or depth.
+VOLUMES = Operators(
+    modules=(
+        *(nn.Conv3d, nn.ConvTranspose3d, nn.MaxPool3d, nn.AvgPool3d),
+        *(nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
+    ),
+    functions=frozenset(
+        {
+            *(functional.conv3d, functional.conv_transpose3d, functional.max_pool3d, functional.avg_pool3d),
+            *(functional.adaptive_avg_pool3d, functional.adaptive_max_pool3d),
+        }
+    ),
+    methods=frozenset(),
 )
 ADDITIONS = {operator.add, operator.iadd, torch.add}
 SUBTRACTIONS = {operator.sub, operator.isub, torch.sub}

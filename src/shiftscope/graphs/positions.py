@@ -145,11 +145,19 @@ def pads_to_fit(traced: TracedModel, site: Site) -> bool:
     return all(1 - step <= pad - reach <= 0 for pad, reach, step in zip(padded, site.reach, site.stride, strict=True))
 
 
-def border_of(node: fx.Node, part: nn.Module | None) -> str | None:
-    """Return the padding mode of a node that only pads; None for other nodes."""
+def border_of(node: fx.Node, part: nn.Module | None, layout: Layout) -> str | None:
+    """Return the padding mode of a node that only pads; empty where it pads no height or width, None for other nodes."""
     if node.target is functional.pad:
-        return BORDERS[str(node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant"))]
-    return next((border for kind, border in PADS.items() if isinstance(part, kind)), None)
+        margins = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+        border = BORDERS[str(node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant"))]
+    else:
+        border = next((border for kind, border in PADS.items() if isinstance(part, kind)), "")
+        if not border:
+            return None
+        margins = vars(part)["padding"]
+    start = 2 if layout == "channels last" else 0  # margins begin with the last axis
+    still = isinstance(margins, tuple | list) and all(each == 0 for each in margins[start : start + 4])
+    return "" if still else border
 
 
 def is_metadata(node: fx.Node) -> bool:

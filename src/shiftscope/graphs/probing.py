@@ -7,8 +7,10 @@ initialisation that depends on the first batch, moves no statistics, and draws n
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,8 @@ __all__ = [
 #: Heights and widths to try if the caller names none.
 SIDES = (64, 224, 240, 256, 32)
 Shape = tuple[int, int, int]
+#: Attributes that every part of a model has.
+ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 def check_initialised(model: nn.Module) -> None:
@@ -116,9 +120,9 @@ class _Values:
         pass
 
     def __exit__(self, *_: object) -> None:
-        for value, copy in self.copies:
-            if not _same(value, copy):
-                value.data.copy_(copy)
+        for value, before in self.copies:
+            if not _same(value, before):
+                value.data.copy_(before)
 
 
 def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
@@ -185,15 +189,19 @@ def restoring_modes(model: nn.Module) -> Iterator[None]:
 def restoring(model: nn.Module, *, values: bool = True) -> Iterator[None]:
     """Restore every part's modes, attributes, parameters and buffers afterwards, and remove hooks that it got meanwhile.
 
-    While it is traced, a ``forward`` that stores its maps, or caches them in a dictionary, stores proxies, and torch.fx stores
-    constants in the model. A first call may add hooks, and note it in an attribute. Hooks that lazy layers remove stay removed.
+    While it is traced, a ``forward`` that stores its maps, or caches them in a list or a dictionary, stores proxies, and torch.fx
+    stores constants in the model. A first call may add hooks, and note it in an attribute. Hooks that lazy layers remove stay
+    removed.
 
     Args:
         model: the model.
         values: whether to restore the values of parameters and buffers too, which takes a copy of them.
     """
     before = {
-        part: [(held, dict(held)) for held in (vars(part), part._parameters, part._buffers, *_caches(part))]
+        part: [
+            *((held, dict(held)) for held in (vars(part), part._parameters, part._buffers)),
+            *((held, copy(held)) for held in _caches(part)),
+        ]
         for part in model.modules()
         if not isinstance(part, torch.jit.ScriptModule)
     }
@@ -206,17 +214,22 @@ def restoring(model: nn.Module, *, values: bool = True) -> Iterator[None]:
             for holders in before.values():
                 for held, content in holders:
                     held.clear()
-                    held.update(content)
+                    (held.update if isinstance(held, dict | set) else held.extend)(content)
             for held, known in hooks:
                 for key in held.keys() - known:
                     del held[key]
 
 
-def _caches(part: nn.Module) -> Iterator[dict[Any, Any]]:
-    """Yield a part's attributes that are dictionaries of its own."""
-    for name, value in vars(part).items():
-        if type(value) is dict and not name.startswith("_"):
+def _caches(part: nn.Module) -> Iterator[Any]:
+    """Yield the lists, dictionaries, sets and deques that a part holds in attributes of its own, and those in them."""
+    waiting = [value for name, value in vars(part).items() if name not in ATTRIBUTES]
+    seen = set[int]()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list | set | deque) and id(value) not in seen:
+            seen.add(id(value))
             yield value
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _hooks(part: nn.Module) -> Iterator[dict[Any, Any]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from shiftscope import layers
 from shiftscope.errors import InputError
@@ -147,7 +147,7 @@ class TracedModel:
         module, name = self.part(node), str(node.target)
         if isinstance(module, nn.Conv2d):
             form = (pair(module.kernel_size), pair(module.stride), _convolution_padding(module), pair(module.dilation))
-            if type(module) is nn.Conv2d or is_parametrized(module):
+            if type_before_parametrizations(module) is nn.Conv2d:
                 return Site(node, name, "convolution", *form, module)
             before = _same_padding(module, form[0], form[1], form[3])
             refusal = "" if before else f"{type(module).__name__} may do more"
@@ -171,15 +171,19 @@ class TracedModel:
         return Site(node, node.name, "convolution", kernel, pair(stride), pair(padding), pair(dilation), None)
 
     def _weight(self, node: Any) -> Tensor | None:
-        """Return the largest four-dimensional parameter that a weight is computed from; None if it depends on more."""
+        """Return the largest four-dimensional parameter that a weight is computed from, also by a parametrization; else None."""
         waiting, found, seen = [node], list[Tensor](), set[fx.Node]()
         while waiting:
             other = waiting.pop()
             if not isinstance(other, fx.Node) or other in seen or is_shape(other):
                 continue
             seen.add(other)
-            if other.op in ("placeholder", "call_module"):
+            part = self.part(other)
+            if other.op == "placeholder" or not isinstance(part, ParametrizationList | None):
                 return None
+            if part is not None:
+                with torch.no_grad():
+                    found += [value] if (value := part()).ndim == 4 else []
             if other.op == "get_attr":
                 value = operator.attrgetter(str(other.target))(self.module)
                 found += [value] if isinstance(value, Tensor) and value.ndim == 4 else []

@@ -92,6 +92,7 @@ class Symmetry:
         circular: whether it does so on the torus.
         local: whether it does so while everything that differs from a constant background stays away from the edges.
         reach: receptive field minus one, pixels.
+        mirrored: how far from an edge content may lie, pixels, that a border shows again beyond it.
         frame: number of the polyphase sampling that decides how far it moves; 0 if the shift alone does. Where nothing moves, it
             is the phase itself that was chosen, and only taking that phase says anything about shifts.
         image: whether it depends on the image.
@@ -103,6 +104,7 @@ class Symmetry:
     circular: bool = True
     local: bool = True
     reach: tuple[Fraction, Fraction] = (Fraction(0), Fraction(0))
+    mirrored: tuple[Fraction, Fraction] = (Fraction(0), Fraction(0))
     frame: int = 0
     image: bool = False
 
@@ -144,6 +146,12 @@ class Symmetry:
         down, right = self.reach
         extra = positions * abs(step)
         return replace(self, reach=(down + extra, right) if kind == "down" else (down, right + extra))
+
+    def repeating(self, factor: Factor, positions: int) -> Symmetry:
+        """Return the symmetry after a border of so many positions in all shows content again that lies inside."""
+        axis = int(factor.kind == "right")
+        far = max(self.mirrored[axis], self.reach[axis] + positions * abs(factor.step))
+        return replace(self, mirrored=(far, self.mirrored[1]) if axis == 0 else (self.mirrored[0], far))
 
     def with_axis(self, place: int, axis: Axis) -> Symmetry:
         """Return the symmetry with the axis at ``place`` replaced."""
@@ -217,6 +225,10 @@ def joined(symmetries: Iterable[Symmetry]) -> Symmetry:
         reach=(
             max((each.reach[0] for each in found), default=Fraction(0)),
             max((e.reach[1] for e in found), default=Fraction(0)),
+        ),
+        mirrored=(
+            max((each.mirrored[0] for each in found), default=Fraction(0)),
+            max((each.mirrored[1] for each in found), default=Fraction(0)),
         ),
         frame=next((each.frame for each in found if each.factors), 0),
         image=any(each.image for each in found),

@@ -14,6 +14,7 @@ from itertools import takewhile, zip_longest
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from shiftscope import layers
 from shiftscope.errors import UntraceableError, first_line
@@ -58,7 +59,7 @@ def calls_of(traced: fx.GraphModule) -> tuple[ModuleCall, ...]:
 
 def is_leaf(part: nn.Module) -> bool:
     """Return whether a part of a model is a single node of its graph: a layer of torch or of :mod:`shiftscope.layers`."""
-    home = type(core(part)).__module__
+    home = type_before_parametrizations(core(part)).__module__
     return home.startswith((f"{layers.__name__}.", "torch.nn.", "torch.ao.nn.")) and not isinstance(part, nn.Sequential)
 
 

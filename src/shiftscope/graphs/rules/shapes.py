@@ -277,7 +277,7 @@ def extended(found: Symmetry, place: int, more: int, mode: str, note: Note) -> S
     around = mode == "circular" and factor.size == found.period(factor)
     note("circular" if mode == "circular" else {"constant": "zeros"}.get(mode, mode))
     if not (found.circular and around):
-        found = found.leaking()
+        found = found.leaking() if mode in ("constant", "replicate") else found.leaking().repeating(factor, more)
     return found.with_axis(place, ((replace(factor, size=size),),))
 
 
