@@ -214,3 +214,35 @@ def test_masked_classes_leave_radii_as_they_are(value: float, method: str) -> No
     masked, plain = (certify(Masked(each).eval(), images, radius=3, method=method).radii.tolist() for each in (value, None))
     assert masked == plain
     assert max(plain) > 0
+
+
+class Rounding(nn.Module):
+    """Outputs that differ alone and in a batch by a share of their norm."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = images[:, 0].mean((1, 2))
+        return torch.stack([bright, 1 - bright], dim=1) * (1 + self.share * (len(images) > 1) * torch.tensor([1.0, -1]))
+
+
+@pytest.mark.parametrize(("share", "lead"), [(0.0, 1e-4), (1e-4, 1e-4), (1e-4, 1e-2)])
+def test_lead_within_what_batches_round_counts_as_changed(share: float, lead: float) -> None:
+    images = torch.full((3, 1, 8, 8), 0.5 + lead / 2)
+    found = certify(Rounding(share).eval(), images, radius=1, mode="circular")
+    assert found.radii.tolist() == [-1 if 4 * share > lead else 1] * 3
+    assert any("differ by the size of batches" in each for each in found.notes) == (share > 0)
+    alone = certify(Rounding(share).eval(), images, radius=1, mode="circular", batch_size=1)
+    assert alone.radii.tolist() == [1] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(torch.bfloat16, "bfloat16"), (torch.float32, "single precision"), (torch.float64, "double")]
+)
+def test_certificate_says_the_precision_that_the_model_computes_in(kind: torch.dtype, words: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval().to(kind)
+    found = certify(model, torch.rand(4, 1, 8, 8).to(kind), radius=1)
+    assert any(f"exact for these images and this border, in {words}" in note for note in found.table().notes)

@@ -79,6 +79,7 @@ class Certificate(Shown):
         warnings: reasons why the radii say little about the model.
         provenance: how it was made, name -> value.
         rule: what keeps an answer of a task, in a clause; empty for classes.
+        precision: that the model computes in, in words.
     """
 
     json_file: ClassVar[str] = "certificate"
@@ -93,6 +94,7 @@ class Certificate(Shown):
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     rule: str = ""
+    precision: str = "single precision"
 
     @property
     def radii(self) -> Int[Tensor, " image"]:
@@ -190,7 +192,7 @@ class Certificate(Shown):
     def _definitions(self) -> tuple[str, ...]:
         which = (
             "Every whole-pixel shift (dy, dx) with |dy|, |dx| <= r was tried, from the smallest until the answer changed, so the "
-            "shares are exact for these images and this border, in single precision."
+            f"shares are exact for these images and this border, in {self.precision}."
             if self.parts == 1
             else f"Shifts in steps of 1/{self.parts} pixel with |dy|, |dx| <= r were tried, interpolated "
             f"{'by Fourier transform' if self.border == 'circular' else 'bilinearly'}. This is a grid, not a proof: between its "

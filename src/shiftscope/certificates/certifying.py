@@ -7,7 +7,8 @@ from functools import partial, reduce
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from shiftscope.audits.model import CountedModel, chosen_task, model_checksum
 from shiftscope.audits.task_measuring import views_at_once
@@ -16,13 +17,14 @@ from shiftscope.engine.answers import LOOKED_AT, add_answers, image_warnings, sa
 from shiftscope.engine.batches import Images, Labels, batches_of, images_in, input_size
 from shiftscope.engine.checks import check_classes, check_fill, check_model, device_of, evaluating
 from shiftscope.engine.dense import Method
-from shiftscope.engine.dependence import dependence
+from shiftscope.engine.dependence import batch_rounding, dependence
 from shiftscope.engine.direct import Canvas
 from shiftscope.engine.framing import Border, check_max_shift, frame, inner_size
 from shiftscope.engine.outputs import Runner, open_runner
+from shiftscope.engine.precision import full_precision
 from shiftscope.engine.task_trials import reference_doubts, returns_embeddings
 from shiftscope.errors import InputError
-from shiftscope.radii import Found, ShiftGrid, find_radii, find_task_radii
+from shiftscope.radii import ROUNDING, Found, ShiftGrid, find_radii, find_task_radii
 from shiftscope.runtime.progress import Report, Stage, silent
 from shiftscope.runtime.provenance import provenance
 from shiftscope.tasks import Task
@@ -31,6 +33,10 @@ __all__ = ["BLOCK", "Certifier", "certify"]
 
 #: Images that are searched together, fewer where their outputs at all shifts would hold more values than this.
 BLOCK, VALUES = 64, 30_000_000
+#: Outputs may differ by so many times as much as those of one image do alone and in a batch.
+MARGIN = 4
+#: What computing in a type of numbers is called; the first one that a model holds counts.
+PRECISIONS = {torch.bfloat16: "bfloat16", torch.float16: "half precision", torch.float64: "double precision"}
 
 
 def certify(
@@ -126,6 +132,8 @@ class Certifier:
 
     Attributes:
         classes: number of classes of the model; 0 where a task reads its outputs.
+        rounding: share of an output's norm below which a class's lead is rounding.
+        precision: that the model computes in, in words.
         task: that reads the outputs; None for classes.
     """
 
@@ -160,9 +168,12 @@ class Certifier:
         self.model = CountedModel(model, output=output, device=device_of(model, device))
         self.method, self.batch_size = method, batch_size
         with evaluating(model), torch.no_grad():
-            raw = self.model.raw(frame(example, size, "zero", None).images)
+            unshifted = frame(example, size, "zero", None).images
+            raw = self.model.raw(unshifted)
             self.task = chosen_task(self.model, raw, task, self.size, recognise=not embedding)
-            self.classes = self._classes(raw, embedding=embedding)
+            self.classes, self.precision = self._classes(raw, embedding=embedding), _precision(model, raw)
+            batched = self.task is None and batch_size != 1
+            self.rounding = max(ROUNDING, MARGIN * batch_rounding(self.model.raw, unshifted) if batched else 0.0)
         views = len(self.shifts.shifts) * max(self.classes, 1)
         self.block = max(1, min(BLOCK, VALUES // views))
         self._runner: Runner | None = None
@@ -262,15 +273,27 @@ class Certifier:
         own |= {} if self.task is None else {"task": self.task.name, "kept": rule}
         found = {**own, **others.pop("provenance", {})}
         warnings = (*others.pop("warnings", ()), *self._doubts(part))
+        notes = (*others.pop("notes", ()), *self._rounding_notes())
         return Certificate(
             part,
             self.shifts.reach,
             self.border,
             self.shifts.parts,
             rule=rule,
+            notes=notes,
             warnings=warnings,
             provenance=found,
+            precision=self.precision,
             **others,
+        )
+
+    def _rounding_notes(self) -> tuple[str, ...]:
+        """Return how near to another answer counts as changed, where the model rounds more than single precision does."""
+        if self.task is not None or self.rounding == ROUNDING:
+            return ()
+        return (
+            "The model's outputs for an image differ by the size of batches: a class that leads by less than "
+            f"{self.rounding:.1g} of the outputs' norm counts as changed.",
         )
 
     def _doubts(self, part: Part) -> tuple[str, ...]:
@@ -282,9 +305,11 @@ class Certifier:
     def _found(self, images: Tensor, seed: int) -> Found:
         """Return the radii of a block."""
         if self.task is None:
-            return find_radii(self._open(images), images, self.shifts, seed=seed)
-        read, batch_size = partial(self.model.read, task=self.task, size=self.size), self.batch_size or views_at_once(self.size)
-        with evaluating(self.model.model), torch.no_grad():
+            with full_precision(self.model.device):
+                return find_radii(self._open(images), images, self.shifts, seed=seed, rounding=self.rounding)
+        task = self.task.wrapping() if self.border == "circular" else self.task
+        read, batch_size = partial(self.model.read, task=task, size=self.size), self.batch_size or views_at_once(self.size)
+        with evaluating(self.model.model), torch.no_grad(), full_precision(self.model.device):
             return find_task_radii(read, self.task, images, self._canvas, self.shifts, batch_size=batch_size)
 
     @property
@@ -306,3 +331,10 @@ class Certifier:
                 size=self.size,
             )
         return self._runner
+
+
+def _precision(model: object, raw: Any) -> str:
+    """Return the precision that a model computes in, by its parameters and by what it returned."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    kinds = {each.dtype for each in (*parameters, *tree_leaves(raw)) if isinstance(each, Tensor)}
+    return next((words for kind, words in PRECISIONS.items() if kind in kinds), "single precision")

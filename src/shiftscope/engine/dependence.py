@@ -13,7 +13,7 @@ from shiftscope.engine.answers import image_warnings
 from shiftscope.engine.checks import device_of, evaluating
 from shiftscope.graphs.probing import restoring_random_numbers
 
-__all__ = ["Dependence", "dependence", "dependence_warnings", "model_warnings"]
+__all__ = ["Dependence", "batch_rounding", "dependence", "dependence_warnings", "model_warnings"]
 
 #: What outputs depend on besides the image: nothing, the call, or the batch.
 Dependence = Literal["", "call", "batch"]
@@ -37,6 +37,19 @@ def dependence(model: Callable[[Tensor], Any], image: Tensor, *, batches: bool =
     noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
     beside = _of_first(model(torch.cat([image, noise])), 2)  # the user's other images may all be the same
     return "" if _alike(alone, beside) else "batch"
+
+
+def batch_rounding(model: Callable[[Tensor], Any], image: Tensor) -> float:
+    """Return by how much an image's outputs differ alone and beside an image of noise, relative to their norm.
+
+    Args:
+        model: in evaluation mode; the caller has switched off gradients.
+        image: [1, channel, height, width], on the model's device.
+    """
+    noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+    pairs = zip(_of_first(model(image.clone()), 1), _of_first(model(torch.cat([image, noise])), 2), strict=True)
+    floats = [(one.double(), other.double()) for one, other in pairs if one.is_floating_point() and one.shape == other.shape]
+    return max((float((one - other).norm() / other.norm()) for one, other in floats if other.norm() > 0), default=0.0)
 
 
 def dependence_warnings(model: Callable[[Tensor], Any], image: Tensor, *, batches: bool = True) -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from shiftscope.radii.curve import RadiusCounts, RadiusCurve
-from shiftscope.radii.search import NO_ANSWER, NOTHING, Found, ShiftGrid, find_radii, radii_from
+from shiftscope.radii.search import NO_ANSWER, NOTHING, ROUNDING, Found, ShiftGrid, find_radii, radii_from
 from shiftscope.radii.tasks import find_task_radii, task_radii
 
 __all__ = [
     "NOTHING",
     "NO_ANSWER",
+    "ROUNDING",
     "Found",
     "RadiusCounts",
     "RadiusCurve",

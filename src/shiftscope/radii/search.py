@@ -5,7 +5,8 @@ An image whose answer changes needs no more shifts. Where the engine can compute
 that are too close to call are computed again, one by one, by the model itself.
 
 An answer is *kept* where the class that is on top without a shift leads every other by more than rounding. So a tie counts as a
-change, and a radius is true on any machine that computes in single precision, and for any size of batches.
+change, and a radius is true wherever outputs differ by less than that: on any machine that computes in single precision, and for
+any size of batches, unless the caller found that the model rounds more.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from shiftscope.engine.checks import evaluating
 from shiftscope.engine.runner import LEAST_SCALE, TOLERANCE, Outputs, Runner
 from shiftscope.errors import InputError
 
-__all__ = ["NOTHING", "NO_ANSWER", "Found", "Search", "ShiftGrid", "find_radii", "radii_from"]
+__all__ = ["NOTHING", "NO_ANSWER", "ROUNDING", "Found", "Search", "ShiftGrid", "find_radii", "radii_from"]
 
 #: The radius of an image without an answer: its two top outputs are equal within rounding.
 NO_ANSWER = -1
 #: The radius of an image whose answer holds nothing to keep, such as no detection; shares leave it out.
 NOTHING = -2
-#: A lead below this share of the output's norm is rounding: single precision rounds sums to about a tenth of it.
+#: A lead below this share of the output's norm is rounding by default: single precision rounds sums to about a tenth of it.
 ROUNDING = 1e-5
 #: Outputs so many times below those that are compared are masks, which say nothing of rounding.
 MASKED = 1e4
@@ -92,7 +93,14 @@ class Found:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
-def find_radii(runner: Runner, images: Float[Tensor, "image channel height width"], shifts: ShiftGrid, *, seed: int) -> Found:
+def find_radii(
+    runner: Runner,
+    images: Float[Tensor, "image channel height width"],
+    shifts: ShiftGrid,
+    *,
+    seed: int,
+    rounding: float = ROUNDING,
+) -> Found:
     """Return the radius of each image.
 
     Args:
@@ -100,18 +108,26 @@ def find_radii(runner: Runner, images: Float[Tensor, "image channel height width
         images: as the runner takes them.
         shifts: the grid.
         seed: draws what the engine compares.
+        rounding: share of an output's norm below which a lead is rounding.
 
     Raises:
         InputError: the model fails, or returns one value an image.
     """
     if runner.dense is not None:
-        return radii_from(runner(images, runner.shifts, seed=seed), runner, images, shifts)
+        return radii_from(runner(images, runner.shifts, seed=seed), runner, images, shifts, rounding=rounding)
     with evaluating(runner.direct.model), torch.no_grad():
-        search = _ClassSearch.of_references(shifts, runner.direct.reference(images))
+        search = _ClassSearch.of_references(shifts, runner.direct.reference(images), rounding)
         return search.finished(runner, images, views=len(images), dense=False)
 
 
-def radii_from(outputs: Outputs, runner: Runner, images: Float[Tensor, "image channel height width"], shifts: ShiftGrid) -> Found:
+def radii_from(
+    outputs: Outputs,
+    runner: Runner,
+    images: Float[Tensor, "image channel height width"],
+    shifts: ShiftGrid,
+    *,
+    rounding: float = ROUNDING,
+) -> Found:
     """Return the radius of each image from its outputs at every shift, which are those that :func:`find_radii` returns.
 
     The model runs again only where outputs that were computed all at once are too close to call.
@@ -121,12 +137,13 @@ def radii_from(outputs: Outputs, runner: Runner, images: Float[Tensor, "image ch
         runner: that computed them.
         images: as the runner takes them.
         shifts: the grid.
+        rounding: share of an output's norm below which a lead is rounding.
 
     Raises:
         InputError: the model fails, or returns one value an image.
     """
     with evaluating(runner.direct.model), torch.no_grad():
-        search, views = _ClassSearch.of_outputs(shifts, outputs, runner, images)
+        search, views = _ClassSearch.of_outputs(shifts, outputs, runner, images, rounding)
         return search.finished(runner, images, views=views, dense=outputs.method == "dense")
 
 
@@ -195,27 +212,30 @@ class _ClassSearch(Search):
     Args:
         shifts: the grid.
         tops: the answer to each unshifted image.
+        rounding: share of an output's norm below which a lead is rounding.
     """
 
-    def __init__(self, shifts: ShiftGrid, tops: Int[Tensor, " image"]) -> None:
+    def __init__(self, shifts: ShiftGrid, tops: Int[Tensor, " image"], rounding: float) -> None:
         super().__init__(shifts, len(tops))
-        self.tops = tops
+        self.tops, self.rounding = tops, rounding
 
     @classmethod
-    def of_references(cls, shifts: ShiftGrid, reference: Float[Tensor, "image class"]) -> _ClassSearch:
+    def of_references(cls, shifts: ShiftGrid, reference: Float[Tensor, "image class"], rounding: float) -> _ClassSearch:
         """Return what the outputs of the unshifted images tell, which the model computed itself."""
-        search = cls(shifts, _checked(reference).argmax(dim=1))
+        search = cls(shifts, _checked(reference).argmax(dim=1), rounding)
         rows = torch.arange(len(reference))
         search.add(rows, torch.full_like(rows, search.middle), reference)
         return search
 
     @classmethod
-    def of_outputs(cls, shifts: ShiftGrid, outputs: Outputs, runner: Runner, images: Tensor) -> tuple[_ClassSearch, int]:
+    def of_outputs(
+        cls, shifts: ShiftGrid, outputs: Outputs, runner: Runner, images: Tensor, rounding: float
+    ) -> tuple[_ClassSearch, int]:
         """Return what outputs at every shift tell, and how many unshifted images the model computed again for it."""
-        search = cls(shifts, _checked(outputs.reference).argmax(dim=1))
+        search = cls(shifts, _checked(outputs.reference).argmax(dim=1), rounding)
         exact = outputs.method == "direct"
         scale = outputs.values.norm(dim=2)
-        close = ROUNDING * _norms(outputs.values) if exact else APART * scale.clamp_min(LEAST_SCALE * float(images.norm()))
+        close = rounding * _norms(outputs.values) if exact else APART * scale.clamp_min(LEAST_SCALE * float(images.norm()))
         rows = torch.arange(0)
         if not exact:  # which class is on top without a shift may itself be too close to call
             lead = _leads(outputs.values[:, search.middle], search.tops)
@@ -233,7 +253,7 @@ class _ClassSearch(Search):
     def add(self, rows: Int[Tensor, " pair"], columns: Int[Tensor, " pair"], outputs: Float[Tensor, "pair class"]) -> None:
         """Note outputs that the model computed itself."""
         leads = _leads(outputs, self.tops[rows])
-        self.note(rows, columns, leads, leads > ROUNDING * _norms(outputs))
+        self.note(rows, columns, leads, leads > self.rounding * _norms(outputs))
 
     def finished(self, runner: Runner, images: Tensor, *, views: int, dense: bool) -> Found:
         """Compute what is missing, and return the radii; ``views`` and ``dense`` say what was computed before."""
