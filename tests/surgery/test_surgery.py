@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from helpers import as_users_import_it
 from shiftscope.errors import InputError
+from shiftscope.explanations import guarantee_of
 from shiftscope.layers import BlurPool2d, MaxBlurPool2d
 from shiftscope.models.family import NetworkSpec, build
 from shiftscope.surgery import Surgery, antialias, circular, cost, global_pool, make_equivariant, operate
@@ -116,6 +118,28 @@ def test_equivariant_copies_of_random_networks_have_the_same_output_at_every_shi
     with torch.no_grad():
         outputs = changed.model.eval()(torch.cat([image.roll(shift, (2, 3)) for shift in shifts]))
     torch.testing.assert_close(outputs, outputs[:1].expand_as(outputs), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["aps", "lps"])
+def test_branch_that_is_zero_leaves_the_choice_to_the_one_that_meets_it(method: Literal["aps", "lps"]) -> None:
+    """All phases of a map that a ReLU has set to zero are equal, but not those of the shortcut, which takes the same phase."""
+    torch.manual_seed(0)
+    block = Residual(3, 3)
+    with torch.no_grad():
+        block.norm.bias.fill_(-100)
+    model = (
+        nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+        .double()
+        .eval()
+    )
+    found = make_equivariant(model, method=method, image=(1, 12, 12))
+    image = randoms(1, 1, 12, 12)
+    images = torch.cat([image.roll(shift, (2, 3)) for shift in ((0, 0), (1, 0), (2, 1), (5, 7))])
+    outputs = found.model.eval()(images)
+    torch.testing.assert_close(outputs, outputs[:1].expand_as(outputs), atol=1e-10, rtol=0)
+    assert found.promise is not None
+    assert "is equivariant" in found.promise.sentence
+    assert guarantee_of(found.model, image=(1, 12, 12)).status == "guaranteed"
 
 
 def small_resnet() -> nn.Module:
@@ -509,3 +533,48 @@ def test_operate_applies_a_fix_by_its_short_name() -> None:
         InputError, match=r"there is no fix 'gpa'\. Choose one of blur, aps, lps, gap, circular, anchor, canonical"
     ):
         plain.operate("gpa", model)
+
+
+class TwoHeads(nn.Module):
+    """Flattens two maps, the second of which holds a position map; ``turned`` uses the second one first."""
+
+    def __init__(self, *, turned: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.heads, self.turned = nn.ModuleList([nn.Linear(256, 3), nn.Linear(256, 3)]), turned
+        self.position = nn.Parameter(torch.randn(1, 4, 8, 8))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images).relu()
+        if self.turned:
+            late = self.heads[1](self.second((maps + self.position).relu()).relu().flatten(1))
+            found: Tensor = late + self.heads[0](maps.flatten(1))
+            return found
+        early: Tensor = self.heads[0](maps.flatten(1))
+        return early + self.heads[1](self.second((maps + self.position).relu()).relu().flatten(1))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_promise_holds_of_every_map_that_is_flattened(turned: bool) -> None:
+    torch.manual_seed(0)
+    found = make_equivariant(TwoHeads(turned=turned).eval(), image=(1, 16, 16))
+    assert found.promise is not None
+    assert "is not equivariant" in found.promise.sentence
+
+
+def test_wanted_max_blur_pool_is_changed_as_a_whole() -> None:
+    torch.manual_seed(0)
+    pool = MaxBlurPool2d(filter_size=3, stride=2, kernel_size=2)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(), pool, nn.AdaptiveAvgPool2d(1)).eval()
+    found = make_equivariant(model, image=(1, 16, 16), only=["2"]).model
+    images = torch.rand(2, 1, 16, 16)
+    assert torch.allclose(found(images), found(images.roll((1, 3), (2, 3))), atol=1e-6)
+
+
+def test_filter_of_given_weights_leaves_an_axis_that_is_not_subsampled() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, stride=(2, 1), padding=1)).eval()
+    by_weights, by_size = (
+        antialias(model, image=(1, 16, 16), **how).model for how in ({"taps": [0.25, 0.5, 0.25]}, {"filter_size": 3})
+    )
+    images = torch.rand(2, 1, 16, 16)
+    assert torch.allclose(by_weights(images), by_size(images), atol=1e-6)

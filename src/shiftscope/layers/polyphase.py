@@ -87,7 +87,7 @@ class NormChoice(nn.Module):
     products of neighbours at several distances, and of what the whole phase looks like from each position, all independent of
     positions. If phases agree in all of them, the first is taken. This happens on constant maps and maps that repeat with the
     stride, whose phases are equal. It could happen to different phases, though none are known. Only there can a shift change the
-    choice.
+    choice. Where other maps take the phase, too, they break ties in the same way: those of a map that a ReLU has set to zero.
     """
 
     def __init__(self, stride: int | Sequence[int] = 2, filter_size: int = 1) -> None:
@@ -95,11 +95,10 @@ class NormChoice(nn.Module):
         self.stride = _pair(stride)
         self.filter = _blur(filter_size)
 
-    def forward(self, maps: Float[Tensor, "image channel height width"]) -> Shaped[Tensor, " image"]:
-        """Return each image's phase."""
+    def forward(self, maps: Float[Tensor, "image channel height width"], *others: Tensor) -> Shaped[Tensor, " image"]:
+        """Return each image's phase; ``others`` of the same height and width break ties."""
         with torch.no_grad():
-            found = phases(filtered(maps, self.filter), self.stride)
-            return _best(_norms(found))
+            return _best(_scores_of(maps, *others, by=self))
 
     def extra_repr(self) -> str:
         """Return the settings that ``print`` shows."""
@@ -176,8 +175,8 @@ class PhaseLogits(nn.Module):
             nn.Conv2d(width, 1, 3, padding=1, padding_mode="circular"),
         )
 
-    def forward(self, maps: Float[Tensor, "image channel height width"]) -> Shaped[Tensor, image * phase]:
-        """Return each image's phase in evaluation, weights over phases in training."""
+    def forward(self, maps: Float[Tensor, "image channel height width"], *others: Tensor) -> Shaped[Tensor, image * phase]:
+        """Return each image's phase in evaluation, weights over phases in training; ``others`` break ties in evaluation."""
         found = phases(filtered(maps, self.filter), self.stride)
         images, count = found.shape[:2]
         logits = self.score(found.flatten(0, 1)).mean(dim=(1, 2, 3)).reshape(images, count)
@@ -186,7 +185,7 @@ class PhaseLogits(nn.Module):
             return weights
         with torch.no_grad():
             rounding = ROUNDING.get(logits.dtype, 1e-5) * logits.abs()
-            return _best(chain([(logits, rounding)], _norms(found)))
+            return _best(chain([(logits, rounding)], _scores_of(maps, *others, by=self)))
 
 
 class PolyphaseSampling(nn.Module):
@@ -261,6 +260,13 @@ class LearnedPolyphaseSampling(PolyphaseSampling):
 
 
 Score = tuple[Float[Tensor, "image phase"], Float[Tensor, "image phase"]]
+
+
+def _scores_of(maps: Tensor, *others: Tensor, by: NormChoice | PhaseLogits) -> Iterator[Score]:
+    """Yield scores of the phases of maps, then those of others of their size."""
+    for each in (maps, *others):
+        if each.shape[2:] == maps.shape[2:]:
+            yield from _norms(phases(filtered(each, by.filter), by.stride))
 
 
 def _norms(found: Float[Tensor, "image phase channel tall wide"]) -> Iterator[Score]:

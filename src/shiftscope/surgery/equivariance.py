@@ -154,10 +154,12 @@ class _Sampler:
 
     def _sample(self, site: Site, group: int) -> None:
         """Subsample at a site by the phase that the first subsampling of its group chooses."""
+        first = group not in self.leaders
+        if not first:
+            self._break_ties(group, site.node)
         unstride(self.editor, site)
         start = _follow(self.editor, site)
         last, _ = self.editor.end_of_chain(start) if site.kind == "convolution" else (start, False)
-        first = group not in self.leaders
         if first:
             self.leaders[group] = site.name, self._choice(site.name, site.stride, last)
         leader, choice = self.leaders[group]
@@ -178,10 +180,19 @@ class _Sampler:
         first = group not in self.leaders
         if first:
             self.leaders[group] = name, self._choice(name, stride, source)
+        else:
+            self._break_ties(group, node)
         leader, choice = self.leaders[group]
         self.editor.insert_before(node, AlignPhase(stride), "aligned", choice)
         title = f"{_kind(self.editor, node)}, stride {stride[0]}"
         self._record(name, title, leader if not first else "", "before it", f"{self.method.upper()} before it")
+
+    def _break_ties(self, group: int, node: fx.Node) -> None:
+        """Let the map that a later subsampling of a group receives break ties of the choice, if it is known by then."""
+        choice, source = self.leaders[group][1], node.all_input_nodes[0]
+        order = {each: place for place, each in enumerate(self.editor.graph.nodes)}
+        if source not in choice.all_input_nodes and order[source] < order[choice]:
+            choice.args = (*choice.args, source)
 
     def _record(self, name: str, title: str, leader: str, where: str, becomes: str) -> None:
         rule = "of the largest norm" if self.method == "aps" else "that a learned network points to"
@@ -222,6 +233,10 @@ def _kind(editor: Editor, node: fx.Node) -> str:
 def _make_circular(editor: Editor, site: Site) -> None:
     """Let a site continue its map circularly, and record it."""
     pad = own_pad(editor, site)
+    within = pad is None and not any(site.padding) and not site.pads_itself
+    if within and all(reach < step for reach, step in zip(site.reach, site.stride, strict=True)):
+        editor.keep(site.name, site.title, "it reads nothing beyond the border")
+        return
     _, changed = (site.node, False) if pad is not None and not editor.wants(_name(pad)) else make_windows_circular(editor, site)
     if changed:
         _record_pad(editor, pad)

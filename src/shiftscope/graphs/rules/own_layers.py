@@ -12,7 +12,7 @@ from shiftscope import layers
 from shiftscope.graphs.operators import POINTWISE
 from shiftscope.graphs.rules.call import Note, UnknownError
 from shiftscope.graphs.rules.windows import windowed
-from shiftscope.graphs.symmetry import Factor, Symmetry, fixed, joined, moves
+from shiftscope.graphs.symmetry import Factor, Symmetry, fixed, joined, length, moves
 from shiftscope.layers.polyphase import NormChoice, PhaseLogits, TakePhase
 from shiftscope.layers.surrounded import INSERTED, core
 
@@ -59,12 +59,15 @@ class OwnLayers:
         if isinstance(part, TakePhase):
             return self._phase(part, maps, given[1], result)
         # A choice has one value per image; the map that is sampled by it later moves with it.
-        if not maps.circular or not all(maps.goes_around(factor) for factor in maps.factors):
+        used = [maps, *(each for each in given[1:] if list(map(length, each.axes[2:])) == list(map(length, maps.axes[2:])))]
+        if not all(each.circular and all(map(each.goes_around, each.factors)) for each in used):
             self.note("polyphase border")
             raise UnknownError
+        if any((each.frame, each.factors) != (maps.frame, maps.factors) for each in used):
+            raise UnknownError
         self.choices.append((maps.frame, maps.factors, part.stride))
-        axes = [maps.axes[0], *(fixed(size) for size in result.shape[1:])]
-        return replace(maps.with_axes(axes), frame=len(self.choices), local=False)
+        axes = (maps.axes[0], *(fixed(size) for size in result.shape[1:]))
+        return replace(joined(used), axes=axes, frame=len(self.choices), local=False)
 
     def _phase(self, part: TakePhase, maps: Symmetry, choice: Symmetry, result: Tensor) -> Symmetry:
         """Take the phase that was chosen: the map moves with that choice, for every shift, as do others that share it."""
