@@ -361,3 +361,15 @@ def test_settings_of_a_max_blur_pool_are_given_by_name() -> None:
     """Their order is not that of the pool which it replaces."""
     with pytest.raises(TypeError, match="positional"):
         MaxBlurPool2d(3, 2, 1)
+
+
+def test_windows_beyond_the_border_have_no_gradient() -> None:
+    """Every window of the only two positions lies in the padding."""
+    maps = torch.rand(1, 1, 2, 2, requires_grad=True)
+    pool = {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 3}
+    functional = torch.nn.functional.max_pool2d(maps, 2, 1, 1, 3)
+    blurred = MaxBlurPool2d(filter_size=1, border="zero", **pool)(maps)
+    assert torch.equal(blurred, functional)
+    blurred.nan_to_num(neginf=0).sum().backward()
+    assert maps.grad is not None
+    assert not maps.grad.any()

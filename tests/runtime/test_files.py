@@ -148,3 +148,12 @@ def test_error_of_writing_is_one_sentence(error: OSError, reason: str) -> None:
         raise error
     assert found.value.problem == f"`out` results cannot be written ({reason}); finished runs stay there."
     assert found.value.remedy == "Make room."
+
+
+def test_tied_tensors_are_written_each(tmp_path: Path) -> None:
+    weight = torch.rand(3, 4)
+    write_tensors(tmp_path / "tied.safetensors", {"a": weight, "b": weight, "part": weight[1:]})
+    found = load_file(tmp_path / "tied.safetensors")
+    assert torch.equal(found["a"], weight)
+    assert torch.equal(found["b"], weight)
+    assert torch.equal(found["part"], weight[1:])

@@ -18,7 +18,7 @@ from shiftscope.studies.comparison import Comparison, RankCorrelation, compare, 
 from shiftscope.studies.folder import read_folder
 from shiftscope.studies.loading import load_study
 from shiftscope.studies.runner import run_study
-from shiftscope.studies.spec import Claim
+from shiftscope.studies.spec import Claim, Study
 from small import SMALL, Finished
 
 CLAIMS = """
@@ -326,3 +326,25 @@ def test_claims_may_name_settings_that_all_cells_share(folder: Path, tmp_path: P
 def test_lead_over_no_other_cell_is_not_in_the_study() -> None:
     claim = Claim(text="the best", kind="lead", of={"network.factor": (1,)})
     assert judge(claim, [cell(1, 0.5, **{"network.factor": 1})]).verdict is Verdict.NOT_IN_STUDY
+
+
+def test_cells_are_found_by_settings_that_are_lists() -> None:
+    cells = [{"network.factor": factor, "network.channels": [4, 8], "mcs": 0.5 * factor} for factor in (1, 2)]
+    claim = {"text": "more", "of": {"network.factor": [2], "network.channels": [[4, 8]]}, "less": {"network.factor": [1]}}
+    study = Study.model_validate(
+        {
+            "name": "a",
+            "title": "t",
+            "seeds": 1,
+            "network": {"channels": [4, 8]},
+            "grid": {"network.factor": [1, 2]},
+            "source": {"title": "p", "cells": cells, "claims": [claim]},
+        }
+    )
+    assert study.source_numbers({"network.factor": 2}) == {"mcs": 1.0}
+    assert study.source is not None
+    measured = [
+        MeasuredCell({**cell.settings, "network.channels": (4, 8)}, {"mcs": torch.rand(1, 20) * 0.1 + number}, number)
+        for number, cell in enumerate(study.cells())
+    ]
+    assert judge(study.source.claims[0], measured).verdict == Verdict.HOLDS

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from shiftscope.errors import InputError
 from shiftscope.layers.anchor import Anchoring, make_anchored, roll_each
+from shiftscope.layers.surrounded import surround
 from shiftscope.surgery import Surgery, anchor, operate
 from small_transformers import small
 from zoo import torchvision_models
@@ -228,3 +229,56 @@ def test_map_that_is_no_multiple_of_the_period_stays() -> None:
     make_anchored(pool, Anchoring((2, 2), returns=False))
     maps = torch.rand(1, 1, 5, 5)
     assert torch.equal(pool(maps), nn.functional.avg_pool2d(maps, 2))
+
+
+@pytest.mark.parametrize("first", ["surround", "anchor"])
+@torch.no_grad()
+def test_layer_that_was_changed_twice_is_copied_and_pickled(first: str) -> None:
+    layer, images = nn.Conv2d(3, 4, 4, stride=4).eval(), IMAGES.float()
+    changes = {
+        "surround": lambda: surround(layer, after=nn.ReLU()),
+        "anchor": lambda: make_anchored(layer, Anchoring((4, 4), returns=False)),
+    }
+    for change in (first, *(changes.keys() - {first})):
+        changes[change]()
+    expected = layer(images.roll((1, 3), (2, 3)))
+    for copy in (
+        deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+        deepcopy(pickle.loads(pickle.dumps(layer))),
+    ):  # our own pickles
+        assert type(copy) is type(layer)
+        assert torch.equal(copy(images.roll((1, 3), (2, 3))), expected)
+
+
+class Merging(nn.Linear):
+    """Merges an adapter into its weights when it is evaluated, as LoRA layers do."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Any:
+        if not mode and not self.merged:
+            self.weight.data += 1
+            self.merged = True
+        return super().train(mode)
+
+
+def test_anchor_leaves_a_model_whose_layers_have_a_mode_of_their_own() -> None:
+    model = nn.Sequential(small("vit"), Merging(10, 10)).train()
+    with torch.no_grad():
+        model[1] = Merging(model[0](IMAGES.float()).shape[1], 4)
+    before = deepcopy(model.state_dict())
+    anchor(model, image=(3, 32, 32))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model[1].merged
+    assert all(part.training for part in model.modules())
+
+
+def test_windows_that_read_nothing_beyond_the_border_stay() -> None:
+    model = small("vit").eval()
+    found = operate("circular", model, filter_size=1, image=(3, 32, 32))
+    assert {change.why for change in found.changes} == {"it reads nothing beyond the border"}
+    both = operate("anchor", found.model, filter_size=1, image=(3, 32, 32))
+    assert any(change.becomes == "anchored" for change in both.changes)

@@ -196,3 +196,20 @@ def test_gains_are_paired_and_zero_for_equal_models() -> None:
     assert rows["gain over one"]["mcs"].value == pytest.approx(rows["other"]["mcs"].value - rows["one"]["mcs"].value, abs=1e-5)
     equal = compare_trained({"one": one, "the same": one}, images[:30], labels[:30], max_shift=1).rows[-1]
     assert (equal["mcs"].low, equal["mcs"].high) == (0, 0)
+
+
+def test_last_batch_of_one_image_joins_the_one_before() -> None:
+    """81 images leave 65 to train on, and a norm takes no batch of one."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    found = fine_tune(model, torch.rand(81, 1, 8, 8), torch.arange(81) % 2, FineTuning(max_epochs=1, translate=1))
+    assert len(found.training.epochs) == 1
+
+
+def test_training_of_tied_layers_is_saved(tmp_path: Path) -> None:
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), shared, nn.ReLU(), shared, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    saved = Checkpoint(tmp_path / "checkpoint.safetensors", seconds=0)
+    found = fine_tune(
+        model, torch.rand(20, 1, 8, 8), torch.arange(20) % 2, FineTuning(max_epochs=2, translate=1), checkpoint=saved
+    )
+    assert len(found.training.epochs) == 2

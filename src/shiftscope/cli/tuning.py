@@ -147,7 +147,7 @@ class _Make:
             {CONTROL: subject.loaded.model, AFTER: surgery.model},
             framed.images,
             images.labels,
-            _plan(subject, surgery, images, settings),
+            _plan(subject, surgery, images, settings, size=framed.size),
             size=framed.size,
             fill=subject.fill,
             device=self.device,
@@ -286,7 +286,9 @@ def _settings(training: TrainOptions, max_shift: int, *, circular: bool) -> Fine
     )
 
 
-def _plan(subject: Subject, surgery: Surgery, images: TrainingImages, settings: FineTuning) -> PairedPlan:
+def _plan(
+    subject: Subject, surgery: Surgery, images: TrainingImages, settings: FineTuning, *, size: tuple[int, int]
+) -> PairedPlan:
     from shiftscope.audits.model import model_checksum
     from shiftscope.training.paired import PairedPlan
 
@@ -299,6 +301,8 @@ def _plan(subject: Subject, surgery: Surgery, images: TrainingImages, settings: 
         images=len(images.images),
         settings=settings,
         seed=subject.spec.seed,
+        size=size,
+        fill=tuple(subject.images.fill),
     )
 
 

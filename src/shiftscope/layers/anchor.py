@@ -132,15 +132,9 @@ def make_anchored(module: nn.Module, anchoring: Anchoring) -> None:
 def _anchored_class(kind: Any) -> type[nn.Module]:
     """Return the subclass of a class whose first input is anchored, always the same one."""
     if kind not in CLASSES:
-        body = {"__module__": __name__, "__reduce_ex__": reduced_as(kind, _blank)}
+        body = {"__module__": __name__, "__reduce_ex__": reduced_as(kind, _anchored_class)}
         CLASSES[kind] = type(f"Anchored{kind.__name__}", (_Anchored, kind), body)
     return CLASSES[kind]
-
-
-def _blank(kind: type[nn.Module]) -> nn.Module:
-    """Return an empty instance of the subclass of a class, to be filled with attributes."""
-    made: nn.Module = object.__new__(_anchored_class(kind))
-    return made
 
 
 def _as_it_is(value: Tensor) -> Tensor:

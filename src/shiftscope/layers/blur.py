@@ -407,6 +407,8 @@ def _along_axis(maps: Tensor, gradient: Tensor, axis: int, window: tuple[int, in
         out.narrow(axis, last + step * tap - pad, out.shape[axis] - (last + step * tap - pad)).zero_()
         if won is not place:
             place.copy_(won)
+    if fresh:  # every window lies beyond the border
+        out.zero_()
 
 
 def _sizes(maps: Tensor, windows: Windows) -> list[int]:

@@ -107,27 +107,31 @@ def _new_class(kind: Any) -> type[nn.Module]:
         output = kind.__call__(self, *arguments, **options)
         return output if after is None else after(output)
 
-    reduce = reduced_as(kind, _blank)
+    reduce = reduced_as(kind, _surrounded_class)
     body = {"__call__": call, "__reduce_ex__": reduce, "__module__": __name__, "__doc__": kind.__doc__, SURROUNDS: kind}
     return type(f"Surrounded{kind.__name__}", (kind,), body)
 
 
-def reduced_as(kind: Any, blank: Callable[[Any], nn.Module]) -> Callable[[nn.Module, Any], Any]:
+def reduced_as(kind: Any, subclass: Callable[[Any], type[nn.Module]]) -> Callable[[nn.Module, Any], Any]:
     """Return ``__reduce_ex__`` of a subclass of a class: pickle names the class below, because the subclass is in no module.
 
     Args:
-        kind: the class below.
-        blank: class below -> an empty instance of its subclass.
+        kind: the class below, which may be such a subclass itself.
+        subclass: a function of a module that makes the subclass of a class.
     """
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         reduced: Any = kind.__reduce_ex__(self, protocol)
-        return (blank, (kind,), *reduced[2:]) if reduced[0].__name__ == "__newobj__" else reduced
+        if reduced[0] is _blank:
+            return (_blank, (*reduced[1], subclass), *reduced[2:])
+        return (_blank, (kind, subclass), *reduced[2:]) if reduced[0].__name__ == "__newobj__" else reduced
 
     return reduce
 
 
-def _blank(kind: type[nn.Module]) -> nn.Module:
-    """Return an empty instance of the subclass of a class, to be filled with attributes."""
-    made: nn.Module = object.__new__(_surrounded_class(kind))
+def _blank(kind: type[nn.Module], *subclasses: Callable[[Any], type[nn.Module]]) -> nn.Module:
+    """Return an empty instance of the subclass of a subclass of a class, to be filled with attributes."""
+    for subclass in subclasses:
+        kind = subclass(kind)
+    made: nn.Module = object.__new__(kind)
     return made

@@ -109,8 +109,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mappin
     """
     from safetensors.torch import save
 
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(contiguous, metadata=dict(metadata) if metadata else None))
+    apart, seen = dict[str, Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        found = tensor.detach().cpu().contiguous()
+        place = found.untyped_storage().data_ptr()
+        apart[name] = found.clone() if place in seen else found  # tied weights, which safetensors refuses
+        seen.add(place)
+    write_bytes(path, save(apart, metadata=dict(metadata) if metadata else None))
 
 
 def write_checked_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

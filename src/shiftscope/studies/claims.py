@@ -31,7 +31,7 @@ from shiftscope.estimates import (
     variance_component,
 )
 from shiftscope.measures import MEASURES
-from shiftscope.studies.spec import Claim, short
+from shiftscope.studies.spec import Claim, frozen, short
 
 __all__ = ["CENTRED", "Judgement", "MeasuredCell", "Verdict", "judge"]
 
@@ -171,14 +171,14 @@ def judge(claim: Claim, cells: Sequence[MeasuredCell]) -> Judgement:
 def _selected(cells: Sequence[MeasuredCell], which: Mapping[str, tuple[Any, ...]] | None) -> list[MeasuredCell]:
     if which is None:
         return []
-    return [cell for cell in cells if all(cell.settings.get(path) in values for path, values in which.items())]
+    return [cell for cell in cells if all(frozen(cell.settings.get(path)) in frozen(values) for path, values in which.items())]
 
 
 def _absent(cells: Sequence[MeasuredCell], which: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
     """Return the first setting that a selection names and no cell has."""
     for path, values in which.items():
         for value in values:
-            if all(cell.settings.get(path) != value for cell in cells):
+            if all(frozen(cell.settings.get(path)) != frozen(value) for cell in cells):
                 return {path: value}
     return {}
 

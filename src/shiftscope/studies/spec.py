@@ -36,6 +36,7 @@ __all__ = [
     "Run",
     "Source",
     "Study",
+    "frozen",
     "run_label",
     "short",
 ]
@@ -365,9 +366,18 @@ class Study(Spec):
         for cell in map(flatten, self.source.cells):
             shared = {path: run.value(path) for path in cell if _is_path(path) and path != VARIANT and path not in settings}
             varied = {path: value for path, value in settings.items() if path != VARIANT or path in cell}
-            if all(cell.get(path) == value for path, value in {**shared, **varied}.items()):
+            if all(frozen(cell.get(path)) == frozen(value) for path, value in {**shared, **varied}.items()):
                 numbers |= {name: value for name, value in cell.items() if not _is_path(name)}
         return numbers
+
+
+def frozen(value: Any) -> Any:
+    """Return a value in which lists are tuples, because files give lists and settings hold tuples.
+
+    >>> frozen([4, [8]]) == frozen((4, (8,)))
+    True
+    """
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _selected(cells: Any) -> Any:

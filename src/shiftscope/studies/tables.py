@@ -216,7 +216,7 @@ def _gain(ours: tuple[Sequence[Finished], int], base: tuple[Sequence[Finished], 
     value = float(values.double().mean() - others.double().mean())
     draws = bootstrap(values, group=group) - bootstrap(others, group=other_group)
     ends = confidence_interval(value, draws, [variance_component(values), variance_component(others)])
-    return _estimate(value, ends, values.shape[1], len(values))
+    return _estimate(value, ends, values.shape[1], min(len(values), len(others)))
 
 
 def _estimate(value: float, ends: Any, count: int, seeds: int) -> Estimate:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from shiftscope.engine.checks import evaluating
 from shiftscope.errors import InputError, first_line
 from shiftscope.graphs.invariance import INVARIANT, output_change, outputs_in_double, random_steps
+from shiftscope.graphs.probing import restoring
 from shiftscope.graphs.sites import Pair, check_layer, pair
 from shiftscope.graphs.tokens import TokenMap, TokenReading, first_tensor, map_by_shape, read_tokens
 from shiftscope.layers.anchor import Anchoring, make_anchored
@@ -243,15 +244,12 @@ def anchor(
     for name in (*(only or ()), *skip):
         check_layer(name, known)
     image = image or (3, 224, 224)
-    modes = [(part, part.training) for part in model.modules()]
     try:
         before = cost(model, image)
-        plan = AnchorPlan(model.eval(), image, reading)
+        with restoring(model), evaluating(model):
+            plan = AnchorPlan(model, image, reading)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(f"The model does not take images of {image} ({first_line(error).rstrip('.')}).") from error
-    finally:
-        for part, mode in modes:
-            part.training = mode
     if plan.reading is None:
         return Surgery(deepcopy(model), (Change("-", type(model).__name__, "", NO_TOKENS),), before, before)
     wanted = {name for name in known if (only is None or name in only) and name not in skip}

@@ -71,12 +71,17 @@ def antialias(
             editor.keep(site.name, site.title, "unsupported: its size is rounded up (ceil_mode), which no filter here does")
         elif editor.choose(site):
             sizes = [filter_size if step > 1 else 1 for step in site.stride]
-            _filter(editor, site, layers.BlurPool2d(sizes, site.stride, border=border, taps=taps))
+            _filter(editor, site, layers.BlurPool2d(sizes, site.stride, border=border, taps=_along(taps, site.stride)))
     for node in strided.keys() - {site.node for site in sites}:
         if is_aligned(editor, node):
             sizes = [filter_size if step > 1 else 1 for step in strided[node]]
-            _filter_before(editor, node, layers.BlurPool2d(sizes, 1, border=border, taps=taps))
+            _filter_before(editor, node, layers.BlurPool2d(sizes, 1, border=border, taps=_along(taps, strided[node])))
     return name_the_rest(geometry, editor.finish(), "unsupported: put a BlurPool2d before it in the model's code")
+
+
+def _along(taps: Sequence[float] | None, stride: Sequence[int]) -> list[Sequence[float]] | None:
+    """Return a filter's weights for each axis: those given where it is subsampled, else a single 1."""
+    return None if taps is None else [taps if step > 1 else (1.0,) for step in stride]
 
 
 def _filter_before(editor: Editor, node: fx.Node, blur: layers.BlurPool2d) -> None:

@@ -152,6 +152,8 @@ class Editor(TracedModel):
         while name in names:
             count += 1
             name = f"{base}_{suffix}{count}"
+        if self.wanted is not None and base in self.wanted:
+            self.wanted = {*self.wanted, name}
         module.train(self.module.training)
         parameter = next((each for each in self.module.parameters() if each.is_floating_point()), None)
         if parameter is not None:

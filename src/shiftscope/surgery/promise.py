@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from shiftscope.errors import InputError
@@ -60,9 +60,17 @@ def _output_error(model: nn.Module, images: Tensor) -> float | None:
 
 
 def _map_error(editor: Editor, images: Tensor) -> float:
-    """Return the difference between maps before the head, displaced as it is smallest."""
+    """Return the difference between maps before the head, displaced as it is smallest; of several heads, the largest."""
     copy = _double(editor.module)
-    node = next(each for each in copy.graph.nodes if head_kind(editor, each, "channels first") == "flatten")
+    return max(_error_before(copy, node, images) for node in copy.graph.nodes if _flattens(editor, node))
+
+
+def _flattens(editor: Editor, node: fx.Node) -> bool:
+    return head_kind(editor, node, "channels first") == "flatten"
+
+
+def _error_before(copy: fx.GraphModule, node: fx.Node, images: Tensor) -> float:
+    """Return the difference between maps that a node receives, displaced as it is smallest."""
     copy.graph.output_node().args = (node.all_input_nodes[0],)
     copy.recompile()
     maps = copy(images[:-1])

@@ -22,6 +22,7 @@ from shiftscope.engine.outputs import Runner, open_runner
 from shiftscope.errors import InputError
 from shiftscope.shifts import Mode, grid
 from shiftscope.surgery.canonical import Canonical, moved
+from shiftscope.surgery.copying import copied
 from shiftscope.surgery.plan import TOLERANCE, Change, Cost, Promise, Surgery, cost
 from shiftscope.tasks import Placing, Task
 from shiftscope.tasks.reading import select_output
@@ -196,7 +197,7 @@ def wrap(kind: Wrapper, model: nn.Module, *, wrapping: Wrapping = ON_BLACK, imag
     Raises:
         InputError: the reach does not fit the image.
     """
-    model = deepcopy(model) if _has_weights(model) else model
+    model = copied(model) if _has_weights(model) else model
     before = None if image is None else cost(model, image)
     if kind == "average":
         return _averaged(model, wrapping, before)

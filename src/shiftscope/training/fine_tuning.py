@@ -25,7 +25,7 @@ from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.seeds import deterministic, seeded_layers, stream
 from shiftscope.shifts import Mode, sample
 from shiftscope.surgery.copying import copied
-from shiftscope.training.loop import Checkpointer, Training, TrainingState, evaluate, run_epochs
+from shiftscope.training.loop import Checkpointer, Training, TrainingState, evaluate, in_batches, run_epochs
 from shiftscope.training.mixed import mixed_precision
 from shiftscope.training.objectives import Consistency, EveryShift, Objective, RandomShifts
 from shiftscope.training.recipe import Recipe, make_optimizer
@@ -220,7 +220,8 @@ class _FineTuningState(TrainingState):
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch's images, not shifted yet, and labels in random order."""
         training = self.data[0]
-        for picked in torch.randperm(len(training), generator=self.streams["order"]).split(self.recipe.batch_size):
+        order = torch.randperm(len(training), generator=self.streams["order"])
+        for picked in in_batches(order, self.recipe.batch_size):
             places = picked.to(training.labels.device)
             yield training.images[places], training.labels[places]
 

@@ -43,6 +43,7 @@ __all__ = [
     "accuracy_if_reached",
     "batches",
     "evaluate",
+    "in_batches",
     "run_epochs",
     "train",
     "train_step",
@@ -388,10 +389,20 @@ def batches(
         shifts: generator of the shifts, on the data's device.
     """
     permutation = torch.randperm(len(data), generator=order).to(data.labels.device)
-    for picked in permutation.split(recipe.batch_size):
+    for picked in in_batches(permutation, recipe.batch_size):
         moves = sample(len(picked), recipe.translate, shifts) if recipe.translate else None
         images = place(data.images[picked], moves)
         yield images.contiguous(memory_format=torch.channels_last), data.labels[picked]
+
+
+def in_batches(order: Int[Tensor, " image"], size: int) -> list[Int[Tensor, " batch"]]:
+    """Return images in batches; a last one of a single image joins the one before, because norms need two.
+
+    >>> [len(each) for each in in_batches(torch.arange(9), 4)]
+    [4, 5]
+    """
+    batches = list(order.split(size))
+    return [*batches[:-2], torch.cat(batches[-2:])] if len(batches) > 1 and len(batches[-1]) == 1 else batches
 
 
 def train_step(

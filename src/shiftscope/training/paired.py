@@ -50,6 +50,8 @@ class PairedPlan(Spec):
         images: their number.
         settings: how each model is trained.
         seed: of validation images, order, shifts and random layers; the next ones for further trainings.
+        size: (height, width) of the models' input, where images are larger.
+        fill: the canvas's colour in mode ``zero``, one value per channel.
     """
 
     model: Text
@@ -60,6 +62,8 @@ class PairedPlan(Spec):
     images: int
     settings: FineTuning
     seed: int
+    size: tuple[int, int] | None = None
+    fill: tuple[float, ...] = ()
 
     def described(self) -> str:
         """Return the plan in words."""
