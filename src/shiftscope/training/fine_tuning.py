@@ -25,10 +25,10 @@ from shiftscope.runtime.progress import Report, silent
 from shiftscope.runtime.seeds import deterministic, seeded_layers, stream
 from shiftscope.shifts import Mode, sample
 from shiftscope.surgery.copying import copied
-from shiftscope.training.loop import Checkpointer, Training, TrainingState, evaluate, in_batches, run_epochs
+from shiftscope.training.loop import Checkpointer, Training, TrainingState, evaluate, run_epochs
 from shiftscope.training.mixed import mixed_precision
 from shiftscope.training.objectives import Consistency, EveryShift, Objective, RandomShifts
-from shiftscope.training.recipe import Recipe, make_optimizer
+from shiftscope.training.recipe import Recipe, in_batches, make_optimizer
 
 __all__ = ["FineTuned", "FineTuning", "check_every_shift", "fine_tune", "layer_rates"]
 

@@ -30,7 +30,7 @@ from shiftscope.runtime.seeds import deterministic, seeded_layers, stream
 from shiftscope.shifts import sample
 from shiftscope.training.mixed import mixed_precision
 from shiftscope.training.pools import fast_max_pools
-from shiftscope.training.recipe import Recipe, make_optimizer, set_learning_rate
+from shiftscope.training.recipe import Recipe, in_batches, make_optimizer, set_learning_rate
 
 __all__ = [
     "SECONDS_BETWEEN_REPORTS",
@@ -43,7 +43,6 @@ __all__ = [
     "accuracy_if_reached",
     "batches",
     "evaluate",
-    "in_batches",
     "run_epochs",
     "train",
     "train_step",
@@ -393,16 +392,6 @@ def batches(
         moves = sample(len(picked), recipe.translate, shifts) if recipe.translate else None
         images = place(data.images[picked], moves)
         yield images.contiguous(memory_format=torch.channels_last), data.labels[picked]
-
-
-def in_batches(order: Int[Tensor, " image"], size: int) -> list[Int[Tensor, " batch"]]:
-    """Return images in batches; a last one of a single image joins the one before, because norms need two.
-
-    >>> [len(each) for each in in_batches(torch.arange(9), 4)]
-    [4, 5]
-    """
-    batches = list(order.split(size))
-    return [*batches[:-2], torch.cat(batches[-2:])] if len(batches) > 1 and len(batches[-1]) == 1 else batches
 
 
 def train_step(

@@ -1,4 +1,4 @@
-"""How a network is trained: the settings of a training, and its optimizer."""
+"""How a network is trained: the settings of a training, its optimizer and its batches."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
 from shiftscope.runtime.settings import Count, Settings
 
-__all__ = ["Recipe", "make_optimizer", "set_learning_rate"]
+__all__ = ["Recipe", "in_batches", "make_optimizer", "set_learning_rate"]
 
 
 class Recipe(Settings):
@@ -51,3 +52,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: i
     """Set the recipe's learning rate of an epoch, counted from 1, times a group's ``scale``, if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = group.get("scale", 1.0) * recipe.learning_rate * recipe.learning_rate_decay ** (epoch - 1)
+
+
+def in_batches(order: Int[Tensor, " image"], size: int) -> list[Int[Tensor, " batch"]]:
+    """Return images in batches; a last one of a single image joins the one before, because norms need two.
+
+    >>> [len(each) for each in in_batches(torch.arange(9), 4)]
+    [4, 5]
+    """
+    batches = list(order.split(size))
+    return [*batches[:-2], torch.cat(batches[-2:])] if len(batches) > 1 and len(batches[-1]) == 1 else batches
