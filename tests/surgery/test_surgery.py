@@ -578,3 +578,19 @@ def test_filter_of_given_weights_leaves_an_axis_that_is_not_subsampled() -> None
     )
     images = torch.rand(2, 1, 16, 16)
     assert torch.allclose(by_weights(images), by_size(images), atol=1e-6)
+
+
+def test_head_that_is_called_on_two_maps_is_refused() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            found: Tensor = self.head(self.one(images).flatten(1)) + self.head(self.other(images).flatten(1))
+            return found
+
+    model, images = Twice().eval(), torch.rand(2, 1, 8, 8)
+    found = global_pool(model)
+    assert {change.why for change in found.changes} == {"unsupported: it is called on several maps"}
+    assert torch.equal(found.model(images), model(images))

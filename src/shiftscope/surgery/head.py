@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,13 +64,16 @@ def global_pool(
     torch.Size([1, 2])
     """
     editor = Editor(model, image=image, only=only, skip=skip)
+    calls = Counter(id(editor.part(node)) for node in editor.graph.nodes)
     for node in list(editor.graph.nodes):
         linear = editor.part(node)
         flat = _flattening(editor, node) if isinstance(linear, nn.Linear) else None
         if flat is None or not isinstance(linear, nn.Linear):
             continue
         name, was = str(node.target), f"fully connected, {linear.in_features} inputs"
-        if editor.wants(name):
+        if editor.wants(name) and calls[id(linear)] > 1:
+            editor.keep(name, was, "unsupported: it is called on several maps")
+        elif editor.wants(name):
             _average(editor, linear, flat, name, was)
         else:
             editor.keep(name, was, SKIPPED)
