@@ -288,7 +288,7 @@ class Certifier:
         )
 
     def _rounding_notes(self) -> tuple[str, ...]:
-        """Return how near to another answer counts as changed, where the model rounds more than single precision does."""
+        """Return how small a lead counts as changed, where the model rounds more than single precision does."""
         if self.task is not None or self.rounding == ROUNDING:
             return ()
         return (

@@ -87,7 +87,7 @@ class NormChoice(nn.Module):
     products of neighbours at several distances, and of what the whole phase looks like from each position, all independent of
     positions. If phases agree in all of them, the first is taken. This happens on constant maps and maps that repeat with the
     stride, whose phases are equal. It could happen to different phases, though none are known. Only there can a shift change the
-    choice. Where other maps take the phase, too, they break ties in the same way: those of a map that a ReLU has set to zero.
+    choice. Other maps that take the same phase break ties in the same way, such as those of a map that a ReLU has set to zero.
     """
 
     def __init__(self, stride: int | Sequence[int] = 2, filter_size: int = 1) -> None:
