@@ -242,11 +242,8 @@ def test_layer_that_was_changed_twice_is_copied_and_pickled(first: str) -> None:
     for change in (first, *(changes.keys() - {first})):
         changes[change]()
     expected = layer(images.roll((1, 3), (2, 3)))
-    for copy in (
-        deepcopy(layer),
-        pickle.loads(pickle.dumps(layer)),
-        deepcopy(pickle.loads(pickle.dumps(layer))),
-    ):  # our own pickles
+    read = pickle.loads(pickle.dumps(layer))  # a pickle of our own
+    for copy in (deepcopy(layer), read, deepcopy(read)):
         assert type(copy) is type(layer)
         assert torch.equal(copy(images.roll((1, 3), (2, 3))), expected)
 

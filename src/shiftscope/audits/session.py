@@ -388,9 +388,8 @@ def _pan_words(protocol: Protocol, border: str, kind: OutputKind) -> str:
     whole = all(float(part).is_integer() for part in (dy, dx))
     how = "" if whole else ", interpolated bilinearly" if border != "circular" else ", interpolated by the Fourier transform"
     filled = {"zero": "the canvas's colour comes in", "crop": "the photo around the input comes in"}.get(border, "circular")
-    back = "" if kind != "task" else " Boxes and points are moved back exactly, maps by the nearest whole pixel"
-    back += "" if whole or not back else ": of maps, the change also holds how much they differ from pixel to pixel"
-    back += "." if back else ""
+    parts = "" if whole else ": of maps, the change also holds how much they differ from pixel to pixel"
+    back = f" Boxes and points are moved back exactly, maps by the nearest whole pixel{parts}." if kind == "task" else ""
     return f"Pan: {frames} frames, each moved by ({dy:g}, {dx:g}) pixels (down, right) from the one before{how}; {filled}.{back}"
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from shiftscope.errors import InputError
 from shiftscope.runtime.inputs import parse_json, read_bytes, reading
-from shiftscope.tasks.truth_files import LARGEST_TRUTH, Placement, matched
+from shiftscope.tasks.truth import coco_images
+from shiftscope.tasks.truth_files import LARGEST_TRUTH, Placement
 
 __all__ = ["coco_keypoints"]
 
@@ -36,22 +37,16 @@ def coco_keypoints(path: Path, names: Sequence[str], placement: Placement) -> li
     """
     with reading(path, "JSON of COCO", FORM):
         content = parse_json(read_bytes(path, limit=LARGEST_TRUTH))
-        images, annotations = list(content["images"]), list(content["annotations"])
-        sizes = {each["id"]: (int(each["height"]), int(each["width"])) for each in images}
-        known = {str(each["file_name"]): each["id"] for each in images}
+        sizes, numbers = coco_images(content, path, names, placement)
         rows: dict[Any, list[np.ndarray]] = {number: [] for number in sizes}
-        for each in annotations:
+        for each in content["annotations"]:
             row = _row(path, each, rows)
             if row[2:-4:3].any() and not each.get("iscrowd", 0):
                 rows[each["image_id"]].append(row)
     if len({len(row) for several in rows.values() for row in several}) > 1:
         raise InputError(f"{path}: annotations have different numbers of keypoints.", "Give files of one category each.")
-    numbers = matched(names, known)
     if names and all(number is None for number in numbers):
         raise InputError(f"`truth` {path} lists none of the {len(names)} images.", f"The first one is {names[0]!r}.")
-    for name, number in zip(names, numbers, strict=True):
-        if number is not None:
-            placement.check(name, *sizes[number], path)
     return [None if number is None else _placed(rows[number], sizes[number], placement) for number in numbers]
 
 

@@ -18,7 +18,7 @@ from shiftscope.runtime.pictures import SUFFIXES, open_picture
 from shiftscope.tasks.objects import Objects
 from shiftscope.tasks.truth_files import LARGEST_TRUTH, Placement, matched
 
-__all__ = ["coco_objects", "open_objects", "yolo_objects"]
+__all__ = ["coco_images", "coco_objects", "open_objects", "yolo_objects"]
 
 #: EXIF's tag of an image's orientation, and the orientations that lie on their side.
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
@@ -48,19 +48,29 @@ def coco_objects(path: Path, names: Sequence[str], placement: Placement, *, orde
     """Return the objects of images from COCO's JSON; arguments and errors as of :func:`open_objects`."""
     with reading(path, "JSON of COCO", FORM):
         content = parse_json(read_bytes(path, limit=LARGEST_TRUTH))
-        images, annotations = list(content["images"]), list(content["annotations"])
-        sizes = {each["id"]: (int(each["height"]), int(each["width"])) for each in images}
-        known = {str(each["file_name"]): each["id"] for each in images}
+        sizes, numbers = coco_images(content, path, names, placement)
         categories = sorted({int(each["id"]) for each in content["categories"]})
         rows: dict[Any, list[tuple[Any, ...]]] = {number: [] for number in sizes}
-        for each in annotations:
+        for each in content["annotations"]:
             rows[_known(path, each, rows, categories)].append(_row(path, each))
     labels = {number: place if order else number for place, number in enumerate(categories)}
-    numbers = matched(names, known)
+    return [None if number is None else _placed(rows[number], sizes[number], placement, labels) for number in numbers]
+
+
+def coco_images(
+    content: Mapping[str, Any], path: Path, names: Sequence[str], placement: Placement
+) -> tuple[dict[Any, tuple[int, int]], list[Any]]:
+    """Return (height, width) of each image of COCO's JSON by its id, and the id of each name; None for one that it does not list.
+
+    Raises:
+        InputError: an image has another shape there.
+    """
+    sizes = {each["id"]: (int(each["height"]), int(each["width"])) for each in content["images"]}
+    numbers = matched(names, {str(each["file_name"]): each["id"] for each in content["images"]})
     for name, number in zip(names, numbers, strict=True):
         if number is not None:
             placement.check(name, *sizes[number], path)
-    return [None if number is None else _placed(rows[number], sizes[number], placement, labels) for number in numbers]
+    return sizes, numbers
 
 
 def _known(path: Path, each: Mapping[str, Any], images: Mapping[Any, Any], categories: Sequence[int]) -> Any:
